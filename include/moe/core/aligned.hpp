@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <memory>
+#include <new>
+#include <span>
+#include <type_traits>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "moe/core/matrix.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Bytes of a cache line, and of the widest register (AVX-512).
+inline constexpr std::size_t kCacheLine = 64;
+/// Buffers of this size and more are aligned to it and ask for huge pages: one TLB entry instead of 512.
+inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+/// Fixed array of scalars, aligned to a cache line, huge-page advised from 2 MiB on, zero-initialised. Copies deeply.
+/// Same thread-safety as std::vector. Throws std::bad_alloc.
+template <class T>
+class AlignedBuffer {
+  static_assert(std::is_trivially_copyable_v<T>, "moe::AlignedBuffer holds plain scalars");
+
+ public:
+  AlignedBuffer() = default;
+  explicit AlignedBuffer(Index size) : AlignedBuffer(size, Uninitialised{}) { std::fill_n(data_, size_, T{}); }
+  AlignedBuffer(const AlignedBuffer& other) : AlignedBuffer(other.size_, Uninitialised{}) {
+    std::copy_n(other.data_, size_, data_);
+  }
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~AlignedBuffer() {
+    if (data_) ::operator delete(data_, std::align_val_t{alignment(bytes(size_))});
+  }
+
+  /// Contents left as the allocator gave them.
+  static AlignedBuffer uninitialised(Index size) { return AlignedBuffer(size, Uninitialised{}); }
+
+  T* data() { return data_; }
+  const T* data() const { return data_; }
+  Index size() const { return size_; }
+  std::span<T> span() { return {data_, static_cast<std::size_t>(size_)}; }
+  std::span<const T> span() const { return {data_, static_cast<std::size_t>(size_)}; }
+
+ private:
+  struct Uninitialised {};
+  AlignedBuffer(Index size, Uninitialised) : size_(size) {
+    if (size == 0) return;
+    data_ = static_cast<T*>(::operator new(bytes(size), std::align_val_t{alignment(bytes(size))}));
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    // Only whole huge pages: the tail shares its page with nobody as the allocation is rounded up to full pages.
+    if (bytes(size) >= kHugePage) (void)madvise(data_, bytes(size), MADV_HUGEPAGE);
+#endif
+  }
+  static std::size_t alignment(std::size_t bytes) { return bytes >= kHugePage ? kHugePage : kCacheLine; }
+  /// Rounded up to cache lines, so that a full register may be read at the last element of a padded row.
+  static std::size_t bytes(Index size) {
+    const auto plain = static_cast<std::size_t>(size) * sizeof(T);
+    if (static_cast<std::size_t>(size) > (std::size_t{1} << 62) / sizeof(T)) throw std::bad_alloc();
+    const std::size_t unit = plain >= kHugePage ? std::size_t{4096} : kCacheLine;
+    return (plain + unit - 1) / unit * unit;
+  }
+
+  T* data_ = nullptr;
+  Index size_ = 0;
+};
+
+/// Grow-only matrix of scratch rows: resize() keeps the memory when it is large enough, and never its contents.
+/// Rows are padded to full cache lines, so kernels may store whole registers. A plain value; one per thread.
+template <class S>
+class RowBuffer {
+ public:
+  /// Makes room for [rows, cols]; contents are unspecified. Allocates only when the buffer must grow.
+  void resize(Index rows, Index cols) {
+    rows_ = rows;
+    cols_ = cols;
+    stride_ = padded(cols);
+    if (rows_ * stride_ > buffer_.size()) {
+      buffer_ = AlignedBuffer<S>();  // free first: peak memory is one buffer, not two
+      buffer_ = AlignedBuffer<S>::uninitialised(rows_ * stride_);
+    }
+  }
+
+  Index rows() const { return rows_; }
+  Index cols() const { return cols_; }
+  /// Scalars from one row to the next.
+  Index stride() const { return stride_; }
+  S* row(Index r) { return buffer_.data() + r * stride_; }
+  const S* row(Index r) const { return buffer_.data() + r * stride_; }
+  /// All allocated scalars, for poisoning in tests.
+  std::span<S> storage() { return buffer_.span(); }
+
+  /// Eigen views of [rows, cols].
+  auto matrix() { return Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>>(row(0), rows_, cols_, Eigen::OuterStride<>(stride_)); }
+  auto matrix() const {
+    return Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>>(row(0), rows_, cols_, Eigen::OuterStride<>(stride_));
+  }
+
+  /// Width of a row of `cols` scalars in whole cache lines.
+  static Index padded(Index cols) {
+    constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(S));
+    return (cols + kLine - 1) / kLine * kLine;
+  }
+
+ private:
+  AlignedBuffer<S> buffer_;
+  Index rows_ = 0, cols_ = 0, stride_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <type_traits>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "moe/core/matrix.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Non-owning reference to a callable void(Index); what an Executor runs. Valid during the call it is passed to.
+class TaskRef {
+ public:
+  template <class F>
+    requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
+  explicit TaskRef(F& callable)
+      : object_(const_cast<void*>(static_cast<const void*>(&callable))),
+        call_([](void* object, Index worker) { (*static_cast<F*>(object))(worker); }) {}
+
+  void operator()(Index worker) const { call_(object_, worker); }
+
+ private:
+  void* object_;
+  void (*call_)(void*, Index);
+};
+
+/// Where parallel loops run. Derive from it to hand the library your own threads, and install it with UseExecutor.
+/// run() calls task(w) once for every w in [0, concurrency()), on any threads, and returns when all have returned.
+/// The task never throws. Thread-safety: as the derived class says; the library calls it from the installing thread.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual Index concurrency() const = 0;
+  virtual void run(TaskRef task) = 0;
+};
+
+namespace detail {
+
+inline Executor*& current_executor() {
+  thread_local Executor* executor = nullptr;
+  return executor;
+}
+
+/// True on a thread that is inside a parallel loop: loops started there run serially.
+inline bool& inside_parallel() {
+  thread_local bool inside = false;
+  return inside;
+}
+
+/// Sets inside_parallel() for a scope.
+class EnterParallel {
+ public:
+  EnterParallel() : before_(inside_parallel()) { inside_parallel() = true; }
+  ~EnterParallel() { inside_parallel() = before_; }
+  EnterParallel(const EnterParallel&) = delete;
+  EnterParallel& operator=(const EnterParallel&) = delete;
+
+ private:
+  bool before_;
+};
+
+/// Keeps the first exception of a loop and rethrows it on the calling thread.
+class FirstException {
+ public:
+  void capture() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (!first_) first_ = std::current_exception();
+    failed_.store(true, std::memory_order_relaxed);
+  }
+  bool failed() const { return failed_.load(std::memory_order_relaxed); }
+  void rethrow() const {
+    if (first_) std::rethrow_exception(first_);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::exception_ptr first_;
+  std::atomic<bool> failed_{false};
+};
+
+}  // namespace detail
+
+/// Runs the parallel loops that the current thread starts on `executor`, until the end of the scope.
+///   MyPool pool;  moe::UseExecutor use(pool);  layer.forward(...);
+/// One per thread; scopes nest.
+class UseExecutor {
+ public:
+  explicit UseExecutor(Executor& executor) : before_(detail::current_executor()) {
+    detail::current_executor() = &executor;
+  }
+  ~UseExecutor() { detail::current_executor() = before_; }
+  UseExecutor(const UseExecutor&) = delete;
+  UseExecutor& operator=(const UseExecutor&) = delete;
+
+ private:
+  Executor* before_;
+};
+
+/// Number of workers that a parallel loop started here may use: the installed executor's, else OpenMP's when the
+/// program is compiled with it, else 1. Inside a parallel loop: 1. Buffers per worker are sized with it.
+inline Index num_workers() {
+  if (detail::inside_parallel()) return 1;
+  if (const Executor* executor = detail::current_executor()) return std::max<Index>(1, executor->concurrency());
+#ifdef _OPENMP
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+/// Calls body(task, worker) for every task in [0, num_tasks), with worker in [0, num_workers()).
+/// Which worker gets which task is not fixed, so a result may depend on the task only. Tasks are handed out one by one;
+/// make each worth some microseconds. The first exception ends the loop early and is rethrown here.
+template <class Body>
+void parallel_for(Index num_tasks, Body&& body) {
+  const Index workers = std::min(num_workers(), num_tasks);
+  if (workers <= 1) {
+    for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
+    return;
+  }
+  std::atomic<Index> next{0};
+  detail::FirstException exception;
+  auto work = [&](Index worker) noexcept {
+    const detail::EnterParallel enter;
+    try {
+      for (Index task = next.fetch_add(1); task < num_tasks && !exception.failed(); task = next.fetch_add(1))
+        body(task, worker);
+    } catch (...) {
+      exception.capture();
+    }
+  };
+  if (Executor* executor = detail::current_executor()) {
+    executor->run(TaskRef(work));
+  } else {
+#ifdef _OPENMP
+#pragma omp parallel num_threads(static_cast<int>(workers))
+    work(omp_get_thread_num());
+#endif
+  }
+  exception.rethrow();
+}
+
+/// Calls body(begin, end, worker) for consecutive ranges of at most `grain` that cover [0, count).
+template <class Body>
+void parallel_ranges(Index count, Index grain, Body&& body) {
+  MOE_ASSERT(grain > 0);
+  parallel_for((count + grain - 1) / grain, [&](Index block, Index worker) {
+    body(block * grain, std::min(count, (block + 1) * grain), worker);
+  });
+}
+
+}  // namespace moe::inline MOE_ABI

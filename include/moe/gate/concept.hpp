@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <span>
+
+#include "moe/core/visit.hpp"
+#include "moe/routing/routing.hpp"
+#include "moe/routing/step.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Has `route`: a pure function of (logits, step) that fills a routing.
+template <class G, class S>
+concept HasRoute = requires(const G& gate, const Matrix<S>& logits, const Step& step, Routing<S>& routing) {
+  { gate.route(logits, step, routing) } -> std::same_as<void>;
+};
+
+/// Says at compile time whether each token is decided by itself, from its own logits, id and group alone.
+template <class G>
+concept StatesPerToken = requires {
+  { G::kPerToken } -> std::convertible_to<bool>;
+};
+
+/// Turns router logits [num_tokens, num_experts] into a routing. A gate is a plain aggregate of numbers, immutable in
+/// use and free to share between threads; it owns no buffers. One of your own needs two things:
+///   static constexpr bool kPerToken = true;
+///   void route(const moe::Logits<float>& logits, const moe::Step& step, moe::Routing<float>& routing) const;
+/// Optional: `void validate(Index num_experts) const`, called once by the layer's constructor; `visit` (HasParameters).
+/// Shipped gates are templates over the scalar of the logits.
+template <class G, class S = float>
+concept Gate = HasRoute<G, S> && StatesPerToken<G>;
+
+/// A gate that can be trained through. The selection is frozen in all three:
+///   probabilities(logits, step, p)      scores [T, E] before selection, which balance losses use; resizes p
+///   replay(logits, step, routing)       weights anew for the experts that `routing` already names (gradient checks,
+///                                       recomputation); dropped choices keep weight 0
+///   backward(logits, step, routing, dweight, dprobability, dlogits, gradient)
+///     dweight       [num_assignments], dL/dweight per assignment; ignored where dropped
+///     dprobability  [T, E], dL/dprobabilities, or empty (0 x 0) for none
+///     dlogits       [T, E], overwritten (resized)
+///     gradient      same type as the gate; its parameters are accumulated into
+template <class G, class S = float>
+concept DifferentiableGate =
+    Gate<G, S> && requires(const G& gate, const Matrix<S>& logits, const Step& step, Routing<S>& routing,
+                           std::span<const S> dweight, Matrix<S>& out, G& gradient) {
+      gate.probabilities(logits, step, out);
+      gate.replay(logits, step, routing);
+      gate.backward(logits, step, routing, dweight, logits, out, gradient);
+    };
+
+}  // namespace moe::inline MOE_ABI

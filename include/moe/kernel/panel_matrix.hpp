@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <span>
+#include <vector>
+
+#include "moe/core/aligned.hpp"
+#include "moe/core/random.hpp"
+#include "moe/core/simd.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// How weights are stored. A codec names the scalar that is stored and the one that is computed with.
+struct F32 {
+  using Storage = float;
+  using Scalar = float;
+};
+struct F64 {
+  using Storage = double;
+  using Scalar = double;
+};
+
+/// Which output stands in which column of a panel. Plain: in order. Paired (GLU): the first register of a panel row
+/// holds the gate and the second the up projection of the same hidden units, so that one tile ends with both; outputs
+/// [0, N/2) are gates and [N/2, N) are ups.
+enum class PanelOrder { Plain, Paired };
+
+/// Weight matrix [outputs, inputs] in the layout that the kernels read: panels of kWidth output columns (two
+/// registers), each panel [inputs, kWidth] contiguous. Unused columns of the last panel are zero and stay zero, through
+/// initialisation, gradients and optimisers. Parameters, gradients and optimiser states share the layout, so training
+/// never repacks. A bias is a PanelMatrix with one input. Copies deeply; immutable use is thread-safe.
+template <class Codec>
+class PanelMatrix {
+ public:
+  using Scalar = typename Codec::Storage;
+  static constexpr Index kLanes = simd::kLanes<typename Codec::Scalar>;
+  static constexpr Index kWidth = 2 * kLanes;
+
+  PanelMatrix() = default;
+
+  /// Zeros. Throws std::invalid_argument for negative sizes or an odd number of paired outputs.
+  PanelMatrix(Index outputs, Index inputs, PanelOrder order = PanelOrder::Plain)
+      : outputs_(outputs), inputs_(inputs), order_(order) {
+    if (outputs < 0 || inputs < 0) fail("moe::PanelMatrix: size is [", outputs, ", ", inputs, "], expected >= 0");
+    if (order == PanelOrder::Paired && outputs % 2 != 0)
+      fail("moe::PanelMatrix: paired order with ", outputs, " outputs, expected an even number");
+    const Index units = order == PanelOrder::Paired ? outputs / 2 : outputs;
+    const Index width = order == PanelOrder::Paired ? kLanes : kWidth;
+    panels_ = (units + width - 1) / width;
+    stride_ = panel_stride(inputs);
+    storage_ = AlignedBuffer<Scalar>(panels_ * stride_);
+  }
+
+  /// A bias: [outputs], one row of panels in the order of the matrix it belongs to.
+  static PanelMatrix bias(Index outputs, PanelOrder order = PanelOrder::Plain) {
+    PanelMatrix result(outputs, 1, order);
+    result.is_bias_ = true;
+    return result;
+  }
+
+  Index outputs() const { return outputs_; }
+  Index inputs() const { return inputs_; }
+  Index panels() const { return panels_; }
+  PanelOrder order() const { return order_; }
+  bool empty() const { return outputs_ == 0; }
+  /// Physical columns, padding included: panels() * kWidth.
+  Index width() const { return panels_ * kWidth; }
+  /// Scalars from one panel to the next: inputs * kWidth, plus a cache line where that is a multiple of 4096 bytes
+  /// (panels that start at equal addresses modulo 4096 evict each other from L1).
+  Index stride() const { return stride_; }
+
+  /// Panel p: [inputs, kWidth] contiguous, aligned to a cache line.
+  Scalar* panel(Index p) { return storage_.data() + p * stride_; }
+  const Scalar* panel(Index p) const { return storage_.data() + p * stride_; }
+
+  Scalar& operator()(Index output, Index input) { return storage_.data()[position(output, input)]; }
+  const Scalar& operator()(Index output, Index input) const { return storage_.data()[position(output, input)]; }
+
+  /// Everything stored, padding included.
+  std::span<Scalar> span() { return storage_.span(); }
+  std::span<const Scalar> span() const { return storage_.span(); }
+
+  /// Logical [outputs, inputs], or [outputs] for a bias.
+  std::vector<Index> shape() const {
+    return is_bias_ ? std::vector<Index>{outputs_} : std::vector<Index>{outputs_, inputs_};
+  }
+  template <class S>
+  void read(std::span<S> values) const {
+    for (Index o = 0; o < outputs_; ++o)
+      for (Index i = 0; i < inputs_; ++i)
+        values[static_cast<std::size_t>(o * inputs_ + i)] = static_cast<S>((*this)(o, i));
+  }
+  template <class S>
+  void write(std::span<const S> values) {
+    for (Index o = 0; o < outputs_; ++o)
+      for (Index i = 0; i < inputs_; ++i)
+        (*this)(o, i) = static_cast<Scalar>(values[static_cast<std::size_t>(o * inputs_ + i)]);
+  }
+
+  /// From a logical [outputs, inputs] matrix.
+  static PanelMatrix from(const MatrixView<Scalar>& values, PanelOrder order = PanelOrder::Plain) {
+    PanelMatrix result(values.rows(), values.cols(), order);
+    for (Index o = 0; o < values.rows(); ++o)
+      for (Index i = 0; i < values.cols(); ++i) result(o, i) = values(o, i);
+    return result;
+  }
+  /// The logical [outputs, inputs] matrix.
+  Matrix<Scalar> matrix() const {
+    Matrix<Scalar> values(outputs_, inputs_);
+    for (Index o = 0; o < outputs_; ++o)
+      for (Index i = 0; i < inputs_; ++i) values(o, i) = (*this)(o, i);
+    return values;
+  }
+
+  /// Independent draws from U(-bound, bound); the draw of an element depends on (key, output, input) only, so it is
+  /// the same in every layout and precision.
+  void randomise(const RandomField& random, double bound) {
+    for (Index o = 0; o < outputs_; ++o)
+      for (Index i = 0; i < inputs_; ++i)
+        (*this)(o, i) = static_cast<Scalar>(bound * (2.0 * random.uniform(o, i) - 1.0));
+  }
+
+ private:
+  static Index panel_stride(Index inputs) {
+    constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(Scalar));
+    const Index plain = (inputs * kWidth + kLine - 1) / kLine * kLine;
+    const bool aliases = inputs > 1 && (plain * static_cast<Index>(sizeof(Scalar))) % 4096 == 0;
+    return plain + (aliases ? kLine : 0);
+  }
+  Index position(Index output, Index input) const {
+    MOE_ASSERT(output >= 0 && output < outputs_ && input >= 0 && input < inputs_);
+    if (order_ == PanelOrder::Plain) return output / kWidth * stride_ + input * kWidth + output % kWidth;
+    const Index half = outputs_ / 2, unit = output < half ? output : output - half;
+    return unit / kLanes * stride_ + input * kWidth + unit % kLanes + (output < half ? 0 : kLanes);
+  }
+
+  Index outputs_ = 0, inputs_ = 0, panels_ = 0, stride_ = 0;
+  PanelOrder order_ = PanelOrder::Plain;
+  bool is_bias_ = false;
+  AlignedBuffer<Scalar> storage_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+// Catch2 2.13 or 3, whichever is installed: the only place where tests tell them apart.
+#pragma once
+
+#if __has_include(<catch2/catch_all.hpp>)
+#include <catch2/catch_all.hpp>
+#else
+#include <catch2/catch.hpp>
+#endif
