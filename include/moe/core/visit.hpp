@@ -85,9 +85,10 @@ template <class Leaf, class S>
 void read_parameter(const Leaf& leaf, std::span<S> values) {
   if constexpr (requires { leaf.read(values); }) {
     leaf.read(values);
-  } else {
-    const auto from = parameter_span(leaf);
-    for (std::size_t i = 0; i < from.size(); ++i) values[i] = static_cast<S>(from[i]);
+  } else if constexpr (std::is_arithmetic_v<Leaf>) {
+    values[0] = static_cast<S>(leaf);
+  } else {  // row by row, also where the matrix is stored by columns
+    Eigen::Map<Matrix<S>>(values.data(), leaf.rows(), leaf.cols()) = leaf.template cast<S>();
   }
 }
 
@@ -96,9 +97,10 @@ template <class Leaf, class S>
 void write_parameter(Leaf& leaf, std::span<const S> values) {
   if constexpr (requires { leaf.write(values); }) {
     leaf.write(values);
+  } else if constexpr (std::is_arithmetic_v<Leaf>) {
+    leaf = static_cast<Leaf>(values[0]);
   } else {
-    const auto to = parameter_span(leaf);
-    for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<ParameterScalar<Leaf>>(values[i]);
+    leaf = Eigen::Map<const Matrix<S>>(values.data(), leaf.rows(), leaf.cols()).template cast<ParameterScalar<Leaf>>();
   }
 }
 

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "moe/core/parallel.hpp"
@@ -14,7 +17,7 @@ namespace moe::inline MOE_ABI {
 /// Reused call after call it allocates only to grow. A plain value; one per thread.
 class DispatchPlan {
  public:
-  /// Throws std::invalid_argument if the routing names an expert outside [0, num_experts).
+  /// Throws std::invalid_argument if the routing names an expert outside [0, num_experts); the plan is then empty.
   /// O(assignments + num_experts); parallel from kParallelFrom assignments on.
   template <class S>
   void build(const Routing<S>& routing, Index num_experts);
@@ -24,6 +27,8 @@ class DispatchPlan {
   /// Assignments that reach an expert: dropped ones have no row.
   Index num_rows() const { return offset_.back(); }
   Index offset(Index expert) const { return offset_[static_cast<std::size_t>(expert)]; }
+  /// All offsets, [num_experts + 1].
+  std::span<const Index> offsets() const { return offset_; }
   Index rows_of(Index expert) const { return offset(expert + 1) - offset(expert); }
 
   /// Token that row r reads.
@@ -39,68 +44,80 @@ class DispatchPlan {
   static constexpr Index kParallelFrom = 1 << 14;
 
  private:
+  template <class S>
+  void count_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* count) const;
+  template <class S>
+  void place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next);
+  void scan_counts(Index blocks);
+
   std::vector<Index> offset_ = {0};
   std::vector<Index> token_of_row_, assignment_of_row_, row_of_assignment_;
-  std::vector<Index> count_;  // [blocks, num_experts]: histogram, then first row of each block in each expert
+  std::vector<Index> count_;  // [blocks, num_experts]: histogram, then the next free row of each block in each expert
   Index num_tokens_ = 0;
 };
 
 template <class S>
 void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
-  const Index num_assignments = routing.num_assignments();
-  num_tokens_ = routing.num_tokens();
-  const auto expert = routing.experts();
-  const auto dropped = routing.dropped();
-
-  // Blocks of whole tokens; their number depends on sizes and workers only through who does what, never through the
-  // result: rows are ordered by (expert, block, token), which is (expert, token) for any blocking.
+  const Index num_tokens = routing.num_tokens(), num_assignments = routing.num_assignments();
+  // Blocks of whole tokens. Rows are ordered by (expert, block, token), which is (expert, token) for any blocking, so
+  // the number of workers decides who does what and never the result.
   const Index blocks = num_assignments < kParallelFrom ? 1 : num_workers();
-  const Index tokens_per_block = (num_tokens_ + blocks - 1) / blocks;
-  const auto at = [](Index i) { return static_cast<std::size_t>(i); };
-  count_.assign(at(blocks * num_experts), 0);
-  token_of_row_.resize(at(num_assignments));
-  assignment_of_row_.resize(at(num_assignments));
-  row_of_assignment_.resize(at(num_assignments));
-  const auto first_token = [&](Index block) { return std::min(num_tokens_, block * tokens_per_block); };
+  const Index tokens_per_block = (num_tokens + blocks - 1) / blocks;
+  const auto first_token = [&](Index block) { return std::min(num_tokens, block * tokens_per_block); };
+
+  num_tokens_ = num_tokens;
+  offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);
+  count_.assign(static_cast<std::size_t>(blocks * num_experts), 0);
+  token_of_row_.resize(static_cast<std::size_t>(num_assignments));
+  assignment_of_row_.resize(static_cast<std::size_t>(num_assignments));
+  row_of_assignment_.assign(static_cast<std::size_t>(num_assignments), -1);
 
   parallel_for(blocks, [&](Index block, Index) {
-    Index* count = count_.data() + block * num_experts;
-    for (Index a = routing.begin(first_token(block)); a < routing.begin(first_token(block + 1)); ++a) {
-      const Index e = expert[at(a)];
-      if (e < 0 || e >= num_experts)
-        fail("moe::DispatchPlan::build: assignment ", a, " names expert ", e, ", expected 0 <= expert < num_experts = ",
-             num_experts);
-      count[e] += dropped[at(a)] ? 0 : 1;
-    }
+    count_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);
   });
+  scan_counts(blocks);
+  parallel_for(blocks, [&](Index block, Index) {
+    place_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);
+  });
+}
 
-  offset_.resize(at(num_experts) + 1);
+template <class S>
+void DispatchPlan::count_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* count) const {
+  const Index* expert = routing.experts().data();
+  const std::uint8_t* dropped = routing.dropped().data();
+  for (Index a = routing.begin(first_token); a < routing.begin(last_token); ++a) {
+    if (expert[a] < 0 || expert[a] >= num_experts())
+      fail("moe::DispatchPlan::build: assignment ", a, " names expert ", expert[a],
+           ", expected 0 <= expert < num_experts = ", num_experts());
+    count[expert[a]] += dropped[a] ? 0 : 1;
+  }
+}
+
+/// Turns the histograms into first rows, and fills the offsets.
+inline void DispatchPlan::scan_counts(Index blocks) {
+  const Index num_experts = this->num_experts();
   Index row = 0;
   for (Index e = 0; e < num_experts; ++e) {
-    offset_[at(e)] = row;
-    for (Index block = 0; block < blocks; ++block) {
-      const Index here = count_[at(block * num_experts + e)];
-      count_[at(block * num_experts + e)] = row;
-      row += here;
+    offset_[static_cast<std::size_t>(e)] = row;
+    for (Index block = 0; block < blocks; ++block)
+      row += std::exchange(count_[static_cast<std::size_t>(block * num_experts + e)], row);
+  }
+  offset_.back() = row;
+}
+
+template <class S>
+void DispatchPlan::place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next) {
+  const Index* expert = routing.experts().data();
+  const std::uint8_t* dropped = routing.dropped().data();
+  for (Index t = first_token; t < last_token; ++t) {
+    for (Index a = routing.begin(t); a < routing.end(t); ++a) {
+      if (dropped[a]) continue;
+      const auto row = static_cast<std::size_t>(next[expert[a]]++);
+      token_of_row_[row] = t;
+      assignment_of_row_[row] = a;
+      row_of_assignment_[static_cast<std::size_t>(a)] = static_cast<Index>(row);
     }
   }
-  offset_[at(num_experts)] = row;
-
-  parallel_for(blocks, [&](Index block, Index) {
-    Index* next = count_.data() + block * num_experts;
-    for (Index t = first_token(block); t < first_token(block + 1); ++t) {
-      for (Index a = routing.begin(t); a < routing.end(t); ++a) {
-        if (dropped[at(a)]) {
-          row_of_assignment_[at(a)] = -1;
-          continue;
-        }
-        const Index r = next[expert[at(a)]]++;
-        token_of_row_[at(r)] = t;
-        assignment_of_row_[at(r)] = a;
-        row_of_assignment_[at(a)] = r;
-      }
-    }
-  });
 }
 
 }  // namespace moe::inline MOE_ABI

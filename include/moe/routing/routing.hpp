@@ -3,11 +3,24 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// Values of Routing::dropped(): any but 0 means that the choice never reaches an expert. Who dropped it matters to
+/// backward passes only: a gate finds its own drops as it left them, though a capacity limit dropped more behind it.
+inline constexpr std::uint8_t kDroppedByGate = 1;  ///< also padding
+inline constexpr std::uint8_t kDroppedByCapacity = 2;
+
+/// Working memory for what refines a routing in place (capacity, balanced assignment), kept here because gates own no
+/// buffers: it grows once and is reused call after call. Its contents mean nothing between calls.
+struct RoutingScratch {
+  std::vector<Index> count;                     // per expert
+  std::vector<std::pair<double, Index>> queue;  // (key, token), served in ascending order
+};
 
 /// Who goes where, with which weight: what every gate fills. Compressed rows for fixed-K and ragged gates alike: the
 /// assignments of token t are [token_begin[t], token_begin[t + 1]), in choice order (dense gates: ascending expert).
@@ -55,6 +68,14 @@ class Routing {
   std::span<std::uint8_t> dropped() { return dropped_; }
   std::span<const std::uint8_t> dropped() const { return dropped_; }
 
+  /// Drops assignment a: it keeps its expert id, its weight becomes 0.
+  void drop(Index a, std::uint8_t by) {
+    dropped_[static_cast<std::size_t>(a)] = by;
+    weight_[static_cast<std::size_t>(a)] = S{0};
+  }
+
+  RoutingScratch& scratch() { return scratch_; }
+
  private:
   template <class V>
   auto slice(V& all, Index t) const {
@@ -70,6 +91,29 @@ class Routing {
   std::vector<Index> expert_;
   std::vector<S> weight_;
   std::vector<std::uint8_t> dropped_;
+  RoutingScratch scratch_;
 };
+
+namespace detail {
+
+/// Throws std::invalid_argument, naming the first assignment outside [0, num_experts).
+template <class S>
+void require_experts(const char* function, const Routing<S>& routing, Index num_experts) {
+  const auto expert = routing.experts();
+  for (std::size_t a = 0; a < expert.size(); ++a)
+    if (expert[a] < 0 || expert[a] >= num_experts)
+      fail(function, ": assignment ", a, " names expert ", expert[a],
+           ", expected 0 <= expert < num_experts = ", num_experts);
+}
+
+/// The same, and the routing must be of num_tokens tokens.
+template <class S>
+void require_routing(const char* function, const Routing<S>& routing, Index num_tokens, Index num_experts) {
+  if (routing.num_tokens() != num_tokens)
+    fail(function, ": routing has ", routing.num_tokens(), " tokens, expected num_tokens = ", num_tokens);
+  require_experts(function, routing, num_experts);
+}
+
+}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

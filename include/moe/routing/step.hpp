@@ -39,6 +39,7 @@ struct Step {
 
   /// Number of valid tokens among the first num_tokens.
   Index num_valid(Index num_tokens) const {
+    if (valid.empty()) return num_tokens;
     Index count = 0;
     for (Index t = 0; t < num_tokens; ++t) count += is_valid(t) ? 1 : 0;
     return count;

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+#include <typeinfo>
+#include <vector>
+
+#include "moe/core/matrix.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A bag of reusable working memory: get<T>() is the one object of type T in it, made by its default constructor on
+/// first use and kept. So an expert of your own keeps its buffers between calls without being mutable itself:
+///   auto& hidden = context.scratch.get<MyBuffers>().hidden;
+/// worker(w) is a bag of its own for each worker of a parallel loop. Not thread-safe: one per thread.
+class Scratch {
+ public:
+  template <class T>
+  T& get() {
+    for (const Slot& slot : slots_)
+      if (*slot.type == typeid(T)) return *static_cast<T*>(slot.object.get());
+    slots_.push_back({&typeid(T), {new T(), [](void* object) { delete static_cast<T*>(object); }}});
+    return *static_cast<T*>(slots_.back().object.get());
+  }
+
+  /// Makes worker(0) ... worker(count - 1) available; to be called before the loop, by one thread.
+  void reserve_workers(Index count) {
+    while (static_cast<Index>(workers_.size()) < count) workers_.push_back(std::make_unique<Scratch>());
+  }
+  Scratch& worker(Index w) { return *workers_[static_cast<std::size_t>(w)]; }
+
+ private:
+  struct Slot {
+    const std::type_info* type;
+    std::unique_ptr<void, void (*)(void*)> object;
+  };
+  std::vector<Slot> slots_;
+  std::vector<std::unique_ptr<Scratch>> workers_;
+};
+
+}  // namespace moe::inline MOE_ABI

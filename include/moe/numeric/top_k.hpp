@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <concepts>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <type_traits>
+
+#include "moe/core/simd.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// Up to here every choice is one vector pass over a copy of the scores on the stack; a heap is faster beyond.
+inline constexpr Index kTopKScores = 1024, kTopKChoices = 16;
+
+inline bool fits_passes(Index n, std::span<Index> chosen) {
+  return n <= kTopKScores && static_cast<Index>(chosen.size()) <= kTopKChoices;
+}
+
+/// A copy of a row of scores, filled up to whole registers with -inf: as equal scores go to the lower id, and as there
+/// are enough of them, a filler is never chosen.
+template <class S>
+using ScoreRow = std::array<S, static_cast<std::size_t>(kTopKScores + simd::kLanes<S>)>;
+
+/// Largest of row[0, padded), -inf if there are but NaNs. Two maxima, as one would wait for itself.
+template <class S>
+S largest_but_nan(const S* row, Index padded) {
+  constexpr Index kLanes = simd::kLanes<S>;
+  simd::Batch<S> even(-std::numeric_limits<S>::infinity()), odd = even;
+  Index i = 0;
+  for (; i < padded - kLanes; i += 2 * kLanes) {
+    even = simd::max(simd::load(row + i), even);
+    odd = simd::max(simd::load(row + i + kLanes), odd);
+  }
+  if (i < padded) even = simd::max(simd::load(row + i), even);
+  return simd::reduce_max(simd::max(even, odd));
+}
+
+/// Moves the best id of the first n scores of `row` to every place of `chosen` in turn. An id that was chosen is marked
+/// by NaN, so that scores of -inf stay candidates.
+template <class S>
+void choose_by_passes(ScoreRow<S>& row, Index n, std::span<Index> chosen) {
+  constexpr Index kLanes = simd::kLanes<S>;
+  for (Index& id : chosen) {
+    const simd::Batch<S> best(largest_but_nan(row.data(), (n + kLanes - 1) / kLanes * kLanes));
+    Index block = 0;
+    std::uint32_t equal = 0;
+    while ((equal = simd::bits(simd::load(row.data() + block) == best)) == 0) block += kLanes;
+    id = block + std::countr_zero(equal);
+    row[static_cast<std::size_t>(id)] = std::numeric_limits<S>::quiet_NaN();
+  }
+}
+
+/// The same by a heap of the best so far, worst on top: O(n log k).
+template <class Score>
+void choose_by_heap(const Score& score, Index n, std::span<Index> chosen) {
+  const auto better = [&](Index a, Index b) {
+    const auto x = score(a), y = score(b);
+    return x > y || (!(x < y) && a < b);
+  };
+  for (Index i = 0; Index & id : chosen) id = i++;
+  std::make_heap(chosen.begin(), chosen.end(), better);
+  for (Index i = static_cast<Index>(chosen.size()); i < n; ++i) {
+    if (!better(i, chosen.front())) continue;
+    std::pop_heap(chosen.begin(), chosen.end(), better);
+    chosen.back() = i;
+    std::push_heap(chosen.begin(), chosen.end(), better);
+  }
+  std::sort_heap(chosen.begin(), chosen.end(), better);
+}
+
+/// NaN ranks as -inf, so that no input can lead out of the row.
+template <class V>
+V rankable(const V& score) {
+  return simd::select(score == score, score, V(-std::numeric_limits<simd::Scalar<V>>::infinity()));
+}
+
+}  // namespace detail
+
+/// The ids of the chosen.size() highest of the scores score(0) ... score(n - 1), highest first; equal scores in
+/// ascending order of id. -inf comes last, NaN counts as -inf. Needs chosen.size() <= n.
+///   score   a pure function of an id; its value is compared as float if it is one, else as double
+/// No allocation. O(n k / lanes) for k <= 16 and n <= 1024, else O(n log k).
+template <class Score>
+  requires std::invocable<const Score&, Index>
+void top_k(const Score& score, Index n, std::span<Index> chosen) {
+  MOE_ASSERT(static_cast<Index>(chosen.size()) <= n);
+  using Result = std::remove_cvref_t<std::invoke_result_t<const Score&, Index>>;
+  using S = std::conditional_t<std::is_same_v<Result, float>, float, double>;
+  const auto ranked = [&](Index i) { return detail::rankable(static_cast<S>(score(i))); };
+  if (!detail::fits_passes(n, chosen)) return detail::choose_by_heap(ranked, n, chosen);
+  detail::ScoreRow<S> row;
+  for (Index i = 0; i < n; ++i) row[static_cast<std::size_t>(i)] = ranked(i);
+  std::fill_n(row.data() + n, simd::kLanes<S>, -std::numeric_limits<S>::infinity());
+  detail::choose_by_passes<S>(row, n, chosen);
+}
+
+/// The same for scores in memory [n].
+template <class S>
+void top_k(const S* scores, Index n, std::span<Index> chosen) {
+  MOE_ASSERT(static_cast<Index>(chosen.size()) <= n);
+  if (!detail::fits_passes(n, chosen)) {
+    const auto ranked = [scores](Index i) { return detail::rankable(scores[i]); };
+    return detail::choose_by_heap(ranked, n, chosen);
+  }
+  detail::ScoreRow<S> row;
+  simd::for_each<S>(
+      n, [&](Index i) { simd::store(row.data() + i, detail::rankable(simd::load(scores + i))); },
+      [&](Index i, Index count) {
+        const auto filled = simd::load_partial(scores + i, count, -std::numeric_limits<S>::infinity());
+        simd::store(row.data() + i, detail::rankable(filled));
+      });
+  detail::choose_by_passes<S>(row, n, chosen);
+}
+
+/// Index of the first NaN or +inf of row[0, n), n if there is none: what a check of logits needs, as -inf (a masked
+/// expert) is allowed there.
+template <class S>
+Index first_not_below_infinity(const S* row, Index n) {
+  const simd::Batch<S> infinity(std::numeric_limits<S>::infinity());
+  Index first = n;
+  const auto look = [&](Index i, const simd::Batch<S>& values) {
+    const std::uint32_t bad = simd::bits(!(values < infinity));
+    if (bad != 0 && first == n) first = i + std::countr_zero(bad);
+  };
+  simd::for_each<S>(
+      n, [&](Index i) { look(i, simd::load(row + i)); },
+      [&](Index i, Index count) { look(i, simd::load_partial(row + i, count, S{0})); });
+  return first;
+}
+
+/// How many of row[0, n) are finite.
+template <class S>
+Index count_finite(const S* row, Index n) {
+  const simd::Batch<S> infinity(std::numeric_limits<S>::infinity());
+  Index finite = 0;
+  const auto count_in = [&](const simd::Batch<S>& values) {
+    finite += std::popcount(simd::bits(simd::abs(values) < infinity));
+  };
+  simd::for_each<S>(
+      n, [&](Index i) { count_in(simd::load(row + i)); },
+      [&](Index i, Index count) { count_in(simd::load_partial(row + i, count, std::numeric_limits<S>::infinity())); });
+  return finite;
+}
+
+}  // namespace moe::inline MOE_ABI
