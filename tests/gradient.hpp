@@ -34,7 +34,7 @@ double gradient_error(Loss&& loss, std::span<double> values, std::span<const dou
 
 template <class Loss>
 double gradient_error(Loss&& loss, moe::Matrix<double>& values, const moe::Matrix<double>& analytic) {
-  return gradient_error(loss, moe::parameter_span(values), std::as_const(moe::parameter_span(analytic)));
+  return gradient_error(loss, moe::parameter_span(values), std::span<const double>(moe::parameter_span(analytic)));
 }
 
 /// The same over every logical parameter of `object`; `gradient` is an object of the same type. Returns the worst leaf's

@@ -64,6 +64,10 @@ class PanelMatrix {
   Index panels() const { return panels_; }
   PanelOrder order() const { return order_; }
   bool empty() const { return outputs_ == 0; }
+  /// Whether the logical shapes and the layouts are equal, as those of a parameter and its gradient must be.
+  bool is_shaped_as(const PanelMatrix& other) const {
+    return outputs_ == other.outputs_ && inputs_ == other.inputs_ && order_ == other.order_;
+  }
   /// Physical columns, padding included: panels() * kWidth.
   Index width() const { return panels_ * kWidth; }
   /// Scalars from one panel to the next: inputs * kWidth, plus a cache line where that is a multiple of 4096 bytes
@@ -85,14 +89,17 @@ class PanelMatrix {
   std::vector<Index> shape() const {
     return is_bias_ ? std::vector<Index>{outputs_} : std::vector<Index>{outputs_, inputs_};
   }
+  /// Copy the logical values, row by row. Throw std::invalid_argument if there are not outputs * inputs values.
   template <class S>
   void read(std::span<S> values) const {
+    require_size("moe::PanelMatrix::read", values.size());
     for (Index o = 0; o < outputs_; ++o)
       for (Index i = 0; i < inputs_; ++i)
         values[static_cast<std::size_t>(o * inputs_ + i)] = static_cast<S>((*this)(o, i));
   }
   template <class S>
   void write(std::span<const S> values) {
+    require_size("moe::PanelMatrix::write", values.size());
     for (Index o = 0; o < outputs_; ++o)
       for (Index i = 0; i < inputs_; ++i)
         (*this)(o, i) = static_cast<Scalar>(values[static_cast<std::size_t>(o * inputs_ + i)]);
@@ -122,6 +129,10 @@ class PanelMatrix {
   }
 
  private:
+  void require_size(const char* function, std::size_t size) const {
+    if (static_cast<Index>(size) != outputs_ * inputs_)
+      fail(function, ": ", size, " values, expected outputs * inputs = ", outputs_ * inputs_);
+  }
   static Index panel_stride(Index inputs) {
     constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(Scalar));
     const Index plain = (inputs * kWidth + kLine - 1) / kLine * kLine;

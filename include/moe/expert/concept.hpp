@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+
+#include "moe/core/scratch.hpp"
+#include "moe/core/visit.hpp"
+#include "moe/routing/step.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What an expert gets beside its rows. `step` speaks of these rows: step.token_id[r] is the id of the token in row r.
+/// `scratch` is working memory that survives the call and belongs to the calling thread.
+struct Context {
+  const Step& step;
+  Scratch& scratch;
+};
+
+/// Maps rows [num_rows, input_dim] to rows [num_rows, output_dim], each row by itself. Immutable in forward; several
+/// threads may call one expert at once. One of your own needs:
+///   using Scalar = float;
+///   moe::Index input_dim() const, output_dim() const;
+///   void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, moe::Context& context) const;
+template <class E>
+concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows,
+                          MatrixRef<typename E::Scalar> out, Context& context) {
+  { expert.input_dim() } -> std::convertible_to<Index>;
+  { expert.output_dim() } -> std::convertible_to<Index>;
+  { expert.forward(rows, out, context) } -> std::same_as<void>;
+};
+
+/// An expert that can be trained through. Its tape is a default-constructible struct that forward fills:
+///   void forward(rows, out, context, Tape& tape) const;
+///   void backward(rows, Tape& tape, dout, drows, E& gradient, Context& context) const;
+/// backward accumulates into `gradient`, an object of its own type, and overwrites drows [num_rows, input_dim].
+template <class E>
+concept DifferentiableExpert =
+    Expert<E> && std::default_initializable<typename E::Tape> &&
+    requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, MatrixRef<typename E::Scalar> out,
+             Context& context, typename E::Tape& tape, E& gradient) {
+      expert.forward(rows, out, context, tape);
+      expert.backward(rows, tape, rows, out, gradient, context);
+    };
+
+namespace detail {
+
+/// The tape of an expert, or nothing for one that cannot be trained through. A type of its own for every E.
+template <class E>
+struct ExpertTape {};
+template <DifferentiableExpert E>
+struct ExpertTape<E> {
+  typename E::Tape tape;
+};
+
+}  // namespace detail
+
+}  // namespace moe::inline MOE_ABI

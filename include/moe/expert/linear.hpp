@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/expert/staged_expert.hpp"
+
+namespace moe::inline MOE_ABI {
+
+enum class Bias { None, Zero };
+
+namespace detail {
+
+template <class Codec>
+PanelMatrix<Codec> make_bias(Bias bias, Index outputs, PanelOrder order = PanelOrder::Plain) {
+  return bias == Bias::None ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(outputs, order);
+}
+
+/// The bound of U(-b, b) for weights that read `inputs` values: 1 / sqrt(inputs), so that unit-variance rows give
+/// outputs of variance 1/3.
+inline double initial_bound(Index inputs) { return inputs > 0 ? 1.0 / std::sqrt(static_cast<double>(inputs)) : 0.0; }
+
+/// Visits a bias only where there is one.
+template <class F, class First, class... Rest>
+void visit_bias(F&& f, const std::string& name, First& first, Rest&... rest) {
+  if (!first.empty()) f(name, first, rest...);
+}
+
+}  // namespace detail
+
+/// y = x W^T + b: W [output_dim, input_dim], b [output_dim] or none. Immutable in forward, share freely.
+template <class Codec>
+class BasicLinear : public StagedExpert<BasicLinear<Codec>, Codec> {
+ public:
+  using Tape = typename StagedExpert<BasicLinear, Codec>::template Buffers<BasicLinear>;
+
+  /// Zero weights.
+  BasicLinear(Index output_dim, Index input_dim, Bias bias = Bias::Zero)
+      : weight_(output_dim, input_dim), bias_(detail::make_bias<Codec>(bias, output_dim)) {}
+
+  /// Weights from U(-1/sqrt(input_dim), 1/sqrt(input_dim)), zero bias.
+  static BasicLinear random(Index output_dim, Index input_dim, std::uint64_t seed, Bias bias = Bias::Zero) {
+    BasicLinear expert(output_dim, input_dim, bias);
+    expert.weight_.randomise(RandomField(Purpose::Initialise, seed), detail::initial_bound(input_dim));
+    return expert;
+  }
+
+  Index input_dim() const { return weight_.inputs(); }
+  Index output_dim() const { return weight_.outputs(); }
+  PanelMatrix<Codec>& weight() { return weight_; }
+  const PanelMatrix<Codec>& weight() const { return weight_; }
+  PanelMatrix<Codec>& bias() { return bias_; }
+  const PanelMatrix<Codec>& bias() const { return bias_; }
+
+  template <class Self>
+  static auto stages(Self& self) {
+    return std::tuple{make_stage<Elementwise<Identity>>(self.weight_, self.bias_)};
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("weight", self.weight_...);
+    detail::visit_bias(f, "bias", self.bias_...);
+  }
+
+ private:
+  PanelMatrix<Codec> weight_, bias_;
+};
+
+using Linear = BasicLinear<F32>;
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/expert/linear.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// y = act(x U^T + b) D^T + c: U [hidden_dim, model_dim], D [model_dim, hidden_dim], biases optional.
+/// Immutable in forward, share freely. 4 * model_dim * hidden_dim operations per row.
+template <class Codec, Activation Act = Gelu>
+class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
+ public:
+  using Tape = typename StagedExpert<BasicMlp, Codec>::template Buffers<BasicMlp>;
+
+  /// Zero weights. Throws std::invalid_argument for negative sizes.
+  BasicMlp(Index model_dim, Index hidden_dim, Bias bias = Bias::Zero)
+      : up_(hidden_dim, model_dim),
+        up_bias_(detail::make_bias<Codec>(bias, hidden_dim)),
+        down_(model_dim, hidden_dim),
+        down_bias_(detail::make_bias<Codec>(bias, model_dim)) {}
+
+  /// Weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), zero biases.
+  static BasicMlp random(Index model_dim, Index hidden_dim, std::uint64_t seed, Bias bias = Bias::Zero) {
+    BasicMlp expert(model_dim, hidden_dim, bias);
+    expert.up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(model_dim));
+    expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(hidden_dim));
+    return expert;
+  }
+
+  Index input_dim() const { return up_.inputs(); }
+  Index hidden_dim() const { return up_.outputs(); }
+  Index output_dim() const { return down_.outputs(); }
+  PanelMatrix<Codec>& up() { return up_; }
+  const PanelMatrix<Codec>& up() const { return up_; }
+  PanelMatrix<Codec>& up_bias() { return up_bias_; }
+  const PanelMatrix<Codec>& up_bias() const { return up_bias_; }
+  PanelMatrix<Codec>& down() { return down_; }
+  const PanelMatrix<Codec>& down() const { return down_; }
+  PanelMatrix<Codec>& down_bias() { return down_bias_; }
+  const PanelMatrix<Codec>& down_bias() const { return down_bias_; }
+
+  template <class Self>
+  static auto stages(Self& self) {
+    return std::tuple{make_stage<Elementwise<Act>>(self.up_, self.up_bias_),
+                      make_stage<Elementwise<Identity>>(self.down_, self.down_bias_)};
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("up.weight", self.up_...);
+    detail::visit_bias(f, "up.bias", self.up_bias_...);
+    f("down.weight", self.down_...);
+    detail::visit_bias(f, "down.bias", self.down_bias_...);
+  }
+
+ private:
+  PanelMatrix<Codec> up_, up_bias_, down_, down_bias_;
+};
+
+using Mlp = BasicMlp<F32>;
+
+}  // namespace moe::inline MOE_ABI

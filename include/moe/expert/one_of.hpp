@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+#include <variant>
+
+#include "moe/expert/concept.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// An expert that is one of several types, decided at run time: ExpertPool<OneOf<Glu, ScaledIdentity, MyExpert>> is a
+/// heterogeneous set. Immutable in forward, share freely.
+template <class First, class... Rest>
+class OneOf {
+  static_assert(Expert<First> && (Expert<Rest> && ...),
+                "moe::OneOf: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, Context&) const` "
+                "(see moe/expert/concept.hpp)");
+  static constexpr bool kDifferentiable = DifferentiableExpert<First> && (DifferentiableExpert<Rest> && ...);
+
+ public:
+  using Scalar = typename First::Scalar;
+  static_assert((std::is_same_v<Scalar, typename Rest::Scalar> && ...),
+                "moe::OneOf: all experts need the same Scalar");
+  using Tape = std::variant<detail::ExpertTape<First>, detail::ExpertTape<Rest>...>;
+
+  template <class E>
+    requires(std::is_same_v<E, First> || (std::is_same_v<E, Rest> || ...))
+  OneOf(E expert) : expert_(std::move(expert)) {}
+
+  /// The alternative that this expert is: std::visit, std::get and std::holds_alternative work on it.
+  std::variant<First, Rest...>& get() { return expert_; }
+  const std::variant<First, Rest...>& get() const { return expert_; }
+
+  Index input_dim() const {
+    return std::visit([](const auto& expert) -> Index { return expert.input_dim(); }, expert_);
+  }
+  Index output_dim() const {
+    return std::visit([](const auto& expert) -> Index { return expert.output_dim(); }, expert_);
+  }
+
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+    std::visit([&](const auto& expert) { expert.forward(rows, out, context); }, expert_);
+  }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const
+    requires kDifferentiable
+  {
+    std::visit(
+        [&](const auto& expert) {
+          using ExpertTape = detail::ExpertTape<std::remove_cvref_t<decltype(expert)>>;
+          if (!std::holds_alternative<ExpertTape>(tape)) tape.template emplace<ExpertTape>();
+          expert.forward(rows, out, context, std::get<ExpertTape>(tape).tape);
+        },
+        expert_);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                OneOf& gradient, Context& context) const
+    requires kDifferentiable
+  {
+    std::visit(
+        [&](const auto& expert) {
+          using E = std::remove_cvref_t<decltype(expert)>;
+          expert.backward(rows, std::get<detail::ExpertTape<E>>(tape).tape, dout, drows, std::get<E>(gradient.expert_),
+                          context);
+        },
+        expert_);
+  }
+
+  template <class F, class Self, class... Others>
+  static void visit(F&& f, Self& self, Others&... others) {
+    std::visit(
+        [&](auto& expert) {
+          using E = std::remove_cvref_t<decltype(expert)>;
+          moe::visit(f, expert, std::get<E>(others.expert_)...);
+        },
+        self.expert_);
+  }
+
+ private:
+  std::variant<First, Rest...> expert_;
+};
+
+}  // namespace moe::inline MOE_ABI

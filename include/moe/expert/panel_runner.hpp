@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/expert/stages.hpp"
+#include "moe/routing/plan.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Runs a pool of panel experts: stage i of all experts in one parallel loop, routed rows read in place.
+template <PanelExpert E>
+struct PanelRunner {
+  using S = typename E::Scalar;
+  using Tape = StageTapeOf<E>;
+
+  static kernel::RowGroups groups(const DispatchPlan& plan) { return {plan.offsets().data(), plan.num_experts()}; }
+  static kernel::RowSource<S> rows(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan) {
+    return kernel::RowSource<S>::from(tokens, plan.token_of_row().data());
+  }
+  template <class Pool>
+  static auto expert_of(Pool& pool) {
+    return [&pool](Index e) -> auto& { return pool[e]; };
+  }
+
+  template <class Pool>
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
+                      RowBuffer<S>& expert_out, Scratch& scratch) {
+    forward_stages<Keep::Nothing, E>(groups(plan), rows(tokens, plan), expert_of(pool), scratch.get<Tape>(),
+                                     expert_out);
+  }
+  template <class Pool>
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
+                      RowBuffer<S>& expert_out, Tape& tape) {
+    forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, expert_out);
+  }
+  template <class Pool>
+  static Index backward_width(const Pool& pool, const DispatchPlan& plan) {
+    return moe::backward_width<E>(groups(plan), expert_of(pool));
+  }
+  template <class Pool>
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
+                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, RowBuffer<S>& dtoken_rows) {
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, dout, expert_of(gradient),
+                       dtoken_rows);
+  }
+};
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/expert/gathered_runner.hpp"
+#include "moe/expert/panel_runner.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// All experts of a layer over the rows that a plan gives them: the seam where quantised, cached or sharded experts plug
+/// in. expert_out holds unweighted rows in plan order, so that combine alone applies weights.
+template <class X>
+concept ExpertSet = requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens,
+                             const DispatchPlan& plan, const Step& step, RowBuffer<typename X::Scalar>& expert_out,
+                             Scratch& scratch) {
+  { experts.size() } -> std::convertible_to<Index>;
+  { experts.input_dim() } -> std::convertible_to<Index>;
+  { experts.output_dim() } -> std::convertible_to<Index>;
+  { experts.forward(tokens, plan, step, expert_out, scratch) } -> std::same_as<void>;
+};
+
+template <class X>
+concept DifferentiableExpertSet =
+    ExpertSet<X> && std::default_initializable<typename X::Tape> &&
+    requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const DispatchPlan& plan,
+             const Step& step, RowBuffer<typename X::Scalar>& rows, typename X::Tape& tape, X& gradient) {
+      experts.forward(tokens, plan, step, rows, tape);
+      experts.backward(tokens, plan, step, tape, rows, gradient, rows);
+    };
+
+namespace detail {
+
+template <class E>
+struct RunnerOf {
+  using type = GatheredRunner<E>;
+};
+template <PanelExpert E>
+struct RunnerOf<E> {
+  using type = PanelRunner<E>;
+};
+
+}  // namespace detail
+
+/// Experts of one type and equal outer dimensions as an ExpertSet. Immutable in forward, share freely.
+template <class E>
+class ExpertPool {
+  static_assert(Expert<E>,
+                "moe::ExpertPool: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, Context&) const` "
+                "(see moe/expert/concept.hpp)");
+
+ public:
+  using Scalar = typename E::Scalar;
+  using Tape = typename detail::RunnerOf<E>::type::Tape;
+
+  /// Throws std::invalid_argument if there is no expert or their dimensions differ.
+  explicit ExpertPool(std::vector<E> experts) : experts_(std::move(experts)) {
+    if (experts_.empty()) fail("moe::ExpertPool: 0 experts, expected at least 1");
+    for (const E& expert : experts_)
+      if (expert.input_dim() != input_dim() || expert.output_dim() != output_dim())
+        fail("moe::ExpertPool: expert ", &expert - experts_.data(), " maps ", expert.input_dim(), " to ",
+             expert.output_dim(), ", expected ", input_dim(), " to ", output_dim(), " as expert 0");
+  }
+
+  /// num_experts times E::random(dim, other_dim, a seed of the expert's own, options...): for Mlp and Glu the dimensions
+  /// are model_dim and hidden_dim, for Linear output_dim and input_dim.
+  template <class... Options>
+  static ExpertPool random(Index num_experts, Index dim, Index other_dim, std::uint64_t seed, Options... options) {
+    std::vector<E> experts;
+    const RandomField seeds(Purpose::Initialise, seed);
+    for (Index e = 0; e < num_experts; ++e) experts.push_back(E::random(dim, other_dim, seeds.bits(e), options...));
+    return ExpertPool(std::move(experts));
+  }
+
+  Index size() const { return static_cast<Index>(experts_.size()); }
+  Index input_dim() const { return experts_.front().input_dim(); }
+  Index output_dim() const { return experts_.front().output_dim(); }
+  E& operator[](Index e) { return experts_[static_cast<std::size_t>(e)]; }
+  const E& operator[](Index e) const { return experts_[static_cast<std::size_t>(e)]; }
+
+  /// expert_out[r] = expert(tokens[plan.token_of_row()[r]]); resized to [plan.num_rows(), at least output_dim].
+  void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
+               RowBuffer<Scalar>& expert_out, Scratch& scratch) const {
+    Runner::forward(*this, tokens, plan, step, expert_out, scratch);
+  }
+  void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
+               RowBuffer<Scalar>& expert_out, Tape& tape) const
+    requires DifferentiableExpert<E>
+  {
+    Runner::forward(*this, tokens, plan, step, expert_out, tape);
+  }
+  /// Columns that `dout` of backward must have, zero from output_dim on.
+  Index backward_width(const DispatchPlan& plan) const
+    requires DifferentiableExpert<E>
+  {
+    return Runner::backward_width(*this, plan);
+  }
+  /// dtoken_rows[r] = dL/d(row r), [plan.num_rows(), at least input_dim], overwritten; accumulates into `gradient`.
+  /// Throws std::invalid_argument, before it writes anything, if the gradient has other shapes.
+  void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
+                const RowBuffer<Scalar>& dout, ExpertPool& gradient, RowBuffer<Scalar>& dtoken_rows) const
+    requires DifferentiableExpert<E>
+  {
+    if (gradient.size() != size())
+      fail("moe::ExpertPool::backward: gradient has ", gradient.size(), " experts, expected ", size());
+    Runner::backward(*this, tokens, plan, step, tape, dout, gradient, dtoken_rows);
+  }
+
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    for (Index e = 0; e < first.size(); ++e) visit_part(f, std::to_string(e), first[e], rest[e]...);
+  }
+
+ private:
+  using Runner = typename detail::RunnerOf<E>::type;
+
+  std::vector<E> experts_;
+};
+
+}  // namespace moe::inline MOE_ABI

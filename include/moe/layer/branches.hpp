@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <tuple>
+#include <utility>
+
+#include "moe/expert/concept.hpp"
+#include "moe/layer/workspace.hpp"
+#include "moe/routing/gradient.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A layer plus experts that every token visits: out = layer(tokens) + branch_1(tokens) + ... Shared experts
+/// (DeepSeekMoE, arXiv:2401.06066) are branches of any Expert type, a residual connection is ScaledIdentity. Same
+/// interface as the layer it wraps, so branches nest. Padding gets zeros, as from the layer; branches do see its rows,
+/// which must be finite when training. `out` must not overlap `tokens`. Immutable in forward, share freely.
+template <class Layer, class... Branches>
+class WithBranches {
+  static_assert((Expert<Branches> && ...),
+                "moe::WithBranches: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, Context&) const` "
+                "(see moe/expert/concept.hpp)");
+
+ public:
+  using Scalar = typename Layer::Scalar;
+  using Workspace = BasicWorkspace<Scalar>;
+  static_assert((std::is_same_v<Scalar, typename Branches::Scalar> && ...),
+                "moe::WithBranches: the layer and its branches need the same Scalar");
+
+  struct Tape {
+    typename Layer::Tape layer;
+    std::tuple<typename Branches::Tape...> branches;
+    Step step;
+    Scratch scratch;
+    Matrix<Scalar> buffer, dout;
+  };
+
+  /// Throws std::invalid_argument if a branch has other dimensions than the layer.
+  WithBranches(Layer layer, Branches... branches)
+      : layer_(std::move(layer)), branches_(std::move(branches)...) {
+    for_each([&](auto i, const auto& branch) {
+      if (branch.input_dim() != input_dim() || branch.output_dim() != output_dim())
+        fail("moe::WithBranches: branch ", i + 0, " maps ", branch.input_dim(), " to ", branch.output_dim(),
+             ", expected ", input_dim(), " to ", output_dim(), " as the layer");
+    });
+  }
+
+  Index num_experts() const { return layer_.num_experts(); }
+  Index model_dim() const { return layer_.model_dim(); }
+  Index input_dim() const { return layer_.input_dim(); }
+  Index output_dim() const { return layer_.output_dim(); }
+  Layer& layer() { return layer_; }
+  const Layer& layer() const { return layer_; }
+  template <std::size_t I>
+  auto& branch() {
+    return std::get<I>(branches_);
+  }
+  template <std::size_t I>
+  const auto& branch() const {
+    return std::get<I>(branches_);
+  }
+
+  /// Inference: the same as with Step{}.
+  void forward(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Workspace& ws) const {
+    forward(tokens, Step{}, out, ws);
+  }
+  void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
+    layer_.forward(tokens, step, out, ws);
+    Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
+    for_each([&](auto, const auto& branch) {
+      add(out, step, scratch.get<Buffer>().value, scratch,
+          [&](MatrixRef<Scalar> buffer, Context& context) { branch.forward(tokens, buffer, context); });
+    });
+  }
+  void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    tape.step = step;
+    layer_.forward(tokens, step, out, tape.layer);
+    run_branches(tokens, out, tape);
+  }
+
+  /// Forward pass of the tape again with its choices frozen; see MoeLayer::replay.
+  void replay(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
+    layer_.replay(tokens, out, tape.layer);
+    run_branches(tokens, out, tape);
+  }
+
+  /// See MoeLayer::backward.
+  void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
+                const RoutingGradient<Scalar>& losses, WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
+    layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_, dtokens);
+    if (tape.step.valid.empty()) return backward_branches(tokens, tape, dout, gradient, dtokens);
+    tape.dout = dout;
+    for (Index t = 0; t < dout.rows(); ++t)
+      if (!tape.step.is_valid(t)) tape.dout.row(t).setZero();
+    backward_branches(tokens, tape, tape.dout, gradient, dtokens);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit(f, self.layer_...);
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (visit_branch<I>(f, self...), ...);
+    }
+    (std::index_sequence_for<Branches...>{});
+  }
+
+ private:
+  struct BranchScratch {
+    Scratch scratch;  // apart from the layer's own experts, which may use the same types
+  };
+  struct Buffer {
+    Matrix<Scalar> value;
+  };
+
+  template <std::size_t I, class F, class... Self>
+  static void visit_branch(F&& f, Self&... self) {
+    visit_part(f, "branches." + std::to_string(I), std::get<I>(self.branches_)...);
+  }
+
+  template <class Body>
+  void for_each(const Body& body) const {
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (body(std::integral_constant<std::size_t, I>{}, std::get<I>(branches_)), ...);
+    }
+    (std::index_sequence_for<Branches...>{});
+  }
+
+  void run_branches(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
+    for_each([&](auto i, const auto& branch) {
+      add(out, tape.step, tape.buffer, tape.scratch, [&](MatrixRef<Scalar> buffer, Context& context) {
+        branch.forward(tokens, buffer, context, std::get<i>(tape.branches));
+      });
+    });
+  }
+
+  void backward_branches(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
+                         WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
+    for_each([&](auto i, const auto& branch) {
+      add(dtokens, tape.step, tape.buffer, tape.scratch, [&](MatrixRef<Scalar> buffer, Context& context) {
+        branch.backward(tokens, std::get<i>(tape.branches), dout, buffer, std::get<i>(gradient.branches_), context);
+      });
+    });
+  }
+
+  /// to += what `fill` writes, except in rows of padding; both have the same shape.
+  template <class Fill>
+  static void add(MatrixRef<Scalar> to, const Step& step, Matrix<Scalar>& buffer, Scratch& scratch, const Fill& fill) {
+    buffer.resize(to.rows(), to.cols());
+    Context context{step, scratch};
+    fill(buffer, context);
+    if (step.valid.empty()) {
+      to += buffer;
+    } else {
+      for (Index t = 0; t < to.rows(); ++t)
+        if (step.is_valid(t)) to.row(t) += buffer.row(t);
+    }
+  }
+
+  Layer layer_;
+  std::tuple<Branches...> branches_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+
+#include "moe/expert/concept.hpp"
+#include "moe/routing/gradient.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A whole layer as an expert: hierarchical mixtures (Jordan & Jacobs, "Hierarchical mixtures of experts", Neural
+/// Computation 1994). Every inner layer draws its own random numbers. Immutable in forward, share freely.
+template <class Layer>
+class LayerExpert {
+ public:
+  using Scalar = typename Layer::Scalar;
+  using Tape = typename Layer::Tape;
+
+  explicit LayerExpert(Layer layer) : layer_(std::move(layer)) {}
+
+  Layer& layer() { return layer_; }
+  const Layer& layer() const { return layer_; }
+  Index input_dim() const { return layer_.input_dim(); }
+  Index output_dim() const { return layer_.output_dim(); }
+
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+    layer_.forward(rows, context.step, out, context.scratch.get<typename Layer::Workspace>());
+  }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
+    layer_.forward(rows, context.step, out, tape);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                LayerExpert& gradient, Context& context) const {
+    tape.step = context.step;  // equal to that of forward, whose spans may have moved
+    layer_.backward(rows, tape, dout, RoutingGradient<Scalar>{}, gradient.layer_, drows);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit(f, self.layer_...);
+  }
+
+ private:
+  Layer layer_;
+};
+
+}  // namespace moe::inline MOE_ABI

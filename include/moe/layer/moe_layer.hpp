@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+
+#include "moe/expert/pool.hpp"
+#include "moe/gate/concept.hpp"
+#include "moe/kernel/combine.hpp"
+#include "moe/layer/workspace.hpp"
+#include "moe/router/concept.hpp"
+#include "moe/routing/gradient.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// T::Tape, or nothing for a part that cannot be trained through.
+template <class T>
+struct TapeOfPart {
+  struct type {};
+};
+template <class T>
+  requires requires { typename T::Tape; }
+struct TapeOfPart<T> {
+  using type = typename T::Tape;
+};
+template <class T>
+using TapeOf = typename TapeOfPart<T>::type;
+
+/// Says in a sentence which part of a layer cannot be trained through. A class, as compilers look into it where it is
+/// named, before they stumble over the missing members.
+template <class R, class G, class X>
+struct RequireTrainable {
+  static_assert(DifferentiableRouter<R>,
+                "moe::MoeLayer: training needs a Router with logits(..., tape) and backward "
+                "(see moe/router/concept.hpp)");
+  static_assert(DifferentiableGate<G, typename R::Scalar>,
+                "moe::MoeLayer: training needs a Gate with probabilities, replay and backward "
+                "(see moe/gate/concept.hpp)");
+  static_assert(DifferentiableExpertSet<X>,
+                "moe::MoeLayer: training needs experts with forward(..., tape) and backward "
+                "(see moe/expert/concept.hpp)");
+};
+
+}  // namespace detail
+
+/// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]).
+/// Three holes, each one small class: R turns tokens into logits, G decides who goes where, X computes. Immutable in
+/// forward, share freely between threads; all working memory is in the workspace or tape.
+///
+/// Same bits for any number of threads and, where G::kPerToken, whatever else is in the batch. Shapes: tokens
+/// [num_tokens, model_dim] row-major, out [num_tokens, output_dim]. A column-major argument is silently copied (Eigen).
+template <class R, class G, class X>
+class MoeLayer {
+  static_assert(Router<R>,
+                "moe::MoeLayer: a Router needs `Scalar`, `num_experts()`, `model_dim()` and "
+                "`void logits(const ConstMatrixRef<S>&, const Step&, Matrix<S>&) const` (see moe/router/concept.hpp)");
+  static_assert(ExpertSet<X>,
+                "moe::MoeLayer: an ExpertSet needs `Scalar`, `size()`, `input_dim()`, `output_dim()` and "
+                "`void forward(tokens, plan, step, expert_out, scratch) const`; wrap experts in moe::ExpertPool "
+                "(see moe/expert/pool.hpp)");
+
+ public:
+  using Scalar = typename R::Scalar;
+  static_assert(std::is_same_v<Scalar, typename X::Scalar>,
+                "moe::MoeLayer: the Router and the ExpertSet need the same Scalar");
+  static_assert(HasRoute<G, Scalar>,
+                "moe::MoeLayer: a Gate needs `void route(const Logits<S>&, const Step&, Routing<S>&) const` "
+                "(see moe/gate/concept.hpp)");
+  static_assert(StatesPerToken<G>,
+                "moe::MoeLayer: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
+
+  using Workspace = BasicWorkspace<Scalar>;
+
+  /// What forward leaves for backward, and the working memory of backward. Caller-owned; several may be live.
+  struct Tape {
+    Matrix<Scalar> logits;
+    Routing<Scalar> routing;
+    DispatchPlan plan;
+    RowBuffer<Scalar> expert_out;
+    Step step;
+    detail::TapeOf<R> router;
+    detail::TapeOf<X> experts;
+    std::vector<Scalar> dweight;
+    RowBuffer<Scalar> dexpert_out, dtoken_rows;
+    Matrix<Scalar> dlogits;
+  };
+
+  /// Throws std::invalid_argument if the parts disagree on sizes or the gate refuses the number of experts.
+  MoeLayer(R router, G gate, X experts)
+      : router_(std::move(router)), gate_(std::move(gate)), experts_(std::move(experts)) {
+    if (router_.num_experts() != experts_.size())
+      fail("moe::MoeLayer: the router scores ", router_.num_experts(), " experts, expected ", experts_.size(),
+           " as in the expert set");
+    if (router_.model_dim() != experts_.input_dim())
+      fail("moe::MoeLayer: the router reads ", router_.model_dim(), " columns, expected model_dim = ",
+           experts_.input_dim(), " of the experts");
+    if constexpr (requires { gate_.validate(num_experts()); }) gate_.validate(num_experts());
+  }
+
+  Index num_experts() const { return experts_.size(); }
+  Index model_dim() const { return experts_.input_dim(); }
+  Index input_dim() const { return experts_.input_dim(); }
+  Index output_dim() const { return experts_.output_dim(); }
+  R& router() { return router_; }
+  const R& router() const { return router_; }
+  G& gate() { return gate_; }
+  const G& gate() const { return gate_; }
+  X& experts() { return experts_; }
+  const X& experts() const { return experts_; }
+
+  /// Inference: the same as with Step{}.
+  void forward(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Workspace& ws) const {
+    forward(tokens, Step{}, out, ws);
+  }
+
+  /// One forward pass without gradients. Throws std::invalid_argument on wrong shapes or a NaN or +Inf logit; `out` is
+  /// then untouched. Does not allocate when the workspace has seen the sizes before.
+  void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
+    require_shapes("moe::MoeLayer::forward", tokens, step, out);
+    router_.logits(tokens, step, ws.logits);                             // [T, E]
+    gate_.route(ws.logits, step, ws.routing);                            // experts and weights per token
+    check_routing(tokens.rows(), step, ws.routing);                      // padding reaches no expert
+    ws.plan.build(ws.routing, experts_.size());                          // stable sort by expert
+    experts_.forward(tokens, ws.plan, step, ws.expert_out, ws.scratch);  // grouped GEMM over routed rows
+    kernel::combine(ws.expert_out, ws.plan, ws.routing, out);            // weighted sum per token
+  }
+
+  /// The same with what backward needs kept in `tape`. The step's spans must outlive backward.
+  void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    static_cast<void>(detail::RequireTrainable<R, G, X>{});
+    require_shapes("moe::MoeLayer::forward", tokens, step, out);
+    tape.step = step;
+    router_.logits(tokens, step, tape.logits, tape.router);
+    gate_.route(tape.logits, step, tape.routing);
+    check_routing(tokens.rows(), step, tape.routing);
+    run_experts(tokens, out, tape);
+  }
+
+  /// The forward pass of `tape` again with its choices frozen: new logits and weights for the same experts. What
+  /// gradient checks and recomputation call.
+  void replay(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
+    static_cast<void>(detail::RequireTrainable<R, G, X>{});
+    require_shapes("moe::MoeLayer::replay", tokens, tape.step, out);
+    require_tape("moe::MoeLayer::replay", tokens, tape);
+    router_.logits(tokens, tape.step, tape.logits, tape.router);
+    gate_.replay(tape.logits, tape.step, tape.routing);
+    run_experts(tokens, out, tape);
+  }
+
+  /// Gradient of the pass that `tape` recorded, selection frozen.
+  ///   dout       [num_tokens, output_dim]      losses     gradients of auxiliary losses, or RoutingGradient{}
+  ///   gradient   a layer of this shape (zeros_like); accumulated into
+  ///   dtokens    [num_tokens, model_dim], overwritten
+  /// About twice the operations of forward. Throws std::invalid_argument on wrong shapes.
+  void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
+                const RoutingGradient<Scalar>& losses, MoeLayer& gradient, MatrixRef<Scalar> dtokens) const {
+    static_cast<void>(detail::RequireTrainable<R, G, X>{});
+    require_backward_shapes(tokens, tape, dout, dtokens);
+    require_loss_shapes(tape, losses);
+    tape.dweight.resize(static_cast<std::size_t>(tape.routing.num_assignments()));
+    kernel::combine_backward<Scalar>(dout, tape.expert_out, tape.plan, tape.routing,
+                                     experts_.backward_width(tape.plan), std::span(tape.dweight), tape.dexpert_out);
+    experts_.backward(tokens, tape.plan, tape.step, tape.experts, tape.dexpert_out, gradient.experts_,
+                      tape.dtoken_rows);
+    kernel::combine_unweighted(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
+    add(losses.weight, tape.dweight);
+    gate_.backward(tape.logits, tape.step, tape.routing, std::span<const Scalar>(tape.dweight), losses.probability,
+                   tape.dlogits, gradient.gate_);
+    if (losses.logits.size() != 0) tape.dlogits += losses.logits;
+    router_.backward(tokens, tape.step, tape.router, tape.dlogits, gradient.router_, dtokens);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    visit_part(f, "router", self.router_...);
+    visit_part(f, "gate", self.gate_...);
+    visit_part(f, "experts", self.experts_...);
+  }
+
+ private:
+  void run_experts(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
+    tape.plan.build(tape.routing, experts_.size());
+    experts_.forward(tokens, tape.plan, tape.step, tape.expert_out, tape.experts);
+    kernel::combine(tape.expert_out, tape.plan, tape.routing, out);
+  }
+
+  void require_shapes(const char* function, const MatrixView<Scalar>& tokens, const Step& step,
+                      const MatrixRef<Scalar>& out) const {
+    if (tokens.cols() != model_dim())
+      fail(function, ": tokens has ", tokens.cols(), " columns, expected model_dim = ", model_dim());
+    detail::require_shape(function, "out", out, tokens.rows(), output_dim());
+    step.validate(function, tokens.rows());
+  }
+
+  void require_backward_shapes(const MatrixView<Scalar>& tokens, const Tape& tape, const MatrixView<Scalar>& dout,
+                               const MatrixRef<Scalar>& dtokens) const {
+    constexpr const char* kFunction = "moe::MoeLayer::backward";
+    require_tape(kFunction, tokens, tape);
+    detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
+    detail::require_shape(kFunction, "dout", dout, tokens.rows(), output_dim());
+    detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
+  }
+
+  static void require_loss_shapes(const Tape& tape, const RoutingGradient<Scalar>& losses) {
+    constexpr const char* kFunction = "moe::MoeLayer::backward";
+    const auto check = [&](const char* name, const Matrix<Scalar>& gradient) {
+      if (gradient.size() != 0)
+        detail::require_shape(kFunction, name, gradient, tape.logits.rows(), tape.logits.cols());
+    };
+    check("losses.probability", losses.probability);
+    check("losses.logits", losses.logits);
+    const auto weights = static_cast<Index>(losses.weight.size());
+    if (weights != 0 && weights != tape.routing.num_assignments())
+      fail(kFunction, ": losses.weight has ", weights, " entries, expected num_assignments = ",
+           tape.routing.num_assignments());
+  }
+
+  static void require_tape(const char* function, const MatrixView<Scalar>& tokens, const Tape& tape) {
+    if (tokens.rows() != tape.routing.num_tokens())
+      fail(function, ": tokens has ", tokens.rows(), " rows, expected ", tape.routing.num_tokens(),
+           " as in the forward pass of the tape");
+  }
+
+  /// Gates leave padding out by themselves; this holds for one that does not know about it, too.
+  static void check_routing(Index num_tokens, const Step& step, Routing<Scalar>& routing) {
+    if (routing.num_tokens() != num_tokens)
+      fail("moe::MoeLayer::forward: the gate routed ", routing.num_tokens(), " tokens, expected ", num_tokens);
+    if (step.valid.empty()) return;
+    for (Index t = 0; t < routing.num_tokens(); ++t) {
+      if (step.is_valid(t)) continue;
+      for (auto& dropped : routing.dropped(t)) dropped = 1;
+      for (auto& weight : routing.weights(t)) weight = 0;
+    }
+  }
+
+  static void add(const std::vector<Scalar>& from, std::vector<Scalar>& to) {
+    for (std::size_t i = 0; i < from.size(); ++i) to[i] += from[i];
+  }
+
+  R router_;
+  G gate_;
+  X experts_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "moe/kernel/grouped_gemm.hpp"
+#include "moe/router/concept.hpp"
+
+namespace moe::inline MOE_ABI {
+
+enum class RouterBias { None, Zero };
+
+/// logits = tokens W^T + b: W [num_experts, model_dim], b [num_experts] or none. Immutable in use, share freely.
+template <class Codec>
+class BasicLinearRouter {
+ public:
+  using Scalar = typename Codec::Scalar;
+  struct Tape {
+    RowBuffer<Scalar> dlogits;  ///< working memory of backward: rows of the valid tokens
+    std::vector<Index> token;   ///< whose rows they are
+  };
+
+  /// Zero weights: all experts alike. Throws std::invalid_argument for num_experts < 1 or model_dim < 1.
+  BasicLinearRouter(Index num_experts, Index model_dim, RouterBias bias = RouterBias::None)
+      : weight_(num_experts, model_dim),
+        bias_(bias == RouterBias::None ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {
+    if (num_experts < 1 || model_dim < 1)
+      fail("moe::LinearRouter: num_experts = ", num_experts, ", model_dim = ", model_dim, ", expected at least 1");
+  }
+
+  /// Weights from U(-1/sqrt(model_dim), 1/sqrt(model_dim)).
+  static BasicLinearRouter random(Index num_experts, Index model_dim, std::uint64_t seed,
+                                  RouterBias bias = RouterBias::None) {
+    BasicLinearRouter router(num_experts, model_dim, bias);
+    router.weight_.randomise(RandomField(Purpose::Initialise, seed), 1.0 / std::sqrt(static_cast<double>(model_dim)));
+    return router;
+  }
+
+  Index num_experts() const { return weight_.outputs(); }
+  Index model_dim() const { return weight_.inputs(); }
+  PanelMatrix<Codec>& weight() { return weight_; }
+  const PanelMatrix<Codec>& weight() const { return weight_; }
+  PanelMatrix<Codec>& bias() { return bias_; }
+  const PanelMatrix<Codec>& bias() const { return bias_; }
+
+  /// 2 * num_tokens * num_experts * model_dim operations. Throws std::invalid_argument if tokens has other columns.
+  void logits(const MatrixView<Scalar>& tokens, const Step&, Matrix<Scalar>& out) const {
+    detail::require_shape("moe::LinearRouter::logits", "tokens", tokens, tokens.rows(), model_dim());
+    out.resize(tokens.rows(), num_experts());
+    if (!bias_.empty()) return multiply(tokens, out, [&](Index panel) { return bias_.panel(panel); });
+    multiply(tokens, out, [](Index) -> const Scalar* { return nullptr; });
+  }
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, Matrix<Scalar>& out, Tape&) const {
+    logits(tokens, step, out);
+  }
+
+  /// gradient.W += dlogits^T tokens, gradient.b += column sums of dlogits, dtokens += dlogits W. Padding is left out,
+  /// whatever its rows hold. Throws std::invalid_argument on wrong shapes.
+  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+                BasicLinearRouter& gradient, MatrixRef<Scalar> dtokens) const {
+    require_backward_shapes(tokens, dlogits, gradient, dtokens);
+    keep_valid(dlogits, step, tape);
+    const Index* token = tape.token.data();
+    const Index offset[] = {0, tape.dlogits.rows()};
+    const kernel::RowGroups groups{offset, 1};
+    const auto dout = kernel::RowSource<Scalar>::from(tape.dlogits);
+    kernel::grouped_weight_gradient<Scalar>(
+        groups, kernel::RowSource<Scalar>::from(tokens, token), dout, [&](Index) -> auto& { return gradient.weight_; },
+        [&](Index) -> auto& { return gradient.bias_; });
+    kernel::grouped_input_gradient<Scalar>(
+        groups, dout, [&](Index) -> const auto& { return weight_; },
+        [&](Index row, Index input, Scalar value) { dtokens(token[row], input) += value; });
+  }
+
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    f("weight", first.weight_, rest.weight_...);
+    if (!first.bias_.empty()) f("bias", first.bias_, rest.bias_...);
+  }
+
+ private:
+  void require_backward_shapes(const ConstMatrixRef<Scalar>& tokens, const ConstMatrixRef<Scalar>& dlogits,
+                               const BasicLinearRouter& gradient, const MatrixRef<Scalar>& dtokens) const {
+    constexpr const char* kFunction = "moe::LinearRouter::backward";
+    detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
+    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
+    detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
+    if (!gradient.weight_.is_shaped_as(weight_) || !gradient.bias_.is_shaped_as(bias_))
+      fail(kFunction, ": gradient is [", gradient.num_experts(), ", ", gradient.model_dim(), "] with ",
+           gradient.bias_.outputs(), " biases, expected [", num_experts(), ", ", model_dim(), "] with ",
+           bias_.outputs());
+  }
+
+  /// Copies the rows of valid tokens into the tape, in panel width, zero-padded.
+  void keep_valid(const ConstMatrixRef<Scalar>& dlogits, const Step& step, Tape& tape) const {
+    tape.token.clear();
+    for (Index t = 0; t < dlogits.rows(); ++t)
+      if (step.is_valid(t)) tape.token.push_back(t);
+    tape.dlogits.resize(static_cast<Index>(tape.token.size()), weight_.width());
+    tape.dlogits.matrix().setZero();
+    for (Index r = 0; r < tape.dlogits.rows(); ++r)
+      tape.dlogits.matrix().row(r).head(num_experts()) = dlogits.row(tape.token[static_cast<std::size_t>(r)]);
+  }
+
+  /// Splits by blocks of tokens, as a router has few panels and many rows.
+  template <class BiasOf>
+  void multiply(const ConstMatrixRef<Scalar>& tokens, Matrix<Scalar>& out, const BiasOf& bias_of) const {
+    constexpr Index kWidth = PanelMatrix<Codec>::kWidth, kRows = 8 * kernel::kTileRows;
+    parallel_ranges(tokens.rows(), kRows, [&](Index begin, Index end, Index) {
+      const Index offset[] = {begin, end};
+      kernel::multiply_group<Scalar>(
+          {offset, 1}, 0, 0, weight_.panels(), kernel::RowSource<Scalar>::from(tokens), weight_,
+          [&](Index, Index row, Index panel, Scalar* sums) {
+            if (const Scalar* bias = bias_of(panel))
+              for (Index c = 0; c < kWidth; c += simd::kLanes<Scalar>)
+                simd::store(sums + c, simd::load(sums + c) + simd::load(bias + c));
+            std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), out.row(row).data() + panel * kWidth);
+          });
+    });
+  }
+
+  PanelMatrix<Codec> weight_, bias_;
+};
+
+using LinearRouter = BasicLinearRouter<F32>;
+
+}  // namespace moe::inline MOE_ABI

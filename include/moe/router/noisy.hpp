@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/numeric/activation.hpp"
+#include "moe/router/linear.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Linear router with learned noise in training: logits = x W^T + n * s, n ~ N(0, 1) drawn per (token, expert),
+/// s = softplus(x V^T) + minimum_std. At inference it is the plain linear router.
+/// Shazeer et al., "Outrageously large neural networks", eq. 4 (arXiv:1701.06538). Immutable in use, share freely.
+template <class Codec>
+class BasicNoisyRouter {
+ public:
+  using Scalar = typename Codec::Scalar;
+  struct Tape {
+    Matrix<Scalar> clean;      ///< x W^T, what load_cv2 takes as clean logits
+    Matrix<Scalar> noise_std;  ///< s; empty at inference
+    Matrix<Scalar> dclean;     ///< gradients of a load loss, added in backward; leave empty for none
+    Matrix<Scalar> dnoise_std;
+    Matrix<Scalar> spread;     ///< x V^T
+    Matrix<Scalar> dspread;
+    typename BasicLinearRouter<Codec>::Tape linear;
+  };
+
+  /// Zero weights, as the paper starts: balanced and noisy.
+  BasicNoisyRouter(Index num_experts, Index model_dim, double minimum_std = 1e-2)
+      : clean_(num_experts, model_dim), noise_(num_experts, model_dim), minimum_std_(minimum_std) {
+    if (!(minimum_std > 0)) fail("moe::NoisyRouter: minimum_std = ", minimum_std, ", expected > 0");
+  }
+  static BasicNoisyRouter random(Index num_experts, Index model_dim, std::uint64_t seed, double minimum_std = 1e-2) {
+    BasicNoisyRouter router(num_experts, model_dim, minimum_std);
+    router.clean_ = BasicLinearRouter<Codec>::random(num_experts, model_dim, seed);
+    return router;
+  }
+
+  Index num_experts() const { return clean_.num_experts(); }
+  Index model_dim() const { return clean_.model_dim(); }
+  BasicLinearRouter<Codec>& clean() { return clean_; }
+  const BasicLinearRouter<Codec>& clean() const { return clean_; }
+  BasicLinearRouter<Codec>& noise() { return noise_; }
+  const BasicLinearRouter<Codec>& noise() const { return noise_; }
+
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, Matrix<Scalar>& out) const {
+    if (!step.training()) return clean_.logits(tokens, step, out);
+    Tape tape;
+    logits(tokens, step, out, tape);
+  }
+
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, Matrix<Scalar>& out, Tape& tape) const {
+    clean_.logits(tokens, step, tape.clean);
+    out = tape.clean;
+    tape.dclean.resize(0, 0);
+    tape.dnoise_std.resize(0, 0);
+    tape.noise_std.resize(0, 0);
+    if (!step.training()) return;
+    noise_.logits(tokens, step, tape.spread);
+    tape.noise_std.resize(tokens.rows(), num_experts());
+    for_each_draw(tokens.rows(), step, [&](Index t, Index e, Scalar draw) {
+      tape.noise_std(t, e) = Softplus::value(tape.spread(t, e)) + static_cast<Scalar>(minimum_std_);
+      out(t, e) = simd::fma(draw, tape.noise_std(t, e), tape.clean(t, e));
+    });
+  }
+
+  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+                BasicNoisyRouter& gradient, MatrixRef<Scalar> dtokens) const {
+    constexpr const char* kFunction = "moe::NoisyRouter::backward";
+    Matrix<Scalar>& dspread = tape.dspread;
+    dspread = dlogits;
+    if (tape.dclean.size() != 0) {
+      detail::require_shape(kFunction, "tape.dclean", tape.dclean, tokens.rows(), num_experts());
+      dspread += tape.dclean;
+    }
+    clean_.backward(tokens, step, tape.linear, dspread, gradient.clean_, dtokens);
+    if (tape.noise_std.size() == 0) return;
+    const bool load_loss = tape.dnoise_std.size() != 0;
+    if (load_loss) detail::require_shape(kFunction, "tape.dnoise_std", tape.dnoise_std, tokens.rows(), num_experts());
+    for_each_draw(tokens.rows(), step, [&](Index t, Index e, Scalar draw) {
+      const Scalar dstd = simd::fma(draw, dlogits(t, e), load_loss ? tape.dnoise_std(t, e) : Scalar{0});
+      dspread(t, e) = dstd * Softplus::derivative(tape.spread(t, e));
+    });
+    noise_.backward(tokens, step, tape.linear, dspread, gradient.noise_, dtokens);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    visit_part(f, "clean", self.clean_...);
+    visit_part(f, "noise", self.noise_...);
+  }
+
+ private:
+  template <class Body>
+  void for_each_draw(Index num_tokens, const Step& step, const Body& body) const {
+    const RandomField random = step.random(Purpose::Noise);
+    parallel_ranges(num_tokens, 16, [&](Index begin, Index end, Index) {
+      for (Index t = begin; t < end; ++t)
+        for (Index e = 0; e < num_experts(); ++e) body(t, e, static_cast<Scalar>(random.normal(step.id(t), e)));
+    });
+  }
+
+  BasicLinearRouter<Codec> clean_, noise_;
+  double minimum_std_;
+};
+
+using NoisyRouter = BasicNoisyRouter<F32>;
+
+}  // namespace moe::inline MOE_ABI
