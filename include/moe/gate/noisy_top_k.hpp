@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include "moe/gate/concept.hpp"
+#include "moe/gate/top_k.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Noise on logits. With Gumbel noise of scale 1 the choice of k experts is a draw of k without replacement from the
+/// softmax of the logits.
+enum class LogitNoise { Gaussian, Gumbel };
+
+namespace detail {
+
+/// One token of a noisy top-K gate: that of a top-K gate on other logits.
+template <class S, class Gate>
+class NoisyTopKRows {
+ public:
+  NoisyTopKRows(const Gate& gate, const Step& step, Index num_experts)
+      : gate_(gate),
+        step_(step),
+        num_experts_(num_experts),
+        rows_(gate.top_k, num_experts),
+        random_(step.random(gate.noise == LogitNoise::Gumbel ? Purpose::Gumbel : Purpose::Noise)) {}
+
+  bool select(Index t, const S* row, std::span<Index> chosen, S* scratch) const {
+    return rows_.select(t, noisy(t, row, scratch), chosen, scratch + num_experts_);
+  }
+  void probabilities(Index t, const S* row, S* p, S* scratch) const {
+    rows_.probabilities(t, weighed(t, row, scratch), p, scratch + num_experts_);
+  }
+  void weigh(Index t, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
+    rows_.weigh(t, weighed(t, row, scratch), experts, weights, scratch + num_experts_);
+  }
+  void backward(Index t, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
+    rows_.backward(t, weighed(t, row, scratch), choices, d, scratch + num_experts_);
+  }
+
+ private:
+  const S* noisy(Index t, const S* row, S* out) const {
+    if (!step_.training() || gate_.scale == 0) return row;
+    const std::int64_t id = step_.id(t);
+    for (Index e = 0; e < num_experts_; ++e) {
+      const double noise = gate_.noise == LogitNoise::Gumbel ? random_.gumbel(id, e) : random_.normal(id, e);
+      out[e] = row[e] + static_cast<S>(gate_.scale * noise);
+    }
+    return out;
+  }
+  /// The logits that the weights come from.
+  const S* weighed(Index t, const S* row, S* out) const {
+    return gate_.weights == WeightSource::Selection ? noisy(t, row, out) : row;
+  }
+
+  const Gate& gate_;
+  const Step& step_;
+  Index num_experts_;
+  TopKRows<S, TopKGate> rows_;
+  RandomField random_;
+};
+
+}  // namespace detail
+
+/// TopKGate that explores: in training it selects on logits + scale * noise, drawn per token and expert. The weights are
+/// taken from the noisy logits (Shazeer et al., arXiv:1701.06538) or from the clean ones (DeepSpeed's "RSample").
+/// Noise whose size is learnt is the router's business (Shazeer's H(x)); a fixed one of 1 / num_experts is V-MoE's
+/// (arXiv:2106.05974). At inference it is the plain TopKGate, bit for bit. The noise is a function of the step and of the
+/// token's id, hence kPerToken. Gradients pass the noise unchanged; `probabilities` are those that the weights come
+/// from. Threads, cost and errors as for TopKGate.
+struct NoisyTopKGate {
+  TopKGate top_k = {};
+  LogitNoise noise = LogitNoise::Gaussian;
+  double scale = 1;  ///< standard deviation of Gaussian noise, factor of Gumbel noise; >= 0
+  WeightSource weights = WeightSource::Selection;
+
+  static constexpr bool kPerToken = true;
+
+  /// Experts sampled without replacement from softmax(logits), weighed by the clean logits: Gumbel-top-K.
+  /// Kool, van Hoof & Welling, "Stochastic beams and where to find them" (arXiv:1903.06059).
+  static NoisyTopKGate gumbel(TopKGate top_k = {}) {
+    return {.top_k = std::move(top_k), .noise = LogitNoise::Gumbel, .weights = WeightSource::Clean};
+  }
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(Index num_experts) const {
+    top_k.validate(num_experts);
+    if (!(scale >= 0 && scale <= std::numeric_limits<float>::max()))
+      fail("moe::NoisyTopKGate: scale is ", scale, ", expected >= 0 and finite in float");
+  }
+
+  template <class S>
+  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    detail::route_top_k<S>("moe::NoisyTopKGate::route", rows<S>(logits, step), top_k.k, logits, step, routing);
+  }
+
+  template <class S>
+  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
+    detail::probabilities_of_rows<S>("moe::NoisyTopKGate::probabilities", rows<S>(logits, step), logits, step, p);
+  }
+
+  template <class S>
+  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    detail::replay_rows<S>("moe::NoisyTopKGate::replay", rows<S>(logits, step), logits, step, routing);
+  }
+
+  template <class S>
+  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
+                Matrix<S>& dlogits, NoisyTopKGate& gradient) const {
+    constexpr const char* kName = "moe::NoisyTopKGate::backward";
+    detail::backward_rows<S>(kName, rows<S>(logits, step), logits, step, routing, dweight, dprobability, dlogits);
+    if (top_k.weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.top_k.weight_bias);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit(f, self.top_k...);
+  }
+
+ private:
+  template <class S>
+  detail::NoisyTopKRows<S, NoisyTopKGate> rows(const Logits<S>& logits, const Step& step) const {
+    validate(logits.cols());
+    return {*this, step, logits.cols()};
+  }
+};
+
+static_assert(DifferentiableGate<NoisyTopKGate, float> && DifferentiableGate<NoisyTopKGate, double>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <numeric>
+#include <span>
+
+#include "moe/gate/concept.hpp"
+#include "moe/gate/weights.hpp"
+#include "moe/numeric/softmax.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// One token of a softmax gate.
+struct SoftmaxRows {
+  Index num_experts;
+
+  template <class S>
+  void probabilities(Index, const S* row, S* p, S*) const {
+    softmax(row, num_experts, p);
+  }
+  template <class S>
+  void weigh(Index, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
+    softmax(row, num_experts, scratch);
+    detail::weigh<S>(scratch, experts, {}, weights);
+  }
+  template <class S>
+  void backward(Index, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
+    softmax(row, num_experts, scratch);
+    weigh_backward<S>(scratch, choices, {}, d);
+    softmax_backward(scratch, d, num_experts, d);
+  }
+};
+
+}  // namespace detail
+
+/// Dense gate: every token goes to every expert with weight softmax(logits), experts in ascending order. An expert
+/// whose logit is -infinity keeps its place with weight 0; at least one logit of a token must be finite.
+///   dL/dlogits_i = p_i (a_i - sum_j a_j p_j),   a = dL/dweight + dL/dprobability
+/// Immutable, share freely. Every call is O(num_tokens * num_experts) and allocates nothing when warm. All members
+/// throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
+/// Jordan & Jacobs, "Hierarchical mixtures of experts and the EM algorithm", Neural Computation 1994.
+struct SoftmaxGate {
+  static constexpr bool kPerToken = true;
+
+  /// Throws std::invalid_argument unless there is an expert.
+  void validate(Index num_experts) const {
+    if (num_experts < 1) fail("moe::SoftmaxGate: num_experts is ", num_experts, ", expected at least 1");
+  }
+
+  template <class S>
+  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    constexpr const char* kName = "moe::SoftmaxGate::route";
+    const Index num_experts = logits.cols();
+    validate(num_experts);
+    step.validate(kName, logits.rows());
+    routing.resize_ragged(logits.rows(), [&](Index t) { return step.is_valid(t) ? num_experts : 0; });
+    detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* row, S*) {
+      const std::span<Index> experts = routing.experts(t);
+      std::iota(experts.begin(), experts.end(), Index{0});
+      softmax(row, num_experts, routing.weights(t).data());
+      return count_finite(row, num_experts) > 0;
+    });
+  }
+
+  template <class S>
+  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
+    const detail::SoftmaxRows rows{logits.cols()};
+    detail::probabilities_of_rows<S>("moe::SoftmaxGate::probabilities", rows, logits, step, p);
+  }
+
+  template <class S>
+  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    const detail::SoftmaxRows rows{logits.cols()};
+    detail::replay_rows<S>("moe::SoftmaxGate::replay", rows, logits, step, routing);
+  }
+
+  template <class S>
+  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
+                Matrix<S>& dlogits, SoftmaxGate& /*gradient*/) const {
+    const detail::SoftmaxRows rows{logits.cols()};
+    detail::backward_rows<S>("moe::SoftmaxGate::backward", rows, logits, step, routing, dweight, dprobability, dlogits);
+  }
+};
+
+static_assert(DifferentiableGate<SoftmaxGate, float> && DifferentiableGate<SoftmaxGate, double>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <span>
+
+#include "moe/gate/concept.hpp"
+#include "moe/gate/top_k_rows.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Limits a token to the experts of a few groups. Group g holds the num_experts / count experts from
+/// g * num_experts / count on; its rank is the sum of its `best` largest selection scores (DeepSeek-V2: 1, V3: 2).
+struct ExpertGroups {
+  Index count = 1;  ///< divides num_experts; 1 = no limit
+  Index kept = 1;   ///< groups a token may use
+  Index best = 1;
+};
+
+/// Sends every token to its k best experts, in descending order of score; ties go to the lower expert.
+///   score_i  = softmax(logits)_i or sigmoid(logits_i)
+///   select     the k largest score_i + selection_bias_i, among the experts of the best groups
+///   weight_i = scale * score_i / (norm of the chosen scores + epsilon), scores taken from logits + weight_bias
+/// The default is Mixtral: the weights of a token are the softmax of its k chosen logits and sum to 1. What others ask
+/// for: Switch {.k = 1, .normalise = None}; DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
+/// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = None}.
+/// Gradients, selection frozen:
+///   Softmax and Sum    weights are a softmax over the chosen: logits of the others get exactly zero, and with k = 1
+///                      so does the chosen one, as its weight is 1 whatever the logits: the router cannot learn.
+///   Softmax and None   dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
+///   Sigmoid            only the chosen logits get gradient; with Sum and k = 1 it is zero up to epsilon.
+/// A logit of -infinity masks an expert; each token needs k that are not masked, in the groups it may use.
+/// Immutable, share freely. route is O(num_experts) per token and allocates nothing when warm (up to 1024 experts). All
+/// members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
+/// Shazeer et al. (arXiv:1701.06538); Fedus et al., "Switch Transformers" (arXiv:2101.03961); selection bias: Wang et
+/// al. (arXiv:2408.15664); groups: DeepSeek-V2 (arXiv:2405.04434); weight bias: Nguyen et al. (arXiv:2309.13850).
+struct TopKGate {
+  Index k = 2;  ///< in [1, num_experts]
+  Score score = Score::Softmax;
+  Normalise normalise = Normalise::Sum;
+  double epsilon = 0;                      ///< added to the norm; >= 0
+  double scale = 1;
+  Eigen::RowVectorXd selection_bias = {};  ///< [num_experts] or empty; no gradient: set by a balance controller
+  Eigen::RowVectorXd weight_bias = {};     ///< [num_experts] or empty; learnable, never seen by the selection
+  ExpertGroups groups = {};
+
+  static constexpr bool kPerToken = true;
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(Index num_experts) const;
+
+  template <class S>
+  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    detail::route_top_k<S>("moe::TopKGate::route", rows<S>(logits), k, logits, step, routing);
+  }
+
+  template <class S>
+  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
+    detail::probabilities_of_rows<S>("moe::TopKGate::probabilities", rows<S>(logits), logits, step, p);
+  }
+
+  template <class S>
+  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    detail::replay_rows<S>("moe::TopKGate::replay", rows<S>(logits), logits, step, routing);
+  }
+
+  template <class S>
+  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
+                Matrix<S>& dlogits, TopKGate& gradient) const {
+    constexpr const char* kName = "moe::TopKGate::backward";
+    detail::backward_rows<S>(kName, rows<S>(logits), logits, step, routing, dweight, dprobability, dlogits);
+    if (weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.weight_bias);
+  }
+
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    if (first.selection_bias.size() != 0) f("selection_bias", first.selection_bias, rest.selection_bias...);
+    if (first.weight_bias.size() != 0) f("weight_bias", first.weight_bias, rest.weight_bias...);
+  }
+
+ private:
+  template <class S>
+  detail::TopKRows<S, TopKGate> rows(const Logits<S>& logits) const {
+    return {*this, logits.cols()};
+  }
+};
+
+inline void TopKGate::validate(Index num_experts) const {
+  if (k < 1 || k > num_experts) fail("moe::TopKGate: k is ", k, ", expected 1 <= k <= num_experts = ", num_experts);
+  if (!(epsilon >= 0 && std::isfinite(epsilon))) fail("moe::TopKGate: epsilon is ", epsilon, ", expected >= 0");
+  if (!std::isfinite(scale)) fail("moe::TopKGate: scale is ", scale, ", expected a finite number");
+  detail::validate_bias("moe::TopKGate: selection_bias", selection_bias, num_experts);
+  detail::validate_bias("moe::TopKGate: weight_bias", weight_bias, num_experts);
+  if (groups.count < 1 || num_experts % groups.count != 0)
+    fail("moe::TopKGate: groups.count is ", groups.count, ", expected a divisor of num_experts = ", num_experts);
+  const Index group_size = num_experts / groups.count;
+  if (groups.kept < 1 || groups.kept > groups.count)
+    fail("moe::TopKGate: groups.kept is ", groups.kept, ", expected 1 <= kept <= count = ", groups.count);
+  if (groups.best < 1 || groups.best > group_size)
+    fail("moe::TopKGate: groups.best is ", groups.best, ", expected 1 <= best <= experts of a group = ", group_size);
+  if (k > groups.kept * group_size)
+    fail("moe::TopKGate: k is ", k, ", expected at most the experts of the kept groups = ", groups.kept * group_size);
+}
+
+static_assert(DifferentiableGate<TopKGate, float> && DifferentiableGate<TopKGate, double>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <limits>
+#include <span>
+
+#include "moe/gate/weights.hpp"
+#include "moe/numeric/activation.hpp"
+#include "moe/numeric/softmax.hpp"
+#include "moe/numeric/top_k.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// How a logit becomes a score: experts compete in the softmax, and do not in the sigmoid.
+enum class Score { Softmax, Sigmoid };
+
+namespace detail {
+
+/// One token of a top-K gate.
+template <class S, class Gate>
+class TopKRows {
+ public:
+  TopKRows(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) {
+    gate.validate(num_experts);
+  }
+
+  /// False if fewer than k experts can be chosen.
+  bool select(Index, const S* row, std::span<Index> chosen, S* scratch) const {
+    const bool biased = gate_.selection_bias.size() != 0, grouped = gate_.groups.count > 1;
+    const S* rank = row;  // scores grow with logits: without a bias or a sum of scores the logits decide
+    if (biased || grouped) {
+      if (biased || gate_.groups.best > 1)
+        scores(row, scratch);
+      else
+        std::copy_n(row, num_experts_, scratch);
+      for (Index e = 0; biased && e < num_experts_; ++e) scratch[e] += static_cast<S>(gate_.selection_bias(e));
+      for (Index e = 0; e < num_experts_; ++e)
+        if (row[e] == kMasked) scratch[e] = kMasked;
+      if (grouped) keep_best_groups(scratch, scratch + num_experts_);
+      rank = scratch;
+    }
+    top_k(rank, num_experts_, chosen);
+    return rank[chosen.back()] > kMasked;
+  }
+
+  void probabilities(Index, const S* row, S* p, S* scratch) const { scores(with_bias(row, scratch), p); }
+
+  void weigh(Index, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
+    const S* z = with_bias(row, scratch);
+    if (!is_softmax_of_chosen()) {
+      scores(z, scratch);
+      detail::weigh<S>(scratch, experts, rule(), weights);
+      return;
+    }
+    softmax_of_chosen(z, experts, weights.data());
+    for (S& weight : weights) weight *= static_cast<S>(gate_.scale);
+  }
+
+  void backward(Index, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
+    const S* z = with_bias(row, scratch);
+    S* weight = scratch + num_experts_;
+    const bool direct = is_softmax_of_chosen();
+    if (direct) softmax_of_chosen(z, choices.experts, weight);
+    scores(z, scratch);
+    if (!direct) weigh_backward<S>(scratch, choices, rule(), d);
+    scores_backward(scratch, d);
+    if (direct) softmax_of_chosen_backward(weight, choices, d);
+  }
+
+ private:
+  static constexpr S kMasked = -std::numeric_limits<S>::infinity();
+
+  WeightRule rule() const { return {gate_.normalise, gate_.epsilon, gate_.scale}; }
+
+  /// A softmax divided by the sum over the chosen is the softmax of the chosen logits: cheaper, and exact where all
+  /// chosen probabilities underflow (a bias or a group limit may choose such experts).
+  bool is_softmax_of_chosen() const {
+    return gate_.score == Score::Softmax && gate_.normalise == Normalise::Sum && gate_.epsilon == 0;
+  }
+  static void softmax_of_chosen(const S* z, std::span<const Index> experts, S* weight) {
+    for (std::size_t s = 0; s < experts.size(); ++s) weight[s] = z[experts[s]];
+    softmax(weight, static_cast<Index>(experts.size()), weight);
+  }
+  void softmax_of_chosen_backward(const S* weight, const Choices<S>& choices, S* d) const {
+    S mean = 0;
+    for (std::size_t s = 0; s < choices.size(); ++s) mean = simd::fma(choices.dweight(s), weight[s], mean);
+    for (std::size_t s = 0; s < choices.size(); ++s)
+      d[choices.expert(s)] += static_cast<S>(gate_.scale) * weight[s] * (choices.dweight(s) - mean);
+  }
+
+  const S* with_bias(const S* row, S* scratch) const {
+    if (gate_.weight_bias.size() == 0) return row;
+    for (Index e = 0; e < num_experts_; ++e) scratch[e] = row[e] + static_cast<S>(gate_.weight_bias(e));
+    return scratch;
+  }
+
+  void scores(const S* z, S* out) const {
+    if (gate_.score == Score::Softmax) return softmax(z, num_experts_, out);
+    simd::transform(num_experts_, z, out, [](const simd::Batch<S>& x) { return Sigmoid::value(x); });
+  }
+  void scores_backward(const S* score, S* d) const {
+    if (gate_.score == Score::Softmax) return softmax_backward(score, d, num_experts_, d);
+    for (Index e = 0; e < num_experts_; ++e) d[e] *= score[e] * (1 - score[e]);
+  }
+
+  /// Masks the experts of all but the `kept` best groups; ties go to the lower group. Masked experts add nothing to the
+  /// sum of a group. `scratch`: [count + best] scalars.
+  void keep_best_groups(S* rank, S* scratch) const {
+    const auto [count, kept, best] = gate_.groups;
+    const Index size = num_experts_ / count;
+    S *sum = scratch, *top = scratch + count;
+    for (Index g = 0; g < count; ++g) {
+      std::partial_sort_copy(rank + g * size, rank + (g + 1) * size, top, top + best, std::greater<S>());
+      sum[g] = top[0];
+      for (Index i = 1; i < best && top[i] > kMasked; ++i) sum[g] += top[i];
+    }
+    for (Index g = 0; g < count; ++g) {
+      Index better = 0;
+      for (Index other = 0; other < count; ++other) better += sum[other] > sum[g] || (sum[other] == sum[g] && other < g);
+      if (better >= kept) std::fill_n(rank + g * size, size, kMasked);
+    }
+  }
+
+  const Gate& gate_;
+  Index num_experts_;
+};
+
+/// Every valid token gets k experts.
+template <class S, class Rows>
+void route_top_k(const char* function, const Rows& rows, Index k, const ConstMatrixRef<S>& logits, const Step& step,
+                 Routing<S>& routing) {
+  step.validate(function, logits.rows());
+  routing.resize_ragged(logits.rows(), [&](Index t) { return step.is_valid(t) ? k : 0; });
+  for_each_row<S>(function, logits, step, k, [&](Index t, const S* row, S* scratch) {
+    if (!rows.select(t, row, routing.experts(t), scratch)) return false;
+    rows.weigh(t, row, routing.experts(t), routing.weights(t), scratch);
+    return true;
+  });
+}
+
+}  // namespace detail
+
+}  // namespace moe::inline MOE_ABI

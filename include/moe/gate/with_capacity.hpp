@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <type_traits>
+#include <vector>
+
+#include "moe/core/simd.hpp"
+#include "moe/gate/concept.hpp"
+#include "moe/routing/capacity.hpp"
+
+namespace moe::inline MOE_ABI {
+
+template <class G>
+struct WithCapacity;
+
+namespace detail {
+template <class G>
+inline constexpr bool kHasCapacity = false;
+template <class G>
+inline constexpr bool kHasCapacity<WithCapacity<G>> = true;
+}  // namespace detail
+
+/// Any gate with a limit on how many choices an expert takes: route() is the gate's, then apply_capacity().
+///   moe::WithCapacity<moe::TopKGate> gate{.gate = {.k = 1}, .capacity = {.factor = 1.0}};
+/// Trainable if the gate is. Its parameters and their names are the gate's. Immutable, share freely.
+template <class G>
+struct WithCapacity {
+  static_assert(!detail::kHasCapacity<G>,
+                "moe::WithCapacity: one limit is enough; the drops of two cannot be told apart");
+
+  G gate = {};
+  CapacityOptions capacity = {};
+
+  static constexpr bool kPerToken = false;
+
+  void validate(Index num_experts) const {
+    if constexpr (requires { gate.validate(num_experts); }) gate.validate(num_experts);
+    capacity.validate();
+  }
+
+  template <class F, class... Self>
+    requires HasParameters<G>
+  static void visit(F&& f, Self&... self) { moe::visit(f, self.gate...); }
+
+  template <class S>
+    requires HasRoute<G, S>
+  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    gate.route(logits, step, routing);
+    apply_capacity(capacity, logits.cols(), step, routing);
+  }
+
+  template <class S>
+    requires DifferentiableGate<G, S>
+  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
+    gate.probabilities(logits, step, out);
+  }
+
+  /// Weights anew for the same choices with the same drops. Allocates a copy of the routing.
+  template <class S>
+    requires DifferentiableGate<G, S>
+  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    const Routing<S> chosen = before_capacity(logits, step, routing);
+    for (std::size_t a = 0; a < chosen.weights().size(); ++a)
+      routing.weights()[a] = routing.dropped()[a] ? S{0} : chosen.weights()[a];
+    if (capacity.weights == KeptWeights::Renormalised) renormalise_weights(routing);
+  }
+
+  /// The gate's backward for dL/d(weights before the limit): 0 where dropped, whatever `dweight` says there, else that
+  /// of w / sum if renormalised. Replays the gate; allocates a copy of the routing.
+  template <class S>
+    requires DifferentiableGate<G, S>
+  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                WithCapacity& gradient) const {
+    if (dweight.size() != routing.weights().size())
+      fail("moe::WithCapacity::backward: dweight has ", dweight.size(),
+           " entries, expected num_assignments = ", routing.num_assignments());
+    const Routing<S> chosen = before_capacity(logits, step, routing);
+    const std::vector<S> dchosen = chosen_gradient(chosen, routing, dweight);
+    gate.backward(logits, step, chosen, std::span<const S>(dchosen), dprobability, dlogits, gradient.gate);
+  }
+
+ private:
+  /// The gate's own routing: what the limit dropped is back, with the weight that it had.
+  template <class S>
+  Routing<S> before_capacity(const Logits<S>& logits, const Step& step, const Routing<S>& routing) const {
+    Routing<S> chosen = routing;
+    for (std::uint8_t& dropped : chosen.dropped())
+      if (dropped == kDroppedByCapacity) dropped = 0;
+    gate.replay(logits, step, chosen);
+    return chosen;
+  }
+
+  /// dL/dw from dL/dw' over the kept choices: w' = w, or w' = w / s with s = sum w and hence
+  /// dL/dw_i = (dL/dw'_i - sum_j dL/dw'_j w'_j) / s. Zero where s is not positive: no weight reached an expert.
+  template <class S>
+  std::vector<S> chosen_gradient(const Routing<S>& chosen, const Routing<S>& routing,
+                                 std::type_identity_t<std::span<const S>> dweight) const {
+    const auto dropped = routing.dropped();
+    const auto weights = chosen.weights();
+    std::vector<S> result(dweight.size());
+    for (Index t = 0; t < routing.num_tokens(); ++t) {
+      const auto first = static_cast<std::size_t>(routing.begin(t)), last = static_cast<std::size_t>(routing.end(t));
+      S sum = 1, mean = 0;
+      if (capacity.weights == KeptWeights::Renormalised) {
+        sum = 0;
+        for (std::size_t a = first; a < last; ++a) sum += dropped[a] ? S{0} : weights[a];
+        if (!(sum > 0)) continue;
+        for (std::size_t a = first; a < last; ++a)
+          if (!dropped[a]) mean = simd::fma(dweight[a], weights[a] / sum, mean);
+      }
+      for (std::size_t a = first; a < last; ++a) result[a] = dropped[a] ? S{0} : (dweight[a] - mean) / sum;
+    }
+    return result;
+  }
+};
+
+template <class G>
+WithCapacity(G, CapacityOptions) -> WithCapacity<G>;
+
+}  // namespace moe::inline MOE_ABI
