@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "moe/io/dtype.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A tensor of a file: type, shape ({} for a number) and the bytes [begin, end) of the data section that it fills.
+struct TensorInfo {
+  Dtype dtype = Dtype::F32;
+  std::vector<Index> shape = {};
+  std::uint64_t begin = 0, end = 0;
+};
+
+/// Free text that travels with the tensors.
+using Metadata = std::map<std::string, std::string>;
+
+/// What a safetensors file says about itself before its data.
+struct SafetensorsHeader {
+  std::map<std::string, TensorInfo, std::less<>> tensors = {};
+  Metadata metadata = {};
+};
+
+/// Longest header that is read or written, in bytes, as in the reference implementation.
+inline constexpr std::uint64_t kMaxSafetensorsHeader = 100'000'000;
+
+namespace detail {
+
+/// Bytes of a tensor, or nothing where the number does not fit Index.
+inline std::optional<std::uint64_t> tensor_bytes(const TensorInfo& info) {
+  constexpr auto kMax = static_cast<std::uint64_t>(std::numeric_limits<Index>::max());
+  std::uint64_t bytes = dtype_size(info.dtype);
+  for (const Index extent : info.shape) {
+    if (extent != 0 && bytes > kMax / static_cast<std::uint64_t>(extent)) return std::nullopt;
+    bytes *= static_cast<std::uint64_t>(extent);
+  }
+  return bytes;
+}
+
+inline std::string join(const std::vector<Index>& shape, const char* separator) {
+  std::string text;
+  for (const Index extent : shape) {
+    if (!text.empty()) text += separator;
+    text += std::to_string(extent);
+  }
+  return text;
+}
+
+/// Builds a header from the events of a JSON parser. Nothing is kept that has no place in a header, so memory stays
+/// proportional to the text; names that occur twice are seen, which a parsed object would hide.
+class SafetensorsHeaderParser {
+ public:
+  using Json = nlohmann::json;
+
+  SafetensorsHeader header;
+  std::string problem;  ///< why the last event was refused
+
+  bool start_object(std::size_t) {
+    if (place_ == Place::Start) return go(Place::Top);
+    if (place_ != Place::Top) return refuse("an object where none belongs");
+    return go(name_ == "__metadata__" ? Place::Metadata : Place::Tensor);
+  }
+  bool key(std::string& text) {
+    if (place_ == Place::Top) return open_entry(text);
+    key_ = text;
+    if (place_ == Place::Metadata)
+      return header.metadata.emplace(key_, "").second || refuse("key '" + key_ + "' occurs twice");
+    const auto field = std::find(kFields.begin(), kFields.end(), key_);
+    if (field == kFields.end()) return refuse("unknown field '" + key_ + "'");
+    bool& seen = seen_[static_cast<std::size_t>(field - kFields.begin())];
+    return !std::exchange(seen, true) || refuse("field '" + key_ + "' occurs twice");
+  }
+  bool string(std::string& text) {
+    if (place_ == Place::Metadata) {
+      header.metadata[key_] = text;
+      return true;
+    }
+    if (place_ != Place::Tensor || key_ != "dtype") return refuse("a string where none belongs");
+    const auto dtype = find_dtype(text);
+    if (!dtype) return refuse("dtype '" + text + "' is not supported");
+    tensor_->dtype = *dtype;
+    return true;
+  }
+  bool start_array(std::size_t) {
+    if (place_ != Place::Tensor || key_ == "dtype") return refuse("an array where none belongs");
+    return go(Place::Array);
+  }
+  bool number_unsigned(std::uint64_t value) {
+    if (place_ != Place::Array) return refuse("a number where none belongs");
+    if (key_ == "shape") {
+      if (value > static_cast<std::uint64_t>(std::numeric_limits<Index>::max())) return refuse("extent too large");
+      tensor_->shape.push_back(static_cast<Index>(value));
+      return true;
+    }
+    if (num_offsets_ == 2) return refuse("more than two data_offsets");
+    (num_offsets_++ == 0 ? tensor_->begin : tensor_->end) = value;
+    return true;
+  }
+  bool end_array() { return go(Place::Tensor); }
+  bool end_object() {
+    if (place_ == Place::Top) return go(Place::Start);
+    if (place_ == Place::Tensor && (seen_ != std::array{true, true, true} || num_offsets_ != 2))
+      return refuse("dtype, shape and two data_offsets are needed");
+    return go(Place::Top);
+  }
+
+  bool null() { return refuse("null where none belongs"); }
+  bool boolean(bool) { return refuse("a boolean where none belongs"); }
+  bool number_integer(std::int64_t) { return refuse("a negative number"); }
+  bool number_float(double, const std::string& text) {
+    return refuse("number " + text + " is not an integer in range");
+  }
+  bool binary(Json::binary_t&) { return refuse("binary data"); }
+  bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
+    name_.clear();
+    return refuse(std::string("not JSON: ") + error.what());
+  }
+
+ private:
+  enum class Place { Start, Top, Metadata, Tensor, Array };
+  static constexpr std::array<std::string_view, 3> kFields{"dtype", "shape", "data_offsets"};
+
+  bool go(Place place) {
+    place_ = place;
+    return true;
+  }
+  bool refuse(const std::string& reason) {
+    problem = (name_.empty() ? "header: " : "tensor '" + name_ + "': ") + reason;
+    return false;
+  }
+  bool open_entry(const std::string& name) {
+    name_ = name;
+    seen_ = {};
+    num_offsets_ = 0;
+    if (name == "__metadata__") return !std::exchange(has_metadata_, true) || refuse("occurs twice");
+    const auto [entry, is_new] = header.tensors.try_emplace(name);
+    tensor_ = &entry->second;
+    return is_new || refuse("occurs twice");
+  }
+
+  Place place_ = Place::Start;
+  std::string name_, key_;
+  TensorInfo* tensor_ = nullptr;
+  std::array<bool, 3> seen_{};
+  int num_offsets_ = 0;
+  bool has_metadata_ = false;
+};
+
+/// Throws unless every tensor has the bytes of its shape, and together they fill the data section without hole or
+/// overlap.
+inline void check_layout(const std::string& file, const SafetensorsHeader& header, std::uint64_t data_size) {
+  std::vector<std::pair<const std::string*, const TensorInfo*>> order;
+  for (const auto& [name, info] : header.tensors) {
+    const auto bytes = tensor_bytes(info);
+    if (!bytes) fail_environment(file, ": tensor '", name, "': its shape needs more bytes than can be addressed");
+    if (info.begin > info.end || info.end - info.begin != *bytes)
+      fail_environment(file, ": tensor '", name, "': data_offsets [", info.begin, ", ", info.end, "] do not span the ",
+                       *bytes, " bytes of its shape");
+    order.emplace_back(&name, &info);
+  }
+  std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.second->begin, a.second->end) < std::pair(b.second->begin, b.second->end);
+  });
+  std::uint64_t filled = 0;
+  for (const auto& [name, info] : order) {
+    if (info->begin != filled)
+      fail_environment(file, ": tensor '", *name, "': data starts at byte ", info->begin, ", expected ", filled);
+    filled = info->end;
+  }
+  if (filled != data_size)
+    fail_environment(file, ": the data section has ", data_size, " bytes, expected ", filled, " as the tensors say");
+}
+
+}  // namespace detail
+
+/// Reads and checks the JSON text of a header whose file has `data_size` bytes behind it. After it, every tensor lies
+/// inside the data section, has the bytes that its shape needs, and shares none with another.
+/// Throws std::runtime_error that names the file and, where there is one, the tensor.
+inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::string_view text,
+                                                  std::uint64_t data_size) {
+  const auto refuse = [&](const std::string& reason) { fail_environment(file, ": ", reason); };
+  if (text.empty() || text.front() != '{') refuse("header: expected '{' as the first byte");
+  if (text.find('\0') != text.npos) refuse("header: holds a zero byte");  // the parser would take it for the end
+  detail::SafetensorsHeaderParser parser;
+  if (!nlohmann::json::sax_parse(text, &parser)) refuse(parser.problem);
+  detail::check_layout(file, parser.header, data_size);
+  return std::move(parser.header);
+}
+
+/// Gives every tensor its place in the data section: wide types first, so that each lies aligned, then by name.
+/// Throws std::invalid_argument for a negative extent or a shape too large to address.
+inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
+  std::vector<std::pair<std::size_t, TensorInfo*>> order;
+  for (auto& [name, info] : header.tensors) {
+    const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
+    if (is_negative || !detail::tensor_bytes(info)) fail("moe::assign_offsets: tensor '", name, "' has no valid size");
+    order.emplace_back(dtype_size(info.dtype), &info);
+  }
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::uint64_t filled = 0;
+  for (const auto& [size, info] : order) {
+    info->begin = filled;
+    filled = info->end = filled + *detail::tensor_bytes(*info);
+  }
+  return filled;
+}
+
+/// The JSON text of a header, padded with spaces so that the data behind it and the length before it starts at a
+/// multiple of 8 bytes. The same header gives the same text. Throws std::invalid_argument for text that is not UTF-8.
+inline std::string format_safetensors_header(const SafetensorsHeader& header) {
+  const auto quoted = [](const std::string& text) {
+    try {
+      return nlohmann::json(text).dump();
+    } catch (const nlohmann::json::exception&) {
+      fail("moe::format_safetensors_header: '", text, "' is not UTF-8");
+    }
+  };
+  std::string text = "{", separator;
+  if (!header.metadata.empty()) {
+    text += "\"__metadata__\":{";
+    for (const auto& [key, value] : header.metadata) {
+      text += std::exchange(separator, ",") + quoted(key) + ":" + quoted(value);
+    }
+    text += "}";
+  }
+  for (const auto& [name, info] : header.tensors) {
+    text += std::exchange(separator, ",") + quoted(name) + ":{\"dtype\":\"" + std::string(dtype_name(info.dtype)) +
+            "\",\"shape\":[" + detail::join(info.shape, ",") + "],\"data_offsets\":[" + std::to_string(info.begin) +
+            "," + std::to_string(info.end) + "]}";
+  }
+  text += "}";
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  return text;
+}
+
+}  // namespace moe::inline MOE_ABI
