@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The table of contents: everything but moe/io (needs nlohmann-json) and moe/mpi (needs MPI). Start with
+// layer/moe_layer.hpp, whose forward() is the whole method in five lines. To plug in a part of your own, read the
+// concept.hpp of its folder. Every header also stands alone.
+
+// The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
+#include "moe/layer/branches.hpp"
+#include "moe/layer/layer_expert.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/layer/workspace.hpp"
+
+// Routers: tokens -> logits.
+#include "moe/router/concept.hpp"
+#include "moe/router/linear.hpp"
+#include "moe/router/noisy.hpp"
+
+// Gates: logits -> who goes where, with which weight.
+#include "moe/gate/activation.hpp"
+#include "moe/gate/concept.hpp"
+#include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/softmax.hpp"
+#include "moe/gate/stochastic.hpp"
+#include "moe/gate/top_k.hpp"
+#include "moe/gate/with_capacity.hpp"
+
+// Experts: rows -> rows, alone and in pools.
+#include "moe/expert/concept.hpp"
+#include "moe/expert/glu.hpp"
+#include "moe/expert/linear.hpp"
+#include "moe/expert/mlp.hpp"
+#include "moe/expert/one_of.hpp"
+#include "moe/expert/pool.hpp"
+#include "moe/expert/scaled_identity.hpp"
+
+// Routing: the data between the parts, what limits it, how even it is.
+#include "moe/routing/capacity.hpp"
+#include "moe/routing/entropy.hpp"
+#include "moe/routing/gradient.hpp"
+#include "moe/routing/importance.hpp"
+#include "moe/routing/load.hpp"
+#include "moe/routing/load_balancing.hpp"
+#include "moe/routing/plan.hpp"
+#include "moe/routing/routing.hpp"
+#include "moe/routing/statistics.hpp"
+#include "moe/routing/step.hpp"
+#include "moe/routing/z_loss.hpp"
+
+// Training: losses, clipping, optimisers, schedules.
+#include "moe/train/adam_w.hpp"
+#include "moe/train/clip.hpp"
+#include "moe/train/consistency.hpp"
+#include "moe/train/cross_entropy.hpp"
+#include "moe/train/schedule.hpp"
+#include "moe/train/sgd.hpp"
+
+// For parts of your own: kernels, numerics, threads, random numbers.
+#include "moe/core/parallel.hpp"
+#include "moe/core/random.hpp"
+#include "moe/core/scratch.hpp"
+#include "moe/core/visit.hpp"
+#include "moe/kernel/combine.hpp"
+#include "moe/kernel/dispatch.hpp"
+#include "moe/kernel/grouped_gemm.hpp"
+#include "moe/kernel/panel_matrix.hpp"
+#include "moe/numeric/activation.hpp"
+#include "moe/numeric/elementary.hpp"
+#include "moe/numeric/log_sum_exp.hpp"
+#include "moe/numeric/schedule.hpp"
+#include "moe/numeric/softmax.hpp"
+#include "moe/numeric/top_k.hpp"
+#include "moe/version.hpp"
