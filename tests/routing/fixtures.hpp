@@ -46,6 +46,23 @@ moe::Matrix<S> probabilities_of(const moe::Matrix<S>& logits) {
   return p;
 }
 
+// Plain loops: g++ 12 takes Eigen's AVX-512 reductions for reads of uninitialised registers.
+template <class M>
+double largest(const M& matrix) {
+  double result = 0;
+  for (moe::Index t = 0; t < matrix.rows(); ++t)
+    for (moe::Index e = 0; e < matrix.cols(); ++e)
+      result = std::max(result, std::abs(static_cast<double>(matrix(t, e))));
+  return result;
+}
+template <class M>
+double total(const M& matrix) {
+  double result = 0;
+  for (moe::Index t = 0; t < matrix.rows(); ++t)
+    for (moe::Index e = 0; e < matrix.cols(); ++e) result += static_cast<double>(matrix(t, e));
+  return result;
+}
+
 /// The k largest of each row with these values as weights: softmax-then-top-k, raw.
 template <class S>
 moe::Routing<S> top_k_routing(const moe::Matrix<S>& probability, moe::Index k) {

@@ -67,13 +67,12 @@ TEST_CASE("load_balancing_loss: First counts first choices only", "[loss]") {
 }
 
 TEST_CASE("load_balancing_loss: dropped choices count unless told otherwise", "[loss]") {
-  const auto p = test::matrix<double>({{.5, .5}, {.5, .5}, {.25, .75}, {.75, .25}});
+  const auto p = test::matrix<double>({{.75, .25}, {.75, .25}, {.75, .25}, {.75, .25}});
   auto routing = test::routing_of({{0}, {0}, {0}, {1}});
-  const double before = value(p, routing);
   routing.drop(1, moe::kDroppedByCapacity);
   routing.drop(2, moe::kDroppedByCapacity);
-  REQUIRE(value(p, routing) == before);
-  // Served: one each, so f = (1/2, 1/2) and the loss is 2 * (P_0 + P_1) / 2 = 1.
+  // Chosen: f = (3/4, 1/4). Served: one each, f = (1/2, 1/2). P = (3/4, 1/4); all numbers are exact.
+  REQUIRE(value(p, routing) == 2 * (.75 * .75 + .25 * .25));
   REQUIRE(value(p, routing, kServedChoices) == 1);
 }
 

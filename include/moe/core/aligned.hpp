@@ -108,6 +108,10 @@ class RowBuffer {
     return Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>>(row(0), rows_, cols_, Eigen::OuterStride<>(stride_));
   }
 
+  /// The same where a matrix is asked for.
+  operator MatrixRef<S>() { return matrix(); }
+  operator ConstMatrixRef<S>() const { return matrix(); }
+
   /// Width of a row of `cols` scalars in whole cache lines.
   static Index padded(Index cols) {
     constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(S));

@@ -140,7 +140,9 @@ void parallel_for(Index num_tasks, Body&& body) {
     executor->run(TaskRef(work));
   } else {
 #ifdef _OPENMP
-#pragma omp parallel num_threads(static_cast<int>(workers))
+// Always the whole team, though it may be larger than num_tasks: libgomp ends the threads that a smaller team leaves
+// over, and then allocates and starts them anew.
+#pragma omp parallel
     work(omp_get_thread_num());
 #endif
   }

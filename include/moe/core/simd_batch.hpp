@@ -67,15 +67,33 @@ inline float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__aarch64__)
   return std::fma(a, b, c);
 #else
-  return a * b + c;
+  const float product = a * b;  // a statement of its own: within one, clang fuses when it computes constants
+  return product + c;
 #endif
 }
 inline double fma(double a, double b, double c) {
 #if defined(__FMA__) || defined(__aarch64__)
   return std::fma(a, b, c);
 #else
-  return a * b + c;
+  const double product = a * b;  // a statement of its own: within one, clang fuses when it computes constants
+  return product + c;
 #endif
+}
+
+/// -x. xsimd's unary minus is 0 - x on some instruction sets, which gives 0 another sign than a scalar has.
+template <class S, class A>
+xsimd::batch<S, A> negate(const xsimd::batch<S, A>& x) {
+  return x ^ xsimd::batch<S, A>(S(-0.0));
+}
+template <std::floating_point S>
+S negate(S x) {
+  return -x;
+}
+
+/// c - a * b, rounded as fma.
+template <class V>
+V fnma(const V& a, const V& b, const V& c) {
+  return simd::fma(simd::negate(a), b, c);
 }
 
 /// The larger of two; the second if either is NaN (xsimd's own changed there in version 14).
@@ -146,7 +164,7 @@ bool any(const xsimd::batch_bool<S, A>& mask) {
 /// One bit per lane, lane 0 lowest.
 template <class S, class A>
 std::uint32_t bits(const xsimd::batch_bool<S, A>& mask) {
-  using Register = typename xsimd::batch_bool<S, A>::register_type;
+  using Register [[maybe_unused]] = typename xsimd::batch_bool<S, A>::register_type;
   constexpr std::size_t kLaneCount = xsimd::batch_bool<S, A>::size;
 #if defined(__AVX512F__)
   if constexpr (kLaneCount * sizeof(S) == 64) return static_cast<std::uint32_t>(static_cast<Register>(mask));

@@ -16,6 +16,17 @@ struct Context {
   Scratch& scratch;
 };
 
+namespace detail {
+
+/// The step of one part of a layer (an expert, a branch): the same, with random draws of its own.
+inline Step step_of_part(const Step& step, Index part) {
+  Step own = step;
+  own.layer = static_cast<std::uint32_t>(RandomField(Purpose::Draw, step.layer).bits(part));
+  return own;
+}
+
+}  // namespace detail
+
 /// Maps rows [num_rows, input_dim] to rows [num_rows, output_dim], each row by itself. Immutable in forward; several
 /// threads may call one expert at once. One of your own needs:
 ///   using Scalar = float;

@@ -29,8 +29,7 @@ struct GatheredRunner {
     }
     /// The step of expert e: its own rows, and draws that are independent of the other experts'.
     Step step_of(Index e, const DispatchPlan& plan, const Step& step) const {
-      Step own = step;
-      own.layer = static_cast<std::uint32_t>(RandomField(Purpose::Draw, step.layer).bits(e));
+      Step own = step_of_part(step, e);
       own.valid = {};
       const auto begin = static_cast<std::size_t>(plan.offset(e)), size = static_cast<std::size_t>(plan.rows_of(e));
       own.token_id = std::span(token_id).subspan(begin, size);

@@ -52,8 +52,8 @@ struct ActivationTransform {
 
 }  // namespace detail
 
-/// DenseToSparseGate on z = act(u) + bias, where the logits u are the inner products of a router without a bias: weights
-/// are softmax(z / tau), dense or sparse as `sparse` says.
+/// DenseToSparseGate on z = act(u) + bias, where the logits u are the inner products of a router without a bias:
+/// weights are softmax(z / tau), dense or sparse as `sparse` says.
 /// Passing u through a nonlinearity makes the temperature identifiable: when act is linear or positively homogeneous
 /// (Identity, Relu), (u, bias, tau) -> (c u, c bias, c tau) leaves every weight as it is, the Fisher information of
 /// (router, bias, tau) is singular, and tau cannot be estimated. Sigmoid, Tanh, Gelu, Silu and Softplus have no such
@@ -62,7 +62,8 @@ struct ActivationTransform {
 /// Identity without a bias is DenseToSparseGate, bit for bit.
 ///   dL/dbias_i = sum over tokens of dL/dz_i (Outside) or dL/dz_i act'(u_i + bias_i) (Inside);   dL/du = dL/dz act'
 /// Threads, cost and errors as for DenseToSparseGate; -infinity in u masks an expert whatever act is.
-/// Nguyen, Akbarian & Ho, "Is temperature sample efficient for softmax Gaussian mixture of experts?" (arXiv:2401.13875).
+/// Nguyen, Akbarian & Ho, "Is temperature sample efficient for softmax Gaussian mixture of experts?"
+/// (arXiv:2401.13875).
 template <Activation Act = Sigmoid, Schedule Temperature = ExponentialSchedule>
 struct ActivationGate {
   Eigen::RowVectorXd bias = {};  ///< [num_experts] or empty for none; learnable
@@ -94,8 +95,8 @@ struct ActivationGate {
 
   template <class S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
-                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
-                Matrix<S>& dlogits, ActivationGate& gradient) const {
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                ActivationGate& gradient) const {
     constexpr const char* kName = "moe::ActivationGate::backward";
     auto tempered = rows<S>(logits, step);
     detail::backward_rows<S>(kName, tempered, logits, step, routing, dweight, dprobability, dlogits);  // dL/dz

@@ -10,7 +10,7 @@
 namespace moe::inline MOE_ABI {
 
 /// Starts as a dense mixture and ends with one expert per token, by a falling temperature.
-///   g = softmax((logits + gumbel * q) / tau)                       q ~ Gumbel(0, 1) per token and expert, training only
+///   g = softmax((logits + gumbel * q) / tau)     q ~ Gumbel(0, 1) per token and expert, in training only
 ///   training, update < hard_from    all experts with g_i > threshold, and the best one
 ///   training from hard_from on      the best one; ties go to the lower expert
 ///   inference                       tau = temperature(kFinished), no noise; the best one, or all with g_i > 0
@@ -70,8 +70,8 @@ struct DenseToSparseGate {
 
   template <class S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
-                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
-                Matrix<S>& dlogits, DenseToSparseGate& gradient) const {
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                DenseToSparseGate& gradient) const {
     detail::TemperedRows<S, DenseToSparseGate> rows(*this, step, logits);
     detail::backward_rows<S>("moe::DenseToSparseGate::backward", rows, logits, step, routing, dweight, dprobability,
                              dlogits);

@@ -63,11 +63,11 @@ class NoisyTopKRows {
 
 }  // namespace detail
 
-/// TopKGate that explores: in training it selects on logits + scale * noise, drawn per token and expert. The weights are
-/// taken from the noisy logits (Shazeer et al., arXiv:1701.06538) or from the clean ones (DeepSpeed's "RSample").
+/// TopKGate that explores: in training it selects on logits + scale * noise, drawn per token and expert. The weights
+/// are taken from the noisy logits (Shazeer et al., arXiv:1701.06538) or from the clean ones (DeepSpeed's "RSample").
 /// Noise whose size is learnt is the router's business (Shazeer's H(x)); a fixed one of 1 / num_experts is V-MoE's
-/// (arXiv:2106.05974). At inference it is the plain TopKGate, bit for bit. The noise is a function of the step and of the
-/// token's id, hence kPerToken. Gradients pass the noise unchanged; `probabilities` are those that the weights come
+/// (arXiv:2106.05974). At inference it is the plain TopKGate, bit for bit. The noise is a function of the step and of
+/// the token's id, hence kPerToken. Gradients pass the noise unchanged; `probabilities` are those that the weights come
 /// from. Threads, cost and errors as for TopKGate.
 struct NoisyTopKGate {
   TopKGate top_k = {};
@@ -107,8 +107,8 @@ struct NoisyTopKGate {
 
   template <class S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
-                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
-                Matrix<S>& dlogits, NoisyTopKGate& gradient) const {
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                NoisyTopKGate& gradient) const {
     constexpr const char* kName = "moe::NoisyTopKGate::backward";
     detail::backward_rows<S>(kName, rows<S>(logits, step), logits, step, routing, dweight, dprobability, dlogits);
     if (top_k.weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.top_k.weight_bias);

@@ -87,8 +87,8 @@ class FirstRejected {
   std::atomic<Index> token_{kNone};
 };
 
-/// Calls body(t, row, scratch) for every valid token, in parallel. Tokens with a NaN or +infinity are not passed on; they
-/// and those for which the body returns false end in std::invalid_argument that names the lowest one.
+/// Calls body(t, row, scratch) for every valid token, in parallel. Tokens with a NaN or +infinity are not passed on;
+/// they and those for which the body returns false end in std::invalid_argument that names the lowest one.
 template <class S, class Body>
 void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const Step& step, Index needed, Body&& body) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
@@ -106,7 +106,8 @@ void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const S
   parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
     RowScratch<S> scratch(num_experts);
     for (Index t = begin; t < end; ++t)
-      if (step.is_valid(t) && !accepted(t, logits.data() + t * logits.outerStride(), scratch.data())) rejected.reject(t);
+      if (step.is_valid(t) && !accepted(t, logits.data() + t * logits.outerStride(), scratch.data()))
+        rejected.reject(t);
   });
   rejected.raise<S>(function, logits, needed);
 }
@@ -141,9 +142,8 @@ template <class S, class Rows>
 void probabilities_of_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Step& step,
                            Matrix<S>& p) {
   resize_rows(logits, step, p);
-  for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
-    rows.probabilities(t, row, p.row(t).data(), scratch);
-  });
+  for_each_row<S>(function, logits, step, 1,
+                  [&](Index t, const S* row, S* scratch) { rows.probabilities(t, row, p.row(t).data(), scratch); });
 }
 
 template <class S, class Rows>
@@ -164,10 +164,9 @@ void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& l
                    Matrix<S>& dlogits) {
   require_routing<S>(function, logits, routing);
   if (static_cast<Index>(dweight.size()) != routing.num_assignments())
-    fail(function, ": dweight has ", dweight.size(), " entries, expected one per assignment = ",
-         routing.num_assignments());
-  if (dprobability.size() != 0)
-    require_shape(function, "dprobability", dprobability, logits.rows(), logits.cols());
+    fail(function, ": dweight has ", dweight.size(),
+         " entries, expected one per assignment = ", routing.num_assignments());
+  if (dprobability.size() != 0) require_shape(function, "dprobability", dprobability, logits.rows(), logits.cols());
   resize_rows(logits, step, dlogits);
   for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
     S* d = dlogits.row(t).data();
@@ -176,7 +175,8 @@ void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& l
     else
       std::fill_n(d, logits.cols(), S{0});
     const auto first = static_cast<std::size_t>(routing.begin(t)), count = routing.experts(t).size();
-    rows.backward(t, row, Choices<S>{routing.experts(t), routing.dropped(t), dweight.subspan(first, count)}, d, scratch);
+    rows.backward(t, row, Choices<S>{routing.experts(t), routing.dropped(t), dweight.subspan(first, count)}, d,
+                  scratch);
   });
 }
 

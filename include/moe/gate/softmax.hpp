@@ -78,8 +78,8 @@ struct SoftmaxGate {
 
   template <class S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
-                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
-                Matrix<S>& dlogits, SoftmaxGate& /*gradient*/) const {
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                SoftmaxGate& /*gradient*/) const {
     const detail::SoftmaxRows rows{logits.cols()};
     detail::backward_rows<S>("moe::SoftmaxGate::backward", rows, logits, step, routing, dweight, dprobability, dlogits);
   }

@@ -22,8 +22,8 @@ enum class Passes { Independent, Distinct };
 /// batch, also where it shares its draw with others: hence kPerToken. With Passes::Distinct, pass p takes the choices
 /// [p k, (p + 1) k) of one random order of the experts.
 /// Immutable, share freely. O(num_experts) per token, no allocation when warm (up to 1024 experts).
-/// Zuo et al., "Taming sparsely activated transformer with stochastic experts" (THOR, arXiv:2110.04260): k = 1, one draw
-/// per batch in training, one per token at inference.
+/// Zuo et al., "Taming sparsely activated transformer with stochastic experts" (THOR, arXiv:2110.04260): k = 1, one
+/// draw per batch in training, one per token at inference.
 struct StochasticGate {
   Index k = 1;  ///< in [1, num_experts]
   DrawPer training = DrawPer::Batch;
@@ -50,8 +50,8 @@ struct StochasticGate {
     if (drawn > num_experts)
       fail(kName, ": step.pass is ", step.pass, " and k is ", k, ", which takes ", drawn,
            " distinct experts, expected at most num_experts = ", num_experts);
-    const RandomField random = distinct ? RandomField(Purpose::Draw, step.seed, step.update, step.layer)
-                                        : step.random(Purpose::Draw);
+    const RandomField random =
+        distinct ? RandomField(Purpose::Draw, step.seed, step.update, step.layer) : step.random(Purpose::Draw);
     routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
     parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
       detail::RowScratch<Index> order(num_experts);
@@ -68,7 +68,8 @@ struct StochasticGate {
   void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
     step.validate("moe::StochasticGate::probabilities", logits.rows());
     p.resize(logits.rows(), logits.cols());
-    for (Index t = 0; t < p.rows(); ++t) p.row(t).setConstant(step.is_valid(t) ? S{1} / static_cast<S>(p.cols()) : S{0});
+    for (Index t = 0; t < p.rows(); ++t)
+      p.row(t).setConstant(step.is_valid(t) ? S{1} / static_cast<S>(p.cols()) : S{0});
   }
 
   template <class S>
@@ -99,7 +100,8 @@ struct StochasticGate {
   static void draw(const RandomField& random, std::int64_t key, Index num_experts, Index drawn, Index* order) {
     std::iota(order, order + num_experts, Index{0});
     for (Index i = 0; i < drawn; ++i)
-      std::swap(order[i], order[i + static_cast<Index>(random.below(static_cast<std::uint64_t>(num_experts - i), key, i))]);
+      std::swap(order[i],
+                order[i + static_cast<Index>(random.below(static_cast<std::uint64_t>(num_experts - i), key, i))]);
   }
 };
 

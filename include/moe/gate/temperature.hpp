@@ -9,8 +9,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A temperature that is learnt: tau = minimum + softplus(raw), which is positive for every raw. Stands where a schedule
-/// stands and ignores the update. `raw` is the parameter.
+/// A temperature that is learnt: tau = minimum + softplus(raw), positive for every raw. Stands where a schedule stands
+/// and ignores the update. `raw` is the parameter.
 struct LearnableTemperature {
   double raw = 0;
   double minimum = 0.01;  ///< > 0
@@ -68,8 +68,7 @@ void validate_temperature(const char* function, const T& temperature) {
   const double start = temperature(0), end = temperature(kFinished);
   require_temperature(function, start, " at the start");
   require_temperature(function, end, " at the end");
-  if (start < end)
-    fail(function, ": temperature starts at ", start, " and ends at ", end, ", expected it not to rise");
+  if (start < end) fail(function, ": temperature starts at ", start, " and ends at ", end, ", expected it not to rise");
 }
 
 }  // namespace detail

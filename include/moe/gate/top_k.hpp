@@ -38,7 +38,7 @@ struct TopKGate {
   Index k = 2;  ///< in [1, num_experts]
   Score score = Score::Softmax;
   Normalise normalise = Normalise::Sum;
-  double epsilon = 0;                      ///< added to the norm; >= 0
+  double epsilon = 0;  ///< added to the norm; >= 0
   double scale = 1;
   Eigen::RowVectorXd selection_bias = {};  ///< [num_experts] or empty; no gradient: set by a balance controller
   Eigen::RowVectorXd weight_bias = {};     ///< [num_experts] or empty; learnable, never seen by the selection
@@ -66,8 +66,8 @@ struct TopKGate {
 
   template <class S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
-                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability,
-                Matrix<S>& dlogits, TopKGate& gradient) const {
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                TopKGate& gradient) const {
     constexpr const char* kName = "moe::TopKGate::backward";
     detail::backward_rows<S>(kName, rows<S>(logits), logits, step, routing, dweight, dprobability, dlogits);
     if (weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.weight_bias);

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <span>
 
@@ -22,9 +21,7 @@ namespace detail {
 template <class S, class Gate>
 class TopKRows {
  public:
-  TopKRows(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) {
-    gate.validate(num_experts);
-  }
+  TopKRows(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) { gate.validate(num_experts); }
 
   /// False if fewer than k experts can be chosen.
   bool select(Index, const S* row, std::span<Index> chosen, S* scratch) const {
@@ -106,19 +103,25 @@ class TopKRows {
   }
 
   /// Masks the experts of all but the `kept` best groups; ties go to the lower group. Masked experts add nothing to the
-  /// sum of a group. `scratch`: [count + best] scalars.
+  /// sum of a group. `scratch`: a sum per group and a copy of one group.
   void keep_best_groups(S* rank, S* scratch) const {
     const auto [count, kept, best] = gate_.groups;
     const Index size = num_experts_ / count;
-    S *sum = scratch, *top = scratch + count;
+    S *sum = scratch, *rest = scratch + count;
     for (Index g = 0; g < count; ++g) {
-      std::partial_sort_copy(rank + g * size, rank + (g + 1) * size, top, top + best, std::greater<S>());
-      sum[g] = top[0];
-      for (Index i = 1; i < best && top[i] > kMasked; ++i) sum[g] += top[i];
+      std::copy_n(rank + g * size, size, rest);
+      S* largest = std::max_element(rest, rest + size);
+      sum[g] = *largest;
+      for (Index i = 1; i < best; ++i) {
+        *largest = kMasked;
+        largest = std::max_element(rest, rest + size);
+        if (*largest > kMasked) sum[g] += *largest;
+      }
     }
     for (Index g = 0; g < count; ++g) {
       Index better = 0;
-      for (Index other = 0; other < count; ++other) better += sum[other] > sum[g] || (sum[other] == sum[g] && other < g);
+      for (Index other = 0; other < count; ++other)
+        better += sum[other] > sum[g] || (sum[other] == sum[g] && other < g);
       if (better >= kept) std::fill_n(rank + g * size, size, kMasked);
     }
   }

@@ -33,7 +33,8 @@ class WithBranches {
     std::tuple<typename Branches::Tape...> branches;
     Step step;
     Scratch scratch;
-    Matrix<Scalar> buffer, dout;
+    RowBuffer<Scalar> buffer;
+    Matrix<Scalar> dout;
   };
 
   /// Throws std::invalid_argument if a branch has other dimensions than the layer.
@@ -68,8 +69,8 @@ class WithBranches {
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     layer_.forward(tokens, step, out, ws);
     Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
-    for_each([&](auto, const auto& branch) {
-      add(out, step, scratch.get<Buffer>().value, scratch,
+    for_each([&](auto i, const auto& branch) {
+      add(out, step_of_branch(step, i), scratch.get<Buffer>().value, scratch,
           [&](MatrixRef<Scalar> buffer, Context& context) { branch.forward(tokens, buffer, context); });
     });
   }
@@ -110,7 +111,7 @@ class WithBranches {
     Scratch scratch;  // apart from the layer's own experts, which may use the same types
   };
   struct Buffer {
-    Matrix<Scalar> value;
+    RowBuffer<Scalar> value;
   };
 
   template <std::size_t I, class F, class... Self>
@@ -128,32 +129,40 @@ class WithBranches {
 
   void run_branches(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     for_each([&](auto i, const auto& branch) {
-      add(out, tape.step, tape.buffer, tape.scratch, [&](MatrixRef<Scalar> buffer, Context& context) {
+      const auto forward = [&](MatrixRef<Scalar> buffer, Context& context) {
         branch.forward(tokens, buffer, context, std::get<i>(tape.branches));
-      });
+      };
+      add(out, step_of_branch(tape.step, i), tape.buffer, tape.scratch, forward);
     });
   }
 
   void backward_branches(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
                          WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
     for_each([&](auto i, const auto& branch) {
-      add(dtokens, tape.step, tape.buffer, tape.scratch, [&](MatrixRef<Scalar> buffer, Context& context) {
+      const auto backward = [&](MatrixRef<Scalar> buffer, Context& context) {
         branch.backward(tokens, std::get<i>(tape.branches), dout, buffer, std::get<i>(gradient.branches_), context);
-      });
+      };
+      add(dtokens, step_of_branch(tape.step, i), tape.buffer, tape.scratch, backward);
     });
+  }
+
+  /// Parts of the layer count from 0 up, branches from -1 down.
+  static Step step_of_branch(const Step& step, std::size_t i) {
+    return detail::step_of_part(step, -1 - static_cast<Index>(i));
   }
 
   /// to += what `fill` writes, except in rows of padding; both have the same shape.
   template <class Fill>
-  static void add(MatrixRef<Scalar> to, const Step& step, Matrix<Scalar>& buffer, Scratch& scratch, const Fill& fill) {
+  static void add(MatrixRef<Scalar> to, const Step& step, RowBuffer<Scalar>& buffer, Scratch& scratch,
+                  const Fill& fill) {
     buffer.resize(to.rows(), to.cols());
     Context context{step, scratch};
     fill(buffer, context);
     if (step.valid.empty()) {
-      to += buffer;
+      to += buffer.matrix();
     } else {
       for (Index t = 0; t < to.rows(); ++t)
-        if (step.is_valid(t)) to.row(t) += buffer.row(t);
+        if (step.is_valid(t)) to.row(t) += buffer.matrix().row(t);
     }
   }
 

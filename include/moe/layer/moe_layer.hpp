@@ -54,7 +54,7 @@ template <class R, class G, class X>
 class MoeLayer {
   static_assert(Router<R>,
                 "moe::MoeLayer: a Router needs `Scalar`, `num_experts()`, `model_dim()` and "
-                "`void logits(const ConstMatrixRef<S>&, const Step&, Matrix<S>&) const` (see moe/router/concept.hpp)");
+                "`void logits(const ConstMatrixRef<S>&, const Step&, MatrixRef<S>) const` (see moe/router/concept.hpp)");
   static_assert(ExpertSet<X>,
                 "moe::MoeLayer: an ExpertSet needs `Scalar`, `size()`, `input_dim()`, `output_dim()` and "
                 "`void forward(tokens, plan, step, expert_out, scratch) const`; wrap experts in moe::ExpertPool "
@@ -115,9 +115,10 @@ class MoeLayer {
   }
 
   /// One forward pass without gradients. Throws std::invalid_argument on wrong shapes or a NaN or +Inf logit; `out` is
-  /// then untouched. Does not allocate when the workspace has seen the sizes before.
+  /// then untouched. Does not allocate when the workspace has seen sizes as large before.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     require_shapes("moe::MoeLayer::forward", tokens, step, out);
+    ws.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, ws.logits);                             // [T, E]
     gate_.route(ws.logits, step, ws.routing);                            // experts and weights per token
     check_routing(tokens.rows(), step, ws.routing);                      // padding reaches no expert
@@ -126,11 +127,13 @@ class MoeLayer {
     kernel::combine(ws.expert_out, ws.plan, ws.routing, out);            // weighted sum per token
   }
 
-  /// The same with what backward needs kept in `tape`. The step's spans must outlive backward.
+  /// The same with what backward needs kept in `tape`. The step's spans must outlive backward. With panel experts, and
+  /// gates that allocate nothing, neither pass allocates while the number of tokens stays the same.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
     static_cast<void>(detail::RequireTrainable<R, G, X>{});
     require_shapes("moe::MoeLayer::forward", tokens, step, out);
     tape.step = step;
+    tape.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, tape.logits, tape.router);
     gate_.route(tape.logits, step, tape.routing);
     check_routing(tokens.rows(), step, tape.routing);

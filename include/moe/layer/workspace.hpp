@@ -11,7 +11,7 @@ namespace moe::inline MOE_ABI {
 /// forward does not allocate. Any layer of the same scalar may use it. One per calling thread.
 template <class S>
 struct BasicWorkspace {
-  Matrix<S> logits;         ///< [num_tokens, num_experts]
+  RowBuffer<S> logits;      ///< [num_tokens, num_experts]
   Routing<S> routing;       ///< what the gate decided
   DispatchPlan plan;        ///< the routing sorted by expert
   RowBuffer<S> expert_out;  ///< [plan.num_rows(), at least model_dim], unweighted, in plan order

@@ -27,7 +27,7 @@ V bounded_magnitude(const V& x, double limit) {
 template <class V>
 V slope_of_gated(const V& x, const V& p, const V& q) {
   using S = simd::Scalar<V>;
-  return simd::select(x < V(S{0}), p * q, simd::fma(-p, q, V(S{1})));
+  return simd::select(x < V(S{0}), p * q, simd::fnma(p, q, V(S{1})));
 }
 
 }  // namespace detail
@@ -74,7 +74,7 @@ struct Tanh {
   static V value(const V& x) {
     using S = simd::Scalar<V>;
     const V m = simd::expm1_nonpositive(V(S{-2}) * simd::abs(x)), t = m / (V(S{2}) + m);  // -tanh |x|
-    return simd::select(x < V(S{0}), t, -t);
+    return simd::select(x < V(S{0}), t, simd::negate(t));
   }
   template <class V>
   static V derivative(const V& x) {  // 4 e / (1 + e)^2: no cancellation far out
@@ -94,17 +94,17 @@ struct Sigmoid {
   template <class V>
   static V value(const V& x) {
     using S = simd::Scalar<V>;
-    const V e = simd::exp_nonpositive(-simd::abs(x)), one(S{1});
+    const V e = simd::exp_nonpositive(simd::negate(simd::abs(x))), one(S{1});
     return simd::select(x < V(S{0}), e, one) / (one + e);
   }
   template <class V>
   static V derivative(const V& x) {
-    const V e = simd::exp_nonpositive(-simd::abs(x)), d = V(simd::Scalar<V>{1}) + e;
+    const V e = simd::exp_nonpositive(simd::negate(simd::abs(x))), d = V(simd::Scalar<V>{1}) + e;
     return e / (d * d);
   }
   template <class V>
   static V second_derivative(const V& x) {
-    return -derivative(x) * Tanh::value(x * V(static_cast<simd::Scalar<V>>(0.5)));
+    return derivative(x) * Tanh::value(x * V(static_cast<simd::Scalar<V>>(-0.5)));
   }
 };
 
@@ -113,7 +113,7 @@ struct Softplus {
   static constexpr const char* kName = "softplus";
   template <class V>
   static V value(const V& x) {
-    return Relu::value(x) + simd::log1p_of_fraction(simd::exp_nonpositive(-simd::abs(x)));
+    return Relu::value(x) + simd::log1p_of_fraction(simd::exp_nonpositive(simd::negate(simd::abs(x))));
   }
   template <class V>
   static V derivative(const V& x) {
@@ -135,19 +135,19 @@ struct Silu {
   template <class V>
   static V value(const V& x) {
     const V a = detail::bounded_magnitude(x, kLimit);
-    return simd::fma(-a, simd::logistic_pair(a).below, Relu::value(x));
+    return simd::fnma(a, simd::logistic_pair(a).below, Relu::value(x));
   }
   template <class V>
   static V derivative(const V& x) {  // f'(-a) = s(-a) (1 - a s(a))
     const V a = detail::bounded_magnitude(x, kLimit);
     const auto [below, above] = simd::logistic_pair(a);
-    return detail::slope_of_gated(x, below, simd::fma(-a, above, V(simd::Scalar<V>{1})));
+    return detail::slope_of_gated(x, below, simd::fnma(a, above, V(simd::Scalar<V>{1})));
   }
   template <class V>
   static V second_derivative(const V& x) {  // s'(a) (2 - a tanh(a / 2))
     using S = simd::Scalar<V>;
     const V a = detail::bounded_magnitude(x, kLimit);
-    return Sigmoid::derivative(a) * simd::fma(-a, Tanh::value(a * V(static_cast<S>(0.5))), V(S{2}));
+    return Sigmoid::derivative(a) * simd::fnma(a, Tanh::value(a * V(static_cast<S>(0.5))), V(S{2}));
   }
 
  private:
@@ -163,18 +163,18 @@ struct Gelu {
   static V value(const V& x) {
     const V a = detail::bounded_magnitude(x, kLimit);
     const auto [gauss, ratio] = simd::normal_tail(a);
-    return simd::fma(-gauss, a * ratio, Relu::value(x));
+    return simd::fnma(gauss, a * ratio, Relu::value(x));
   }
   template <class V>
   static V derivative(const V& x) {  // f'(-a) = P(Z > a) - a density(a)
     const V a = detail::bounded_magnitude(x, kLimit);
     const auto [gauss, ratio] = simd::normal_tail(a);
-    return detail::slope_of_gated(x, gauss, simd::fma(-a, density_scale<V>(), ratio));
+    return detail::slope_of_gated(x, gauss, simd::fnma(a, density_scale<V>(), ratio));
   }
   template <class V>
   static V second_derivative(const V& x) {  // (2 - a^2) density(a)
     const V a = detail::bounded_magnitude(x, kLimit);
-    return simd::fma(-a, a, V(simd::Scalar<V>{2})) * (simd::normal_tail(a).gauss * density_scale<V>());
+    return simd::fnma(a, a, V(simd::Scalar<V>{2})) * (simd::normal_tail(a).gauss * density_scale<V>());
   }
 
  private:
@@ -194,20 +194,20 @@ struct GeluTanh {
   template <class V>
   static V value(const V& x) {
     const Argument<V> at = argument(x);
-    return simd::fma(-at.a, simd::logistic_pair(at.w).below, Relu::value(x));
+    return simd::fnma(at.a, simd::logistic_pair(at.w).below, Relu::value(x));
   }
   template <class V>
   static V derivative(const V& x) {  // f'(-a) = s(-w) (1 - a w' s(w))
     const Argument<V> at = argument(x);
     const auto [below, above] = simd::logistic_pair(at.w);
-    return detail::slope_of_gated(x, below, simd::fma(-at.a * at.slope, above, V(simd::Scalar<V>{1})));
+    return detail::slope_of_gated(x, below, simd::fnma(at.a * at.slope, above, V(simd::Scalar<V>{1})));
   }
   template <class V>
   static V second_derivative(const V& x) {  // s'(w) (2 w' + a (w'' - tanh(w / 2) w'^2))
     using S = simd::Scalar<V>;
     const Argument<V> at = argument(x);
     const V curvature = at.a * V(static_cast<S>(6 * kScale * kCubic));
-    const V bend = simd::fma(-Tanh::value(at.w * V(static_cast<S>(0.5))), at.slope * at.slope, curvature);
+    const V bend = simd::fnma(Tanh::value(at.w * V(static_cast<S>(0.5))), at.slope * at.slope, curvature);
     return Sigmoid::derivative(at.w) * simd::fma(at.a, bend, at.slope + at.slope);
   }
 

@@ -49,7 +49,7 @@ SplitExponential<V> split_exponential(const V& x) {
   // log 2 in two parts, the first short enough for n times it to be exact: |r| <= log(2) / 2.
   const V high(kFloat ? S(0x1.62e4p-1) : S(0x1.62e42fefa38p-1)),
       low(kFloat ? S(0x1.7f7d1cp-20) : S(0x1.ef35793c7673p-45));
-  const V r = simd::fma(-n, low, simd::fma(-n, high, x));
+  const V r = simd::fnma(n, low, simd::fnma(n, high, x));
   V p;
   if constexpr (kFloat) {  // (e^r - 1 - r) / r^2, error 2^-26.2 of e^r - 1
     p = polynomial(r, 0.5000000062, 0.1666654291, 0.04166628205, 0.008366594945, 0.001394645061);
@@ -105,7 +105,7 @@ struct LogisticPair {
 /// For a >= 0, infinity included. NaN gives NaN.
 template <class V>
 LogisticPair<V> logistic_pair(const V& a) {
-  const V e = exp_nonpositive(-a), one(Scalar<V>{1});
+  const V e = exp_nonpositive(simd::negate(a)), one(Scalar<V>{1});
   return {e / (one + e), one / (one + e)};
 }
 
@@ -125,7 +125,7 @@ NormalTail<V> normal_tail(const V& a) {
   // a^2 to twice the precision (Dekker 1971): rounding a^2 alone would cost a^2 / 4 ulp of e^(-a^2 / 2).
   const V splitter = a * V(kFloat ? S(0x1p12 + 1) : S(0x1p27 + 1)), high = splitter - (splitter - a), low = a - high;
   const V square = a * a;
-  const V rest = simd::fma(low, low, simd::fma(high + high, low, simd::fma(high, high, -square)));
+  const V rest = simd::fma(low, low, simd::fma(high + high, low, simd::fma(high, high, simd::negate(square))));
   const V leading = exp_nonpositive(square * V(S(-0.5)));
   const V gauss = simd::fma(leading, rest * V(S(-0.5)), leading);
   // The ratio as a quotient of polynomials with positive coefficients: no term cancels another anywhere.

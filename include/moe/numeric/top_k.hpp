@@ -7,6 +7,7 @@
 #include <concepts>
 #include <cstdint>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <type_traits>
 
@@ -64,7 +65,8 @@ void choose_by_heap(const Score& score, Index n, std::span<Index> chosen) {
     const auto x = score(a), y = score(b);
     return x > y || (!(x < y) && a < b);
   };
-  for (Index i = 0; Index & id : chosen) id = i++;
+  if (chosen.empty()) return;
+  std::iota(chosen.begin(), chosen.end(), Index{0});
   std::make_heap(chosen.begin(), chosen.end(), better);
   for (Index i = static_cast<Index>(chosen.size()); i < n; ++i) {
     if (!better(i, chosen.front())) continue;

@@ -8,14 +8,14 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Maps tokens [num_tokens, model_dim] to logits [num_tokens, num_experts] (resized). Immutable in use. One of your own:
+/// Maps tokens [num_tokens, model_dim] to logits [num_tokens, num_experts]. Immutable in use. One of your own:
 ///   using Scalar = float;
 ///   moe::Index num_experts() const, model_dim() const;
-///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Step& step, moe::Matrix<float>& out) const;
+///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Step& step, moe::MatrixRef<float> out) const;
 /// Each row must depend on its own token (and the step's keys of it) alone.
 template <class R>
 concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Step& step,
-                          Matrix<typename R::Scalar>& out) {
+                          MatrixRef<typename R::Scalar> out) {
   { router.num_experts() } -> std::convertible_to<Index>;
   { router.model_dim() } -> std::convertible_to<Index>;
   { router.logits(tokens, step, out) } -> std::same_as<void>;
@@ -28,10 +28,9 @@ template <class R>
 concept DifferentiableRouter =
     Router<R> && std::default_initializable<typename R::Tape> &&
     requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Step& step,
-             Matrix<typename R::Scalar>& out, typename R::Tape& tape, R& gradient,
-             MatrixRef<typename R::Scalar> dtokens) {
+             MatrixRef<typename R::Scalar> out, typename R::Tape& tape, R& gradient) {
       router.logits(tokens, step, out, tape);
-      router.backward(tokens, step, tape, tokens, gradient, dtokens);
+      router.backward(tokens, step, tape, tokens, gradient, out);
     };
 
 }  // namespace moe::inline MOE_ABI

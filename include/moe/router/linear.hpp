@@ -44,14 +44,15 @@ class BasicLinearRouter {
   PanelMatrix<Codec>& bias() { return bias_; }
   const PanelMatrix<Codec>& bias() const { return bias_; }
 
-  /// 2 * num_tokens * num_experts * model_dim operations. Throws std::invalid_argument if tokens has other columns.
-  void logits(const MatrixView<Scalar>& tokens, const Step&, Matrix<Scalar>& out) const {
+  /// out [num_tokens, num_experts], overwritten. 2 * num_tokens * num_experts * model_dim operations, no allocation.
+  /// Throws std::invalid_argument on wrong shapes.
+  void logits(const MatrixView<Scalar>& tokens, const Step&, MatrixRef<Scalar> out) const {
     detail::require_shape("moe::LinearRouter::logits", "tokens", tokens, tokens.rows(), model_dim());
-    out.resize(tokens.rows(), num_experts());
+    detail::require_shape("moe::LinearRouter::logits", "out", out, tokens.rows(), num_experts());
     if (!bias_.empty()) return multiply(tokens, out, [&](Index panel) { return bias_.panel(panel); });
     multiply(tokens, out, [](Index) -> const Scalar* { return nullptr; });
   }
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, Matrix<Scalar>& out, Tape&) const {
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape&) const {
     logits(tokens, step, out);
   }
 
@@ -105,7 +106,7 @@ class BasicLinearRouter {
 
   /// Splits by blocks of tokens, as a router has few panels and many rows.
   template <class BiasOf>
-  void multiply(const ConstMatrixRef<Scalar>& tokens, Matrix<Scalar>& out, const BiasOf& bias_of) const {
+  void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, const BiasOf& bias_of) const {
     constexpr Index kWidth = PanelMatrix<Codec>::kWidth, kRows = 8 * kernel::kTileRows;
     parallel_ranges(tokens.rows(), kRows, [&](Index begin, Index end, Index) {
       const Index offset[] = {begin, end};
@@ -115,7 +116,7 @@ class BasicLinearRouter {
             if (const Scalar* bias = bias_of(panel))
               for (Index c = 0; c < kWidth; c += simd::kLanes<Scalar>)
                 simd::store(sums + c, simd::load(sums + c) + simd::load(bias + c));
-            std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), out.row(row).data() + panel * kWidth);
+            std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), out.data() + row * out.outerStride() + panel * kWidth);
           });
     });
   }

@@ -41,19 +41,22 @@ class BasicNoisyRouter {
   BasicLinearRouter<Codec>& noise() { return noise_; }
   const BasicLinearRouter<Codec>& noise() const { return noise_; }
 
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, Matrix<Scalar>& out) const {
+  /// Does not allocate at inference; in training without a tape it does.
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out) const {
     if (!step.training()) return clean_.logits(tokens, step, out);
     Tape tape;
     logits(tokens, step, out, tape);
   }
 
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, Matrix<Scalar>& out, Tape& tape) const {
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    tape.clean.resize(tokens.rows(), num_experts());
     clean_.logits(tokens, step, tape.clean);
     out = tape.clean;
     tape.dclean.resize(0, 0);
     tape.dnoise_std.resize(0, 0);
     tape.noise_std.resize(0, 0);
     if (!step.training()) return;
+    tape.spread.resize(tokens.rows(), num_experts());
     noise_.logits(tokens, step, tape.spread);
     tape.noise_std.resize(tokens.rows(), num_experts());
     for_each_draw(tokens.rows(), step, [&](Index t, Index e, Scalar draw) {

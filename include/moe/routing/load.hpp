@@ -43,7 +43,10 @@ class LoadThresholds {
   /// The expert whose noisy logit is the k-th largest when e is left out.
   Index rival(Index t, Index e) const {
     const Index* best = best_.data() + t * (k_ + 1);
-    return std::find(best, best + k_, e) == best + k_ ? best[k_ - 1] : best[k_];
+    const Index last = best[k_ - 1];
+    const S* noisy = logits_.noisy.row(t).data();
+    const bool chosen = noisy[e] > noisy[last] || (noisy[e] == noisy[last] && e <= last);
+    return chosen ? best[k_] : last;
   }
 
   /// Standard deviations by which the clean logit of e exceeds that of its rival; infinite where either is masked.

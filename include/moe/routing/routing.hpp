@@ -36,7 +36,8 @@ class Routing {
     resize_assignments(num_tokens * k);
   }
 
-  /// Ragged: token t gets count(t) >= 0 assignments. Gates count, resize, then fill.
+  /// Ragged: token t gets count(t) >= 0 assignments. Gates count, resize, then fill. count is called once per token, in
+  /// order, before assignments are touched: it may read what an earlier resize() made room for.
   template <class Count>
   void resize_ragged(Index num_tokens, Count&& count) {
     token_begin_.resize(static_cast<std::size_t>(num_tokens) + 1);

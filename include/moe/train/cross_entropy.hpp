@@ -9,7 +9,8 @@ namespace moe::inline MOE_ABI {
 
 /// Softmax cross-entropy: mean of -log softmax(logits_t)[label_t] over the valid rows, and its gradient
 /// (softmax(logits_t) - onehot(label_t)) / num_valid. No valid row: value 0.
-///   logits   [num_tokens, num_classes], finite; -inf masks a class    labels  [num_tokens], read where step is valid
+///   logits   [num_tokens, num_classes], finite; -inf masks a class, but not all of a row
+///   labels   [num_tokens], read where step is valid
 ///   dlogits  [num_tokens, num_classes], overwritten (resized), zero in invalid rows; not the matrix of the logits
 /// Logits that are NaN or +inf make value and gradient NaN; a label on a masked class makes the value infinite.
 /// Throws std::invalid_argument for a label out of range or counts that differ; dlogits is untouched then.
