@@ -1,0 +1,48 @@
+# How this repository compiles its own tests, examples and benchmarks; users of moe::moe get none of it.
+set(MOE_MARCH "" CACHE STRING "-march of tests, examples and benchmarks: native, x86-64-v3, ... (empty: compiler's)")
+set(MOE_SANITIZE "" CACHE STRING "-fsanitize of tests, examples and benchmarks, for example address,undefined")
+option(MOE_STRICT "Strict warnings, as errors" OFF)
+
+# A machine that lacks the instruction set falls back to the compiler's default.
+if(MOE_MARCH)
+  include(CheckCXXSourceRuns)
+  string(MAKE_C_IDENTIFIER "moe_runs_march_${MOE_MARCH}" moe_runs_march)
+  set(CMAKE_REQUIRED_FLAGS "-march=${MOE_MARCH}")
+  check_cxx_source_runs([[
+    int main() {
+    #ifdef __AVX512F__
+      if (!__builtin_cpu_supports("avx512f")) return 1;
+    #endif
+    #ifdef __AVX2__
+      if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 1;
+    #endif
+    }]] ${moe_runs_march})
+  unset(CMAKE_REQUIRED_FLAGS)
+  if(${moe_runs_march})
+    set(moe_march -march=${MOE_MARCH})
+  else()
+    message(WARNING "moe: this machine or compiler has no -march=${MOE_MARCH}; compiling without")
+  endif()
+endif()
+
+if(MOE_STRICT)
+  set(moe_warnings -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
+  # The optimiser of g++ 12 warns about its own AVX-512 intrinsics and about Eigen's; the sanitizers check the same.
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+    list(APPEND moe_warnings -Wno-uninitialized -Wno-maybe-uninitialized -Wno-array-bounds)
+  endif()
+endif()
+
+if(MOE_SANITIZE)
+  set(moe_sanitize -fsanitize=${MOE_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+endif()
+
+find_package(Threads REQUIRED)
+
+# moe_program(<name> <sources>...): an executable that uses moe::moe, compiled as the options above say.
+function(moe_program name)
+  add_executable(${name} ${ARGN})
+  target_link_libraries(${name} PRIVATE moe::moe Threads::Threads)
+  target_compile_options(${name} PRIVATE ${moe_warnings} ${moe_march} ${moe_sanitize})
+  target_link_options(${name} PRIVATE ${moe_sanitize})
+endfunction()

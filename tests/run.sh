@@ -1,0 +1,103 @@
+#!/bin/sh
+# Builds and runs all tests, from any directory, on a bare Debian 12 too: packages that are missing are installed.
+#   tests/run.sh            g++, clang++, and g++ with AddressSanitizer and UndefinedBehaviorSanitizer
+#   tests/run.sh --quick    g++ only
+#   tests/run.sh --full     also ThreadSanitizer, benchmarks, and all ways to use the library from other projects
+# Build directories go below ${MOE_BUILD_DIR:-build}, which git ignores. The last line is "N passed, M failed", counted
+# over all stages; the exit status is 0 if nothing failed.
+set -eu
+
+mode=default
+case "${1:-}" in
+  "") ;;
+  --quick | --full) mode=${1#--} ;;
+  *) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 2 ;;
+esac
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+. "$root/cmake/debian-packages.sh"
+need g++ g++
+need cmake cmake
+need ninja ninja-build
+for library in libeigen3-dev libxsimd-dev catch2 nlohmann-json3-dev libcli11-dev; do need - $library; done
+if [ "$mode" != quick ]; then
+  need clang++ clang
+  need - libomp-dev
+fi
+if [ "$mode" = full ]; then
+  need pkg-config pkg-config
+  need - libbenchmark-dev
+fi
+install_needed
+
+build=${MOE_BUILD_DIR:-$root/build}
+mkdir -p "$build"
+build=$(cd "$build" && pwd)
+jobs=$(nproc)
+export OMP_WAIT_POLICY=passive  # several tests share the cores: no spinning at barriers
+if command -v ccache >/dev/null 2>&1; then
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_SLOPPINESS=pch_defines,time_macros
+fi
+passed=0 failed=0 summary=
+
+# note <stage> <passed> <failed>
+note() {
+  passed=$((passed + $2))
+  failed=$((failed + $3))
+  summary="$summary  $1: $2 passed, $3 failed, $(($(date +%s) - started)) s
+"
+}
+
+# stage <preset> <cmake arguments...>: configure, build, test. What does not build counts as one failure, and so does each
+# test that cannot run for it.
+stage() {
+  preset=$1
+  shift
+  started=$(date +%s)
+  echo "=== $preset: $build/$preset"
+  if ! cmake -S "$root" --preset "$preset" -B "$build/$preset" "$@"; then
+    note "$preset, configuration" 0 1
+    return 0
+  fi
+  built=0
+  cmake --build "$build/$preset" -j "$jobs" -- -k 0 || built=1
+  log=$build/$preset/ctest.log
+  $without_aslr ctest --test-dir "$build/$preset" --output-on-failure -j "$jobs" 2>&1 | tee "$log"
+  # ctest's own summary: "97% tests passed, 2 tests failed out of 61"
+  bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests* failed out of [0-9]*.*/\1/p' "$log")
+  all=$(sed -n 's/.*tests passed, [0-9]* tests* failed out of \([0-9]*\).*/\1/p' "$log")
+  if [ "$built" -ne 0 ]; then note "$preset, build" 0 1; fi
+  if [ "$all" ]; then note "$preset" $((all - bad)) "$bad"; else note "$preset (ran no tests)" 0 1; fi
+}
+
+# works_with <compiler option>: does an empty program with this sanitizer run here?
+works_with() {
+  echo 'int main() {}' >"$build/probe.cpp"
+  g++ "$1" "$build/probe.cpp" -o "$build/probe" && $without_aslr "$build/probe" >/dev/null 2>&1
+}
+
+without_aslr=
+stage ci-gcc
+if [ "$mode" != quick ]; then
+  stage ci-clang
+  # The leak check needs ptrace, which some containers forbid.
+  works_with -fsanitize=address || export ASAN_OPTIONS=detect_leaks=0
+  stage asan -DCMAKE_CXX_COMPILER=g++
+fi
+if [ "$mode" = full ]; then
+  # The ThreadSanitizer of g++ 12 does not start where the kernel randomises more than 28 bits of addresses.
+  works_with -fsanitize=thread || without_aslr="setarch -R"
+  stage tsan -DCMAKE_CXX_COMPILER=g++
+  without_aslr=
+  stage release -DCMAKE_CXX_COMPILER=g++ -DMOE_BENCH=ON
+  started=$(date +%s)
+  sh "$root/tests/packaging/run.sh" "$build/packaging" g++ clang++ 2>&1 | tee "$build/packaging.log" || true
+  # shellcheck disable=SC2046  # two numbers
+  note packaging $(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/packaging.log")
+fi
+
+echo
+echo "Tests of moe, by stage:"
+printf '%s' "$summary"
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]
