@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: MIT
+#include "moe/core/parallel.hpp"
+
+#include <atomic>
+#include <stdexcept>
+#include <vector>
+
+#include "catch.hpp"
+#include "thread_executor.hpp"
+
+namespace {
+
+using moe::Index;
+
+/// Runs its tasks one after the other on the calling thread, and counts the calls.
+class CountingExecutor final : public moe::Executor {
+ public:
+  explicit CountingExecutor(Index workers) : workers_(workers) {}
+  Index concurrency() const override { return workers_; }
+  void run(moe::TaskRef task) override {
+    ++runs;
+    for (Index w = 0; w < workers_; ++w) task(w);
+  }
+  int runs = 0;
+
+ private:
+  Index workers_;
+};
+
+TEST_CASE("parallel_for: runs every task once, by a worker in range", "[core]") {
+  for (const Index workers : {1, 2, 3, 8})
+    for (const Index tasks : {0, 1, 2, 7, 1000}) {
+      CAPTURE(workers, tasks);
+      test::ThreadExecutor executor(workers);
+      const moe::UseExecutor use(executor);
+      std::vector<std::atomic<int>> count(static_cast<std::size_t>(tasks));
+      std::atomic<int> out_of_range = 0;
+      moe::parallel_for(tasks, [&](Index task, Index worker) {
+        ++count[static_cast<std::size_t>(task)];
+        out_of_range += worker < 0 || worker >= workers;
+      });
+      for (const auto& c : count) REQUIRE(c == 1);
+      REQUIRE(out_of_range == 0);
+    }
+}
+
+TEST_CASE("parallel_for: one worker takes the tasks in order", "[core]") {
+  CountingExecutor executor(1);
+  const moe::UseExecutor use(executor);
+  std::vector<Index> order;
+  moe::parallel_for(4, [&](Index task, Index) { order.push_back(task); });
+  CHECK(order == std::vector<Index>{0, 1, 2, 3});
+}
+
+TEST_CASE("parallel_for: uses the installed executor until the end of its scope", "[core]") {
+  CountingExecutor outer(2), inner(2);
+  const auto loop = [] { moe::parallel_for(5, [](Index, Index) {}); };
+  {
+    const moe::UseExecutor use_outer(outer);
+    {
+      const moe::UseExecutor use_inner(inner);
+      loop();
+    }
+    loop();
+    loop();
+  }
+  loop();
+  CHECK(inner.runs == 1);
+  CHECK(outer.runs == 2);
+}
+
+TEST_CASE("parallel_for: does not wake an executor for one task or none", "[core]") {
+  CountingExecutor executor(4);
+  const moe::UseExecutor use(executor);
+  moe::parallel_for(0, [](Index, Index) {});
+  moe::parallel_for(1, [](Index, Index) {});
+  CHECK(executor.runs == 0);
+}
+
+TEST_CASE("parallel_for: a task's exception reaches the caller", "[core][error]") {
+  for (const Index workers : {1, 4}) {
+    CAPTURE(workers);
+    test::ThreadExecutor executor(workers);
+    const moe::UseExecutor use(executor);
+    const auto loop = [] {
+      moe::parallel_for(100, [](Index task, Index) {
+        if (task == 17) throw std::domain_error("task 17");
+      });
+    };
+    REQUIRE_THROWS_AS(loop(), std::domain_error);
+    std::atomic<int> count = 0;
+    moe::parallel_for(100, [&](Index, Index) { ++count; });  // and the next loop is whole again
+    REQUIRE(count == 100);
+  }
+}
+
+TEST_CASE("parallel_for: an exception ends the loop early", "[core][error]") {
+  CountingExecutor executor(2);  // worker 0 throws at once, so that worker 1 finds the loop ended
+  const moe::UseExecutor use(executor);
+  int started = 0;
+  const auto loop = [&] {
+    moe::parallel_for(100, [&](Index, Index) {
+      ++started;
+      throw std::domain_error("first");
+    });
+  };
+  REQUIRE_THROWS_AS(loop(), std::domain_error);
+  CHECK(started == 1);
+}
+
+TEST_CASE("parallel_for: a loop inside a loop is serial", "[core]") {
+  test::ThreadExecutor executor(4);
+  const moe::UseExecutor use(executor);
+  std::atomic<int> count = 0, wrong = 0;
+  moe::parallel_for(8, [&](Index, Index) {
+    wrong += moe::num_workers() != 1;
+    moe::parallel_for(10, [&](Index, Index worker) {
+      wrong += worker != 0;
+      ++count;
+    });
+  });
+  CHECK(count == 80);
+  CHECK(wrong == 0);
+  CHECK(moe::num_workers() == 4);
+}
+
+TEST_CASE("num_workers: is at least 1, whatever an executor says", "[core]") {
+  CountingExecutor none(0);
+  const moe::UseExecutor use(none);
+  CHECK(moe::num_workers() == 1);
+}
+
+TEST_CASE("parallel_ranges: covers the count without gap or overlap, within the grain", "[core]") {
+  test::ThreadExecutor executor(3);
+  const moe::UseExecutor use(executor);
+  for (const Index count : {0, 1, 6, 7, 8, 100})
+    for (const Index grain : {1, 7, 1000}) {
+      CAPTURE(count, grain);
+      std::vector<std::atomic<int>> visits(static_cast<std::size_t>(count));
+      std::atomic<int> wrong = 0;
+      moe::parallel_ranges(count, grain, [&](Index begin, Index end, Index worker) {
+        wrong += begin >= end || end - begin > grain || worker >= 3;
+        for (Index i = begin; i < end; ++i) ++visits[static_cast<std::size_t>(i)];
+      });
+      for (const auto& v : visits) REQUIRE(v == 1);
+      REQUIRE(wrong == 0);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: MIT
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "io/files.hpp"
+#include "moe/io/safetensors.hpp"
+
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using test::TemporaryDirectory;
+
+/// What a file says about one tensor, found by searching its bytes: no JSON parser, nothing of the library.
+struct Found {
+  std::string dtype, shape, data;
+};
+Found find_tensor(const std::string& bytes, const std::string& name) {
+  std::size_t length = 0;
+  for (std::size_t i = 0; i < 8; ++i) length += std::size_t{static_cast<unsigned char>(bytes.at(i))} << (8 * i);
+  const std::string header = bytes.substr(8, length);
+  const auto after = [&](const std::string& key, std::size_t from) { return header.find(key, from) + key.size(); };
+  const auto until = [&](std::size_t from, char stop) { return header.substr(from, header.find(stop, from) - from); };
+  const std::size_t entry = after("\"" + name + "\":{", 0);
+  const std::size_t offsets = after("\"data_offsets\":[", entry);
+  const std::size_t begin = std::stoul(until(offsets, ',')), end = std::stoul(until(after(",", offsets), ']'));
+  return {until(after("\"dtype\":\"", entry), '"'), until(after("\"shape\":[", entry), ']'),
+          bytes.substr(8 + length + begin, end - begin)};
+}
+
+moe::SafetensorsHeader two_tensors() {
+  return {.tensors = {{"a", {moe::Dtype::F32, {3}}}, {"b", {moe::Dtype::F64, {2, 1}}}}, .metadata = {{"note", "hi"}}};
+}
+
+const std::vector<float> kA{1.5f, -0.0f, std::numeric_limits<float>::denorm_min()};
+const std::vector<double> kB{std::numeric_limits<double>::infinity(), 0x1.fffffffffffffp-3};
+
+void write_two(const std::filesystem::path& path) {
+  moe::SafetensorsWriter writer(path, two_tensors());
+  writer.write("a", std::span<const float>(kA));
+  writer.write("b", std::span<const double>(kB));
+  writer.commit();
+}
+
+template <class T>
+std::string bytes_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+}  // namespace
+
+TEST_CASE("SafetensorsWriter: an independent reader finds type, shape and bytes", "[io]") {
+  const TemporaryDirectory directory;
+  write_two(directory / "x");
+  const std::string bytes = test::read_bytes(directory / "x");
+  const Found a = find_tensor(bytes, "a"), b = find_tensor(bytes, "b");
+  REQUIRE(a.dtype == "F32");
+  REQUIRE(a.shape == "3");
+  REQUIRE(a.data == bytes_of(kA));
+  REQUIRE(b.dtype == "F64");
+  REQUIRE(b.shape == "2,1");
+  REQUIRE(b.data == bytes_of(kB));
+}
+
+TEST_CASE("SafetensorsWriter: writes these bytes", "[io][golden]") {
+  const TemporaryDirectory directory;
+  write_two(directory / "x");
+  const std::string header = R"({"__metadata__":{"note":"hi"},"a":{"dtype":"F32","shape":[3],"data_offsets":[16,28]},)"
+                             R"("b":{"dtype":"F64","shape":[2,1],"data_offsets":[0,16]}})";
+  const std::string padded = header + std::string((8 - header.size() % 8) % 8, ' ');
+  REQUIRE(test::read_bytes(directory / "x") == test::safetensors_bytes(padded, bytes_of(kB) + bytes_of(kA)));
+}
+
+TEST_CASE("SafetensorsWriter: the order of writing does not change the bytes", "[io]") {
+  const TemporaryDirectory directory;
+  write_two(directory / "x");
+  moe::SafetensorsWriter writer(directory / "y", two_tensors());
+  writer.write("b", std::span<const double>(kB));
+  writer.write("a", std::span<const float>(kA));
+  writer.commit();
+  REQUIRE(test::read_bytes(directory / "x") == test::read_bytes(directory / "y"));
+}
+
+TEST_CASE("SafetensorsWriter: data starts at a multiple of 8 bytes for every length of header", "[io]") {
+  for (std::size_t length = 0; length < 9; ++length) {
+    CAPTURE(length);
+    moe::SafetensorsHeader header = two_tensors();
+    header.metadata["note"] = std::string(length, 'x');
+    REQUIRE(moe::format_safetensors_header(header).size() % 8 == 0);
+  }
+}
+
+TEST_CASE("SafetensorsWriter: replaces the old file only on commit and leaves nothing else", "[io]") {
+  const TemporaryDirectory directory;
+  test::write_bytes(directory / "x", "old");
+  {
+    moe::SafetensorsWriter writer(directory / "x", two_tensors());
+    writer.write("a", std::span<const float>(kA));
+    REQUIRE(test::read_bytes(directory / "x") == "old");
+    REQUIRE_THROWS_WITH(writer.commit(), ContainsSubstring("'b' has not been written"));
+  }
+  REQUIRE(test::read_bytes(directory / "x") == "old");
+  write_two(directory / "x");
+  REQUIRE(moe::SafetensorsReader(directory / "x").tensors().size() == 2);
+  REQUIRE(directory.num_files() == 1);
+}
+
+TEST_CASE("SafetensorsWriter: refuses what the header does not have", "[io][error]") {
+  const TemporaryDirectory directory;
+  moe::SafetensorsWriter writer(directory / "x", two_tensors());
+  const std::vector<double> three(3);
+  REQUIRE_THROWS_WITH(writer.write("c", std::span<const float>(kA)), ContainsSubstring("'c' is not in the header"));
+  REQUIRE_THROWS_WITH(writer.write("a", std::span<const double>(three)), ContainsSubstring("'a' given as 3 F64"));
+  REQUIRE_THROWS_WITH(writer.write("b", std::span<const double>(three)), ContainsSubstring("expected 16 bytes of F64"));
+  writer.write("a", std::span<const float>(kA));
+  REQUIRE_THROWS_WITH(writer.write("a", std::span<const float>(kA)), ContainsSubstring("'a' is written twice"));
+}
+
+TEST_CASE("SafetensorsWriter: refuses headers that cannot be written", "[io][error]") {
+  const TemporaryDirectory directory;
+  const auto open = [&](moe::SafetensorsHeader header) { moe::SafetensorsWriter(directory / "x", std::move(header)); };
+  REQUIRE_THROWS_AS(open({.tensors = {{"__metadata__", {}}}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(open({.tensors = {{"a", {moe::Dtype::F32, {-1}}}}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(open({.tensors = {{"a", {moe::Dtype::F32, {moe::Index{1} << 62}}}}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(open({.tensors = {{"\xff", {}}}}), std::invalid_argument);
+  REQUIRE_THROWS_AS(open({.metadata = {{"k", "\xc3"}}}), std::invalid_argument);
+  REQUIRE(directory.num_files() == 0);
+}
+
+TEST_CASE("SafetensorsWriter: a place that cannot be written is a runtime_error that names it", "[io][error]") {
+  const TemporaryDirectory directory;
+  REQUIRE_THROWS_WITH(moe::SafetensorsWriter(directory / "missing/x", {}),
+                      ContainsSubstring("missing/x") && ContainsSubstring("No such file"));
+  std::filesystem::create_directory(directory / "full");
+  test::write_bytes(directory / "full/file", "");
+  moe::SafetensorsWriter writer(directory / "full", {});
+  REQUIRE_THROWS_AS(writer.commit(), std::runtime_error);
+}
+
+TEST_CASE("SafetensorsReader: names and metadata of any text come back", "[io]") {
+  const TemporaryDirectory directory;
+  const std::string text = "quote \" backslash \\ tab \t newline \n \u00e9 {,:[ zero " + std::string(1, '\0') + ".";
+  moe::SafetensorsWriter writer(directory / "x",
+                                {.tensors = {{text, {moe::Dtype::F32, {0}}}}, .metadata = {{text, text}, {"", ""}}});
+  writer.write(text, std::span<const float>());
+  writer.commit();
+  const moe::SafetensorsReader reader(directory / "x");
+  REQUIRE(reader.tensor(text).shape == std::vector<moe::Index>{0});
+  REQUIRE(reader.metadata() == moe::Metadata{{text, text}, {"", ""}});
+}
+
+TEST_CASE("SafetensorsReader: float tensors fill doubles exactly, in more than one block", "[io]") {
+  const TemporaryDirectory directory;
+  std::vector<float> values(40000);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = 1 / static_cast<float>(i + 1);
+  moe::SafetensorsWriter writer(directory / "x", {.tensors = {{"v", {moe::Dtype::F32, {40000}}}}});
+  writer.write("v", std::span<const float>(values));
+  writer.commit();
+  std::vector<double> wide(values.size());
+  moe::SafetensorsReader(directory / "x").read("v", std::span<double>(wide));
+  REQUIRE(wide == std::vector<double>(values.begin(), values.end()));
+}
+
+TEST_CASE("SafetensorsReader: doubles fill floats only if rounding is allowed", "[io]") {
+  const TemporaryDirectory directory;
+  write_two(directory / "x");
+  moe::SafetensorsReader reader(directory / "x");
+  std::vector<float> narrow(2);
+  REQUIRE_THROWS_WITH(reader.read("b", std::span<float>(narrow)),
+                      ContainsSubstring("'b' is F64") && ContainsSubstring("Narrowing"));
+  reader.read("b", std::span<float>(narrow), moe::Narrowing::Allow);
+  REQUIRE(narrow == std::vector<float>{std::numeric_limits<float>::infinity(), 0.25f});
+}
+
+TEST_CASE("SafetensorsReader: a tensor that is not there, or of another size, is an error", "[io][error]") {
+  const TemporaryDirectory directory;
+  write_two(directory / "x");
+  moe::SafetensorsReader reader(directory / "x");
+  std::vector<float> values(4);
+  REQUIRE_THROWS_WITH(reader.read("c", std::span<float>(values)),
+                      ContainsSubstring("'c' is missing") && ContainsSubstring("/x'"));
+  REQUIRE_THROWS_AS(reader.read("a", std::span<float>(values)), std::invalid_argument);
+}
+
+TEST_CASE("SafetensorsReader: a file that shrank since it was opened is an error, not stale data", "[io][error]") {
+  const TemporaryDirectory directory;
+  write_two(directory / "x");
+  moe::SafetensorsReader reader(directory / "x");
+  std::filesystem::resize_file(directory / "x", 40);
+  std::vector<float> values(3);
+  REQUIRE_THROWS_WITH(reader.read("a", std::span<float>(values)), ContainsSubstring("the 12 bytes of 'a'"));
+}
+
+TEST_CASE("SafetensorsReader: what is no file is a runtime_error that names it", "[io][error]") {
+  const TemporaryDirectory directory;
+  REQUIRE_THROWS_WITH(moe::SafetensorsReader(directory / "none"),
+                      ContainsSubstring("none") && ContainsSubstring("No such file"));
+  REQUIRE_THROWS_AS(moe::SafetensorsReader(directory / ""), std::runtime_error);
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: MIT
+#include "moe/kernel/grouped_gemm.hpp"
+
+#include <cmath>
+
+#include "catch.hpp"
+#include "matrices.hpp"
+#include "thread_executor.hpp"
+#include "tolerance.hpp"
+
+using moe::Index;
+using moe::Matrix;
+using moe::RowBuffer;
+using test::Mat;
+
+namespace kernel = moe::kernel;
+
+namespace {
+
+/// Groups of rows with a matrix each, between a token matrix and a buffer of results.
+template <class Codec>
+struct Products {
+  using S = typename Codec::Scalar;
+  using Panels = moe::PanelMatrix<Codec>;
+  static constexpr Index kLanes = moe::simd::kLanes<S>;
+
+  std::vector<Index> offset = {0};
+  std::vector<Panels> weight;
+
+  Products(std::vector<Index> rows_of_group, Index outputs, Index inputs) {
+    for (const Index rows : rows_of_group) {
+      offset.push_back(offset.back() + rows);
+      weight.push_back(Panels::from(test::random_matrix<S>(outputs, inputs, weight.size() + 10)));
+    }
+  }
+  kernel::RowGroups groups() const { return {offset.data(), static_cast<Index>(weight.size())}; }
+  Index num_rows() const { return offset.back(); }
+  Index outputs() const { return weight[0].outputs(); }
+  Index inputs() const { return weight[0].inputs(); }
+  const Panels& operator()(Index g) const { return weight[static_cast<std::size_t>(g)]; }
+
+  /// The rows of group g.
+  template <class M>
+  static auto rows(const M& matrix, const kernel::RowGroups& groups, Index g) {
+    return matrix.middleRows(groups.begin(g), groups.size(g));
+  }
+
+  Matrix<S> multiply(const kernel::RowSource<S>& in) const {
+    Matrix<S> out = test::nan_matrix<S>(num_rows(), weight[0].width());
+    kernel::grouped_multiply<S>(groups(), in, *this, [&](Index, Index row, Index panel, const S* sums) {
+      std::copy_n(sums, Panels::kWidth, out.row(row).data() + panel * Panels::kWidth);
+    });
+    return out.leftCols(outputs());
+  }
+  /// dout [num_rows, outputs] in padded rows; the padding is `padding`.
+  RowBuffer<S> padded(const Matrix<S>& dout, S padding = 0) const {
+    RowBuffer<S> rows;
+    rows.resize(num_rows(), weight[0].width());
+    for (Index r = 0; r < num_rows(); ++r) {
+      std::fill_n(rows.row(r), rows.cols(), padding);
+      std::copy_n(dout.row(r).data(), outputs(), rows.row(r));
+    }
+    return rows;
+  }
+  Matrix<S> input_gradient(const RowBuffer<S>& dout) const {
+    Matrix<S> din = test::nan_matrix<S>(num_rows(), inputs());
+    kernel::grouped_input_gradient<S>(groups(), kernel::RowSource<S>::from(dout), *this,
+                                      [&](Index row, Index input, S value) { din(row, input) = value; });
+    return din;
+  }
+  struct Gradient {
+    std::vector<Panels> weight, bias;
+  };
+  Gradient zero_gradient() const {
+    return {std::vector<Panels>(weight.size(), Panels(outputs(), inputs())),
+            std::vector<Panels>(weight.size(), Panels::bias(outputs()))};
+  }
+  void add_weight_gradient(const Matrix<S>& in, const RowBuffer<S>& dout, Gradient& gradient) const {
+    kernel::grouped_weight_gradient<S>(
+        groups(), kernel::RowSource<S>::from(in), kernel::RowSource<S>::from(dout),
+        [&](Index g) -> Panels& { return gradient.weight[static_cast<std::size_t>(g)]; },
+        [&](Index g) -> Panels& { return gradient.bias[static_cast<std::size_t>(g)]; });
+  }
+};
+
+/// Sizes around the vector width.
+template <class S>
+std::vector<Index> sizes() {
+  constexpr Index kLanes = moe::simd::kLanes<S>;
+  return {1, kLanes - 1, kLanes, kLanes + 1, 2 * kLanes, 4 * kLanes + 3, 130};
+}
+
+/// How rows may fall on groups, with 0 to 14 rows in all: heights around the tile of 6, empty groups, all in one.
+const std::vector<std::vector<Index>> kSplits = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}, {0, 14, 0}, {1, 0, 13}, {6, 2, 5}};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("grouped_multiply: is x W^T within the error of a sum of products", "[kernel]", moe::F32, moe::F64) {
+  using S = typename TestType::Scalar;
+  for (const auto& split : kSplits)
+    for (const Index outputs : sizes<S>())
+      for (const Index inputs : {Index{0}, Index{1}, sizes<S>()[3], Index{130}}) {
+        const Products<TestType> product(split, outputs, inputs);
+        const auto x = test::random_matrix<S>(product.num_rows(), inputs);
+        const Matrix<S> y = product.multiply(kernel::RowSource<S>::from(x));
+        for (Index g = 0; g < product.groups().count; ++g) {
+          CAPTURE(split, outputs, inputs, g);
+          const auto rows = [&](const auto& m) { return product.rows(m, product.groups(), g); };
+          const test::Bounded<S> exact{Mat(rows(x).template cast<double>())};
+          CHECK(exact.linear(product(g).matrix().template cast<double>()).worst(rows(y)) <= 1);
+        }
+      }
+}
+
+TEMPLATE_TEST_CASE("grouped_multiply: a product is the chain of fused multiply-adds from +0, bit for bit", "[kernel]",
+                   moe::F32, moe::F64) {
+  using S = typename TestType::Scalar;
+  for (const Index rows : {1, 2, 3, 5, 6, 7, 13}) {
+    const Products<TestType> product({rows}, 4 * moe::simd::kLanes<S> + 3, 67);
+    const auto x = test::random_matrix<S>(rows, 67);
+    const Matrix<S> y = product.multiply(kernel::RowSource<S>::from(x));
+    for (Index r = 0; r < rows; ++r)
+      for (Index o = 0; o < product.outputs(); ++o) {
+        S sum = 0;
+        for (Index k = 0; k < 67; ++k) sum = moe::simd::fma(x(r, k), product(0)(o, k), sum);
+        CAPTURE(rows, r, o);
+        REQUIRE(test::same_bits(sum, y(r, o)));
+      }
+  }
+}
+
+TEST_CASE("grouped_multiply: rows are read in place through an index, at any address and distance", "[kernel]") {
+  constexpr Index kRows = 9, kInputs = 37, kStride = 41;
+  const Products<moe::F32> product({4, 5}, 35, kInputs);
+  const auto x = test::random_matrix<float>(kRows, kInputs);
+  const Matrix<float> expected = product.multiply(kernel::RowSource<float>::from(x));
+  const std::vector<Index> index = {8, 1, 6, 3, 0, 5, 2, 7, 4};
+  for (Index misalignment = 0; misalignment < 4; ++misalignment) {
+    std::vector<float> memory(kRows * kStride + 4, test::kNan<float>);
+    Eigen::Map<Matrix<float>, 0, Eigen::OuterStride<>> shuffled(memory.data() + misalignment, kRows, kInputs,
+                                                                Eigen::OuterStride<>(kStride));
+    for (Index r = 0; r < kRows; ++r) shuffled.row(index[static_cast<std::size_t>(r)]) = x.row(r);
+    CAPTURE(misalignment);
+    CHECK(test::same_bits(product.multiply(kernel::RowSource<float>::from(shuffled, index.data())), expected));
+  }
+}
+
+TEMPLATE_TEST_CASE("grouped_input_gradient: is dout W within the error of a sum of products", "[kernel]", moe::F32,
+                   moe::F64) {
+  using S = typename TestType::Scalar;
+  for (const auto& split : kSplits)
+    for (const Index inputs : sizes<S>())
+      for (const Index outputs : {Index{1}, sizes<S>()[3], Index{130}}) {
+        const Products<TestType> product(split, outputs, inputs);
+        const auto dy = test::random_matrix<S>(product.num_rows(), outputs);
+        const Matrix<S> dx = product.input_gradient(product.padded(dy));
+        for (Index g = 0; g < product.groups().count; ++g) {
+          CAPTURE(split, outputs, inputs, g);
+          const auto rows = [&](const auto& m) { return product.rows(m, product.groups(), g); };
+          const test::Bounded<S> exact{Mat(rows(dy).template cast<double>())};
+          const Mat transposed = product(g).matrix().transpose().template cast<double>();
+          CHECK(exact.linear(transposed).worst(rows(dx)) <= 1);
+        }
+      }
+}
+
+TEMPLATE_TEST_CASE("grouped_weight_gradient: adds dout^T x and column sums, within the error of the sums", "[kernel]",
+                   moe::F32, moe::F64) {
+  using S = typename TestType::Scalar;
+  for (const auto& split : kSplits)
+    for (const Index outputs : sizes<S>())
+      for (const Index inputs : {1, 5, 6, 7, 13}) {
+        const Products<TestType> product(split, outputs, inputs);
+        const auto x = test::random_matrix<S>(product.num_rows(), inputs, 3);
+        const auto dy = test::random_matrix<S>(product.num_rows(), outputs, 4);
+        auto gradient = product.zero_gradient();
+        product.add_weight_gradient(x, product.padded(dy), gradient);
+        for (Index g = 0; g < product.groups().count; ++g) {
+          CAPTURE(split, outputs, inputs, g);
+          const auto transposed = [&](const auto& m) {
+            return Mat(product.rows(m, product.groups(), g).transpose().template cast<double>());
+          };
+          const test::Bounded<S> exact{transposed(dy)};
+          const auto at = static_cast<std::size_t>(g);
+          CHECK(exact.linear(transposed(x)).worst(gradient.weight[at].matrix()) <= 1);
+          const Mat ones = Mat::Ones(1, product.groups().size(g));
+          CHECK(exact.linear(ones).worst(gradient.bias[at].matrix()) <= 1);
+        }
+      }
+}
+
+TEST_CASE("grouped_weight_gradient: accumulates, and leaves the padding of the panels zero", "[kernel]") {
+  const Products<moe::F32> product({7, 0, 3}, 35, 8);
+  const auto x = test::random_matrix<float>(10, 8, 3), dy = test::random_matrix<float>(10, 35, 4);
+  auto once = product.zero_gradient(), twice = product.zero_gradient();
+  product.add_weight_gradient(x, product.padded(dy), once);
+  for (int i = 0; i < 2; ++i) product.add_weight_gradient(x, product.padded(dy), twice);
+  for (std::size_t g = 0; g < 3; ++g) {
+    const auto logical = once.weight[g].matrix();
+    // A sum of n terms that starts at itself: 2 n roundings.
+    const double bound = test::gamma<float>(14) * 2 * 7 * test::largest(x) * test::largest(dy);
+    CHECK(test::largest(twice.weight[g].matrix() - 2 * logical) <= bound);
+    const auto nonzero = [](float v) { return v != 0; };
+    CHECK(std::ranges::count_if(twice.weight[g].span(), nonzero) == (g == 1 ? 0 : 35 * 8));
+    CHECK(std::ranges::count_if(twice.bias[g].span(), nonzero) == (g == 1 ? 0 : 35));
+  }
+}
+
+TEMPLATE_TEST_CASE("grouped kernels: a row alone gives the bits that it gives in a batch", "[kernel][property]",
+                   moe::F32, moe::F64) {
+  using S = typename TestType::Scalar;
+  constexpr Index kRows = 14, kOutputs = 4 * moe::simd::kLanes<S> + 3, kInputs = 71;
+  const Products<TestType> batch({kRows}, kOutputs, kInputs), alone({1}, kOutputs, kInputs);
+  const auto x = test::random_matrix<S>(kRows, kInputs), dy = test::random_matrix<S>(kRows, kOutputs);
+  const Matrix<S> y = batch.multiply(kernel::RowSource<S>::from(x)), dx = batch.input_gradient(batch.padded(dy));
+  for (Index r = 0; r < kRows; ++r) {
+    CAPTURE(r);
+    const Matrix<S> one = x.row(r);
+    CHECK(test::same_bits(alone.multiply(kernel::RowSource<S>::from(one)), y.row(r)));
+    CHECK(test::same_bits(alone.input_gradient(alone.padded(dy.row(r))), dx.row(r)));
+  }
+}
+
+TEMPLATE_TEST_CASE("grouped kernels: the number of threads does not change a bit", "[kernel][property]", moe::F32,
+                   moe::F64) {
+  using S = typename TestType::Scalar;
+  const Products<TestType> product({9, 0, 40, 1}, 130, 150);
+  const auto x = test::random_matrix<S>(50, 150), dy = test::random_matrix<S>(50, 130);
+  const auto run = [&](Index workers) {
+    test::ThreadExecutor executor(workers);
+    const moe::UseExecutor use(executor);
+    auto gradient = product.zero_gradient();
+    product.add_weight_gradient(x, product.padded(dy), gradient);
+    return std::tuple{product.multiply(kernel::RowSource<S>::from(x)), product.input_gradient(product.padded(dy)),
+                      gradient.weight[2].matrix(), gradient.bias[2].matrix()};
+  };
+  const auto serial = run(1);
+  for (const Index workers : {2, 3, 8}) {
+    const auto parallel = run(workers);
+    CAPTURE(workers);
+    CHECK(test::same_bits(std::get<0>(parallel), std::get<0>(serial)));
+    CHECK(test::same_bits(std::get<1>(parallel), std::get<1>(serial)));
+    CHECK(test::same_bits(std::get<2>(parallel), std::get<2>(serial)));
+    CHECK(test::same_bits(std::get<3>(parallel), std::get<3>(serial)));
+  }
+}
+
+TEST_CASE("grouped_input_gradient: finite padding of dout does not reach the result", "[kernel]") {
+  const Products<moe::F64> product({5}, 19, 23);
+  const auto dy = test::random_matrix<double>(5, 19);
+  CHECK(test::same_bits(product.input_gradient(product.padded(dy, 1e300)), product.input_gradient(product.padded(dy))));
+}
+
+TEST_CASE("grouped_multiply: NaN and infinity reach their own row alone", "[kernel]") {
+  const Products<moe::F32> product({7}, 20, 9);
+  auto x = test::random_matrix<float>(7, 9);
+  const Matrix<float> clean = product.multiply(kernel::RowSource<float>::from(x));
+  x(3, 4) = test::kNan<float>;
+  const Matrix<float> y = product.multiply(kernel::RowSource<float>::from(x));
+  CHECK(test::same_bits(y.topRows(3), clean.topRows(3)));
+  CHECK(test::same_bits(y.bottomRows(3), clean.bottomRows(3)));
+  for (Index o = 0; o < 20; ++o) CHECK(std::isnan(y(3, o)));
+}

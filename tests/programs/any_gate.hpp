@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+// A gate chosen at run time: one layer type serves all gates, which keeps these programs quick to compile.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/gate/activation.hpp"
+#include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/softmax.hpp"
+#include "moe/gate/stochastic.hpp"
+#include "moe/gate/top_k.hpp"
+
+namespace test {
+
+template <class S>
+class AnyGate {
+ public:
+  static constexpr bool kPerToken = true;
+
+  template <class G>
+  AnyGate(std::string name_, G gate) : name(std::move(name_)), model_(std::make_unique<Model<G>>(std::move(gate))) {}
+  AnyGate(const AnyGate& other) : name(other.name), model_(other.model_->clone()) {}
+  AnyGate(AnyGate&&) = default;
+
+  std::string name;
+
+  void validate(moe::Index num_experts) const { model_->validate(num_experts); }
+  void route(const moe::Logits<S>& logits, const moe::Step& step, moe::Routing<S>& routing) const {
+    model_->route(logits, step, routing);
+  }
+  // Declared only: training asks for them, but these programs call neither.
+  void replay(const moe::Logits<S>& logits, const moe::Step& step, moe::Routing<S>& routing) const;
+  void probabilities(const moe::Logits<S>& logits, const moe::Step& step, moe::Matrix<S>& p) const;
+  void backward(const moe::Logits<S>& logits, const moe::Step& step, const moe::Routing<S>& routing,
+                std::span<const S> dweight, const moe::MatrixView<S>& dprobability, moe::Matrix<S>& dlogits,
+                AnyGate& gradient) const {
+    model_->backward(logits, step, routing, dweight, dprobability, dlogits, *gradient.model_);
+  }
+  std::vector<double> parameters() const { return model_->parameters(); }
+
+ private:
+  struct Base {
+    virtual ~Base() = default;
+    virtual std::unique_ptr<Base> clone() const = 0;
+    virtual void validate(moe::Index) const = 0;
+    virtual void route(const moe::Logits<S>&, const moe::Step&, moe::Routing<S>&) const = 0;
+    virtual void backward(const moe::Logits<S>&, const moe::Step&, const moe::Routing<S>&, std::span<const S>,
+                          const moe::MatrixView<S>&, moe::Matrix<S>&, Base&) const = 0;
+    virtual std::vector<double> parameters() const = 0;
+  };
+
+  template <class G>
+  struct Model final : Base {
+    G gate;
+
+    explicit Model(G gate_) : gate(std::move(gate_)) {}
+    std::unique_ptr<Base> clone() const override { return std::make_unique<Model>(gate); }
+    void validate(moe::Index num_experts) const override { gate.validate(num_experts); }
+    void route(const moe::Logits<S>& logits, const moe::Step& step, moe::Routing<S>& routing) const override {
+      gate.route(logits, step, routing);
+    }
+    void backward(const moe::Logits<S>& logits, const moe::Step& step, const moe::Routing<S>& routing,
+                  std::span<const S> dweight, const moe::MatrixView<S>& dprobability, moe::Matrix<S>& dlogits,
+                  Base& gradient) const override {
+      gate.backward(logits, step, routing, dweight, dprobability, dlogits, static_cast<Model&>(gradient).gate);
+    }
+    std::vector<double> parameters() const override {
+      std::vector<double> all;
+      moe::visit(
+          [&](const std::string&, const auto& leaf) {
+            for (const auto value : moe::parameter_span(leaf)) all.push_back(static_cast<double>(value));
+          },
+          gate);
+      return all;
+    }
+  };
+
+  std::unique_ptr<Base> model_;
+};
+
+/// Every gate that decides each token by itself, for `num_experts` experts.
+template <class S>
+std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
+  const auto bias = [&](double scale) -> Eigen::RowVectorXd {
+    return Eigen::RowVectorXd::LinSpaced(num_experts, -scale, scale);
+  };
+  std::vector<AnyGate<S>> gates;
+  gates.emplace_back("top_k", moe::TopKGate{.k = 2});
+  gates.emplace_back("top_k sigmoid", moe::TopKGate{.k = 3, .score = moe::Score::Sigmoid, .selection_bias = bias(0.3),
+                                                    .weight_bias = bias(0.4)});
+  gates.emplace_back("softmax", moe::SoftmaxGate{});
+  gates.emplace_back("dense_to_sparse",
+                     moe::DenseToSparseGate<moe::LearnableTemperature>{
+                         .temperature = moe::LearnableTemperature::starting_at(0.7), .threshold = 0.1, .gumbel = 1});
+  gates.emplace_back("activation", moe::ActivationGate<>{.bias = bias(0.5)});
+  gates.emplace_back("stochastic", moe::StochasticGate{.k = 2, .training = moe::DrawPer::Token});
+  gates.emplace_back("noisy_top_k", moe::NoisyTopKGate{});
+  return gates;
+}
+
+}  // namespace test

@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: MIT
+// A warm forward pass does not allocate, nor does training of panel experts on batches of one size. Every way to the heap is interposed:
+// Eigen and aligned buffers do not go through operator new. Needs glibc. Exits with 1 after messages about who allocated.
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+
+#include "moe/expert/glu.hpp"
+#include "moe/expert/mlp.hpp"
+#include "moe/expert/one_of.hpp"
+#include "moe/expert/scaled_identity.hpp"
+#include "moe/gate/with_capacity.hpp"
+#include "moe/layer/branches.hpp"
+#include "moe/layer/layer_expert.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/router/noisy.hpp"
+#include "programs/any_gate.hpp"
+
+namespace {
+std::atomic<long> allocations{0};
+void* counted(void* memory) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return memory;
+}
+}  // namespace
+
+extern "C" {
+void* __libc_malloc(std::size_t);
+void* __libc_calloc(std::size_t, std::size_t);
+void* __libc_realloc(void*, std::size_t);
+void* __libc_memalign(std::size_t, std::size_t);
+void __libc_free(void*);
+
+void* malloc(std::size_t size) noexcept { return counted(__libc_malloc(size)); }
+void* calloc(std::size_t count, std::size_t size) noexcept { return counted(__libc_calloc(count, size)); }
+void* realloc(void* memory, std::size_t size) noexcept { return counted(__libc_realloc(memory, size)); }
+void* memalign(std::size_t alignment, std::size_t size) noexcept { return counted(__libc_memalign(alignment, size)); }
+void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
+  return counted(__libc_memalign(alignment, size));
+}
+int posix_memalign(void** memory, std::size_t alignment, std::size_t size) noexcept {
+  *memory = counted(__libc_memalign(alignment, size));
+  return *memory || size == 0 ? 0 : ENOMEM;
+}
+void free(void* memory) noexcept { __libc_free(memory); }
+}
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+constexpr Index kTokens = 64, kExperts = 6, kModelDim = 45, kHiddenDim = 37;
+
+int num_failed = 0;
+
+/// Runs `body` once to warm up, then again: reports allocations of the second and third run.
+template <class Body>
+void expect_none(const std::string& name, const Body& body) {
+  body();
+  const long before = allocations.load();
+  body();
+  body();
+  const long count = allocations.load() - before;
+  if (count == 0) return;
+  ++num_failed;
+  std::printf("%s: %ld allocations\n", name.c_str(), count);
+}
+
+void expect_some(const char* name, void* (*allocate)()) {
+  const long before = allocations.load();
+  std::free(allocate());
+  if (allocations.load() != before) return;
+  ++num_failed;
+  std::printf("%s is not counted\n", name);
+}
+
+/// Inference of every number of tokens up to the warm one.
+template <class Layer>
+void check_forward(const std::string& name, const Layer& layer, const moe::Step& step = {}) {
+  typename Layer::Workspace ws;
+  const Matrix<float> tokens = Matrix<float>::Random(kTokens, kModelDim);
+  Matrix<float> out(kTokens, kModelDim);
+  expect_none(name, [&] {
+    for (const Index count : {kTokens, Index{0}, Index{1}, Index{17}})
+      layer.forward(tokens.topRows(count), step, out.topRows(count), ws);
+  });
+}
+
+/// Training with a tape for each number of tokens.
+template <class Layer>
+void check_training(const std::string& name, const Layer& layer) {
+  const Matrix<float> tokens = Matrix<float>::Random(kTokens, kModelDim);
+  Matrix<float> out(kTokens, kModelDim), dtokens = out;
+  Layer gradient = moe::zeros_like(layer);
+  const moe::RoutingGradient<float> losses;
+  for (const Index count : {kTokens, Index{0}, Index{1}, Index{17}}) {
+    typename Layer::Tape tape;
+    expect_none(name + ", " + std::to_string(count) + " tokens", [&] {
+      layer.forward(tokens.topRows(count), moe::Step::train(1), out.topRows(count), tape);
+      layer.backward(tokens.topRows(count), tape, tokens.topRows(count), losses, gradient, dtokens.topRows(count));
+    });
+  }
+}
+
+template <class E>
+void check_panel_experts(const std::string& name) {
+  for (const auto& gate : test::per_token_gates<float>(kExperts)) {
+    const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kModelDim, 1), gate,
+                              moe::ExpertPool<E>::random(kExperts, kModelDim, kHiddenDim, 2));
+    check_forward(name + ", " + gate.name, layer);
+    check_training(name + ", " + gate.name + ", training", layer);
+  }
+}
+
+/// Layers in layers, capacity, padding, noise.
+void check_compositions() {
+  const auto router = moe::LinearRouter::random(kExperts, kModelDim, 1);
+  const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
+  const moe::MoeLayer layer(router, moe::TopKGate{}, pool);
+  const std::vector<std::uint8_t> valid(kTokens, 0);
+  check_forward("branches", moe::WithBranches(layer, pool[0], moe::ScaledIdentity{kModelDim}));
+  check_forward("capacity", moe::MoeLayer(router, moe::WithCapacity(moe::TopKGate{}, {.evaluation_factor = 0.5}), pool));
+  check_forward("noisy router", moe::MoeLayer(moe::NoisyRouter::random(kExperts, kModelDim, 1), moe::TopKGate{}, pool));
+
+  using Inner = moe::LayerExpert<std::remove_const_t<decltype(layer)>>;
+  using Any = moe::OneOf<moe::Glu, moe::ScaledIdentity, Inner>;
+  const std::vector<Any> experts = {Any(pool[0]), Any(moe::ScaledIdentity{kModelDim}), Any(Inner(layer))};
+  check_forward("hierarchy of several types",
+                moe::MoeLayer(moe::LinearRouter::random(3, kModelDim, 1), moe::TopKGate{}, moe::ExpertPool<Any>(experts)));
+}
+
+void check_all(const std::string& threads) {
+  check_panel_experts<moe::Glu>("glu, " + threads);
+  check_panel_experts<moe::Mlp>("mlp, " + threads);
+}
+
+}  // namespace
+
+int main() {
+  expect_some("malloc", [] { return std::malloc(8); });
+  expect_some("calloc", [] { return std::calloc(1, 8); });
+  expect_some("realloc", [] { return std::realloc(nullptr, 8); });
+  expect_some("aligned_alloc", [] { return std::aligned_alloc(64, 64); });
+  expect_some("posix_memalign", [] {
+    void* memory = nullptr;
+    return posix_memalign(&memory, 64, 64) == 0 ? memory : nullptr;
+  });
+#ifdef _OPENMP
+  omp_set_num_threads(1);
+#endif
+  check_all("one thread");
+  check_compositions();
+#ifdef _OPENMP
+  omp_set_num_threads(3);
+  check_all("three OpenMP threads");
+#endif
+  std::printf("%d failed\n", num_failed);
+  return num_failed == 0 ? 0 : 1;
+}
