@@ -42,6 +42,7 @@
 #include "moe/routing/importance.hpp"
 #include "moe/routing/load.hpp"
 #include "moe/routing/load_balancing.hpp"
+#include "moe/routing/padding.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/routing/routing.hpp"
 #include "moe/routing/statistics.hpp"

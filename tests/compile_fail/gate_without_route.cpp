@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include "moe/layer/moe_layer.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
 
 struct Gate {

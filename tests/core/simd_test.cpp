@@ -68,6 +68,16 @@ TEMPLATE_TEST_CASE("fma: a batch and a scalar round alike, once where the machin
   CHECK(lanes_of(simd::fnma(V(x), V(y), V(TestType(1))))[0] == -expected);
 }
 
+TEMPLATE_TEST_CASE("divide: a batch rounds as a scalar does", "[core]", float, double) {
+  using V = simd::Batch<TestType>;
+  for (int i = 1; i < 500; ++i) {
+    CAPTURE(i);
+    const TestType a = TestType(1) + TestType(i) / 7, b = TestType(3) + TestType(i) / 11;
+    REQUIRE(test::same_bits(lanes_of(simd::divide(V(a), V(b)))[0], a / b));
+    REQUIRE(test::same_bits(simd::divide(a, b), a / b));
+  }
+}
+
 TEMPLATE_TEST_CASE("reduce_add: adds by halving", "[core]", float, double) {
   Lanes<TestType> lane = ramp<TestType>();
   const TestType sum = simd::reduce_add(simd::load(lane.data()));

@@ -75,9 +75,11 @@ std::vector<Any> any_experts() {
 }  // namespace
 
 TEST_CASE("ExpertPool: experts of different hidden sizes, with and without biases, do as they do alone", "[expert]") {
-  check_as_alone(ExpertPool<Glu>({test::random_expert<Glu>(kDim, 40, 1), test::random_expert<Glu>(kDim, 3, 2, Bias::Zero),
-                                  test::random_expert<Glu>(kDim, 0, 3), test::random_expert<Glu>(kDim, 17, 4)}));
-  check_as_alone(ExpertPool<Mlp>({test::random_expert<Mlp>(kDim, 1, 1, Bias::None), test::random_expert<Mlp>(kDim, 33, 2)}));
+  check_as_alone(
+      ExpertPool<Glu>({test::random_expert<Glu>(kDim, 40, 1), test::random_expert<Glu>(kDim, 3, 2, Bias::Zero),
+                       test::random_expert<Glu>(kDim, 0, 3), test::random_expert<Glu>(kDim, 17, 4)}));
+  check_as_alone(
+      ExpertPool<Mlp>({test::random_expert<Mlp>(kDim, 1, 1, Bias::None), test::random_expert<Mlp>(kDim, 33, 2)}));
 }
 
 TEST_CASE("ExpertPool: a user's expert does as it does alone", "[expert]") {
@@ -89,7 +91,7 @@ TEST_CASE("OneOf: every alternative does as it does alone", "[expert]") {
   check_as_alone(ExpertPool<Any>(any_experts()));
 }
 
-TEST_CASE("OneOf: an expert may be of a forward-only type, and then none of the set can be trained through", "[expert]") {
+TEST_CASE("OneOf: one forward-only type is enough for a set that cannot be trained through", "[expert]") {
   using Half = moe::OneOf<Glu, test::AddTokenId>;
   STATIC_REQUIRE(moe::Expert<Half>);
   STATIC_REQUIRE(!moe::DifferentiableExpert<Half>);

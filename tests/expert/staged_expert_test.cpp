@@ -135,10 +135,12 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
   CHECK_THROWS_WITH(expert.forward(rows, three, context), "moe::Expert::forward: out is [3, 4], expected [2, 4]");
   expert.forward(rows, out, context, tape);
   Mlp gradient(4, 7), unbiased(4, 6, Bias::None);
-  CHECK_THROWS_WITH(expert.backward(rows, tape, rows, out, gradient, context),
-                    "moe::Expert::backward: gradient of expert 0, stage 0 is [7, 4] with 7 biases, expected [6, 4] with 6");
-  CHECK_THROWS_WITH(expert.backward(rows, tape, rows, out, unbiased, context),
-                    "moe::Expert::backward: gradient of expert 0, stage 0 is [6, 4] with 0 biases, expected [6, 4] with 6");
+  CHECK_THROWS_WITH(
+      expert.backward(rows, tape, rows, out, gradient, context),
+      "moe::Expert::backward: gradient of expert 0, stage 0 is [7, 4] with 7 biases, expected [6, 4] with 6");
+  CHECK_THROWS_WITH(
+      expert.backward(rows, tape, rows, out, unbiased, context),
+      "moe::Expert::backward: gradient of expert 0, stage 0 is [6, 4] with 0 biases, expected [6, 4] with 6");
   CHECK_THROWS_WITH(expert.backward(rows, tape, narrow, out, expert, context),
                     "moe::Expert::backward: dout is [2, 3], expected [2, 4]");
   CHECK_THROWS_WITH(expert.backward(three, tape, rows, out, expert, context),

@@ -81,6 +81,15 @@ double total(const A& a) {
   return inner(a, A::Ones(a.rows(), a.cols()));
 }
 
+/// The experts (columns) of a matrix in reverse order, by hand for the same reason.
+template <class S>
+moe::Matrix<S> reversed_experts(const moe::Matrix<S>& a) {
+  moe::Matrix<S> result(a.rows(), a.cols());
+  for (moe::Index r = 0; r < a.rows(); ++r)
+    for (moe::Index c = 0; c < a.cols(); ++c) result(r, c) = a(r, a.cols() - 1 - c);
+  return result;
+}
+
 template <class S>
 std::vector<moe::Index> experts_of(const moe::Routing<S>& routing, moe::Index token = 0) {
   const auto experts = routing.experts(token);

@@ -38,8 +38,8 @@ template <class S>
 struct Case {
   moe::Routing<S> routing;
   moe::DispatchPlan plan;
-  Matrix<S> values;    // [rows, cols], of the experts
-  RowBuffer<S> rows;   // the same with NaN behind the columns
+  Matrix<S> values;   // [rows, cols], of the experts
+  RowBuffer<S> rows;  // the same with NaN behind the columns
 
   Case(Index num_tokens, Index cols) : routing(random_routing<S>(num_tokens)) {
     plan.build(routing, kExperts);
@@ -107,8 +107,8 @@ TEMPLATE_TEST_CASE("combine: writes into a block of a larger matrix and nothing 
   CHECK(test::same_bits(frame, Matrix<TestType>::Constant(15, 24, 7)));
 }
 
-TEMPLATE_TEST_CASE("combine_backward: a weight's gradient is <dout, row>, also where the weight is 0", "[kernel]", float,
-                   double) {
+TEMPLATE_TEST_CASE("combine_backward: a weight's gradient is <dout, row>, also where the weight is 0", "[kernel]",
+                   float, double) {
   using S = TestType;
   for (const Index cols : widths<S>()) {
     Case<S> c(13, cols);

@@ -4,84 +4,18 @@
 #include <cmath>
 
 #include "catch.hpp"
-#include "matrices.hpp"
+#include "kernel/products.hpp"
 #include "thread_executor.hpp"
 #include "tolerance.hpp"
 
 using moe::Index;
 using moe::Matrix;
-using moe::RowBuffer;
 using test::Mat;
+using test::Products;
 
 namespace kernel = moe::kernel;
 
 namespace {
-
-/// Groups of rows with a matrix each, between a token matrix and a buffer of results.
-template <class Codec>
-struct Products {
-  using S = typename Codec::Scalar;
-  using Panels = moe::PanelMatrix<Codec>;
-  static constexpr Index kLanes = moe::simd::kLanes<S>;
-
-  std::vector<Index> offset = {0};
-  std::vector<Panels> weight;
-
-  Products(std::vector<Index> rows_of_group, Index outputs, Index inputs) {
-    for (const Index rows : rows_of_group) {
-      offset.push_back(offset.back() + rows);
-      weight.push_back(Panels::from(test::random_matrix<S>(outputs, inputs, weight.size() + 10)));
-    }
-  }
-  kernel::RowGroups groups() const { return {offset.data(), static_cast<Index>(weight.size())}; }
-  Index num_rows() const { return offset.back(); }
-  Index outputs() const { return weight[0].outputs(); }
-  Index inputs() const { return weight[0].inputs(); }
-  const Panels& operator()(Index g) const { return weight[static_cast<std::size_t>(g)]; }
-
-  /// The rows of group g.
-  template <class M>
-  static auto rows(const M& matrix, const kernel::RowGroups& groups, Index g) {
-    return matrix.middleRows(groups.begin(g), groups.size(g));
-  }
-
-  Matrix<S> multiply(const kernel::RowSource<S>& in) const {
-    Matrix<S> out = test::nan_matrix<S>(num_rows(), weight[0].width());
-    kernel::grouped_multiply<S>(groups(), in, *this, [&](Index, Index row, Index panel, const S* sums) {
-      std::copy_n(sums, Panels::kWidth, out.row(row).data() + panel * Panels::kWidth);
-    });
-    return out.leftCols(outputs());
-  }
-  /// dout [num_rows, outputs] in padded rows; the padding is `padding`.
-  RowBuffer<S> padded(const Matrix<S>& dout, S padding = 0) const {
-    RowBuffer<S> rows;
-    rows.resize(num_rows(), weight[0].width());
-    for (Index r = 0; r < num_rows(); ++r) {
-      std::fill_n(rows.row(r), rows.cols(), padding);
-      std::copy_n(dout.row(r).data(), outputs(), rows.row(r));
-    }
-    return rows;
-  }
-  Matrix<S> input_gradient(const RowBuffer<S>& dout) const {
-    Matrix<S> din = test::nan_matrix<S>(num_rows(), inputs());
-    kernel::grouped_input_gradient<S>(groups(), kernel::RowSource<S>::from(dout), *this,
-                                      [&](Index row, Index input, S value) { din(row, input) = value; });
-    return din;
-  }
-  struct Gradient {
-    std::vector<Panels> weight, bias;
-  };
-  Gradient zero_gradient() const {
-    return {std::vector<Panels>(weight.size(), Panels(outputs(), inputs())),
-            std::vector<Panels>(weight.size(), Panels::bias(outputs()))};
-  }
-  void add_weight_gradient(const Matrix<S>& in, const RowBuffer<S>& dout, Gradient& gradient) const {
-    kernel::grouped_weight_gradient<S>(
-        groups(), kernel::RowSource<S>::from(in), kernel::RowSource<S>::from(dout),
-        [&](Index g) -> Panels& { return gradient.weight[static_cast<std::size_t>(g)]; },
-        [&](Index g) -> Panels& { return gradient.bias[static_cast<std::size_t>(g)]; });
-  }
-};
 
 /// Sizes around the vector width.
 template <class S>
@@ -91,7 +25,8 @@ std::vector<Index> sizes() {
 }
 
 /// How rows may fall on groups, with 0 to 14 rows in all: heights around the tile of 6, empty groups, all in one.
-const std::vector<std::vector<Index>> kSplits = {{0}, {1}, {2}, {3}, {4}, {5}, {6}, {7}, {0, 14, 0}, {1, 0, 13}, {6, 2, 5}};
+const std::vector<std::vector<Index>> kSplits = {{0}, {1}, {2},        {3},        {4},      {5},
+                                                 {6}, {7}, {0, 14, 0}, {1, 0, 13}, {6, 2, 5}};
 
 }  // namespace
 

@@ -52,8 +52,8 @@ struct LoadLoss {
   template <class Layer>
   double operator()(const Layer&, typename Layer::Tape& tape, moe::RoutingGradient<double>& gradient) const {
     moe::NoisyLogitsGradient<double> parts;
-    const double loss = moe::load_loss<double>({tape.router.clean, tape.logits, tape.router.noise_std}, 2, tape.step,
-                                               0.5, parts);
+    const double loss =
+        moe::load_loss<double>({tape.router.clean, tape.logits, tape.router.noise_std}, 2, tape.step, 0.5, parts);
     gradient.logits = parts.noisy;
     tape.router.dclean = parts.clean;
     tape.router.dnoise_std = parts.deviation;
@@ -67,8 +67,8 @@ TEST_CASE("MoeLayer: gradients are central differences for every gate", "[layer]
   SECTION("top-K") { check_with_every_expert(TopKGate{.k = 2}); }
   SECTION("top-1, raw") { check_with_every_expert(TopKGate{.k = 1, .normalise = moe::Normalise::None}); }
   SECTION("top-K with a weight bias") {
-    check_with_every_expert(TopKGate{.k = 2, .score = moe::Score::Sigmoid,
-                                     .weight_bias = Eigen::RowVectorXd::LinSpaced(kExperts, -0.5, 0.7)});
+    check_with_every_expert(TopKGate{
+        .k = 2, .score = moe::Score::Sigmoid, .weight_bias = Eigen::RowVectorXd::LinSpaced(kExperts, -0.5, 0.7)});
   }
   SECTION("softmax") { check_with_every_expert(moe::SoftmaxGate{}); }
   SECTION("learnt temperature") {
@@ -81,8 +81,8 @@ TEST_CASE("MoeLayer: gradients are central differences for every gate", "[layer]
   SECTION("stochastic") { check_with_every_expert(moe::StochasticGate{.k = 2, .training = moe::DrawPer::Token}); }
   SECTION("noisy top-K") { check_with_every_expert(moe::NoisyTopKGate{}); }
   SECTION("capacity") {
-    check_with_every_expert(moe::WithCapacity(
-        TopKGate{.k = 2}, {.factor = 0.7, .min_capacity = 1, .weights = moe::KeptWeights::Renormalised}));
+    check_with_every_expert(moe::WithCapacity<TopKGate>{
+        .capacity = {.factor = 0.7, .min_capacity = 1, .weights = moe::KeptWeights::Renormalised}});
   }
 }
 
@@ -108,8 +108,7 @@ TEST_CASE("MoeLayer: gradients of the learnt noise are central differences, with
   auto router = moe::BasicNoisyRouter<F64>::random(kExperts, kModelDim, 1);
   test::randomise(router, 3, 0.3);
   const moe::MoeLayer layer(router, TopKGate{}, moe::ExpertPool<Glu>::random(kExperts, kModelDim, 5, 2));
-  for (const Step& step : {Step{}, Step::train(3, 5)})
-    CHECK(test::layer_gradient_error(layer, step) < kTolerance);
+  for (const Step& step : {Step{}, Step::train(3, 5)}) CHECK(test::layer_gradient_error(layer, step) < kTolerance);
   CHECK(test::layer_gradient_error(layer, Step::train(3, 5), 7, LoadLoss{}) < kTolerance);
 }
 
@@ -173,7 +172,8 @@ TEST_CASE("MoeLayer: gradients are zero in the padding of panels", "[layer]") {
 
 TEST_CASE("MoeLayer: several tapes may be live, and a tape may be used again", "[layer]") {
   const auto layer = test::layer_of<Glu>(kExperts, TopKGate{});
-  const auto first = test::random_matrix<double>(7, kModelDim, 1), second = test::random_matrix<double>(30, kModelDim, 2);
+  const auto first = test::random_matrix<double>(7, kModelDim, 1);
+  const auto second = test::random_matrix<double>(30, kModelDim, 2);
   using Layer = std::remove_const_t<decltype(layer)>;
   Layer::Tape tapes[2];
   Matrix<double> out7(7, kModelDim), out30(30, kModelDim);

@@ -37,7 +37,8 @@ auto hierarchy() {
 }
 
 auto branches() {
-  return WithBranches(test::layer_of<Mlp>(3, TopKGate{}), test::random_expert<Glu>(kModelDim, 5, 1), Identity{kModelDim});
+  return WithBranches(test::layer_of<Mlp>(3, TopKGate{}), test::random_expert<Glu>(kModelDim, 5, 1),
+                      Identity{kModelDim});
 }
 
 }  // namespace
@@ -99,7 +100,8 @@ TEST_CASE("LayerExpert: a hierarchy is the mixture of its layers", "[layer]") {
   for (Index t = 0; t < 9; ++t)
     for (std::size_t s = 0; s < 2; ++s) {
       const auto y = test::forward(layer.experts()[ws.routing.experts(t)[s]].layer(), Matrix<double>(tokens.row(t)));
-      for (Index c = 0; c < kModelDim; ++c) expected(t, c) = moe::simd::fma(ws.routing.weights(t)[s], y(0, c), expected(t, c));
+      const double weight = ws.routing.weights(t)[s];
+      for (Index c = 0; c < kModelDim; ++c) expected(t, c) = moe::simd::fma(weight, y(0, c), expected(t, c));
     }
   CHECK(test::same_bits(out, expected));
 }
@@ -135,8 +137,9 @@ TEST_CASE("LayerExpert: inner layers draw by token, each its own numbers", "[lay
 TEST_CASE("Layers: three levels, branches and experts of several types work together", "[layer]") {
   using Middle = decltype(branches());
   using Any = moe::OneOf<LayerExpert<Middle>, InnerExpert, Identity, Glu>;
-  const ExpertPool<Any> pool({Any(LayerExpert<Middle>(branches())), Any(InnerExpert(test::layer_of<Mlp>(2, TopKGate{}))),
-                              Any(Identity{kModelDim, 0}), Any(test::random_expert<Glu>(kModelDim, 5, 1))});
+  const ExpertPool<Any> pool({Any(LayerExpert<Middle>(branches())),
+                              Any(InnerExpert(test::layer_of<Mlp>(2, TopKGate{}))), Any(Identity{kModelDim, 0}),
+                              Any(test::random_expert<Glu>(kModelDim, 5, 1))});
   const WithBranches layer(moe::MoeLayer(router_of(4), TopKGate{.k = 3}, pool), Identity{kModelDim, 0.5});
   CHECK(test::layer_gradient_error(layer, Step{}) < 1e-6);
 }

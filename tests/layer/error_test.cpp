@@ -38,7 +38,8 @@ struct ThrowingExpert {
 
 /// Expects `message` and that the output is as it was.
 template <class Layer>
-void check_refused(const Layer& layer, const Matrix<double>& tokens, const moe::Step& step, const std::string& message) {
+void check_refused(const Layer& layer, const Matrix<double>& tokens, const moe::Step& step,
+                   const std::string& message) {
   Matrix<double> out = Matrix<double>::Constant(tokens.rows(), kModelDim, 42);
   typename Layer::Workspace ws;
   CHECK_THROWS_WITH(layer.forward(tokens, step, out, ws), message);

@@ -102,7 +102,7 @@ TEST_CASE("MoeLayer: experts compute one row per assignment and not one more", "
 
 TEST_CASE("MoeLayer: a dropped choice contributes exactly nothing", "[layer]") {
   const auto pool = test::layer_of<Glu>(3, TopKGate{}).experts();
-  const moe::WithCapacity gate(TopKGate{.k = 2}, {.evaluation_factor = 0, .min_capacity = 4});
+  const moe::WithCapacity<TopKGate> gate{.capacity = {.evaluation_factor = 0, .min_capacity = 4}};
   const moe::MoeLayer layer(constant_router({1, 3, 2}), gate, pool);  // everybody wants 1, then 2
   const auto tokens = test::random_matrix<double>(7, kModelDim);
   moe::BasicWorkspace<double> ws;

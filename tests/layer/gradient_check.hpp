@@ -26,8 +26,7 @@ struct NoLoss {
 /// Worst error of dL/dtokens and of dL/dparameter for L = <out, c> + auxiliary(layer, tape, gradient), relative as in
 /// gradient_error.
 template <class Layer, class Auxiliary = NoLoss>
-double layer_gradient_error(Layer layer, const moe::Step& step, Index num_tokens = 7,
-                            const Auxiliary& auxiliary = {}) {
+double layer_gradient_error(Layer layer, const moe::Step& step, Index num_tokens = 7, const Auxiliary& auxiliary = {}) {
   auto tokens = random_matrix<double>(num_tokens, layer.input_dim(), 3);
   const auto c = random_matrix<double>(num_tokens, layer.output_dim(), 4);
   auto out = nan_matrix<double>(num_tokens, layer.output_dim());

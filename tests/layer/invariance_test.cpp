@@ -68,7 +68,8 @@ TEST_CASE("MoeLayer: permuting experts with their router rows changes nothing, b
 
 TEST_CASE("MoeLayer: the number of threads does not change a bit", "[layer][property]") {
   const auto layer = test::layer_of<Glu>(5, TopKGate{.k = 2});
-  const auto tokens = test::random_matrix<double>(300, kModelDim), dout = test::random_matrix<double>(300, kModelDim, 2);
+  const auto tokens = test::random_matrix<double>(300, kModelDim);
+  const auto dout = test::random_matrix<double>(300, kModelDim, 2);
   const test::TrainingPass serial(layer, tokens, dout);
   for (const Index workers : {2, 3, 8}) {
     test::ThreadExecutor executor(workers);

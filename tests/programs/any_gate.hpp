@@ -90,8 +90,9 @@ std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
   };
   std::vector<AnyGate<S>> gates;
   gates.emplace_back("top_k", moe::TopKGate{.k = 2});
-  gates.emplace_back("top_k sigmoid", moe::TopKGate{.k = 3, .score = moe::Score::Sigmoid, .selection_bias = bias(0.3),
-                                                    .weight_bias = bias(0.4)});
+  gates.emplace_back(
+      "top_k sigmoid",
+      moe::TopKGate{.k = 3, .score = moe::Score::Sigmoid, .selection_bias = bias(0.3), .weight_bias = bias(0.4)});
   gates.emplace_back("softmax", moe::SoftmaxGate{});
   gates.emplace_back("dense_to_sparse",
                      moe::DenseToSparseGate<moe::LearnableTemperature>{

@@ -59,7 +59,8 @@ Bytes bytes_of(const Matrix<S>& values) {
 
 template <class Layer, class S = typename Layer::Scalar>
 Result run(const Layer& layer, moe::Step step, const Tokens& ids) {
-  static const auto kAllTokens = random_matrix<S>(kTokens, kModelDim, 3), kAllDouts = random_matrix<S>(kTokens, kModelDim, 4);
+  static const auto kAllTokens = random_matrix<S>(kTokens, kModelDim, 3);
+  static const auto kAllDouts = random_matrix<S>(kTokens, kModelDim, 4);
   const auto count = static_cast<Index>(ids.size()), stride = kModelDim + count % 3;
   std::vector<S> memory(ids.size() * static_cast<std::size_t>(stride) + 4);  // any alignment, any distance
   Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>> tokens(memory.data() + count % 4, count, kModelDim,
@@ -166,8 +167,9 @@ int main() {
 #ifdef _OPENMP
   omp_set_num_threads(1);  // check_threads sets more
 #endif
-  check<moe::F32, moe::Glu>("float glu");  // every scalar and every kind of expert, but not every pair: each pair
-  check<moe::F64, moe::BasicMlp<moe::F64>>("double mlp");  // costs ten seconds of compilation
+  // Every scalar and every kind of expert, but not every pair: each costs ten seconds of compilation.
+  check<moe::F32, moe::Glu>("float glu");
+  check<moe::F64, moe::BasicMlp<moe::F64>>("double mlp");
   std::printf("%d differences\n", num_different);
   return num_different == 0 ? 0 : 1;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A warm forward pass does not allocate, nor does training of panel experts on batches of one size. Every way to the heap is interposed:
-// Eigen and aligned buffers do not go through operator new. Needs glibc. Exits with 1 after messages about who allocated.
+// A warm forward pass does not allocate, nor does training of panel experts on batches of one size. Every way to the
+// heap is interposed: Eigen and aligned buffers do not go through operator new. Needs glibc. Exits with 1 after
+// messages about who allocated.
 #include <atomic>
 #include <cerrno>
 #include <cstdio>
@@ -119,16 +120,17 @@ void check_compositions() {
   const auto router = moe::LinearRouter::random(kExperts, kModelDim, 1);
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   const moe::MoeLayer layer(router, moe::TopKGate{}, pool);
-  const std::vector<std::uint8_t> valid(kTokens, 0);
   check_forward("branches", moe::WithBranches(layer, pool[0], moe::ScaledIdentity{kModelDim}));
-  check_forward("capacity", moe::MoeLayer(router, moe::WithCapacity(moe::TopKGate{}, {.evaluation_factor = 0.5}), pool));
+  const moe::WithCapacity<moe::TopKGate> capacity{.capacity = {.evaluation_factor = 0.5}};
+  check_forward("capacity", moe::MoeLayer(router, capacity, pool));
   check_forward("noisy router", moe::MoeLayer(moe::NoisyRouter::random(kExperts, kModelDim, 1), moe::TopKGate{}, pool));
 
   using Inner = moe::LayerExpert<std::remove_const_t<decltype(layer)>>;
   using Any = moe::OneOf<moe::Glu, moe::ScaledIdentity, Inner>;
   const std::vector<Any> experts = {Any(pool[0]), Any(moe::ScaledIdentity{kModelDim}), Any(Inner(layer))};
+  const moe::ExpertPool<Any> mixed(experts);
   check_forward("hierarchy of several types",
-                moe::MoeLayer(moe::LinearRouter::random(3, kModelDim, 1), moe::TopKGate{}, moe::ExpertPool<Any>(experts)));
+                moe::MoeLayer(moe::LinearRouter::random(3, kModelDim, 1), moe::TopKGate{}, mixed));
 }
 
 void check_all(const std::string& threads) {

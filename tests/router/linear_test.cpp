@@ -22,8 +22,7 @@ template <class Codec>
 moe::BasicLinearRouter<Codec> random_router(Index num_experts, Index model_dim, RouterBias bias = RouterBias::Zero) {
   auto router = moe::BasicLinearRouter<Codec>::random(num_experts, model_dim, 1, bias);
   const auto values = test::random_matrix<double>(1, num_experts, 2);
-  if (bias == RouterBias::Zero)
-    router.bias().write(std::span(values.data(), static_cast<std::size_t>(num_experts)));
+  if (bias == RouterBias::Zero) router.bias().write(std::span(values.data(), static_cast<std::size_t>(num_experts)));
   return router;
 }
 
@@ -45,14 +44,15 @@ TEMPLATE_TEST_CASE("LinearRouter: logits are x W^T + b within the error of the s
           const auto router = random_router<TestType>(num_experts, model_dim, bias);
           const auto tokens = test::random_matrix<S>(num_tokens, model_dim);
           const test::Bounded<S> exact{Mat(tokens.template cast<double>())};
-          const Mat w = router.weight().matrix().template cast<double>(), b = router.bias().matrix().template cast<double>();
+          const Mat w = router.weight().matrix().template cast<double>();
+          const Mat b = router.bias().matrix().template cast<double>();
           CAPTURE(num_experts, model_dim, num_tokens, bias);
           CHECK(exact.linear(w, b).worst(logits(router, tokens)) <= 1);
         }
 }
 
-TEMPLATE_TEST_CASE("LinearRouter: a token alone and any number of threads give the same bits", "[router][property]", F32,
-                   F64) {
+TEMPLATE_TEST_CASE("LinearRouter: a token alone and any number of threads give the same bits", "[router][property]",
+                   F32, F64) {
   using S = typename TestType::Scalar;
   const auto router = random_router<TestType>(17, 37);
   const auto tokens = test::random_matrix<S>(100, 37);

@@ -63,7 +63,7 @@ TEST_CASE("NoisyRouter: noise has mean 0 and the standard deviation that the tap
     square += out(t, 0) * out(t, 0) / 20000;
   }
   const double s = tape.noise_std(0, 0);
-  CHECK(std::abs(mean) < 5 * s / std::sqrt(20000.0));                       // 5 standard errors
+  CHECK(std::abs(mean) < 5 * s / std::sqrt(20000.0));  // 5 standard errors
   CHECK(std::abs(square / (s * s) - 1) < 5 * std::sqrt(2.0 / 20000.0));
 }
 

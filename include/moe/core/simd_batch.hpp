@@ -96,6 +96,19 @@ V fnma(const V& a, const V& b, const V& c) {
   return simd::fma(simd::negate(a), b, c);
 }
 
+/// a / b, correctly rounded; xsimd divides floats on 64-bit ARM by an estimate, unlike a scalar.
+template <class S, class A>
+xsimd::batch<S, A> divide(const xsimd::batch<S, A>& a, const xsimd::batch<S, A>& b) {
+#if defined(__aarch64__)
+  if constexpr (std::is_same_v<S, float> && xsimd::batch<S, A>::size == 4) return vdivq_f32(a, b);
+#endif
+  return a / b;
+}
+template <std::floating_point S>
+S divide(S a, S b) {
+  return a / b;
+}
+
 /// The larger of two; the second if either is NaN (xsimd's own changed there in version 14).
 template <class S, class A>
 xsimd::batch<S, A> max(const xsimd::batch<S, A>& a, const xsimd::batch<S, A>& b) {

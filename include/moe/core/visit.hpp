@@ -88,7 +88,9 @@ void read_parameter(const Leaf& leaf, std::span<S> values) {
   } else if constexpr (std::is_arithmetic_v<Leaf>) {
     values[0] = static_cast<S>(leaf);
   } else {  // row by row, also where the matrix is stored by columns
-    Eigen::Map<Matrix<S>>(values.data(), leaf.rows(), leaf.cols()) = leaf.template cast<S>();
+    std::size_t i = 0;
+    for (Index r = 0; r < leaf.rows(); ++r)
+      for (Index c = 0; c < leaf.cols(); ++c) values[i++] = static_cast<S>(leaf(r, c));
   }
 }
 
@@ -100,7 +102,9 @@ void write_parameter(Leaf& leaf, std::span<const S> values) {
   } else if constexpr (std::is_arithmetic_v<Leaf>) {
     leaf = static_cast<Leaf>(values[0]);
   } else {
-    leaf = Eigen::Map<const Matrix<S>>(values.data(), leaf.rows(), leaf.cols()).template cast<ParameterScalar<Leaf>>();
+    std::size_t i = 0;
+    for (Index r = 0; r < leaf.rows(); ++r)
+      for (Index c = 0; c < leaf.cols(); ++c) leaf(r, c) = static_cast<ParameterScalar<Leaf>>(values[i++]);
   }
 }
 

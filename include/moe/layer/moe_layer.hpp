@@ -9,6 +9,7 @@
 #include "moe/layer/workspace.hpp"
 #include "moe/router/concept.hpp"
 #include "moe/routing/gradient.hpp"
+#include "moe/routing/padding.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -114,8 +115,8 @@ class MoeLayer {
     forward(tokens, Step{}, out, ws);
   }
 
-  /// One forward pass without gradients. Throws std::invalid_argument on wrong shapes or a NaN or +Inf logit; `out` is
-  /// then untouched. Does not allocate when the workspace has seen sizes as large before.
+  /// One forward pass without gradients; `out` may be `tokens` itself. Throws std::invalid_argument on wrong shapes or a
+  /// NaN or +Inf logit; `out` is then untouched. Does not allocate when the workspace has seen sizes as large before.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     require_shapes("moe::MoeLayer::forward", tokens, step, out);
     ws.logits.resize(tokens.rows(), num_experts());
@@ -229,12 +230,7 @@ class MoeLayer {
   static void check_routing(Index num_tokens, const Step& step, Routing<Scalar>& routing) {
     if (routing.num_tokens() != num_tokens)
       fail("moe::MoeLayer::forward: the gate routed ", routing.num_tokens(), " tokens, expected ", num_tokens);
-    if (step.valid.empty()) return;
-    for (Index t = 0; t < routing.num_tokens(); ++t) {
-      if (step.is_valid(t)) continue;
-      for (auto& dropped : routing.dropped(t)) dropped = 1;
-      for (auto& weight : routing.weights(t)) weight = 0;
-    }
+    drop_padding(step, routing);
   }
 
   static void add(const std::vector<Scalar>& from, std::vector<Scalar>& to) {

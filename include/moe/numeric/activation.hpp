@@ -73,14 +73,14 @@ struct Tanh {
   template <class V>
   static V value(const V& x) {
     using S = simd::Scalar<V>;
-    const V m = simd::expm1_nonpositive(V(S{-2}) * simd::abs(x)), t = m / (V(S{2}) + m);  // -tanh |x|
+    const V m = simd::expm1_nonpositive(V(S{-2}) * simd::abs(x)), t = simd::divide(m, V(S{2}) + m);  // -tanh |x|
     return simd::select(x < V(S{0}), t, simd::negate(t));
   }
   template <class V>
   static V derivative(const V& x) {  // 4 e / (1 + e)^2: no cancellation far out
     using S = simd::Scalar<V>;
     const V e = simd::exp_nonpositive(V(S{-2}) * simd::abs(x)), d = V(S{1}) + e;
-    return V(S{4}) * e / (d * d);
+    return simd::divide(V(S{4}) * e, d * d);
   }
   template <class V>
   static V second_derivative(const V& x) {
@@ -95,12 +95,12 @@ struct Sigmoid {
   static V value(const V& x) {
     using S = simd::Scalar<V>;
     const V e = simd::exp_nonpositive(simd::negate(simd::abs(x))), one(S{1});
-    return simd::select(x < V(S{0}), e, one) / (one + e);
+    return simd::divide(simd::select(x < V(S{0}), e, one), one + e);
   }
   template <class V>
   static V derivative(const V& x) {
     const V e = simd::exp_nonpositive(simd::negate(simd::abs(x))), d = V(simd::Scalar<V>{1}) + e;
-    return e / (d * d);
+    return simd::divide(e, d * d);
   }
   template <class V>
   static V second_derivative(const V& x) {

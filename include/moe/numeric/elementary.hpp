@@ -84,7 +84,7 @@ V expm1_nonpositive(const V& x) {
 template <class V>
 V log1p_of_fraction(const V& x) {
   using S = Scalar<V>;
-  const V s = x / (V(S{2}) + x), y = s * s;  // log(1 + x) = 2 artanh(s) = 2s + s y p(y), y <= 1/9
+  const V s = simd::divide(x, V(S{2}) + x), y = s * s;  // log(1 + x) = 2 artanh(s) = 2s + s y p(y), y <= 1/9
   V p;
   if constexpr (std::is_same_v<S, float>) {  // error 2^-27.7 of the result
     p = polynomial(y, 0.6666641316, 0.4002169813, 0.2799914742, 0.2802445654);
@@ -106,7 +106,7 @@ struct LogisticPair {
 template <class V>
 LogisticPair<V> logistic_pair(const V& a) {
   const V e = exp_nonpositive(simd::negate(a)), one(Scalar<V>{1});
-  return {e / (one + e), one / (one + e)};
+  return {simd::divide(e, one + e), simd::divide(one, one + e)};
 }
 
 /// The standard normal distribution at a >= 0 in two factors that lose no accuracy in the tail:
@@ -141,7 +141,7 @@ NormalTail<V> normal_tail(const V& a) {
                        0.346913047395287757, 0.0915171377878678498, 0.0180106877184470589, 0.00260474211750365471,
                        0.000265423666211993047, 0.0000173117070300476336, 5.55353542200413461e-7);
   }
-  return {gauss, upper / under};
+  return {gauss, simd::divide(upper, under)};
 }
 
 }  // namespace moe::inline MOE_ABI::simd

@@ -116,7 +116,8 @@ class BasicLinearRouter {
             if (const Scalar* bias = bias_of(panel))
               for (Index c = 0; c < kWidth; c += simd::kLanes<Scalar>)
                 simd::store(sums + c, simd::load(sums + c) + simd::load(bias + c));
-            std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), out.data() + row * out.outerStride() + panel * kWidth);
+            Scalar* to = out.data() + row * out.outerStride() + panel * kWidth;
+            std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), to);
           });
     });
   }

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <limits>
 
-#include "moe/routing/routing.hpp"
+#include "moe/routing/padding.hpp"
 #include "moe/routing/step.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -53,21 +53,6 @@ inline Index expert_capacity(const CapacityOptions& options, Phase phase, Index 
   // More than all choices is never needed, and infinity is no integer.
   const Index share = exact < static_cast<double>(num_choices) ? static_cast<Index>(exact) : num_choices;
   return std::max(options.min_capacity, share);
-}
-
-/// Drops the choices of padding tokens, so that none reaches an expert whatever the gate did. Returns the number of
-/// choices of valid tokens. O(assignments), no allocation. Throws if step.valid has another length.
-template <class S>
-Index drop_padding(const Step& step, Routing<S>& routing) {
-  step.validate("moe::drop_padding", routing.num_tokens());
-  Index valid_choices = routing.num_assignments();
-  if (step.valid.empty()) return valid_choices;
-  for (Index t = 0; t < routing.num_tokens(); ++t) {
-    if (step.is_valid(t)) continue;
-    for (Index a = routing.begin(t); a < routing.end(t); ++a) routing.drop(a, kDroppedByGate);
-    valid_choices -= routing.end(t) - routing.begin(t);
-  }
-  return valid_choices;
 }
 
 /// Divides the weights of each token by their sum; dropped ones are 0. A token whose sum is not positive (all choices

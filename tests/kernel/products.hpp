@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT
+// Groups of rows with a weight matrix each, as the grouped kernels take them.
+#pragma once
+
+#include <vector>
+
+#include "matrices.hpp"
+#include "moe/kernel/grouped_gemm.hpp"
+
+namespace test {
+
+/// Groups of rows with a matrix each, between a token matrix and a buffer of results.
+template <class Codec>
+struct Products {
+  using S = typename Codec::Scalar;
+  using Panels = moe::PanelMatrix<Codec>;
+  static constexpr Index kLanes = moe::simd::kLanes<S>;
+
+  std::vector<Index> offset = {0};
+  std::vector<Panels> weight;
+
+  Products(std::vector<Index> rows_of_group, Index outputs, Index inputs) {
+    for (const Index rows : rows_of_group) {
+      offset.push_back(offset.back() + rows);
+      weight.push_back(Panels::from(random_matrix<S>(outputs, inputs, weight.size() + 10)));
+    }
+  }
+  moe::kernel::RowGroups groups() const { return {offset.data(), static_cast<Index>(weight.size())}; }
+  Index num_rows() const { return offset.back(); }
+  Index outputs() const { return weight[0].outputs(); }
+  Index inputs() const { return weight[0].inputs(); }
+  const Panels& operator()(Index g) const { return weight[static_cast<std::size_t>(g)]; }
+
+  /// The rows of group g.
+  template <class M>
+  static auto rows(const M& matrix, const moe::kernel::RowGroups& groups, Index g) {
+    return matrix.middleRows(groups.begin(g), groups.size(g));
+  }
+
+  moe::Matrix<S> multiply(const moe::kernel::RowSource<S>& in) const {
+    moe::Matrix<S> out = nan_matrix<S>(num_rows(), weight[0].width());
+    moe::kernel::grouped_multiply<S>(groups(), in, *this, [&](Index, Index row, Index panel, const S* sums) {
+      std::copy_n(sums, Panels::kWidth, out.row(row).data() + panel * Panels::kWidth);
+    });
+    return out.leftCols(outputs());
+  }
+  /// dout [num_rows, outputs] in padded rows; the padding is `padding`.
+  moe::RowBuffer<S> padded(const moe::Matrix<S>& dout, S padding = 0) const {
+    moe::RowBuffer<S> rows;
+    rows.resize(num_rows(), weight[0].width());
+    for (Index r = 0; r < num_rows(); ++r) {
+      std::fill_n(rows.row(r), rows.cols(), padding);
+      std::copy_n(dout.row(r).data(), outputs(), rows.row(r));
+    }
+    return rows;
+  }
+  moe::Matrix<S> input_gradient(const moe::RowBuffer<S>& dout) const {
+    moe::Matrix<S> din = nan_matrix<S>(num_rows(), inputs());
+    moe::kernel::grouped_input_gradient<S>(groups(), moe::kernel::RowSource<S>::from(dout), *this,
+                                           [&](Index row, Index input, S value) { din(row, input) = value; });
+    return din;
+  }
+  struct Gradient {
+    std::vector<Panels> weight, bias;
+  };
+  Gradient zero_gradient() const {
+    return {std::vector<Panels>(weight.size(), Panels(outputs(), inputs())),
+            std::vector<Panels>(weight.size(), Panels::bias(outputs()))};
+  }
+  void add_weight_gradient(const moe::Matrix<S>& in, const moe::RowBuffer<S>& dout, Gradient& gradient) const {
+    moe::kernel::grouped_weight_gradient<S>(
+        groups(), moe::kernel::RowSource<S>::from(in), moe::kernel::RowSource<S>::from(dout),
+        [&](Index g) -> Panels& { return gradient.weight[static_cast<std::size_t>(g)]; },
+        [&](Index g) -> Panels& { return gradient.bias[static_cast<std::size_t>(g)]; });
+  }
+};
+
+}  // namespace test
