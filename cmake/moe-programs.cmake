@@ -39,10 +39,15 @@ endif()
 
 find_package(Threads REQUIRED)
 
-# moe_program(<name> <sources>...): an executable that uses moe::moe, compiled as the options above say.
+# moe_options(<target>): makes a target use moe::moe, compiled as the options above say.
+function(moe_options target)
+  target_link_libraries(${target} PRIVATE moe::moe Threads::Threads)
+  target_compile_options(${target} PRIVATE ${moe_warnings} ${moe_march} ${moe_sanitize})
+  target_link_options(${target} PRIVATE ${moe_sanitize})
+endfunction()
+
+# moe_program(<name> <sources>...): an executable with moe_options.
 function(moe_program name)
   add_executable(${name} ${ARGN})
-  target_link_libraries(${name} PRIVATE moe::moe Threads::Threads)
-  target_compile_options(${name} PRIVATE ${moe_warnings} ${moe_march} ${moe_sanitize})
-  target_link_options(${name} PRIVATE ${moe_sanitize})
+  moe_options(${name})
 endfunction()

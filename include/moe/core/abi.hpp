@@ -3,9 +3,10 @@
 
 #include "moe/version.hpp"
 
-// Every public name lives in an inline namespace that carries the version and the instruction set, because both change
-// the layout of types (alignment, panel width). Translation units built with different -m flags therefore do not mix
-// silently: passing a moe type between them is a link error instead of a crash.
+// Every public name lives in an inline namespace that carries the version, the instruction set and whether OpenMP is on,
+// because these change the layout of types (alignment, panel width) and the number of workers that buffers are made for.
+// Translation units built with different -m or -fopenmp flags therefore do not mix silently: passing a moe type between
+// them is a link error instead of a crash.
 
 #if defined(__FAST_MATH__)
 #error "moe: -ffast-math breaks infinities, NaN checks and the promise of equal bits; compile without it"
@@ -27,8 +28,15 @@
 #define MOE_DETAIL_ISA base
 #endif
 
-#define MOE_DETAIL_JOIN_(major, minor, patch, isa) v##major##_##minor##_##patch##_##isa
-#define MOE_DETAIL_JOIN(major, minor, patch, isa) MOE_DETAIL_JOIN_(major, minor, patch, isa)
+#if defined(_OPENMP)
+#define MOE_DETAIL_THREADS omp
+#else
+#define MOE_DETAIL_THREADS serial
+#endif
 
-/// Name of the inline namespace, for example v0_1_0_avx2_fma.
-#define MOE_ABI MOE_DETAIL_JOIN(MOE_VERSION_MAJOR, MOE_VERSION_MINOR, MOE_VERSION_PATCH, MOE_DETAIL_ISA)
+#define MOE_DETAIL_JOIN_(major, minor, patch, isa, threads) v##major##_##minor##_##patch##_##isa##_##threads
+#define MOE_DETAIL_JOIN(major, minor, patch, isa, threads) MOE_DETAIL_JOIN_(major, minor, patch, isa, threads)
+
+/// Name of the inline namespace, for example v0_1_0_avx2_fma_omp.
+#define MOE_ABI \
+  MOE_DETAIL_JOIN(MOE_VERSION_MAJOR, MOE_VERSION_MINOR, MOE_VERSION_PATCH, MOE_DETAIL_ISA, MOE_DETAIL_THREADS)
