@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "matrices.hpp"
-#include "moe/kernel/grouped_gemm.hpp"
+#include "moe/kernel/grouped_gradient.hpp"
 
 namespace test {
 
@@ -39,7 +39,8 @@ struct Products {
 
   moe::Matrix<S> multiply(const moe::kernel::RowSource<S>& in) const {
     moe::Matrix<S> out = nan_matrix<S>(num_rows(), weight[0].width());
-    moe::kernel::grouped_multiply<S>(groups(), in, *this, [&](Index, Index row, Index panel, const S* sums) {
+    moe::kernel::TaskList tasks;
+    moe::kernel::grouped_multiply<S>(groups(), in, *this, tasks, [&](Index, Index row, Index panel, const S* sums) {
       std::copy_n(sums, Panels::kWidth, out.row(row).data() + panel * Panels::kWidth);
     });
     return out.leftCols(outputs());
@@ -55,10 +56,14 @@ struct Products {
     return rows;
   }
   moe::Matrix<S> input_gradient(const moe::RowBuffer<S>& dout) const {
-    moe::Matrix<S> din = nan_matrix<S>(num_rows(), inputs());
-    moe::kernel::grouped_input_gradient<S>(groups(), moe::kernel::RowSource<S>::from(dout), *this,
-                                           [&](Index row, Index input, S value) { din(row, input) = value; });
-    return din;
+    moe::Matrix<S> din = nan_matrix<S>(num_rows(), moe::kernel::panels_of<S>(inputs()) * Panels::kWidth);
+    moe::kernel::GradientScratch<S> scratch;
+    moe::kernel::grouped_input_gradient<S>(
+        groups(), moe::kernel::RowSource<S>::from(dout), *this, scratch,
+        [&](Index, Index row, Index panel, const S* sums) {
+          std::copy_n(sums, Panels::kWidth, din.row(row).data() + panel * Panels::kWidth);
+        });
+    return din.leftCols(inputs());
   }
   struct Gradient {
     std::vector<Panels> weight, bias;
@@ -68,10 +73,11 @@ struct Products {
             std::vector<Panels>(weight.size(), Panels::bias(outputs()))};
   }
   void add_weight_gradient(const moe::Matrix<S>& in, const moe::RowBuffer<S>& dout, Gradient& gradient) const {
+    moe::kernel::GradientScratch<S> scratch;
     moe::kernel::grouped_weight_gradient<S>(
         groups(), moe::kernel::RowSource<S>::from(in), moe::kernel::RowSource<S>::from(dout),
         [&](Index g) -> Panels& { return gradient.weight[static_cast<std::size_t>(g)]; },
-        [&](Index g) -> Panels& { return gradient.bias[static_cast<std::size_t>(g)]; });
+        [&](Index g) -> Panels& { return gradient.bias[static_cast<std::size_t>(g)]; }, scratch);
   }
 };
 

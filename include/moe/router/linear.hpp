@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "moe/kernel/grouped_gemm.hpp"
+#include "moe/kernel/grouped_gradient.hpp"
 #include "moe/router/concept.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -19,6 +19,7 @@ class BasicLinearRouter {
   struct Tape {
     RowBuffer<Scalar> dlogits;  ///< working memory of backward: rows of the valid tokens
     std::vector<Index> token;   ///< whose rows they are
+    kernel::GradientScratch<Scalar> scratch;
   };
 
   /// Zero weights: all experts alike. Throws std::invalid_argument for num_experts < 1 or model_dim < 1.
@@ -68,10 +69,14 @@ class BasicLinearRouter {
     const auto dout = kernel::RowSource<Scalar>::from(tape.dlogits);
     kernel::grouped_weight_gradient<Scalar>(
         groups, kernel::RowSource<Scalar>::from(tokens, token), dout, [&](Index) -> auto& { return gradient.weight_; },
-        [&](Index) -> auto& { return gradient.bias_; });
+        [&](Index) -> auto& { return gradient.bias_; }, tape.scratch);
     kernel::grouped_input_gradient<Scalar>(
-        groups, dout, [&](Index) -> const auto& { return weight_; },
-        [&](Index row, Index input, Scalar value) { dtokens(token[row], input) += value; });
+        groups, dout, [&](Index) -> const auto& { return weight_; }, tape.scratch,
+        [&](Index, Index row, Index panel, const Scalar* sums) {
+          const Index first = panel * PanelMatrix<Codec>::kWidth;
+          const Index count = std::min(PanelMatrix<Codec>::kWidth, model_dim() - first);
+          for (Index i = 0; i < count; ++i) dtokens(token[row], first + i) += sums[i];
+        });
   }
 
   template <class F, class First, class... Rest>
@@ -109,16 +114,14 @@ class BasicLinearRouter {
   void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, const BiasOf& bias_of) const {
     constexpr Index kWidth = PanelMatrix<Codec>::kWidth, kRows = 8 * kernel::kTileRows;
     parallel_ranges(tokens.rows(), kRows, [&](Index begin, Index end, Index) {
-      const Index offset[] = {begin, end};
-      kernel::multiply_group<Scalar>(
-          {offset, 1}, 0, 0, weight_.panels(), kernel::RowSource<Scalar>::from(tokens), weight_,
-          [&](Index, Index row, Index panel, Scalar* sums) {
-            if (const Scalar* bias = bias_of(panel))
-              for (Index c = 0; c < kWidth; c += simd::kLanes<Scalar>)
-                simd::store(sums + c, simd::load(sums + c) + simd::load(bias + c));
-            Scalar* to = out.data() + row * out.outerStride() + panel * kWidth;
-            std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), to);
-          });
+      kernel::multiply(kernel::RowSource<Scalar>::from(tokens), begin, end, weight_, 0, weight_.panels(),
+                       [&](Index row, Index panel, Scalar* sums) {
+                         if (const Scalar* bias = bias_of(panel))
+                           for (Index c = 0; c < kWidth; c += simd::kLanes<Scalar>)
+                             simd::store(sums + c, simd::load(sums + c) + simd::load(bias + c));
+                         Scalar* to = out.data() + row * out.outerStride() + panel * kWidth;
+                         std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), to);
+                       });
     });
   }
 

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "moe/kernel/grouped_gemm.hpp"
+#include "moe/kernel/transpose.hpp"
+
+// The two products of a backward pass on the panels of forward. Both are sums in one accumulator in ascending order, as
+// in forward: over outputs for the gradient of a row, over rows for the gradient of a weight.
+namespace moe::inline MOE_ABI::kernel {
+
+/// Working memory of the gradients: the shares, and a buffer for each worker. One per thread.
+template <class S>
+struct GradientScratch {
+  TaskList tasks;
+  std::vector<AlignedBuffer<S>> buffer;
+
+  /// A buffer of at least `size` scalars for each worker; to be called before the loop.
+  void reserve(Index size) {
+    const auto workers = static_cast<std::size_t>(num_workers());
+    if (buffer.size() < workers) buffer.resize(workers);
+    for (std::size_t w = 0; w < workers; ++w)
+      if (buffer[w].size() < size) buffer[w] = AlignedBuffer<S>::uninitialised(size);
+  }
+};
+
+namespace detail {
+
+/// Inputs [panel * width, ...) of a weight matrix as a panel of its transpose: `inputs()` counts the outputs, padding
+/// included. So one kernel multiplies forwards and backwards. Transposing costs as much as multiplying with about four
+/// rows, and less than reading from memory.
+template <class S>
+class TransposedPanel {
+ public:
+  /// Scalars of the buffer for a matrix of `width` physical outputs.
+  static Index size(Index width) { return width * kPanelWidth<S>; }
+
+  template <class Matrix>
+  TransposedPanel(const Matrix& matrix, Index panel, S* buffer) : data_(buffer), depth_(matrix.width()) {
+    constexpr Index kWidth = kPanelWidth<S>;
+    const Index first = panel * kWidth, count = std::min(kWidth, matrix.inputs() - first);
+    for (Index p = 0; p < matrix.panels(); ++p) {
+      const S* from = matrix.panel(p) + first * kWidth;
+      S* to = buffer + p * kWidth * kWidth;
+      fetch(matrix.panel(std::min(p + kPanelsAhead, matrix.panels() - 1)) + first * kWidth, count * kWidth);
+      if (count == kWidth) {
+        transpose(kWidth, from, kWidth, to, kWidth);
+      } else {
+        std::fill_n(to, kWidth * kWidth, S{0});
+        for (Index i = 0; i < count; ++i)
+          for (Index o = 0; o < kWidth; ++o) to[o * kWidth + i] = from[i * kWidth + o];
+      }
+    }
+  }
+  Index inputs() const { return depth_; }
+  Index stride() const { return 0; }
+  const S* panel(Index) const { return data_; }
+
+ private:
+  /// The pieces of different panels lie far apart, where no hardware prefetch finds them.
+  static constexpr Index kPanelsAhead = 6;
+  static void fetch(const S* piece, Index count) {
+    for (Index i = 0; i < count; i += ReadAhead<S>::kLine) __builtin_prefetch(piece + i);
+  }
+
+  const S* data_;
+  Index depth_;
+};
+
+}  // namespace detail
+
+/// din = dout W(g) for every group, in panels of inputs: hands each row's sums to
+///   finish(g, row, panel, S* sums)    inputs [panel * 2 lanes, ...), zero behind the last; may be overwritten
+/// dout rows hold W(g).width() scalars, whose padding must be finite.
+template <class S, class Weight, class Finish>
+void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, const Weight& weight,
+                            GradientScratch<S>& scratch, const Finish& finish) {
+  Index width = 0;
+  for (Index g = 0; g < groups.count; ++g) width = std::max(width, weight(g).width());
+  scratch.reserve(detail::TransposedPanel<S>::size(width));
+  scratch.tasks.run(
+      groups, [&](Index g) { return panels_of<S>(weight(g).inputs()); },
+      [&](Index g) { return weight(g).width(); },
+      [&](Index g, Index first, Index last, Index worker) {
+        for (Index p = first; p < last; ++p) {
+          const detail::TransposedPanel<S> panel(weight(g), p, scratch.buffer[static_cast<std::size_t>(worker)].data());
+          multiply(dout, groups.begin(g), groups.end(g), panel, 0, 1,
+                   [&](Index row, Index, S* sums) { finish(g, row, p, sums); });
+        }
+      });
+}
+
+namespace detail {
+
+/// Rows and inputs that stay in L1 and L2 while all panels of a share pass over them. 48 is a multiple of both tile
+/// heights; packed rows of 48 do not fall on the same cache sets, as rows of a token matrix would.
+inline constexpr Index kGradientRows = 256, kGradientInputs = 48;
+
+/// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count.
+template <class S>
+void add_outer_products(Index num_rows, const S* packed, Index count, const S* douts, Index stride, S* gradient) {
+  for (Index i = 0; i < count; i += kTileRows)
+    with_constant<kTileRows>(static_cast<int>(std::min<Index>(kTileRows, count - i)), [&](auto inputs) {
+      outer_product_tile<inputs>(num_rows, packed + i, kGradientInputs, douts, stride,
+                                 gradient + i * kPanelWidth<S>);
+    });
+}
+
+/// Share [first, last) of the panels of one group; `packed` has room for kGradientRows x kGradientInputs.
+template <class S, class Matrix>
+void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, Index begin, Index end, Matrix& gradient,
+                         Index first, Index last, S* packed) {
+  constexpr Index kWidth = kPanelWidth<S>;
+  for (Index i = 0; i < gradient.inputs(); i += kGradientInputs) {
+    const Index count = std::min(kGradientInputs, gradient.inputs() - i);
+    for (Index r = begin; r < end; r += kGradientRows) {
+      const Index rows = std::min(kGradientRows, end - r);
+      for (Index j = 0; j < rows; ++j) std::copy_n(in.row(r + j) + i, count, packed + j * kGradientInputs);
+      for (Index p = first; p < last; ++p)
+        add_outer_products(rows, packed, count, dout.row(r) + p * kWidth, dout.stride,
+                           gradient.panel(p) + i * kWidth);
+    }
+  }
+}
+
+/// Column sums of dout, as outer products with a single input of 1.
+template <class S, class Matrix>
+void add_bias_gradient(const RowSource<S>& dout, Index begin, Index end, Matrix& gradient, Index first, Index last) {
+  static constexpr S kOne = 1;
+  for (Index p = first; p < last; ++p)
+    outer_product_tile<1>(end - begin, &kOne, Index{0}, dout.row(begin) + p * kPanelWidth<S>, dout.stride,
+                          gradient.panel(p));
+}
+
+}  // namespace detail
+
+/// gradient(g) += in^T x dout for every group, and bias(g) += column sums of dout where bias(g) is not empty; rows in
+/// ascending order. dout rows are contiguous, hold gradient(g).width() scalars and are zero in the padding (which keeps
+/// the panels' zero).
+template <class S, class Gradient, class Bias>
+void grouped_weight_gradient(const RowGroups& groups, const RowSource<S>& in, const RowSource<S>& dout,
+                             const Gradient& gradient, const Bias& bias, GradientScratch<S>& scratch) {
+  MOE_ASSERT(dout.index == nullptr);
+  scratch.reserve(detail::kGradientRows * detail::kGradientInputs);
+  scratch.tasks.run(
+      groups, [&](Index g) { return gradient(g).panels(); }, [&](Index g) { return gradient(g).inputs(); },
+      [&](Index g, Index first, Index last, Index worker) {
+        detail::add_weight_gradient(in, dout, groups.begin(g), groups.end(g), gradient(g), first, last,
+                                    scratch.buffer[static_cast<std::size_t>(worker)].data());
+        if (!bias(g).empty())
+          detail::add_bias_gradient(dout, groups.begin(g), groups.end(g), bias(g), first, last);
+      });
+}
+
+}  // namespace moe::inline MOE_ABI::kernel

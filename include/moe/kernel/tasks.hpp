@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "moe/core/parallel.hpp"
+#include "moe/kernel/rows.hpp"
+
+namespace moe::inline MOE_ABI::kernel {
+
+/// The shares of one grouped product: each is some consecutive panels of one group, with all rows of the group, so that
+/// every panel is read by one thread only and all groups together have one barrier. Shares cost about the same, so an
+/// expert with half of the tokens is spread over all threads. Reused call after call it allocates only to grow.
+class TaskList {
+ public:
+  /// Calls body(group, first, last, worker) in parallel, covering [0, panels(g)) of every non-empty group g. `depth(g)` is the
+  /// number of steps of a product of group g.
+  template <class Panels, class Depth, class Body>
+  void run(const RowGroups& groups, const Panels& panels, const Depth& depth, const Body& body) {
+    split(groups, panels, depth);
+    parallel_for(static_cast<Index>(tasks_.size()), [&](Index t, Index worker) {
+      const Task& task = tasks_[static_cast<std::size_t>(t)];
+      body(task.group, task.first, task.last, worker);
+    });
+  }
+
+ private:
+  struct Task {
+    Index group, first, last;
+  };
+
+  /// Reading a panel costs as much time as multiplying it with about this many rows.
+  static constexpr Index kRowsOfReading = 8;
+  /// Shares per worker: the last ones to finish leave the others idle for 1 / (2 * 32) of the time on average.
+  static constexpr Index kTasksPerWorker = 32;
+  /// Smallest share, in steps times rows: 128 KiB of AVX2 panels, some microseconds.
+  static constexpr Index kLeastCost = 2048 * kRowsOfReading;
+
+  template <class Panels, class Depth>
+  void split(const RowGroups& groups, const Panels& panels, const Depth& depth) {
+    tasks_.clear();
+    const auto cost_of_panel = [&](Index g) { return (groups.size(g) + kRowsOfReading) * std::max<Index>(1, depth(g)); };
+    const Index workers = num_workers();
+    Index total = 0;
+    for (Index g = 0; g < groups.count; ++g)
+      if (groups.size(g) > 0) total += panels(g) * cost_of_panel(g);
+    const Index share = workers == 1 ? total : std::max(kLeastCost, total / (workers * kTasksPerWorker));
+    for (Index g = 0; g < groups.count; ++g) {
+      if (groups.size(g) == 0) continue;
+      const Index step = std::max<Index>(1, share / cost_of_panel(g));
+      for (Index p = 0; p < panels(g); p += step) tasks_.push_back({g, p, std::min(panels(g), p + step)});
+    }
+  }
+
+  std::vector<Task> tasks_;
+};
+
+}  // namespace moe::inline MOE_ABI::kernel
