@@ -37,11 +37,16 @@ struct Products {
     return matrix.middleRows(groups.begin(g), groups.size(g));
   }
 
+  /// Puts `count` rows of one panel into their place.
+  static void copy(const S* sums, int count, Index row, Index panel, moe::Matrix<S>& out) {
+    for (Index r = 0; r < count; ++r)
+      std::copy_n(sums + r * Panels::kWidth, Panels::kWidth, out.row(row + r).data() + panel * Panels::kWidth);
+  }
   moe::Matrix<S> multiply(const moe::kernel::RowSource<S>& in) const {
     moe::Matrix<S> out = nan_matrix<S>(num_rows(), weight[0].width());
     moe::kernel::TaskList tasks;
-    moe::kernel::grouped_multiply<S>(groups(), in, *this, tasks, [&](Index, Index row, Index panel, const S* sums) {
-      std::copy_n(sums, Panels::kWidth, out.row(row).data() + panel * Panels::kWidth);
+    moe::kernel::grouped_multiply<S>(groups(), in, *this, tasks, [&](Index, Index row, int count, Index panel, const S* sums) {
+      copy(sums, count, row, panel, out);
     });
     return out.leftCols(outputs());
   }
@@ -60,9 +65,7 @@ struct Products {
     moe::kernel::GradientScratch<S> scratch;
     moe::kernel::grouped_input_gradient<S>(
         groups(), moe::kernel::RowSource<S>::from(dout), *this, scratch,
-        [&](Index, Index row, Index panel, const S* sums) {
-          std::copy_n(sums, Panels::kWidth, din.row(row).data() + panel * Panels::kWidth);
-        });
+        [&](Index, Index row, int count, Index panel, const S* sums) { copy(sums, count, row, panel, din); });
     return din.leftCols(inputs());
   }
   struct Gradient {

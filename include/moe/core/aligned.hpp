@@ -78,7 +78,8 @@ class AlignedBuffer {
 };
 
 /// Grow-only matrix of scratch rows: resize() keeps the memory when it is large enough, and never its contents.
-/// Rows are padded to full cache lines, so kernels may store whole registers. A plain value; one per thread.
+/// Rows are padded to full cache lines, so kernels may store whole registers; and they lie an odd number of lines apart,
+/// as a column of rows at a power of two would fall on a few sets of the cache. A plain value; one per thread.
 template <class S>
 class RowBuffer {
  public:
@@ -86,7 +87,7 @@ class RowBuffer {
   void resize(Index rows, Index cols) {
     rows_ = rows;
     cols_ = cols;
-    stride_ = padded(cols);
+    stride_ = odd_lines(cols);
     if (rows_ * stride_ > buffer_.size()) {
       buffer_ = AlignedBuffer<S>();  // free first: peak memory is one buffer, not two
       buffer_ = AlignedBuffer<S>::uninitialised(rows_ * stride_);
@@ -119,6 +120,11 @@ class RowBuffer {
   }
 
  private:
+  static Index odd_lines(Index cols) {
+    constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(S));
+    return (padded(cols) / kLine | 1) * kLine;
+  }
+
   AlignedBuffer<S> buffer_;
   Index rows_ = 0, cols_ = 0, stride_ = 0;
 };

@@ -75,19 +75,19 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
                    const ExpertOf& expert_of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
   using S = typename E::Scalar;
   using Epilogue = EpilogueOf<E, I>;
-  constexpr Index kLanes = simd::kLanes<S>, kWidth = 2 * kLanes, kOut = Epilogue::kRegisters * kLanes;
+  constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   constexpr bool kKeepPre = keep == Keep::PreActivations && !Epilogue::kIdentity;
   const Index origin = I + 1 == kNumStages<E> ? 0 : groups.begin(0);
   RowBuffer<S>& pre = tape.pre[I];
   kernel::grouped_multiply<S>(
       groups, in, [&](Index g) -> const auto& { return stage_weight<I>(expert_of(g)); }, tape.tasks,
-      [&](Index g, Index row, Index panel, S* sums) {
+      [&](Index g, Index row, int count, Index panel, S* sums) {
         const auto& bias = stage_bias<I>(expert_of(g));
-        if (!bias.empty())
-          for (Index c = 0; c < kWidth; c += kLanes)
-            simd::store(sums + c, simd::load(sums + c) + simd::load(bias.panel(panel) + c));
-        if constexpr (kKeepPre) std::copy_n(sums, kWidth, pre.row(row) + panel * kWidth);
-        Epilogue::forward(sums, out.row(row - origin) + panel * kOut);
+        if (!bias.empty()) kernel::add_to_rows(bias.panel(panel), count, sums);
+        if constexpr (kKeepPre)
+          for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, pre.row(row + r) + panel * kWidth);
+        for (Index r = 0; r < count; ++r)
+          Epilogue::forward(sums + r * kWidth, out.row(row - origin + r) + panel * kOut);
       });
 }
 
@@ -145,15 +145,18 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
   dpre.resize(groups.num_rows(), stage_width<E, I>(groups, expert_of) / kOut * kWidth);
   kernel::grouped_input_gradient<S>(
       groups, dpre_above, [&](Index g) -> const auto& { return stage_weight<I + 1>(expert_of(g)); }, tape.gradient,
-      [&](Index g, Index row, Index panel, const S* dhidden) {
+      [&](Index g, Index row, int count, Index panel, const S* dhidden) {
         const Index panels = stage_weight<I>(expert_of(g)).panels();
         for (Index c = 0; c < kWidth; c += kOut) {
           const Index p = (panel * kWidth + c) / kOut;
           if (p >= panels) break;
-          if constexpr (Epilogue::kIdentity)
-            std::copy_n(dhidden, kWidth, dpre.row(row) + p * kWidth);
-          else
-            Epilogue::backward(pre.row(row) + p * kWidth, dhidden + c, dpre.row(row) + p * kWidth);
+          for (Index r = 0; r < count; ++r) {
+            if constexpr (Epilogue::kIdentity)
+              std::copy_n(dhidden + r * kWidth, kWidth, dpre.row(row + r) + p * kWidth);
+            else
+              Epilogue::backward(pre.row(row + r) + p * kWidth, dhidden + r * kWidth + c,
+                                 dpre.row(row + r) + p * kWidth);
+          }
         }
       });
 }
@@ -168,7 +171,9 @@ void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSour
   din.resize(groups.num_rows(), kernel::panels_of<S>(inputs) * kWidth);
   kernel::grouped_input_gradient<S>(
       groups, dpre, [&](Index g) -> const auto& { return stage_weight<0>(expert_of(g)); }, tape.gradient,
-      [&](Index, Index row, Index panel, const S* sums) { std::copy_n(sums, kWidth, din.row(row) + panel * kWidth); });
+      [&](Index, Index row, int count, Index panel, const S* sums) {
+        for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, din.row(row + r) + panel * kWidth);
+      });
 }
 
 /// Throws std::invalid_argument unless stage I of every gradient is shaped as that of its expert: the kernels trust it.

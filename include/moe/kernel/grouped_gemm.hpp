@@ -66,8 +66,7 @@ void multiply_streams(const RowSource<S>& in, Index row, const Matrix& matrix, I
   const TileRows<S> rows(in, row, Rows, 0);
   const auto run = [&]<int Streams>(Index p, Index apart, std::integral_constant<int, Streams>) {
     stream_tile<Rows, Streams>(rows.row, matrix.panel(p), apart * matrix.stride(), matrix.inputs(), sums);
-    for (int q = 0; q < Streams; ++q)
-      for (int r = 0; r < Rows; ++r) finish(row + r, p + q * apart, sums + (q * Rows + r) * kWidth);
+    for (int q = 0; q < Streams; ++q) finish(row, Rows, p + q * apart, sums + q * Rows * kWidth);
   };
   const Index each = (last - first) / kStreams;
   for (Index p = 0; p < each; ++p) run(first + p, each, std::integral_constant<int, kStreams>{});
@@ -88,7 +87,8 @@ void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const Matrix& ma
     const TileRows<S> rows(in, tiles.begin(t), tiles.height(t), begin);
     ahead.next = panel + std::min(last - panel, first_line + t * part);
     with_constant<kTileRows>(tiles.height(t), [&](auto height) {
-      multiply_tile<height>(rows.row, panel, end - begin, begin > 0, ahead, sums + t * sums_per_tile);
+      const auto multiply = begin > 0 ? &multiply_tile<height, true, S> : &multiply_tile<height, false, S>;
+      multiply(rows.row, panel, end - begin, ahead, sums + t * sums_per_tile);
     });
     done(t);
   }
@@ -102,9 +102,7 @@ void multiply_rows(const RowSource<S>& in, Index begin, Index end, const Matrix&
   const Index depth = matrix.inputs();
   const Tiles tiles(begin, end);
   const S* behind = matrix.panel(last - 1) + depth * kWidth;
-  const auto finish_tile = [&](Index t, Index p, S* sums) {
-    for (int i = 0; i < tiles.height(t); ++i) finish(tiles.begin(t) + i, p, sums + i * kWidth);
-  };
+  const auto finish_tile = [&](Index t, Index p, S* sums) { finish(tiles.begin(t), tiles.height(t), p, sums); };
   if (depth <= kDepthBlock<S> || tiles.count() == 1) {
     alignas(64) S sums[kTile];
     for (Index p = first; p < last; ++p)
@@ -123,8 +121,8 @@ void multiply_rows(const RowSource<S>& in, Index begin, Index end, const Matrix&
 
 }  // namespace detail
 
-/// in x W^T for rows [begin, end) and panels [first, last): hands each row's sums of one panel to
-///   finish(row, panel, S* sums)    sums [2 * lanes], aligned, may be overwritten
+/// in x W^T for rows [begin, end) and panels [first, last): hands the sums of `count` rows from `row` on and one panel to
+///   finish(row, count, panel, S* sums)    sums [count, 2 * lanes], aligned, may be overwritten
 /// which adds the bias, applies the activation and stores. One thread; no allocation.
 template <class S, class Matrix, class Finish>
 void multiply(const RowSource<S>& in, Index begin, Index end, const Matrix& matrix, Index first, Index last,
@@ -142,7 +140,7 @@ void multiply(const RowSource<S>& in, Index begin, Index end, const Matrix& matr
     detail::multiply_rows(in, r, std::min(end, r + size), matrix, first, last, finish);
 }
 
-/// multiply for every group in parallel, where weight(g) is the PanelMatrix of group g: finish(g, row, panel, S* sums).
+/// multiply for every group in parallel, where weight(g) is the PanelMatrix of group g: finish(g, row, count, panel, S* sums).
 template <class S, class Weight, class Finish>
 void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Weight& weight, TaskList& tasks,
                       const Finish& finish) {
@@ -150,7 +148,7 @@ void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Wei
       groups, [&](Index g) { return weight(g).panels(); }, [&](Index g) { return weight(g).inputs(); },
       [&](Index g, Index first, Index last, Index) {
         multiply(in, groups.begin(g), groups.end(g), weight(g), first, last,
-                 [&](Index row, Index panel, S* sums) { finish(g, row, panel, sums); });
+                 [&](Index row, int count, Index panel, S* sums) { finish(g, row, count, panel, sums); });
       });
 }
 

@@ -71,8 +71,8 @@ class TransposedPanel {
 
 }  // namespace detail
 
-/// din = dout W(g) for every group, in panels of inputs: hands each row's sums to
-///   finish(g, row, panel, S* sums)    inputs [panel * 2 lanes, ...), zero behind the last; may be overwritten
+/// din = dout W(g) for every group, in panels of inputs: hands the sums of some rows to
+///   finish(g, row, count, panel, S* sums)    inputs [panel * 2 lanes, ...), zero behind the last; may be overwritten
 /// dout rows hold W(g).width() scalars, whose padding must be finite.
 template <class S, class Weight, class Finish>
 void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, const Weight& weight,
@@ -87,7 +87,7 @@ void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, c
         for (Index p = first; p < last; ++p) {
           const detail::TransposedPanel<S> panel(weight(g), p, scratch.buffer[static_cast<std::size_t>(worker)].data());
           multiply(dout, groups.begin(g), groups.end(g), panel, 0, 1,
-                   [&](Index row, Index, S* sums) { finish(g, row, p, sums); });
+                   [&](Index row, int count, Index, S* sums) { finish(g, row, count, p, sums); });
         }
       });
 }
@@ -98,13 +98,15 @@ namespace detail {
 /// heights; packed rows of 48 do not fall on the same cache sets, as rows of a token matrix would.
 inline constexpr Index kGradientRows = 256, kGradientInputs = 48;
 
-/// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count.
+/// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count; `next` is what
+/// comes after.
 template <class S>
-void add_outer_products(Index num_rows, const S* packed, Index count, const S* douts, Index stride, S* gradient) {
+void add_outer_products(Index num_rows, const S* packed, Index count, const S* douts, Index stride, S* gradient,
+                        const S* next) {
   for (Index i = 0; i < count; i += kTileRows)
     with_constant<kTileRows>(static_cast<int>(std::min<Index>(kTileRows, count - i)), [&](auto inputs) {
       outer_product_tile<inputs>(num_rows, packed + i, kGradientInputs, douts, stride,
-                                 gradient + i * kPanelWidth<S>);
+                                 gradient + i * kPanelWidth<S>, next + i * kPanelWidth<S>);
     });
 }
 
@@ -119,8 +121,8 @@ void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, Index
       const Index rows = std::min(kGradientRows, end - r);
       for (Index j = 0; j < rows; ++j) std::copy_n(in.row(r + j) + i, count, packed + j * kGradientInputs);
       for (Index p = first; p < last; ++p)
-        add_outer_products(rows, packed, count, dout.row(r) + p * kWidth, dout.stride,
-                           gradient.panel(p) + i * kWidth);
+        add_outer_products(rows, packed, count, dout.row(r) + p * kWidth, dout.stride, gradient.panel(p) + i * kWidth,
+                           gradient.panel(std::min(p + 1, last - 1)) + i * kWidth);
     }
   }
 }
@@ -131,7 +133,7 @@ void add_bias_gradient(const RowSource<S>& dout, Index begin, Index end, Matrix&
   static constexpr S kOne = 1;
   for (Index p = first; p < last; ++p)
     outer_product_tile<1>(end - begin, &kOne, Index{0}, dout.row(begin) + p * kPanelWidth<S>, dout.stride,
-                          gradient.panel(p));
+                          gradient.panel(p), gradient.panel(p));
 }
 
 }  // namespace detail

@@ -49,6 +49,17 @@ void with_constant(int n, F&& f) {
   });
 }
 
+/// rows[r][c] += row[c] for `count` rows of a panel: a bias.
+template <class S>
+void add_to_rows(const S* row, Index count, S* rows) {
+  const auto low = simd::load(row), high = simd::load(row + simd::kLanes<S>);
+  for (Index r = 0; r < count; ++r) {
+    S* to = rows + r * kPanelWidth<S>;
+    simd::store(to, simd::load(to) + low);
+    simd::store(to + simd::kLanes<S>, simd::load(to + simd::kLanes<S>) + high);
+  }
+}
+
 /// Cache lines that a tile fetches on the side while it computes: `next` moves towards `end` by `per_block` scalars every
 /// kStepsPerBlock steps. Fetching at the pace of the arithmetic hides the memory almost entirely: with 16 rows a product
 /// over cold weights runs at 91% of the FMA peak instead of 58%, with 64 at 93% instead of 84% (AVX2, Zen 5, 2026-11-25).
@@ -70,15 +81,15 @@ struct ReadAhead {
 };
 
 /// sums[r][c] = sum_k rows[r][k] * panel[k][c] for Rows rows and one panel. sums is [Rows, 2 * lanes], contiguous and
-/// aligned; if `continues`, the chains go on from what it holds.
-template <int Rows, class S>
-[[gnu::noinline]] void multiply_tile(const S* const* rows, const S* panel, Index depth, bool continues, ReadAhead<S> ahead,
-                   S* sums) noexcept {
+/// aligned; if Continues, the chains go on from what it holds.
+template <int Rows, bool Continues, class S>
+[[gnu::noinline]] void multiply_tile(const S* const* rows, const S* panel, Index depth, ReadAhead<S> ahead,
+                                     S* sums) noexcept {
   using Batch = simd::Batch<S>;
   constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;
   Batch sum[Rows][2];
   unroll<Rows>([&](auto r) {
-    unroll<2>([&](auto c) { sum[r][c] = continues ? simd::load(sums + r * kWidth + c * kLanes) : Batch(S{0}); });
+    unroll<2>([&](auto c) { sum[r][c] = Continues ? simd::load(sums + r * kWidth + c * kLanes) : Batch(S{0}); });
   });
   for (Index begin = 0; begin < depth; begin += ReadAhead<S>::kStepsPerBlock) {
     ahead.advance();
@@ -120,12 +131,14 @@ template <int Rows, int Streams, class S>
 }
 
 /// gradient[i][c] += sum_r rows[r][i] * douts[r][c] for Inputs consecutive inputs and the two registers of one panel,
-/// ascending r. rows and douts point at the first of the inputs and of the columns; their rows lie a stride apart.
+/// ascending r. rows and douts point at the first of the inputs and of the columns; their rows lie a stride apart. Fetches
+/// what lies at `next` for another tile, as gradients do not fit into caches.
 template <int Inputs, class S>
-[[gnu::noinline]] void outer_product_tile(Index num_rows, const S* rows, Index stride, const S* douts, Index dout_stride,
-                        S* gradient) noexcept {
+[[gnu::noinline]] void outer_product_tile(Index num_rows, const S* rows, Index stride, const S* douts,
+                                          Index dout_stride, S* gradient, const S* next) noexcept {
   using Batch = simd::Batch<S>;
   constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;
+  for (Index line = 0; line < Inputs * kWidth; line += ReadAhead<S>::kLine) __builtin_prefetch(next + line, 1);
   Batch sum[Inputs][2];
   unroll<Inputs>([&](auto i) {
     unroll<2>([&](auto c) { sum[i][c] = simd::load(gradient + i * kWidth + c * kLanes); });

@@ -72,10 +72,10 @@ class BasicLinearRouter {
         [&](Index) -> auto& { return gradient.bias_; }, tape.scratch);
     kernel::grouped_input_gradient<Scalar>(
         groups, dout, [&](Index) -> const auto& { return weight_; }, tape.scratch,
-        [&](Index, Index row, Index panel, const Scalar* sums) {
-          const Index first = panel * PanelMatrix<Codec>::kWidth;
-          const Index count = std::min(PanelMatrix<Codec>::kWidth, model_dim() - first);
-          for (Index i = 0; i < count; ++i) dtokens(token[row], first + i) += sums[i];
+        [&](Index, Index row, int count, Index panel, const Scalar* sums) {
+          const Index first = panel * kWidth, inputs = std::min(kWidth, model_dim() - first);
+          for (Index r = 0; r < count; ++r)
+            for (Index i = 0; i < inputs; ++i) dtokens(token[row + r], first + i) += sums[r * kWidth + i];
         });
   }
 
@@ -86,6 +86,8 @@ class BasicLinearRouter {
   }
 
  private:
+  static constexpr Index kWidth = PanelMatrix<Codec>::kWidth;
+
   void require_backward_shapes(const ConstMatrixRef<Scalar>& tokens, const ConstMatrixRef<Scalar>& dlogits,
                                const BasicLinearRouter& gradient, const MatrixRef<Scalar>& dtokens) const {
     constexpr const char* kFunction = "moe::LinearRouter::backward";
@@ -112,15 +114,15 @@ class BasicLinearRouter {
   /// Splits by blocks of tokens, as a router has few panels and many rows.
   template <class BiasOf>
   void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, const BiasOf& bias_of) const {
-    constexpr Index kWidth = PanelMatrix<Codec>::kWidth, kRows = 8 * kernel::kTileRows;
+    constexpr Index kRows = 8 * kernel::kTileRows;
     parallel_ranges(tokens.rows(), kRows, [&](Index begin, Index end, Index) {
       kernel::multiply(kernel::RowSource<Scalar>::from(tokens), begin, end, weight_, 0, weight_.panels(),
-                       [&](Index row, Index panel, Scalar* sums) {
-                         if (const Scalar* bias = bias_of(panel))
-                           for (Index c = 0; c < kWidth; c += simd::kLanes<Scalar>)
-                             simd::store(sums + c, simd::load(sums + c) + simd::load(bias + c));
-                         Scalar* to = out.data() + row * out.outerStride() + panel * kWidth;
-                         std::copy_n(sums, std::min(kWidth, num_experts() - panel * kWidth), to);
+                       [&](Index row, int count, Index panel, Scalar* sums) {
+                         if (const Scalar* bias = bias_of(panel)) kernel::add_to_rows(bias, count, sums);
+                         const Index columns = std::min(kWidth, num_experts() - panel * kWidth);
+                         for (Index r = 0; r < count; ++r)
+                           std::copy_n(sums + r * kWidth, columns,
+                                       out.data() + (row + r) * out.outerStride() + panel * kWidth);
                        });
     });
   }
