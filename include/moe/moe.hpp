@@ -7,6 +7,7 @@
 
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"
+#include "moe/layer/chunks.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/workspace.hpp"
@@ -65,6 +66,7 @@
 #include "moe/kernel/combine.hpp"
 #include "moe/kernel/dispatch.hpp"
 #include "moe/kernel/grouped_gemm.hpp"
+#include "moe/kernel/grouped_gradient.hpp"
 #include "moe/kernel/panel_matrix.hpp"
 #include "moe/numeric/activation.hpp"
 #include "moe/numeric/elementary.hpp"

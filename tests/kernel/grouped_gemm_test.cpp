@@ -141,18 +141,59 @@ TEST_CASE("grouped_weight_gradient: accumulates, and leaves the padding of the p
   }
 }
 
-TEMPLATE_TEST_CASE("grouped kernels: a row alone gives the bits that it gives in a batch", "[kernel][property]",
-                   moe::F32, moe::F64) {
+TEMPLATE_TEST_CASE("grouped kernels: a row gives the same bits in a batch of any size", "[kernel][property]", moe::F32,
+                   moe::F64) {
   using S = typename TestType::Scalar;
-  constexpr Index kRows = 14, kOutputs = 4 * moe::simd::kLanes<S> + 3, kInputs = 71;
-  const Products<TestType> batch({kRows}, kOutputs, kInputs), alone({1}, kOutputs, kInputs);
+  // Every height of a tile, several panels at once, and several tiles.
+  constexpr Index kRows = 3 * kernel::kTileRows + 2, kOutputs = 18 * moe::simd::kLanes<S> + 3, kInputs = 71;
+  const Products<TestType> whole({kRows}, kOutputs, kInputs);
   const auto x = test::random_matrix<S>(kRows, kInputs), dy = test::random_matrix<S>(kRows, kOutputs);
-  const Matrix<S> y = batch.multiply(kernel::RowSource<S>::from(x)), dx = batch.input_gradient(batch.padded(dy));
-  for (Index r = 0; r < kRows; ++r) {
-    CAPTURE(r);
-    const Matrix<S> one = x.row(r);
-    CHECK(test::same_bits(alone.multiply(kernel::RowSource<S>::from(one)), y.row(r)));
-    CHECK(test::same_bits(alone.input_gradient(alone.padded(dy.row(r))), dx.row(r)));
+  const Matrix<S> y = whole.multiply(kernel::RowSource<S>::from(x)), dx = whole.input_gradient(whole.padded(dy));
+  for (Index rows = 1; rows < kRows; ++rows) {
+    CAPTURE(rows);
+    const Products<TestType> part({rows}, kOutputs, kInputs);
+    const Matrix<S> some = x.bottomRows(rows), some_dy = dy.bottomRows(rows);
+    CHECK(test::same_bits(part.multiply(kernel::RowSource<S>::from(some)), y.bottomRows(rows)));
+    CHECK(test::same_bits(part.input_gradient(part.padded(some_dy)), dx.bottomRows(rows)));
+  }
+}
+
+TEMPLATE_TEST_CASE("grouped_multiply: sums that wait between blocks of a long product are the same chain, bit for bit",
+                   "[kernel]", moe::F32, moe::F64) {
+  using S = typename TestType::Scalar;
+  const Index inputs = 2 * kernel::detail::kDepthBlock<S> + 37;
+  for (const Index rows : {Index{1}, Index{kernel::kTileRows}, kernel::detail::kLeastRows + 5}) {
+    const Products<TestType> product({rows}, 2 * moe::simd::kLanes<S> + 1, inputs);
+    const auto x = test::random_matrix<S>(rows, inputs);
+    const Matrix<S> y = product.multiply(kernel::RowSource<S>::from(x));
+    for (const Index r : {Index{0}, rows / 2, rows - 1})
+      for (const Index o : {Index{0}, product.outputs() - 1}) {
+        S sum = 0;
+        for (Index k = 0; k < inputs; ++k) sum = moe::simd::fma(x(r, k), product(0)(o, k), sum);
+        CAPTURE(rows, r, o);
+        CHECK(test::same_bits(sum, y(r, o)));
+      }
+  }
+}
+
+TEST_CASE("grouped_weight_gradient: is the chain of fused multiply-adds over rows, bit for bit", "[kernel]") {
+  constexpr Index kInputs = kernel::detail::kGradientInputs + 5, kOutputs = 35;
+  for (const Index rows : {Index{1}, Index{7}, 2 * kernel::detail::kGradientRows + 3}) {
+    const Products<moe::F32> product({rows}, kOutputs, kInputs);
+    const auto x = test::random_matrix<float>(rows, kInputs, 3), dy = test::random_matrix<float>(rows, kOutputs, 4);
+    auto gradient = product.zero_gradient();
+    product.add_weight_gradient(x, product.padded(dy), gradient);
+    for (Index o = 0; o < kOutputs; ++o) {
+      float bias = 0;
+      for (Index r = 0; r < rows; ++r) bias = moe::simd::fma(1.0f, dy(r, o), bias);
+      CAPTURE(rows, o);
+      CHECK(test::same_bits(gradient.bias[0](o, 0), bias));
+      for (Index i = 0; i < kInputs; ++i) {
+        float sum = 0;
+        for (Index r = 0; r < rows; ++r) sum = moe::simd::fma(x(r, i), dy(r, o), sum);
+        REQUIRE(test::same_bits(gradient.weight[0](o, i), sum));
+      }
+    }
   }
 }
 

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A warm forward pass does not allocate, nor does training of panel experts on batches of one size. Every way to the
-// heap is interposed: Eigen and aligned buffers do not go through operator new. Needs glibc. Exits with 1 after
+// A warm forward pass does not allocate, nor does training of panel experts on batches of one size. Exits with 1 after
 // messages about who allocated.
-#include <atomic>
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 
@@ -17,35 +14,7 @@
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/noisy.hpp"
 #include "programs/any_gate.hpp"
-
-namespace {
-std::atomic<long> allocations{0};
-void* counted(void* memory) {
-  allocations.fetch_add(1, std::memory_order_relaxed);
-  return memory;
-}
-}  // namespace
-
-extern "C" {
-void* __libc_malloc(std::size_t);
-void* __libc_calloc(std::size_t, std::size_t);
-void* __libc_realloc(void*, std::size_t);
-void* __libc_memalign(std::size_t, std::size_t);
-void __libc_free(void*);
-
-void* malloc(std::size_t size) noexcept { return counted(__libc_malloc(size)); }
-void* calloc(std::size_t count, std::size_t size) noexcept { return counted(__libc_calloc(count, size)); }
-void* realloc(void* memory, std::size_t size) noexcept { return counted(__libc_realloc(memory, size)); }
-void* memalign(std::size_t alignment, std::size_t size) noexcept { return counted(__libc_memalign(alignment, size)); }
-void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept {
-  return counted(__libc_memalign(alignment, size));
-}
-int posix_memalign(void** memory, std::size_t alignment, std::size_t size) noexcept {
-  *memory = counted(__libc_memalign(alignment, size));
-  return *memory || size == 0 ? 0 : ENOMEM;
-}
-void free(void* memory) noexcept { __libc_free(memory); }
-}
+#include "programs/heap.hpp"
 
 namespace {
 
@@ -60,19 +29,19 @@ int num_failed = 0;
 template <class Body>
 void expect_none(const std::string& name, const Body& body) {
   body();
-  const long before = allocations.load();
+  const long before = test::allocations.load();
   body();
   body();
-  const long count = allocations.load() - before;
+  const long count = test::allocations.load() - before;
   if (count == 0) return;
   ++num_failed;
   std::printf("%s: %ld allocations\n", name.c_str(), count);
 }
 
 void expect_some(const char* name, void* (*allocate)()) {
-  const long before = allocations.load();
+  const long before = test::allocations.load();
   std::free(allocate());
-  if (allocations.load() != before) return;
+  if (test::allocations.load() != before) return;
   ++num_failed;
   std::printf("%s is not counted\n", name);
 }

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "moe/expert/concept.hpp"
-#include "moe/layer/workspace.hpp"
+#include "moe/layer/chunks.hpp"
 #include "moe/routing/gradient.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -25,6 +25,7 @@ class WithBranches {
  public:
   using Scalar = typename Layer::Scalar;
   using Workspace = BasicWorkspace<Scalar>;
+  static constexpr bool kPerToken = Layer::kPerToken;
   static_assert((std::is_same_v<Scalar, typename Branches::Scalar> && ...),
                 "moe::WithBranches: the layer and its branches need the same Scalar");
 
@@ -67,6 +68,11 @@ class WithBranches {
     forward(tokens, Step{}, out, ws);
   }
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
+    if (detail::goes_in_chunks<Layer>("moe::WithBranches::forward", tokens.rows(), ws)) {
+      step.validate("moe::WithBranches::forward", tokens.rows());
+      detail::require_shape("moe::WithBranches::forward", "out", out, tokens.rows(), output_dim());
+      return detail::for_each_chunk<Scalar>(tokens, step, out, ws, [&](const auto&... chunk) { forward(chunk..., ws); });
+    }
     layer_.forward(tokens, step, out, ws);
     Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
     for_each([&](auto i, const auto& branch) {

@@ -6,7 +6,7 @@
 #include "moe/expert/pool.hpp"
 #include "moe/gate/concept.hpp"
 #include "moe/kernel/combine.hpp"
-#include "moe/layer/workspace.hpp"
+#include "moe/layer/chunks.hpp"
 #include "moe/router/concept.hpp"
 #include "moe/routing/gradient.hpp"
 #include "moe/routing/padding.hpp"
@@ -72,6 +72,7 @@ class MoeLayer {
                 "moe::MoeLayer: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
 
   using Workspace = BasicWorkspace<Scalar>;
+  static constexpr bool kPerToken = G::kPerToken;
 
   /// What forward leaves for backward, and the working memory of backward. Caller-owned; several may be live.
   struct Tape {
@@ -116,9 +117,12 @@ class MoeLayer {
   }
 
   /// One forward pass without gradients; `out` may be `tokens` itself. Throws std::invalid_argument on wrong shapes or a
-  /// NaN or +Inf logit; `out` is then untouched. Does not allocate when the workspace has seen sizes as large before.
+  /// NaN or +Inf logit; `out` is then untouched (with ws.max_tokens: from that chunk on). Does not allocate when the
+  /// workspace has seen sizes as large before.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     require_shapes("moe::MoeLayer::forward", tokens, step, out);
+    if (detail::goes_in_chunks<G>("moe::MoeLayer::forward", tokens.rows(), ws))
+      return detail::for_each_chunk<Scalar>(tokens, step, out, ws, [&](const auto&... chunk) { forward(chunk..., ws); });
     ws.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, ws.logits);                             // [T, E]
     gate_.route(ws.logits, step, ws.routing);                            // experts and weights per token

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+#include "moe/kernel/tasks.hpp"
+
+#include <mutex>
+
+#include "catch.hpp"
+#include "thread_executor.hpp"
+
+using moe::Index;
+
+namespace {
+
+struct Share {
+  Index group, first, last;
+};
+
+/// The shares of groups of rows with `panels` panels of `depth` steps each, on some workers.
+std::vector<Share> shares_of(const std::vector<Index>& rows, Index panels, Index depth, Index workers) {
+  std::vector<Index> offset = {0};
+  for (const Index count : rows) offset.push_back(offset.back() + count);
+  test::ThreadExecutor executor(workers);
+  const moe::UseExecutor use(executor);
+  std::vector<Share> shares;
+  std::mutex mutex;
+  moe::kernel::TaskList tasks;
+  tasks.run({offset.data(), static_cast<Index>(rows.size())}, [&](Index) { return panels; },
+            [&](Index) { return depth; },
+            [&](Index g, Index first, Index last, Index worker) {
+              const std::lock_guard lock(mutex);
+              CHECK((worker >= 0 && worker < workers));
+              shares.push_back({g, first, last});
+            });
+  return shares;
+}
+
+}  // namespace
+
+TEST_CASE("TaskList: every panel of a group with rows is in one share, no other panel in any", "[kernel][property]") {
+  for (const Index workers : {1, 2, 5})
+    for (const Index panels : {1, 3, 128})
+      for (const Index depth : {0, 1, 2048}) {
+        const std::vector<Index> rows = {5, 0, 1, 700, 0, 2};
+        std::vector<std::vector<int>> seen(rows.size(), std::vector<int>(static_cast<std::size_t>(panels), 0));
+        for (const Share& share : shares_of(rows, panels, depth, workers))
+          for (Index p = share.first; p < share.last; ++p)
+            ++seen[static_cast<std::size_t>(share.group)][static_cast<std::size_t>(p)];
+        CAPTURE(workers, panels, depth);
+        for (std::size_t g = 0; g < rows.size(); ++g)
+          for (const int count : seen[g]) CHECK(count == (rows[g] > 0 ? 1 : 0));
+      }
+}
+
+TEST_CASE("TaskList: one worker gets a share per group", "[kernel]") {
+  CHECK(shares_of({3, 500, 0, 1}, 128, 2048, 1).size() == 3);
+}
+
+TEST_CASE("TaskList: a group with half of the rows is spread over all workers", "[kernel]") {
+  Index most = 0, total = 0;
+  for (const Share& share : shares_of({512, 64, 64, 64, 64, 64, 64, 64, 64}, 128, 2048, 4)) {
+    const Index work = (share.group == 0 ? 512 : 64) * (share.last - share.first);
+    most = std::max(most, work);
+    total += work;
+  }
+  CHECK(most * 4 * 16 < total);  // the last share to finish costs less than a sixteenth of a worker's time
+}

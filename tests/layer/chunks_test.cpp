@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+// A workspace that limits the number of tokens: the same bits in chunks.
+#include "catch.hpp"
+#include "layer/fixtures.hpp"
+#include "moe/expert/scaled_identity.hpp"
+#include "moe/gate/stochastic.hpp"
+#include "moe/gate/with_capacity.hpp"
+#include "moe/layer/branches.hpp"
+
+using moe::F64;
+using moe::Index;
+using moe::Matrix;
+using moe::Step;
+using moe::TopKGate;
+using test::kModelDim;
+using Glu = moe::BasicGlu<F64>;
+
+namespace {
+
+constexpr Index kTokens = 23;
+
+/// A forward pass in chunks, checked against one in a whole.
+template <class Layer>
+void check_chunks(const Layer& layer, const Step& step) {
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim);
+  const auto whole = test::forward(layer, tokens, step);
+  for (const Index most : {1, 2, 5, 22, 23, 24}) {
+    typename Layer::Workspace ws;
+    ws.max_tokens = most;
+    auto out = test::nan_matrix<double>(kTokens, kModelDim);
+    layer.forward(tokens, step, out, ws);
+    CAPTURE(most);
+    CHECK(test::same_bits(out, whole));
+    CHECK(ws.routing.num_tokens() <= most);
+    Matrix<double> in_place = tokens;
+    layer.forward(in_place, step, in_place, ws);
+    CHECK(test::same_bits(in_place, whole));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("max_tokens: chunks give the bits of one pass", "[layer][property]") {
+  check_chunks(test::layer_of<Glu>(5, TopKGate{.k = 2}), Step{});
+}
+
+TEST_CASE("max_tokens: tokens draw what they draw in one pass, with and without ids of their own", "[layer][property]") {
+  const auto layer = test::layer_of<Glu>(5, moe::StochasticGate{.k = 2, .training = moe::DrawPer::Token});
+  check_chunks(layer, Step::train(3, 5));
+  std::vector<std::int64_t> id(kTokens), group(kTokens);
+  std::vector<std::uint8_t> valid(kTokens, 1);
+  for (std::size_t t = 0; t < id.size(); ++t) id[t] = std::int64_t(1000 - 3 * t), group[t] = std::int64_t(t / 4);
+  valid[3] = valid[22] = 0;
+  Step step = Step::train(3, 5);
+  step.token_id = id;
+  step.group_id = group;
+  step.valid = valid;
+  check_chunks(layer, step);
+  check_chunks(test::layer_of<Glu>(5, moe::StochasticGate{.k = 2, .training = moe::DrawPer::Group}), step);
+}
+
+TEST_CASE("max_tokens: branches go in the chunks of their layer", "[layer]") {
+  const moe::WithBranches layer(test::layer_of<Glu>(5, TopKGate{.k = 2}), moe::BasicScaledIdentity<F64>{kModelDim});
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim);
+  const auto whole = test::forward(layer, tokens);
+  moe::BasicWorkspace<double> ws;
+  ws.max_tokens = 4;
+  auto out = test::nan_matrix<double>(kTokens, kModelDim);
+  layer.forward(tokens, out, ws);
+  CHECK(test::same_bits(out, whole));
+  Matrix<double> narrow(kTokens, kModelDim - 1);
+  CHECK_THROWS_WITH(layer.forward(tokens, narrow, ws),
+                    "moe::WithBranches::forward: out is [23, 10], expected [23, 11]");
+}
+
+TEST_CASE("max_tokens: gates that look at the whole batch and negative limits are refused", "[layer][error]") {
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim);
+  Matrix<double> out(kTokens, kModelDim);
+  moe::BasicWorkspace<double> ws;
+  ws.max_tokens = 4;
+  const auto capacity = test::layer_of<Glu>(5, moe::WithCapacity<TopKGate>{});
+  CHECK_THROWS_WITH(capacity.forward(tokens, out, ws),
+                    "moe::MoeLayer::forward: workspace.max_tokens is 4, expected 0 with a gate that does not decide "
+                    "token by token");
+  ws.max_tokens = -1;
+  CHECK_THROWS_WITH(test::layer_of<Glu>(5, TopKGate{}).forward(tokens, out, ws),
+                    "moe::MoeLayer::forward: workspace.max_tokens is -1, expected >= 0");
+}

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+// The memory that a forward pass takes is what the workspace states: logits, routing and plan, rows of experts, and one
+// block of hidden activations per worker, whatever the number of tokens. Exits with 1 after messages about what takes
+// more.
+#include <cstdio>
+
+#include "moe/expert/glu.hpp"
+#include "moe/expert/mlp.hpp"
+#include "moe/gate/top_k.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/router/linear.hpp"
+#include "programs/heap.hpp"
+#include "thread_executor.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+constexpr Index kExperts = 6, kTopK = 2, kModelDim = 64, kHiddenDim = 1200;
+
+int num_failed = 0;
+
+/// Bytes of rows of floats, padded as RowBuffer does.
+long padded(Index rows, Index cols) {
+  constexpr Index kLine = 16;
+  return rows * ((moe::RowBuffer<float>::padded(cols) / kLine) | 1) * kLine * 4;
+}
+
+/// A buffer of so many bytes as the heap counts it: one that is aligned to a huge page is rounded up to whole ones, and
+/// one more is reserved to find the alignment in. Nobody touches these addresses.
+long buffer(long bytes) {
+  constexpr long kPage = long{2} << 20;
+  return bytes < kPage ? bytes : (bytes + kPage - 1) / kPage * kPage + kPage;
+}
+
+/// What the documentation of BasicWorkspace promises.
+long promised(Index tokens, Index workers) {
+  const Index assignments = tokens * kTopK, width = (kHiddenDim + 31) / 32 * 32;
+  const long block = std::max(long{2} << 20, padded(moe::kernel::detail::kLeastRows, width));
+  const long hidden = workers * (block + block / 16);  // rows are padded
+  const long routing = 8 * tokens + 13 * assignments, plan = 24 * assignments + 8 * kExperts * (workers + 1);
+  const long small = (16 + 8 * workers) * 4096;  // tasks, slots, threads
+  return buffer(padded(tokens, kExperts)) + routing + plan + buffer(padded(assignments, kModelDim)) + buffer(hidden) +
+         small;
+}
+
+/// The peak of a first forward pass.
+template <class Layer>
+long peak(const Layer& layer, const Matrix<float>& tokens, Matrix<float>& out, Index max_tokens) {
+  const long before = test::bytes_held.load();
+  test::most_bytes_held = before;
+  typename Layer::Workspace ws;
+  ws.max_tokens = max_tokens;
+  layer.forward(tokens, out, ws);
+  return test::most_bytes_held.load() - before;
+}
+
+template <class Expert>
+void check(const char* name) {
+  const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kModelDim, 1), moe::TopKGate{.k = kTopK},
+                            moe::ExpertPool<Expert>::random(kExperts, kModelDim, kHiddenDim, 2));
+  for (const Index workers : {1, 2, 3})
+    for (const Index tokens : {1, 100, 1000, 20000})
+      for (const Index max_tokens : {0, 700}) {
+        test::ThreadExecutor executor(workers);
+        const moe::UseExecutor use(executor);
+        const Matrix<float> x = Matrix<float>::Random(tokens, kModelDim);
+        Matrix<float> out(tokens, kModelDim);
+        const long bound = promised(max_tokens == 0 ? tokens : std::min(tokens, max_tokens), workers);
+        const long bytes = peak(layer, x, out, max_tokens);
+        const bool fits = bytes <= bound;
+        num_failed += fits ? 0 : 1;
+        std::printf("%s, %td workers, %td tokens, at most %td at once: %ld bytes, promised %ld%s\n", name, workers, tokens,
+                    max_tokens, bytes, bound, fits ? "" : ": MORE");
+      }
+}
+
+}  // namespace
+
+int main() {
+  check<moe::Glu>("glu");
+  check<moe::Mlp>("mlp");
+  std::printf("%d failed\n", num_failed);
+  return num_failed == 0 ? 0 : 1;
+}
