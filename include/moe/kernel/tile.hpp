@@ -34,11 +34,18 @@ inline constexpr int kTileRows = simd::kRegisters == 32 ? 12 : 6;
 /// 2026-11-25), and a row alone does not fill the FMA pipeline (2 accumulators of the 8).
 constexpr int streams_at_once(int rows) { return std::clamp(kTileRows / rows, 1, 4); }
 
-/// Calls f(std::integral_constant<int, i>) for i in [0, N), unrolled.
+namespace detail {
+template <int... I, class F>
+[[gnu::always_inline]] constexpr void unroll(std::integer_sequence<int, I...>, F&& f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+}  // namespace detail
+
+/// Calls f(std::integral_constant<int, i>) for i in [0, N), unrolled. Inlined by force: clang 14 else calls it for 10 rows
+/// and more, and accumulators go through memory.
 template <int N, class F>
-constexpr void unroll(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) { (f(std::integral_constant<int, I>{}), ...); }
-  (std::make_integer_sequence<int, N>{});
+[[gnu::always_inline]] constexpr void unroll(F&& f) {
+  detail::unroll(std::make_integer_sequence<int, N>{}, f);
 }
 
 /// Calls f(std::integral_constant<int, n>) for the run-time n in [1, Max].
