@@ -28,7 +28,17 @@ constexpr const char* kDescription =
     "every repetition: bandwidth from the cache if the weights fit the last-level cache, else from memory, with cold\n"
     "weights. All figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum.";
 
-void add_options(CLI::App& app, Arguments& arguments, std::string& weights) {
+/// Options that stand for something else than themselves.
+struct Names {
+  std::string weights = "f32", routing = "uniform";
+};
+
+bench::Pattern pattern_of(const std::string& name) {
+  if (name == "skewed") return bench::Pattern::Skewed;
+  return name == "zipf" ? bench::Pattern::Zipf : bench::Pattern::Uniform;
+}
+
+void add_options(CLI::App& app, Arguments& arguments, Names& names) {
   using Count = CLI::Range;
   const auto size = [&](const char* name, moe::Index& value, const char* help) {
     return app.add_option(name, value, help)->check(Count(moe::Index{1}, moe::Index{1} << 30));
@@ -39,12 +49,9 @@ void add_options(CLI::App& app, Arguments& arguments, std::string& weights) {
   size("--k", arguments.shape.k, "K, experts of a token")->required();
   size("--tokens", arguments.cell.tokens, "T")->required();
   app.add_option("--threads", arguments.cell.threads, "default: all")->check(Count(1, bench::all_threads()));
-  app.add_option("--weights", weights, "how weights are stored")->check(CLI::IsMember({"f32"}))->capture_default_str();
-  const std::map<std::string, bench::Pattern> patterns{{"uniform", bench::Pattern::Uniform},
-                                                       {"skewed", bench::Pattern::Skewed},
-                                                       {"zipf", bench::Pattern::Zipf}};
-  app.add_option("--routing", arguments.cell.pattern, "popularity of experts: uniform, skewed U(0.7, 1.3), zipf 1/rank")
-      ->transform(CLI::CheckedTransformer(patterns, CLI::ignore_case));
+  app.add_option("--weights", names.weights, "how weights are stored")->check(CLI::IsMember({"f32"}))->capture_default_str();
+  app.add_option("--routing", names.routing, "popularity of experts: alike, U(0.7, 1.3), or 1 / rank")
+      ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))->capture_default_str();
   app.add_flag_callback("--backward", [&] { arguments.cell.pass = bench::Pass::Backward; }, "time the backward pass");
   app.add_flag_callback("--no-peers", [&] { arguments.peers = bench::Peers::None; }, "ours only: half the memory");
   app.add_option("--seconds", arguments.effort.seconds, "measure about as long")
@@ -56,9 +63,10 @@ void add_options(CLI::App& app, Arguments& arguments, std::string& weights) {
 Arguments parse(CLI::App& app, int argc, char** argv) {
   Arguments arguments;
   arguments.cell.threads = bench::all_threads();
-  std::string weights = "f32";
-  add_options(app, arguments, weights);
+  Names names;
+  add_options(app, arguments, names);
   app.parse(argc, argv);
+  arguments.cell.pattern = pattern_of(names.routing);
   bench::Shape& shape = arguments.shape;
   if (shape.k > shape.num_experts)
     throw CLI::ValidationError("--k", "is " + std::to_string(shape.k) + ", expected at most --experts = " +

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+#include <algorithm>
+#include <cstdlib>
+#include <fstream>
+
+#include "clock.hpp"
+#include "report.hpp"
+
+namespace bench {
+
+namespace {
+
+/// The cells that are drawn: forward passes on all threads, evenly routed.
+std::vector<const CellResult*> drawn(const std::vector<CellResult>& cells) {
+  std::vector<const CellResult*> result;
+  for (const CellResult& cell : cells)
+    if (cell.cell.pass == Pass::Forward && cell.cell.pattern == Pattern::Uniform && cell.cell.threads == all_threads())
+      result.push_back(&cell);
+  return result;
+}
+
+std::vector<std::string> shapes_of(const std::vector<const CellResult*>& cells) {
+  std::vector<std::string> names;
+  for (const CellResult* cell : cells)
+    if (std::find(names.begin(), names.end(), cell->shape.name) == names.end()) names.push_back(cell->shape.name);
+  return names;
+}
+
+bool is_warm(const CellResult& result) { return result.shape.weight_bytes() <= last_level_cache(); }
+
+/// Medians over the drawn cells whose weights are in the cache (or not).
+double median_gbps(const std::vector<const CellResult*>& cells, bool warm) {
+  std::vector<double> values;
+  for (const CellResult* cell : cells)
+    if (is_warm(*cell) == warm) values.push_back(1e-9 * cell->measurement.limits.bytes);
+  return median(values);
+}
+
+/// Data blocks: intensity, GFLOP/s of ours, of the best peer; one block per shape.
+void write_points(std::ostream& script, const std::vector<const CellResult*>& cells,
+                  const std::vector<std::string>& shapes) {
+  for (std::size_t s = 0; s < shapes.size(); ++s) {
+    script << "$shape" << s << " << END\n";
+    for (const CellResult* cell : cells) {
+      if (cell->shape.name != shapes[s]) continue;
+      const Work& work = cell->measurement.work;
+      const Timing* best = cell->best_peer();
+      script << work.flop / work.bytes << ' ' << 1e-9 * work.flop / cell->ours().seconds << ' '
+             << (best ? 1e-9 * work.flop / (best->ratio * cell->ours().seconds) : 0.0) << '\n';
+    }
+    script << "END\n";
+  }
+}
+
+}  // namespace
+
+bool write_picture(const Report& report, const std::string& path) {
+  const auto cells = drawn(report.cells);
+  const auto shapes = shapes_of(cells);
+  std::vector<double> peaks;
+  for (const CellResult* cell : cells) peaks.push_back(1e-9 * cell->measurement.limits.flop);
+  const double peak = median(peaks), memory = median_gbps(cells, false), cache = median_gbps(cells, true);
+  // Filled and hollow marks of gnuplot.
+  constexpr int kMarks[][2] = {{7, 6}, {5, 4}, {9, 8}, {11, 10}, {13, 12}, {15, 14}};
+  constexpr const char* kColours[] = {"#4477aa", "#cc6677", "#228833", "#aa8800", "#aa3377", "#33aaaa", "#555555"};
+
+  std::ofstream script(path + ".gp");
+  script << "set terminal svg size 900,560 font 'sans-serif,13' background '#ffffff'\nset output '" << path << "'\n";
+  write_points(script, cells, shapes);
+  script << "set title 'Forward pass, " << all_threads() << " thread(s), " << instruction_set()
+         << ": filled ours, hollow the best peer' noenhanced\n"
+            "set logscale xy\nset xlabel 'FLOP per byte that has to move'\nset ylabel 'GFLOP/s'\n"
+            "set xrange [0.3:1000]\nset yrange [5:" << 2 * peak << "]\nset samples 500\nset border 3\n"
+            "set tics nomirror\nset grid xtics ytics lc '#e0e0e0'\nset key bottom right spacing 1.15\n"
+            "set label 1 '" << static_cast<int>(peak) << " GFLOP/s' at 0.35," << 1.15 * peak << " tc '#333333'\n";
+  script << "roof(x, bandwidth) = x * bandwidth < " << peak << " ? x * bandwidth : " << peak << "\nplot ";
+  const auto roof = [&](double gbps, const char* where, const char* dashes) {
+    if (gbps > 0)
+      script << "roof(x, " << gbps << ") with lines lw 1.8 lc '#333333' " << dashes << " title 'limit, weights from "
+             << where << ": " << static_cast<int>(gbps) << " GB/s', ";
+  };
+  roof(memory, "memory", "dt 1");
+  roof(cache, "cache", "dt 2");
+  for (std::size_t s = 0; s < shapes.size(); ++s) {
+    const auto& [filled, hollow] = kMarks[s % std::size(kMarks)];
+    const char* colour = kColours[s % std::size(kColours)];
+    script << (s ? ", " : "") << "$shape" << s << " using 1:2:(0):($3-$2) with vectors nohead lw 1 lc '" << colour
+           << "' notitle, '' using 1:3 with points pt " << hollow << " ps 0.9 lw 1.5 lc '" << colour
+           << "' notitle, '' using 1:2 with points pt " << filled << " ps 0.9 lc '" << colour << "' title '"
+           << shapes[s] << "' noenhanced";
+  }
+  script << '\n';
+  script.close();
+  if (!script) moe::fail_environment("bench: cannot write ", path, ".gp");
+  return std::system(("gnuplot '" + path + ".gp' >&2").c_str()) == 0;
+}
+
+}  // namespace bench
