@@ -20,12 +20,12 @@ double relative_error(const A& a, const B& b) {
 /// Few tokens use few experts: with more sets of them, all experts are read in turn.
 Index sets_for(Index tokens) { return tokens <= 4 ? 16 : tokens <= 32 ? 4 : 1; }
 
-/// Operations and bytes of one pass over routed tokens: every weight of a touched expert once (backward: and its
-/// gradient read and written), the router, and the rows in and out.
-Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Index tokens, Pass pass) {
+}  // namespace
+
+Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass) {
   Index touched = 0;
   for (Index e = 0; e < plan.num_experts(); ++e) touched += plan.rows_of(e) > 0;
-  const auto rows = static_cast<double>(plan.num_rows()), count = static_cast<double>(tokens);
+  const auto rows = static_cast<double>(plan.num_rows()), count = static_cast<double>(plan.num_tokens());
   const auto dim = static_cast<double>(shape.model_dim);
   const double flop = 6 * dim * static_cast<double>(shape.hidden_dim) * rows +
                       2 * dim * static_cast<double>(shape.num_experts) * count;
@@ -34,8 +34,6 @@ Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Index tokens, Pa
   if (pass == Pass::Forward) return {flop, weights + 2 * activations};
   return {2 * flop, 3 * weights + 3 * activations};
 }
-
-}  // namespace
 
 const Timing* CellResult::naive() const {
   for (const Timing& timing : measurement.timings)
@@ -65,7 +63,7 @@ struct LayerBench::Inputs {
     for (Index set = 0; set < sets_for(cell.tokens); ++set) {
       tokens.push_back(routed_tokens(shape, cell.pattern, cell.tokens, set * cell.tokens));
       layer.forward(tokens.back(), out, workspace);
-      work.push_back(work_of(shape, workspace.plan, cell.tokens, cell.pass));
+      work.push_back(work_of(shape, workspace.plan, cell.pass));
       for (const Index e : std::as_const(workspace.routing).experts()) touched.insert(e);
     }
     touched_bytes = static_cast<double>(static_cast<Index>(touched.size()) * shape.expert_bytes());

@@ -31,6 +31,10 @@ struct CellResult {
   const Timing* best_peer() const;  ///< the fastest, Eigen's loop included; nullptr without peers
 };
 
+/// Operations and bytes of one pass over routed tokens: every weight of a touched expert once (backward: and its
+/// gradient read and written), the router, and the rows in and out.
+Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass);
+
 /// A layer and its peers, for any number of cells.
 class LayerBench {
  public:

@@ -20,8 +20,9 @@ double fma_peak(int threads);
 /// Bytes per second that `threads` threads read from `buffer` once, each as several streams.
 double read_bandwidth(std::span<const float> buffer, int threads);
 
-/// Bytes copied per second by std::memcpy between buffers of `bytes` bytes, one thread, for about `budget` seconds.
-double memcpy_bandwidth(Index bytes, double budget = 2e-3);
+/// Bytes copied per second by std::memcpy between buffers of `bytes` bytes, in as many parts as there are threads, for
+/// about `budget` seconds.
+double memcpy_bandwidth(Index bytes, int threads, double budget = 2e-3);
 
 /// Measures both limits for the level of memory where a working set lives: a working set that fits the last-level cache
 /// is read warm, from a buffer of its own size; a larger one from memory, through a buffer of four times that cache.

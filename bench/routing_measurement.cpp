@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "routing_measurement.hpp"
 
-#include <cstring>
-
 #include "clock.hpp"
+#include "kernel/routed_rows.hpp"
 #include "peers/naive_routing.hpp"
 
 namespace bench {
@@ -13,54 +12,25 @@ namespace {
 constexpr int kRepetitions = 15;
 constexpr double kBudget = 2e-3;  // seconds per repetition and contestant
 
-/// The inputs and outputs of dispatch and combine.
-struct Rows {
-  Matrix<float> tokens, out;
-  moe::Routing<float> routing;
-  moe::DispatchPlan plan;
-  moe::RowBuffer<float> rows;
-
-  Rows(const Shape& shape, Index num_tokens)
-      : tokens(routed_tokens(shape, Pattern::Uniform, num_tokens)), out(num_tokens, shape.model_dim) {
-    const Matrix<float> logits = routing_logits(Pattern::Uniform, num_tokens, shape.num_experts);
-    moe::TopKGate{.k = shape.k}.route<float>(logits, moe::Step{}, routing);
-    plan.build(routing, shape.num_experts);
-    moe::kernel::dispatch<float>(tokens, plan, rows);
-  }
-
-  double row_bytes() const { return static_cast<double>(plan.num_rows() * tokens.cols()) * sizeof(float); }
-  double out_bytes() const { return static_cast<double>(out.size()) * sizeof(float); }
-
-  /// What combine replaces: expert by expert, each row added to its token.
-  void scatter_add() {
-    out.setZero();
-    for (Index r = 0; r < plan.num_rows(); ++r) {
-      const auto a = static_cast<std::size_t>(plan.assignment_of_row()[static_cast<std::size_t>(r)]);
-      out.row(plan.token_of_row()[static_cast<std::size_t>(r)]) +=
-          routing.weights()[a] * Eigen::Map<const Eigen::RowVectorXf>(rows.row(r), out.cols());
-    }
-  }
-};
-
 PlanResult measure_plan(Index tokens, Index experts, Index k) {
-  const Matrix<float> logits = routing_logits(Pattern::Uniform, tokens, experts);
+  LogitBatches batches(Pattern::Uniform, tokens, experts);
   const moe::TopKGate gate{.k = k};
   moe::Routing<float> routing;
   moe::DispatchPlan plan;
   NaiveRouting naive;
+  const auto ours = [&](const Matrix<float>& logits) {
+    gate.route<float>(logits, moe::Step{}, routing);
+    plan.build(routing, experts);
+    keep(plan);
+  };
   std::vector<double> ours_seconds, naive_seconds, ratio;
   for (int repetition = 0; repetition < kRepetitions; ++repetition) {
-    ours_seconds.push_back(mean_seconds(kBudget, [&] {
-      gate.route<float>(logits, moe::Step{}, routing);
-      plan.build(routing, experts);
-      keep(plan);
-    }));
-    naive_seconds.push_back(mean_seconds(kBudget, [&] {
-      naive.build(logits, k);
-      keep(naive);
-    }));
+    ours_seconds.push_back(mean_seconds(kBudget, [&] { ours(batches.next()); }));
+    naive_seconds.push_back(mean_seconds(kBudget, [&] { naive.build(batches.next(), k); }));
     ratio.push_back(naive_seconds.back() / ours_seconds.back());
   }
+  ours(batches.front());
+  naive.build(batches.front(), k);
   for (Index r = 0; r < plan.num_rows(); ++r)
     if (plan.token_of_row()[static_cast<std::size_t>(r)] != naive.token[static_cast<std::size_t>(r)])
       moe::fail_environment("bench: the plan differs from the naive one in row ", r);
@@ -69,18 +39,17 @@ PlanResult measure_plan(Index tokens, Index experts, Index k) {
 }
 
 MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
-  Rows rows(shape, num_tokens);
+  RoutedRows rows(shape, Pattern::Uniform, num_tokens);
   MovementResult result{.shape = shape.name, .tokens = num_tokens};
-  const double dispatch_bytes = 2 * rows.row_bytes(), combine_bytes = rows.row_bytes() + rows.out_bytes();
   std::vector<double> dispatch, combine, copy, dispatch_percent, combine_percent, speedup;
   for (int repetition = 0; repetition < kRepetitions; ++repetition) {
-    dispatch.push_back(dispatch_bytes / mean_seconds(kBudget, [&] {
+    dispatch.push_back(rows.dispatch_bytes() / mean_seconds(kBudget, [&] {
                          moe::kernel::dispatch<float>(rows.tokens, rows.plan, rows.rows);
                        }));
-    copy.push_back(2 * memcpy_bandwidth(static_cast<Index>(rows.row_bytes()), kBudget));
+    copy.push_back(2 * memcpy_bandwidth(static_cast<Index>(rows.dispatch_bytes() / 2), /*threads=*/1, kBudget));
     const double seconds =
         mean_seconds(kBudget, [&] { moe::kernel::combine(rows.rows, rows.plan, rows.routing, rows.out); });
-    combine.push_back(combine_bytes / seconds);
+    combine.push_back(rows.combine_bytes() / seconds);
     speedup.push_back(mean_seconds(kBudget, [&] { rows.scatter_add(); }) / seconds);
     dispatch_percent.push_back(100 * dispatch.back() / copy.back());
     combine_percent.push_back(100 * combine.back() / copy.back());

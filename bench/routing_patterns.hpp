@@ -47,4 +47,19 @@ inline moe::Matrix<float> routing_logits(Pattern pattern, Index num_tokens, Inde
   return logits;
 }
 
+/// Batches of different tokens, in turn: a branch predictor learns one small batch by heart.
+class LogitBatches {
+ public:
+  LogitBatches(Pattern pattern, Index num_tokens, Index num_experts) {
+    for (Index first = 0; first < (1 << 15); first += num_tokens)
+      batches_.push_back(routing_logits(pattern, num_tokens, num_experts, /*seed=*/1, first));
+  }
+  const moe::Matrix<float>& next() { return batches_[next_++ % batches_.size()]; }
+  const moe::Matrix<float>& front() const { return batches_.front(); }
+
+ private:
+  std::vector<moe::Matrix<float>> batches_;
+  std::size_t next_ = 0;
+};
+
 }  // namespace bench

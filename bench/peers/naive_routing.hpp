@@ -21,12 +21,16 @@ struct NaiveRouting {
   Index k = 0;
 
   void build(const Matrix<float>& logits, Index num_chosen) {
-    k = num_chosen;
-    const auto count = static_cast<std::size_t>(logits.rows() * k);
-    for (auto* list : {&expert, &row, &token, &assignment}) list->resize(count);
-    weight.resize(count);
-    moe::parallel_ranges(logits.rows(), 64, [&](Index begin, Index end, Index) { choose(logits, begin, end); });
+    choose_all(logits, num_chosen);
     sort_by_expert(logits.cols());
+  }
+
+  /// Experts and weights only.
+  void choose_all(const Matrix<float>& logits, Index num_chosen) {
+    k = num_chosen;
+    expert.resize(static_cast<std::size_t>(logits.rows() * k));
+    weight.resize(expert.size());
+    moe::parallel_ranges(logits.rows(), 64, [&](Index begin, Index end, Index) { choose(logits, begin, end); });
   }
 
  private:
@@ -48,6 +52,7 @@ struct NaiveRouting {
   }
 
   void sort_by_expert(Index num_experts) {
+    for (auto* list : {&row, &token, &assignment}) list->resize(expert.size());
     offset.assign(static_cast<std::size_t>(num_experts) + 1, 0);
     for (const int e : expert) ++offset[static_cast<std::size_t>(e) + 1];
     for (std::size_t e = 1; e < offset.size(); ++e) offset[e] += offset[e - 1];
