@@ -11,6 +11,8 @@
 #include "limits.hpp"
 #include "measure.hpp"
 #include "moe/core/parallel.hpp"
+#include "routing_patterns.hpp"
+#include "shapes.hpp"
 
 namespace bench {
 
@@ -18,6 +20,14 @@ namespace bench {
 inline void add(const std::string& name, std::function<void(benchmark::State&)> body) {
   benchmark::RegisterBenchmark(name.c_str(), std::move(body))
       ->ArgName("tokens")->ArgsProduct({{1, 64, 512, 4096}})->UseManualTime()->Unit(benchmark::kMicrosecond);
+}
+
+/// The same for every shape and routing pattern: <name>/<shape>/<pattern>; body(state, shape, pattern).
+inline void add_for_all(const std::string& name, void (*body)(benchmark::State&, const Shape&, Pattern)) {
+  for (const Shape& shape : kShapes)
+    for (const Pattern pattern : kPatterns)
+      add(name + "/" + shape.name + "/" + name_of(pattern),
+          [=, &shape](benchmark::State& state) { body(state, shape, pattern); });
 }
 
 /// Times call() on all threads (OMP_NUM_THREADS), after an untimed prepare(). Counters: tokens, bytes and operations

@@ -17,6 +17,7 @@ double least_seconds(const Work& work, const Limits& limits) {
   return std::max(work.flop / limits.flop, work.bytes / limits.bytes);
 }
 
+/// Takes samples: limits, then warming up or not, then the calls.
 class Runner {
  public:
   Runner(const std::vector<Work>& work, const LimitMeter& meter) : work_(work), meter_(meter) {}
@@ -62,43 +63,46 @@ double median_over(std::size_t repetitions, const Value& value) {
   return median(values);
 }
 
+using Samples = std::vector<Sample>;  // of one contestant, by repetition
+
+/// `first` are those of the contestant that the others are compared with.
+Timing summary(const std::string& name, const Samples& own, const Samples& first) {
+  const auto of = [&](const auto& value) { return median_over(own.size(), value); };
+  return {.name = name,
+          .seconds = of([&](std::size_t r) { return own[r].seconds; }),
+          .prepare_seconds = of([&](std::size_t r) { return own[r].prepare_seconds; }),
+          .ratio = of([&](std::size_t r) { return own[r].seconds / first[r].seconds; }),
+          .percent_of_limit = of([&](std::size_t r) { return 100 * own[r].limit_seconds / own[r].seconds; })};
+}
+
 }  // namespace
 
 Measurement interleave(const std::vector<Contestant>& contestants, const std::vector<Work>& work,
                        const LimitMeter& meter, const Effort& effort) {
   const Runner runner(work, meter);
   const std::size_t count = contestants.size();
-  std::vector<std::vector<Sample>> samples(count);  // [contestant][repetition]
+  std::vector<Samples> samples(count);
   const double begin = seconds_now();
-  Index repetitions = 0;
-  while (repetitions < effort.least || (repetitions < effort.most && seconds_now() - begin < effort.seconds)) {
+  int repetitions = 0;
+  for (; repetitions < effort.least || (repetitions < effort.most && seconds_now() - begin < effort.seconds);
+       ++repetitions) {
     // Everybody is first, second, ... in turn.
     for (std::size_t place = 0; place < count; ++place) {
       const std::size_t c = (place + static_cast<std::size_t>(repetitions)) % count;
       samples[c].push_back(runner.sample(contestants[c], repetitions));
     }
-    ++repetitions;
   }
 
-  Measurement result;
-  result.repetitions = static_cast<int>(repetitions);
-  const auto& first = samples.front();
-  const std::size_t all = first.size();
-  result.limits.flop = median_over(all, [&](std::size_t r) { return first[r].limits.flop; });
-  result.limits.bytes = median_over(all, [&](std::size_t r) { return first[r].limits.bytes; });
+  Measurement result{.repetitions = repetitions, .is_warm = meter.is_warm()};
+  const Samples& first = samples.front();
+  result.limits.flop = median_over(first.size(), [&](std::size_t r) { return first[r].limits.flop; });
+  result.limits.bytes = median_over(first.size(), [&](std::size_t r) { return first[r].limits.bytes; });
   for (const Work& one : work) {
     result.work.flop += one.flop / static_cast<double>(work.size());
     result.work.bytes += one.bytes / static_cast<double>(work.size());
   }
-  for (std::size_t c = 0; c < count; ++c) {
-    const auto& own = samples[c];
-    result.timings.push_back(
-        {.name = contestants[c].name,
-         .seconds = median_over(all, [&](std::size_t r) { return own[r].seconds; }),
-         .prepare_seconds = median_over(all, [&](std::size_t r) { return own[r].prepare_seconds; }),
-         .ratio = median_over(all, [&](std::size_t r) { return own[r].seconds / first[r].seconds; }),
-         .percent_of_limit = 100 * median_over(all, [&](std::size_t r) { return own[r].limit_seconds / own[r].seconds; })});
-  }
+  for (std::size_t c = 0; c < count; ++c)
+    result.timings.push_back(summary(contestants[c].name, samples[c], first));
   return result;
 }
 

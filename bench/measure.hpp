@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Interleaved repetitions: each contestant runs beside its own measurement of the limits, and comparisons are medians of
-// ratios within a repetition, so that a machine that changes its speed changes both sides.
+// Interleaved repetitions: each contestant runs beside its own measurement of the limits, and comparisons are medians
+// of ratios within a repetition, so that a machine that changes its speed changes both sides.
 #pragma once
 
 #include <functional>
@@ -32,10 +32,11 @@ struct Timing {
 };
 
 struct Measurement {
-  std::vector<Timing> timings;  ///< in the order of the contestants
-  Limits limits;                ///< medians, beside the first contestant
-  Work work;                    ///< mean over the sets
+  std::vector<Timing> timings = {};  ///< in the order of the contestants
+  Limits limits = {};                ///< medians, beside the first contestant
+  Work work = {};                    ///< mean over the sets
   int repetitions = 0;
+  bool is_warm = false;  ///< weights come from the last-level cache
   bool is_bound_by_flop() const { return work.flop / limits.flop > work.bytes / limits.bytes; }
 };
 

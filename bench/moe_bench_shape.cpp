@@ -49,7 +49,8 @@ void add_options(CLI::App& app, Arguments& arguments, Names& names) {
   size("--k", arguments.shape.k, "K, experts of a token")->required();
   size("--tokens", arguments.cell.tokens, "T")->required();
   app.add_option("--threads", arguments.cell.threads, "default: all")->check(Count(1, bench::all_threads()));
-  app.add_option("--weights", names.weights, "how weights are stored")->check(CLI::IsMember({"f32"}))->capture_default_str();
+  app.add_option("--weights", names.weights, "how weights are stored")
+      ->check(CLI::IsMember({"f32"}))->capture_default_str();
   app.add_option("--routing", names.routing, "popularity of experts: alike, U(0.7, 1.3), or 1 / rank")
       ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))->capture_default_str();
   app.add_flag_callback("--backward", [&] { arguments.cell.pass = bench::Pass::Backward; }, "time the backward pass");
@@ -95,7 +96,8 @@ void print(const CellResult& result) {
   for (std::size_t i = 1; i < m.timings.size(); ++i)
     std::printf("  %-17s %10.3f ms  %8.2f times ours  %.1f%% of the limit\n", m.timings[i].name.c_str(),
                 1e3 * m.timings[i].seconds, m.timings[i].ratio, m.timings[i].percent_of_limit);
-  for (const std::string& name : result.wrong) std::printf("  %-17s left out: its results are wrong here\n", name.c_str());
+  for (const std::string& name : result.wrong)
+    std::printf("  %-17s left out: its results are wrong here\n", name.c_str());
 }
 
 }  // namespace

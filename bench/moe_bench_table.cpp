@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Measures the shapes of published models and the routing kernels: a table on stdout, progress on stderr, and JSON and a
-// roofline picture in a directory. sh bench/run.sh builds and runs it.
+// Measures the shapes of published models and the routing kernels: a table on stdout, progress on stderr, and JSON and
+// a roofline picture in a directory. sh bench/run.sh builds and runs it.
 #include <cstdio>
 #include <filesystem>
 
@@ -14,7 +14,7 @@ namespace {
 using namespace bench;
 
 struct Plan {
-  std::size_t shapes;           ///< of kShapes, from the front
+  std::vector<Shape> shapes;
   std::vector<Index> tokens;    ///< on all threads
   std::vector<Index> tokens_of_one_thread;
   std::vector<Pattern> patterns;  ///< beside the uniform one, at kTrainTokens
@@ -25,16 +25,16 @@ struct Plan {
 constexpr Index kTrainTokens = 512;
 
 Plan quick_plan() {
-  return {.shapes = 3,
+  return {.shapes = {kShapes.begin(), kShapes.begin() + 3},
           .tokens = {1, 8, 64, 512},
-          .tokens_of_one_thread = {1, 64},
+          .tokens_of_one_thread = {1, 64, 512},
           .patterns = {},
-          .effort = {.seconds = 1.5, .least = 3, .most = 21},
+          .effort = {.seconds = 2, .least = 3, .most = 21},
           .seconds = 180};
 }
 
 Plan full_plan() {
-  return {.shapes = kShapes.size(),
+  return {.shapes = {kShapes.begin(), kShapes.end()},
           .tokens = {1, 8, 64, 512, 4096},
           .tokens_of_one_thread = {1, 8, 64, 512},
           .patterns = {Pattern::Skewed, Pattern::Zipf},
@@ -84,10 +84,10 @@ Report run(const Plan& plan) {
   Report report;
   const double deadline = seconds_now() + plan.seconds;
   print_header();
-  for (std::size_t s = 0; s < plan.shapes; ++s) try {
-      measure_shape(kShapes[s], plan, deadline, report);
+  for (const Shape& shape : plan.shapes) try {
+      measure_shape(shape, plan, deadline, report);
     } catch (const std::runtime_error& error) {
-      std::fprintf(stderr, "%s: left out: %s\n", kShapes[s].name.c_str(), error.what());
+      std::fprintf(stderr, "%s: left out: %s\n", shape.name.c_str(), error.what());
     }
   std::fprintf(stderr, "routing kernels\n");
   report.plans = measure_plans();
@@ -104,6 +104,9 @@ int main(int argc, char** argv) try {
   bool quick = false;
   std::string directory = ".";
   app.add_flag("--quick", quick, "three shapes, few repetitions: about three minutes instead of half an hour");
+  std::vector<std::string> names, known;
+  for (const Shape& shape : kShapes) known.push_back(shape.name);
+  app.add_option("--shape", names, "measure only this shape; may be repeated")->check(CLI::IsMember(known));
   app.add_option("--output", directory, "where bench.json and roofline.svg go")->capture_default_str();
   try {
     app.parse(argc, argv);
@@ -111,7 +114,12 @@ int main(int argc, char** argv) try {
     return app.exit(error) == 0 ? 0 : 2;
   }
   std::filesystem::create_directories(directory);
-  const Report report = run(quick ? quick_plan() : full_plan());
+  Plan plan = quick ? quick_plan() : full_plan();
+  if (!names.empty()) {
+    plan.shapes.assign(kShapes.begin(), kShapes.end());
+    std::erase_if(plan.shapes, [&](const Shape& shape) { return std::ranges::count(names, shape.name) == 0; });
+  }
+  const Report report = run(plan);
   const std::string json = directory + "/bench.json", svg = directory + "/roofline.svg";
   write_json(report, json);
   std::printf("\nJSON: %s\n", json.c_str());

@@ -26,13 +26,11 @@ std::vector<std::string> shapes_of(const std::vector<const CellResult*>& cells) 
   return names;
 }
 
-bool is_warm(const CellResult& result) { return result.shape.weight_bytes() <= last_level_cache(); }
-
 /// Medians over the drawn cells whose weights are in the cache (or not).
 double median_gbps(const std::vector<const CellResult*>& cells, bool warm) {
   std::vector<double> values;
   for (const CellResult* cell : cells)
-    if (is_warm(*cell) == warm) values.push_back(1e-9 * cell->measurement.limits.bytes);
+    if (cell->measurement.is_warm == warm) values.push_back(1e-9 * cell->measurement.limits.bytes);
   return median(values);
 }
 
@@ -42,8 +40,8 @@ struct Roof {
   double at(double intensity, bool warm) const { return std::min(peak, intensity * (warm ? cache : memory)); }
 };
 
-/// Data blocks, one per shape: intensity, GFLOP/s of ours, of the best peer. Speeds are percentages of a cell's own limit
-/// times the drawn one, so that a machine that was faster for a while does not lift points above the roof.
+/// Data blocks, one per shape: intensity, GFLOP/s of ours, of the best peer. Speeds are percentages of a cell's own
+/// limit times the drawn one, so that a machine that was faster for a while does not lift points above the roof.
 void write_points(std::ostream& script, const std::vector<const CellResult*>& cells,
                   const std::vector<std::string>& shapes, const Roof& roof) {
   for (std::size_t s = 0; s < shapes.size(); ++s) {
@@ -51,7 +49,7 @@ void write_points(std::ostream& script, const std::vector<const CellResult*>& ce
     for (const CellResult* cell : cells) {
       if (cell->shape.name != shapes[s]) continue;
       const Work& work = cell->measurement.work;
-      const double intensity = work.flop / work.bytes, limit = roof.at(intensity, is_warm(*cell));
+      const double intensity = work.flop / work.bytes, limit = roof.at(intensity, cell->measurement.is_warm);
       const double ours = limit * cell->ours().percent_of_limit / 100;
       const Timing* best = cell->best_peer();
       script << intensity << ' ' << ours << ' ' << (best ? ours / best->ratio : ours) << '\n';
@@ -80,7 +78,8 @@ bool write_picture(const Report& report, const std::string& path) {
             "set logscale xy\nset xlabel 'FLOP per byte that has to move'\nset ylabel 'GFLOP/s'\n"
             "set xrange [0.3:1000]\nset yrange [5:" << 2 * roof.peak << "]\nset samples 500\nset border 3\n"
             "set tics nomirror\nset grid lc rgb '#e0e0e0' lt 1\nset key bottom right spacing 1.15\n"
-            "set label 1 '" << static_cast<int>(roof.peak) << " GFLOP/s' at 0.35," << 1.15 * roof.peak << " tc '#333333'\n";
+            "set label 1 '" << static_cast<int>(roof.peak) << " GFLOP/s' at 0.35," << 1.15 * roof.peak
+         << " tc '#333333'\n";
   script << "roof(x, bandwidth) = x * bandwidth < " << roof.peak << " ? x * bandwidth : " << roof.peak << "\nplot ";
   const auto draw_roof = [&](double gbps, const char* where, const char* dashes) {
     if (gbps > 0)

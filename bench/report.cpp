@@ -4,32 +4,48 @@
 #include <cstdio>
 #include <fstream>
 
+#include "clock.hpp"
 #include "result_json.hpp"
 
 namespace bench {
 
 namespace {
 
-/// Speed-up of all threads over one: of the largest batch of each shape that was measured with both, and of the FMA loop.
+bool is_plain(const CellResult& result) {
+  return result.cell.pass == Pass::Forward && result.cell.pattern == Pattern::Uniform;
+}
+
+/// Speed-up of all threads over one, of each layer that was measured with both, beside that of the FMA loop.
 void print_scaling(const std::vector<CellResult>& cells) {
-  const auto is_plain = [](const CellResult& result) {
-    return result.cell.pass == Pass::Forward && result.cell.pattern == Pattern::Uniform;
-  };
-  std::string line;
+  if (all_threads() == 1) return;
+  std::printf("\nAll threads over one\n");
   for (const CellResult& one : cells) {
-    if (one.cell.threads != 1 || !is_plain(one) || one.cell.tokens < 64) continue;
-    for (const CellResult& all : cells) {
-      if (all.cell.threads == 1 || !is_plain(all) || all.shape.name != one.shape.name ||
-          all.cell.tokens != one.cell.tokens)
-        continue;
-      char text[128];
-      std::snprintf(text, sizeof text, "  %s, %td tokens: %.2f (FMA %.2f)", one.shape.name.c_str(), one.cell.tokens,
+    if (one.cell.threads != 1 || !is_plain(one)) continue;
+    for (const CellResult& all : cells)
+      if (all.cell.threads != 1 && is_plain(all) && all.shape.name == one.shape.name &&
+          all.cell.tokens == one.cell.tokens)
+        std::printf("  %-17s %6td tokens: %.2f, FMA loop %.2f\n", one.shape.name.c_str(), one.cell.tokens,
                     one.ours().seconds / all.ours().seconds,
                     all.measurement.limits.flop / one.measurement.limits.flop);
-      line += text;
-    }
   }
-  if (!line.empty()) std::printf("\nAll threads over one:%s\n", line.c_str());
+}
+
+/// Medians over the cells that ran on that many threads.
+void print_limits(const std::vector<CellResult>& cells) {
+  std::printf("\nLimits, medians of this run\n");
+  for (int threads = 1; threads <= all_threads(); threads += std::max(1, all_threads() - 1)) {
+    std::vector<double> peak, memory, cache;
+    for (const CellResult& result : cells) {
+      if (result.cell.threads != threads) continue;
+      peak.push_back(1e-9 * result.measurement.limits.flop);
+      (result.measurement.is_warm ? cache : memory).push_back(1e-9 * result.measurement.limits.bytes);
+    }
+    if (peak.empty()) continue;
+    std::printf("  %d thread(s): FMA %.0f GFLOP/s", threads, median(peak));
+    if (!memory.empty()) std::printf(", reading from memory %.1f GB/s", median(memory));
+    if (!cache.empty()) std::printf(", from the cache %.1f GB/s", median(cache));
+    std::printf("\n");
+  }
 }
 
 nlohmann::json to_json(const ShareResult& s) {
@@ -75,11 +91,13 @@ void print_row(const CellResult& result) {
               best ? 1e3 * best->seconds : 0.0, best ? best->name.c_str() : "-", best ? best->ratio : 0.0,
               ours.percent_of_limit, m.is_bound_by_flop() ? "F" : "B", 1e-9 * m.work.flop / ours.seconds,
               1e-9 * m.work.bytes / ours.seconds);
-  for (const std::string& name : result.wrong) std::printf("  %s left out: its results are wrong here\n", name.c_str());
+  for (const std::string& name : result.wrong)
+    std::printf("  %s left out: its results are wrong here\n", name.c_str());
   std::fflush(stdout);
 }
 
 void print_rest(const Report& report) {
+  print_limits(report.cells);
   print_scaling(report.cells);
   std::printf("\nShare of the forward pass around the experts: router + gate + plan + combine\n");
   for (const ShareResult& s : report.shares)

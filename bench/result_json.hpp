@@ -40,6 +40,7 @@ inline nlohmann::json to_json(const CellResult& result) {
                          {"read_gbps", 1e-9 * m.limits.bytes},
                          {"percent_of_limit", ours.percent_of_limit},
                          {"limit", m.is_bound_by_flop() ? "flop" : "bandwidth"},
+                         {"weights_from", m.is_warm ? "cache" : "memory"},
                          {"flop", m.work.flop},
                          {"bytes", m.work.bytes},
                          {"naive_milliseconds", milliseconds(naive)},

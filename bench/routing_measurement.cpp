@@ -67,8 +67,9 @@ MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
 
 std::vector<PlanResult> measure_plans() {
   set_threads(1);
-  constexpr Index kCases[][3] = {{1, 64, 8},    {1, 256, 8},   {512, 8, 2},   {512, 64, 8},  {512, 128, 8}, {512, 256, 8},
-                                 {8192, 64, 1}, {8192, 64, 2}, {8192, 64, 8}, {8192, 256, 8}, {8192, 8, 8}};
+  constexpr Index kCases[][3] = {{1, 64, 8},    {1, 256, 8},   {512, 8, 2},   {512, 64, 8},
+                                 {512, 128, 8}, {512, 256, 8}, {8192, 8, 8},  {8192, 64, 1},
+                                 {8192, 64, 2}, {8192, 64, 8}, {8192, 256, 8}};
   std::vector<PlanResult> results;
   for (const auto& [tokens, experts, k] : kCases) results.push_back(measure_plan(tokens, experts, k));
   return results;

@@ -14,8 +14,10 @@ namespace bench {
 
 using moe::Index;
 
-/// How popular the experts are: alike; U(0.7, 1.3), as trained routers with a balance loss are; proportional to 1 / rank.
+/// How popular the experts are: alike; U(0.7, 1.3), as trained routers with a balance loss are; or 1 / rank.
 enum class Pattern { Uniform, Skewed, Zipf };
+
+inline constexpr Pattern kPatterns[] = {Pattern::Uniform, Pattern::Skewed, Pattern::Zipf};
 
 inline const char* name_of(Pattern pattern) {
   return pattern == Pattern::Uniform ? "uniform" : pattern == Pattern::Skewed ? "skewed" : "zipf";
@@ -34,16 +36,18 @@ inline std::vector<double> popularity(Pattern pattern, Index num_experts, std::u
   return share;
 }
 
-/// Logits [num_tokens, num_experts]: log popularity plus Gumbel noise, so that the best K of a token are K draws without
-/// replacement by popularity. `first_token` continues a stream: other tokens, same experts.
+/// Logits [num_tokens, num_experts]: log popularity plus Gumbel noise, so that the best K of a token are K draws
+/// without replacement by popularity. `first_token` continues a stream: other tokens, same experts.
 inline moe::Matrix<float> routing_logits(Pattern pattern, Index num_tokens, Index num_experts, std::uint64_t seed = 1,
                                          Index first_token = 0) {
   const std::vector<double> share = popularity(pattern, num_experts, seed);
   const moe::RandomField noise(moe::Purpose::Gumbel, seed);
   moe::Matrix<float> logits(num_tokens, num_experts);
-  for (Index t = 0; t < num_tokens; ++t)
-    for (Index e = 0; e < num_experts; ++e)
-      logits(t, e) = static_cast<float>(std::log(share[static_cast<std::size_t>(e)]) + noise.gumbel(first_token + t, e));
+  for (Index e = 0; e < num_experts; ++e) {
+    const double level = std::log(share[static_cast<std::size_t>(e)]);
+    for (Index t = 0; t < num_tokens; ++t)
+      logits(t, e) = static_cast<float>(level + noise.gumbel(first_token + t, e));
+  }
   return logits;
 }
 

@@ -5,7 +5,6 @@
 #include "google.hpp"
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
-#include "routing_patterns.hpp"
 
 namespace bench {
 
@@ -19,18 +18,18 @@ inline constexpr RoutingSize kRoutingSizes[] = {{8, 2}, {16, 2}, {64, 1}, {64, 8
 /// `logits` [num_tokens, num_experts]; it is copied for each benchmark and may keep buffers of its own.
 template <class Route>
 void add_routing_kernel(const std::string& name, const Route& route) {
-  for (const auto [num_experts, k] : kRoutingSizes)
-    for (const Pattern pattern : {Pattern::Uniform, Pattern::Zipf})
-      add("gate/" + name + "/experts:" + std::to_string(num_experts) + "/k:" + std::to_string(k) + "/" +
+  for (const RoutingSize size : kRoutingSizes)
+    for (const Pattern pattern : kPatterns)
+      add("gate/" + name + "/experts:" + std::to_string(size.num_experts) + "/k:" + std::to_string(size.k) + "/" +
               name_of(pattern),
           [=](benchmark::State& state) {
             Route own = route;
-            LogitBatches batches(pattern, state.range(0), num_experts);
+            LogitBatches batches(pattern, state.range(0), size.num_experts);
             moe::Routing<float> routing;
-            own(batches.front(), k, routing);
+            own(batches.front(), size.k, routing);
             // Logits in, ids and weights out, 32 bits each.
             const double bytes = 4.0 * static_cast<double>(batches.front().size() + 2 * routing.num_assignments());
-            measure(state, {.flop = 0, .bytes = bytes}, [&] { own(batches.next(), k, routing); });
+            measure(state, {.flop = 0, .bytes = bytes}, [&] { own(batches.next(), size.k, routing); });
           });
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// gate/...: from logits to experts and weights. To measure a gate or a routing kernel of your own, add a line to main().
+// gate/...: from logits to experts and weights. To measure a gate or routing kernel of your own, add a line to main().
 #include "gate/routing_kernel.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/top_k.hpp"

@@ -21,11 +21,7 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const Shape& shape : bench::kShapes)
-    for (const Pattern pattern : {Pattern::Uniform, Pattern::Zipf}) {
-      const std::string where = shape.name + "/" + name_of(pattern);
-      bench::add("kernel/combine/" + where, [=, &shape](auto& state) { combine(state, shape, pattern); });
-      bench::add("kernel/combine/reference/" + where, [=, &shape](auto& state) { reference(state, shape, pattern); });
-    }
+  bench::add_for_all("kernel/combine", combine);
+  bench::add_for_all("kernel/combine/reference", reference);
   return bench::run(argc, argv);
 }

@@ -26,11 +26,7 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const Shape& shape : bench::kShapes)
-    for (const Pattern pattern : {Pattern::Uniform, Pattern::Zipf}) {
-      const std::string where = shape.name + "/" + name_of(pattern);
-      bench::add("kernel/dispatch/" + where, [=, &shape](auto& state) { dispatch(state, shape, pattern); });
-      bench::add("kernel/dispatch/reference/" + where, [=, &shape](auto& state) { reference(state, shape, pattern); });
-    }
+  bench::add_for_all("kernel/dispatch", dispatch);
+  bench::add_for_all("kernel/dispatch/reference", reference);
   return bench::run(argc, argv);
 }

@@ -4,7 +4,6 @@
 
 int main(int argc, char** argv) {
   for (const bench::Shape& shape : bench::kShapes)
-    for (const bench::Pattern pattern : {bench::Pattern::Uniform, bench::Pattern::Zipf})
-      bench::add_layer("layer", shape, pattern);
+    for (const bench::Pattern pattern : bench::kPatterns) bench::add_layer("layer", shape, pattern);
   return bench::run(argc, argv);
 }

@@ -10,8 +10,8 @@
 
 namespace bench {
 
-/// A whole SwiGLU layer: logits, softmax over the best K, gather, GEMM, activation, GEMM, weighted sum. Experts are spread
-/// over OpenMP threads, each running single-threaded GEMMs: with rows for many experts no library threads better.
+/// A whole SwiGLU layer: logits, softmax over the best K, gather, GEMM, activation, GEMM, weighted sum. Experts are
+/// spread over OpenMP threads, each running single-threaded GEMMs: where many experts have rows, no library does better.
 class Peer {
  public:
   virtual ~Peer() = default;

@@ -2,7 +2,6 @@
 // router/linear: logits = tokens W^T, beside Eigen's product.
 #include "google.hpp"
 #include "moe/router/linear.hpp"
-#include "shapes.hpp"
 
 namespace {
 

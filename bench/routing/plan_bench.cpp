@@ -5,8 +5,6 @@
 #include "google.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/routing/plan.hpp"
-#include "routing_patterns.hpp"
-#include "shapes.hpp"
 
 namespace {
 
@@ -54,11 +52,7 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  for (const Shape& shape : bench::kShapes)
-    for (const Pattern pattern : {Pattern::Uniform, Pattern::Zipf}) {
-      const std::string where = shape.name + "/" + name_of(pattern);
-      bench::add("routing/plan/" + where, [=, &shape](auto& state) { plan(state, shape, pattern); });
-      bench::add("routing/plan/reference/" + where, [=, &shape](auto& state) { reference(state, shape, pattern); });
-    }
+  bench::add_for_all("routing/plan", plan);
+  bench::add_for_all("routing/plan/reference", reference);
   return bench::run(argc, argv);
 }
