@@ -44,7 +44,7 @@ const Timing* CellResult::naive() const {
 const Timing* CellResult::best_peer() const {
   const Timing* best = nullptr;
   for (const Timing& timing : measurement.timings)
-    if (&timing != &ours() && (best == nullptr || timing.ratio < best->ratio)) best = &timing;
+    if (&timing != &ours() && (best == nullptr || timing.seconds < best->seconds)) best = &timing;
   return best;
 }
 

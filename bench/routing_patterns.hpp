@@ -55,7 +55,7 @@ inline moe::Matrix<float> routing_logits(Pattern pattern, Index num_tokens, Inde
 class LogitBatches {
  public:
   LogitBatches(Pattern pattern, Index num_tokens, Index num_experts) {
-    for (Index first = 0; first < (1 << 15); first += num_tokens)
+    for (Index first = 0; first < (1 << 13); first += num_tokens)
       batches_.push_back(routing_logits(pattern, num_tokens, num_experts, /*seed=*/1, first));
   }
   const moe::Matrix<float>& next() { return batches_[next_++ % batches_.size()]; }

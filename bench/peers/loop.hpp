@@ -8,7 +8,7 @@
 namespace bench {
 
 /// Gemm, all matrices row-major and contiguous:
-///   kName
+///   kName, set_threads(n)           name, and threads that one product may use when called outside parallel loops
 ///   product(m, n, k, a, b, c)       c = a b        a [m, k], b [k, n]
 ///   product_bt(m, n, k, a, b, c)    c = a b^T      a [m, k], b [n, k]
 ///   add_at_product(m, n, k, a, b, c)  c += a^T b   a [k, m], b [k, n]
@@ -23,7 +23,7 @@ class LoopPeer final : public Peer {
     route(tokens);
     const auto workers = static_cast<std::size_t>(moe::num_workers());
     if (worker_.size() < workers) worker_.resize(workers);
-    moe::parallel_for(shape_.num_experts, [&](Index e, Index worker) {
+    for_each_expert([&](Index e, Index worker) {
       Rows& rows = worker_[static_cast<std::size_t>(worker)];
       rows.resize(rows_of(e), shape_);
       run_expert(e, tokens, rows.x.row(0), rows.gate_up.row(0), rows.hidden.row(0));
@@ -34,8 +34,8 @@ class LoopPeer final : public Peer {
   void forward_with_tape(const Matrix<float>& tokens, Matrix<float>& out) override {
     route(tokens);
     tape_.resize(tokens.rows() * shape_.k, shape_);
-    moe::parallel_for(shape_.num_experts, [&](Index e, Index) {
-      const Index first = routing_.offset[static_cast<std::size_t>(e)];
+    for_each_expert([&](Index e, Index) {
+      const Index first = first_row(e);
       run_expert(e, tokens, x(first), gate_up(first), hidden(first));
     });
     combine(out);
@@ -47,7 +47,7 @@ class LoopPeer final : public Peer {
     dy_.resize(rows, shape_.model_dim);
     dtape_.resize(rows, shape_);
     dweight_.resize(static_cast<std::size_t>(rows));
-    moe::parallel_for(shape_.num_experts, [&](Index e, Index) { run_expert_backward(e, dout, gradient); });
+    for_each_expert([&](Index e, Index) { run_expert_backward(e, dout, gradient); });
     route_backward(tokens, gradient, dtokens);
   }
 
@@ -79,6 +79,16 @@ class LoopPeer final : public Peer {
   Index first_row(Index e) const { return routing_.offset[static_cast<std::size_t>(e)]; }
   Index rows_of(Index e) const { return first_row(e + 1) - first_row(e); }
   Index token_of(Index row) const { return routing_.token[static_cast<std::size_t>(row)]; }
+
+  template <class Body>
+  void for_each_expert(const Body& body) {
+    Index busy = 0;
+    for (Index e = 0; e < shape_.num_experts; ++e) busy += rows_of(e) > 0;
+    if (busy >= moe::num_workers()) return moe::parallel_for(shape_.num_experts, body);
+    Gemm::set_threads(static_cast<int>(moe::num_workers()));
+    for (Index e = 0; e < shape_.num_experts; ++e) body(e, Index{0});
+    Gemm::set_threads(1);
+  }
 
   void route(const Matrix<float>& tokens) {
     logits_.resize(tokens.rows(), shape_.num_experts);

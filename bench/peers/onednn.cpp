@@ -12,6 +12,7 @@ namespace {
 /// OpenMP it uses one thread.
 struct OneDnnGemm {
   static constexpr const char* kName = "oneDNN";
+  static void set_threads(int) {}  // those of OpenMP, by itself
 
   static void product(Index m, Index n, Index k, const float* a, const float* b, float* c) {
     dnnl::sgemm('N', 'N', m, n, k, 1, a, k, b, n, 0, c, n);

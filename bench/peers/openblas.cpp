@@ -11,6 +11,7 @@ namespace {
 
 struct OpenBlasGemm {
   static constexpr const char* kName = "OpenBLAS";
+  static void set_threads(int) {}  // always one: its pool of threads waits for those of OpenMP, which spin
 
   static int to_int(Index size) { return static_cast<int>(size); }
 
@@ -37,7 +38,7 @@ struct OpenBlasGemm {
 }  // namespace
 
 std::unique_ptr<Peer> make_openblas_peer(const Shape& shape, const PlainWeights& weights) {
-  openblas_set_num_threads(1);  // the threads are over experts, and a pool beside OpenMP's would fight it
+  openblas_set_num_threads(1);
   return std::make_unique<LoopPeer<OpenBlasGemm>>(shape, weights);
 }
 

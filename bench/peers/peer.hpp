@@ -10,8 +10,9 @@
 
 namespace bench {
 
-/// A whole SwiGLU layer: logits, softmax over the best K, gather, GEMM, activation, GEMM, weighted sum. Experts are
-/// spread over OpenMP threads, each running single-threaded GEMMs: where many experts have rows, no library does better.
+/// A whole SwiGLU layer: logits, softmax over the best K, gather, GEMM, activation, GEMM, weighted sum. Each
+/// OpenMP thread takes expert after expert and runs single-threaded GEMMs, which beats the libraries' own threads; with
+/// fewer experts than threads, those are used.
 class Peer {
  public:
   virtual ~Peer() = default;
