@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// Rows on their way to experts and back: what dispatch and combine work on.
+#pragma once
+
+#include "moe/gate/top_k.hpp"
+#include "moe/kernel/combine.hpp"
+#include "problem.hpp"
+
+namespace bench {
+
+struct RoutedRows {
+  Matrix<float> tokens, out;
+  moe::Routing<float> routing;
+  moe::DispatchPlan plan;
+  moe::RowBuffer<float> rows;
+
+  RoutedRows(const Shape& shape, Pattern pattern, Index num_tokens)
+      : tokens(routed_tokens(shape, pattern, num_tokens)), out(num_tokens, shape.model_dim) {
+    moe::TopKGate{.k = shape.k}.route<float>(routing_logits(pattern, num_tokens, shape.num_experts), moe::Step{},
+                                             routing);
+    plan.build(routing, shape.num_experts);
+    moe::kernel::dispatch<float>(tokens, plan, rows);
+  }
+
+  /// Bytes read and written. A row that several experts take is read from memory once at best, counted every time.
+  double dispatch_bytes() const { return 2 * row_bytes(); }
+  double combine_bytes() const { return row_bytes() + static_cast<double>(out.size()) * sizeof(float); }
+
+  /// What combine replaces: expert by expert, each row added to its token.
+  void scatter_add() {
+    out.setZero();
+    for (Index r = 0; r < plan.num_rows(); ++r) {
+      const auto a = static_cast<std::size_t>(plan.assignment_of_row()[static_cast<std::size_t>(r)]);
+      out.row(plan.token_of_row()[static_cast<std::size_t>(r)]) +=
+          routing.weights()[a] * Eigen::Map<const Eigen::RowVectorXf>(rows.row(r), out.cols());
+    }
+  }
+
+ private:
+  double row_bytes() const { return static_cast<double>(plan.num_rows() * tokens.cols()) * sizeof(float); }
+};
+
+}  // namespace bench

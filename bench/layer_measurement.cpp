@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+#include "layer_measurement.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "moe/core/visit.hpp"
+
+namespace bench {
+
+namespace {
+
+/// |a - b| / |b|.
+template <class A, class B>
+double relative_error(const A& a, const B& b) {
+  const double norm = b.template cast<double>().norm();
+  return (a.template cast<double>() - b.template cast<double>()).norm() / (norm > 0 ? norm : 1);
+}
+
+/// Few tokens use few experts: with more sets of them, all experts are read in turn.
+Index sets_for(Index tokens) { return tokens <= 4 ? 16 : tokens <= 32 ? 4 : 1; }
+
+}  // namespace
+
+Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass) {
+  Index touched = 0;
+  for (Index e = 0; e < plan.num_experts(); ++e) touched += plan.rows_of(e) > 0;
+  const auto rows = static_cast<double>(plan.num_rows()), count = static_cast<double>(plan.num_tokens());
+  const auto dim = static_cast<double>(shape.model_dim);
+  const double flop = 6 * dim * static_cast<double>(shape.hidden_dim) * rows +
+                      2 * dim * static_cast<double>(shape.num_experts) * count;
+  const auto weights = static_cast<double>(touched * shape.expert_bytes() + shape.router_bytes());
+  const double activations = count * dim * sizeof(float);
+  if (pass == Pass::Forward) return {flop, weights + 2 * activations};
+  return {2 * flop, 3 * weights + 3 * activations};
+}
+
+const Timing* CellResult::naive() const {
+  for (const Timing& timing : measurement.timings)
+    if (timing.name == "Eigen") return &timing;
+  return nullptr;
+}
+
+const Timing* CellResult::best_peer() const {
+  const Timing* best = nullptr;
+  for (const Timing& timing : measurement.timings)
+    if (&timing != &ours() && (best == nullptr || timing.seconds < best->seconds)) best = &timing;
+  return best;
+}
+
+/// Tokens in sets, and where results go.
+struct LayerBench::Inputs {
+  std::vector<Matrix<float>> tokens;
+  std::vector<Work> work;
+  double touched_bytes = 0;  // of all sets together
+  Matrix<float> dout, out, dtokens;
+
+  Inputs(const Shape& shape, const Layer& layer, const Cell& cell, moe::Workspace& workspace)
+      : dout(Matrix<float>::Random(cell.tokens, shape.model_dim)),
+        out(cell.tokens, shape.model_dim),
+        dtokens(cell.tokens, shape.model_dim) {
+    std::set<Index> touched;
+    for (Index set = 0; set < sets_for(cell.tokens); ++set) {
+      tokens.push_back(routed_tokens(shape, cell.pattern, cell.tokens, set * cell.tokens));
+      layer.forward(tokens.back(), out, workspace);
+      work.push_back(work_of(shape, workspace.plan, cell.pass));
+      for (const Index e : std::as_const(workspace.routing).experts()) touched.insert(e);
+    }
+    touched_bytes = static_cast<double>(static_cast<Index>(touched.size()) * shape.expert_bytes());
+  }
+};
+
+Index LayerBench::bytes_needed(const Shape& shape, Peers peers, Pass most) {
+  return shape.weight_bytes() * (peers == Peers::All ? 2 : 1) * (most == Pass::Backward ? 2 : 1);
+}
+
+LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most)
+    : shape_(shape),
+      weights_([&] {
+        const Index needed = bytes_needed(shape, Peers::All, most), available = available_memory();
+        if (needed > available)
+          moe::fail_environment("bench: ", shape.name, " needs ", needed >> 20, " MiB, of which ", available >> 20,
+                                " are available");
+        return random_weights(shape);
+      }()),
+      layer_(layer_from(shape, weights_)) {
+  if (peers == Peers::All)
+    peers_ = make_peers(shape, weights_);
+  else
+    weights_ = PlainWeights({"", 0, 0, 0, 0});
+  if (most == Pass::Backward) {
+    gradient_.emplace(zero_layer(shape));
+    if (peers == Peers::All) peer_gradient_.emplace(shape);
+  }
+}
+
+Contestant LayerBench::our_contestant(Inputs& inputs, Pass pass) {
+  if (pass == Pass::Forward)
+    return {"moe", {}, [&](Index set) {
+              layer_.forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out, workspace_);
+            }};
+  return {"moe",
+          [&](Index set) {
+            layer_.forward(inputs.tokens[static_cast<std::size_t>(set)], moe::Step{}, inputs.out, tape_);
+          },
+          [&](Index set) {
+            layer_.backward(inputs.tokens[static_cast<std::size_t>(set)], tape_, inputs.dout, {}, *gradient_,
+                            inputs.dtokens);
+          }};
+}
+
+Contestant LayerBench::peer_contestant(Peer& peer, Inputs& inputs, Pass pass) {
+  if (pass == Pass::Forward)
+    return {peer.name(), {}, [&](Index set) {
+              peer.forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out);
+            }};
+  return {peer.name(),
+          [&](Index set) { peer.forward_with_tape(inputs.tokens[static_cast<std::size_t>(set)], inputs.out); },
+          [&](Index set) {
+            peer.backward(inputs.tokens[static_cast<std::size_t>(set)], inputs.dout, *peer_gradient_, inputs.dtokens);
+          }};
+}
+
+bool LayerBench::agrees(const Inputs& peers, const Inputs& ours, Pass pass) const {
+  constexpr double kTolerance = 1e-4;  // float sums of some thousand terms in another order, with a wide margin
+  const auto equal = [](const auto& a, const auto& b) { return relative_error(a, b) < kTolerance; };
+  if (!equal(peers.out, ours.out)) return false;
+  if (pass == Pass::Forward) return true;
+  // Weight gradients: of the router, and of the expert that the first token likes best.
+  const Index e = tape_.routing.experts(0)[0], dim = shape_.model_dim, width = shape_.hidden_dim;
+  const auto expert = static_cast<std::size_t>(e);
+  using Map = Eigen::Map<const Matrix<float>>;
+  const moe::Glu& glu = gradient_->experts()[e];
+  return equal(peers.dtokens, ours.dtokens) &&
+         equal(peer_gradient_->router, gradient_->router().weight().matrix().transpose()) &&
+         equal(Map(peer_gradient_->gate_up[expert].data(), dim, 2 * width), glu.gate_up().matrix().transpose()) &&
+         equal(Map(peer_gradient_->down[expert].data(), width, dim), glu.down().matrix().transpose());
+}
+
+CellResult LayerBench::measure(const Cell& cell, const Effort& effort) {
+  set_threads(cell.threads);
+  Inputs inputs(shape_, layer_, cell, workspace_);
+  CellResult result{.shape = shape_, .cell = cell, .measurement = {}, .wrong = {}};
+  std::vector<Contestant> contestants{our_contestant(inputs, cell.pass)};
+  const auto run_once = [](const Contestant& contestant) {
+    if (contestant.prepare) contestant.prepare(0);
+    contestant.run(0);
+  };
+  if (gradient_) moe::set_zero(*gradient_);
+  run_once(contestants.front());
+  const Inputs ours = inputs;
+  for (const auto& peer : peers_) {
+    if (peer_gradient_) peer_gradient_->set_zero();
+    const Contestant contestant = peer_contestant(*peer, inputs, cell.pass);
+    run_once(contestant);
+    if (agrees(inputs, ours, cell.pass))
+      contestants.push_back(contestant);
+    else
+      result.wrong.push_back(peer->name());
+  }
+  const LimitMeter meter(static_cast<Index>(inputs.touched_bytes), cell.threads);
+  result.measurement = interleave(contestants, inputs.work, meter, effort);
+  return result;
+}
+
+}  // namespace bench

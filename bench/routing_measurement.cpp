@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+#include "routing_measurement.hpp"
+
+#include "clock.hpp"
+#include "kernel/routed_rows.hpp"
+#include "peers/naive_routing.hpp"
+
+namespace bench {
+
+namespace {
+
+constexpr int kRepetitions = 15;
+constexpr double kBudget = 2e-3;  // seconds per repetition and contestant
+
+PlanResult measure_plan(Index tokens, Index experts, Index k) {
+  LogitBatches batches(Pattern::Uniform, tokens, experts);
+  const moe::TopKGate gate{.k = k};
+  moe::Routing<float> routing;
+  moe::DispatchPlan plan;
+  NaiveRouting naive;
+  const auto ours = [&](const Matrix<float>& logits) {
+    gate.route<float>(logits, moe::Step{}, routing);
+    plan.build(routing, experts);
+    keep(plan);
+  };
+  std::vector<double> ours_seconds, naive_seconds, ratio;
+  for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+    ours_seconds.push_back(mean_seconds(kBudget, [&] { ours(batches.next()); }));
+    naive_seconds.push_back(mean_seconds(kBudget, [&] { naive.build(batches.next(), k); }));
+    ratio.push_back(naive_seconds.back() / ours_seconds.back());
+  }
+  ours(batches.front());
+  naive.build(batches.front(), k);
+  for (Index r = 0; r < plan.num_rows(); ++r)
+    if (plan.token_of_row()[static_cast<std::size_t>(r)] != naive.token[static_cast<std::size_t>(r)])
+      moe::fail_environment("bench: the plan differs from the naive one in row ", r);
+  const double per_token = 1e9 / static_cast<double>(tokens);
+  return {tokens, experts, k, per_token * median(ours_seconds), per_token * median(naive_seconds), median(ratio)};
+}
+
+MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
+  RoutedRows rows(shape, Pattern::Uniform, num_tokens);
+  MovementResult result{.shape = shape.name, .tokens = num_tokens};
+  std::vector<double> dispatch, combine, copy, dispatch_percent, combine_percent, speedup;
+  for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+    dispatch.push_back(rows.dispatch_bytes() / mean_seconds(kBudget, [&] {
+                         moe::kernel::dispatch<float>(rows.tokens, rows.plan, rows.rows);
+                       }));
+    copy.push_back(2 * memcpy_bandwidth(static_cast<Index>(rows.dispatch_bytes() / 2), /*threads=*/1, kBudget));
+    const double seconds =
+        mean_seconds(kBudget, [&] { moe::kernel::combine(rows.rows, rows.plan, rows.routing, rows.out); });
+    combine.push_back(rows.combine_bytes() / seconds);
+    speedup.push_back(mean_seconds(kBudget, [&] { rows.scatter_add(); }) / seconds);
+    dispatch_percent.push_back(100 * dispatch.back() / copy.back());
+    combine_percent.push_back(100 * combine.back() / copy.back());
+  }
+  result.dispatch_gbps = 1e-9 * median(dispatch);
+  result.combine_gbps = 1e-9 * median(combine);
+  result.memcpy_gbps = 1e-9 * median(copy);
+  result.dispatch_percent = median(dispatch_percent);
+  result.combine_percent = median(combine_percent);
+  result.combine_speedup = median(speedup);
+  return result;
+}
+
+}  // namespace
+
+std::vector<PlanResult> measure_plans() {
+  set_threads(1);
+  constexpr Index kCases[][3] = {{1, 64, 8},    {1, 256, 8},   {512, 8, 2},   {512, 64, 8},
+                                 {512, 128, 8}, {512, 256, 8}, {8192, 8, 8},  {8192, 64, 1},
+                                 {8192, 64, 2}, {8192, 64, 8}, {8192, 256, 8}};
+  std::vector<PlanResult> results;
+  for (const auto& [tokens, experts, k] : kCases) results.push_back(measure_plan(tokens, experts, k));
+  return results;
+}
+
+std::vector<MovementResult> measure_movement(Index most_tokens) {
+  set_threads(1);
+  std::vector<MovementResult> results;
+  for (const Shape& shape : {kShapes[0], kShapes[1], kShapes[2]})
+    for (const Index tokens : {Index{512}, Index{4096}})
+      if (tokens <= most_tokens) results.push_back(measure_movement_of(shape, tokens));
+  return results;
+}
+
+ShareResult measure_share(const Shape& shape, const Layer& layer, Index tokens, int threads) {
+  set_threads(threads);
+  const Matrix<float> input = routed_tokens(shape, Pattern::Uniform, tokens);
+  Matrix<float> out(tokens, shape.model_dim);
+  moe::Workspace ws;
+  layer.forward(input, out, ws);
+  std::vector<double> router, gate, plan, combine;
+  const moe::Step step;
+  for (int repetition = 0; repetition < 5; ++repetition) {
+    const double whole = seconds_of([&] { layer.forward(input, out, ws); });
+    const auto percent = [&](const auto& part) { return 100 * mean_seconds(kBudget, part) / whole; };
+    router.push_back(percent([&] { layer.router().logits(input, step, ws.logits); }));
+    gate.push_back(percent([&] { layer.gate().route<float>(ws.logits, step, ws.routing); }));
+    plan.push_back(percent([&] { ws.plan.build(ws.routing, shape.num_experts); }));
+    combine.push_back(percent([&] { moe::kernel::combine(ws.expert_out, ws.plan, ws.routing, out); }));
+  }
+  return {shape.name, tokens, threads, median(router), median(gate), median(plan), median(combine)};
+}
+
+}  // namespace bench
