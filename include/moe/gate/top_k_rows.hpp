@@ -56,18 +56,13 @@ class TopKRows {
 
   void weigh(Index, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
     const S* z = with_bias(row, scratch);
-    for (std::size_t s = 0; s < experts.size(); ++s) weights[s] = z[experts[s]];
-    const Index count = static_cast<Index>(experts.size());
-    if (is_softmax_of_chosen()) {
-      softmax(weights.data(), count, weights.data());
-      for (S& weight : weights) weight *= static_cast<S>(gate_.scale);
+    if (!is_softmax_of_chosen()) {
+      scores(z, scratch);
+      detail::weigh<S>(scratch, experts, rule(), weights);
       return;
     }
-    const SoftmaxScale<S> all = scale_of(z);
-    const SoftmaxScale<simd::Batch<S>> scale{simd::Batch<S>(all.shift), simd::Batch<S>(all.inverse)};
-    const auto score_of = [&](const simd::Batch<S>& x) { return score(x, scale); };
-    simd::transform(count, weights.data(), weights.data(), score_of, kMasked);
-    weigh_chosen(weights, rule());
+    softmax_of_chosen(z, experts, weights.data());
+    for (S& weight : weights) weight *= static_cast<S>(gate_.scale);
   }
 
   /// weigh() of a token per lane, in place and with the same bits: from the logits of the experts that it has chosen,
@@ -78,7 +73,7 @@ class TopKRows {
       for (auto& weight : chosen) weight = weight * simd::Batch<S>(static_cast<S>(gate_.scale));
       return;
     }
-    for (auto& z : chosen) z = score(z, scale);
+    for (auto& z : chosen) z = gate_.score == Score::Softmax ? scale(z) : Sigmoid::value(z);
     weigh_chosen(chosen, rule());
   }
 
@@ -127,9 +122,6 @@ class TopKRows {
       d[choices.expert(s)] += static_cast<S>(gate_.scale) * weight[s] * (choices.dweight(s) - mean);
   }
 
-  simd::Batch<S> score(const simd::Batch<S>& z, const SoftmaxScale<simd::Batch<S>>& scale) const {
-    return gate_.score == Score::Softmax ? scale(z) : Sigmoid::value(z);
-  }
   void scores(const S* z, S* out) const {
     if (gate_.score == Score::Softmax) return softmax(z, num_experts_, out);
     simd::transform(num_experts_, z, out, [](const simd::Batch<S>& x) { return Sigmoid::value(x); });
