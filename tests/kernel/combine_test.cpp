@@ -54,24 +54,10 @@ struct Case {
 template <class S>
 std::vector<Index> widths() {
   constexpr Index kLanes = moe::simd::kLanes<S>;
-  return {1, kLanes - 1, kLanes, kLanes + 1, 2 * kLanes, 4 * kLanes + 3, 130};
+  return {1, kLanes - 1, kLanes, kLanes + 1, 2 * kLanes, 4 * kLanes + 3, 8 * kLanes, 15 * kLanes + 1, 130};
 }
 
 }  // namespace
-
-TEMPLATE_TEST_CASE("dispatch: row r is the token that the plan names", "[kernel]", float, double) {
-  for (const Index cols : widths<TestType>()) {
-    const Case<TestType> c(70, cols);
-    const auto tokens = test::random_matrix<TestType>(70, cols);
-    RowBuffer<TestType> rows;
-    kernel::dispatch<TestType>(tokens, c.plan, rows);
-    REQUIRE(rows.rows() == c.plan.num_rows());
-    for (Index r = 0; r < rows.rows(); ++r) {
-      CAPTURE(cols, r);
-      CHECK(test::same_bits(rows.matrix().row(r), tokens.row(c.plan.token_of_row()[static_cast<std::size_t>(r)])));
-    }
-  }
-}
 
 TEMPLATE_TEST_CASE("combine: is the weighted sum over kept slots, in slot order, bit for bit", "[kernel]", float,
                    double) {
@@ -150,6 +136,87 @@ TEMPLATE_TEST_CASE("combine_backward: a row's gradient is weight * dout, zero be
       CHECK(test::same_bits(drows.matrix().row(r).head(cols), expected));
       CHECK(test::all_zero(drows.matrix().row(r).tail(40)));
     }
+  }
+}
+
+TEMPLATE_TEST_CASE("combine: adds any number of slots in order, bit for bit", "[kernel]", float, double) {
+  using S = TestType;
+  constexpr Index kSlots = static_cast<Index>(kernel::detail::Slots<S>::kMost);
+  const Index cols = 8 * moe::simd::kLanes<S> + 3;
+  for (const Index slots : {kSlots - 1, kSlots, kSlots + 1, 2 * kSlots, 2 * kSlots + 1, 3 * kSlots + 4}) {
+    moe::Routing<S> routing;
+    routing.resize(2, slots);
+    const auto weights = test::random_matrix<S>(1, 2 * slots, 3);
+    std::copy_n(weights.data(), 2 * slots, routing.weights().begin());
+    for (Index a = 0; a < 2 * slots; ++a) routing.experts()[static_cast<std::size_t>(a)] = a % slots;
+    routing.drop(4, moe::kDroppedByGate);
+    moe::DispatchPlan plan;
+    plan.build(routing, slots);
+    RowBuffer<S> rows;
+    rows.resize(plan.num_rows(), cols);
+    rows.matrix() = test::random_matrix<S>(plan.num_rows(), cols, 5);
+    Matrix<S> out = test::nan_matrix<S>(2, cols), expected = Matrix<S>::Zero(2, cols);
+    kernel::combine(rows, plan, routing, out);
+    for (Index a = 0; a < 2 * slots; ++a)
+      for (Index i = 0; i < cols; ++i)
+        if (const Index row = plan.row_of_assignment()[static_cast<std::size_t>(a)]; row >= 0)
+          expected(a / slots, i) = moe::simd::fma(weights(0, a), rows.row(row)[i], expected(a / slots, i));
+    CAPTURE(slots);
+    CHECK(test::same_bits(out, expected));
+  }
+}
+
+TEMPLATE_TEST_CASE("combine: a token has the same bits alone and in any batch, forward and backward",
+                   "[kernel][property]", float, double) {
+  using S = TestType;
+  const Index num_tokens = 70, cols = 9 * moe::simd::kLanes<S> + 2;
+  const auto values = test::random_matrix<S>(3 * num_tokens, cols, 5), dout = test::random_matrix<S>(num_tokens, cols);
+  const auto run = [&](Index first, Index count) {  // expert e answers token t with row 3 t + e
+    moe::Routing<S> routing;
+    routing.resize(count, 3);
+    RowBuffer<S> rows, drows;
+    moe::DispatchPlan plan;
+    for (std::size_t a = 0; a < routing.experts().size(); ++a) {
+      routing.experts()[a] = static_cast<Index>(a % 3);
+      routing.weights()[a] = values(3 * first + static_cast<Index>(a), 0);
+    }
+    plan.build(routing, 3);
+    rows.resize(3 * count, cols);
+    for (Index r = 0; r < 3 * count; ++r)
+      rows.matrix().row(r) = values.row(3 * first + plan.assignment_of_row()[static_cast<std::size_t>(r)]);
+    Matrix<S> out(count, cols), dweight(count, 3);
+    kernel::combine(rows, plan, routing, out);
+    kernel::combine_backward<S>(dout.middleRows(first, count), rows, plan, routing, cols,
+                                std::span<S>(dweight.data(), static_cast<std::size_t>(dweight.size())), drows);
+    return std::pair{out, dweight};
+  };
+  const auto all = run(0, num_tokens);
+  for (Index t = 0; t < num_tokens; ++t) {
+    const auto alone = run(t, 1);
+    CAPTURE(t);
+    REQUIRE(test::same_bits(alone.first.row(0), all.first.row(t)));
+    REQUIRE(test::same_bits(alone.second.row(0), all.second.row(t)));
+  }
+}
+
+TEMPLATE_TEST_CASE("combine_backward: what goes past the caches has the same bits", "[kernel]", float, double) {
+  using S = TestType;
+  for (const Index cols : widths<S>()) {
+    const Case<S> c(13, cols);
+    const auto dout = test::random_matrix<S>(13, cols, 6);
+    const auto run = [&]<bool kStream>(std::bool_constant<kStream>) {
+      Matrix<S> dweight(1, c.routing.num_assignments());
+      RowBuffer<S> drows;
+      test::poison(drows, c.plan.num_rows(), cols + 40);
+      kernel::detail::combine_backward<kStream, S>(
+          dout, c.rows, c.plan, c.routing, std::span<S>(dweight.data(), static_cast<std::size_t>(dweight.size())),
+          drows);
+      return std::pair{dweight, Matrix<S>(drows.matrix())};
+    };
+    const auto plain = run(std::false_type{}), streamed = run(std::true_type{});
+    CAPTURE(cols);
+    CHECK(test::same_bits(streamed.first, plain.first));
+    CHECK(test::same_bits(streamed.second, plain.second));
   }
 }
 

@@ -105,6 +105,7 @@ TEST_CASE("DispatchPlan: after an error it is empty, whatever it held before", "
   CHECK_THROWS(plan.build(test::routing_of({{9}}), 2));
   CHECK(plan.num_rows() == 0);
   CHECK(plan.token_of_row().empty());
+  CHECK(plan.row_of_assignment().empty());
 }
 
 TEST_CASE("DispatchPlan: any number of threads builds the same plan", "[plan]") {

@@ -26,6 +26,10 @@ class NoisyTopKRows {
         rows_(gate.top_k, num_experts),
         random_(step.random(gate.noise == LogitNoise::Gumbel ? Purpose::Gumbel : Purpose::Noise)) {}
 
+  /// Without noise it is the top-K gate on the logits as they are.
+  bool is_clean() const { return !step_.training() || gate_.scale == 0; }
+  const TopKRows<S, TopKGate>& clean() const { return rows_; }
+
   bool select(Index t, const S* row, std::span<Index> chosen, S* scratch) const {
     return rows_.select(t, noisy(t, row, scratch), chosen, scratch + num_experts_);
   }
@@ -41,7 +45,7 @@ class NoisyTopKRows {
 
  private:
   const S* noisy(Index t, const S* row, S* out) const {
-    if (!step_.training() || gate_.scale == 0) return row;
+    if (is_clean()) return row;
     const std::int64_t id = step_.id(t);
     for (Index e = 0; e < num_experts_; ++e) {
       const double noise = gate_.noise == LogitNoise::Gumbel ? random_.gumbel(id, e) : random_.normal(id, e);
@@ -92,7 +96,10 @@ struct NoisyTopKGate {
 
   template <class S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::route_top_k<S>("moe::NoisyTopKGate::route", rows<S>(logits, step), top_k.k, logits, step, routing);
+    constexpr const char* kName = "moe::NoisyTopKGate::route";
+    const auto noisy = rows<S>(logits, step);
+    if (noisy.is_clean()) return detail::route_top_k_blocks<S>(kName, noisy.clean(), top_k.k, logits, step, routing);
+    detail::route_top_k<S>(kName, noisy, top_k.k, logits, step, routing);
   }
 
   template <class S>

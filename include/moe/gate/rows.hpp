@@ -24,8 +24,8 @@ namespace moe::inline MOE_ABI::detail {
 
 inline constexpr Index kScratchRows = 4;
 
-/// Scratch of one worker for a block of tokens: on the stack for up to 1024 experts.
-template <class S>
+/// Scratch of one worker for a block of tokens, Rows * num_experts scalars: on the stack for up to 1024 experts.
+template <class S, Index Rows = kScratchRows>
 class RowScratch {
  public:
   explicit RowScratch(Index num_experts) : heap_(num_experts > kStackExperts ? size(num_experts) : 0) {}
@@ -33,8 +33,8 @@ class RowScratch {
 
  private:
   static constexpr Index kStackExperts = 1024;
-  static std::size_t size(Index num_experts) { return static_cast<std::size_t>(kScratchRows * num_experts); }
-  std::array<S, static_cast<std::size_t>(kScratchRows* kStackExperts)> stack_;
+  static std::size_t size(Index num_experts) { return static_cast<std::size_t>(Rows * num_experts); }
+  std::array<S, static_cast<std::size_t>(Rows* kStackExperts)> stack_;
   std::vector<S> heap_;
 };
 

@@ -5,7 +5,7 @@
 #include <span>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/top_k_rows.hpp"
+#include "moe/gate/top_k_blocks.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -51,7 +51,7 @@ struct TopKGate {
 
   template <class S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::route_top_k<S>("moe::TopKGate::route", rows<S>(logits), k, logits, step, routing);
+    detail::route_top_k_blocks<S>("moe::TopKGate::route", rows<S>(logits), k, logits, step, routing);
   }
 
   template <class S>

@@ -23,23 +23,33 @@ class TopKRows {
  public:
   TopKRows(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) { gate.validate(num_experts); }
 
+  /// Scores grow with logits: without a bias or a sum of scores the logits decide who is chosen, else rank() does.
+  bool logits_decide() const { return gate_.selection_bias.size() == 0 && gate_.groups.count == 1; }
+
+  /// The weights of a token are a function of the logits of its choices.
+  bool logits_weigh() const { return logits_decide() && gate_.weight_bias.size() == 0 && !needs_scale(); }
+
+  /// What experts are chosen by, -inf where they may not be; the logits themselves or in `scratch`, of which 2 E + 1
+  /// scalars may be written.
+  const S* rank(const S* row, S* scratch) const {
+    if (logits_decide()) return row;
+    const bool biased = gate_.selection_bias.size() != 0;
+    if (biased || gate_.groups.best > 1)
+      scores(row, scratch);
+    else
+      std::copy_n(row, num_experts_, scratch);
+    for (Index e = 0; biased && e < num_experts_; ++e) scratch[e] += static_cast<S>(gate_.selection_bias(e));
+    for (Index e = 0; e < num_experts_; ++e)
+      if (row[e] == kMasked) scratch[e] = kMasked;
+    if (gate_.groups.count > 1) keep_best_groups(scratch, scratch + num_experts_);
+    return scratch;
+  }
+
   /// False if fewer than k experts can be chosen.
   bool select(Index, const S* row, std::span<Index> chosen, S* scratch) const {
-    const bool biased = gate_.selection_bias.size() != 0, grouped = gate_.groups.count > 1;
-    const S* rank = row;  // scores grow with logits: without a bias or a sum of scores the logits decide
-    if (biased || grouped) {
-      if (biased || gate_.groups.best > 1)
-        scores(row, scratch);
-      else
-        std::copy_n(row, num_experts_, scratch);
-      for (Index e = 0; biased && e < num_experts_; ++e) scratch[e] += static_cast<S>(gate_.selection_bias(e));
-      for (Index e = 0; e < num_experts_; ++e)
-        if (row[e] == kMasked) scratch[e] = kMasked;
-      if (grouped) keep_best_groups(scratch, scratch + num_experts_);
-      rank = scratch;
-    }
-    top_k(rank, num_experts_, chosen);
-    return rank[chosen.back()] > kMasked;
+    const S* ranks = rank(row, scratch);
+    top_k(ranks, num_experts_, chosen);
+    return ranks[chosen.back()] > kMasked;
   }
 
   void probabilities(Index, const S* row, S* p, S* scratch) const { scores(with_bias(row, scratch), p); }
@@ -54,6 +64,31 @@ class TopKRows {
     softmax_of_chosen(z, experts, weights.data());
     for (S& weight : weights) weight *= static_cast<S>(gate_.scale);
   }
+
+  /// weigh() of a token per lane, in place and with the same bits: from the logits of the experts that it has chosen,
+  /// weight_bias included, and scale_of() its logits.
+  void weigh_lanes(std::span<simd::Batch<S>> chosen, const SoftmaxScale<simd::Batch<S>>& scale) const {
+    if (is_softmax_of_chosen()) {
+      softmax_lanes<S>(chosen);
+      for (auto& weight : chosen) weight = weight * simd::Batch<S>(static_cast<S>(gate_.scale));
+      return;
+    }
+    for (auto& z : chosen) z = gate_.score == Score::Softmax ? scale(z) : Sigmoid::value(z);
+    weigh_chosen(chosen, rule());
+  }
+
+  /// The logits that weights are taken from.
+  const S* with_bias(const S* row, S* scratch) const {
+    if (gate_.weight_bias.size() == 0) return row;
+    for (Index e = 0; e < num_experts_; ++e) scratch[e] = row[e] + static_cast<S>(gate_.weight_bias(e));
+    return scratch;
+  }
+
+  /// Where a weight depends on all logits of a token through its softmax; elsewhere without meaning.
+  SoftmaxScale<S> scale_of(const S* z) const {
+    return needs_scale() ? softmax_scale(z, num_experts_) : SoftmaxScale<S>{0, 0};
+  }
+  bool needs_scale() const { return gate_.score == Score::Softmax && !is_softmax_of_chosen(); }
 
   void backward(Index, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
     const S* z = with_bias(row, scratch);
@@ -85,12 +120,6 @@ class TopKRows {
     for (std::size_t s = 0; s < choices.size(); ++s) mean = simd::fma(choices.dweight(s), weight[s], mean);
     for (std::size_t s = 0; s < choices.size(); ++s)
       d[choices.expert(s)] += static_cast<S>(gate_.scale) * weight[s] * (choices.dweight(s) - mean);
-  }
-
-  const S* with_bias(const S* row, S* scratch) const {
-    if (gate_.weight_bias.size() == 0) return row;
-    for (Index e = 0; e < num_experts_; ++e) scratch[e] = row[e] + static_cast<S>(gate_.weight_bias(e));
-    return scratch;
   }
 
   void scores(const S* z, S* out) const {
@@ -130,17 +159,29 @@ class TopKRows {
   Index num_experts_;
 };
 
-/// Every valid token gets k experts.
+/// Room for k choices of every valid token.
+template <class S>
+void resize_top_k(const char* function, Index k, Index num_tokens, const Step& step, Routing<S>& routing) {
+  step.validate(function, num_tokens);
+  if (step.valid.empty()) return routing.resize(num_tokens, k);
+  routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
+}
+
+/// One token; false if fewer than k experts can be chosen.
+template <class S, class Rows>
+bool route_row(const Rows& rows, Index t, const S* row, Routing<S>& routing, S* scratch) {
+  if (!rows.select(t, row, routing.experts(t), scratch)) return false;
+  rows.weigh(t, row, routing.experts(t), routing.weights(t), scratch);
+  return true;
+}
+
+/// Every valid token gets k experts, chosen and weighed one token after the other.
 template <class S, class Rows>
 void route_top_k(const char* function, const Rows& rows, Index k, const ConstMatrixRef<S>& logits, const Step& step,
                  Routing<S>& routing) {
-  step.validate(function, logits.rows());
-  routing.resize_ragged(logits.rows(), [&](Index t) { return step.is_valid(t) ? k : 0; });
-  for_each_row<S>(function, logits, step, k, [&](Index t, const S* row, S* scratch) {
-    if (!rows.select(t, row, routing.experts(t), scratch)) return false;
-    rows.weigh(t, row, routing.experts(t), routing.weights(t), scratch);
-    return true;
-  });
+  resize_top_k(function, k, logits.rows(), step, routing);
+  for_each_row<S>(function, logits, step, k,
+                  [&](Index t, const S* row, S* scratch) { return route_row(rows, t, row, routing, scratch); });
 }
 
 }  // namespace detail

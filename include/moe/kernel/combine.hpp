@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <span>
 
+#include "moe/core/unroll.hpp"
+#include "moe/kernel/combine_backward.hpp"
 #include "moe/kernel/dispatch.hpp"
 
 // Combine gathers: each token's row is summed by one thread in slot order, so no atomics, and the same bits always.
@@ -10,26 +13,85 @@ namespace moe::inline MOE_ABI::kernel {
 
 namespace detail {
 
+/// Registers of columns that are summed at once: the addresses and weights of the slots are looked up once for all of
+/// them, and their sums hide the latency of each other. With 4 (8, 16) of them a sum of 8 slots reads 35 (44, 43) GB/s
+/// from the last-level cache, 16 without this blocking (Zen 5, AVX2).
+inline constexpr int kCombineRegisters = 8;
+
+/// Rows and weights of some kept slots of a token, in slot order.
+template <class S>
+struct Slots {
+  static constexpr std::size_t kMost = 32;
+
+  /// Takes assignments from `a` on, and returns the first that is left.
+  template <class Weight>
+  Index collect(const RowBuffer<S>& rows, std::span<const Index> row_of, const Weight& weight_of, Index a, Index end) {
+    for (count = 0; a < end && count < kMost; ++a) {
+      const Index from = row_of[static_cast<std::size_t>(a)];
+      if (from < 0) continue;
+      row[count] = rows.row(from);
+      weight[count++] = weight_of(a);
+    }
+    return a;
+  }
+
+  /// total[i] = fma(weight, row, total[i]) over the slots, for Registers registers from a column on.
+  template <int Registers>
+  void add(Index column, simd::Batch<S>* total) const {
+    for (std::size_t s = 0; s < count; ++s) {
+      const simd::Batch<S> factor(weight[s]);
+      const S* from = row[s] + column;
+      simd::unroll<Registers>(
+          [&](auto i) { total[i] = simd::fma(factor, simd::load(from + i * simd::kLanes<S>), total[i]); });
+    }
+  }
+
+  std::array<const S*, kMost> row;
+  std::array<S, kMost> weight;
+  std::size_t count = 0;
+};
+
+/// to[c] = the sum over the slots, for whole registers from `column` on; on top of what is there unless it is the
+/// `first` part. Returns the first column that is left.
+template <int Registers, class S>
+Index sum_columns(const Slots<S>& slots, bool first, Index column, Index body, S* to) {
+  constexpr Index kLanes = simd::kLanes<S>;
+  for (; column <= body - Registers * kLanes; column += Registers * kLanes) {
+    simd::Batch<S> total[Registers];
+    simd::unroll<Registers>(
+        [&](auto i) { total[i] = first ? simd::Batch<S>(S{0}) : simd::load(to + column + i * kLanes); });
+    slots.template add<Registers>(column, total);
+    simd::unroll<Registers>([&](auto i) { simd::store(to + column + i * kLanes, total[i]); });
+  }
+  if constexpr (Registers > 1) column = sum_columns<Registers / 2>(slots, first, column, body, to);
+  return column;
+}
+
+template <class S>
+void sum_row(const Slots<S>& slots, bool first, Index cols, S* to) {
+  const Index rest = cols % simd::kLanes<S>, body = sum_columns<kCombineRegisters>(slots, first, 0, cols - rest, to);
+  if (rest == 0) return;
+  simd::Batch<S> total = first ? simd::Batch<S>(S{0}) : simd::load_partial(to + body, rest, S{0});
+  slots.template add<1>(body, &total);  // the rows of a buffer are padded
+  simd::store_partial(to + body, total, rest);
+}
+
 /// out[t] = sum over the kept slots of t of weight(assignment) * rows[row], each a fused multiply-add from +0.
 template <class S, class Weight>
 void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, const Routing<S>& routing,
                       const Weight& weight, MatrixRef<S> out) {
   const auto row_of = plan.row_of_assignment();
-  parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index first, Index last, Index) {
-    for (Index t = first; t < last; ++t) {
-      const auto sum = [&](Index column) {
-        simd::Batch<S> total(S{0});
-        for (Index a = routing.begin(t); a < routing.end(t); ++a) {
-          const Index row = row_of[static_cast<std::size_t>(a)];
-          if (row < 0) continue;
-          total = simd::fma(simd::Batch<S>(weight(a)), simd::load(rows.row(row) + column), total);
-        }
-        return total;
-      };
+  parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index begin, Index end, Index) {
+    Slots<S> slots;
+    for (Index t = begin; t < end; ++t) {
       S* to = out.data() + t * out.outerStride();
-      simd::for_each<S>(
-          out.cols(), [&](Index c) { simd::store(to + c, sum(c)); },
-          [&](Index c, Index count) { simd::store_partial(to + c, sum(c), count); });
+      bool first = true;
+      Index a = routing.begin(t);
+      do {
+        a = slots.collect(rows, row_of, weight, a, routing.end(t));
+        sum_row(slots, first, out.cols(), to);
+        first = false;
+      } while (a < routing.end(t));
     }
   });
 }
@@ -43,52 +105,16 @@ template <class S>
 void combine(const RowBuffer<S>& expert_out, const DispatchPlan& plan, const Routing<S>& routing,
              std::type_identity_t<MatrixRef<S>> out) {
   const auto weights = routing.weights();
-  detail::combine_weighted(expert_out, plan, routing, [&](Index a) { return weights[static_cast<std::size_t>(a)]; },
-                           out);
+  detail::combine_weighted(
+      expert_out, plan, routing, [&](Index a) { return weights[static_cast<std::size_t>(a)]; }, out);
 }
 
 /// out[t] = sum_slots rows[row]: the gradient of dispatch.
 template <class S>
 void combine_unweighted(const RowBuffer<S>& rows, const DispatchPlan& plan, const Routing<S>& routing,
                         std::type_identity_t<MatrixRef<S>> out) {
-  detail::combine_weighted(rows, plan, routing, [](Index) { return S{1}; }, out);
-}
-
-/// Gradient of combine: dweight[a] = <dout[t], expert_out[row]> (0 where dropped), drows[row] = weight * dout[t].
-/// drows is resized to [plan.num_rows(), width] with width >= model_dim; columns from model_dim on are set to zero.
-template <class S>
-void combine_backward(const MatrixView<S>& dout, const RowBuffer<S>& expert_out, const DispatchPlan& plan,
-                      const Routing<S>& routing, Index width, std::span<S> dweight, RowBuffer<S>& drows) {
-  drows.resize(plan.num_rows(), width);
-  const auto row_of = plan.row_of_assignment();
-  const auto weights = routing.weights();
-  const auto one_slot = [&](const S* gradient, Index a) {
-    const Index row = row_of[static_cast<std::size_t>(a)];
-    if (row < 0) return S{0};
-    const S* y = expert_out.row(row);
-    S* dy = drows.row(row);
-    const simd::Batch<S> weight(weights[static_cast<std::size_t>(a)]);
-    simd::Batch<S> dot(S{0});
-    simd::for_each<S>(
-        dout.cols(),
-        [&](Index c) {
-          const auto g = simd::load(gradient + c);
-          dot = simd::fma(g, simd::load(y + c), dot);
-          simd::store(dy + c, g * weight);
-        },
-        [&](Index c, Index count) {
-          const auto g = simd::load_partial(gradient + c, count, S{0});
-          dot = simd::fma(g, simd::load_partial(y + c, count, S{0}), dot);
-          simd::store_partial(dy + c, g * weight, count);
-        });
-    std::fill(dy + dout.cols(), dy + width, S{0});
-    return simd::reduce_add(dot);
-  };
-  parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index first, Index last, Index) {
-    for (Index t = first; t < last; ++t)
-      for (Index a = routing.begin(t); a < routing.end(t); ++a)
-        dweight[static_cast<std::size_t>(a)] = one_slot(dout.data() + t * dout.outerStride(), a);
-  });
+  detail::combine_weighted(
+      rows, plan, routing, [](Index) { return S{1}; }, out);
 }
 
 }  // namespace moe::inline MOE_ABI::kernel

@@ -3,7 +3,7 @@
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/parallel.hpp"
-#include "moe/core/simd.hpp"
+#include "moe/kernel/stream.hpp"
 #include "moe/routing/plan.hpp"
 
 namespace moe::inline MOE_ABI::kernel {
@@ -11,18 +11,36 @@ namespace moe::inline MOE_ABI::kernel {
 /// Rows per task of the memory-bound loops: some hundred kilobytes at common widths, far above the cost of a hand-out.
 inline constexpr Index kRowsPerTask = 64;
 
+namespace detail {
+
+/// In the order of the assignments, not of the rows: a token is read from memory once, and from the first-level cache
+/// for its other choices.
+template <bool kStream, class S>
+void dispatch(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, RowBuffer<S>& rows) {
+  const auto row_of = plan.row_of_assignment();
+  const auto token_of = plan.token_of_row();
+  parallel_ranges(static_cast<Index>(row_of.size()), kRowsPerTask, [&](Index begin, Index end, Index) {
+    for (Index a = begin; a < end; ++a) {
+      const Index row = row_of[static_cast<std::size_t>(a)];
+      if (row < 0) continue;
+      const Index token = token_of[static_cast<std::size_t>(row)];
+      copy_row<kStream>(tokens.data() + token * tokens.outerStride(), tokens.cols(), rows.row(row));
+    }
+    if constexpr (kStream) finish_streaming();
+  });
+}
+
+}  // namespace detail
+
 /// Gather: rows[r] = tokens[token_of_row[r]], for experts that want their rows contiguous. Resizes rows to
 /// [plan.num_rows(), cols]. Memory-bound.
 template <class S>
 void dispatch(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, RowBuffer<S>& rows) {
   rows.resize(plan.num_rows(), tokens.cols());
-  const auto token = plan.token_of_row();
-  parallel_ranges(plan.num_rows(), kRowsPerTask, [&](Index begin, Index end, Index) {
-    for (Index r = begin; r < end; ++r) {
-      const S* from = tokens.data() + token[static_cast<std::size_t>(r)] * tokens.outerStride();
-      std::copy_n(from, tokens.cols(), rows.row(r));
-    }
-  });
+  if (worth_streaming<S>(plan.num_rows(), tokens.cols()))
+    detail::dispatch<true>(tokens, plan, rows);
+  else
+    detail::dispatch<false>(tokens, plan, rows);
 }
 
 }  // namespace moe::inline MOE_ABI::kernel

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <span>
 
@@ -58,6 +59,58 @@ template <class S>
 void softmax(const S* logits, Index n, S* out) {
   detail::softmax_scaled(logits, n, S{1}, out);
 }
+
+namespace detail {
+
+/// What takes any logit of a row to its weight: exp(z - shift) * inverse has the bits that softmax() gives it. V is a
+/// scalar, or a batch with a row per lane.
+template <class V>
+struct SoftmaxScale {
+  V shift, inverse;
+
+  V operator()(const V& z) const { return simd::exp_nonpositive(z - shift) * inverse; }
+};
+
+/// That of a row of n logits. O(n).
+template <class S>
+SoftmaxScale<S> softmax_scale(const S* logits, Index n) {
+  using V = simd::Batch<S>;
+  const S most = softmax_shift(logits, n);
+  const V shift(most);
+  V sum(S{0});
+  simd::for_each<S>(
+      n, [&](Index i) { sum = sum + simd::exp_nonpositive(simd::load(logits + i) - shift); },
+      [&](Index i, Index count) {
+        const V z = simd::load_partial(logits + i, count, -std::numeric_limits<S>::infinity());
+        sum = sum + simd::exp_nonpositive(z - shift);
+      });
+  const S total = simd::reduce_add(sum);
+  return {most, total == S{0} ? S{0} : S{1} / total};
+}
+
+/// softmax() of a row per lane, in place: logits[j] holds the j-th logit of each row. The sum is taken in the order of
+/// softmax(), for the same bits.
+template <class S>
+void softmax_lanes(std::span<simd::Batch<S>> logits) {
+  using V = simd::Batch<S>;
+  constexpr std::size_t kLanes = V::size;
+  constexpr S kNone = -std::numeric_limits<S>::infinity();
+  V shift(kNone);
+  for (const V& z : logits) shift = simd::max(shift, z);
+  shift = simd::select(shift == V(kNone), V(S{0}), shift);
+  std::array<V, kLanes> sum;
+  sum.fill(V(S{0}));
+  for (std::size_t j = 0; j < logits.size(); ++j) {
+    logits[j] = simd::exp_nonpositive(logits[j] - shift);
+    sum[j % kLanes] = sum[j % kLanes] + logits[j];
+  }
+  for (std::size_t width = kLanes / 2; width > 0; width /= 2)
+    for (std::size_t i = 0; i < width; ++i) sum[i] = sum[i] + sum[i + width];
+  const V inverse = simd::select(sum[0] == V(S{0}), V(S{0}), simd::divide(V(S{1}), sum[0]));
+  for (V& weight : logits) weight = weight * inverse;
+}
+
+}  // namespace detail
 
 /// softmax(z / temperature) of one row of n logits, temperature > 0 (0 is taken as the limit: uniform over the
 /// largest). The division comes after the largest logit is taken off, so it overflows for no temperature: towards 0 the

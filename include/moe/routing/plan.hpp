@@ -38,7 +38,9 @@ class DispatchPlan {
     return {assignment_of_row_.data(), static_cast<std::size_t>(num_rows())};
   }
   /// Row of each assignment, -1 where dropped.
-  std::span<const Index> row_of_assignment() const { return row_of_assignment_; }
+  std::span<const Index> row_of_assignment() const {
+    return {row_of_assignment_.data(), static_cast<std::size_t>(num_assignments_)};
+  }
 
   /// Below this many assignments one thread sorts faster than it can hand work out.
   static constexpr Index kParallelFrom = 1 << 14;
@@ -53,7 +55,7 @@ class DispatchPlan {
   std::vector<Index> offset_ = {0};
   std::vector<Index> token_of_row_, assignment_of_row_, row_of_assignment_;
   std::vector<Index> count_;  // [blocks, num_experts]: histogram, then the next free row of each block in each expert
-  Index num_tokens_ = 0;
+  Index num_tokens_ = 0, num_assignments_ = 0;
 };
 
 template <class S>
@@ -66,16 +68,18 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
   const auto first_token = [&](Index block) { return std::min(num_tokens, block * tokens_per_block); };
 
   num_tokens_ = num_tokens;
+  num_assignments_ = 0;  // until all experts are known to exist
   offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);
   count_.assign(static_cast<std::size_t>(blocks * num_experts), 0);
   token_of_row_.resize(static_cast<std::size_t>(num_assignments));
   assignment_of_row_.resize(static_cast<std::size_t>(num_assignments));
-  row_of_assignment_.assign(static_cast<std::size_t>(num_assignments), -1);
+  row_of_assignment_.resize(static_cast<std::size_t>(num_assignments));
 
   parallel_for(blocks, [&](Index block, Index) {
     count_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);
   });
   scan_counts(blocks);
+  num_assignments_ = num_assignments;
   parallel_for(blocks, [&](Index block, Index) {
     place_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);
   });
@@ -85,37 +89,46 @@ template <class S>
 void DispatchPlan::count_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* count) const {
   const Index* expert = routing.experts().data();
   const std::uint8_t* dropped = routing.dropped().data();
-  for (Index a = routing.begin(first_token); a < routing.begin(last_token); ++a) {
-    if (expert[a] < 0 || expert[a] >= num_experts())
-      fail("moe::DispatchPlan::build: assignment ", a, " names expert ", expert[a],
-           ", expected 0 <= expert < num_experts = ", num_experts());
-    count[expert[a]] += dropped[a] ? 0 : 1;
+  const Index num_experts = this->num_experts(), last = routing.begin(last_token);
+  for (Index a = routing.begin(first_token); a < last; ++a) {
+    const Index e = expert[a];
+    if (e < 0 || e >= num_experts)
+      fail("moe::DispatchPlan::build: assignment ", a, " names expert ", e,
+           ", expected 0 <= expert < num_experts = ", num_experts);
+    count[e] += dropped[a] ? 0 : 1;
   }
 }
 
 /// Turns the histograms into first rows, and fills the offsets.
 inline void DispatchPlan::scan_counts(Index blocks) {
   const Index num_experts = this->num_experts();
+  Index *offset = offset_.data(), *count = count_.data();
   Index row = 0;
   for (Index e = 0; e < num_experts; ++e) {
-    offset_[static_cast<std::size_t>(e)] = row;
-    for (Index block = 0; block < blocks; ++block)
-      row += std::exchange(count_[static_cast<std::size_t>(block * num_experts + e)], row);
+    offset[e] = row;
+    row += std::exchange(count[e], row);
+    for (Index block = 1; block < blocks; ++block) row += std::exchange(count[block * num_experts + e], row);
   }
-  offset_.back() = row;
+  offset[num_experts] = row;
 }
 
 template <class S>
 void DispatchPlan::place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next) {
   const Index* expert = routing.experts().data();
   const std::uint8_t* dropped = routing.dropped().data();
+  Index *token_of = token_of_row_.data(), *assignment_of = assignment_of_row_.data();
+  Index* row_of = row_of_assignment_.data();
+  Index a = routing.begin(first_token);
   for (Index t = first_token; t < last_token; ++t) {
-    for (Index a = routing.begin(t); a < routing.end(t); ++a) {
-      if (dropped[a]) continue;
-      const auto row = static_cast<std::size_t>(next[expert[a]]++);
-      token_of_row_[row] = t;
-      assignment_of_row_[row] = a;
-      row_of_assignment_[static_cast<std::size_t>(a)] = static_cast<Index>(row);
+    for (const Index end = routing.end(t); a < end; ++a) {
+      if (dropped[a]) {
+        row_of[a] = -1;
+        continue;
+      }
+      const Index row = next[expert[a]]++;
+      token_of[row] = t;
+      assignment_of[row] = a;
+      row_of[a] = row;
     }
   }
 }
