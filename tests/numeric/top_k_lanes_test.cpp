@@ -79,15 +79,16 @@ void require_sorted(const Matrix<S>& scores, Index k) {
 TEMPLATE_TEST_CASE("transpose: out[c][r] is rows[r][c], from any column on", "[numeric]", float, double) {
   constexpr Index kLanes = simd::kLanes<TestType>;
   const auto matrix = test::random_matrix<TestType>(kLanes, 3 * kLanes + 1);
-  for (const Index column : {Index{0}, Index{1}, kLanes, 2 * kLanes + 1}) {
+  for (const auto& [column, stride] : {std::pair{Index{0}, kLanes}, {1, kLanes}, {kLanes, 2 * kLanes},
+                                       {2 * kLanes + 1, 3 * kLanes}}) {
     std::array<const TestType*, static_cast<std::size_t>(kLanes)> rows;
     for (Index r = 0; r < kLanes; ++r) rows[static_cast<std::size_t>(r)] = matrix.row(r).data();
-    alignas(64) std::array<TestType, static_cast<std::size_t>(kLanes * kLanes)> out;
-    simd::transpose(rows.data(), column, out.data());
+    alignas(64) std::array<TestType, static_cast<std::size_t>(3 * kLanes * kLanes)> out;
+    simd::transpose(rows.data(), column, out.data(), stride);
     for (Index c = 0; c < kLanes; ++c)
       for (Index r = 0; r < kLanes; ++r) {
-        CAPTURE(column, c, r);
-        REQUIRE(out[static_cast<std::size_t>(c * kLanes + r)] == matrix(r, column + c));
+        CAPTURE(column, stride, c, r);
+        REQUIRE(out[static_cast<std::size_t>(c * stride + r)] == matrix(r, column + c));
       }
   }
 }

@@ -71,9 +71,10 @@ Batch<S> interleave(const Batch<S>& a, const Batch<S>& b) {
 
 }  // namespace detail
 
-/// A square of kLanes x kLanes scalars, turned: out[c][r] = rows[r][column + c]. `out` is aligned to a register.
+/// A square of kLanes x kLanes scalars, turned: out[c][r] = rows[r][column + c]. Rows of `out` lie `stride` apart and are
+/// aligned to a register.
 template <class S>
-void transpose(const S* const* rows, Index column, S* out) {
+void transpose(const S* const* rows, Index column, S* out, Index stride = kLanes<S>) {
   constexpr Index kLanes = simd::kLanes<S>;
 #if defined(__SSE2__)
   constexpr int kPiece = detail::kPiece<S>;
@@ -81,7 +82,7 @@ void transpose(const S* const* rows, Index column, S* out) {
     const Index first = group * kPiece;
     Batch<S> row[kPiece];
     unroll<kPiece>([&](auto r) { row[r] = detail::load_pieces(rows + r, column + first); });
-    const auto put = [&](int c, const Batch<S>& turned) { turned.store_aligned(out + (first + c) * kLanes); };
+    const auto put = [&](int c, const Batch<S>& turned) { turned.store_aligned(out + (first + c) * stride); };
     if constexpr (kPiece == 4) {
       const auto lower02 = detail::interleave<4, false, S>(row[0], row[1]);
       const auto lower13 = detail::interleave<4, false, S>(row[2], row[3]);
@@ -98,7 +99,7 @@ void transpose(const S* const* rows, Index column, S* out) {
   });
 #else
   for (Index c = 0; c < kLanes; ++c)
-    for (Index r = 0; r < kLanes; ++r) out[c * kLanes + r] = rows[r][column + c];
+    for (Index r = 0; r < kLanes; ++r) out[c * stride + r] = rows[r][column + c];
 #endif
 }
 

@@ -96,7 +96,7 @@ template <Keep keep, class E, class ExpertOf>
 void forward_wave(const kernel::RowGroups& groups, kernel::RowSource<typename E::Scalar> in, const ExpertOf& expert_of,
                   StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
   constexpr int kLast = kNumStages<E> - 1;
-  kernel::unroll<kLast + 1>([&](auto i) {
+  simd::unroll<kLast + 1>([&](auto i) {
     constexpr Index kOut = EpilogueOf<E, i>::kRegisters * simd::kLanes<typename E::Scalar>;
     const Index width = stage_width<E, i>(groups, expert_of);
     if constexpr (i < kLast) tape.hidden[i].resize(groups.num_rows(), width);
@@ -115,7 +115,7 @@ inline constexpr Index kHiddenBytes = Index{2} << 20;
 template <class E, class ExpertOf>
 Index wave_rows(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
   Index width = 1;
-  kernel::unroll<kNumStages<E> - 1>([&](auto i) { width = std::max(width, stage_width<E, i>(groups, expert_of)); });
+  simd::unroll<kNumStages<E> - 1>([&](auto i) { width = std::max(width, stage_width<E, i>(groups, expert_of)); });
   const Index row_bytes = width * static_cast<Index>(sizeof(typename E::Scalar));
   return num_workers() * std::max(kernel::detail::kLeastRows, kHiddenBytes / row_bytes);
 }
@@ -230,11 +230,11 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
   using Source = kernel::RowSource<S>;
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = detail::EpilogueOf<E, kLast>;
-  kernel::unroll<kLast + 1>(
+  simd::unroll<kLast + 1>(
       [&](auto i) { detail::require_gradient_shapes<E, i>(groups.count, expert_of, gradient_of); });
   if constexpr (!LastEpilogue::kIdentity)
     detail::backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
-  kernel::unroll<kLast + 1>([&](auto reversed) {
+  simd::unroll<kLast + 1>([&](auto reversed) {
     constexpr int I = kLast - reversed;
     constexpr int kBefore = I > 0 ? I - 1 : 0;
     const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "moe/core/simd_transpose.hpp"
 #include "moe/kernel/grouped_gemm.hpp"
-#include "moe/kernel/transpose.hpp"
 
 // The two products of a backward pass on the panels of forward. Both are sums in one accumulator in ascending order, as
 // in forward: over outputs for the gradient of a row, over rows for the gradient of a weight.
@@ -46,7 +46,7 @@ class TransposedPanel {
       S* to = buffer + p * kWidth * kWidth;
       fetch(matrix.panel(std::min(p + kPanelsAhead, matrix.panels() - 1)) + first * kWidth, count * kWidth);
       if (count == kWidth) {
-        transpose(kWidth, from, kWidth, to, kWidth);
+        turn(from, to);
       } else {
         std::fill_n(to, kWidth * kWidth, S{0});
         for (Index i = 0; i < count; ++i)
@@ -59,6 +59,15 @@ class TransposedPanel {
   const S* panel(Index) const { return data_; }
 
  private:
+  /// A square as wide as a panel: four of a register.
+  static void turn(const S* from, S* to) {
+    constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;
+    const S* row[kWidth];
+    for (Index i = 0; i < kWidth; ++i) row[i] = from + i * kWidth;
+    for (Index i = 0; i < kWidth; i += kLanes)
+      for (Index o = 0; o < kWidth; o += kLanes) simd::transpose(row + i, o, to + o * kWidth + i, kWidth);
+  }
+
   /// The pieces of different panels lie far apart, where no hardware prefetch finds them.
   static constexpr Index kPanelsAhead = 6;
   static void fetch(const S* piece, Index count) {

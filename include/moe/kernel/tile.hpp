@@ -2,10 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <utility>
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/simd.hpp"
+#include "moe/core/unroll.hpp"
 
 // The innermost loops: register tiles of the products that a layer needs. Every product starts at +0 and does one fused
 // multiply-add per step, in ascending order, in one accumulator; what a tile computes for one row and one column is
@@ -34,27 +34,8 @@ inline constexpr int kTileRows = simd::kRegisters == 32 ? 12 : 6;
 /// 2026-11-25), and a row alone does not fill the FMA pipeline (2 accumulators of the 8).
 constexpr int streams_at_once(int rows) { return std::clamp(kTileRows / rows, 1, 4); }
 
-namespace detail {
-template <int... I, class F>
-[[gnu::always_inline]] constexpr void unroll(std::integer_sequence<int, I...>, F&& f) {
-  (f(std::integral_constant<int, I>{}), ...);
-}
-}  // namespace detail
-
-/// Calls f(std::integral_constant<int, i>) for i in [0, N), unrolled. Inlined by force: clang 14 else calls it for 10 rows
-/// and more, and accumulators go through memory.
-template <int N, class F>
-[[gnu::always_inline]] constexpr void unroll(F&& f) {
-  detail::unroll(std::make_integer_sequence<int, N>{}, f);
-}
-
-/// Calls f(std::integral_constant<int, n>) for the run-time n in [1, Max].
-template <int Max, class F>
-void with_constant(int n, F&& f) {
-  unroll<Max>([&](auto i) {
-    if (n == i + 1) f(std::integral_constant<int, i + 1>{});
-  });
-}
+using simd::unroll;
+using simd::with_constant;
 
 /// rows[r][c] += row[c] for `count` rows of a panel: a bias.
 template <class S>
