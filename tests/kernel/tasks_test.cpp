@@ -54,12 +54,21 @@ TEST_CASE("TaskList: one worker gets a share per group", "[kernel]") {
   CHECK(shares_of({3, 500, 0, 1}, 128, 2048, 1).size() == 3);
 }
 
-TEST_CASE("TaskList: a group with half of the rows is spread over all workers", "[kernel]") {
-  Index most = 0, total = 0;
-  for (const Share& share : shares_of({512, 64, 64, 64, 64, 64, 64, 64, 64}, 128, 2048, 4)) {
-    const Index work = (share.group == 0 ? 512 : 64) * (share.last - share.first);
-    most = std::max(most, work);
-    total += work;
+TEST_CASE("TaskList: a group with half of the rows is spread, and the last shares are small", "[kernel]") {
+  for (const Index workers : {2, 4}) {
+    Index of_large = 0, total = 0;
+    std::vector<Index> work;
+    const auto shares = shares_of({64, 64, 64, 64, 512, 64, 64, 64, 64}, 128, 2048, workers);
+    for (const Share& share : shares) {
+      of_large += share.group == 4 ? 1 : 0;
+      work.push_back((share.group == 4 ? 512 : 64) * (share.last - share.first));
+      total += work.back();
+    }
+    std::ranges::sort(work);
+    CAPTURE(workers, shares.size());
+    CHECK(of_large >= 2 * workers);
+    CHECK(work.back() * workers * 3 < total);  // nobody starts with more than a third of its part
+    CHECK(work.front() * workers * 100 < total);  // a hundredth of a worker's time is waited for at most
+    CHECK(shares.size() < 40u * static_cast<std::size_t>(workers));
   }
-  CHECK(most * 4 * 16 < total);  // the last share to finish costs less than a sixteenth of a worker's time
 }
