@@ -38,7 +38,7 @@ inline constexpr S kLowestExponent = std::is_same_v<S, float> ? S(-0x1.5d589ep6)
 
 /// For kLowestExponent <= x <= 0; elsewhere finite or not, but meaningless.
 template <class V>
-SplitExponential<V> split_exponential(const V& x) {
+[[gnu::always_inline]] inline SplitExponential<V> split_exponential(const V& x) {
   using S = Scalar<V>;
   constexpr bool kFloat = std::is_same_v<S, float>;
   // Adding 1.5 * 2^(digits - 1) rounds to an integer; the exponent's bias added with it leaves n + bias in the low
@@ -66,7 +66,7 @@ SplitExponential<V> split_exponential(const V& x) {
 /// e^x for x <= 0, within 1.5 ulp. Results below the smallest normal number (x < -87.33 in float, -708.39 in double)
 /// are exactly 0; -inf gives 0, NaN gives NaN, and x > 0 is not allowed.
 template <class V>
-V exp_nonpositive(const V& x) {
+[[gnu::always_inline]] inline V exp_nonpositive(const V& x) {
   using S = Scalar<V>;
   const auto [scale, fraction] = detail::split_exponential(x);
   return simd::select(x < V(detail::kLowestExponent<S>), V(S{0}), simd::fma(scale, fraction, scale));
@@ -104,7 +104,7 @@ struct LogisticPair {
 
 /// For a >= 0, infinity included. NaN gives NaN.
 template <class V>
-LogisticPair<V> logistic_pair(const V& a) {
+[[gnu::always_inline]] inline LogisticPair<V> logistic_pair(const V& a) {
   const V e = exp_nonpositive(simd::negate(a)), one(Scalar<V>{1});
   return {simd::divide(e, one + e), simd::divide(one, one + e)};
 }
