@@ -108,18 +108,37 @@ TEST_CASE("Experts: buffers full of NaN do not change a bit, forward or backward
   CHECK(test::same_parameters(gradient, gradient2));
 }
 
-TEST_CASE("Experts: the padding of gradients stays zero", "[expert]") {
-  const auto expert = test::random_expert<moe::BasicGlu<F64>>(13, 21, 3, Bias::Zero);
-  const auto x = test::random_matrix<double>(7, 13);
+TEMPLATE_TEST_CASE("Experts: the padding of gradients stays zero", "[expert]", moe::BasicGlu<F64>, moe::BasicMlp<F64>,
+                   moe::BasicLinear<F64>) {
+  const Index hidden = 4 * moe::simd::kLanes<double> + 5;  // padding in the last panel, whose activation has a slope at 0
+  const auto expert = test::random_expert<TestType>(13, hidden, 3, Bias::Zero);
+  const auto x = test::random_matrix<double>(7, expert.input_dim());
+  const auto dout = test::random_matrix<double>(7, expert.output_dim());
   const moe::Step step;
   moe::Scratch scratch;
   moe::Context context{step, scratch};
-  moe::BasicGlu<F64>::Tape tape;
-  Matrix<double> out(7, 13), dx(7, 13);
+  typename TestType::Tape tape;
+  Matrix<double> out(7, expert.output_dim()), dx(7, expert.input_dim());
   auto gradient = moe::zeros_like(expert);
   expert.forward(x, out, context, tape);
-  expert.backward(x, tape, x, dx, gradient, context);
+  for (auto& dpre : tape.stages.dpre) test::poison(dpre, 16, 256);
+  expert.backward(x, tape, dout, dx, gradient, context);
   CHECK(test::num_nonzero(gradient) == moe::num_parameters(gradient));
+}
+
+TEST_CASE("Experts: the tape of another expert is refused", "[expert][error]") {
+  using Mlp = moe::BasicMlp<F64>;
+  const Mlp narrow(4, 6), wide(4, 600);
+  const Matrix<double> rows = Matrix<double>::Zero(2, 4);
+  const moe::Step step;
+  moe::Scratch scratch;
+  moe::Context context{step, scratch};
+  Mlp::Tape tape;
+  Matrix<double> out(2, 4);
+  narrow.forward(rows, out, context, tape);
+  auto gradient = moe::zeros_like(wide);
+  CHECK_THROWS_WITH(wide.backward(rows, tape, rows, out, gradient, context),
+                    Catch::Matchers::ContainsSubstring("hidden of stage 0 in the tape is [2, "));
 }
 
 TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {

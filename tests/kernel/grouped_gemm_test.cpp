@@ -162,7 +162,7 @@ TEMPLATE_TEST_CASE("grouped_multiply: sums that wait between blocks of a long pr
                    "[kernel]", moe::F32, moe::F64) {
   using S = typename TestType::Scalar;
   const Index inputs = 2 * kernel::detail::kDepthBlock<S> + 37;
-  for (const Index rows : {Index{1}, Index{kernel::kTileRows}, kernel::detail::kLeastRows + 5}) {
+  for (const Index rows : {Index{1}, Index{kernel::kTileRows}, kernel::kLeastRows + 5}) {
     const Products<TestType> product({rows}, 2 * moe::simd::kLanes<S> + 1, inputs);
     const auto x = test::random_matrix<S>(rows, inputs);
     const Matrix<S> y = product.multiply(kernel::RowSource<S>::from(x));
@@ -218,6 +218,29 @@ TEMPLATE_TEST_CASE("grouped kernels: the number of threads does not change a bit
     CHECK(test::same_bits(std::get<1>(parallel), std::get<1>(serial)));
     CHECK(test::same_bits(std::get<2>(parallel), std::get<2>(serial)));
     CHECK(test::same_bits(std::get<3>(parallel), std::get<3>(serial)));
+  }
+}
+
+TEMPLATE_TEST_CASE("grouped_input_gradient: is zero behind the last input", "[kernel]", moe::F32, moe::F64) {
+  using S = typename TestType::Scalar;
+  for (const Index inputs : sizes<S>()) {
+    const Products<TestType> product({7}, 35, inputs);
+    const auto dx = product.input_gradient_panels(product.padded(test::random_matrix<S>(7, 35)));
+    CAPTURE(inputs);
+    CHECK(test::all_zero(dx.rightCols(dx.cols() - inputs)));
+  }
+}
+
+TEST_CASE("grouped_multiply: rows in several blocks are each their own", "[kernel]") {
+  constexpr Index kInputs = 2048;
+  const Index block = kernel::detail::kRowBytes / (kInputs * Index{sizeof(float)});
+  const Products<moe::F32> product({2 * block + 3}, 17, kInputs), alone({1}, 17, kInputs);
+  const auto x = test::random_matrix<float>(product.num_rows(), kInputs);
+  const Matrix<float> y = product.multiply(kernel::RowSource<float>::from(x));
+  for (Index r = 0; r < product.num_rows(); ++r) {
+    CAPTURE(r);
+    const Matrix<float> one = x.row(r);
+    REQUIRE(test::same_bits(alone.multiply(kernel::RowSource<float>::from(one)), y.row(r)));
   }
 }
 

@@ -60,13 +60,19 @@ struct Products {
     }
     return rows;
   }
-  moe::Matrix<S> input_gradient(const moe::RowBuffer<S>& dout) const {
+  /// The gradient in whole panels, computed in a buffer that held NaN.
+  moe::Matrix<S> input_gradient_panels(const moe::RowBuffer<S>& dout) const {
     moe::Matrix<S> din = nan_matrix<S>(num_rows(), moe::kernel::panels_of<S>(inputs()) * Panels::kWidth);
     moe::kernel::GradientScratch<S> scratch;
+    scratch.reserve(weight[0].width() * Panels::kWidth);
+    for (auto& buffer : scratch.buffer) std::ranges::fill(buffer.span(), kNan<S>);
     moe::kernel::grouped_input_gradient<S>(
         groups(), moe::kernel::RowSource<S>::from(dout), *this, scratch,
         [&](Index, Index row, int count, Index panel, const S* sums) { copy(sums, count, row, panel, din); });
-    return din.leftCols(inputs());
+    return din;
+  }
+  moe::Matrix<S> input_gradient(const moe::RowBuffer<S>& dout) const {
+    return input_gradient_panels(dout).leftCols(inputs());
   }
   struct Gradient {
     std::vector<Panels> weight, bias;

@@ -6,6 +6,7 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
+#include "moe/layer/layer_expert.hpp"
 
 using moe::F64;
 using moe::Index;
@@ -85,4 +86,22 @@ TEST_CASE("max_tokens: gates that look at the whole batch and negative limits ar
   ws.max_tokens = -1;
   CHECK_THROWS_WITH(test::layer_of<Glu>(5, TopKGate{}).forward(tokens, out, ws),
                     "moe::MoeLayer::forward: workspace.max_tokens is -1, expected >= 0");
+}
+
+TEST_CASE("max_tokens: a layer inside that looks at its whole batch is refused", "[layer][error]") {
+  using Limited = test::Layer<Glu, moe::WithCapacity<TopKGate>>;
+  using Inner = moe::LayerExpert<Limited>;
+  const Inner inner(test::layer_of<Glu>(5, moe::WithCapacity<TopKGate>{}));
+  const moe::MoeLayer layer(moe::BasicLinearRouter<F64>::random(2, kModelDim, 1), TopKGate{},
+                            moe::ExpertPool<Inner>({inner, inner}));
+  const moe::WithBranches branched(test::layer_of<Glu>(5, TopKGate{}), inner);
+  STATIC_REQUIRE(!decltype(layer)::kPerToken);
+  STATIC_REQUIRE(!decltype(branched)::kPerToken);
+  STATIC_REQUIRE(test::Layer<Glu>::kPerToken);
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim);
+  Matrix<double> out(kTokens, kModelDim);
+  moe::BasicWorkspace<double> ws;
+  ws.max_tokens = 4;
+  CHECK_THROWS_AS(layer.forward(tokens, out, ws), std::invalid_argument);
+  CHECK_THROWS_AS(branched.forward(tokens, out, ws), std::invalid_argument);
 }

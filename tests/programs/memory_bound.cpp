@@ -17,7 +17,7 @@ namespace {
 using moe::Index;
 using moe::Matrix;
 
-constexpr Index kExperts = 6, kTopK = 2, kModelDim = 64, kHiddenDim = 1200;
+constexpr Index kExperts = 6, kTopK = 2, kModelDim = 64;
 
 int num_failed = 0;
 
@@ -35,14 +35,14 @@ long buffer(long bytes) {
 }
 
 /// What the documentation of BasicWorkspace promises.
-long promised(Index tokens, Index workers) {
-  const Index assignments = tokens * kTopK, width = (kHiddenDim + 31) / 32 * 32;
-  const long block = std::max(long{2} << 20, padded(moe::kernel::detail::kLeastRows, width));
-  const long hidden = workers * (block + block / 16);  // rows are padded
+long promised(Index tokens, Index hidden_dim, Index workers) {
+  const Index assignments = tokens * kTopK, width = (hidden_dim + 31) / 32 * 32;  // whole panels
+  const long hidden = workers * std::max(long{2} << 20, padded(moe::kernel::kLeastRows, width));
   const long routing = 8 * tokens + 13 * assignments, plan = 24 * assignments + 8 * kExperts * (workers + 1);
-  const long small = (16 + 8 * workers) * 4096;  // tasks, slots, threads
+  const long shares = 24 * (kExperts + 300 * workers), token_id = 8 * tokens;
+  const long small = 8192 + 1024 * workers;  // slots of the scratch, threads
   return buffer(padded(tokens, kExperts)) + routing + plan + buffer(padded(assignments, kModelDim)) + buffer(hidden) +
-         small;
+         shares + token_id + small;
 }
 
 /// The peak of a first forward pass.
@@ -57,9 +57,9 @@ long peak(const Layer& layer, const Matrix<float>& tokens, Matrix<float>& out, I
 }
 
 template <class Expert>
-void check(const char* name) {
+void check(const char* name, Index hidden_dim) {
   const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kModelDim, 1), moe::TopKGate{.k = kTopK},
-                            moe::ExpertPool<Expert>::random(kExperts, kModelDim, kHiddenDim, 2));
+                            moe::ExpertPool<Expert>::random(kExperts, kModelDim, hidden_dim, 2));
   for (const Index workers : {1, 2, 3})
     for (const Index tokens : {1, 100, 1000, 20000})
       for (const Index max_tokens : {0, 700}) {
@@ -67,7 +67,7 @@ void check(const char* name) {
         const moe::UseExecutor use(executor);
         const Matrix<float> x = Matrix<float>::Random(tokens, kModelDim);
         Matrix<float> out(tokens, kModelDim);
-        const long bound = promised(max_tokens == 0 ? tokens : std::min(tokens, max_tokens), workers);
+        const long bound = promised(max_tokens == 0 ? tokens : std::min(tokens, max_tokens), hidden_dim, workers);
         const long bytes = peak(layer, x, out, max_tokens);
         const bool fits = bytes <= bound;
         num_failed += fits ? 0 : 1;
@@ -79,8 +79,9 @@ void check(const char* name) {
 }  // namespace
 
 int main() {
-  check<moe::Glu>("glu");
-  check<moe::Mlp>("mlp");
+  check<moe::Glu>("glu", 1200);
+  check<moe::Mlp>("mlp", 1200);
+  check<moe::Mlp>("mlp of two cache lines", 32);
   std::printf("%d failed\n", num_failed);
   return num_failed == 0 ? 0 : 1;
 }

@@ -74,6 +74,27 @@ void check_training(const std::string& name, const Layer& layer) {
   }
 }
 
+/// The same sizes with another routing: first an even one, then all tokens to the same experts. With so many tokens the
+/// rows of experts go in several waves.
+void check_other_routing(const std::string& threads) {
+  constexpr Index kMany = 6000, kWide = 1200;
+  const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kModelDim, 1), moe::TopKGate{},
+                            moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kWide, 2));
+  for (const Index count : {Index{8}, kTokens, kMany}) {
+    const Matrix<float> even = Matrix<float>::Random(count, kModelDim), equal = even.row(0).replicate(count, 1);
+    Matrix<float> out(count, kModelDim);
+    moe::Workspace ws;
+    layer.forward(even, out, ws);
+    const long before = test::allocations.load();
+    layer.forward(equal, out, ws);
+    layer.forward(even, out, ws);
+    const long allocated = test::allocations.load() - before;
+    if (allocated == 0) continue;
+    ++num_failed;
+    std::printf("other routing, %s, %td tokens: %ld allocations\n", threads.c_str(), count, allocated);
+  }
+}
+
 template <class E>
 void check_panel_experts(const std::string& name) {
   for (const auto& gate : test::per_token_gates<float>(kExperts)) {
@@ -103,6 +124,7 @@ void check_compositions() {
 }
 
 void check_all(const std::string& threads) {
+  check_other_routing(threads);
   check_panel_experts<moe::Glu>("glu, " + threads);
   check_panel_experts<moe::Mlp>("mlp, " + threads);
 }

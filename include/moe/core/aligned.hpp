@@ -85,13 +85,15 @@ class RowBuffer {
  public:
   /// Makes room for [rows, cols]; contents are unspecified. Allocates only when the buffer must grow.
   void resize(Index rows, Index cols) {
+    const Index size = rows * stride_of(cols);
+    if (size > buffer_.size()) {
+      rows_ = 0;
+      buffer_ = AlignedBuffer<S>();  // free first: peak memory is one buffer, not two
+      buffer_ = AlignedBuffer<S>::uninitialised(size);
+    }
     rows_ = rows;
     cols_ = cols;
-    stride_ = odd_lines(cols);
-    if (rows_ * stride_ > buffer_.size()) {
-      buffer_ = AlignedBuffer<S>();  // free first: peak memory is one buffer, not two
-      buffer_ = AlignedBuffer<S>::uninitialised(rows_ * stride_);
-    }
+    stride_ = stride_of(cols);
   }
 
   Index rows() const { return rows_; }
@@ -118,13 +120,13 @@ class RowBuffer {
     constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(S));
     return (cols + kLine - 1) / kLine * kLine;
   }
-
- private:
-  static Index odd_lines(Index cols) {
+  /// Scalars from one row of `cols` scalars to the next: an odd number of cache lines.
+  static Index stride_of(Index cols) {
     constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(S));
     return (padded(cols) / kLine | 1) * kLine;
   }
 
+ private:
   AlignedBuffer<S> buffer_;
   Index rows_ = 0, cols_ = 0, stride_ = 0;
 };

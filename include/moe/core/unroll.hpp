@@ -4,7 +4,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "moe/core/abi.hpp"
+#include "moe/core/error.hpp"
 
 namespace moe::inline MOE_ABI::simd {
 
@@ -26,6 +26,7 @@ template <int N, class F>
 /// Calls f(std::integral_constant<int, n>) for the run-time n in [1, Max].
 template <int Max, class F>
 void with_constant(int n, F&& f) {
+  MOE_ASSERT(n >= 1 && n <= Max);
   unroll<Max>([&](auto i) {
     if (n == i + 1) f(std::integral_constant<int, i + 1>{});
   });

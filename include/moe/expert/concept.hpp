@@ -40,6 +40,14 @@ concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scal
   { expert.forward(rows, out, context) } -> std::same_as<void>;
 };
 
+/// Whether a part of a layer decides each token by itself: what it says as `static constexpr bool kPerToken`, else true.
+/// Experts map row by row; one that contains a layer with a gate that does not (LayerExpert) says so.
+template <class T>
+inline constexpr bool kIsPerToken = true;
+template <class T>
+  requires requires { T::kPerToken; }
+inline constexpr bool kIsPerToken<T> = T::kPerToken;
+
 /// An expert that can be trained through. Its tape is a default-constructible struct that forward fills:
 ///   void forward(rows, out, context, Tape& tape) const;
 ///   void backward(rows, Tape& tape, dout, drows, E& gradient, Context& context) const;

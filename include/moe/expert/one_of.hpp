@@ -20,6 +20,7 @@ class OneOf {
 
  public:
   using Scalar = typename First::Scalar;
+  static constexpr bool kPerToken = kIsPerToken<First> && (kIsPerToken<Rest> && ...);
   static_assert((std::is_same_v<Scalar, typename Rest::Scalar> && ...),
                 "moe::OneOf: all experts need the same Scalar");
   using Tape = std::variant<detail::ExpertTape<First>, detail::ExpertTape<Rest>...>;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "moe/expert/stages.hpp"
+#include "moe/expert/backward_stages.hpp"
+#include "moe/expert/forward_stages.hpp"
 #include "moe/routing/plan.hpp"
 
 namespace moe::inline MOE_ABI::detail {

@@ -55,6 +55,7 @@ class ExpertPool {
  public:
   using Scalar = typename E::Scalar;
   using Tape = typename detail::RunnerOf<E>::type::Tape;
+  static constexpr bool kPerToken = kIsPerToken<E>;
 
   /// Throws std::invalid_argument if there is no expert or their dimensions differ.
   explicit ExpertPool(std::vector<E> experts) : experts_(std::move(experts)) {

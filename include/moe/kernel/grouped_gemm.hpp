@@ -14,6 +14,10 @@
 // of the FMA peak at 512 rows, 74% against 84% at 64; AVX2, Zen 5, 2026-11-25).
 namespace moe::inline MOE_ABI::kernel {
 
+/// Rows that make it worth to read a panel: 16 tiles. Blocks of rows are no smaller; above, reading weights costs a
+/// fraction of multiplying with them.
+inline constexpr Index kLeastRows = 16 * kTileRows;
+
 namespace detail {
 
 /// Most steps that a panel is walked before the next tile of rows: half of a 512 KiB L2. Longer products are done block
@@ -24,13 +28,10 @@ inline constexpr Index kDepthBlock = (Index{256} << 10) / (kPanelWidth<S> * stat
 /// Bytes of rows that all panels pass over before the next rows: they are read once per panel and have to stay in L3.
 inline constexpr Index kRowBytes = Index{4} << 20;
 
-/// But no fewer rows than these: reading the panels again for less would cost more than reading rows from memory.
-inline constexpr Index kLeastRows = 16 * kTileRows;
-
-/// Most rows whose sums wait between two blocks of the depth; their sums take 64 KiB of stack or less.
+/// Most rows whose sums wait between two blocks of the depth: 64 KiB of stack.
 template <class S>
-inline constexpr Index kWaitingRows = std::max(kLeastRows,
-                                               kRowBytes / (kDepthBlock<S> * static_cast<Index>(sizeof(S))));
+inline constexpr Index kWaitingRows = (Index{64} << 10) / (kPanelWidth<S> * static_cast<Index>(sizeof(S))) / kTileRows *
+                                      kTileRows;
 
 /// How far ahead of its use a line is fetched: at 40 GB/s, 8 KiB are 200 ns, twice the latency of memory.
 inline constexpr Index kLinesAhead = 128;
@@ -109,7 +110,8 @@ void multiply_rows(const RowSource<S>& in, Index begin, Index end, const Matrix&
       multiply_panel(in, tiles, matrix, p, 0, depth, behind, sums, 0, [&](Index t) { finish_tile(t, p, sums); });
     return;
   }
-  alignas(64) S sums[(kWaitingRows<S> / kTileRows + 1) * kTile];
+  MOE_ASSERT(end - begin <= kWaitingRows<S>);
+  alignas(64) S sums[kWaitingRows<S> * kWidth];
   for (Index p = first; p < last; ++p)
     for (Index k = 0; k < depth; k += kDepthBlock<S>) {
       const Index stop = std::min(depth, k + kDepthBlock<S>);
@@ -128,13 +130,14 @@ template <class S, class Matrix, class Finish>
 void multiply(const RowSource<S>& in, Index begin, Index end, const Matrix& matrix, Index first, Index last,
               const Finish& finish) {
   if (begin == end || first == last) return;
-  constexpr int kFew = kTileRows / 2;  // up to here a tile walks several panels
+  constexpr int kFew = kTileRows / 2;  // up to here streams_at_once gives two and more
   if (end - begin <= kFew)
     return with_constant<kFew>(static_cast<int>(end - begin), [&](auto rows) {
       detail::multiply_streams<rows, S>(in, begin, matrix, first, last, finish);
     });
   const Index row_bytes = std::max<Index>(1, matrix.inputs()) * static_cast<Index>(sizeof(S));
-  const Index most = std::max(detail::kRowBytes / row_bytes, detail::kLeastRows);
+  Index most = std::max(detail::kRowBytes / row_bytes, kLeastRows);
+  if (matrix.inputs() > detail::kDepthBlock<S>) most = std::min(most, detail::kWaitingRows<S>);
   const Index blocks = (end - begin + most - 1) / most, size = (end - begin + blocks - 1) / blocks;
   for (Index r = begin; r < end; r += size)
     detail::multiply_rows(in, r, std::min(end, r + size), matrix, first, last, finish);

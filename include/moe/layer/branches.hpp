@@ -25,7 +25,7 @@ class WithBranches {
  public:
   using Scalar = typename Layer::Scalar;
   using Workspace = BasicWorkspace<Scalar>;
-  static constexpr bool kPerToken = Layer::kPerToken;
+  static constexpr bool kPerToken = Layer::kPerToken && (kIsPerToken<Branches> && ...);
   static_assert((std::is_same_v<Scalar, typename Branches::Scalar> && ...),
                 "moe::WithBranches: the layer and its branches need the same Scalar");
 
@@ -68,7 +68,7 @@ class WithBranches {
     forward(tokens, Step{}, out, ws);
   }
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
-    if (detail::goes_in_chunks<Layer>("moe::WithBranches::forward", tokens.rows(), ws)) {
+    if (detail::goes_in_chunks<WithBranches>("moe::WithBranches::forward", tokens.rows(), ws)) {
       step.validate("moe::WithBranches::forward", tokens.rows());
       detail::require_shape("moe::WithBranches::forward", "out", out, tokens.rows(), output_dim());
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws, [&](const auto&... chunk) { forward(chunk..., ws); });

@@ -14,12 +14,12 @@ std::span<T> part_of(std::span<T> all, Index first, Index count) {
 }
 
 /// Whether a forward pass over num_tokens has to go in chunks. Throws std::invalid_argument if the workspace asks for
-/// chunks of a gate that looks at the whole batch, or for a negative number of tokens.
-template <class Gate, class S>
+/// chunks of a layer that looks at the whole batch, or for a negative number of tokens.
+template <class Layer, class S>
 bool goes_in_chunks(const char* function, Index num_tokens, const BasicWorkspace<S>& ws) {
   if (ws.max_tokens == 0) return false;
   if (ws.max_tokens < 0) fail(function, ": workspace.max_tokens is ", ws.max_tokens, ", expected >= 0");
-  if (!Gate::kPerToken)
+  if (!Layer::kPerToken)
     fail(function, ": workspace.max_tokens is ", ws.max_tokens,
          ", expected 0 with a gate that does not decide token by token");
   return num_tokens > ws.max_tokens;

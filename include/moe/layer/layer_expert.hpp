@@ -15,6 +15,7 @@ class LayerExpert {
  public:
   using Scalar = typename Layer::Scalar;
   using Tape = typename Layer::Tape;
+  static constexpr bool kPerToken = Layer::kPerToken;
 
   explicit LayerExpert(Layer layer) : layer_(std::move(layer)) {}
 

@@ -49,7 +49,7 @@ struct RequireTrainable {
 /// Three holes, each one small class: R turns tokens into logits, G decides who goes where, X computes. Immutable in
 /// forward, share freely between threads; all working memory is in the workspace or tape.
 ///
-/// Same bits for any number of threads and, where G::kPerToken, whatever else is in the batch. Shapes: tokens
+/// Same bits for any number of threads and, where kPerToken, whatever else is in the batch. Shapes: tokens
 /// [num_tokens, model_dim] row-major, out [num_tokens, output_dim]. A column-major argument is silently copied (Eigen).
 template <class R, class G, class X>
 class MoeLayer {
@@ -72,7 +72,8 @@ class MoeLayer {
                 "moe::MoeLayer: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
 
   using Workspace = BasicWorkspace<Scalar>;
-  static constexpr bool kPerToken = G::kPerToken;
+  /// Whether a token's output depends on the token alone.
+  static constexpr bool kPerToken = G::kPerToken && kIsPerToken<X>;
 
   /// What forward leaves for backward, and the working memory of backward. Caller-owned; several may be live.
   struct Tape {
@@ -121,7 +122,7 @@ class MoeLayer {
   /// workspace has seen sizes as large before.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     require_shapes("moe::MoeLayer::forward", tokens, step, out);
-    if (detail::goes_in_chunks<G>("moe::MoeLayer::forward", tokens.rows(), ws))
+    if (detail::goes_in_chunks<MoeLayer>("moe::MoeLayer::forward", tokens.rows(), ws))
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws, [&](const auto&... chunk) { forward(chunk..., ws); });
     ws.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, ws.logits);                             // [T, E]

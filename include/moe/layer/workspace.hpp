@@ -14,8 +14,10 @@ namespace moe::inline MOE_ABI {
 ///   logits      T * E * sizeof(S)
 ///   routing     8 * T + 13 * A, plan 24 * A + 8 * E * (workers + 1), for S = float
 ///   expert_out  A * output_dim * sizeof(S)
-///   scratch     with panel experts: one block of hidden activations per worker, max(2 MiB, 16 tiles of rows) per stage
-/// rows of logits and expert_out being padded to an odd number of cache lines. max_tokens bounds T, and so all four.
+///   scratch     with panel experts: one block of hidden activations per worker, max(2 MiB, 16 tiles of rows) per stage,
+///               and a list of shares, 24 * (E + 300 * workers)
+///   token_id    8 * max_tokens, in chunks
+/// rows of logits, expert_out and hidden activations being padded to an odd number of cache lines. max_tokens bounds T, and so all four.
 template <class S>
 struct BasicWorkspace {
   /// Most tokens that go through a layer at once; 0: all of them. More go in chunks of so many, which gives the same

@@ -111,19 +111,25 @@ class BasicLinearRouter {
       tape.dlogits.matrix().row(r).head(num_experts()) = dlogits.row(tape.token[static_cast<std::size_t>(r)]);
   }
 
-  /// Splits by blocks of tokens, as a router has few panels and many rows.
+  /// Splits by blocks of tokens, as a router has few panels and many rows; and by panels where the tokens are too few to
+  /// go round but the weights are worth a barrier.
   template <class BiasOf>
   void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, const BiasOf& bias_of) const {
-    constexpr Index kRows = 8 * kernel::kTileRows;
-    parallel_ranges(tokens.rows(), kRows, [&](Index begin, Index end, Index) {
-      kernel::multiply(kernel::RowSource<Scalar>::from(tokens), begin, end, weight_, 0, weight_.panels(),
-                       [&](Index row, int count, Index panel, Scalar* sums) {
-                         if (const Scalar* bias = bias_of(panel)) kernel::add_to_rows(bias, count, sums);
-                         const Index columns = std::min(kWidth, num_experts() - panel * kWidth);
-                         for (Index r = 0; r < count; ++r)
-                           std::copy_n(sums + r * kWidth, columns,
-                                       out.data() + (row + r) * out.outerStride() + panel * kWidth);
-                       });
+    constexpr Index kRows = 8 * kernel::kTileRows, kBytesForBarrier = Index{1} << 20;  // some 20 microseconds of reading
+    const Index blocks = (tokens.rows() + kRows - 1) / kRows, panels = weight_.panels();
+    const bool by_panels = blocks < num_workers() && static_cast<Index>(weight_.span().size_bytes()) >= kBytesForBarrier;
+    const Index parts = by_panels ? std::min(panels, num_workers()) : 1;
+    const auto source = kernel::RowSource<Scalar>::from(tokens);
+    const auto store = [&](Index row, int count, Index panel, Scalar* sums) {
+      if (const Scalar* bias = bias_of(panel)) kernel::add_to_rows(bias, count, sums);
+      const Index columns = std::min(kWidth, num_experts() - panel * kWidth);
+      for (Index r = 0; r < count; ++r)
+        std::copy_n(sums + r * kWidth, columns, out.data() + (row + r) * out.outerStride() + panel * kWidth);
+    };
+    parallel_for(blocks * parts, [&](Index task, Index) {
+      const Index block = task / parts, part = task % parts;
+      kernel::multiply(source, block * kRows, std::min(tokens.rows(), (block + 1) * kRows), weight_,
+                       panels * part / parts, panels * (part + 1) / parts, store);
     });
   }
 
