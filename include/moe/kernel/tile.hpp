@@ -27,7 +27,11 @@ constexpr Index panels_of(Index columns) {
 /// Rows of a tile. 16 registers hold 6 x 2 accumulators, one panel row (2) and a broadcast; 32 hold 12 x 2 likewise, with
 /// as many again to spare. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and more run at
 /// full speed; the more rows, the less often the panel is read from L2.
+#if defined(__aarch64__)  // g++ 12 moves loads up before it assigns registers: with 11 x 2 accumulators it spills
+inline constexpr int kTileRows = 10;
+#else
 inline constexpr int kTileRows = simd::kRegisters == 32 ? 12 : 6;
+#endif
 
 /// Panels that a tile of few rows walks side by side: as many as there are accumulators for, at most 4. One stream of
 /// weights does not saturate the memory bus (0.87 of the read bandwidth with one panel, 0.99 with four; AVX2, Zen 5,
