@@ -135,10 +135,11 @@ template <int Inputs, class S>
   unroll<Inputs>([&](auto i) {
     unroll<2>([&](auto c) { sum[i][c] = simd::load(gradient + i * kWidth + c * kLanes); });
   });
-  for (Index r = 0; r < num_rows; ++r, rows += stride, douts += dout_stride) {
-    const Batch low = simd::load(douts), high = simd::load(douts + kLanes);
+  for (Index r = 0; r < num_rows; ++r) {
+    const S *row = rows + r * stride, *dout = douts + r * dout_stride;
+    const Batch low = simd::load(dout), high = simd::load(dout + kLanes);
     unroll<Inputs>([&](auto i) {
-      const Batch value(rows[i]);
+      const Batch value(row[i]);
       sum[i][0] = simd::fma(value, low, sum[i][0]);
       sum[i][1] = simd::fma(value, high, sum[i][1]);
     });
