@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "moe/core/simd.hpp"
 
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -76,6 +77,18 @@ TEMPLATE_TEST_CASE("divide: a batch rounds as a scalar does", "[core]", float, d
     REQUIRE(test::same_bits(lanes_of(simd::divide(V(a), V(b)))[0], a / b));
     REQUIRE(test::same_bits(simd::divide(a, b), a / b));
   }
+}
+
+TEMPLATE_TEST_CASE("sqrt: a batch rounds as a scalar does", "[core]", float, double) {
+  using V = simd::Batch<TestType>;
+  constexpr TestType kLargest = std::numeric_limits<TestType>::max(), kSmallest = std::numeric_limits<TestType>::min();
+  for (const TestType scale : {kSmallest, TestType(1), kLargest / 64})
+    for (int i = 0; i < 500; ++i) {
+      CAPTURE(scale, i);
+      const TestType x = scale * TestType(i) / 11;
+      REQUIRE(test::same_bits(lanes_of(simd::sqrt(V(x)))[0], std::sqrt(x)));
+      REQUIRE(test::same_bits(simd::sqrt(x), std::sqrt(x)));
+    }
 }
 
 TEMPLATE_TEST_CASE("reduce_add: adds by halving", "[core]", float, double) {

@@ -155,10 +155,12 @@ S abs(S x) {
   return std::abs(x);
 }
 
-/// Square root, correctly rounded; for batches and scalars alike.
+/// Square root, correctly rounded (xsimd's of floats on 64-bit ARM is an estimate); for batches and scalars alike.
 template <class S, class A>
 xsimd::batch<S, A> sqrt(const xsimd::batch<S, A>& x) {
-#if defined(__AVX512F__)  // the masked form: see low_bits_to_exponent
+#if defined(__aarch64__)
+  if constexpr (std::is_same_v<S, float> && xsimd::batch<S, A>::size == 4) return vsqrtq_f32(x);
+#elif defined(__AVX512F__)  // the masked form: see low_bits_to_exponent
   if constexpr (sizeof(x) == 64 && sizeof(S) == 4) return _mm512_maskz_sqrt_ps(0xFFFF, x);
   if constexpr (sizeof(x) == 64 && sizeof(S) == 8) return _mm512_maskz_sqrt_pd(0xFF, x);
 #endif

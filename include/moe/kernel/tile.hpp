@@ -27,7 +27,11 @@ constexpr Index panels_of(Index columns) {
 /// Rows of a tile. 16 registers hold 6 x 2 accumulators, one panel row (2) and a broadcast; 32 hold 12 x 2 likewise, with
 /// as many again to spare. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and more run at
 /// full speed; the more rows, the less often the panel is read from L2.
+#if defined(__aarch64__)  // g++ 12 moves loads up before it assigns registers: with 11 x 2 accumulators it spills
+inline constexpr int kTileRows = 10;
+#else
 inline constexpr int kTileRows = simd::kRegisters == 32 ? 12 : 6;
+#endif
 
 /// Panels that a tile of few rows walks side by side: as many as there are accumulators for, at most 4. One stream of
 /// weights does not saturate the memory bus (0.87 of the read bandwidth with one panel, 0.99 with four; AVX2, Zen 5,
@@ -131,10 +135,11 @@ template <int Inputs, class S>
   unroll<Inputs>([&](auto i) {
     unroll<2>([&](auto c) { sum[i][c] = simd::load(gradient + i * kWidth + c * kLanes); });
   });
-  for (Index r = 0; r < num_rows; ++r, rows += stride, douts += dout_stride) {
-    const Batch low = simd::load(douts), high = simd::load(douts + kLanes);
+  for (Index r = 0; r < num_rows; ++r) {
+    const S *row = rows + r * stride, *dout = douts + r * dout_stride;
+    const Batch low = simd::load(dout), high = simd::load(dout + kLanes);
     unroll<Inputs>([&](auto i) {
-      const Batch value(rows[i]);
+      const Batch value(row[i]);
       sum[i][0] = simd::fma(value, low, sum[i][0]);
       sum[i][1] = simd::fma(value, high, sum[i][1]);
     });
