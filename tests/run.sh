@@ -23,10 +23,10 @@ for library in libeigen3-dev libxsimd-dev catch2 nlohmann-json3-dev libcli11-dev
 if [ "$mode" != quick ]; then
   need clang++ clang
   need - libomp-dev
+  need - libbenchmark-dev
 fi
 if [ "$mode" = full ]; then
   need pkg-config pkg-config
-  need - libbenchmark-dev
 fi
 install_needed
 
@@ -77,7 +77,7 @@ works_with() {
 }
 
 without_aslr=
-stage ci-gcc
+if [ "$mode" = quick ]; then stage ci-gcc; else stage ci-gcc -DMOE_BENCH=ON; fi
 if [ "$mode" != quick ]; then
   stage ci-clang
   # The leak check needs ptrace, which some containers forbid.

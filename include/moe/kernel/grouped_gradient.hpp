@@ -104,8 +104,8 @@ void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, c
 
 namespace detail {
 
-/// Rows and inputs that stay in L1 and L2 while all panels of a share pass over them. 48 is a multiple of both tile
-/// heights; packed rows of 48 do not fall on the same cache sets, as rows of a token matrix would.
+/// Rows and inputs that stay in L1 and L2 while all panels of a share pass over them. 48 is a multiple of the tile
+/// heights of x86; packed rows of 48 do not fall on the same cache sets, as rows of a token matrix would.
 inline constexpr Index kGradientRows = 256, kGradientInputs = 48;
 
 /// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count; `next` is what
