@@ -97,7 +97,7 @@ void print(const CellResult& result) {
     std::printf("  %-17s %10.3f ms  %8.2f times ours  %.1f%% of the limit\n", m.timings[i].name.c_str(),
                 1e3 * m.timings[i].seconds, m.timings[i].ratio, m.timings[i].percent_of_limit);
   for (const std::string& name : result.wrong)
-    std::printf("  %-17s left out: its results are wrong here\n", name.c_str());
+    std::printf("  %-17s left out: its results differ from ours\n", name.c_str());
 }
 
 }  // namespace

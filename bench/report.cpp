@@ -92,7 +92,7 @@ void print_row(const CellResult& result) {
               ours.percent_of_limit, m.is_bound_by_flop() ? "F" : "B", 1e-9 * m.work.flop / ours.seconds,
               1e-9 * m.work.bytes / ours.seconds);
   for (const std::string& name : result.wrong)
-    std::printf("  %s left out: its results are wrong here\n", name.c_str());
+    std::printf("  %s left out: its results differ from ours\n", name.c_str());
   std::fflush(stdout);
 }
 
