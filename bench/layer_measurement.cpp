@@ -67,7 +67,7 @@ const Timing* CellResult::best_peer() const {
 struct LayerBench::Inputs {
   std::vector<Matrix<float>> tokens;
   std::vector<Work> work;
-  double touched_bytes = 0;  // of all sets together
+  Index working_set = 0;  // bytes of all sets together: touched weights; backward: and their gradients
   Matrix<float> dout, out, dtokens;
 
   Inputs(const Shape& shape, const Layer& layer, const Cell& cell, moe::Workspace& workspace)
@@ -81,7 +81,8 @@ struct LayerBench::Inputs {
       work.push_back(work_of(shape, workspace.plan, cell.pass));
       for (const Index e : std::as_const(workspace.routing).experts()) touched.insert(e);
     }
-    touched_bytes = static_cast<double>(static_cast<Index>(touched.size()) * shape.expert_bytes());
+    const Index copies = cell.pass == Pass::Backward ? 2 : 1;
+    working_set = copies * static_cast<Index>(touched.size()) * shape.expert_bytes();
   }
 
   /// So that who writes nothing does not pass with the results of who ran before.
@@ -182,7 +183,7 @@ CellResult LayerBench::measure(const Cell& cell, const Effort& effort) {
     else
       result.wrong.push_back(peer->name());
   }
-  const LimitMeter meter(static_cast<Index>(inputs.touched_bytes), cell.threads);
+  const LimitMeter meter(inputs.working_set, cell.threads);
   result.measurement = interleave(contestants, inputs.work, meter, effort);
   return result;
 }

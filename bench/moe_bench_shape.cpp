@@ -25,8 +25,9 @@ constexpr const char* kDescription =
     "pass with tape before it. GFLOP/s counts 6 D F T K + 2 D E T, twice that for backward; GB/s counts the weights\n"
     "of the experts that tokens reach (backward: and their gradients, read and written), the router, and the rows in\n"
     "and out. percent_of_limit is 100 max(FLOP / peak, bytes / bandwidth) / time, peak and bandwidth measured beside\n"
-    "every repetition: bandwidth from the cache if the weights fit the last-level cache, else from memory, with cold\n"
-    "weights. All figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum.";
+    "every repetition: bandwidth from the cache if the weights (backward: and gradients) fit the last-level cache,\n"
+    "else from memory, with cold weights; but backward follows its forward: what that used last may be cached. All\n"
+    "figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum.";
 
 /// Options that stand for something else than themselves.
 struct Names {
