@@ -32,19 +32,31 @@ double relative_error(const moe::AlignedBuffer<float>& plain, const moe::PanelMa
   return std::sqrt(difference / (norm > 0 ? norm : 1));
 }
 
+/// `shape`, or throws before anything is allocated.
+const Shape& if_it_fits(const Shape& shape, Index needed) {
+  if (const Index available = available_memory(); needed > available)
+    moe::fail_environment("bench: ", shape.name, " needs ", needed >> 20, " MiB, of which ", available >> 20,
+                          " are available");
+  return shape;
+}
+
 /// Few tokens use few experts: with more sets of them, all experts are read in turn.
 Index sets_for(Index tokens) { return tokens <= 4 ? 16 : tokens <= 32 ? 4 : 1; }
 
 }  // namespace
 
-Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass) {
+Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan) {
   Index touched = 0;
   for (Index e = 0; e < plan.num_experts(); ++e) touched += plan.rows_of(e) > 0;
+  return touched * shape.expert_bytes();
+}
+
+Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass) {
   const auto rows = static_cast<double>(plan.num_rows()), count = static_cast<double>(plan.num_tokens());
   const auto dim = static_cast<double>(shape.model_dim);
   const double flop = 6 * dim * static_cast<double>(shape.hidden_dim) * rows +
                       2 * dim * static_cast<double>(shape.num_experts) * count;
-  const auto weights = static_cast<double>(touched * shape.expert_bytes() + shape.router_bytes());
+  const auto weights = static_cast<double>(touched_bytes(shape, plan) + shape.router_bytes());
   const double activations = count * dim * sizeof(float);
   if (pass == Pass::Forward) return {flop, weights + 2 * activations};
   return {2 * flop, 3 * weights + 3 * activations};
@@ -97,19 +109,10 @@ Index LayerBench::bytes_needed(const Shape& shape, Peers peers, Pass most) {
 }
 
 LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most)
-    : shape_(shape),
-      weights_([&] {
-        const Index needed = bytes_needed(shape, Peers::All, most), available = available_memory();
-        if (needed > available)
-          moe::fail_environment("bench: ", shape.name, " needs ", needed >> 20, " MiB, of which ", available >> 20,
-                                " are available");
-        return random_weights(shape);
-      }()),
-      layer_(layer_from(shape, weights_)) {
-  if (peers == Peers::All)
-    peers_ = make_peers(shape, weights_);
-  else
-    weights_ = PlainWeights({"", 0, 0, 0, 0});
+    : shape_(if_it_fits(shape, bytes_needed(shape, peers, most))),
+      weights_(peers == Peers::All ? random_weights(shape) : PlainWeights({"", 0, 0, 0, 0})),
+      layer_(peers == Peers::All ? layer_from(shape, weights_) : random_layer(shape)) {
+  if (peers == Peers::All) peers_ = make_peers(shape, weights_);
   if (most == Pass::Backward) {
     gradient_.emplace(zero_layer(shape));
     if (peers == Peers::All) peer_gradient_.emplace(shape);
