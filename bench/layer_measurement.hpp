@@ -35,6 +35,9 @@ struct CellResult {
 /// gradient read and written), the router, and the rows in and out.
 Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass);
 
+/// Bytes of the experts that have rows.
+Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan);
+
 /// A layer and its peers, for any number of cells.
 class LayerBench {
  public:
