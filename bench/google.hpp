@@ -44,8 +44,8 @@ class OneThread {
   moe::UseExecutor use_;
 };
 
-/// Times call() on all threads (OMP_NUM_THREADS, or one in the scope of OneThread), after an untimed prepare(). Counters: tokens, bytes and operations
-/// per second;
+/// Times call() on all threads (OMP_NUM_THREADS, or one in the scope of OneThread), after an untimed prepare().
+/// Counters: tokens, bytes and operations per second;
 ///   percent_of_memcpy   bytes read and written, of what memcpy of as many bytes moves
 ///   percent_of_limit    max(flop / FMA peak, bytes / read bandwidth) / time
 /// Limits are measured just before, for the cache or memory, wherever that many bytes fit.

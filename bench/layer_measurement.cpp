@@ -105,7 +105,8 @@ struct LayerBench::Inputs {
 };
 
 Index LayerBench::bytes_needed(const Shape& shape, Peers peers, Pass most) {
-  return shape.weight_bytes() * (peers == Peers::All ? 2 : 1) * (most == Pass::Backward ? 2 : 1);
+  const Index plain = peers == Peers::All ? 1 : 0, blocked = plain == 1 && onednn_copies_weights() ? 1 : 0;
+  return shape.weight_bytes() * ((1 + plain) * (most == Pass::Backward ? 2 : 1) + blocked);
 }
 
 LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most)

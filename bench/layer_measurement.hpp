@@ -41,7 +41,8 @@ Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan);
 /// A layer and its peers, for any number of cells.
 class LayerBench {
  public:
-  /// Throws std::runtime_error if memory is too small for the weights (times two with peers, times four to train).
+  /// Throws std::runtime_error if memory is too small for the weights: times two with peers, times four to train, and
+  /// once more where oneDNN copies them.
   LayerBench(const Shape& shape, Peers peers, Pass most);
 
   /// Bytes that a LayerBench takes.

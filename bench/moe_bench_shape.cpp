@@ -27,7 +27,8 @@ constexpr const char* kDescription =
     "and out. percent_of_limit is 100 max(FLOP / peak, bytes / bandwidth) / time, peak and bandwidth measured beside\n"
     "every repetition: bandwidth from the cache if the weights (backward: and gradients) fit the last-level cache,\n"
     "else from memory, with cold weights; but backward follows its forward: what that used last may be cached. All\n"
-    "figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum.";
+    "figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum,\n"
+    "on weights as plain row-major matrices; with AVX-512, oneDNN keeps a copy in blocks for forward.";
 
 /// Options that stand for something else than themselves.
 struct Names {

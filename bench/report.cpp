@@ -78,8 +78,9 @@ void print_header() {
   std::printf(
       "\nms: medians of interleaved repetitions. x peer: best peer's time / ours. %% limit: of max(FLOP / peak,\n"
       "bytes / bandwidth), both measured beside each repetition; bound: which of them (F, B). bwd follows its\n"
-      "forward: some of its weights may be cached.\n\n"
-      "%-17s %-4s %3s %6s %-8s %10s %10s %10s %-9s %7s %7s %5s %8s %7s\n", "shape", "pass", "thr", "tokens", "routing",
+      "forward: some of its weights may be cached. Peers store weights as plain matrices%s.\n\n"
+      "%-17s %-4s %3s %6s %-8s %10s %10s %10s %-9s %7s %7s %5s %8s %7s\n",
+      onednn_copies_weights() ? ", oneDNN in its blocks" : "", "shape", "pass", "thr", "tokens", "routing",
       "ours ms", "Eigen ms", "peer ms", "best peer", "x peer", "% limit", "bound", "GFLOP/s", "GB/s");
 }
 

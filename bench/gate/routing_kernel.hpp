@@ -19,8 +19,8 @@ inline constexpr RoutingSize kRoutingSizes[] = {{8, 2}, {16, 2}, {64, 1}, {64, 8
 /// For gates that give a token to every expert.
 inline constexpr RoutingSize kDenseSizes[] = {{8, 8}, {16, 16}, {64, 64}, {128, 128}, {256, 256}, {512, 512}};
 
-/// Registers gate/<name>/... for the sizes and all patterns. route(logits, k, routing) fills `routing` [num_tokens, k] from
-/// `logits` [num_tokens, num_experts]; it is copied for each benchmark and may keep buffers of its own.
+/// Registers gate/<name>/... for the sizes and all patterns. route(logits, k, routing) fills `routing` [num_tokens, k]
+/// from `logits` [num_tokens, num_experts]; it is copied for each benchmark and may keep buffers of its own.
 template <class Route>
 void add_routing_kernel(const std::string& name, const Route& route,
                         std::span<const RoutingSize> sizes = kRoutingSizes) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// kernel/combine: the weighted sum of each token's rows, beside adding each expert's rows to their tokens; both on one thread.
+// kernel/combine: the weighted sum of each token's rows, beside adding each expert's rows to their tokens; both on one
+// thread.
 #include "google.hpp"
 #include "kernel/routed_rows.hpp"
 
