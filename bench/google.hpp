@@ -30,8 +30,22 @@ inline void add_for_all(const std::string& name, void (*body)(benchmark::State&,
           [=, &shape](benchmark::State& state) { body(state, shape, pattern); });
 }
 
-/// Times call() on all threads (OMP_NUM_THREADS), after an untimed prepare(). Counters: tokens, bytes and operations
-/// per second;
+/// Keeps parallel loops on one thread while it lives: for what is compared with a serial loop.
+class OneThread {
+ public:
+  OneThread() : use_(executor_) {}
+
+ private:
+  struct Serial final : moe::Executor {
+    Index concurrency() const override { return 1; }
+    void run(moe::TaskRef task) override { task(0); }
+  };
+  Serial executor_ = {};
+  moe::UseExecutor use_;
+};
+
+/// Times call() on all threads (OMP_NUM_THREADS, or one in the scope of OneThread), after an untimed prepare().
+/// Counters: tokens, bytes and operations per second;
 ///   percent_of_memcpy   bytes read and written, of what memcpy of as many bytes moves
 ///   percent_of_limit    max(flop / FMA peak, bytes / read bandwidth) / time
 /// Limits are measured just before, for the cache or memory, wherever that many bytes fit.
@@ -67,12 +81,11 @@ void measure(benchmark::State& state, const Work& work, Call&& call) {
   measure_after(state, work, [] {}, call);
 }
 
-/// The rest of main().
+/// The rest of main(). Fails if the filter matches nothing.
 inline int run(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  benchmark::RunSpecifiedBenchmarks();
-  return 0;
+  return benchmark::RunSpecifiedBenchmarks() > 0 ? 0 : 1;
 }
 
 }  // namespace bench

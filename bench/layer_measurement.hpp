@@ -35,10 +35,14 @@ struct CellResult {
 /// gradient read and written), the router, and the rows in and out.
 Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass);
 
+/// Bytes of the experts that have rows.
+Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan);
+
 /// A layer and its peers, for any number of cells.
 class LayerBench {
  public:
-  /// Throws std::runtime_error if memory is too small for the weights (times two with peers, times four to train).
+  /// Throws std::runtime_error if memory is too small for the weights: times two with peers, times four to train, and
+  /// once more where oneDNN copies them.
   LayerBench(const Shape& shape, Peers peers, Pass most);
 
   /// Bytes that a LayerBench takes.

@@ -19,7 +19,7 @@ struct Work {
 /// One of several ways to do the same. `set` selects one of the prepared inputs.
 struct Contestant {
   std::string name;
-  std::function<void(Index set)> prepare;  ///< timed apart, before each run; may be empty
+  std::function<void(Index set)> prepare;  ///< timed apart, between the flush and each run; may be empty
   std::function<void(Index set)> run;
 };
 
@@ -36,7 +36,7 @@ struct Measurement {
   Limits limits = {};                ///< medians, beside the first contestant
   Work work = {};                    ///< mean over the sets
   int repetitions = 0;
-  bool is_warm = false;  ///< weights come from the last-level cache
+  bool is_warm = false;  ///< weights (and gradients) fit the last-level cache
   bool is_bound_by_flop() const { return work.flop / limits.flop > work.bytes / limits.bytes; }
 };
 

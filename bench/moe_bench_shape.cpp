@@ -25,8 +25,10 @@ constexpr const char* kDescription =
     "pass with tape before it. GFLOP/s counts 6 D F T K + 2 D E T, twice that for backward; GB/s counts the weights\n"
     "of the experts that tokens reach (backward: and their gradients, read and written), the router, and the rows in\n"
     "and out. percent_of_limit is 100 max(FLOP / peak, bytes / bandwidth) / time, peak and bandwidth measured beside\n"
-    "every repetition: bandwidth from the cache if the weights fit the last-level cache, else from memory, with cold\n"
-    "weights. All figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum.";
+    "every repetition: bandwidth from the cache if the weights (backward: and gradients) fit the last-level cache,\n"
+    "else from memory, with cold weights; but backward follows its forward: what that used last may be cached. All\n"
+    "figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum,\n"
+    "on weights as plain row-major matrices; with AVX-512, oneDNN keeps a copy in blocks for forward.";
 
 /// Options that stand for something else than themselves.
 struct Names {
@@ -97,7 +99,7 @@ void print(const CellResult& result) {
     std::printf("  %-17s %10.3f ms  %8.2f times ours  %.1f%% of the limit\n", m.timings[i].name.c_str(),
                 1e3 * m.timings[i].seconds, m.timings[i].ratio, m.timings[i].percent_of_limit);
   for (const std::string& name : result.wrong)
-    std::printf("  %-17s left out: its results are wrong here\n", name.c_str());
+    std::printf("  %-17s left out: its results differ from ours\n", name.c_str());
 }
 
 }  // namespace

@@ -56,9 +56,9 @@ std::vector<Cell> cells_of(const Plan& plan, Pass most) {
   return cells;
 }
 
-/// Gradients double the memory; layers that would pass 11 GB, or what there is, are measured forward only.
+/// Gradients double the memory; layers that would pass 11.5 GiB, or what there is, are measured forward only.
 Pass most_of(const Shape& shape) {
-  const Index limit = std::min(Index{11} << 30, available_memory());
+  const Index limit = std::min(Index{23} << 29, available_memory());
   return LayerBench::bytes_needed(shape, Peers::All, Pass::Backward) < limit ? Pass::Backward : Pass::Forward;
 }
 

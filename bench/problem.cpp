@@ -28,6 +28,27 @@ void copy_into(moe::PanelMatrix<moe::F32>& panels, const float* plain) {
 
 double bound_for(Index inputs) { return 1.0 / std::sqrt(static_cast<double>(inputs)); }
 
+void draw_router(const Shape& shape, Matrix<float>& router) {
+  if (shape.model_dim >= shape.num_experts)
+    router.setIdentity();
+  else
+    fill_uniform(router.data(), router.size(), bound_for(shape.model_dim), 1);
+}
+
+void draw_expert(const Shape& shape, Index expert, moe::AlignedBuffer<float>& gate_up,
+                 moe::AlignedBuffer<float>& down) {
+  const auto seed = static_cast<std::uint64_t>(2 * expert + 2);
+  fill_uniform(gate_up.data(), gate_up.size(), bound_for(shape.model_dim), seed);
+  fill_uniform(down.data(), down.size(), bound_for(shape.hidden_dim), seed + 1);
+}
+
+moe::AlignedBuffer<float> plain_gate_up(const Shape& shape) {
+  return moe::AlignedBuffer<float>(shape.model_dim * 2 * shape.hidden_dim);
+}
+moe::AlignedBuffer<float> plain_down(const Shape& shape) {
+  return moe::AlignedBuffer<float>(shape.hidden_dim * shape.model_dim);
+}
+
 }  // namespace
 
 PlainWeights::PlainWeights(const Shape& shape)
@@ -36,8 +57,8 @@ PlainWeights::PlainWeights(const Shape& shape)
       down(static_cast<std::size_t>(shape.num_experts)) {
   moe::parallel_for(shape.num_experts, [&](Index expert, Index) {
     const auto e = static_cast<std::size_t>(expert);
-    gate_up[e] = moe::AlignedBuffer<float>(shape.model_dim * 2 * shape.hidden_dim);
-    down[e] = moe::AlignedBuffer<float>(shape.hidden_dim * shape.model_dim);
+    gate_up[e] = plain_gate_up(shape);
+    down[e] = plain_down(shape);
   });
 }
 
@@ -52,15 +73,10 @@ void PlainWeights::set_zero() {
 
 PlainWeights random_weights(const Shape& shape) {
   PlainWeights weights(shape);
-  if (shape.model_dim >= shape.num_experts)
-    weights.router.setIdentity();
-  else
-    fill_uniform(weights.router.data(), weights.router.size(), bound_for(shape.model_dim), 1);
+  draw_router(shape, weights.router);
   moe::parallel_for(shape.num_experts, [&](Index expert, Index) {
     const auto e = static_cast<std::size_t>(expert);
-    const auto seed = static_cast<std::uint64_t>(2 * expert + 2);
-    fill_uniform(weights.gate_up[e].data(), weights.gate_up[e].size(), bound_for(shape.model_dim), seed);
-    fill_uniform(weights.down[e].data(), weights.down[e].size(), bound_for(shape.hidden_dim), seed + 1);
+    draw_expert(shape, expert, weights.gate_up[e], weights.down[e]);
   });
   return weights;
 }
@@ -79,6 +95,20 @@ Layer layer_from(const Shape& shape, const PlainWeights& weights) {
   moe::parallel_for(shape.num_experts, [&](Index e, Index) {
     copy_into(layer.experts()[e].gate_up(), weights.gate_up[static_cast<std::size_t>(e)].data());
     copy_into(layer.experts()[e].down(), weights.down[static_cast<std::size_t>(e)].data());
+  });
+  return layer;
+}
+
+Layer random_layer(const Shape& shape) {
+  Layer layer = zero_layer(shape);
+  Matrix<float> router = Matrix<float>::Zero(shape.model_dim, shape.num_experts);
+  draw_router(shape, router);
+  copy_into(layer.router().weight(), router.data());
+  moe::parallel_for(shape.num_experts, [&](Index e, Index) {
+    moe::AlignedBuffer<float> gate_up = plain_gate_up(shape), down = plain_down(shape);
+    draw_expert(shape, e, gate_up, down);
+    copy_into(layer.experts()[e].gate_up(), gate_up.data());
+    copy_into(layer.experts()[e].down(), down.data());
   });
   return layer;
 }

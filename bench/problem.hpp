@@ -33,6 +33,9 @@ PlainWeights random_weights(const Shape& shape);
 /// Copies into the panels that our kernels read.
 Layer layer_from(const Shape& shape, const PlainWeights& weights);
 
+/// The same layer as layer_from(shape, random_weights(shape)), without plain matrices of all experts on the way.
+Layer random_layer(const Shape& shape);
+
 /// Zeros, for gradients.
 Layer zero_layer(const Shape& shape);
 

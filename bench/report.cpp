@@ -77,8 +77,10 @@ void print_header() {
   if (const char* core = std::getenv("OPENBLAS_CORETYPE")) std::printf("OPENBLAS_CORETYPE=%s\n", core);
   std::printf(
       "\nms: medians of interleaved repetitions. x peer: best peer's time / ours. %% limit: of max(FLOP / peak,\n"
-      "bytes / bandwidth), both measured beside each repetition; bound: which of them (F, B).\n\n"
-      "%-17s %-4s %3s %6s %-8s %10s %10s %10s %-9s %7s %7s %5s %8s %7s\n", "shape", "pass", "thr", "tokens", "routing",
+      "bytes / bandwidth), both measured beside each repetition; bound: which of them (F, B). bwd follows its\n"
+      "forward: some of its weights may be cached. Peers store weights as plain matrices%s.\n\n"
+      "%-17s %-4s %3s %6s %-8s %10s %10s %10s %-9s %7s %7s %5s %8s %7s\n",
+      onednn_copies_weights() ? ", oneDNN in its blocks" : "", "shape", "pass", "thr", "tokens", "routing",
       "ours ms", "Eigen ms", "peer ms", "best peer", "x peer", "% limit", "bound", "GFLOP/s", "GB/s");
 }
 
@@ -92,7 +94,7 @@ void print_row(const CellResult& result) {
               ours.percent_of_limit, m.is_bound_by_flop() ? "F" : "B", 1e-9 * m.work.flop / ours.seconds,
               1e-9 * m.work.bytes / ours.seconds);
   for (const std::string& name : result.wrong)
-    std::printf("  %s left out: its results are wrong here\n", name.c_str());
+    std::printf("  %s left out: its results differ from ours\n", name.c_str());
   std::fflush(stdout);
 }
 

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "routing_measurement.hpp"
 
+#include <array>
+#include <limits>
+#include <numeric>
+
 #include "clock.hpp"
 #include "kernel/routed_rows.hpp"
 #include "peers/naive_routing.hpp"
@@ -11,6 +15,20 @@ namespace {
 
 constexpr int kRepetitions = 15;
 constexpr double kBudget = 2e-3;  // seconds per repetition and contestant
+
+/// Rows exactly, weights up to rounding: on both sides exponentials within 2 ulp (each at most an epsilon), their sum
+/// within k / 2 epsilons beside those 2, and half an epsilon of the division; twice that for what is not first order.
+void require_equal(const moe::Routing<float>& routing, const moe::DispatchPlan& plan, const NaiveRouting& naive) {
+  for (std::size_t r = 0; r < naive.token.size(); ++r)
+    if (plan.token_of_row()[r] != naive.token[r])
+      moe::fail_environment("bench: the plan differs from the naive one in row ", r);
+  const double epsilons = 2 * 2 * (2 + 2 + 0.5 * static_cast<double>(naive.k) + 0.5);
+  for (std::size_t a = 0; a < naive.weight.size(); ++a) {
+    const double expected = naive.weight[a], error = std::abs(routing.weights()[a] - expected);
+    if (!(error <= epsilons * std::numeric_limits<float>::epsilon() * expected))
+      moe::fail_environment("bench: weight ", a, " is ", routing.weights()[a], ", the naive one ", expected);
+  }
+}
 
 PlanResult measure_plan(Index tokens, Index experts, Index k) {
   LogitBatches batches(Pattern::Uniform, tokens, experts);
@@ -31,15 +49,14 @@ PlanResult measure_plan(Index tokens, Index experts, Index k) {
   }
   ours(batches.front());
   naive.build(batches.front(), k);
-  for (Index r = 0; r < plan.num_rows(); ++r)
-    if (plan.token_of_row()[static_cast<std::size_t>(r)] != naive.token[static_cast<std::size_t>(r)])
-      moe::fail_environment("bench: the plan differs from the naive one in row ", r);
+  require_equal(routing, plan, naive);
   const double per_token = 1e9 / static_cast<double>(tokens);
   return {tokens, experts, k, per_token * median(ours_seconds), per_token * median(naive_seconds), median(ratio)};
 }
 
 MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
   RoutedRows rows(shape, Pattern::Uniform, num_tokens);
+  rows.verify();
   MovementResult result{.shape = shape.name, .tokens = num_tokens};
   std::vector<double> dispatch, combine, copy, dispatch_percent, combine_percent, speedup;
   for (int repetition = 0; repetition < kRepetitions; ++repetition) {
@@ -61,6 +78,19 @@ MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
   result.combine_percent = median(combine_percent);
   result.combine_speedup = median(speedup);
   return result;
+}
+
+constexpr std::size_t kParts = 5;
+using PartSeconds = std::array<double, kParts>;  // router, gate, plan, experts, combine
+
+/// The lines of MoeLayer::forward, with a clock between them.
+PartSeconds seconds_of_parts(const Layer& layer, const Matrix<float>& tokens, Matrix<float>& out, moe::Workspace& ws) {
+  const moe::Step step;
+  return {seconds_of([&] { layer.router().logits(tokens, step, ws.logits); }),
+          seconds_of([&] { layer.gate().route<float>(ws.logits, step, ws.routing); }),
+          seconds_of([&] { ws.plan.build(ws.routing, layer.num_experts()); }),
+          seconds_of([&] { layer.experts().forward(tokens, ws.plan, step, ws.expert_out, ws.scratch); }),
+          seconds_of([&] { moe::kernel::combine(ws.expert_out, ws.plan, ws.routing, out); })};
 }
 
 }  // namespace
@@ -90,17 +120,22 @@ ShareResult measure_share(const Shape& shape, const Layer& layer, Index tokens, 
   Matrix<float> out(tokens, shape.model_dim);
   moe::Workspace ws;
   layer.forward(input, out, ws);
-  std::vector<double> router, gate, plan, combine;
-  const moe::Step step;
-  for (int repetition = 0; repetition < 5; ++repetition) {
-    const double whole = seconds_of([&] { layer.forward(input, out, ws); });
-    const auto percent = [&](const auto& part) { return 100 * mean_seconds(kBudget, part) / whole; };
-    router.push_back(percent([&] { layer.router().logits(input, step, ws.logits); }));
-    gate.push_back(percent([&] { layer.gate().route<float>(ws.logits, step, ws.routing); }));
-    plan.push_back(percent([&] { ws.plan.build(ws.routing, shape.num_experts); }));
-    combine.push_back(percent([&] { moe::kernel::combine(ws.expert_out, ws.plan, ws.routing, out); }));
+  const LimitMeter meter(touched_bytes(shape, ws.plan), threads);
+  std::array<std::vector<double>, kParts> percent;
+  for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+    static_cast<void>(meter.measure());  // flushes the caches, if the weights do not fit
+    if (meter.is_warm()) static_cast<void>(seconds_of_parts(layer, input, out, ws));
+    const PartSeconds part = seconds_of_parts(layer, input, out, ws);
+    const double whole = std::accumulate(part.begin(), part.end(), 0.0);
+    for (std::size_t p = 0; p < kParts; ++p) percent[p].push_back(100 * part[p] / whole);
   }
-  return {shape.name, tokens, threads, median(router), median(gate), median(plan), median(combine)};
+  return {.shape = shape.name,
+          .tokens = tokens,
+          .threads = threads,
+          .router = median(percent[0]),
+          .gate = median(percent[1]),
+          .plan = median(percent[2]),
+          .combine = median(percent[4])};
 }
 
 }  // namespace bench

@@ -26,7 +26,8 @@ struct MovementResult {
 };
 std::vector<MovementResult> measure_movement(Index most_tokens);
 
-/// Percent of a layer's forward time that each part around the experts takes.
+/// Percent of a layer's forward time that each part around the experts takes: medians of the shares within a pass, with
+/// weights as cold or warm as where layers are measured.
 struct ShareResult {
   std::string shape;
   Index tokens = 0;

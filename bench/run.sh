@@ -1,6 +1,6 @@
 #!/bin/sh
 # Measures mixture-of-experts layers beside the machine's limits and loops around Eigen, OpenBLAS and oneDNN.
-#   bench/run.sh                     shapes of published models: about half an hour, up to 12 GB of memory
+#   bench/run.sh                     shapes of published models: about half an hour, up to 13 GB of memory
 #   bench/run.sh --quick             three shapes: below five minutes, up to 7 GB
 #   bench/run.sh --march x86-64-v3   compiled for AVX2 (default: native); peers are then kept to AVX2, too
 #   bench/run.sh --shape OLMoE       only this shape; may be repeated, and combined with --quick

@@ -23,7 +23,7 @@ struct Shape {
 };
 
 /// "model/n" is that model with 1/n of its hidden units, so that weights, their copies for the peers and gradients stay
-/// below 12 GB.
+/// below 13 GB.
 inline const std::array<Shape, 9> kShapes = {{
     {"small", 256, 512, 16, 2},
     {"8x3584", 1024, 3584, 8, 2},

@@ -2,6 +2,8 @@
 // How a gate, or any other way from logits to a routing, is put on the list of gate/top_k_bench.cpp.
 #pragma once
 
+#include <span>
+
 #include "google.hpp"
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
@@ -14,11 +16,15 @@ struct RoutingSize {
 };
 inline constexpr RoutingSize kRoutingSizes[] = {{8, 2}, {16, 2}, {64, 1}, {64, 8}, {128, 8}, {256, 8}, {512, 10}};
 
-/// Registers gate/<name>/... for all sizes and patterns. route(logits, k, routing) fills `routing` [num_tokens, k] from
-/// `logits` [num_tokens, num_experts]; it is copied for each benchmark and may keep buffers of its own.
+/// For gates that give a token to every expert.
+inline constexpr RoutingSize kDenseSizes[] = {{8, 8}, {16, 16}, {64, 64}, {128, 128}, {256, 256}, {512, 512}};
+
+/// Registers gate/<name>/... for the sizes and all patterns. route(logits, k, routing) fills `routing` [num_tokens, k]
+/// from `logits` [num_tokens, num_experts]; it is copied for each benchmark and may keep buffers of its own.
 template <class Route>
-void add_routing_kernel(const std::string& name, const Route& route) {
-  for (const RoutingSize size : kRoutingSizes)
+void add_routing_kernel(const std::string& name, const Route& route,
+                        std::span<const RoutingSize> sizes = kRoutingSizes) {
+  for (const RoutingSize size : sizes)
     for (const Pattern pattern : kPatterns)
       add("gate/" + name + "/experts:" + std::to_string(size.num_experts) + "/k:" + std::to_string(size.k) + "/" +
               name_of(pattern),
@@ -35,10 +41,11 @@ void add_routing_kernel(const std::string& name, const Route& route) {
 
 /// The same for a gate: make(k) returns one.
 template <class Make>
-void add_gate(const std::string& name, const Make& make) {
-  add_routing_kernel(name, [make](const moe::Matrix<float>& logits, Index k, moe::Routing<float>& routing) {
+void add_gate(const std::string& name, const Make& make, std::span<const RoutingSize> sizes = kRoutingSizes) {
+  const auto route = [make](const moe::Matrix<float>& logits, Index k, moe::Routing<float>& routing) {
     make(k).route(moe::Logits<float>(logits), moe::Step{}, routing);
-  });
+  };
+  add_routing_kernel(name, route, sizes);
 }
 
 }  // namespace bench

@@ -28,9 +28,9 @@ int main(int argc, char** argv) {
   bench::add_gate("top_k", [](Index k) { return moe::TopKGate{.k = k}; });
   bench::add_gate("top_k_sigmoid", [](Index k) { return moe::TopKGate{.k = k, .score = moe::Score::Sigmoid}; });
   bench::add_gate("top_k_groups", [](Index k) {
-    return moe::TopKGate{.k = k, .groups = {.count = 4, .kept = 4, .best = 2}};
+    return moe::TopKGate{.k = k, .groups = {.count = 4, .kept = 2, .best = 2}};
   });
-  bench::add_gate("softmax", [](Index) { return moe::SoftmaxGate{}; });
+  bench::add_gate("softmax", [](Index) { return moe::SoftmaxGate{}; }, bench::kDenseSizes);
   // A kernel: anything callable as (logits, k, routing).
   bench::add_routing_kernel("reference", Reference{});
   return bench::run(argc, argv);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// kernel/combine: the weighted sum of each token's rows, beside adding each expert's rows to their tokens.
+// kernel/combine: the weighted sum of each token's rows, beside adding each expert's rows to their tokens; both on one
+// thread.
 #include "google.hpp"
 #include "kernel/routed_rows.hpp"
 
@@ -21,6 +22,7 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bench::OneThread one_thread;
   bench::add_for_all("kernel/combine", combine);
   bench::add_for_all("kernel/combine/reference", reference);
   return bench::run(argc, argv);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// kernel/dispatch: gathers each expert's rows, beside a loop of std::copy.
+// kernel/dispatch: gathers each expert's rows, beside a loop of std::copy; both on one thread.
 #include "google.hpp"
 #include "kernel/routed_rows.hpp"
 
@@ -26,6 +26,7 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bench::OneThread one_thread;
   bench::add_for_all("kernel/dispatch", dispatch);
   bench::add_for_all("kernel/dispatch/reference", reference);
   return bench::run(argc, argv);

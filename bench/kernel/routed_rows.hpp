@@ -2,6 +2,9 @@
 // Rows on their way to experts and back: what dispatch and combine work on.
 #pragma once
 
+#include <algorithm>
+#include <limits>
+
 #include "moe/gate/top_k.hpp"
 #include "moe/kernel/combine.hpp"
 #include "problem.hpp"
@@ -20,6 +23,25 @@ struct RoutedRows {
                                              routing);
     plan.build(routing, shape.num_experts);
     moe::kernel::dispatch<float>(tokens, plan, rows);
+  }
+
+  /// Throws std::runtime_error unless dispatch copied the rows, and combine adds up what scatter_add does: both sums of
+  /// k products are within k epsilons / 2 of the largest value of a row, as the weights of a token add up to one; twice
+  /// that for what is not first order.
+  void verify() {
+    for (Index r = 0; r < plan.num_rows(); ++r) {
+      const Index token = plan.token_of_row()[static_cast<std::size_t>(r)];
+      if (!std::equal(rows.row(r), rows.row(r) + rows.cols(), tokens.row(token).data()))
+        moe::fail_environment("bench: dispatch: row ", r, " is not token ", token);
+    }
+    scatter_add();
+    const Matrix<float> expected = out;
+    out.setConstant(std::numeric_limits<float>::quiet_NaN());
+    moe::kernel::combine(rows, plan, routing, out);
+    const auto k = static_cast<float>(routing.num_assignments() / routing.num_tokens());
+    const float tolerance = 2 * k * std::numeric_limits<float>::epsilon() * tokens.cwiseAbs().maxCoeff();
+    if (!((out - expected).cwiseAbs().array() <= tolerance).all())
+      moe::fail_environment("bench: combine differs from adding each expert's rows");
   }
 
   /// Bytes read and written. A row that several experts take is read from memory once at best, counted every time.

@@ -8,6 +8,7 @@ namespace {
 
 struct EigenGemm {
   static constexpr const char* kName = "Eigen";
+  using Weight = PlainWeight<EigenGemm>;
   static void set_threads(int) {}  // Eigen's products use OpenMP's by themselves
   using In = Eigen::Map<const Matrix<float>>;
   using Out = Eigen::Map<Matrix<float>>;

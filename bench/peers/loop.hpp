@@ -7,15 +7,28 @@
 
 namespace bench {
 
+/// The weights of an expert as they are given, for a Gemm that stores no copy.
+template <class Gemm>
+struct PlainWeight {
+  Index inputs, outputs;
+  const float* values;
+  void product(Index rows, const float* a, float* c) const { Gemm::product(rows, outputs, inputs, a, values, c); }
+};
+
 /// Gemm, all matrices row-major and contiguous:
 ///   kName, set_threads(n)           name, and threads that one product may use when called outside parallel loops
+///   Weight{k, n, b}.product(m, a, c)  c = a b      for the weights of experts: PlainWeight, or a layout of its own
 ///   product(m, n, k, a, b, c)       c = a b        a [m, k], b [k, n]
 ///   product_bt(m, n, k, a, b, c)    c = a b^T      a [m, k], b [n, k]
 ///   add_at_product(m, n, k, a, b, c)  c += a^T b   a [k, m], b [k, n]
 template <class Gemm>
 class LoopPeer final : public Peer {
  public:
-  LoopPeer(const Shape& shape, const PlainWeights& weights) : shape_(shape), weights_(weights) {}
+  LoopPeer(const Shape& shape, const PlainWeights& weights) : shape_(shape), weights_(weights) {
+    for (const auto& values : weights.gate_up)
+      gate_up_.push_back(Weight{shape.model_dim, 2 * shape.hidden_dim, values.data()});
+    for (const auto& values : weights.down) down_.push_back(Weight{shape.hidden_dim, shape.model_dim, values.data()});
+  }
 
   std::string name() const override { return Gemm::kName; }
 
@@ -53,6 +66,7 @@ class LoopPeer final : public Peer {
 
  private:
   using Map = Eigen::Map<Matrix<float>>;
+  using Weight = typename Gemm::Weight;
 
   /// Rows of one expert or of all, contiguous; grows and never shrinks.
   struct GrowingRows {
@@ -106,11 +120,11 @@ class LoopPeer final : public Peer {
     const auto expert = static_cast<std::size_t>(e);
     for (Index r = 0; r < count; ++r)
       std::copy_n(tokens.row(token_of(first + r)).data(), shape_.model_dim, rows + r * shape_.model_dim);
-    Gemm::product(count, 2 * width, shape_.model_dim, rows, weights_.gate_up[expert].data(), both);
+    gate_up_[expert].product(count, rows, both);
     const Map pair(both, count, 2 * width);
     const auto gate = pair.leftCols(width).array(), up = pair.rightCols(width).array();
     Map(inner, count, width).array() = gate / (1 + (-gate).exp()) * up;
-    Gemm::product(count, shape_.model_dim, width, inner, weights_.down[expert].data(), y_.row(first));
+    down_[expert].product(count, inner, y_.row(first));
   }
 
   /// Token by token: no two threads write one row, and each row is written once.
@@ -175,6 +189,7 @@ class LoopPeer final : public Peer {
 
   Shape shape_;
   const PlainWeights& weights_;
+  std::vector<Weight> gate_up_, down_;  // per expert
   NaiveRouting routing_;
   Matrix<float> logits_, dlogits_;
   std::vector<Rows> worker_;        // of forward: per thread, rows of one expert

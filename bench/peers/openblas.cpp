@@ -11,6 +11,7 @@ namespace {
 
 struct OpenBlasGemm {
   static constexpr const char* kName = "OpenBLAS";
+  using Weight = PlainWeight<OpenBlasGemm>;
   static void set_threads(int) {}  // always one: its pool of threads waits for those of OpenMP, which spin
 
   static int to_int(Index size) { return static_cast<int>(size); }

@@ -32,6 +32,9 @@ std::unique_ptr<Peer> make_eigen_peer(const Shape& shape, const PlainWeights& we
 std::unique_ptr<Peer> make_openblas_peer(const Shape& shape, const PlainWeights& weights);
 std::unique_ptr<Peer> make_onednn_peer(const Shape& shape, const PlainWeights& weights);
 
+/// Whether oneDNN keeps the experts' weights in a layout of its own, beside the plain matrices.
+bool onednn_copies_weights();
+
 /// All there are, Eigen first. A library of your own is one more file like eigen.cpp and one more line here.
 inline std::vector<std::unique_ptr<Peer>> make_peers(const Shape& shape, const PlainWeights& weights) {
   std::vector<std::unique_ptr<Peer>> peers;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// routing/plan: a routing sorted by expert, beside std::stable_sort.
+// routing/plan: a routing sorted by expert, beside std::stable_sort; both on one thread.
 #include <numeric>
 
 #include "google.hpp"
@@ -52,6 +52,7 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const bench::OneThread one_thread;
   bench::add_for_all("routing/plan", plan);
   bench::add_for_all("routing/plan/reference", reference);
   return bench::run(argc, argv);
