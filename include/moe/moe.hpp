@@ -58,6 +58,14 @@
 #include "moe/train/schedule.hpp"
 #include "moe/train/sgd.hpp"
 
+// Statistics: Gaussian mixtures of experts, estimated with the same gates.
+#include "moe/gaussian/data.hpp"
+#include "moe/gaussian/fit_options.hpp"
+#include "moe/gaussian/gate_model.hpp"
+#include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/model.hpp"
+#include "moe/gaussian/parameters.hpp"
+
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"
 #include "moe/core/random.hpp"

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "moe/gaussian/model.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// How the gate is improved within EM.
+enum class GateStep {
+  Automatic,  ///< Newton up to 200 gate parameters, else Majorise
+  Newton,     ///< IRLS; with an activation Newton on (beta_0, tau) and Gauss-Newton on beta_1 in turn
+  Majorise,   ///< fixed curvature of Boehning & Lindsay 1988: one factorisation for all iterations (linear gates)
+};
+
+/// What maximises the likelihood itself once EM is near.
+enum class DirectMethod {
+  Automatic,    ///< Newton up to 200 parameters, else QuasiNewton
+  Newton,       ///< damped by a trust region, with the observed information
+  QuasiNewton,  ///< L-BFGS
+  None          ///< EM to the end
+};
+
+/// Reports how far a fit is.
+struct FitProgress {
+  Index starts_done = 0, starts = 0;  ///< short runs
+  Index runs_done = 0, runs = 0;      ///< long runs
+  double log_likelihood = 0;          ///< best so far
+};
+
+/// All numbers of an estimation; every one has a default that suits.
+struct FitOptions {
+  Index starts = 50;            ///< random starts; short runs of EM
+  Index short_iterations = 20;  ///< EM iterations of a short run
+  Index long_runs = 0;          ///< best short runs that go on to the end; 0: a tenth of the starts, at least 5
+  Index em_iterations = 40;     ///< EM iterations of a long run before direct maximisation takes over
+  Index max_iterations = 2000;  ///< all iterations of a long run
+  GateStep gate_step = GateStep::Automatic;
+  DirectMethod direct = DirectMethod::Automatic;
+  double relative_tolerance = 1e-8;   ///< |change of l| / (1 + |l|)
+  double remaining_tolerance = 1e-6;  ///< gain still to come, extrapolated (Aitken; Newton: half the decrement)
+  double score_tolerance = 1e-6;      ///< largest score per row, on the standardised scale
+  double ridge = 0;                   ///< lambda of lambda / 2 |standardised gate coefficients|^2; >= 0
+  double variance_floor = 0;          ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
+  double variance_penalty = 0;        ///< a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j); >= 0
+  double gate_box = 500;              ///< bound of the standardised gate coefficients; > 0
+  LastSlope last_slope = LastSlope::Zero;
+  std::uint64_t seed = 1;
+  std::function<void(const FitProgress&)> progress = {};  ///< called from one thread at a time
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(const char* function) const;
+};
+
+/// What happened to a fit that a careful person wants to know.
+struct FitFlags {
+  bool separated = false;     ///< the gate separates: a standardised gate coefficient above 30, or at the box
+  bool at_box = false;        ///< a gate coefficient is at gate_box: the maximum lies at infinity
+  bool at_floor = false;      ///< a variance is at the floor: the likelihood is unbounded there
+  bool small_expert = false;  ///< an expert holds less than 5 (d + 2) rows
+  bool revived = false;       ///< an expert without rows was started anew
+  bool dead_expert = false;   ///< an expert holds less than d + 2 rows at the end
+  bool decreased = false;     ///< an iteration could not improve though its score is not small
+  bool singular = false;      ///< the observed information has no full rank at the end
+};
+
+/// One of the starts.
+struct StartReport {
+  const char* kind = "";            ///< how it began
+  double short_log_likelihood = 0;  ///< criterion after the short run
+  double log_likelihood = 0;        ///< criterion after the long run, NaN without one
+  bool interior = false;            ///< not at the variance floor and every expert holds at least d + 2 rows
+};
+
+/// A fitted model and how it came about. Numbers are on the original scale of the data.
+template <class Gate>
+struct GaussianFit {
+  GaussianMoe<Gate> model = {};         ///< experts in ascending order of intercept, gate in normal form
+  double log_likelihood = 0;            ///< of y given x, natural logarithm
+  double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
+  bool converged = false;               ///< all three tolerances are met
+  Index iterations = 0;                 ///< EM and direct ones of the best run
+  Index starts = 0, hits = 0;           ///< starts, and long runs that ended within 1e-3 of the best
+  double seconds = 0;
+  double score_norm = 0;                ///< largest score per row, standardised scale, at free coordinates
+  std::vector<double> path = {};        ///< criterion per iteration of the best run
+  Eigen::RowVectorXd expert_rows = {};  ///< n_j = sum_i r_ij
+  FitFlags flags = {};
+  std::vector<StartReport> runs = {};
+
+  Index num_parameters = 0;  ///< free ones
+  Index num_rows = 0;
+};
+
+}  // namespace moe::inline MOE_ABI
