@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <vector>
+
+#include "moe/gaussian/parameters.hpp"
+#include "moe/gaussian/posterior.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Parameters whose scores share a factor per row: d l_i / d theta = factor_i * (x_1 ... x_d, 1).
+struct ScoreBlock {
+  enum class Kind { Gate, GateBias, Temperature, Mean, Variance };
+
+  Kind kind = Kind::Mean;
+  Index expert = 0;        ///< owner; none of Temperature
+  Index slope_at = -1;     ///< where the coefficients of x stand in theta; -1: none, a narrow block
+  Index constant_at = -1;  ///< where the coefficient of 1 stands; -1: none
+
+  bool is_wide() const { return slope_at >= 0; }
+  bool is_gate() const { return kind != Kind::Mean && kind != Kind::Variance; }
+};
+
+/// Calls f with the kind as a compile-time constant.
+template <class F>
+void with_kind(ScoreBlock::Kind kind, F&& f) {
+  using Kind = ScoreBlock::Kind;
+  switch (kind) {
+    case Kind::Gate:
+      return f(std::integral_constant<Kind, Kind::Gate>{});
+    case Kind::GateBias:
+      return f(std::integral_constant<Kind, Kind::GateBias>{});
+    case Kind::Temperature:
+      return f(std::integral_constant<Kind, Kind::Temperature>{});
+    case Kind::Mean:
+      return f(std::integral_constant<Kind, Kind::Mean>{});
+    case Kind::Variance:
+      return f(std::integral_constant<Kind, Kind::Variance>{});
+  }
+}
+
+/// All parameters in blocks, wide ones first. A gate bias outside of an activation is a block of its own, as its
+/// derivative lacks the slope of the activation.
+struct ScoreBlocks {
+  std::vector<ScoreBlock> blocks;
+  Index num_wide = 0;
+
+  ScoreBlocks(const ParameterLayout& at, bool bias_follows_slope) {
+    using Kind = ScoreBlock::Kind;
+    for (Index j = 0; j < at.free_slopes; ++j)
+      blocks.push_back({Kind::Gate, j, at.gate_slope(j), bias_follows_slope ? at.gate_bias(j) : -1});
+    for (Index j = 0; j < at.num_experts; ++j) blocks.push_back({Kind::Mean, j, at.slope(j), at.intercept(j)});
+    num_wide = static_cast<Index>(blocks.size());
+    if (!bias_follows_slope)
+      for (Index j = 0; j < at.free_biases; ++j) blocks.push_back({Kind::GateBias, j, -1, at.gate_bias(j)});
+    if (at.free_temperature) blocks.push_back({Kind::Temperature, 0, -1, at.log_temperature()});
+    for (Index j = 0; j < at.num_experts; ++j) blocks.push_back({Kind::Variance, j, -1, at.log_variance(j)});
+  }
+
+  Index size() const { return static_cast<Index>(blocks.size()); }
+  const ScoreBlock& operator[](Index i) const { return blocks[static_cast<std::size_t>(i)]; }
+};
+
+/// The factors of a block of rows. `own` is d t_j / d theta of the owner j without its features, where t_j = z_j + log
+/// density; the score multiplies it by r_j, or by r_j - pi_j for the gate.
+template <class Inner>
+class ScoreFactors {
+ public:
+  ScoreFactors(const MixtureCoefficients& model, const PosteriorColumns& columns)
+      : c_(columns), k_(model.num_experts), weight_(model.weight.data()), inverse_(model.inverse_temperature) {}
+
+  Lanes prior(Index j, Index i) const { return load_column(c_.prior, j, i) * simd::load(c_.prior_scale + i); }
+  Lanes posterior(Index j, Index i) const {
+    return load_column(c_.posterior, j, i) * simd::load(c_.posterior_scale + i);
+  }
+  Lanes score(Index j, Index i) const { return load_column(c_.score, j, i); }
+  Lanes inner(Index j, Index i) const { return load_column(c_.inner, j, i); }
+  Lanes residual(Index j, Index i) const { return load_column(c_.residual, j, i); }
+  Lanes precision(Index j) const { return Lanes(-2 * weight_[j]); }
+  Lanes inverse_temperature() const { return Lanes(inverse_); }
+  /// Second derivative of z_j in u_j.
+  Lanes bend(Index j, Index i) const { return Inner::second_derivative(inner(j, i)) * inverse_temperature(); }
+  Index num_experts() const { return k_; }
+
+  Lanes own(const ScoreBlock& block, Index i) const {
+    const Index j = block.expert;
+    switch (block.kind) {
+      case ScoreBlock::Kind::Gate:
+        return Inner::derivative(inner(j, i)) * inverse_temperature();
+      case ScoreBlock::Kind::GateBias:
+        return inverse_temperature();
+      case ScoreBlock::Kind::Temperature:
+        return simd::negate(score(j, i));
+      case ScoreBlock::Kind::Mean:
+        return residual(j, i) * precision(j);
+      case ScoreBlock::Kind::Variance:
+        break;
+    }
+    const Lanes e = residual(j, i);
+    return simd::fma(e * e, precision(j), Lanes(-1.0)) * Lanes(0.5);
+  }
+
+  /// d l_i / d theta without its features.
+  Lanes operator()(const ScoreBlock& block, Index i) const {
+    const Index j = block.expert;
+    if (block.kind == ScoreBlock::Kind::Temperature) {
+      Lanes sum(0.0);
+      for (Index l = 0; l < k_; ++l) sum = simd::fma(prior(l, i) - posterior(l, i), score(l, i), sum);
+      return sum;
+    }
+    const Lanes share = block.is_gate() ? posterior(j, i) - prior(j, i) : posterior(j, i);
+    return share * own(block, i);
+  }
+
+ private:
+  PosteriorColumns c_;
+  Index k_;
+  const double* weight_;
+  double inverse_;
+};
+
+}  // namespace moe::inline MOE_ABI::detail

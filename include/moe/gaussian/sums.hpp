@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/gaussian/score_blocks.hpp"
+#include "moe/gaussian/sweep.hpp"
+
+// What a sweep may add up besides the log-likelihood.
+namespace moe::inline MOE_ABI::detail {
+
+struct NoSums {
+  struct Scratch {
+    explicit Scratch(const NoSums&) {}
+  };
+  Index size() const { return 0; }
+  void add(Scratch&, const PosteriorColumns&, const double*, double*) const {}
+};
+
+/// The score: [num_wide][d + 1], then a number for each narrow block.
+template <class Inner>
+class ScoreSums {
+ public:
+  struct Scratch {
+    explicit Scratch(const ScoreSums& sums) : factors(sums.blocks_.size() * kBlockRows) {}
+    AlignedBuffer<double> factors;
+  };
+
+  ScoreSums(const MixtureCoefficients& model, const ScoreBlocks& blocks) : m_(model), blocks_(blocks) {}
+
+  Index size() const { return blocks_.num_wide * m_.num_features + blocks_.size() - blocks_.num_wide; }
+
+  void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+    const ScoreFactors<Inner> factors(m_, columns);
+    double* to = scratch.factors.data();
+    for (Index b = 0; b < blocks_.size(); ++b) fill(factors, blocks_[b], to + b * kBlockRows);
+    const Index wide = blocks_.num_wide, num_features = m_.num_features;
+    add_products(to, wide, features, num_features, num_features, out);
+    add_products(to + wide * kBlockRows, blocks_.size() - wide, features + (num_features - 1) * kBlockRows, 1, 1,
+                 out + wide * num_features * kDoubles);
+  }
+
+  /// Puts the sums where the parameters stand.
+  void scatter(const double* total, Eigen::VectorXd& score) const {
+    const Index d = m_.num_features - 1;
+    for (Index b = 0; b < blocks_.size(); ++b) {
+      const ScoreBlock& block = blocks_[b];
+      const double* from = b < blocks_.num_wide ? total + b * (d + 1) : total + blocks_.num_wide * d + b;
+      if (block.is_wide()) score.segment(block.slope_at, d) = Eigen::Map<const Eigen::VectorXd>(from, d);
+      if (block.constant_at >= 0) score(block.constant_at) = block.is_wide() ? from[d] : from[0];
+    }
+  }
+
+ private:
+  /// A loop for each kind, as the choice within one is not taken out of it by the compiler.
+  static void fill(const ScoreFactors<Inner>& all, const ScoreBlock& block, double* to) {
+    with_kind(block.kind, [&](auto kind) {
+      const ScoreFactors<Inner> factors = all;
+      ScoreBlock constant = block;
+      constant.kind = kind;
+      for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, factors(constant, i));
+    });
+  }
+
+  const MixtureCoefficients& m_;
+  const ScoreBlocks& blocks_;
+};
+
+/// Sums of weight(P, Q) (features of P) (features of Q)^T over pairs of score blocks: second derivatives and the
+/// covariance of scores. `Weight(factors, blocks, p, q, i)` is the weight of a register of rows.
+template <class Inner, class Weight>
+class PairSums {
+ public:
+  struct Scratch {
+    explicit Scratch(const PairSums& sums) : weights(sums.num_columns() * kBlockRows) {}
+    AlignedBuffer<double> weights;
+    PairProducts products;
+  };
+
+  PairSums(const MixtureCoefficients& model, const ScoreBlocks& blocks) : m_(model), blocks_(blocks) {}
+
+  Index size() const {
+    return wide_pairs() * num_pairs(m_.num_features) + mixed_pairs() * m_.num_features + narrow_pairs();
+  }
+
+  void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+    const ScoreFactors<Inner> factors(m_, columns);
+    double* to = scratch.weights.data();
+    for_each_pair([&](Index p, Index q) {
+      for (Index i = 0; i < kBlockRows; i += kDoubles)
+        simd::store(to + i, Weight::at(factors, blocks_[p], blocks_[q], i));
+      to += kBlockRows;
+    });
+    const Index num_features = m_.num_features;
+    const double* weights = scratch.weights.data();
+    scratch.products.add(weights, wide_pairs(), features, num_features, out);
+    weights += wide_pairs() * kBlockRows;
+    out += wide_pairs() * num_pairs(num_features) * kDoubles;
+    add_products(weights, mixed_pairs(), features, num_features, num_features, out);
+    weights += mixed_pairs() * kBlockRows;
+    out += mixed_pairs() * num_features * kDoubles;
+    add_products(weights, narrow_pairs(), features + (num_features - 1) * kBlockRows, 1, 1, out);
+  }
+
+  /// Puts the sums where the parameters stand; matrix [p, p].
+  void scatter(const double* total, Eigen::MatrixXd& matrix) const {
+    for_each_pair([&](Index p, Index q) {
+      const bool wide_p = p < blocks_.num_wide, wide_q = q < blocks_.num_wide;
+      place(blocks_[p], blocks_[q], total, matrix);
+      total += wide_p && wide_q ? num_pairs(m_.num_features) : wide_p || wide_q ? m_.num_features : 1;
+    });
+  }
+
+ private:
+  Index num_narrow() const { return blocks_.size() - blocks_.num_wide; }
+  Index wide_pairs() const { return num_pairs(blocks_.num_wide); }
+  Index mixed_pairs() const { return blocks_.num_wide * num_narrow(); }
+  Index narrow_pairs() const { return num_pairs(num_narrow()); }
+  Index num_columns() const { return wide_pairs() + mixed_pairs() + narrow_pairs(); }
+
+  /// Pairs p <= q: wide with wide, wide with narrow, narrow with narrow.
+  template <class F>
+  void for_each_pair(F&& f) const {
+    const Index wide = blocks_.num_wide, all = blocks_.size();
+    for (Index p = 0; p < wide; ++p)
+      for (Index q = p; q < wide; ++q) f(p, q);
+    for (Index p = 0; p < wide; ++p)
+      for (Index q = wide; q < all; ++q) f(p, q);
+    for (Index p = wide; p < all; ++p)
+      for (Index q = p; q < all; ++q) f(p, q);
+  }
+
+  Index coordinate(const ScoreBlock& block, Index feature) const {
+    return feature + 1 < m_.num_features ? (block.is_wide() ? block.slope_at + feature : -1) : block.constant_at;
+  }
+
+  void place(const ScoreBlock& p, const ScoreBlock& q, const double* sums, Eigen::MatrixXd& matrix) const {
+    const Index n = m_.num_features;
+    for (Index f = p.is_wide() ? 0 : n - 1; f < n; ++f)
+      for (Index g = q.is_wide() ? 0 : n - 1; g < n; ++g) {
+        const Index row = coordinate(p, f), col = coordinate(q, g);
+        if (row < 0 || col < 0) continue;
+        const Index at = p.is_wide() && q.is_wide() ? pair_index(std::min(f, g), std::max(f, g), n)
+                         : p.is_wide()              ? f
+                                                    : 0;
+        matrix(row, col) = matrix(col, row) = sums[at];
+      }
+  }
+
+  const MixtureCoefficients& m_;
+  const ScoreBlocks& blocks_;
+};
+
+/// s_P s_Q.
+struct ScoreProductWeight {
+  template <class Factors>
+  static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+    return factors(p, i) * factors(q, i);
+  }
+};
+
+}  // namespace moe::inline MOE_ABI::detail
