@@ -121,7 +121,8 @@ template <class Weight, class Gate>
 Eigen::MatrixXd pair_matrix(const char* function, const GaussianMoe<Gate>& model, const RegressionData& data) {
   const Evaluation<Gate> evaluation(function, model, data);
   require_normal_form(function, model);
-  const PairSums<typename Evaluation<Gate>::Inner, Weight> sums(evaluation.coefficients, evaluation.blocks);
+  const BlockPairs pairs(evaluation.blocks);
+  const PairSums<typename Evaluation<Gate>::Inner, Weight> sums(evaluation.coefficients, evaluation.blocks, pairs);
   std::vector<double> total(static_cast<std::size_t>(sums.size()));
   evaluation(sums, total.data());
   Eigen::MatrixXd out = Eigen::MatrixXd::Zero(evaluation.at.size(), evaluation.at.size());

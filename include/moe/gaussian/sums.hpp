@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <utility>
+#include <vector>
+
 #include "moe/gaussian/score_blocks.hpp"
 #include "moe/gaussian/sweep.hpp"
 
@@ -64,70 +67,77 @@ class ScoreSums {
   const ScoreBlocks& blocks_;
 };
 
+/// Pairs of score blocks: wide with wide, then wide with narrow, then narrow with narrow.
+struct BlockPairs {
+  std::vector<std::pair<Index, Index>> pairs;
+  Index wide = 0, mixed = 0, narrow = 0;
+
+  /// Those p <= q for which keep(block p, block q).
+  template <class Keep>
+  BlockPairs(const ScoreBlocks& blocks, Keep&& keep) {
+    const auto add = [&](Index p, Index begin, Index end) {
+      const std::size_t before = pairs.size();
+      for (Index q = begin; q < end; ++q)
+        if (keep(blocks[p], blocks[q])) pairs.emplace_back(p, q);
+      return static_cast<Index>(pairs.size() - before);
+    };
+    for (Index p = 0; p < blocks.num_wide; ++p) wide += add(p, p, blocks.num_wide);
+    for (Index p = 0; p < blocks.num_wide; ++p) mixed += add(p, blocks.num_wide, blocks.size());
+    for (Index p = blocks.num_wide; p < blocks.size(); ++p) narrow += add(p, p, blocks.size());
+  }
+  explicit BlockPairs(const ScoreBlocks& blocks)
+      : BlockPairs(blocks, [](const ScoreBlock&, const ScoreBlock&) { return true; }) {}
+
+  Index size() const { return static_cast<Index>(pairs.size()); }
+};
+
 /// Sums of weight(P, Q) (features of P) (features of Q)^T over pairs of score blocks: second derivatives and the
-/// covariance of scores. `Weight(factors, blocks, p, q, i)` is the weight of a register of rows.
+/// covariance of scores. `Weight::at(factors, p, q, i)` is the weight of a register of rows.
 template <class Inner, class Weight>
 class PairSums {
  public:
   struct Scratch {
-    explicit Scratch(const PairSums& sums) : weights(sums.num_columns() * kBlockRows) {}
+    explicit Scratch(const PairSums& sums) : weights(sums.pairs_.size() * kBlockRows) {}
     AlignedBuffer<double> weights;
     PairProducts products;
   };
 
-  PairSums(const MixtureCoefficients& model, const ScoreBlocks& blocks) : m_(model), blocks_(blocks) {}
+  PairSums(const MixtureCoefficients& model, const ScoreBlocks& blocks, const BlockPairs& pairs)
+      : m_(model), blocks_(blocks), pairs_(pairs) {}
 
   Index size() const {
-    return wide_pairs() * num_pairs(m_.num_features) + mixed_pairs() * m_.num_features + narrow_pairs();
+    return pairs_.wide * num_pairs(m_.num_features) + pairs_.mixed * m_.num_features + pairs_.narrow;
   }
 
   void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
     const ScoreFactors<Inner> factors(m_, columns);
     double* to = scratch.weights.data();
-    for_each_pair([&](Index p, Index q) {
+    for (const auto& [p, q] : pairs_.pairs) {
       for (Index i = 0; i < kBlockRows; i += kDoubles)
         simd::store(to + i, Weight::at(factors, blocks_[p], blocks_[q], i));
       to += kBlockRows;
-    });
+    }
     const Index num_features = m_.num_features;
     const double* weights = scratch.weights.data();
-    scratch.products.add(weights, wide_pairs(), features, num_features, out);
-    weights += wide_pairs() * kBlockRows;
-    out += wide_pairs() * num_pairs(num_features) * kDoubles;
-    add_products(weights, mixed_pairs(), features, num_features, num_features, out);
-    weights += mixed_pairs() * kBlockRows;
-    out += mixed_pairs() * num_features * kDoubles;
-    add_products(weights, narrow_pairs(), features + (num_features - 1) * kBlockRows, 1, 1, out);
+    scratch.products.add(weights, pairs_.wide, features, num_features, out);
+    weights += pairs_.wide * kBlockRows;
+    out += pairs_.wide * num_pairs(num_features) * kDoubles;
+    add_products(weights, pairs_.mixed, features, num_features, num_features, out);
+    weights += pairs_.mixed * kBlockRows;
+    out += pairs_.mixed * num_features * kDoubles;
+    add_products(weights, pairs_.narrow, features + (num_features - 1) * kBlockRows, 1, 1, out);
   }
 
   /// Puts the sums where the parameters stand; matrix [p, p].
   void scatter(const double* total, Eigen::MatrixXd& matrix) const {
-    for_each_pair([&](Index p, Index q) {
+    for (const auto& [p, q] : pairs_.pairs) {
       const bool wide_p = p < blocks_.num_wide, wide_q = q < blocks_.num_wide;
       place(blocks_[p], blocks_[q], total, matrix);
       total += wide_p && wide_q ? num_pairs(m_.num_features) : wide_p || wide_q ? m_.num_features : 1;
-    });
+    }
   }
 
  private:
-  Index num_narrow() const { return blocks_.size() - blocks_.num_wide; }
-  Index wide_pairs() const { return num_pairs(blocks_.num_wide); }
-  Index mixed_pairs() const { return blocks_.num_wide * num_narrow(); }
-  Index narrow_pairs() const { return num_pairs(num_narrow()); }
-  Index num_columns() const { return wide_pairs() + mixed_pairs() + narrow_pairs(); }
-
-  /// Pairs p <= q: wide with wide, wide with narrow, narrow with narrow.
-  template <class F>
-  void for_each_pair(F&& f) const {
-    const Index wide = blocks_.num_wide, all = blocks_.size();
-    for (Index p = 0; p < wide; ++p)
-      for (Index q = p; q < wide; ++q) f(p, q);
-    for (Index p = 0; p < wide; ++p)
-      for (Index q = wide; q < all; ++q) f(p, q);
-    for (Index p = wide; p < all; ++p)
-      for (Index q = p; q < all; ++q) f(p, q);
-  }
-
   Index coordinate(const ScoreBlock& block, Index feature) const {
     return feature + 1 < m_.num_features ? (block.is_wide() ? block.slope_at + feature : -1) : block.constant_at;
   }
@@ -147,6 +157,31 @@ class PairSums {
 
   const MixtureCoefficients& m_;
   const ScoreBlocks& blocks_;
+  const BlockPairs& pairs_;
+};
+
+/// Two kinds of sums in one sweep.
+template <class First, class Second>
+class JoinedSums {
+ public:
+  struct Scratch {
+    explicit Scratch(const JoinedSums& sums) : first(sums.first_), second(sums.second_) {}
+    typename First::Scratch first;
+    typename Second::Scratch second;
+  };
+
+  JoinedSums(const First& first, const Second& second) : first_(first), second_(second) {}
+
+  Index size() const { return first_.size() + second_.size(); }
+
+  void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+    first_.add(scratch.first, columns, features, out);
+    second_.add(scratch.second, columns, features, out + first_.size() * kDoubles);
+  }
+
+ private:
+  const First& first_;
+  const Second& second_;
 };
 
 /// s_P s_Q.
