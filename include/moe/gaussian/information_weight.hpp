@@ -22,7 +22,7 @@ struct InformationWeight {
     return sum;
   }
 
- private:
+  /// Covariance of dt under weights w_j.
   template <class Factors, class Weights>
   static Lanes covariance(const Factors& f, const Weights& w, const ScoreBlock& p, const ScoreBlock& q, Index i) {
     const bool tau_p = p.kind == Kind::Temperature, tau_q = q.kind == Kind::Temperature;
@@ -42,6 +42,7 @@ struct InformationWeight {
     return share * f.own(p, i) * f.own(q, i);
   }
 
+ private:
   /// - sum_j (r_j - pi_j) d^2 z_j - sum_j r_j d^2 log f_j.
   template <class Factors>
   static Lanes curvature(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
@@ -63,6 +64,21 @@ struct InformationWeight {
     if (p.kind == Kind::Mean && q.kind == Kind::Variance) return information * e;
     if (p.kind == Kind::Variance && q.kind == Kind::Variance) return information * e * e * Lanes(0.5);
     return Lanes(0.0);
+  }
+};
+
+/// The information of the complete data, by which an M-step divides: the gate's expected one, sum J^T (diag pi - pi
+/// pi^T) J, and the weighted least squares of each mean, r_j / nu_j.
+struct CompleteWeight {
+  static bool keep(const ScoreBlock& p, const ScoreBlock& q) {
+    if (p.is_gate() && q.is_gate()) return true;
+    return p.kind == ScoreBlock::Kind::Mean && q.kind == ScoreBlock::Kind::Mean && p.expert == q.expert;
+  }
+  template <class Factors>
+  static Lanes at(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+    if (p.kind == ScoreBlock::Kind::Mean) return f.posterior(p.expert, i) * f.precision(p.expert);
+    return InformationWeight::covariance(
+        f, [&](Index j) { return f.prior(j, i); }, p, q, i);
   }
 };
 

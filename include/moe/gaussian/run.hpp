@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <limits>
+#include <vector>
+
+#include "moe/gaussian/quasi_newton.hpp"
+#include "moe/gaussian/starts.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// The end of a run from one start, on standardised data.
+struct Run {
+  GaussianParameters model;
+  double criterion = -std::numeric_limits<double>::infinity();
+  double score_norm = 0;
+  bool converged = false, interior = false;
+  Index iterations = 0, start = 0;
+  std::vector<double> path;
+  Eigen::RowVectorXd expert_rows;
+  FitFlags flags;
+  int revivals_left = 2;
+
+  /// Interior runs before the others, then by criterion; NaN last.
+  bool better_than(const Run& other) const {
+    if (interior != other.interior) return interior;
+    return criterion > other.criterion || (!std::isnan(criterion) && std::isnan(other.criterion));
+  }
+};
+
+/// Takes a start to a maximum: EM, then direct maximisation, with the remedies for what goes wrong on the way.
+class Runner {
+ public:
+  Runner(const Objective& objective, const Bounds& bounds, const FitOptions& options, const Starts& starts)
+      : objective_(objective), bounds_(bounds), options_(options), starts_(starts) {}
+
+  /// A few EM iterations. Sparse gates start dense and lose one expert after the other, as a start knows nothing of who
+  /// should be active, and a point whose expert is not active would decide everything.
+  Run short_run(GaussianParameters start) const {
+    Run run;
+    const Index k = start.num_experts(), active = objective_.form().active;
+    const std::unique_ptr<Objective> annealed = objective_.clone();
+    for (Index a = k; a >= active; --a) {
+      annealed->set_active(a);
+      Em em(*annealed, bounds_, options_.gate_step);
+      EmState state = em.start(std::move(start));
+      for (Index i = 0; i < options_.short_iterations && em.iterate(state); ++i) ++run.iterations;
+      if (a == active) finish(em, state, run);
+      start = std::move(state.model);
+    }
+    return run;
+  }
+
+  /// To the maximum.
+  Run long_run(GaussianParameters start) const {
+    Run run;
+    Em em(objective_, bounds_, options_.gate_step);
+    EmState state = em.start(std::move(start));
+    run.path.push_back(state.criterion);
+    const bool direct = options_.direct != DirectMethod::None;
+    const Index end = direct ? std::min(options_.em_iterations, options_.max_iterations) : options_.max_iterations;
+    bool moved = true;
+    while (moved && !run.converged && run.iterations < end) {
+      moved = iterate(em, state, run);
+      run.converged = converged(state, run);
+    }
+    if (direct && !run.converged) maximise(state, run);
+    finish(em, state, run);
+    return run;
+  }
+
+ private:
+  /// One EM iteration; every tenth looks for experts that have lost their rows.
+  bool iterate(Em& em, EmState& state, Run& run) const {
+    const bool moved = em.iterate(state);
+    ++run.iterations;
+    if ((run.iterations % 10 == 5 || !moved) && revive(em, state, run)) {
+      run.path.clear();
+      run.path.push_back(state.criterion);
+      return true;
+    }
+    run.path.push_back(state.criterion);
+    return moved;
+  }
+
+  bool revive(Em& em, EmState& state, Run& run) const {
+    if (run.revivals_left == 0) return false;
+    const Eigen::RowVectorXd rows = em.expert_rows(state);
+    Index poorest = 0;
+    if (rows.minCoeff(&poorest) >= 1) return false;
+    --run.revivals_left;
+    run.flags.revived = true;
+    GaussianParameters model = state.model;
+    starts_.reseed(objective_.log_density(model), objective_.rows(), poorest, model);
+    state = em.start(std::move(model));
+    return true;
+  }
+
+  void maximise(EmState& state, Run& run) const {
+    const bool newton = options_.direct == DirectMethod::Newton ||
+                        (options_.direct == DirectMethod::Automatic && objective_.layout().size() <= 200);
+    for (int round = 0; round < 3 && !run.converged && run.iterations < options_.max_iterations; ++round) {
+      if (newton)
+        climb(Newton(objective_, bounds_, state.model), state, run);
+      else
+        climb(QuasiNewton(objective_, bounds_, state.model), state, run);
+      if (run.converged) return;
+      Em em(objective_, bounds_, options_.gate_step);  // a kick, where the direct method is stuck
+      state = em.start(std::move(state.model));
+      for (int i = 0; i < 20 && run.iterations < options_.max_iterations; ++i)
+        if (!iterate(em, state, run)) break;
+    }
+  }
+
+  template <class Method>
+  void climb(Method method, EmState& state, Run& run) const {
+    run.converged = small(method.state());
+    while (!run.converged && run.iterations < options_.max_iterations) {
+      const bool moved = method.iterate();
+      if (moved) ++run.iterations, run.path.push_back(method.state().criterion);
+      run.converged = small(method.state()) && settled(run);
+      run.flags.decreased = !moved && !run.converged;
+      if (!moved) break;
+    }
+    run.flags.singular = method.state().singular;
+    state.model = method.state().model;
+    state.criterion = method.state().criterion;
+  }
+
+  bool small(const DirectState& s) const {
+    return s.score_norm < options_.score_tolerance && s.remaining < options_.remaining_tolerance;
+  }
+
+  /// Is the last relative change small?
+  bool settled(const Run& run) const {
+    if (run.path.size() < 2) return true;
+    const double last = run.path.back(), change = last - run.path[run.path.size() - 2];
+    return std::abs(change) / (1 + std::abs(last)) < options_.relative_tolerance;
+  }
+
+  /// The three tests for EM; the gain to come is extrapolated from the last three values (Aitken).
+  bool converged(const EmState& state, const Run& run) const {
+    const std::size_t size = run.path.size();
+    if (size < 3 || !settled(run)) return false;
+    const double last = run.path[size - 1] - run.path[size - 2], before = run.path[size - 2] - run.path[size - 3];
+    const double rate = before > 0 ? last / before : 0;
+    if (rate >= 1 || last * rate / (1 - rate) > options_.remaining_tolerance) return false;
+    return score_norm(state) < options_.score_tolerance;
+  }
+
+  double score_norm(const EmState& state) const {
+    Eigen::VectorXd score = state.score;
+    objective_.penalty().add_to_score(state.model, objective_.layout(), score);
+    const BoxedTheta box(objective_.layout(), bounds_);
+    return box.score_norm(pack(state.model, objective_.layout()), score) / static_cast<double>(objective_.num_rows());
+  }
+
+  void finish(const Em& em, EmState& state, Run& run) const {
+    run.model = state.model;
+    state = em.start(run.model);  // sums at the end, whatever moved last
+    run.criterion = state.criterion;
+    run.score_norm = score_norm(state);
+    run.expert_rows = em.expert_rows(state);
+    const Index d = objective_.layout().input_dim;
+    const double fewest = run.expert_rows.minCoeff();
+    run.flags.at_floor = run.model.variance.minCoeff() <= bounds_.variance_floor * (1 + 1e-9);
+    run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);
+    run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
+    const double largest =
+        std::max(run.model.gate_slope.cwiseAbs().maxCoeff(), run.model.gate_bias.cwiseAbs().maxCoeff());
+    run.flags.separated = largest > 30;
+    run.flags.at_box = largest >= bounds_.gate_box * (1 - 1e-9);
+    run.interior = !run.flags.at_floor && !run.flags.dead_expert;
+  }
+
+  const Objective& objective_;
+  Bounds bounds_;
+  const FitOptions& options_;
+  const Starts& starts_;
+};
+
+}  // namespace moe::inline MOE_ABI::detail
