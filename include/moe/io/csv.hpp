@@ -191,7 +191,7 @@ inline std::string csv_name(const std::string& name) {
 /// Numbers are rounded to the nearest double, whatever the locale. Throws std::runtime_error, naming file, line,
 /// column, what was found and what was expected: for anything that is not a finite number, a row with another number of
 /// columns, a blank line before the end, names that are missing or twice there, no rows, or a file that cannot be read.
-/// One pass, some 100 to 300 MB/s; holds text and table.
+/// One pass, hundreds of MB/s; holds text and table.
 inline CsvTable read_csv(const std::filesystem::path& path) {
   const std::string label = "moe::read_csv: '" + path.string() + "'";
   const std::string text = detail::read_text(label, path);
