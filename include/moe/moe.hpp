@@ -66,7 +66,11 @@
 #include "moe/gaussian/gate_weights.hpp"
 #include "moe/gaussian/likelihood.hpp"
 #include "moe/gaussian/model.hpp"
+#include "moe/gaussian/normal_mixture.hpp"
+#include "moe/gaussian/normal_quantile.hpp"
 #include "moe/gaussian/parameters.hpp"
+#include "moe/gaussian/predict.hpp"
+#include "moe/gaussian/sample.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <span>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "moe/core/matrix.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A table of numbers with a name per column.
+struct CsvTable {
+  std::vector<std::string> names = {};  ///< [columns], in the order of the file
+  Matrix<double> values = {};           ///< [rows, columns]
+};
+
+namespace detail {
+
+inline std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view kBlank = " \t\r";
+  const std::size_t begin = text.find_first_not_of(kBlank);
+  return begin == text.npos ? std::string_view{} : text.substr(begin, text.find_last_not_of(kBlank) - begin + 1);
+}
+
+/// What a number is: decimal, in any notation of C but hexadecimal; `ok` is false unless all of `text` is one, finite
+/// and within the range of double.
+struct CsvNumber {
+  double value = 0;
+  bool ok = false, in_range = true;
+};
+inline CsvNumber parse_number(std::string_view text) {
+  CsvNumber number;
+  if (text.size() > 1 && text[0] == '+' && text[1] != '-') text.remove_prefix(1);  // from_chars knows no plus
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number.value);
+  number.in_range = error != std::errc::result_out_of_range;
+  number.ok = error == std::errc{} && end == text.data() + text.size() && std::isfinite(number.value);
+  return number;
+}
+
+/// Reads one file; knows where it is, for its messages.
+class CsvParser {
+ public:
+  CsvParser(std::string label, std::string_view text) : label_(std::move(label)), text_(text) {
+    if (text_.starts_with("\xEF\xBB\xBF")) text_.remove_prefix(3);  // the byte order mark of UTF-8
+    text_ = text_.substr(0, text_.find_last_not_of(" \t\r\n") + 1);
+  }
+
+  CsvTable parse() {
+    if (text_.empty()) fail_environment(label_, " is empty, expected a line of column names and rows of numbers");
+    CsvTable table{.names = header(next_line())};
+    if (text_.empty()) fail_environment(label_, " has column names and no rows, expected at least one row of numbers");
+    names_ = &table.names;
+    const auto columns = static_cast<Index>(table.names.size());
+    // A field takes two characters with its separator, so that a file with more rows than this is ragged: an error
+    // that is found before the matrix is full.
+    const Index lines = 1 + std::count(text_.begin(), text_.end(), '\n');
+    table.values.resize(std::min(lines, (std::ssize(text_) + 1) / (2 * columns) + 1), columns);
+    for (Index row = 0; row < lines; ++row) parse_row(next_line(), table.values.row(row).data(), columns);
+    return table;
+  }
+
+ private:
+  std::string_view next_line() {
+    ++line_;
+    const std::size_t end = std::min(text_.find('\n'), text_.size());
+    const std::string_view line = text_.substr(0, end);
+    text_.remove_prefix(std::min(end + 1, text_.size()));
+    return line;
+  }
+
+  /// Names between commas, without the blanks around them; in quotes they may hold commas, and quotes as two quotes.
+  std::vector<std::string> header(std::string_view line) {
+    std::vector<std::string> names;
+    for (bool more = true; more;) {
+      line.remove_prefix(std::min(line.find_first_not_of(" \t\r"), line.size()));
+      const bool quoted = line.starts_with('"');
+      std::string name;
+      if (quoted) name = take_quoted(line, names.size());
+      const std::size_t end = std::min(line.find(','), line.size());
+      const std::string_view rest = trimmed(line.substr(0, end));
+      const std::size_t column = names.size();
+      if (quoted && !rest.empty()) fail_at(column, rest, "a comma after the quoted name");
+      if (!quoted) name = rest;
+      if (name.empty()) fail_at(column, name, "a column name");
+      if (!quoted && parse_number(name).ok)
+        fail_at(column, name, "a column name: the first line has to name the columns (a number in quotes is a name)");
+      if (std::find(names.begin(), names.end(), name) != names.end())
+        fail_at(column, name, "a name that no column before has");
+      names.push_back(std::move(name));
+      more = end < line.size();
+      line.remove_prefix(std::min(end + 1, line.size()));
+    }
+    return names;
+  }
+
+  std::string take_quoted(std::string_view& line, std::size_t column) {
+    std::string name;
+    for (std::size_t i = 1; i < line.size(); ++i) {
+      if (line[i] == '"' && !line.substr(i + 1).starts_with('"')) {
+        line.remove_prefix(i + 1);
+        return name;
+      }
+      name += line[i];
+      if (line[i] == '"') ++i;
+    }
+    fail_at(column, line, "a quote that ends on the same line");
+  }
+
+  void parse_row(std::string_view line, double* row, Index columns) {
+    if (trimmed(line).empty()) fail_environment(label_, ", line ", line_, " is blank, expected ", columns, " numbers");
+    Index column = 0;
+    for (bool more = true; more; ++column) {
+      const std::size_t end = std::min(line.find(','), line.size());
+      if (column < columns) row[column] = number(trimmed(line.substr(0, end)), static_cast<std::size_t>(column));
+      more = end < line.size();
+      line.remove_prefix(std::min(end + 1, line.size()));
+    }
+    if (column != columns) fail_environment(label_, ", line ", line_, " has ", column, " columns, expected ", columns);
+  }
+
+  double number(std::string_view field, std::size_t column) const {
+    const CsvNumber parsed = parse_number(field);
+    if (!parsed.ok) fail_at(column, field, parsed.in_range ? "a finite number" : "a number within the range of double");
+    return parsed.value;
+  }
+
+  /// `found` with control characters replaced, as it goes to a terminal, and cut.
+  [[noreturn]] void fail_at(std::size_t column, std::string_view found, const char* expected) const {
+    constexpr std::size_t kShown = 40;
+    std::string shown(found.substr(0, kShown));
+    for (char& c : shown)
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
+    const std::string name = names_ ? " (" + (*names_)[column] + ")" : "";
+    fail_environment(label_, ", line ", line_, ", column ", column + 1, name, ": found ",
+                     found.empty() ? "nothing" : "'" + shown + (found.size() > kShown ? "...'" : "'"), ", expected ",
+                     expected);
+  }
+
+  std::string label_;
+  std::string_view text_;
+  Index line_ = 0;
+  const std::vector<std::string>* names_ = nullptr;
+};
+
+/// All bytes of a file or pipe.
+inline std::string read_text(const std::string& label, const std::filesystem::path& path) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) fail_environment(label, " is a directory, expected a file");
+  errno = 0;
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) fail_environment(label, ": cannot open: ", std::error_code(errno, std::generic_category()).message());
+  const std::uintmax_t size = std::filesystem::file_size(path, error);  // not the case for pipes
+  const std::size_t block = error || size < 65536 ? 65536 : static_cast<std::size_t>(size) + 1;
+  std::string text;
+  while (stream) {
+    const std::size_t before = text.size();
+    text.resize(before + block);
+    stream.read(text.data() + before, static_cast<std::streamsize>(block));
+    text.resize(before + static_cast<std::size_t>(stream.gcount()));
+  }
+  if (stream.bad())
+    fail_environment(label, ": cannot read: ", std::error_code(errno, std::generic_category()).message());
+  return text;
+}
+
+/// A name as the header line can hold it so that the parser gives it back.
+inline std::string csv_name(const std::string& name) {
+  const bool plain = trimmed(name) == name && name.find_first_of("\",") == name.npos && !parse_number(name).ok;
+  if (plain) return name;
+  std::string quoted = "\"";
+  for (const char c : name) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
+  return quoted + '"';
+}
+
+}  // namespace detail
+
+/// Reads a table: a line of column names, then lines of as many decimal numbers, separated by commas. Blanks around
+/// fields, names in double quotes, a byte order mark, either line end and blank lines at the end are accepted.
+/// Numbers are rounded to the nearest double, whatever the locale. Throws std::runtime_error, naming file, line,
+/// column, what was found and what was expected: for anything that is not a finite number, a row with another number of
+/// columns, a blank line before the end, names that are missing or twice there, no rows, or a file that cannot be read.
+/// One pass, hundreds of MB/s; holds text and table.
+inline CsvTable read_csv(const std::filesystem::path& path) {
+  const std::string label = "moe::read_csv: '" + path.string() + "'";
+  const std::string text = detail::read_text(label, path);
+  return detail::CsvParser(label, text).parse();
+}
+
+/// Writes what read_csv() reads back to the same bits: names [columns], and each number in the fewest digits that do.
+/// Throws std::invalid_argument unless there is at least one row and one column, a name without line ends per column,
+/// all different, and all numbers are finite; std::runtime_error if the file cannot be written.
+inline void write_csv(const std::filesystem::path& path, std::span<const std::string> names,
+                      const ConstMatrixRef<double>& values) {
+  const std::string label = "moe::write_csv: '" + path.string() + "'";
+  if (values.rows() < 1 || values.cols() < 1)
+    fail(label, ": values is [", values.rows(), ", ", values.cols(), "], expected at least one row and one column");
+  if (std::ssize(names) != values.cols()) fail(label, ": ", names.size(), " names, expected ", values.cols());
+  if (!values.allFinite()) fail(label, ": a value is not finite, expected finite numbers");
+  for (std::size_t c = 0; c < names.size(); ++c)
+    if (names[c].empty() || names[c].find_first_of("\r\n") != names[c].npos ||
+        std::find(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(c), names[c]) - names.begin() <
+            static_cast<std::ptrdiff_t>(c))
+      fail(label, ": name ", c, " is '", names[c], "', expected one line of text that no name before has");
+
+  errno = 0;
+  std::ofstream stream(path, std::ios::binary | std::ios::trunc);
+  std::string line;
+  for (const std::string& name : names) line += (line.empty() ? "" : ",") + detail::csv_name(name);
+  stream << line << '\n';
+  for (Index row = 0; row < values.rows(); ++row) {
+    line.clear();
+    for (Index column = 0; column < values.cols(); ++column) {
+      std::array<char, 32> digits;  // the longest double has 24 characters
+      const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), values(row, column)).ptr;
+      line.append(digits.data(), end) += column + 1 < values.cols() ? ',' : '\n';
+    }
+    stream << line;
+  }
+  stream.close();
+  if (!stream) fail_environment(label, ": cannot write: ", std::error_code(errno, std::generic_category()).message());
+}
+
+}  // namespace moe::inline MOE_ABI
