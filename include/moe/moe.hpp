@@ -65,6 +65,7 @@
 #include "moe/gaussian/gate_weights.hpp"
 #include "moe/gaussian/model.hpp"
 #include "moe/gaussian/parameters.hpp"
+#include "moe/gaussian/voronoi.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"
