@@ -63,6 +63,7 @@
 #include "moe/gaussian/fit_options.hpp"
 #include "moe/gaussian/gate_model.hpp"
 #include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/independence.hpp"
 #include "moe/gaussian/model.hpp"
 #include "moe/gaussian/parameters.hpp"
 #include "moe/gaussian/voronoi.hpp"
