@@ -60,6 +60,7 @@
 
 // Statistics: Gaussian mixtures of experts, estimated with the same gates.
 #include "moe/gaussian/data.hpp"
+#include "moe/gaussian/distance.hpp"
 #include "moe/gaussian/fit_options.hpp"
 #include "moe/gaussian/gate_model.hpp"
 #include "moe/gaussian/gate_weights.hpp"
