@@ -60,10 +60,12 @@
 
 // Statistics: Gaussian mixtures of experts, estimated with the same gates.
 #include "moe/gaussian/data.hpp"
+#include "moe/gaussian/distance.hpp"
 #include "moe/gaussian/fit.hpp"
 #include "moe/gaussian/fit_options.hpp"
 #include "moe/gaussian/gate_model.hpp"
 #include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/independence.hpp"
 #include "moe/gaussian/likelihood.hpp"
 #include "moe/gaussian/model.hpp"
 #include "moe/gaussian/normal_mixture.hpp"
@@ -71,6 +73,7 @@
 #include "moe/gaussian/parameters.hpp"
 #include "moe/gaussian/predict.hpp"
 #include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/voronoi.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"
