@@ -27,10 +27,10 @@ struct Bounds {
 
 /// A point of a run: parameters, criterion, and what an M-step there needs.
 struct EmState {
-  GaussianParameters model;
+  GaussianParameters model = {};
   double criterion = 0;
-  Eigen::VectorXd score;        ///< without penalties
-  Eigen::MatrixXd information;  ///< of the complete data
+  Eigen::VectorXd score = {};        ///< without penalties
+  Eigen::MatrixXd information = {};  ///< of the complete data
 };
 
 /// Generalised EM: each iteration solves the weighted least squares of every expert, sets the variances, and takes one
