@@ -104,9 +104,9 @@ struct GaussianFit {
   GaussianMoe<Gate> model = {};         ///< experts in ascending order of intercept, gate in normal form
   double log_likelihood = 0;            ///< of y given x, natural logarithm
   double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
-  bool converged = false;               ///< all three tolerances are met
-  Index iterations = 0;                 ///< EM and direct ones of the best run
-  Index starts = 0, hits = 0;           ///< starts, and long runs that ended within 1e-3 of the best
+  bool converged = false;      ///< all three tolerances are met; sparse gates: or no border that was tried is better
+  Index iterations = 0;        ///< EM and direct ones of the best run
+  Index starts = 0, hits = 0;  ///< starts, and long runs that ended within 1e-3 of the best
   double seconds = 0;
   double score_norm = 0;                ///< largest score per row, standardised scale, at free coordinates
   std::vector<double> path = {};        ///< criterion per iteration of the best run

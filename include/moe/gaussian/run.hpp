@@ -45,7 +45,8 @@ class Runner {
       annealed->set_active(a);
       Em em(*annealed, bounds_, options_.gate_step);
       EmState state = em.start(std::move(start));
-      for (Index i = 0; i < options_.short_iterations && em.iterate(state); ++i) ++run.iterations;
+      const Index iterations = a > active ? kDenseIterations * options_.short_iterations : options_.short_iterations;
+      for (Index i = 0; i < iterations && em.iterate(state); ++i) ++run.iterations;
       if (a == active) finish(em, state, run);
       start = std::move(state.model);
     }
@@ -58,7 +59,10 @@ class Runner {
     climb_from(std::move(start), run);
     for (int round = 0; round < kBorderRounds; ++round) {
       GaussianParameters moved = run.model;
-      if (!borders_.improve(objective_, moved)) break;
+      if (!borders_.improve(objective_, moved)) {
+        run.converged = run.converged || borders_.sparse();
+        break;
+      }
       Run next = run;
       climb_from(std::move(moved), next);
       if (!(next.criterion > run.criterion)) break;
@@ -68,7 +72,7 @@ class Runner {
   }
 
  private:
-  static constexpr int kBorderRounds = 10;
+  static constexpr int kBorderRounds = 10, kDenseIterations = 5;
 
   void climb_from(GaussianParameters start, Run& run) const {
     run.converged = false;
