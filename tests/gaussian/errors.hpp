@@ -27,7 +27,7 @@ void require_argument_error(const std::string& function, const char* what, F&& c
 /// Calls `call(model, data)` with one thing wrong after the other. The model has a gate with two slopes or more.
 template <class Gate, class Call>
 void require_argument_errors(const std::string& function, const moe::GaussianMoe<Gate>& model, Call&& call) {
-  const moe::RegressionData data = random_data(model, 9);
+  const moe::RegressionData data = sample_data(model, 9);
   const auto refuse = [&](const char* what, auto&& spoil) {
     auto bad_model = model;
     auto bad_data = data;
@@ -63,16 +63,16 @@ template <class Call>
 void require_normal_form_errors(const std::string& function, Call&& call) {
   const auto refuse = [&](const char* what, auto model, auto&& spoil) {
     spoil(model);
-    require_argument_error(function, what, [&] { call(model, random_data(model, 9)); });
+    require_argument_error(function, what, [&] { call(model, sample_data(model, 9)); });
   };
   const auto bias = [](auto& bad) { bad.gate_bias(2) = 0.25; };
   const auto slope = [](auto& bad) { bad.gate_slope(2, 1) = 0.25; };
-  refuse("softmax, last bias", random_model(3, 2, moe::SoftmaxGate{}), bias);
-  refuse("softmax, last slope", random_model(3, 2, moe::SoftmaxGate{}), slope);
-  refuse("tanh, last bias", random_model(3, 2, FreeActivationGate<moe::Tanh>{}), bias);
-  refuse("tanh, pinned last slope", random_model(3, 2, FreeActivationGate<moe::Tanh>{}), slope);
+  refuse("softmax, last bias", sample_model(3, 2, moe::SoftmaxGate{}), bias);
+  refuse("softmax, last slope", sample_model(3, 2, moe::SoftmaxGate{}), slope);
+  refuse("tanh, last bias", sample_model(3, 2, FreeActivationGate<moe::Tanh>{}), bias);
+  refuse("tanh, pinned last slope", sample_model(3, 2, FreeActivationGate<moe::Tanh>{}), slope);
   refuse("tanh, free last slope, last bias",
-         random_model(3, 2, FreeActivationGate<moe::Tanh>{}, 1, moe::LastSlope::Free), bias);
+         sample_model(3, 2, FreeActivationGate<moe::Tanh>{}, 1, moe::LastSlope::Free), bias);
 }
 
 }  // namespace test

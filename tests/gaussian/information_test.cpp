@@ -11,9 +11,40 @@ using oracle::Real;
 
 namespace {
 
-/// Size of a coordinate's second derivatives before anything cancels: sqrt(sum_i (sum_j |S_ijc|)^2), S the score of the
-/// complete data with each of its terms taken positive, and the root of what multiplies second derivatives added.
-/// |information(a, b)| <= scale(a) scale(b), up to a factor of order 1.
+/// E_r[S^2] of one row, see below.
+Real squared_score(const oracle::Model& m, const oracle::Row& row, const oracle::Coordinate& at) {
+  const auto& [kind, j, column] = at;
+  const Real both = row.posterior(j) + row.weight(j), e = std::abs(row.residual(j)), nu = m.variance(j);
+  const auto square = [](Real a) { return a * a; };
+  const auto gate = [&](Real x, Real slope, Real bend) {
+    return both * x * x * (square(slope / m.tau) + bend / m.tau);
+  };
+  const Real slope = m.rule.slope(row.argument(j));
+  switch (kind) {
+    case oracle::Kind::GateSlope:
+      return gate(row.x(column), slope, oracle::kMaxSlope);
+    case oracle::Kind::GateBias:
+      return m.rule.inside ? gate(1, slope, oracle::kMaxSlope) : gate(1, 1, 0);
+    case oracle::Kind::LogTemperature: {
+      Real sum = 0;
+      for (Index l = 0; l < m.k; ++l)
+        sum += (row.posterior(l) + row.weight(l)) * (square(row.score(l)) + std::abs(row.score(l)));
+      return sum;
+    }
+    case oracle::Kind::Slope:
+      return row.posterior(j) * square(row.x(column)) * (e * e / nu + 1) / nu;
+    case oracle::Kind::Intercept:
+      return row.posterior(j) * (e * e / nu + 1) / nu;
+    case oracle::Kind::LogVariance:
+      return row.posterior(j) * square(e * e / nu + 1) / 4;
+  }
+  return 0;
+}
+
+/// sqrt of E_r[S_a^2], summed over the rows: the size of the second derivatives before anything cancels, as
+/// information(a, b) = E_r[-d^2 log p_c] - Cov_r(S_a, S_b), S the score of the complete data. The gate's S_j = 1 - pi_j
+/// or -pi_j counts as r_j + pi_j, squares as squares of sums of magnitudes, and what multiplies second derivatives is
+/// added.
 template <class Gate>
 oracle::Vec scales(const moe::GaussianMoe<Gate>& model, const moe::RegressionData& data) {
   const oracle::Model m = oracle::model(model);
@@ -21,25 +52,7 @@ oracle::Vec scales(const moe::GaussianMoe<Gate>& model, const moe::RegressionDat
   oracle::Vec sum = oracle::Vec::Zero(static_cast<Index>(theta.size()));
   for (Index i = 0; i < data.num_rows(); ++i) {
     const oracle::Row row = oracle::evaluate(m, data, i);
-    for (Index c = 0; c < sum.size(); ++c) {
-      const auto& [kind, j, column] = theta[static_cast<std::size_t>(c)];
-      const Real x = kind == oracle::Kind::GateSlope || kind == oracle::Kind::Slope ? std::abs(row.x(column)) : 1;
-      const Real both = row.posterior(j) + row.weight(j), e = std::abs(row.residual(j)), nu = m.variance(j);
-      const bool outer = kind == oracle::Kind::GateBias && !m.rule.inside;
-      const Real slope = outer ? 1 : std::abs(m.rule.slope(row.argument(j)));
-      Real size = 0;
-      if (kind == oracle::Kind::GateSlope || kind == oracle::Kind::GateBias)
-        size = both * x * (slope / m.tau + std::sqrt((outer ? 0 : oracle::kMaxSlope) / m.tau));
-      if (kind == oracle::Kind::LogTemperature)
-        for (Index l = 0; l < m.k; ++l) {
-          const Real z = std::abs(row.score(l));
-          if (row.active[static_cast<std::size_t>(l)]) size += (row.posterior(l) + row.weight(l)) * (z + std::sqrt(z));
-        }
-      if (kind == oracle::Kind::Slope || kind == oracle::Kind::Intercept)
-        size = row.posterior(j) * x * (e / nu + 1 / std::sqrt(nu));
-      if (kind == oracle::Kind::LogVariance) size = row.posterior(j) * (e * e / nu + 1) / 2;
-      sum(c) += size * size;
-    }
+    for (Index c = 0; const oracle::Coordinate& at : theta) sum(c++) += squared_score(m, row, at);
   }
   return sum.cwiseSqrt();
 }
@@ -58,17 +71,45 @@ double scaled_error(const A& actual, const oracle::Mat& expected, const oracle::
   return worst;
 }
 
+/// Worst error of score_covariance in units of its bound; infinite as above.
+template <class Gate>
+double covariance_error(const moe::GaussianMoe<Gate>& model, const moe::RegressionData& data) {
+  const oracle::Model m = oracle::model(model);
+  const oracle::ActiveSets sets = oracle::active_sets(m, data);
+  const oracle::Mat s = oracle::row_scores(m, data, sets), error = oracle::row_score_bounds(m, data, sets);
+  const auto actual = moe::score_covariance(model, data);
+  if (actual.rows() != s.cols() || actual.cols() != s.cols()) return INFINITY;
+  double worst = 0;
+  for (Index a = 0; a < s.cols(); ++a)
+    for (Index b = 0; b < s.cols(); ++b) {
+      Real expected = 0, bound = 0;
+      for (Index i = 0; i < s.rows(); ++i) {
+        const oracle::Known product = oracle::Known{s(i, a), error(i, a)} * oracle::Known{s(i, b), error(i, b)};
+        expected += product.value;
+        bound += product.error + oracle::gamma(s.rows() + 2) * std::abs(product.value);
+      }
+      const Real difference = std::abs(actual(a, b) - expected);
+      if (!std::isfinite(difference) || actual(a, b) != actual(b, a)) return INFINITY;
+      if (difference > 0) worst = std::max(worst, static_cast<double>(difference / bound));
+    }
+  return worst;
+}
+
 /// What the differences of the oracle's score are off (see oracle::kStep) for residuals of some hundred standard
 /// deviations; the roundings of double, some 100 units of 1.1e-16 per row, are less.
 constexpr double kInformation = 1e-10;
 
+/// p evaluations of p derivatives are slow: less rows where there are many parameters.
+constexpr test::Sizes kInformationSizes[] = {{1, 3, 2},   {2, 2, 1}, {7, 3, 2}, {127, 2, 1}, {128, 2, 1},
+                                             {129, 2, 1}, {7, 1, 1}, {2, 8, 5}, {2, 11, 2},  {1, 3, 17}};
+
 }  // namespace
 
 TEST_CASE("observed_information: agrees with differences of the score for every gate and size", "[gaussian]") {
-  for (const auto& [n, k, d] : test::kSizes)
+  for (const auto& [n, k, d] : kInformationSizes)
     test::for_each_model(
         k, d, [&, n = std::min<Index>(n, k * d > 20 ? 5 : 260), k = k, d = d](const char* name, const auto& model) {
-          const auto data = test::random_data(model, n);
+          const auto data = test::sample_data(model, n);
           CAPTURE(n, k, d, name);
           const oracle::Mat expected = oracle::information(oracle::model(model), data);
           CHECK(scaled_error(moe::observed_information(model, data), expected, scales(model, data)) <= kInformation);
@@ -76,18 +117,19 @@ TEST_CASE("observed_information: agrees with differences of the score for every 
 }
 
 TEST_CASE("observed_information: many rows", "[gaussian]") {
-  test::for_each_model(2, 1, [](const char* name, const auto& model) {
-    const auto data = test::random_data(model, 1000);
-    CAPTURE(name);
+  const auto check = [](const auto& model) {
+    const auto data = test::sample_data(model, 1000);
     const oracle::Mat expected = oracle::information(oracle::model(model), data);
     CHECK(scaled_error(moe::observed_information(model, data), expected, scales(model, data)) <= kInformation);
-  });
+  };
+  check(test::sample_model(3, 1, moe::SoftmaxGate{}));
+  check(test::sample_model(2, 1, test::FreeActivationGate<moe::Tanh>{}, 1, moe::LastSlope::Free));
 }
 
 TEST_CASE("observed_information: one expert is least squares", "[gaussian]") {
   // in (a, b): X'X / nu; a with log nu: sum e x / nu; log nu: sum e^2 / (2 nu). Some 20 roundings of positive sums.
-  const auto model = test::random_model(1, 1, moe::SoftmaxGate{});
-  const auto data = test::random_data(model, 50);
+  const auto model = test::sample_model(1, 1, moe::SoftmaxGate{});
+  const auto data = test::sample_data(model, 50);
   Eigen::Matrix3d expected = Eigen::Matrix3d::Zero();
   for (Index i = 0; i < 50; ++i) {
     const double x = data.x(i, 0), e = data.y(i) - model.slope(0, 0) * x - model.intercept(0);
@@ -104,7 +146,7 @@ TEST_CASE("observed_information: far rows, large logits and small variances are 
   // where e / sqrt nu is 1e6 or a logit 1e4, differences of step h see nothing: rows are such that one expert holds
   // each
   const auto far = [](auto model) {
-    auto data = test::random_data(model, 12);
+    auto data = test::sample_data(model, 12);
     for (Index i = 0; i < data.num_rows(); ++i) data.y(i) += (i % 2 ? 1e6 : -1e6) * std::sqrt(model.variance(i % 3));
     return moe::observed_information(model, data).eval();
   };
@@ -113,40 +155,24 @@ TEST_CASE("observed_information: far rows, large logits and small variances are 
     CHECK(std::isfinite(test::largest(far(model))));
     auto large = model;
     large.gate_slope *= 1e4;
-    CHECK(std::isfinite(test::largest(moe::observed_information(large, test::random_data(large, 40)))));
+    CHECK(std::isfinite(test::largest(moe::observed_information(large, test::sample_data(large, 40)))));
     auto small = model;
     small.variance(0) = 1e-12;
-    CHECK(std::isfinite(test::largest(moe::observed_information(small, test::random_data(small, 40)))));
+    CHECK(std::isfinite(test::largest(moe::observed_information(small, test::sample_data(small, 40)))));
   });
 }
 
 TEST_CASE("score_covariance: is the sum of the outer products of the rows' scores", "[gaussian]") {
   for (const auto& [n, k, d] : test::kSizes)
     test::for_each_model(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
-      const auto data = test::random_data(model, n);
-      const oracle::Model m = oracle::model(model);
-      const oracle::ActiveSets sets = oracle::active_sets(m, data);
-      const oracle::Mat rows = oracle::row_scores(m, data, sets), error = oracle::row_score_bounds(m, data, sets);
-      const oracle::Mat size = rows.cwiseAbs(), expected = rows.transpose() * rows;
-      oracle::Mat bound = size.transpose() * error + error.transpose() * (size + error);
-      bound += oracle::gamma(n + 2) * size.transpose() * size;
-      const auto actual = moe::score_covariance(model, data);
       CAPTURE(n, k, d, name);
-      REQUIRE(actual.rows() == expected.rows());
-      REQUIRE(actual.cols() == expected.cols());
-      Real worst = 0;
-      for (Index a = 0; a < actual.rows(); ++a)
-        for (Index b = 0; b < actual.cols(); ++b) {
-          const Real difference = std::abs(actual(a, b) - expected(a, b));
-          if (!(difference <= bound(a, b)) || actual(a, b) != actual(b, a)) worst = INFINITY;
-        }
-      CHECK(worst == 0);
+      CHECK(covariance_error(model, test::sample_data(model, n)) <= 1);
     });
 }
 
 TEST_CASE("observed_information: the same bits for any number of threads", "[gaussian]") {
   test::for_each_model(3, 2, [](const char* name, const auto& model) {
-    const auto data = test::random_data(model, 2999);
+    const auto data = test::sample_data(model, 2999);
     const Eigen::MatrixXd information = moe::observed_information(model, data);
     const Eigen::MatrixXd covariance = moe::score_covariance(model, data);
     for (const Index threads : {1, 2, 3, 8}) {
@@ -162,7 +188,7 @@ TEST_CASE("observed_information: the same bits for any number of threads", "[gau
 TEST_CASE("observed_information: bad models and data are errors that name the function", "[gaussian][error]") {
   const auto information = [](auto&&... a) { moe::observed_information(a...); };
   const auto covariance = [](auto&&... a) { moe::score_covariance(a...); };
-  const auto model = test::random_model(3, 2, moe::SoftmaxGate{});
+  const auto model = test::sample_model(3, 2, moe::SoftmaxGate{});
   test::require_argument_errors("moe::observed_information", model, information);
   test::require_argument_errors("moe::score_covariance", model, covariance);
   test::require_normal_form_errors("moe::observed_information", information);

@@ -80,7 +80,7 @@ TEST_CASE("log_density: agrees with the definition for every gate and size", "[g
   for (const auto& [n, k, d] : test::kSizes)
     test::for_each_model(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
       CAPTURE(n, k, d, name);
-      CHECK(density_error(model, test::random_data(model, n)) <= 1);
+      CHECK(density_error(model, test::sample_data(model, n)) <= 1);
     });
 }
 
@@ -88,7 +88,7 @@ TEST_CASE("responsibilities: agree with the definition, sum to 1, exactly 0 wher
   for (const auto& [n, k, d] : test::kSizes)
     test::for_each_model(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
       CAPTURE(n, k, d, name);
-      CHECK(posterior_error(model, test::random_data(model, n)) <= 1);
+      CHECK(posterior_error(model, test::sample_data(model, n)) <= 1);
     });
 }
 
@@ -112,7 +112,7 @@ TEST_CASE("log_density: rows a million standard deviations away are finite and r
   CHECK(posterior_error(model, data) <= 1);
   test::for_each_model(3, 2, [&](const char* name, const auto& other) {
     CAPTURE(name);
-    auto rows = test::random_data(other, 40);
+    auto rows = test::sample_data(other, 40);
     for (Index i = 0; i < rows.num_rows(); ++i) rows.y(i) += (i % 2 ? 1e6 : -1e6) * std::sqrt(other.variance(i % 3));
     CHECK(density_error(other, rows) <= 1);
     CHECK(posterior_error(other, rows) <= 1);
@@ -131,7 +131,7 @@ TEST_CASE("log_density: logits of +-1e4 are finite and right", "[gaussian]") {
   test::for_each_model(3, 2, [](const char* name, auto model) {
     CAPTURE(name);
     model.gate_slope *= 1e4;
-    const auto data = test::random_data(model, 40);
+    const auto data = test::sample_data(model, 40);
     CHECK(density_error(model, data) <= 1);
     CHECK(posterior_error(model, data) <= 1);
   });
@@ -145,21 +145,21 @@ TEST_CASE("log_density: variances of 1e-12 and 1e12 are finite and right", "[gau
   test::for_each_model(2, 1, [](const char* name, auto other) {
     CAPTURE(name);
     other.variance(0) = 1e-12;
-    const auto rows = test::random_data(other, 40);
+    const auto rows = test::sample_data(other, 40);
     CHECK(density_error(other, rows) <= 1);
     CHECK(posterior_error(other, rows) <= 1);
   });
 }
 
 TEST_CASE("log_density: the temperature that counts is the model's, not the gate's", "[gaussian]") {
-  auto model = test::random_model(3, 2, test::TemperatureGate{.temperature = {0.7}});
+  auto model = test::sample_model(3, 2, test::TemperatureGate{.temperature = {0.7}});
   model.temperature = 0.05;
-  CHECK(density_error(model, test::random_data(model, 50)) <= 1);
+  CHECK(density_error(model, test::sample_data(model, 50)) <= 1);
 }
 
 TEST_CASE("log_likelihood: the same bits for any number of threads", "[gaussian]") {
   test::for_each_model(3, 2, [](const char* name, const auto& model) {
-    const auto data = test::random_data(model, 2999);
+    const auto data = test::sample_data(model, 2999);
     const double serial = moe::log_likelihood(model, data);
     const Eigen::VectorXd density = moe::log_density(model, data);
     const moe::Matrix<double> posterior = moe::responsibilities(model, data);
@@ -175,7 +175,7 @@ TEST_CASE("log_likelihood: the same bits for any number of threads", "[gaussian]
 }
 
 TEST_CASE("log_likelihood: bad models and data are errors that name the function", "[gaussian][error]") {
-  const auto model = test::random_model(3, 2, moe::SoftmaxGate{});
+  const auto model = test::sample_model(3, 2, moe::SoftmaxGate{});
   test::require_argument_errors("moe::log_likelihood", model, [](auto&&... a) { moe::log_likelihood(a...); });
   test::require_argument_errors("moe::log_density", model, [](auto&&... a) { moe::log_density(a...); });
   test::require_argument_errors("moe::responsibilities", model, [](auto&&... a) { moe::responsibilities(a...); });

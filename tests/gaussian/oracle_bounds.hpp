@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // How far a computation in double may be off the oracle, from the arithmetic (see tolerance.hpp): sums of n products
-// are within gamma_n sum |a||b|, activations within 8 ulp with slope <= 1.14, exp and log within 4 ulp. The bounds grow
+// are within gamma_n sum |a||b|, activations within 8 ulp with both derivatives
+// within 1.14, exp and log within 4 ulp. The bounds grow
 // with the magnitudes of a row, so that they hold for extreme ones too and stay tight for ordinary ones.
 #pragma once
 
@@ -148,6 +149,29 @@ inline Mat row_score_bounds(const Model& m, const moe::RegressionData& data, con
       bounds(i, c) = score_bound_at(m, row, error, theta[static_cast<std::size_t>(c)]);
   }
   return bounds;
+}
+
+/// [p], bounds of score().
+inline Vec score_bounds(const Model& m, const moe::RegressionData& data, const ActiveSets& sets) {
+  const Mat rows = row_scores(m, data, sets), bounds = row_score_bounds(m, data, sets);
+  Vec result(rows.cols());
+  for (Index c = 0; c < rows.cols(); ++c)
+    result(c) = bounds.col(c).sum() + gamma(rows.rows()) * rows.col(c).cwiseAbs().sum();
+  return result;
+}
+
+/// Worst |actual - expected| in units of its bound: at most 1 if the computation is right; infinite for NaN or another
+/// size.
+template <class A>
+double worst(const A& actual, const Vec& expected, const Vec& bound) {
+  if (actual.size() != expected.size()) return INFINITY;
+  double result = 0;
+  for (Index c = 0; c < expected.size(); ++c) {
+    const Real difference = std::abs(actual(c) - expected(c));
+    if (!std::isfinite(difference)) return INFINITY;
+    if (difference > 0) result = std::max(result, static_cast<double>(difference / bound(c)));
+  }
+  return result;
 }
 
 }  // namespace oracle

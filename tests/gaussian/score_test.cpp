@@ -13,28 +13,12 @@ using oracle::Real;
 
 namespace {
 
-/// Worst error of score in units of its bound; infinite for NaN or another size.
+/// Worst error of score in units of its bound.
 template <class Gate>
 double score_error(const moe::GaussianMoe<Gate>& model, const moe::RegressionData& data) {
   const oracle::Model m = oracle::model(model);
   const oracle::ActiveSets sets = oracle::active_sets(m, data);
-  const oracle::Mat rows = oracle::row_scores(m, data, sets), bounds = oracle::row_score_bounds(m, data, sets);
-  const Eigen::VectorXd actual = moe::score(model, data);
-  if (actual.size() != rows.cols()) return INFINITY;
-  double worst = 0;
-  for (Index c = 0; c < rows.cols(); ++c) {
-    Real expected = 0, magnitude = 0, bound = 0;
-    for (Index i = 0; i < rows.rows(); ++i) {
-      expected += rows(i, c);
-      magnitude += std::abs(rows(i, c));
-      bound += bounds(i, c);
-    }
-    const Real difference = std::abs(actual(c) - expected);
-    if (!std::isfinite(difference)) return INFINITY;
-    if (difference > 0)
-      worst = std::max(worst, static_cast<double>(difference / (bound + oracle::gamma(rows.rows()) * magnitude)));
-  }
-  return worst;
+  return oracle::worst(moe::score(model, data), oracle::score(m, data, sets), oracle::score_bounds(m, data, sets));
 }
 
 /// Worst |score - central difference|, relative to the sum of the magnitudes of the rows' scores. What rounding leaves
@@ -64,7 +48,7 @@ TEST_CASE("score: agrees with central differences of the log-likelihood for ever
   for (const auto& [n, k, d] : {test::Sizes{29, 3, 2}, {29, 2, 1}, {1, 3, 2}, {13, 1, 2}})
     test::for_each_model(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
       CAPTURE(n, k, d, name);
-      CHECK(difference_error(model, test::random_data(model, n)) <= 1e-8);
+      CHECK(difference_error(model, test::sample_data(model, n)) <= 1e-8);
     });
 }
 
@@ -72,7 +56,7 @@ TEST_CASE("score: agrees with its formula for every gate and size", "[gaussian]"
   for (const auto& [n, k, d] : test::kSizes)
     test::for_each_model(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
       CAPTURE(n, k, d, name);
-      CHECK(score_error(model, test::random_data(model, n)) <= 1);
+      CHECK(score_error(model, test::sample_data(model, n)) <= 1);
     });
 }
 
@@ -93,9 +77,9 @@ TEST_CASE("score: stands where the layout says", "[gaussian]") {
 }
 
 TEST_CASE("score: an expert that is never active has none, and neither has the gate of a top-1 model", "[gaussian]") {
-  auto model = test::random_model(3, 1, moe::TopKGate{.k = 1});
+  auto model = test::sample_model(3, 1, moe::TopKGate{.k = 1});
   model.gate_bias(1) = -1e6;
-  const auto data = test::random_data(model, 200);
+  const auto data = test::sample_data(model, 200);
   const moe::ParameterLayout at = moe::layout(model);
   const Eigen::VectorXd score = moe::score(model, data);
   for (Index c = 0; c < at.num_gate(); ++c) CHECK(score(c) == 0);
@@ -108,21 +92,21 @@ TEST_CASE("score: an expert that is never active has none, and neither has the g
 TEST_CASE("score: far rows, large logits and small variances are finite and right", "[gaussian]") {
   test::for_each_model(3, 2, [](const char* name, const auto& model) {
     CAPTURE(name);
-    auto far = test::random_data(model, 40);
+    auto far = test::sample_data(model, 40);
     for (Index i = 0; i < far.num_rows(); ++i) far.y(i) += (i % 2 ? 1e6 : -1e6) * std::sqrt(model.variance(i % 3));
     CHECK(score_error(model, far) <= 1);
     auto large = model;
     large.gate_slope *= 1e4;
-    CHECK(score_error(large, test::random_data(large, 40)) <= 1);
+    CHECK(score_error(large, test::sample_data(large, 40)) <= 1);
     auto small = model;
     small.variance(0) = 1e-12;
-    CHECK(score_error(small, test::random_data(small, 40)) <= 1);
+    CHECK(score_error(small, test::sample_data(small, 40)) <= 1);
   });
 }
 
 TEST_CASE("score: the same bits for any number of threads", "[gaussian]") {
   test::for_each_model(3, 2, [](const char* name, const auto& model) {
-    const auto data = test::random_data(model, 2999);
+    const auto data = test::sample_data(model, 2999);
     const Eigen::VectorXd serial = moe::score(model, data);
     for (const Index threads : {1, 2, 3, 8}) {
       test::ThreadExecutor executor(threads);
@@ -135,7 +119,7 @@ TEST_CASE("score: the same bits for any number of threads", "[gaussian]") {
 
 TEST_CASE("score: bad models and data are errors that name the function", "[gaussian][error]") {
   const auto call = [](auto&&... a) { moe::score(a...); };
-  const auto model = test::random_model(3, 2, moe::SoftmaxGate{});
+  const auto model = test::sample_model(3, 2, moe::SoftmaxGate{});
   test::require_argument_errors("moe::score", model, call);
   test::require_normal_form_errors("moe::score", call);
 }
