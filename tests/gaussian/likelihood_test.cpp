@@ -92,6 +92,17 @@ TEST_CASE("responsibilities: agree with the definition, sum to 1, exactly 0 wher
     });
 }
 
+TEST_CASE("responsibilities: of experts that tie the lower ones are active", "[gaussian]") {
+  test::for_each_top_k(5, 2, [](const char* name, const auto& distinct) {
+    const auto model = test::with_ties(distinct);
+    auto data = test::sample_data(model, 200);
+    data.x = test::tied_inputs(200, 2);
+    CAPTURE(name);
+    CHECK(density_error(model, data) <= 1);
+    CHECK(posterior_error(model, data) <= 1);
+  });
+}
+
 TEST_CASE("log_likelihood: one expert is least squares, worked by hand", "[gaussian]") {
   // nu = 4, m = 1 + 2 x, residuals 2, -4 and 0: -3/2 log(8 pi) - (4 + 16) / 8
   auto model = moe::GaussianMoe<>::zero(1, 1);

@@ -5,6 +5,7 @@
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
 #include "moe/gaussian/gate_weights.hpp"
+#include "thread_executor.hpp"
 
 using moe::Index;
 
@@ -14,6 +15,8 @@ namespace {
 template <class Gate>
 moe::Matrix<double> routed_weights(const moe::GaussianMoe<Gate>& model, const moe::Matrix<double>& x) {
   moe::Routing<double> routing;
+  test::ThreadExecutor serial(1);  // waking threads takes longer than routing
+  const moe::UseExecutor use(serial);
   moe::routing_gate(model).template route<double>(moe::gate_logits(model, x), moe::Step{}, routing);
   return test::dense(routing, model.num_experts());
 }
@@ -51,14 +54,9 @@ TEST_CASE("routing_gate: routes with the weights of the likelihood, for every ga
 }
 
 TEST_CASE("routing_gate: ties go to the same experts as in the likelihood", "[gaussian]") {
-  // multiples of 1/8, so that scores are exact and many are equal
-  test::for_each_top_k(5, 2, [](const char* name, auto model) {
-    model.gate_slope = test::exact_logits<double>(5, 2, 4).unaryExpr([](double v) { return std::round(v); });
-    model.gate_bias.setZero();
-    model.gate_slope.row(3) = model.gate_slope.row(1);
-    model.gate_slope.row(4).setZero();
-    const moe::Matrix<double> x =
-        test::random_matrix<double>(200, 2, 5).unaryExpr([](double v) { return std::round(2 * v) / 8; });
+  const moe::Matrix<double> x = test::tied_inputs(200, 2);
+  test::for_each_top_k(5, 2, [&](const char* name, const auto& distinct) {
+    const auto model = test::with_ties(distinct);
     CAPTURE(name);
     CHECK(weight_error(model, x, moe::gate_weights(model, x)) <= 1);
     CHECK(weight_error(model, x, routed_weights(model, x)) <= 1);

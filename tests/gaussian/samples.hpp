@@ -100,6 +100,26 @@ void for_each_model(Index k, Index d, F&& f) {
   for_each_activation_gate<FreeActivationGate<moe::Softplus>>(k, d, f);
 }
 
+/// Gives a gate scores that are exact and often equal: integer slopes, two of them alike and one 0, no biases.
+template <class Gate>
+moe::GaussianMoe<Gate> with_ties(moe::GaussianMoe<Gate> model) {
+  const Index k = model.num_experts();
+  for (Index j = 0; j < k; ++j)
+    for (Index c = 0; c < model.input_dim(); ++c) model.gate_slope(j, c) = std::round(2 * model.gate_slope(j, c));
+  model.gate_slope.row(k - 2) = model.gate_slope.row(0);
+  model.gate_slope.row(k - 1).setZero();
+  model.gate_bias.setZero();
+  return model;
+}
+
+/// Inputs for it: eighths.
+inline moe::Matrix<double> tied_inputs(Index n, Index d) {
+  moe::Matrix<double> x = random_matrix<double>(n, d, 5);
+  for (Index i = 0; i < n; ++i)
+    for (Index c = 0; c < d; ++c) x(i, c) = std::round(2 * x(i, c)) / 8;
+  return x;
+}
+
 /// The sizes that the tests of likelihood, score and information go through: around the size of a block of rows, and
 /// one, few and many experts and inputs.
 struct Sizes {
