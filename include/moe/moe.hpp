@@ -59,6 +59,7 @@
 #include "moe/train/sgd.hpp"
 
 // Statistics: Gaussian mixtures of experts, estimated with the same gates.
+#include "moe/gaussian/criteria.hpp"
 #include "moe/gaussian/data.hpp"
 #include "moe/gaussian/distance.hpp"
 #include "moe/gaussian/fit.hpp"
@@ -73,6 +74,7 @@
 #include "moe/gaussian/parameters.hpp"
 #include "moe/gaussian/predict.hpp"
 #include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/standard_errors.hpp"
 #include "moe/gaussian/voronoi.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
