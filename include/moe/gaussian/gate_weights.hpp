@@ -36,6 +36,8 @@ class GateRow {
     }
     if (form_.active < k) mask();
     pi = (z_.array() - z_.maxCoeff()).exp().matrix();
+    for (Index j = 0; j < k; ++j)
+      if (z_(j) == -std::numeric_limits<double>::infinity()) pi(j) = 0;  // Eigen's exp gives the smallest number there
     pi /= pi.sum();
   }
 
