@@ -140,13 +140,13 @@ TEST_CASE("standard_errors: say why there are none", "[gaussian]") {
 }
 
 TEST_CASE("standard_errors: 95 % intervals cover the truth in 95 % of samples", "[gaussian][property]") {
-  constexpr Index kSamples = 300;
+  constexpr Index kSamples = 250;
   std::vector<Index> covered(8), covered_sandwich(8);
   Index available = 0;
   const auto truth = test::two_lines();
   const Eigen::VectorXd theta = moe::pack(truth, moe::layout(truth));
   for (Index s = 0; s < kSamples; ++s) {
-    const auto data = test::simulated(truth, 400, 1000 + static_cast<std::uint64_t>(s));
+    const auto data = test::simulated(truth, 300, 1000 + static_cast<std::uint64_t>(s));
     const auto fit = moe::fit_from(data, truth);
     const auto errors = moe::standard_errors(fit, data);
     if (!errors.available()) continue;
@@ -159,7 +159,7 @@ TEST_CASE("standard_errors: 95 % intervals cover the truth in 95 % of samples", 
     }
   }
   CHECK(available >= kSamples - 3);
-  // 4 binomial deviations, 5 %, and 2 % for what n = 400 lacks of normality (sandwich: 3 %)
+  // 4 binomial deviations, 5 %, and 2 % for what n = 300 lacks of normality (sandwich: 3 %)
   const double n = static_cast<double>(available), deviation = std::sqrt(0.95 * 0.05 / n);
   for (std::size_t i = 0; i < 8; ++i) {
     CAPTURE(i, available);

@@ -126,6 +126,19 @@ inline BootstrapError bootstrap_error(std::vector<double> values, double estimat
           .upper = percentile((1 + level) / 2)};
 }
 
+/// Fills `parameters` from the usable replicates.
+inline void summarise(const std::vector<std::string>& names, const Eigen::RowVectorXd& estimates, double level,
+                      Bootstrap& out) {
+  for (Index c = 0; c < out.replicates.cols(); ++c) {
+    std::vector<double> values;
+    for (Index r = 0; r < out.replicates.rows(); ++r)
+      if (out.usable[static_cast<std::size_t>(r)]) values.push_back(out.replicates(r, c));
+    BootstrapParameter p{.name = names[static_cast<std::size_t>(c)], .estimate = estimates(c)};
+    if (values.size() >= 2) p.error = bootstrap_error(std::move(values), p.estimate, level);
+    out.parameters.push_back(std::move(p));
+  }
+}
+
 /// One refit to a sample from the model.
 template <class Gate>
 GaussianFit<Gate> refit(const GaussianMoe<Gate>& model, const RegressionData& data, FitOptions options, Index starts,
@@ -186,15 +199,7 @@ Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
   out.usable.assign(usable.begin(), usable.end());
   out.num_usable = std::count(usable.begin(), usable.end(), 1);
   out.num_not_converged = std::count(converged.begin(), converged.end(), 0);
-  const Eigen::RowVectorXd estimates = columns(model);
-  for (Index c = 0; c < width; ++c) {
-    std::vector<double> values;
-    for (Index r = 0; r < count; ++r)
-      if (usable[static_cast<std::size_t>(r)]) values.push_back(out.replicates(r, c));
-    BootstrapParameter p{.name = columns.names()[static_cast<std::size_t>(c)], .estimate = estimates(c)};
-    if (values.size() >= 2) p.error = detail::bootstrap_error(std::move(values), p.estimate, options.level);
-    out.parameters.push_back(std::move(p));
-  }
+  detail::summarise(columns.names(), columns(model), options.level, out);
   return out;
 }
 
