@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <moe/io/csv.hpp>
-#include <moe/moe.hpp>
+#include <moe/gaussian.hpp>
 
 namespace fitting {
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The table of contents: everything but moe/io (needs nlohmann-json) and moe/mpi (needs MPI). Start with
-// layer/moe_layer.hpp, whose forward() is the whole method in five lines. To plug in a part of your own, read the
+// The table of contents: everything but moe/io (needs nlohmann-json), moe/mpi (needs MPI) and the statistics of
+// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose forward() is the whole method in five lines. To plug in a part of your own, read the
 // concept.hpp of its folder. Every header also stands alone.
 
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
@@ -57,29 +57,6 @@
 #include "moe/train/cross_entropy.hpp"
 #include "moe/train/schedule.hpp"
 #include "moe/train/sgd.hpp"
-
-// Statistics: Gaussian mixtures of experts, estimated with the same gates.
-#include "moe/gaussian/bootstrap.hpp"
-#include "moe/gaussian/choose_experts.hpp"
-#include "moe/gaussian/criteria.hpp"
-#include "moe/gaussian/data.hpp"
-#include "moe/gaussian/dendrogram.hpp"
-#include "moe/gaussian/distance.hpp"
-#include "moe/gaussian/fit.hpp"
-#include "moe/gaussian/fit_options.hpp"
-#include "moe/gaussian/gate_model.hpp"
-#include "moe/gaussian/gate_weights.hpp"
-#include "moe/gaussian/identifiability.hpp"
-#include "moe/gaussian/independence.hpp"
-#include "moe/gaussian/likelihood.hpp"
-#include "moe/gaussian/model.hpp"
-#include "moe/gaussian/normal_mixture.hpp"
-#include "moe/gaussian/normal_quantile.hpp"
-#include "moe/gaussian/parameters.hpp"
-#include "moe/gaussian/predict.hpp"
-#include "moe/gaussian/sample.hpp"
-#include "moe/gaussian/standard_errors.hpp"
-#include "moe/gaussian/voronoi.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"

@@ -1,6 +1,6 @@
 # cmake -DINCLUDE=<include directory> -P includes.cmake
 # Checks that includes point to the same folder or to a lower layer, that only core/simd*.hpp know xsimd, and that
-# moe.hpp reaches every header, itself or through another one.
+# moe.hpp and gaussian.hpp reach every header, themselves or through another one.
 cmake_minimum_required(VERSION 3.25)
 
 set(layers core numeric routing kernel router|gate|expert layer train|gaussian|io compress|serve|mpi)
@@ -22,6 +22,8 @@ if(NOT headers)
   message(SEND_ERROR "no headers below ${INCLUDE}/moe")
 endif()
 file(STRINGS "${INCLUDE}/moe/moe.hpp" included REGEX "^#include")
+file(STRINGS "${INCLUDE}/moe/gaussian.hpp" statistics REGEX "^#include")
+list(APPEND included ${statistics})
 foreach(header IN LISTS headers)
   cmake_path(GET header PARENT_PATH folder)
   rank("${folder}" own_rank)
@@ -48,6 +50,6 @@ endforeach()
 
 foreach(header IN LISTS headers)
   if(NOT header MATCHES "^(io|mpi)/" AND NOT "#include \"moe/${header}\"" IN_LIST included)
-    message(SEND_ERROR "moe/moe.hpp does not reach moe/${header}")
+    message(SEND_ERROR "neither moe/moe.hpp nor moe/gaussian.hpp reaches moe/${header}")
   endif()
 endforeach()
