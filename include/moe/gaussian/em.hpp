@@ -14,10 +14,13 @@ namespace moe::inline MOE_ABI::detail {
 /// Bounds that every optimiser keeps, on standardised data.
 struct Bounds {
   double variance_floor = 1e-6, gate_box = 500;
+  static constexpr double kColdest = 1e-4, kHottest = 1e4;  ///< of a free temperature
+  static constexpr double kWidest = 1e8;                    ///< a variance: nothing holds that of an expert without rows
 
   void clamp(const ParameterLayout& at, GaussianParameters& m) const {
+    if (at.free_temperature) m.temperature = std::clamp(m.temperature, kColdest, kHottest);
     for (Index j = 0; j < at.num_experts; ++j) {
-      m.variance(j) = std::max(m.variance(j), variance_floor);
+      m.variance(j) = std::clamp(m.variance(j), variance_floor, kWidest);
       if (j < at.free_biases) m.gate_bias(j) = std::clamp(m.gate_bias(j), -gate_box, gate_box);
       if (j >= at.free_slopes) continue;
       for (Index c = 0; c < at.input_dim; ++c) m.gate_slope(j, c) = std::clamp(m.gate_slope(j, c), -gate_box, gate_box);
@@ -181,7 +184,7 @@ class Em {
     if (!at_.free_temperature) return;
     const double log_step = scale * step(at_.log_temperature()), tau = from.model.temperature;
     const double factor = std::max(1 - log_step, 0.1);  // of 1 / tau
-    to.temperature = std::clamp(tau / factor, 1e-4, 1e4);
+    to.temperature = std::clamp(tau / factor, Bounds::kColdest, Bounds::kHottest);
     for (Index j = 0; j < at_.free_biases; ++j) {
       const double change = to.gate_bias(j) - from.model.gate_bias(j), before = from.model.gate_bias(j);
       to.gate_bias(j) = (before / tau + change / tau - before / tau * log_step) * to.temperature;

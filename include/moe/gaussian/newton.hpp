@@ -11,15 +11,18 @@ namespace moe::inline MOE_ABI::detail {
 class BoxedTheta {
  public:
   BoxedTheta(const ParameterLayout& at, const Bounds& bounds)
-      : lower_(Eigen::VectorXd::Constant(at.size(), -1e300)), upper_(Eigen::VectorXd::Constant(at.size(), 1e300)) {
+      : lower_(Eigen::VectorXd::Constant(at.size(), -1e12)), upper_(Eigen::VectorXd::Constant(at.size(), 1e12)) {
     const Index coefficients = at.gate_bias(at.free_biases);
     lower_.head(coefficients).setConstant(-bounds.gate_box);
     upper_.head(coefficients).setConstant(bounds.gate_box);
     if (at.free_temperature) {
-      lower_(at.log_temperature()) = std::log(1e-4);
-      upper_(at.log_temperature()) = std::log(1e4);
+      lower_(at.log_temperature()) = std::log(Bounds::kColdest);
+      upper_(at.log_temperature()) = std::log(Bounds::kHottest);
     }
-    for (Index j = 0; j < at.num_experts; ++j) lower_(at.log_variance(j)) = std::log(bounds.variance_floor);
+    for (Index j = 0; j < at.num_experts; ++j) {
+      lower_(at.log_variance(j)) = std::log(bounds.variance_floor);
+      upper_(at.log_variance(j)) = std::log(Bounds::kWidest);
+    }
   }
 
   Eigen::VectorXd clamp(const Eigen::VectorXd& theta) const { return theta.cwiseMax(lower_).cwiseMin(upper_); }
@@ -53,6 +56,7 @@ struct DirectState {
   double score_norm = 0;  ///< largest score per row, at free coordinates
   double remaining = 0;   ///< gain that the quadratic model still promises
   bool singular = false;  ///< the information has no full rank
+  bool saddle = false;    ///< the information has a negative eigenvalue: no maximum, however small the score
 };
 
 /// Newton's method on the penalised log-likelihood, with a trust region: the step is (H + mu D^2)^-1 score with mu >= 0
@@ -76,17 +80,16 @@ class Newton {
 
   /// One iteration; false when no step raises the criterion any more.
   bool iterate() {
-    const std::vector<Index> free = box_.free(theta_, score_);
-    if (free.empty()) return false;
-    decompose(free);
+    if (free_.empty()) return false;
     for (int attempt = 0; attempt < 30; ++attempt) {
       Eigen::VectorXd step = Eigen::VectorXd::Zero(at_.size());
-      const double length = trust_step(free, step), promised = promise(free, step);
+      const double length = trust_step(step), promised = promise(step);
       GaussianParameters trial = state_.model;
       const Eigen::VectorXd theta = box_.clamp(theta_ + step);
       unpack(theta, at_, trial);
       const double gain = objective_.value(trial) - state_.criterion;
       if (!(gain > 0)) {
+        if (lowers_score(theta, trial, std::max(promised, -gain))) return true;
         radius_ = 0.25 * std::min(radius_, length);
         if (radius_ < 1e-12) return false;
         continue;
@@ -106,6 +109,30 @@ class Newton {
     state_.criterion = objective_.information(state_.model, score_, information_);
     state_.score_norm = box_.score_norm(theta_, score_) / static_cast<double>(objective_.num_rows());
     for (Index c = 0; c < at_.size(); ++c) scale_(c) = std::max(scale_(c), std::sqrt(std::abs(information_(c, c))));
+    free_ = box_.free(theta_, score_);
+    if (!free_.empty()) decompose(free_);
+  }
+
+  /// Where a step changes the criterion by no more than rounding does, the score decides: beside a variance at its
+  /// floor it is far from small long after the criterion has nothing more to tell.
+  bool lowers_score(const Eigen::VectorXd& theta, const GaussianParameters& trial, double change) {
+    if (!(change <= 1e-14 * (1 + std::abs(state_.criterion) + static_cast<double>(objective_.num_rows()))))
+      return false;
+    Newton other(*this);
+    other.theta_ = theta;
+    other.state_.model = trial;
+    other.evaluate();
+    if (!(other.state_.score_norm < 0.5 * state_.score_norm)) return false;
+    swap(other);
+    return true;
+  }
+
+  void swap(Newton& other) {
+    std::swap(state_, other.state_);
+    std::swap(free_, other.free_);
+    for (auto member : {&Newton::theta_, &Newton::score_, &Newton::scale_, &Newton::values_, &Newton::score_in_basis_})
+      (this->*member).swap(other.*member);
+    for (auto member : {&Newton::information_, &Newton::vectors_}) (this->*member).swap(other.*member);
   }
 
   /// Eigenvalues of D^-1 H D^-1 at the free coordinates.
@@ -127,6 +154,7 @@ class Newton {
     score_in_basis_ = vectors_.transpose() * right;
     const double largest = values_(n - 1);
     state_.singular = values_(0) < 1e-8 * largest;
+    state_.saddle = values_(0) < -1e-8 * largest;
     state_.remaining = 0;
     for (Index a = 0; a < n; ++a)
       state_.remaining +=
@@ -140,7 +168,7 @@ class Newton {
   }
 
   /// The step within the radius; returns |D step|.
-  double trust_step(const std::vector<Index>& free, Eigen::VectorXd& step) const {
+  double trust_step(Eigen::VectorXd& step) const {
     const double largest = std::max(values_(values_.size() - 1), 1e-300);
     double low = std::max(0.0, 1e-12 * largest - values_(0));  // H + low is positive definite
     Eigen::VectorXd s = in_basis(low);
@@ -151,16 +179,18 @@ class Newton {
         (in_basis(middle).norm() > radius_ ? low : high) = middle;
       }
       s = in_basis(high);
+    } else if (state_.saddle) {  // the score says nothing of the direction in which the criterion bends upwards
+      s(0) += std::copysign(std::sqrt(radius_ * radius_ - s.squaredNorm()), s(0));
     }
     const Eigen::VectorXd scaled = vectors_ * s;
-    for (std::size_t a = 0; a < free.size(); ++a) step(free[a]) = scaled(static_cast<Index>(a)) / scale_(free[a]);
+    for (std::size_t a = 0; a < free_.size(); ++a) step(free_[a]) = scaled(static_cast<Index>(a)) / scale_(free_[a]);
     return s.norm();
   }
 
   /// Gain that the quadratic model promises for a step.
-  double promise(const std::vector<Index>& free, const Eigen::VectorXd& step) const {
-    Eigen::VectorXd scaled(static_cast<Index>(free.size()));
-    for (std::size_t a = 0; a < free.size(); ++a) scaled(static_cast<Index>(a)) = step(free[a]) * scale_(free[a]);
+  double promise(const Eigen::VectorXd& step) const {
+    Eigen::VectorXd scaled(static_cast<Index>(free_.size()));
+    for (std::size_t a = 0; a < free_.size(); ++a) scaled(static_cast<Index>(a)) = step(free_[a]) * scale_(free_[a]);
     const Eigen::VectorXd s = vectors_.transpose() * scaled;
     return s.dot(score_in_basis_) - 0.5 * s.cwiseProduct(values_).dot(s);
   }
@@ -171,6 +201,7 @@ class Newton {
   DirectState state_;
   Eigen::VectorXd theta_, score_, scale_, values_, score_in_basis_;
   Eigen::MatrixXd information_, vectors_;
+  std::vector<Index> free_;
   double radius_ = 1;
 };
 

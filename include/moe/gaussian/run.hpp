@@ -88,6 +88,7 @@ class Runner {
       moved = iterate(em, state, run);
       run.converged = converged(state, run);
     }
+    run.flags.decreased = !moved;
     if (direct && !run.converged) maximise(state, run);
     finish(em, state, run);
   }
@@ -141,7 +142,7 @@ class Runner {
       const bool moved = method.iterate();
       if (moved) ++run.iterations, run.path.push_back(method.state().criterion);
       run.converged = small(method.state()) && settled(run);
-      run.flags.decreased = !moved && !run.converged;
+      run.flags.decreased = !moved;
       if (!moved) break;
     }
     run.flags.singular = method.state().singular;
@@ -150,7 +151,7 @@ class Runner {
   }
 
   bool small(const DirectState& s) const {
-    return s.score_norm < options_.score_tolerance && s.remaining < options_.remaining_tolerance;
+    return s.score_norm < options_.score_tolerance && s.remaining < options_.remaining_tolerance && !s.saddle;
   }
 
   /// Is the last relative change small?
@@ -182,6 +183,7 @@ class Runner {
     state = em.start(run.model);  // sums at the end, whatever moved last
     run.criterion = state.criterion;
     run.score_norm = score_norm(state);
+    run.flags.decreased = run.flags.decreased && !run.converged && run.score_norm >= options_.score_tolerance;
     run.expert_rows = em.expert_rows(state);
     const Index d = objective_.layout().input_dim;
     const double fewest = run.expert_rows.minCoeff();
@@ -190,8 +192,8 @@ class Runner {
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
     const double largest =
         std::max(run.model.gate_slope.cwiseAbs().maxCoeff(), run.model.gate_bias.cwiseAbs().maxCoeff());
-    run.flags.separated = largest > 30 && objective_.form().active > 1;
     run.flags.at_box = largest >= bounds_.gate_box * (1 - 1e-9);
+    run.flags.separated = objective_.form().active > 1 && (largest > 30 || run.flags.at_box);
     run.interior = !run.flags.at_floor && !run.flags.dead_expert;
   }
 

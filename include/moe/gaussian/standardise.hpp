@@ -2,32 +2,59 @@
 #pragma once
 
 #include <Eigen/Eigenvalues>
+#include <algorithm>
+#include <cmath>
 
 #include "moe/gaussian/model.hpp"
 #include "moe/gaussian/row_blocks.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
+/// Mean and population standard deviation of a column, relative to its first number, so that equal numbers differ by
+/// exactly 0 however many, and in units of its spread, so that no square overflows.
+struct Moments {
+  double center = 0, scale = 0;
+
+  template <class Column>
+  explicit Moments(const Column& column) : center(column(0)) {
+    const double n = static_cast<double>(column.size()), origin = column(0);
+    double reach = 0, sum = 0, squares = 0;
+    for (Index i = 0; i < column.size(); ++i) reach = std::max(reach, std::abs(column(i) - origin));
+    if (!(reach > 0)) return;
+    for (Index i = 0; i < column.size(); ++i) sum += (column(i) - origin) / reach;
+    for (Index i = 0; i < column.size(); ++i) squares += std::pow((column(i) - origin) / reach - sum / n, 2);
+    center = origin + reach * (sum / n);
+    scale = reach * std::sqrt(squares / n);
+  }
+
+  /// Numbers that differ in their last digits alone tell nothing.
+  bool constant() const { return scale <= 1e-13 * std::abs(center); }
+};
+
+/// Throws std::invalid_argument where variances, slopes or their products would leave the range of double.
+inline void require_moderate(const char* function, const char* name, const Moments& m) {
+  if (!(m.scale > 1e-100 && m.scale < 1e100))
+    fail(function, ": ", name, " has standard deviation ", m.scale, ", expected 1e-100 to 1e100: choose another unit");
+}
+
 /// Means and population standard deviations of the data. x keeps its origin where the gate has no bias beside
-/// beta_1 . x that could take a shift up (`keep_origin`). Throws std::invalid_argument for a constant column of x; a
-/// constant y keeps scale 1.
+/// beta_1 . x that could take a shift up (`keep_origin`). Throws std::invalid_argument for a constant column of x and
+/// for absurd units; a constant y keeps scale 1.
 inline Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
   Standardisation by = Standardisation::none(data.input_dim());
-  const double n = static_cast<double>(data.num_rows());
-  const auto moments = [&](const auto& column, double& center, double& scale) {
-    double sum = 0, squares = 0;
-    for (Index i = 0; i < column.size(); ++i) sum += column(i);
-    center = sum / n;
-    for (Index i = 0; i < column.size(); ++i) squares += (column(i) - center) * (column(i) - center);
-    scale = std::sqrt(squares / n);
-    return scale > 1e-13 * std::abs(center);
-  };
   for (Index c = 0; c < data.input_dim(); ++c) {
-    if (!moments(data.x.col(c), by.x_center(c), by.x_scale(c)))
+    const Moments moments(data.x.col(c));
+    if (moments.constant())
       fail(function, ": column ", c, " of x is constant, ", data.x(0, c), ", expected columns that vary");
-    if (keep_origin) by.x_center(c) = 0;
+    require_moderate(function, "a column of x", moments);
+    by.x_scale(c) = moments.scale;
+    if (!keep_origin) by.x_center(c) = moments.center;
   }
-  if (!moments(data.y, by.y_center, by.y_scale)) by.y_scale = 1;
+  const Moments y(data.y);
+  by.y_center = y.center;
+  if (y.constant()) return by;
+  require_moderate(function, "y", y);
+  by.y_scale = y.scale;
   return by;
 }
 

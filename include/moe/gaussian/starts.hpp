@@ -66,8 +66,9 @@ class Starts {
       y(s) = rows.output(block)[i];
     }
     regress(x, y, Eigen::VectorXd::Ones(count), expert, m);
-    m.gate_slope.row(expert) = m.gate_slope.colwise().mean();
+    m.gate_slope.row(expert) = m.gate_slope.colwise().mean().eval();
     m.gate_bias(expert) = m.gate_bias.mean();
+    pin(m);
   }
 
  private:
@@ -214,6 +215,15 @@ class Starts {
     return label;
   }
 
+  /// The gate of the last expert back to where it is held.
+  void pin(GaussianParameters& m) const {
+    const Index last = m.num_experts() - 1;
+    if (linear_) m.gate_slope.rowwise() -= Eigen::RowVectorXd(m.gate_slope.row(last));
+    if (m.last_slope == LastSlope::Zero) m.gate_slope.row(last).setZero();
+    if (linear_ || form_.bias == BiasPlace::Outside || m.last_slope == LastSlope::Zero)
+      m.gate_bias.array() -= double(m.gate_bias(last));
+  }
+
   /// Random order, as the last expert is special: its gate is pinned.
   void shuffle(const RandomField& random, GaussianParameters& m) const {
     for (Index j = m.num_experts() - 1; j > 0; --j) {
@@ -223,8 +233,7 @@ class Starts {
       std::swap(m.variance(j), m.variance(other));
       std::swap(m.gate_bias(j), m.gate_bias(other));
     }
-    if (linear_ || form_.bias == BiasPlace::Outside || m.last_slope == LastSlope::Zero)
-      m.gate_bias.array() -= double(m.gate_bias(m.num_experts() - 1));
+    pin(m);
   }
 
   /// Behind an activation a slope of 0 is a saddle: slopes of several sizes and both signs.
