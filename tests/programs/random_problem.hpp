@@ -74,20 +74,47 @@ class ProblemMaker {
     auto& [x, y] = data;
     const Index n = x.rows();
     switch (kind) {
-      case 0: break;                                                           // noise
-      case 1: y = line(x); break;                                              // an exact line
-      case 2: y = x.col(0).array().sign().cwiseProduct(line(x).array()); break;  // two exact lines that meet
-      case 3: y = y.array().round(); break;                                    // tied y
-      case 4: y.setConstant(one_of({0.0, 3.0, 0.1, -1e8})); break;             // constant y
-      case 5: x = x.array().round(); break;                                    // few distinct x
-      case 6: y = line(x) + 0.1 * y; break;                                    // one line
-      case 7: scale(data, 8, 8); break;                                        // other units
-      case 8: y(0) = one_of({1e6, -1e6, 1e9}), x(n - 1, 0) = 1e6; break;       // outliers
-      case 9: separate(data); break;                                           // classes that a plane divides
-      case 10: duplicate(data); break;                                         // rows several times
-      case 11: x = (3 * x).array().round(), y = (3 * y).array().round(); break;  // integers
-      case 12: scale(data, 90, 0); break;                                      // absurd units
-      default: x.array() += one_of({1e3, 1e6}), y.array() += one_of({0.0, 1e6}); break;  // far from the origin
+      case 0:
+        break;  // noise
+      case 1:
+        y = line(x);
+        break;  // an exact line
+      case 2:
+        y = x.col(0).array().sign().cwiseProduct(line(x).array());
+        break;  // two exact lines that meet
+      case 3:
+        y = y.array().round();
+        break;  // tied y
+      case 4:
+        y.setConstant(one_of({0.0, 3.0, 0.1, -1e8}));
+        break;  // constant y
+      case 5:
+        x = x.array().round();
+        break;  // few distinct x
+      case 6:
+        y = line(x) + 0.1 * y;
+        break;  // one line
+      case 7:
+        scale(data, 8, 8);
+        break;  // other units
+      case 8:
+        y(0) = one_of({1e6, -1e6, 1e9}), x(n - 1, 0) = 1e6;
+        break;  // outliers
+      case 9:
+        separate(data);
+        break;  // classes that a plane divides
+      case 10:
+        duplicate(data);
+        break;  // rows several times
+      case 11:
+        x = (3 * x).array().round(), y = (3 * y).array().round();
+        break;  // integers
+      case 12:
+        scale(data, 90, 0);
+        break;  // absurd units
+      default:
+        x.array() += one_of({1e3, 1e6}), y.array() += one_of({0.0, 1e6});
+        break;  // far from the origin
     }
   }
 

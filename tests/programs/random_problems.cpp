@@ -64,18 +64,29 @@ Outcome run(const test::RandomProblem& problem) {
   switch (problem.gate) {
     case 0:
     case 1:
-    case 2: return run(problem, moe::SoftmaxGate{});
+    case 2:
+      return run(problem, moe::SoftmaxGate{});
     case 3:
-    case 4: return run(problem, moe::TopKGate{.k = active});
-    case 5: return run(problem, moe::TopKGate{.k = active, .weight_bias = Eigen::RowVectorXd::Zero(k)});
-    case 6: return run(problem, moe::DenseToSparseGate<Free>{.temperature = free});
-    case 7: return run(problem, moe::DenseToSparseGate<>{});
-    case 8: return run_activation<moe::Tanh>(problem, free);
-    case 9: return run_activation<moe::Sigmoid>(problem, free);
-    case 10: return run_activation<moe::Gelu>(problem, free);
-    case 11: return run_activation<moe::Softplus>(problem, free);
-    case 12: return run_activation<moe::Relu>(problem, free);
-    default: return run_activation<moe::Tanh>(problem, moe::ConstantSchedule{.value = 0.3});
+    case 4:
+      return run(problem, moe::TopKGate{.k = active});
+    case 5:
+      return run(problem, moe::TopKGate{.k = active, .weight_bias = Eigen::RowVectorXd::Zero(k)});
+    case 6:
+      return run(problem, moe::DenseToSparseGate<Free>{.temperature = free});
+    case 7:
+      return run(problem, moe::DenseToSparseGate<>{});
+    case 8:
+      return run_activation<moe::Tanh>(problem, free);
+    case 9:
+      return run_activation<moe::Sigmoid>(problem, free);
+    case 10:
+      return run_activation<moe::Gelu>(problem, free);
+    case 11:
+      return run_activation<moe::Softplus>(problem, free);
+    case 12:
+      return run_activation<moe::Relu>(problem, free);
+    default:
+      return run_activation<moe::Tanh>(problem, moe::ConstantSchedule{.value = 0.3});
   }
 }
 

@@ -60,7 +60,8 @@ class Runner {
     for (int round = 0; round < kBorderRounds; ++round) {
       GaussianParameters moved = run.model;
       if (!borders_.improve(objective_, moved)) {
-        run.converged = run.converged || borders_.sparse();
+        run.converged = run.converged || (borders_.sparse() && run.iterations < options_.max_iterations);
+        if (run.converged) run.flags.decreased = false;
         break;
       }
       Run next = run;
@@ -192,8 +193,9 @@ class Runner {
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
     const double largest =
         std::max(run.model.gate_slope.cwiseAbs().maxCoeff(), run.model.gate_bias.cwiseAbs().maxCoeff());
-    run.flags.at_box = largest >= bounds_.gate_box * (1 - 1e-9);
-    run.flags.separated = objective_.form().active > 1 && (largest > 30 || run.flags.at_box);
+    const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
+    run.flags.at_box = identified && largest >= bounds_.gate_box * (1 - 1e-9);
+    run.flags.separated = identified && (largest > 30 || run.flags.at_box);
     run.interior = !run.flags.at_floor && !run.flags.dead_expert;
   }
 
