@@ -21,7 +21,7 @@ class MixtureCoefficients {
   Index active;                     // experts per row
   double inverse_temperature;
   bool keep_scores = true;             // false: nobody reads z, which saves stores where that is the bound
-  std::vector<double> gate, expert;    // [k][d + 1]: u, and minus the mean
+  std::vector<double> forms;           // [d + 1][2][k]: u, and minus the mean, by feature
   std::vector<double> outside;         // [k]: what is added to inner(u); zero where beta_0 is in u already
   std::vector<double> offset, weight;  // [k]: log density = offset + weight * residual^2
 };
@@ -32,13 +32,13 @@ inline MixtureCoefficients::MixtureCoefficients(const GaussianParameters& model,
       active(form.active),
       inverse_temperature(1 / model.temperature) {
   const bool bias_in_u = form.bias == BiasPlace::Inside && form.ranks_bias;
+  for (Index c = 0; c + 1 < num_features; ++c) {
+    for (Index j = 0; j < num_experts; ++j) forms.push_back(model.gate_slope(j, c));
+    for (Index j = 0; j < num_experts; ++j) forms.push_back(-model.slope(j, c));
+  }
+  for (Index j = 0; j < num_experts; ++j) forms.push_back(bias_in_u ? model.gate_bias(j) : 0);
   for (Index j = 0; j < num_experts; ++j) {
-    for (Index c = 0; c + 1 < num_features; ++c) {
-      gate.push_back(model.gate_slope(j, c));
-      expert.push_back(-model.slope(j, c));
-    }
-    gate.push_back(bias_in_u ? model.gate_bias(j) : 0);
-    expert.push_back(-model.intercept(j));
+    forms.push_back(-model.intercept(j));
     outside.push_back(bias_in_u ? 0 : model.gate_bias(j));
     offset.push_back(-0.5 * std::log(2 * std::numbers::pi * model.variance(j)));
     weight.push_back(-0.5 / model.variance(j));
@@ -68,6 +68,14 @@ struct PosteriorColumns {
     }
   }
 };
+
+/// Makes the weights of rows that only fill the block zero, so that no sum counts them.
+inline void clear_padding(const PosteriorColumns& columns, Index rows) {
+  for (Index i = rows; i < kBlockRows; ++i) {
+    columns.prior_scale[i] = columns.posterior_scale[i] = columns.shift[i] = 0;
+    columns.ratio[i] = 1;
+  }
+}
 
 inline Lanes load_column(const double* columns, Index j, Index i) { return simd::load(columns + j * kBlockRows + i); }
 
@@ -102,43 +110,72 @@ class Posterior {
     return z + simd::max(simd::fma(Lanes(weight) * e, e, Lanes(offset)), Lanes(-1e300));
   }
 
+  /// What the loop over forms reads besides its coefficients, in local variables.
+  struct Local {
+    PosteriorColumns c;
+    const double *outside, *weight, *offset;
+    double inverse;
+    bool keep_scores;
+  };
+
   /// u, residual and z of experts first ... first + G - 1; if they are all experts, also the logarithms of the weights.
   template <int G, bool kAll>
   void forms(const double* features, const double* output, Index first) const {
-    const PosteriorColumns c = c_;
-    const Index n = m_.num_features;
-    const double *gate = m_.gate.data() + first * n, *expert = m_.expert.data() + first * n;
-    const double *outside = m_.outside.data() + first, *weight = m_.weight.data(), *offset = m_.offset.data();
-    const Lanes inverse(m_.inverse_temperature);
-    const bool keep_scores = m_.keep_scores;
-    for (Index i = 0; i < kBlockRows; i += kDoubles) {
-      Lanes u[G], e[G];
-      const Lanes y = simd::load(output + i);
-      simd::unroll<G>([&](auto g) { u[g] = Lanes(0.0), e[g] = y; });
-      for (Index f = 0; f < n; ++f) {
-        const Lanes x = simd::load(features + f * kBlockRows + i);
-        simd::unroll<G>([&](auto g) {
-          u[g] = simd::fma(Lanes(gate[g * n + f]), x, u[g]);
-          e[g] = simd::fma(Lanes(expert[g * n + f]), x, e[g]);
-        });
-      }
+    // A coefficient that is loaded serves two registers of rows where their sums fit the registers: loads are the
+    // bound.
+    constexpr int kRows = 4 * G + 3 <= simd::kRegisters ? 2 : 1;
+    const Index n = m_.num_features, k = kAll ? G : m_.num_experts;
+    const Local local{kAll ? PosteriorColumns(c_.inner, G) : c_,
+                      m_.outside.data() + first,
+                      m_.weight.data(),
+                      m_.offset.data(),
+                      m_.inverse_temperature,
+                      m_.keep_scores};
+    const double *begin = m_.forms.data() + first, *constants = begin + 2 * k * (n - 1);
+    for (Index i = 0; i < kBlockRows; i += kRows * kDoubles) {
+      Lanes u[kRows][G], e[kRows][G];
       simd::unroll<G>([&](auto g) {
-        const Index to = (first + g) * kBlockRows + i;
-        simd::store(c.residual + to, e[g]);
-        if (!std::is_same_v<Inner, Identity> || !kAll) simd::store(c.inner + to, u[g]);
-        u[g] = (Inner::value(u[g]) + Lanes(outside[g])) * inverse;
-        if (!kAll || keep_scores) simd::store(c.score + to, u[g]);
-      });
-      if constexpr (kAll) {
-        simd::unroll<G>([&](auto g) { e[g] = joint(u[g], e[g], weight[g], offset[g]); });
-        Lanes most_z = u[0], most_t = e[0];
-        simd::unroll<G>([&](auto g) { most_z = simd::max(most_z, u[g]), most_t = simd::max(most_t, e[g]); });
-        simd::unroll<G>([&](auto g) {
-          simd::store(c.prior + g * kBlockRows + i, u[g] - most_z);
-          simd::store(c.posterior + g * kBlockRows + i, e[g] - most_t);
+        simd::unroll<kRows>([&](auto r) {
+          u[r][g] = Lanes(constants[g]);
+          e[r][g] = simd::load(output + i + r * kDoubles) + Lanes(constants[k + g]);
         });
-        simd::store(c.shift + i, most_t - most_z);
-      }
+      });
+      const double* x = features + i;
+      for (const double* a = begin; a != constants; a += 2 * k, x += kBlockRows)
+        simd::unroll<G>([&](auto g) {
+          const Lanes gate(a[g]), expert(a[k + g]);
+          simd::unroll<kRows>([&](auto r) {
+            u[r][g] = simd::fma(gate, simd::load(x + r * kDoubles), u[r][g]);
+            e[r][g] = simd::fma(expert, simd::load(x + r * kDoubles), e[r][g]);
+          });
+        });
+      finish<G, kAll>(local, u[0], e[0], first * kBlockRows + i);
+      if constexpr (kRows == 2) finish<G, kAll>(local, u[1], e[1], first * kBlockRows + i + kDoubles);
+    }
+  }
+
+  /// The rest for a register of rows, which stands at `to` in the columns of the first expert.
+  template <int G, bool kAll>
+  [[gnu::always_inline]] static void finish(const Local& l, Lanes (&u)[G], Lanes (&e)[G], Index to) {
+    const PosteriorColumns& c = l.c;
+    simd::unroll<G>([&](auto g) {
+      simd::store(c.residual + g * kBlockRows + to, e[g]);
+      if (!std::is_same_v<Inner, Identity> || !kAll) simd::store(c.inner + g * kBlockRows + to, u[g]);
+      u[g] = (Inner::value(u[g]) + Lanes(l.outside[g])) * Lanes(l.inverse);
+    });
+    if (!kAll || l.keep_scores) simd::unroll<G>([&](auto g) { simd::store(c.score + g * kBlockRows + to, u[g]); });
+    if constexpr (kAll) {
+      simd::unroll<G>([&](auto g) { e[g] = joint(u[g], e[g], l.weight[g], l.offset[g]); });
+      Lanes most_z = u[0], most_t = e[0];
+      simd::unroll<G - 1>([&](auto g) {
+        most_z = simd::max(most_z, u[g + 1]);
+        most_t = simd::max(most_t, e[g + 1]);
+      });
+      simd::unroll<G>([&](auto g) {
+        simd::store(c.prior + g * kBlockRows + to, u[g] - most_z);
+        simd::store(c.posterior + g * kBlockRows + to, e[g] - most_t);
+      });
+      simd::store(c.shift + to, most_t - most_z);
     }
   }
 

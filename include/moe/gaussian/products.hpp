@@ -32,12 +32,13 @@ void add_products_tile(const double* weights, const double* features, Index stri
 }
 
 /// weights [num_weights][kBlockRows], features [num_features][kBlockRows], sums [num_weights][stride][kDoubles].
-/// Tiles of 3 x 4 accumulators fit 16 registers, 4 x 6 fit 32.
+/// Tiles of 3 x 4 accumulators fit 16 registers, 4 x 6 fit 32. Weights are shared out evenly, as 5 = 3 + 2 and not 4 +
+/// 1: few accumulators wait for each other.
 inline void add_products(const double* weights, Index num_weights, const double* features, Index num_features,
                          Index stride, double* sums) {
   constexpr int kHigh = simd::kRegisters >= 32 ? 4 : 3, kWide = simd::kRegisters >= 32 ? 6 : 4;
-  for (Index w = 0; w < num_weights; w += kHigh) {
-    const int high = static_cast<int>(std::min<Index>(kHigh, num_weights - w));
+  for (Index w = 0, tiles = (num_weights + kHigh - 1) / kHigh; tiles > 0; --tiles) {
+    const int high = static_cast<int>((num_weights - w + tiles - 1) / tiles);
     for (Index f = 0; f < num_features; f += kWide) {
       const int wide = static_cast<int>(std::min<Index>(kWide, num_features - f));
       simd::with_constant<kHigh>(high, [&](auto rows) {
@@ -47,6 +48,7 @@ inline void add_products(const double* weights, Index num_weights, const double*
         });
       });
     }
+    w += high;
   }
 }
 

@@ -34,11 +34,26 @@ class ScoreSums {
   void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
     const ScoreFactors<Inner> factors(m_, columns);
     double* to = scratch.factors.data();
-    for (Index b = 0; b < blocks_.size(); ++b) fill(factors, blocks_[b], to + b * kBlockRows);
-    const Index wide = blocks_.num_wide, num_features = m_.num_features;
-    add_products(to, wide, features, num_features, num_features, out);
-    add_products(to + wide * kBlockRows, blocks_.size() - wide, features + (num_features - 1) * kBlockRows, 1, 1,
-                 out + wide * num_features * kDoubles);
+    const Index k = m_.num_experts, n = m_.num_features, wide = blocks_.num_wide, narrow = blocks_.size() - wide;
+    const Index first = std::min<Index>(kFirst, n);
+    for (Index j = 0; j < k; ++j)
+      simd::with_constant<kFirst>(static_cast<int>(first), [&](auto count) {
+        const Index mean = wide - k + j;
+        ExpertSums at{.expert = j,
+                      .features = features,
+                      .gate_factor = to + j * kBlockRows,
+                      .mean_factor = to + mean * kBlockRows,
+                      .gate = out + j * n * kDoubles,
+                      .mean = out + mean * n * kDoubles,
+                      .variance = out + (wide * n + narrow - k + j) * kDoubles};
+        if (j < wide - k)
+          add_expert<count, true>(factors, at);
+        else
+          add_expert<count, false>(factors, at);
+      });
+    if (n > first) add_products(to, wide, features + first * kBlockRows, n - first, n, out + first * kDoubles);
+    for (Index b = wide; b + k < blocks_.size(); ++b) fill(factors, blocks_[b], to + b * kBlockRows);
+    add_products(to + wide * kBlockRows, narrow - k, features + (n - 1) * kBlockRows, 1, 1, out + wide * n * kDoubles);
   }
 
   /// Puts the sums where the parameters stand.
@@ -53,6 +68,51 @@ class ScoreSums {
   }
 
  private:
+  /// Features whose sums are made while the factors of an expert are in registers.
+  static constexpr int kFirst = 6;
+
+  struct ExpertSums {
+    Index expert;
+    const double* features;
+    double *gate_factor, *mean_factor;
+    double *gate, *mean, *variance;
+  };
+
+  template <int F, bool kGate>
+  static void add_expert(const ScoreFactors<Inner>& all, const ExpertSums& to) {
+    const ScoreFactors<Inner> factors = all;
+    const Index j = to.expert;
+    const double* features = to.features;
+    double *gate_factor = to.gate_factor, *mean_factor = to.mean_factor;
+    Lanes gate[F], mean[F], rows(0.0), squares(0.0);
+    simd::unroll<F>([&](auto f) { gate[f] = mean[f] = Lanes(0.0); });
+    for (Index i = 0; i < kBlockRows; i += kDoubles) {
+      const Lanes r = factors.posterior(j, i), e = factors.residual(j, i), re = r * e;
+      rows = rows + r;
+      squares = simd::fma(re, e, squares);
+      simd::store(mean_factor + i, re * factors.precision(j));
+      Lanes g(0.0);
+      if constexpr (kGate) {
+        g = (r - factors.prior(j, i)) * factors.own({ScoreBlock::Kind::Gate, j}, i);
+        simd::store(gate_factor + i, g);
+      }
+      simd::unroll<F>([&](auto f) {
+        const Lanes x = simd::load(features + f * kBlockRows + i);
+        if constexpr (kGate) gate[f] = simd::fma(g, x, gate[f]);
+        mean[f] = simd::fma(re, x, mean[f]);
+      });
+    }
+    const Lanes precision = factors.precision(j);
+    simd::unroll<F>([&](auto f) {
+      double* p = to.mean + f * kDoubles;
+      simd::store(p, simd::fma(mean[f], precision, simd::load(p)));
+      double* q = to.gate + f * kDoubles;
+      if constexpr (kGate) simd::store(q, gate[f] + simd::load(q));
+    });
+    const Lanes twice = simd::fma(squares, precision, simd::negate(rows));
+    simd::store(to.variance, simd::fma(twice, Lanes(0.5), simd::load(to.variance)));
+  }
+
   /// A loop for each kind, as the choice within one is not taken out of it by the compiler.
   static void fill(const ScoreFactors<Inner>& all, const ScoreBlock& block, double* to) {
     with_kind(block.kind, [&](auto kind) {

@@ -23,11 +23,7 @@ inline void add_lanes(const double* sums, Index size, double* to) {
 
 /// Sum of the log densities of a block's rows. The ratios are multiplied up first: each lies in [1 / k, k], so that a
 /// product of all kBlockRows stays inside double up to k = 200, and one logarithm serves them all; else one per lane.
-inline double block_log_density(const PosteriorColumns& columns, Index rows, Index num_experts) {
-  for (Index i = rows; i < kBlockRows; ++i) {
-    columns.shift[i] = 0;
-    columns.ratio[i] = 1;
-  }
+inline double block_log_density(const PosteriorColumns& columns, Index num_experts) {
   Lanes shift(0.0), product(1.0);
   for (Index i = 0; i < kBlockRows; i += kDoubles) {
     shift = shift + simd::load(columns.shift + i);
@@ -74,7 +70,8 @@ double sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums
     const Index end = std::min(rows.num_blocks(), (chunk + 1) * chunks.blocks_each);
     for (Index b = chunk * chunks.blocks_each; b < end; ++b) {
       posterior(rows.features(b), rows.output(b));
-      log_likelihood += block_log_density(worker->columns, rows.rows(b), model.num_experts);
+      clear_padding(worker->columns, rows.rows(b));
+      log_likelihood += block_log_density(worker->columns, model.num_experts);
       sums.add(worker->scratch, worker->columns, rows.features(b), worker->lanes.data());
     }
     double* part = parts.data() + chunk * (size + 1);
