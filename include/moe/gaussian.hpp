@@ -34,4 +34,5 @@
 
 // Theory: losses, distances, rates.
 #include "moe/gaussian/distance.hpp"
+#include "moe/gaussian/rate_experiment.hpp"
 #include "moe/gaussian/voronoi.hpp"
