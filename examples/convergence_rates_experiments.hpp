@@ -36,8 +36,8 @@ struct Experiment {
   std::function<moe::RateExperiment(const moe::RateOptions&)> run;
 };
 
-// Bands. Slopes are those of n = 10^3 ... 10^5 in half decades. With R replications whose losses spread by c (deviation /
-// mean), log(mean) has the standard error c / sqrt(R) at each n, and the slope, with x = log n,
+// Bands. Slopes are those of n = 10^3 ... 10^5 in half decades. With R replications whose losses spread by c (deviation
+// / mean), log(mean) has the standard error c / sqrt(R) at each n, and the slope, with x = log n,
 //   c / sqrt(sum_i R_i (x_i - mean x)^2)
 // about 0.04 for raw errors (c = 0.8) and 0.016 for densities (c = 0.3) at full scale. A band is two to three of these,
 // plus what is left of the next order in n: 0.08 is the published tolerance for exact losses at 20 replications.
@@ -55,7 +55,11 @@ inline Check flat(const char* metric) { return {.metric = metric, .theory = "non
 /// Experts that share a true one: n^-1/8 and n^-1/4 cannot be told apart at n <= 10^5, "much slower than n^-1/2" can.
 /// Medians, because a fit whose surplus expert has left for elsewhere is off by any amount.
 inline Check slow(const char* metric, const char* theory) {
-  return {.metric = metric, .statistic = moe::RateStatistic::Median, .theory = theory, .low = -0.4, .high = 0.15,
+  return {.metric = metric,
+          .statistic = moe::RateStatistic::Median,
+          .theory = theory,
+          .low = -0.4,
+          .high = 0.15,
           .spread = 1.2};
 }
 /// The loss of an over-specified model, by medians for the same reason.
@@ -91,80 +95,140 @@ inline void near_temperature_3(moe::RateOptions& options) {
 inline void one_more(moe::RateOptions& options) { options.num_experts = 3; }
 
 inline std::vector<Experiment> temperature_experiments() {
-  const std::vector<Check> converges = {density("hellinger"), density("total variation"), loss("D"), error("tau"),
-                                        error("beta1"), error("beta0"), error("a"), error("b"), error("nu")};
+  const std::vector<Check> converges = {density("hellinger"),
+                                        density("total variation"),
+                                        loss("D"),
+                                        error("tau"),
+                                        error("beta1"),
+                                        error("beta0"),
+                                        error("a"),
+                                        error("b"),
+                                        error("nu")};
   const std::vector<const char*> drawn = {"D", "tau", "beta1", "b", "hellinger"};
-  return {
-      experiment({.name = "E5b", .claim = "temperature", .title = "linear gate, free temperature",
-                  .checks = {density("hellinger"), density("total variation"), flat_loss("raw D"), flat("tau"),
-                             flat("beta1"), loss("D"), error("beta1/tau"), error("beta0/tau"), error("a"), error("b"),
-                             error("nu")},
-                  .drawn = {"raw D", "tau", "beta1", "beta1/tau", "b", "hellinger"}, .cost = 1,
-                  .change = off_temperature, .run = {}},
-                 moderate_with_temperature()),
-      experiment({.name = "E6a", .claim = "activation", .title = "sigmoid gate", .checks = converges, .drawn = drawn,
-                  .cost = 2, .change = near_temperature_3, .run = {}},
-                 activated<moe::Sigmoid>(0.2)),
-      experiment({.name = "E6b", .claim = "activation", .title = "tanh gate", .checks = converges, .drawn = drawn,
-                  .cost = 2, .change = near_temperature_3, .run = {}},
-                 activated<moe::Tanh>(0.5)),
-      experiment({.name = "E6f", .claim = "activation", .title = "tanh gate, starts as E5b", .checks = converges,
-                  .drawn = drawn, .cost = 2, .change = off_temperature_3, .run = {}},
-                 activated<moe::Tanh>(0.5)),
-      experiment({.name = "E6e", .claim = "activation", .title = "relu gate, starts as E5b",
-                  .checks = {density("hellinger"), flat_loss("D"), flat("tau"), flat("beta1"), error("beta1/tau"),
-                             error("beta0/tau"), error("a"), error("b"), error("nu")},
-                  .drawn = drawn, .cost = 2, .change = off_temperature_3, .run = {}},
-                 activated<moe::Relu>(0.5))};
+  return {experiment({.name = "E5b",
+                      .claim = "temperature",
+                      .title = "linear gate, free temperature",
+                      .checks = {density("hellinger"), density("total variation"), flat_loss("raw D"), flat("tau"),
+                                 flat("beta1"), loss("D"), error("beta1/tau"), error("beta0/tau"), error("a"),
+                                 error("b"), error("nu")},
+                      .drawn = {"raw D", "tau", "beta1", "beta1/tau", "b", "hellinger"},
+                      .cost = 1,
+                      .change = off_temperature,
+                      .run = {}},
+                     moderate_with_temperature()),
+          experiment({.name = "E6a",
+                      .claim = "activation",
+                      .title = "sigmoid gate",
+                      .checks = converges,
+                      .drawn = drawn,
+                      .cost = 2,
+                      .change = near_temperature_3,
+                      .run = {}},
+                     activated<moe::Sigmoid>(0.2)),
+          experiment({.name = "E6b",
+                      .claim = "activation",
+                      .title = "tanh gate",
+                      .checks = converges,
+                      .drawn = drawn,
+                      .cost = 2,
+                      .change = near_temperature_3,
+                      .run = {}},
+                     activated<moe::Tanh>(0.5)),
+          experiment({.name = "E6f",
+                      .claim = "activation",
+                      .title = "tanh gate, starts as E5b",
+                      .checks = converges,
+                      .drawn = drawn,
+                      .cost = 2,
+                      .change = off_temperature_3,
+                      .run = {}},
+                     activated<moe::Tanh>(0.5)),
+          experiment({.name = "E6e",
+                      .claim = "activation",
+                      .title = "relu gate, starts as E5b",
+                      .checks = {density("hellinger"), flat_loss("D"), flat("tau"), flat("beta1"), error("beta1/tau"),
+                                 error("beta0/tau"), error("a"), error("b"), error("nu")},
+                      .drawn = drawn,
+                      .cost = 2,
+                      .change = off_temperature_3,
+                      .run = {}},
+                     activated<moe::Relu>(0.5))};
 }
 
 inline std::vector<Experiment> softmax_experiments() {
-  return {
-      experiment({.name = "E1", .claim = "softmax", .title = "softmax gate, authors' parameters",
-                  .checks = {density("hellinger"), density("total variation"), loss("D"), error("a"), error("b"),
-                             error("nu"), excess()},
-                  .drawn = {"beta1", "a", "D", "b", "hellinger"}, .cost = 1,
-                  .change = [](moe::RateOptions& options) { options.inputs = moe::grid_inputs(0, 1); }, .run = {}},
-                 authors(moe::SoftmaxGate{})),
-      experiment({.name = "E2", .claim = "softmax", .title = "softmax gate, moderate parameters",
-                  .checks = {density("hellinger"), density("total variation"), loss("D"), error("beta1"),
-                             error("beta0"), error("a"), error("b"), error("nu"), excess()},
-                  .drawn = {"D", "beta1", "a", "b", "hellinger"}, .cost = 1, .change = [](moe::RateOptions&) {}, .run = {}},
-                 moderate())};
+  return {experiment({.name = "E1",
+                      .claim = "softmax",
+                      .title = "softmax gate, authors' parameters",
+                      .checks = {density("hellinger"), density("total variation"), loss("D"), error("a"), error("b"),
+                                 error("nu"), excess()},
+                      .drawn = {"beta1", "a", "D", "b", "hellinger"},
+                      .cost = 1,
+                      .change = [](moe::RateOptions& options) { options.inputs = moe::grid_inputs(0, 1); },
+                      .run = {}},
+                     authors(moe::SoftmaxGate{})),
+          experiment({.name = "E2",
+                      .claim = "softmax",
+                      .title = "softmax gate, moderate parameters",
+                      .checks = {density("hellinger"), density("total variation"), loss("D"), error("beta1"),
+                                 error("beta0"), error("a"), error("b"), error("nu"), excess()},
+                      .drawn = {"D", "beta1", "a", "b", "hellinger"},
+                      .cost = 1,
+                      .change = [](moe::RateOptions&) {},
+                      .run = {}},
+                     moderate())};
 }
 
 inline std::vector<Experiment> over_experiments() {
-  return {
-      experiment({.name = "E3", .claim = "over-specified", .title = "softmax gate, 3 experts fitted to 2",
-                  .checks = {density("hellinger"), density("total variation"), over_loss("D"),
-                             slow("shared b", "-1/8"), slow("shared beta1", "-1/8"), slow("shared a", "-1/4"),
-                             slow("shared nu", "-1/4"), error("single b")},
-                  .drawn = {"shared beta1", "shared b", "shared nu", "D", "single b", "hellinger"}, .cost = 20,
-                  .change = one_more, .run = {}},
-                 moderate()),
-      experiment({.name = "E7", .claim = "over-specified", .title = "tanh gate, 3 experts fitted to 2",
-                  .checks = {density("hellinger"), density("total variation"), over_loss("D"),
-                             slow("shared b", "-1/8"), slow("shared nu", "-1/4"), slow("shared a", "-1/4")},
-                  .drawn = {"shared beta1", "shared b", "shared nu", "D", "single b", "hellinger"}, .cost = 40,
-                  .change = [](moe::RateOptions& options) { near_temperature_3(options); one_more(options); }, .run = {}},
-                 activated<moe::Tanh>(0.5))};
+  return {experiment({.name = "E3",
+                      .claim = "over-specified",
+                      .title = "softmax gate, 3 experts fitted to 2",
+                      .checks = {density("hellinger"), density("total variation"), over_loss("D"),
+                                 slow("shared b", "-1/8"), slow("shared beta1", "-1/8"), slow("shared a", "-1/4"),
+                                 slow("shared nu", "-1/4"), error("single b")},
+                      .drawn = {"shared beta1", "shared b", "shared nu", "D", "single b", "hellinger"},
+                      .cost = 20,
+                      .change = one_more,
+                      .run = {}},
+                     moderate()),
+          experiment({.name = "E7",
+                      .claim = "over-specified",
+                      .title = "tanh gate, 3 experts fitted to 2",
+                      .checks = {density("hellinger"), density("total variation"), over_loss("D"),
+                                 slow("shared b", "-1/8"), slow("shared nu", "-1/4"), slow("shared a", "-1/4")},
+                      .drawn = {"shared beta1", "shared b", "shared nu", "D", "single b", "hellinger"},
+                      .cost = 40,
+                      .change =
+                          [](moe::RateOptions& options) {
+                            near_temperature_3(options);
+                            one_more(options);
+                          },
+                      .run = {}},
+                     activated<moe::Tanh>(0.5))};
 }
 
 inline std::vector<Experiment> sparse_experiments() {
-  Experiment top_1{.name = "E8", .claim = "top-k", .title = "top 1 of 2, authors' parameters",
-                   .checks = {{.metric = "boundary", .theory = "-1", .low = -1.12, .high = -0.88, .spread = 1},
-                              error("a"), error("b"), error("nu")},
-                   .drawn = {"a", "b", "nu", "boundary"}, .cost = 0.3, .change = uniform_0_1,
-                   .run = [](const moe::RateOptions& options) {
-                     return moe::rate_experiment(authors(moe::TopKGate{.k = 1}), options, scan_boundary);
-                   }};
-  return {experiment({.name = "E4", .claim = "top-k", .title = "top 2 of 3, selected by inner products",
+  return {experiment({.name = "E4",
+                      .claim = "top-k",
+                      .title = "top 2 of 3, selected by inner products",
                       .checks = {density("hellinger"), density("total variation"), loss("D"), error("a"), error("b"),
                                  error("nu")},
-                      .drawn = {"D", "beta1", "a", "b", "hellinger"}, .cost = 2, .change = [](moe::RateOptions&) {},
+                      .drawn = {"D", "beta1", "a", "b", "hellinger"},
+                      .cost = 2,
+                      .change = [](moe::RateOptions&) {},
                       .run = {}},
                      two_of_three()),
-          std::move(top_1)};
+          experiment({.name = "E8",
+                      .claim = "top-k",
+                      .title = "top 1 of 2, authors' parameters",
+                      .checks = {{.metric = "boundary", .theory = "-1", .low = -1.12, .high = -0.88, .spread = 1},
+                                 error("a"),
+                                 error("b"),
+                                 error("nu")},
+                      .drawn = {"a", "b", "nu", "boundary"},
+                      .cost = 0.3,
+                      .change = uniform_0_1,
+                      .run = {}},
+                     authors(moe::TopKGate{.k = 1}))};
 }
 
 /// All of them, in the order of the claims.

@@ -22,6 +22,11 @@ class BoundarySearch {
 
   bool sparse() const { return sparse_; }
 
+  /// Puts borders that can lie anywhere between two rows half way.
+  void centre(GaussianParameters& m) const {
+    if (segments_) segments_->centre(m);
+  }
+
   /// Raises the criterion of a model, which it returns true for; false when no border that was tried is better.
   bool improve(const Objective& objective, GaussianParameters& m) const {
     if (!sparse_) return false;

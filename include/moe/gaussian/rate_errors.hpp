@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/gaussian/assignment.hpp"
 #include "moe/gaussian/distance.hpp"
 #include "moe/gaussian/fit_options.hpp"
 #include "moe/gaussian/rate_options.hpp"
@@ -13,53 +14,16 @@
 // What a rate experiment measures of each fit.
 namespace moe::inline MOE_ABI::detail {
 
-/// The permutation p of 0..k-1 with least sum of cost(i, p(i)), cost [k, k] finite. Shortest augmenting paths, O(k^3).
-/// Kuhn, "The Hungarian method for the assignment problem", 1955; in the form of Jonker & Volgenant 1987.
-inline std::vector<Index> assign(const Matrix<double>& cost) {
-  const Index k = cost.rows();
-  const auto at = [](Index i) { return static_cast<std::size_t>(i); };
-  std::vector<double> row_price(at(k + 1)), column_price(at(k + 1));
-  std::vector<Index> row_of(at(k + 1)), way(at(k + 1));  // column 0 and row 0 stand for "none"
-  for (Index i = 1; i <= k; ++i) {
-    std::vector<double> least(at(k + 1), std::numeric_limits<double>::infinity());
-    std::vector<bool> used(at(k + 1));
-    Index column = 0;
-    row_of[0] = i;
-    do {
-      used[at(column)] = true;
-      const Index row = row_of[at(column)];
-      double step = std::numeric_limits<double>::infinity();
-      Index next = 0;
-      for (Index j = 1; j <= k; ++j) {
-        if (used[at(j)]) continue;
-        const double reduced = cost(row - 1, j - 1) - row_price[at(row)] - column_price[at(j)];
-        if (reduced < least[at(j)]) least[at(j)] = reduced, way[at(j)] = column;
-        if (next == 0 || least[at(j)] < step) step = least[at(j)], next = j;
-      }
-      for (Index j = 0; j <= k; ++j)
-        if (used[at(j)])
-          row_price[at(row_of[at(j)])] += step, column_price[at(j)] -= step;
-        else
-          least[at(j)] -= step;
-      column = next;
-    } while (row_of[at(column)] != 0);
-    for (; column != 0; column = way[at(column)]) row_of[at(column)] = row_of[at(way[at(column)])];
-  }
-  std::vector<Index> permutation(at(k));
-  for (Index j = 1; j <= k; ++j) permutation[at(row_of[at(j)] - 1)] = j - 1;
-  return permutation;
-}
-
 /// For each fitted expert its true one: least total distance of (a, b, nu), which no pinning of the gate concerns.
 inline std::vector<Index> match_experts(const GaussianParameters& fitted, const GaussianParameters& truth) {
   const Index k = truth.num_experts();
-  Matrix<double> cost(k, k);
+  Eigen::MatrixXd cost(k, k);
   for (Index i = 0; i < k; ++i)
     for (Index j = 0; j < k; ++j) {
       const double b = fitted.intercept(i) - truth.intercept(j), v = fitted.variance(i) - truth.variance(j);
       cost(i, j) = std::sqrt((fitted.slope.row(i) - truth.slope.row(j)).squaredNorm() + b * b + v * v);
     }
-  return assign(cost);
+  return least_assignment(cost);
 }
 
 /// Errors of matched experts, each summed over experts. The gates of linear models are moved first to 0 at the true

@@ -56,6 +56,7 @@ class Runner {
   /// To the maximum; sparse gates then move their borders, and climb again while that gains.
   Run long_run(GaussianParameters start) const {
     Run run;
+    borders_.centre(start);
     climb_from(std::move(start), run);
     for (int round = 0; round < kBorderRounds; ++round) {
       GaussianParameters moved = run.model;

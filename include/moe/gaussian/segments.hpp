@@ -34,6 +34,14 @@ class SegmentSearch {
     }
   }
 
+  /// Puts the cuts half way between rows, where nothing tells one place from another, and refits the experts.
+  void centre(GaussianParameters& m) const {
+    const std::vector<Segment> segments = segments_of(m);
+    for (std::size_t s = 0; s < segments.size(); ++s)
+      if (segments[s].end - begin(segments, s) < 3) return;
+    write(segments, m);
+  }
+
   /// Moves the cuts of a model to better places and refits its experts; false if there are none.
   bool improve(GaussianParameters& m) const {
     std::vector<Segment> segments = segments_of(m);
