@@ -162,7 +162,7 @@ TEST_CASE("WeightLoader: reports the bytes that it has read, if there are enough
   PanelMatrix<moe::F32> panels(64, 32);
   std::vector<std::pair<std::uint64_t, std::uint64_t>> reports;
   const auto report = [&](std::uint64_t done, std::uint64_t total) { reports.emplace_back(done, total); };
-  for (const std::uint64_t least : {4096, 4097}) {
+  for (const std::uint64_t least : {std::uint64_t{4096}, std::uint64_t{4097}}) {
     moe::WeightLoader loader;
     loader.add(moe::weight_slice(w.source(), WeightLayout::OutIn), panels);
     loader.run({.report = report, .least_bytes = least});
