@@ -31,8 +31,9 @@ constexpr const char* kDescription =
     "that the kernels read, in float. `warm`: the file is in the page cache; `cold`: it is not. The limits are "
     "measured\n"
     "in the same run, all threads: `copy` is memcpy of the mapped file to fresh memory, `storage` is reading the file\n"
-    "with read() when it is not cached. Rates count the bytes of the file; `moved` counts what a load reads and\n"
-    "writes beside what memcpy does. Anonymous memory is what the process itself holds, without the mapped file.";
+    "with read() when it is not cached. `again`: into memory that has been touched before. Rates count the bytes of\n"
+    "the file; `moved` compares what a load and memcpy read and write. Medians. Anonymous memory is what the process "
+    "itself holds, without the mapped file.";
 
 /// Anonymous memory of the process, in bytes; 0 where the system does not say.
 double anonymous_bytes() {
@@ -86,12 +87,11 @@ void write_layer(const std::filesystem::path& path, const Arguments& args) {
   writer.commit();
 }
 
-/// What a family loader does: experts of the right size, then all slices at once.
-std::vector<moe::Glu> load_layer(const std::filesystem::path& path, const Arguments& args,
-                                 const moe::LoadProgress& progress) {
+/// What a family loader does: experts of the right size, unless they are there, then all slices at once.
+void load_layer(const std::filesystem::path& path, const Arguments& args, std::vector<moe::Glu>& experts,
+                const moe::LoadProgress& progress) {
   const moe::Checkpoint checkpoint = moe::Checkpoint::open(path);
-  std::vector<moe::Glu> experts;
-  for (Index e = 0; e < args.experts; ++e) experts.emplace_back(args.model_dim, args.hidden_dim);
+  while (std::ssize(experts) < args.experts) experts.emplace_back(args.model_dim, args.hidden_dim);
   moe::WeightLoader loader;
   const WeightLayout layout = args.layout.starts_with("in_out") ? WeightLayout::InOut : WeightLayout::OutIn;
   for (Index e = 0; e < args.experts; ++e) {
@@ -110,20 +110,25 @@ std::vector<moe::Glu> load_layer(const std::filesystem::path& path, const Argume
     loader.add(slice("down_proj", e), expert.down());
   }
   loader.run(progress);
-  return experts;
 }
 
-/// memcpy of the mapped file to fresh memory, by all threads.
-double copy_seconds(const std::filesystem::path& path) {
+/// memcpy of the mapped file by all threads, to fresh memory and then to the same again.
+struct CopySeconds {
+  double fresh, again;
+};
+CopySeconds copy_seconds(const std::filesystem::path& path) {
   const moe::MappedFile file("copy", path);
   const auto bytes = file.bytes();
-  return bench::seconds_of([&] {
-    auto copy = moe::AlignedBuffer<std::byte>::uninitialised(std::ssize(bytes));
+  moe::AlignedBuffer<std::byte> copy;
+  const auto run = [&] {
+    if (copy.size() == 0) copy = moe::AlignedBuffer<std::byte>::uninitialised(std::ssize(bytes));
     moe::parallel_ranges(std::ssize(bytes), Index{4} << 20, [&](Index begin, Index end, Index) {
       std::memcpy(copy.data() + begin, bytes.data() + begin, static_cast<std::size_t>(end - begin));
     });
     bench::keep(copy);
-  });
+  };
+  const double fresh = bench::seconds_of(run);
+  return {fresh, bench::seconds_of(run)};
 }
 
 /// read() of the file when it is not cached, by all threads.
@@ -141,42 +146,60 @@ double storage_seconds(const std::filesystem::path& path) {
   });
 }
 
-void measure(const std::filesystem::path& path, const Arguments& args) {
-  std::vector<double> copy, storage, warm, cold;
-  double target = 0, peak = 0;
+struct Measurement {
+  std::vector<double> copy, copy_again, storage, warm, again, cold;
+  double target = 0, peak = 0;  ///< bytes of the panels, and of anonymous memory
+};
+
+Measurement measure(const std::filesystem::path& path, const Arguments& args) {
+  Measurement m;
+  std::vector<moe::Glu> experts;
   const auto load = [&] {
-    const double before = anonymous_bytes();
+    const double before = experts.empty() ? anonymous_bytes() : 0;
     double most = 0;
     const moe::LoadProgress progress{.report = [&](auto, auto) { most = std::max(most, anonymous_bytes()); },
                                      .least_bytes = 0};
-    std::vector<moe::Glu> experts;
-    const double seconds = bench::seconds_of([&] { experts = load_layer(path, args, progress); });
-    peak = std::max(peak, std::max(most, anonymous_bytes()) - before);
-    target = 0;
-    for (const moe::Glu& expert : experts)
-      target += static_cast<double>(expert.gate_up().span().size_bytes() + expert.down().span().size_bytes());
+    const double seconds = bench::seconds_of([&] { load_layer(path, args, experts, progress); });
+    if (before > 0) m.peak = std::max(m.peak, most - before);
     return seconds;
   };
   for (int i = 0; i < args.repetitions; ++i) {
-    storage.push_back(storage_seconds(path));
+    m.storage.push_back(storage_seconds(path));
     drop_from_cache(path);
-    cold.push_back(load());
-    copy.push_back(copy_seconds(path));
-    warm.push_back(load());
+    m.cold.push_back(load());
+    experts.clear();
+    const CopySeconds copy = copy_seconds(path);
+    m.copy.push_back(copy.fresh);
+    m.copy_again.push_back(copy.again);
+    m.warm.push_back(load());
+    m.again.push_back(load());
+    m.target = 0;
+    for (const moe::Glu& expert : experts)
+      m.target += static_cast<double>(expert.gate_up().span().size_bytes() + expert.down().span().size_bytes());
+    experts.clear();
   }
+  return m;
+}
+
+void report(const std::filesystem::path& path, const Arguments& args, const Measurement& m) {
   const double bytes = static_cast<double>(std::filesystem::file_size(path)), gb = 1e-9 * bytes;
   const auto rate = [&](const std::vector<double>& seconds) { return gb / bench::median(seconds); };
   std::printf("%ld experts, %ld x %ld, %s, %s: file %.2f GB, panels %.2f GB, %ld threads\n", args.experts,
-              args.model_dim, args.hidden_dim, args.dtype.c_str(), args.layout.c_str(), gb, 1e-9 * target,
+              args.model_dim, args.hidden_dim, args.dtype.c_str(), args.layout.c_str(), gb, 1e-9 * m.target,
               moe::num_workers());
-  std::printf("copy     %6.2f GB/s\nstorage  %6.2f GB/s\n", rate(copy), rate(storage));
-  const double moved = (bytes + target) / (2 * bytes);
-  std::printf("warm     %6.2f GB/s  %3.0f%% of copy (moved: %.0f%%)\n", rate(warm), 100 * rate(warm) / rate(copy),
-              100 * moved * rate(warm) / rate(copy));
-  const double limit = std::min(rate(copy), rate(storage));
-  std::printf("cold     %6.2f GB/s  %3.0f%% of the lower of copy and storage\n", rate(cold), 100 * rate(cold) / limit);
-  std::printf("anonymous memory: panels + %.1f MB at most, one expert of the file is %.1f MB\n", 1e-6 * (peak - target),
-              1e-6 * bytes / static_cast<double>(args.experts));
+  std::printf("storage     %6.2f GB/s\ncopy        %6.2f GB/s, again %.2f GB/s\n", rate(m.storage), rate(m.copy),
+              rate(m.copy_again));
+  const double moved = (bytes + m.target) / (2 * bytes), limit = std::min(rate(m.copy), rate(m.storage));
+  const auto line = [&](const char* name, double value, double of, const char* what) {
+    std::printf("%-11s %6.2f GB/s  %3.0f%% of %s", name, value, 100 * value / of, what);
+  };
+  line("cold", rate(m.cold), limit, "the lower of storage and copy\n");
+  line("warm", rate(m.warm), rate(m.copy), "copy");
+  std::printf(", moved %.0f%%\n", 100 * moved * rate(m.warm) / rate(m.copy));
+  line("warm again", rate(m.again), rate(m.copy_again), "copy again");
+  std::printf(", moved %.0f%%\n", 100 * moved * rate(m.again) / rate(m.copy_again));
+  std::printf("anonymous memory: panels + %.1f MB at most, one expert of the file is %.1f MB\n",
+              1e-6 * (m.peak - m.target), 1e-6 * bytes / static_cast<double>(args.experts));
 }
 
 }  // namespace
@@ -202,7 +225,7 @@ int main(int argc, char** argv) {
   int status = 0;
   try {
     write_layer(path, args);
-    measure(path, args);
+    report(path, args, measure(path, args));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     status = 1;

@@ -8,6 +8,7 @@
 #include "moe/core/simd_transpose.hpp"
 #include "moe/io/weight_slice.hpp"
 #include "moe/kernel/panel_matrix.hpp"
+#include "moe/kernel/stream.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -19,13 +20,26 @@ struct PanelJob {
   bool is_fused() const { return lower.outputs != to->outputs(); }
 };
 
+/// Panels are written past the caches where a register is a whole line: they are larger than those, and nobody reads
+/// them before the load ends. Measured as above: 8.7 with AVX-512 instead of 6.3, but 5.2 with AVX2 instead of 6.9.
+struct StreamStore {
+  template <class S>
+  static void put(S* to, const simd::Batch<S>& value) {
+    if constexpr (sizeof(value) == kCacheLine)
+      kernel::stream(to, value);
+    else
+      simd::store(to, value);
+  }
+};
+
 /// Memory of one worker.
 struct PanelScratch {
   RowBuffer<float> rows;
 };
 
-/// Inputs of a row that are decoded at a time: long enough to stream, and a square of rows stays in L1 or L2.
-inline constexpr Index kDecodedInputs = 512;
+/// Inputs of a row that are decoded at a time: long enough to stream, and a square of rows stays in L1. Measured with
+/// AVX-512 on Zen 5, November 2026, GB/s of BF16 per core: 5.2 with 64, 5.5 with 128, 6.3 with 256, 5.5 with 512.
+inline constexpr Index kDecodedInputs = 256;
 /// Panels that are filled together from rows of outputs, so that a row is read in pieces of some cache lines.
 inline constexpr Index kPanelsPerRow = 8;
 /// Inputs after which gates give way to ups: where they interleave, the same lines of the file are still in the cache.
@@ -91,7 +105,8 @@ inline void load_register(const PanelJob& job, Index p, Index half, PanelScratch
       read_inputs(*slice, output, begin, {scratch.rows.row(lane), static_cast<std::size_t>(count)});
     }
     float* const to = job.to->panel(p) + begin * kWidth + half * kLanes;
-    for (Index i = 0; i < body; i += kLanes) simd::transpose(rows.data(), i, to + i * kWidth, kWidth);
+    for (Index i = 0; i < body; i += kLanes)
+      simd::transpose<float, StreamStore>(rows.data(), i, to + i * kWidth, kWidth);
     for (Index i = body; i < count; ++i)
       for (Index lane = 0; lane < kLanes; ++lane) to[i * kWidth + lane] = rows[static_cast<std::size_t>(lane)][i];
   }
@@ -126,6 +141,7 @@ inline void load_panels(const PanelJob& job, Index begin, Index end, PanelScratc
   if (has_rows_of_outputs(job)) return load_rows_of_outputs(job, begin, end, scratch);
   for (Index p = begin; p < end; ++p)
     for (Index half = 0; half < 2; ++half) load_register(job, p, half, scratch);
+  kernel::finish_streaming();
 }
 
 }  // namespace moe::inline MOE_ABI::detail
