@@ -28,7 +28,9 @@ struct Arguments {
 
 constexpr const char* kDescription =
     "Times the loading of the experts of one layer (SwiGLU) from a safetensors file that it writes, into the panels\n"
-    "that the kernels read, in float. `warm`: the file is in the page cache; `cold`: it is not. The limits are "
+    "that the kernels read, in float. `warm`: the file is in the page cache; `cold`: it is not, and the panels' "
+    "memory\n"
+    "has been touched before (a virtual machine may get fresh memory slower than storage reads). The limits are "
     "measured\n"
     "in the same run, all threads: `copy` is memcpy of the mapped file to fresh memory, `storage` is reading the file\n"
     "with read() when it is not cached. `again`: into memory that has been touched before. Rates count the bytes of\n"
@@ -164,15 +166,14 @@ Measurement measure(const std::filesystem::path& path, const Arguments& args) {
     return seconds;
   };
   for (int i = 0; i < args.repetitions; ++i) {
-    m.storage.push_back(storage_seconds(path));
-    drop_from_cache(path);
-    m.cold.push_back(load());
-    experts.clear();
     const CopySeconds copy = copy_seconds(path);
     m.copy.push_back(copy.fresh);
     m.copy_again.push_back(copy.again);
     m.warm.push_back(load());
     m.again.push_back(load());
+    m.storage.push_back(storage_seconds(path));
+    drop_from_cache(path);
+    m.cold.push_back(load());
     m.target = 0;
     for (const moe::Glu& expert : experts)
       m.target += static_cast<double>(expert.gate_up().span().size_bytes() + expert.down().span().size_bytes());
