@@ -71,9 +71,17 @@ Batch<S> interleave(const Batch<S>& a, const Batch<S>& b) {
 
 }  // namespace detail
 
-/// A square of kLanes x kLanes scalars, turned: out[c][r] = rows[r][column + c]. Rows of `out` lie `stride` apart and are
-/// aligned to a register.
-template <class S>
+/// How transpose() writes a register to an aligned address.
+struct StoreAligned {
+  template <class S>
+  static void put(S* to, const Batch<S>& value) {
+    value.store_aligned(to);
+  }
+};
+
+/// A square of kLanes x kLanes scalars, turned: out[c][r] = rows[r][column + c]. Rows of `out` lie `stride` apart and
+/// are aligned to a register.
+template <class S, class Store = StoreAligned>
 void transpose(const S* const* rows, Index column, S* out, Index stride = kLanes<S>) {
   constexpr Index kLanes = simd::kLanes<S>;
 #if defined(__SSE2__)
@@ -82,7 +90,7 @@ void transpose(const S* const* rows, Index column, S* out, Index stride = kLanes
     const Index first = group * kPiece;
     Batch<S> row[kPiece];
     unroll<kPiece>([&](auto r) { row[r] = detail::load_pieces(rows + r, column + first); });
-    const auto put = [&](int c, const Batch<S>& turned) { turned.store_aligned(out + (first + c) * stride); };
+    const auto put = [&](int c, const Batch<S>& turned) { Store::put(out + (first + c) * stride, turned); };
     if constexpr (kPiece == 4) {
       const auto lower02 = detail::interleave<4, false, S>(row[0], row[1]);
       const auto lower13 = detail::interleave<4, false, S>(row[2], row[3]);
