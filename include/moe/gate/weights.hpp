@@ -18,7 +18,7 @@ enum class Normalise { None, Sum, Euclidean, PNorm };
 
 /// Which logits weigh the experts that a perturbed or tempered gate has selected: those that selected them, or the
 /// logits as the router gave them.
-enum class WeightSource { Selection, Clean };
+enum class WeightLogits { Selection, Clean };
 
 namespace detail {
 

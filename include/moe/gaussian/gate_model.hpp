@@ -97,7 +97,7 @@ DenseToSparseGate<Temperature> dense_with_temperature(DenseToSparseGate<Temperat
 template <Schedule Temperature>
 void require_plain_softmax(const DenseToSparseGate<Temperature>& gate) {
   if (gate.gumbel != 0) fail("moe::GaussianMoe: gumbel is ", gate.gumbel, ", expected 0: a likelihood has no noise");
-  if (gate.weights != WeightSource::Selection)
+  if (gate.weights != WeightLogits::Selection)
     fail("moe::GaussianMoe: the weights of the gate are Clean, expected Selection, softmax(z / tau)");
 }
 
