@@ -4,9 +4,7 @@
 #include <array>
 #include <bit>
 #include <cstdint>
-#include <cstring>
 #include <optional>
-#include <span>
 #include <string_view>
 #include <type_traits>
 
@@ -16,29 +14,47 @@ namespace moe::inline MOE_ABI {
 
 static_assert(std::endian::native == std::endian::little, "moe::io reads and writes little-endian hosts only");
 
-/// Element type of a tensor in a file.
-enum class Dtype : std::uint8_t { F32, F64 };
+/// Element type of a tensor in a file. F8_E4M3 is the variant without infinities of Micikevicius et al., "FP8 Formats
+/// for Deep Learning", arXiv:2209.05433: largest value 448, NaN is 0x7F and 0xFF. A BOOL takes one byte.
+enum class Dtype : std::uint8_t { F64, F32, F16, BF16, F8_E4M3, F8_E5M2, I64, I32, I16, I8, U64, U32, U16, U8, BOOL };
 
-/// What may be lost on the way from a file to an object: nothing, or the digits that the target cannot hold.
+/// What may be lost on the way from a file to an object or back: nothing, or the digits that the target cannot hold.
 enum class Narrowing { Refuse, Allow };
 
 namespace detail {
 
-inline constexpr std::array kDtypes{Dtype::F32, Dtype::F64};
-
+/// `digits`: of the significand or integer in binary; `exponent`: largest power of two below which values lie.
 struct DtypeTraits {
-  std::string_view name = {};
-  std::size_t size = 0;
+  Dtype dtype;
+  std::string_view name;
+  std::size_t size;
+  bool is_floating, is_signed;
+  int digits, exponent;
 };
-constexpr DtypeTraits traits(Dtype dtype) {
-  switch (dtype) {
-    case Dtype::F32:
-      return {"F32", 4};
-    case Dtype::F64:
-      return {"F64", 8};
-  }
-  return {};
-}
+
+inline constexpr std::array<DtypeTraits, 15> kDtypes{{{Dtype::F64, "F64", 8, true, true, 53, 1024},
+                                                      {Dtype::F32, "F32", 4, true, true, 24, 128},
+                                                      {Dtype::F16, "F16", 2, true, true, 11, 16},
+                                                      {Dtype::BF16, "BF16", 2, true, true, 8, 128},
+                                                      {Dtype::F8_E4M3, "F8_E4M3", 1, true, true, 4, 9},
+                                                      {Dtype::F8_E5M2, "F8_E5M2", 1, true, true, 3, 16},
+                                                      {Dtype::I64, "I64", 8, false, true, 63, 63},
+                                                      {Dtype::I32, "I32", 4, false, true, 31, 31},
+                                                      {Dtype::I16, "I16", 2, false, true, 15, 15},
+                                                      {Dtype::I8, "I8", 1, false, true, 7, 7},
+                                                      {Dtype::U64, "U64", 8, false, false, 64, 64},
+                                                      {Dtype::U32, "U32", 4, false, false, 32, 32},
+                                                      {Dtype::U16, "U16", 2, false, false, 16, 16},
+                                                      {Dtype::U8, "U8", 1, false, false, 8, 8},
+                                                      {Dtype::BOOL, "BOOL", 1, false, false, 1, 1}}};
+
+constexpr const DtypeTraits& traits(Dtype dtype) { return kDtypes[static_cast<std::size_t>(dtype)]; }
+
+static_assert([] {
+  for (std::size_t i = 0; i < kDtypes.size(); ++i)
+    if (static_cast<std::size_t>(kDtypes[i].dtype) != i) return false;
+  return true;
+}());
 
 }  // namespace detail
 
@@ -48,43 +64,37 @@ constexpr std::string_view dtype_name(Dtype dtype) { return detail::traits(dtype
 /// Bytes per element.
 constexpr std::size_t dtype_size(Dtype dtype) { return detail::traits(dtype).size; }
 
+/// True for F64 to F8_E5M2.
+constexpr bool is_floating(Dtype dtype) { return detail::traits(dtype).is_floating; }
+
 /// The type of that name, if it is known.
 constexpr std::optional<Dtype> find_dtype(std::string_view name) {
-  for (const Dtype dtype : detail::kDtypes)
-    if (dtype_name(dtype) == name) return dtype;
+  for (const detail::DtypeTraits& traits : detail::kDtypes)
+    if (traits.name == name) return traits.dtype;
   return std::nullopt;
 }
 
-/// The type that holds a C++ scalar as it is.
+/// The type that holds a C++ scalar as it is: float, double, bool, or an integer of 8 to 64 bits.
 template <class S>
 constexpr Dtype dtype_of() {
-  static_assert(std::is_same_v<S, float> || std::is_same_v<S, double>, "moe::dtype_of: S is float or double");
-  return std::is_same_v<S, float> ? Dtype::F32 : Dtype::F64;
+  static_assert(std::is_same_v<S, float> || std::is_same_v<S, double> || std::is_integral_v<S>,
+                "moe::dtype_of: S is float, double or an integer");
+  if (std::is_same_v<S, bool>) return Dtype::BOOL;
+  if (std::is_floating_point_v<S>) return sizeof(S) == 4 ? Dtype::F32 : Dtype::F64;
+  for (const detail::DtypeTraits& traits : detail::kDtypes)
+    if (!traits.is_floating && traits.is_signed == std::is_signed_v<S> && traits.size == sizeof(S)) return traits.dtype;
+  return Dtype::U8;  // not reached
 }
 
-/// True if every value of `from` is a value of `to`.
-constexpr bool is_exact(Dtype from, Dtype to) { return from == to || (from == Dtype::F32 && to == Dtype::F64); }
-
-namespace detail {
-
-/// Elements of type `from` in memory, anywhere aligned, as scalars S; rounded to nearest where S is narrower.
-template <class S>
-void decode(Dtype from, const std::byte* bytes, std::span<S> values) {
-  const auto convert = [&]<class Stored>(Stored stored) {
-    for (S& value : values) {
-      std::memcpy(&stored, bytes, sizeof stored);
-      bytes += sizeof stored;
-      value = static_cast<S>(stored);
-    }
-  };
-  switch (from) {
-    case Dtype::F32:
-      return convert(float{});
-    case Dtype::F64:
-      return convert(double{});
-  }
+/// True if every value of `from` is a value of `to`: F16 fits F32, I16 fits F32, I32 does not, U8 fits I16, and so on.
+/// (F16 to BF16 and the like lose digits; BOOL is 0 and 1 for any other type.)
+constexpr bool is_exact(Dtype from, Dtype to) {
+  const detail::DtypeTraits &a = detail::traits(from), &b = detail::traits(to);
+  if (from == to) return true;
+  if (to == Dtype::BOOL || to == Dtype::F8_E4M3) return false;  // the one has two values, the other no infinities
+  if (a.is_floating && !b.is_floating) return false;
+  if (a.is_signed && !b.is_signed) return false;
+  return a.digits <= b.digits && a.exponent <= b.exponent;
 }
-
-}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

@@ -65,7 +65,7 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
 /// read. On error the layer is untouched: it is filled as a copy and then moved into place.
 template <class T>
 Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse) {
-  SafetensorsReader file(path);
+  const SafetensorsReader file(path);
   detail::check_parameters(std::string("moe::load_parameters: '") + path.string() + "'", file, layer);
   T loaded = layer;
   visit(

@@ -8,91 +8,100 @@
 #include <fstream>
 #include <random>
 #include <set>
-#include <sstream>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <vector>
 
+#include "moe/io/mapped_file.hpp"
 #include "moe/io/safetensors_header.hpp"
+#include "moe/io/tensor.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// Reads a safetensors file: 8 bytes of header length, a JSON header, raw little-endian data
-/// (https://github.com/huggingface/safetensors). The constructor reads and checks the header against the size of the
-/// file; tensors are read when asked for. Never reads outside the file, and allocates in proportion to the header only.
-/// Every error about the file is a std::runtime_error that names it and the tensor. One per thread.
+/// What a safetensors file holds: its header, and the data that the tensors' offsets count from.
+struct SafetensorsContents {
+  SafetensorsHeader header = {};
+  std::span<const std::byte> data = {};
+};
+
+/// Checks the bytes of a whole file: 8 bytes of header length, a JSON header, raw little-endian data
+/// (https://github.com/huggingface/safetensors). Afterwards every tensor lies inside `data`, has the bytes of its
+/// shape, and shares none with another. Allocates in proportion to the header only; reads nothing of the data. Throws
+/// std::runtime_error that opens with `label` and names the tensor where there is one.
+inline SafetensorsContents parse_safetensors(const std::string& label, std::span<const std::byte> bytes) {
+  constexpr std::size_t kPrefix = 8;
+  if (bytes.size() < kPrefix) fail_environment(label, ": has ", bytes.size(), " bytes, expected at least 8");
+  std::uint64_t length = 0;
+  for (std::size_t i = 0; i < kPrefix; ++i) length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
+  if (length > kMaxSafetensorsHeader)
+    fail_environment(label, ": header of ", length, " bytes, expected at most ", kMaxSafetensorsHeader);
+  if (length > bytes.size() - kPrefix)
+    fail_environment(label, ": header of ", length, " bytes in a file of ", bytes.size(), " bytes");
+  const std::span<const std::byte> data = bytes.subspan(kPrefix + static_cast<std::size_t>(length));
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + kPrefix, static_cast<std::size_t>(length));
+  return {parse_safetensors_header(label, text, data.size()), data};
+}
+
+/// Reads a safetensors file. The constructor maps it and checks the header against the size of the file; data are read
+/// when asked for. Never reads outside the file, and allocates in proportion to the header only.
+/// Every error about the file is a std::runtime_error that names it and the tensor. Immutable, share freely; see
+/// MappedFile for files that shrink meanwhile.
 class SafetensorsReader {
  public:
-  explicit SafetensorsReader(const std::filesystem::path& path)
-      : label_(std::string("moe::SafetensorsReader: '") + path.string() + "'") {
-    std::error_code error;
-    const std::uint64_t size = std::filesystem::file_size(path, error);
-    if (!error) stream_.open(path, std::ios::binary);
-    if (error || !stream_) fail_environment(label_, ": cannot open: ", (error ? error : last_error()).message());
-    std::array<unsigned char, 8> prefix{};
-    if (size < prefix.size()) fail_environment(label_, ": has ", size, " bytes, expected at least 8");
-    read_at(0, prefix.data(), prefix.size(), "header");
-    std::uint64_t length = 0;
-    for (std::size_t i = 0; i < prefix.size(); ++i) length |= std::uint64_t{prefix[i]} << (8 * i);
-    if (length > kMaxSafetensorsHeader)
-      fail_environment(label_, ": header of ", length, " bytes, expected at most ", kMaxSafetensorsHeader);
-    if (length > size - prefix.size())
-      fail_environment(label_, ": header of ", length, " bytes in a file of ", size, " bytes");
-    std::string text(length, '\0');
-    read_at(prefix.size(), text.data(), length, "header");
-    data_begin_ = prefix.size() + length;
-    header_ = parse_safetensors_header(label_, text, size - data_begin_);
-  }
+  explicit SafetensorsReader(const std::filesystem::path& path, FileAccess access = FileAccess::Map)
+      : file_(std::string("moe::SafetensorsReader: '") + path.string() + "'", path, access),
+        contents_(parse_safetensors(file_.label(), file_.bytes())) {}
 
-  const std::map<std::string, TensorInfo, std::less<>>& tensors() const { return header_.tensors; }
-  const Metadata& metadata() const { return header_.metadata; }
+  const std::map<std::string, TensorInfo, std::less<>>& tensors() const { return contents_.header.tensors; }
+  const Metadata& metadata() const { return contents_.header.metadata; }
 
   /// Throws std::runtime_error where the file has no such tensor.
-  const TensorInfo& tensor(std::string_view name) const {
-    const auto found = header_.tensors.find(name);
-    if (found == header_.tensors.end()) fail_environment(label_, ": tensor '", name, "' is missing");
-    return found->second;
+  const TensorInfo& tensor(std::string_view name) const { return entry(name).second; }
+
+  /// The tensor with its bytes in the mapping, which live as long as the reader. Throws std::runtime_error where the
+  /// file has no such tensor or has become shorter than it was.
+  TensorView view(std::string_view name) const {
+    const auto& [key, info] = entry(name);
+    const std::uint64_t size = info.end - info.begin;
+    if (!file_.is_intact())
+      fail_environment(file_.label(), ": cannot read the ", size, " bytes of ", detail::in_quotes(name),
+                       ": the file has become shorter since it was opened");
+    return {.label = file_.label(),
+            .name = key,
+            .dtype = info.dtype,
+            .shape = info.shape,
+            .bytes = contents_.data.subspan(static_cast<std::size_t>(info.begin), static_cast<std::size_t>(size))};
   }
 
-  /// The elements of a tensor, row by row. Same type: the same bits; wider S: exact; narrower S only if allowed,
-  /// rounded to nearest. Throws std::invalid_argument unless `values` has as many elements as the tensor.
+  /// The elements of a tensor, row by row, as float, double or std::int64_t. Same type: the same bits; wider S: exact;
+  /// narrower S only if allowed, rounded to nearest (and never from floating-point to integers).
+  /// Throws std::invalid_argument unless `values` has as many elements as the tensor.
   template <class S>
-  void read(std::string_view name, std::span<S> values, Narrowing narrowing = Narrowing::Refuse) {
-    const TensorInfo& info = tensor(name);
-    const std::uint64_t size = (info.end - info.begin) / dtype_size(info.dtype);
-    if (values.size() != size)
-      fail(label_, ": read of tensor '", name, "' into ", values.size(), " scalars, expected ", size);
-    if (narrowing == Narrowing::Refuse && !is_exact(info.dtype, dtype_of<S>()))
-      fail_environment(label_, ": tensor '", name, "' is ", dtype_name(info.dtype), ", which ",
-                       dtype_name(dtype_of<S>()), " cannot hold exactly (pass moe::Narrowing::Allow to round)");
-    if (info.dtype == dtype_of<S>()) return read_at(data_begin_ + info.begin, values.data(), values.size_bytes(), name);
-    std::array<std::byte, 65536> buffer;
-    const std::size_t element = dtype_size(info.dtype), block = buffer.size() / element;
-    for (std::size_t i = 0; i < values.size(); i += block) {
-      const std::span<S> part = values.subspan(i, std::min(block, values.size() - i));
-      read_at(data_begin_ + info.begin + i * element, buffer.data(), part.size() * element, name);
-      detail::decode(info.dtype, buffer.data(), part);
-    }
+  void read(std::string_view name, std::span<S> values, Narrowing narrowing = Narrowing::Refuse) const {
+    const TensorView tensor = view(name);
+    if (values.size() != static_cast<std::size_t>(tensor.size()))
+      fail(file_.label(), ": read of tensor ", detail::in_quotes(name), " into ", values.size(), " scalars, expected ",
+           tensor.size());
+    const bool is_possible = std::is_floating_point_v<S> || is_exact(tensor.dtype, dtype_of<S>());
+    if (!is_possible || (narrowing == Narrowing::Refuse && !is_exact(tensor.dtype, dtype_of<S>())))
+      fail_environment(file_.label(), ": tensor ", detail::in_quotes(name), " is ", dtype_name(tensor.dtype),
+                       ", which ", dtype_name(dtype_of<S>()), " cannot hold exactly",
+                       is_possible ? " (pass moe::Narrowing::Allow to round)" : "");
+    detail::decode(tensor.dtype, tensor.bytes.data(), values);
   }
 
  private:
-  static std::error_code last_error() { return {errno, std::generic_category()}; }
-
-  void read_at(std::uint64_t offset, void* to, std::size_t bytes, std::string_view what) {
-    if (bytes == 0) return;
-    stream_.seekg(static_cast<std::streamoff>(offset));
-    stream_.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes));
-    if (!stream_) {
-      stream_.clear();
-      fail_environment(label_, ": cannot read the ", bytes, " bytes of '", what, "' at offset ", offset);
-    }
+  const std::pair<const std::string, TensorInfo>& entry(std::string_view name) const {
+    const auto found = tensors().find(name);
+    if (found == tensors().end()) fail_environment(file_.label(), ": tensor ", detail::in_quotes(name), " is missing");
+    return *found;
   }
 
-  std::string label_;
-  std::ifstream stream_;
-  std::uint64_t data_begin_ = 0;
-  SafetensorsHeader header_;
+  MappedFile file_;
+  SafetensorsContents contents_;
 };
 
 /// Writes a safetensors file, tensor by tensor in any order, under a temporary name in the same directory; commit()
@@ -131,20 +140,33 @@ class SafetensorsWriter {
   /// Without commit() nothing is left behind.
   ~SafetensorsWriter() { discard(); }
 
-  /// The elements of one tensor, row by row. Throws std::invalid_argument for a name, type or size that the header does
-  /// not have, or a tensor written before.
+  /// The elements of one tensor, row by row, of the type that the header says; with Narrowing::Allow also any other
+  /// floating-point type, rounded to nearest, ties to even (too large: infinity, in F8_E4M3 NaN). Throws
+  /// std::invalid_argument for a name, type or size that the header does not have, or a tensor written before.
   template <class S>
-  void write(std::string_view name, std::span<const S> values) {
-    const auto found = header_.tensors.find(name);
-    if (found == header_.tensors.end()) fail(label_, ": tensor '", name, "' is not in the header");
-    const TensorInfo& info = found->second;
-    if (info.dtype != dtype_of<S>() || info.end - info.begin != values.size_bytes())
-      fail(label_, ": tensor '", name, "' given as ", values.size(), " ", dtype_name(dtype_of<S>()), ", expected ",
-           info.end - info.begin, " bytes of ", dtype_name(info.dtype));
-    if (pending_.erase(found->first) == 0) fail(label_, ": tensor '", name, "' is written twice");
-    stream_.seekp(static_cast<std::streamoff>(data_begin_ + info.begin));
-    stream_.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size_bytes()));
-    if (!stream_) fail_write(name);
+  void write(std::string_view name, std::span<const S> values, Narrowing narrowing = Narrowing::Refuse) {
+    const TensorInfo& info = pending(name);
+    const std::size_t size = dtype_size(info.dtype);
+    const bool is_same = info.dtype == dtype_of<S>();
+    const bool converts = std::is_floating_point_v<S> && is_floating(info.dtype) && narrowing == Narrowing::Allow;
+    if (!(is_same || converts) || (info.end - info.begin) / size != values.size())
+      fail(label_, ": tensor ", detail::in_quotes(name), " given as ", values.size(), " ", dtype_name(dtype_of<S>()),
+           ", expected ", info.end - info.begin, " bytes of ", dtype_name(info.dtype));
+    if (is_same) return put(name, std::as_bytes(values));
+    if constexpr (std::is_floating_point_v<S>) {
+      std::vector<std::byte> encoded(values.size() * size);
+      detail::encode(values, info.dtype, encoded.data());
+      put(name, encoded);
+    }
+  }
+
+  /// The same for bytes that are encoded already, of any type.
+  void write_bytes(std::string_view name, std::span<const std::byte> bytes) {
+    const TensorInfo& info = pending(name);
+    if (info.end - info.begin != bytes.size())
+      fail(label_, ": tensor ", detail::in_quotes(name), " given as ", bytes.size(), " bytes, expected ",
+           info.end - info.begin);
+    put(name, bytes);
   }
 
   /// Puts the file in its place. Throws std::invalid_argument while a tensor is missing, std::runtime_error if the
@@ -160,6 +182,18 @@ class SafetensorsWriter {
   }
 
  private:
+  const TensorInfo& pending(std::string_view name) const {
+    const auto found = header_.tensors.find(name);
+    if (found == header_.tensors.end()) fail(label_, ": tensor ", detail::in_quotes(name), " is not in the header");
+    if (!pending_.contains(name)) fail(label_, ": tensor ", detail::in_quotes(name), " is written twice");
+    return found->second;
+  }
+  void put(std::string_view name, std::span<const std::byte> bytes) {
+    stream_.seekp(static_cast<std::streamoff>(data_begin_ + header_.tensors.find(name)->second.begin));
+    stream_.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+    if (!stream_) fail_write(name);
+    pending_.erase(pending_.find(name));
+  }
   [[noreturn]] void fail_write(std::string_view what) {
     const std::error_code error(errno, std::generic_category());
     discard();

@@ -6,12 +6,14 @@
 #include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "moe/io/dtype.hpp"
+#include "moe/io/message.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -47,15 +49,6 @@ inline std::optional<std::uint64_t> tensor_bytes(const TensorInfo& info) {
   return bytes;
 }
 
-inline std::string join(const std::vector<Index>& shape, const char* separator) {
-  std::string text;
-  for (const Index extent : shape) {
-    if (!text.empty()) text += separator;
-    text += std::to_string(extent);
-  }
-  return text;
-}
-
 /// Builds a header from the events of a JSON parser. Nothing is kept that has no place in a header, so memory stays
 /// proportional to the text; names that occur twice are seen, which a parsed object would hide.
 class SafetensorsHeaderParser {
@@ -74,11 +67,11 @@ class SafetensorsHeaderParser {
     if (place_ == Place::Top) return open_entry(text);
     key_ = text;
     if (place_ == Place::Metadata)
-      return header.metadata.emplace(key_, "").second || refuse("key '" + key_ + "' occurs twice");
+      return header.metadata.emplace(key_, "").second || refuse("key " + in_quotes(key_) + " occurs twice");
     const auto field = std::find(kFields.begin(), kFields.end(), key_);
-    if (field == kFields.end()) return refuse("unknown field '" + key_ + "'");
+    if (field == kFields.end()) return refuse("unknown field " + in_quotes(key_));
     bool& seen = seen_[static_cast<std::size_t>(field - kFields.begin())];
-    return !std::exchange(seen, true) || refuse("field '" + key_ + "' occurs twice");
+    return !std::exchange(seen, true) || refuse("field " + in_quotes(key_) + " occurs twice");
   }
   bool string(std::string& text) {
     if (place_ == Place::Metadata) {
@@ -87,7 +80,7 @@ class SafetensorsHeaderParser {
     }
     if (place_ != Place::Tensor || key_ != "dtype") return refuse("a string where none belongs");
     const auto dtype = find_dtype(text);
-    if (!dtype) return refuse("dtype '" + text + "' is not supported");
+    if (!dtype) return refuse("dtype " + in_quotes(text) + " is not supported");
     tensor_->dtype = *dtype;
     return true;
   }
@@ -118,12 +111,12 @@ class SafetensorsHeaderParser {
   bool boolean(bool) { return refuse("a boolean where none belongs"); }
   bool number_integer(std::int64_t) { return refuse("a negative number"); }
   bool number_float(double, const std::string& text) {
-    return refuse("number " + text + " is not an integer in range");
+    return refuse("number " + shown(text) + " is not an integer in range");
   }
   bool binary(Json::binary_t&) { return refuse("binary data"); }
   bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
     name_.clear();
-    return refuse(std::string("not JSON: ") + error.what());
+    return refuse("not JSON: " + shown(error.what()));
   }
 
  private:
@@ -135,7 +128,7 @@ class SafetensorsHeaderParser {
     return true;
   }
   bool refuse(const std::string& reason) {
-    problem = (name_.empty() ? "header: " : "tensor '" + name_ + "': ") + reason;
+    problem = (name_.empty() ? "header: " : "tensor " + in_quotes(name_) + ": ") + reason;
     return false;
   }
   bool open_entry(const std::string& name) {
@@ -162,10 +155,11 @@ inline void check_layout(const std::string& file, const SafetensorsHeader& heade
   std::vector<std::pair<const std::string*, const TensorInfo*>> order;
   for (const auto& [name, info] : header.tensors) {
     const auto bytes = tensor_bytes(info);
-    if (!bytes) fail_environment(file, ": tensor '", name, "': its shape needs more bytes than can be addressed");
+    if (!bytes)
+      fail_environment(file, ": tensor ", in_quotes(name), ": its shape needs more bytes than can be addressed");
     if (info.begin > info.end || info.end - info.begin != *bytes)
-      fail_environment(file, ": tensor '", name, "': data_offsets [", info.begin, ", ", info.end, "] do not span the ",
-                       *bytes, " bytes of its shape");
+      fail_environment(file, ": tensor ", in_quotes(name), ": data_offsets [", info.begin, ", ", info.end,
+                       "] do not span the ", *bytes, " bytes of its shape");
     order.emplace_back(&name, &info);
   }
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
@@ -174,7 +168,8 @@ inline void check_layout(const std::string& file, const SafetensorsHeader& heade
   std::uint64_t filled = 0;
   for (const auto& [name, info] : order) {
     if (info->begin != filled)
-      fail_environment(file, ": tensor '", *name, "': data starts at byte ", info->begin, ", expected ", filled);
+      fail_environment(file, ": tensor ", in_quotes(*name), ": data starts at byte ", info->begin, ", expected ",
+                       filled);
     filled = info->end;
   }
   if (filled != data_size)
@@ -203,7 +198,8 @@ inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
   std::vector<std::pair<std::size_t, TensorInfo*>> order;
   for (auto& [name, info] : header.tensors) {
     const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
-    if (is_negative || !detail::tensor_bytes(info)) fail("moe::assign_offsets: tensor '", name, "' has no valid size");
+    if (is_negative || !detail::tensor_bytes(info))
+      fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has no valid size");
     order.emplace_back(dtype_size(info.dtype), &info);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
@@ -218,23 +214,23 @@ inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
 /// The JSON text of a header, padded with spaces so that the data behind it and the length before it starts at a
 /// multiple of 8 bytes. The same header gives the same text. Throws std::invalid_argument for text that is not UTF-8.
 inline std::string format_safetensors_header(const SafetensorsHeader& header) {
-  const auto quoted = [](const std::string& text) {
+  const auto json = [](const std::string& text) {
     try {
       return nlohmann::json(text).dump();
     } catch (const nlohmann::json::exception&) {
-      fail("moe::format_safetensors_header: '", text, "' is not UTF-8");
+      fail("moe::format_safetensors_header: ", detail::in_quotes(text), " is not UTF-8");
     }
   };
   std::string text = "{", separator;
   if (!header.metadata.empty()) {
     text += "\"__metadata__\":{";
     for (const auto& [key, value] : header.metadata) {
-      text += std::exchange(separator, ",") + quoted(key) + ":" + quoted(value);
+      text += std::exchange(separator, ",") + json(key) + ":" + json(value);
     }
     text += "}";
   }
   for (const auto& [name, info] : header.tensors) {
-    text += std::exchange(separator, ",") + quoted(name) + ":{\"dtype\":\"" + std::string(dtype_name(info.dtype)) +
+    text += std::exchange(separator, ",") + json(name) + ":{\"dtype\":\"" + std::string(dtype_name(info.dtype)) +
             "\",\"shape\":[" + detail::join(info.shape, ",") + "],\"data_offsets\":[" + std::to_string(info.begin) +
             "," + std::to_string(info.end) + "]}";
   }
