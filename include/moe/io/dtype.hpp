@@ -4,9 +4,11 @@
 #include <array>
 #include <bit>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "moe/core/matrix.hpp"
 
@@ -96,5 +98,20 @@ constexpr bool is_exact(Dtype from, Dtype to) {
   if (a.is_signed && !b.is_signed) return false;
   return a.digits <= b.digits && a.exponent <= b.exponent;
 }
+
+namespace detail {
+
+/// Bytes of a tensor with extents >= 0, or nothing where the number does not fit Index.
+inline std::optional<std::uint64_t> tensor_bytes(Dtype dtype, const std::vector<Index>& shape) {
+  constexpr auto kMax = static_cast<std::uint64_t>(std::numeric_limits<Index>::max());
+  std::uint64_t bytes = dtype_size(dtype);
+  for (const Index extent : shape) {
+    if (extent != 0 && bytes > kMax / static_cast<std::uint64_t>(extent)) return std::nullopt;
+    bytes *= static_cast<std::uint64_t>(extent);
+  }
+  return bytes;
+}
+
+}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

@@ -28,19 +28,26 @@ struct PanelScratch {
 inline constexpr Index kDecodedInputs = 512;
 /// Panels that are filled together from rows of outputs, so that a row is read in pieces of some cache lines.
 inline constexpr Index kPanelsPerRow = 8;
+/// Inputs after which gates give way to ups: where they interleave, the same lines of the file are still in the cache.
+inline constexpr Index kInputsPerTurn = 32;
+/// Largest distance of outputs in a row of which everything between is decoded, too.
+inline constexpr Index kDenseStride = 4;
 
-inline Index panels_at_once(const PanelJob& job) {
-  return job.lower.input_stride == 1 && job.upper.input_stride == 1 ? 1 : kPanelsPerRow;
+/// Whether a job is done by rows of outputs: those lie dense, and the halves of a register come from one slice each.
+inline bool has_rows_of_outputs(const PanelJob& job) {
+  const auto is_dense = [](const WeightSlice& s) { return s.input_stride != 1 && s.output_stride <= kDenseStride; };
+  return is_dense(job.lower) && is_dense(job.upper) && (job.to->order() == PanelOrder::Paired || !job.is_fused());
 }
 
-/// A run of outputs that lie side by side in panels: outputs [begin, begin + count) of `slice`, from register `half` of
-/// panel `panel` on.
+inline Index panels_at_once(const PanelJob& job) { return has_rows_of_outputs(job) ? kPanelsPerRow : 1; }
+
+/// Outputs [begin, begin + count) of a slice, as they lie side by side in a register of a panel.
 struct OutputRun {
   const WeightSlice& slice;
   Index begin, count;
 };
 
-/// Output `o` of the slice that fills register `half` of panel `p`, for the first lane.
+/// What fills register `half` of panel `p`.
 inline OutputRun outputs_of(const PanelJob& job, Index p, Index half) {
   constexpr Index kLanes = PanelMatrix<F32>::kLanes;
   if (job.to->order() == PanelOrder::Paired) {
@@ -51,7 +58,7 @@ inline OutputRun outputs_of(const PanelJob& job, Index p, Index half) {
   return {job.lower, output, std::clamp<Index>(job.to->outputs() - output, 0, kLanes)};
 }
 
-/// Where output `o` of the whole matrix comes from: plain order, two slices.
+/// Where a lane comes from: in plain order, a register may begin in one slice and end in the other.
 inline std::pair<const WeightSlice*, Index> source_of(const PanelJob& job, const OutputRun& run, Index lane) {
   const Index output = run.begin + lane;
   if (&run.slice == &job.lower && output >= job.lower.outputs) return {&job.upper, output - job.lower.outputs};
@@ -90,7 +97,33 @@ inline void load_register(const PanelJob& job, Index p, Index half, PanelScratch
   }
 }
 
+/// Panels [begin, end), input by input: a row of outputs is decoded and dealt to the panels.
+inline void load_rows_of_outputs(const PanelJob& job, Index begin, Index end, PanelScratch& scratch) {
+  constexpr Index kLanes = PanelMatrix<F32>::kLanes, kWidth = PanelMatrix<F32>::kWidth;
+  const bool is_paired = job.to->order() == PanelOrder::Paired;
+  const Index width = is_paired ? kLanes : kWidth, inputs = job.to->inputs();
+  scratch.rows.resize(1, kPanelsPerRow * kWidth * kDenseStride);
+  float* const row = scratch.rows.row(0);
+  const auto load_row = [&](const WeightSlice& slice, Index input, Index column) {
+    const Index count = std::min(end * width, slice.outputs) - begin * width, stride = slice.output_stride;
+    const Index first = slice.first + begin * width * stride + input * slice.input_stride;
+    slice.source.read_values(first, {row, static_cast<std::size_t>((count - 1) * stride + 1)});
+    if (stride != 1)
+      for (Index o = 1; o < count; ++o) row[o] = row[o * stride];
+    std::fill(row + count, row + (end - begin) * width, 0.0f);
+    for (Index p = begin; p < end; ++p)
+      std::copy_n(row + (p - begin) * width, width, job.to->panel(p) + input * kWidth + column);
+  };
+  for (Index turn = 0; turn < inputs; turn += kInputsPerTurn) {
+    const Index last = std::min(turn + kInputsPerTurn, inputs);
+    for (Index input = turn; input < last; ++input) load_row(job.lower, input, 0);
+    for (Index input = turn; is_paired && input < last; ++input) load_row(job.upper, input, kLanes);
+  }
+}
+
+/// Fills panels [begin, end), padding included.
 inline void load_panels(const PanelJob& job, Index begin, Index end, PanelScratch& scratch) {
+  if (has_rows_of_outputs(job)) return load_rows_of_outputs(job, begin, end, scratch);
   for (Index p = begin; p < end; ++p)
     for (Index half = 0; half < 2; ++half) load_register(job, p, half, scratch);
 }

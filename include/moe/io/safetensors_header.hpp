@@ -38,17 +38,6 @@ inline constexpr std::uint64_t kMaxSafetensorsHeader = 100'000'000;
 
 namespace detail {
 
-/// Bytes of a tensor, or nothing where the number does not fit Index.
-inline std::optional<std::uint64_t> tensor_bytes(const TensorInfo& info) {
-  constexpr auto kMax = static_cast<std::uint64_t>(std::numeric_limits<Index>::max());
-  std::uint64_t bytes = dtype_size(info.dtype);
-  for (const Index extent : info.shape) {
-    if (extent != 0 && bytes > kMax / static_cast<std::uint64_t>(extent)) return std::nullopt;
-    bytes *= static_cast<std::uint64_t>(extent);
-  }
-  return bytes;
-}
-
 /// Builds a header from the events of a JSON parser. Nothing is kept that has no place in a header, so memory stays
 /// proportional to the text; names that occur twice are seen, which a parsed object would hide.
 class SafetensorsHeaderParser {
@@ -154,7 +143,7 @@ class SafetensorsHeaderParser {
 inline void check_layout(const std::string& file, const SafetensorsHeader& header, std::uint64_t data_size) {
   std::vector<std::pair<const std::string*, const TensorInfo*>> order;
   for (const auto& [name, info] : header.tensors) {
-    const auto bytes = tensor_bytes(info);
+    const auto bytes = tensor_bytes(info.dtype, info.shape);
     if (!bytes)
       fail_environment(file, ": tensor ", in_quotes(name), ": its shape needs more bytes than can be addressed");
     if (info.begin > info.end || info.end - info.begin != *bytes)
@@ -193,12 +182,12 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::
 }
 
 /// Gives every tensor its place in the data section: wide types first, so that each lies aligned, then by name.
-/// Throws std::invalid_argument for a negative extent or a shape too large to address.
+/// Throws std::invalid_argument for a negative extent or more bytes than can be addressed.
 inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
   std::vector<std::pair<std::size_t, TensorInfo*>> order;
   for (auto& [name, info] : header.tensors) {
     const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
-    if (is_negative || !detail::tensor_bytes(info))
+    if (is_negative || !detail::tensor_bytes(info.dtype, info.shape))
       fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has no valid size");
     order.emplace_back(dtype_size(info.dtype), &info);
   }
@@ -206,7 +195,9 @@ inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
   std::uint64_t filled = 0;
   for (const auto& [size, info] : order) {
     info->begin = filled;
-    filled = info->end = filled + *detail::tensor_bytes(*info);
+    filled = info->end = filled + *detail::tensor_bytes(info->dtype, info->shape);
+    if (filled > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
+      fail("moe::assign_offsets: more bytes than can be addressed");
   }
   return filled;
 }

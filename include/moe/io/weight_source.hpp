@@ -103,8 +103,8 @@ class WeightSource {
     TensorView codes;
     std::vector<Index> shape;
     Index size = 0;
-    std::vector<float> scales;             ///< FP8: [matrices, row blocks, column blocks]
-    std::span<const std::byte> exponents;  ///< MXFP4: per block
+    std::vector<float> scales = {};             ///< FP8: [matrices, row blocks, column blocks]
+    std::span<const std::byte> exponents = {};  ///< MXFP4: per block
     std::uint64_t scale_bytes = 0;
   };
 

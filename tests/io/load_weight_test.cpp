@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: MIT
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "io/checkpoints.hpp"
+#include "moe/io/load_weight.hpp"
+#include "thread_executor.hpp"
+
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using moe::Index;
+using moe::PanelMatrix;
+using moe::PanelOrder;
+using moe::WeightLayout;
+using test::TemporaryDirectory;
+
+/// A checkpoint with one tensor "w" of numbered() values, and those values.
+struct Stored {
+  TemporaryDirectory directory;
+  std::vector<float> values;
+  moe::Checkpoint checkpoint;
+
+  Stored(std::vector<Index> shape, moe::Dtype dtype = moe::Dtype::BF16)
+      : values(test::numbered(product(shape))), checkpoint(write(shape, dtype)) {}
+
+  moe::WeightSource source() const { return moe::WeightSource::find(checkpoint, "w"); }
+  float at(Index i) const { return values[static_cast<std::size_t>(i)]; }
+
+ private:
+  static Index product(const std::vector<Index>& shape) {
+    Index size = 1;
+    for (const Index extent : shape) size *= extent;
+    return size;
+  }
+  moe::Checkpoint write(const std::vector<Index>& shape, moe::Dtype dtype) const {
+    const std::string bytes = dtype == moe::Dtype::BF16 ? test::bf16_bytes(values) : test::bytes_of(values);
+    test::write_tensors(directory / "x.safetensors", {{"w", dtype, shape, bytes}});
+    return moe::Checkpoint::open(directory / "x.safetensors");
+  }
+};
+
+/// Whether panels hold expected(output, input) everywhere and zero as padding; they start as NaN.
+template <class Slices, class F>
+void require_loads(const Slices& slices, Index outputs, Index inputs, PanelOrder order, const F& expected) {
+  PanelMatrix<moe::F32> panels(outputs, inputs, order);
+  for (float& value : panels.span()) value = std::numeric_limits<float>::quiet_NaN();
+  moe::load_weight(slices, panels);
+  for (Index o = 0; o < outputs; ++o)
+    for (Index i = 0; i < inputs; ++i)
+      if (panels(o, i) != expected(o, i)) FAIL("(" << o << ", " << i << "): " << panels(o, i));
+  // Everything beside the logical values within the panels (but for the line that keeps panels apart) is zero.
+  Index zeros = 0, numbers = 0;
+  for (Index p = 0; p < panels.panels(); ++p)
+    for (Index j = 0; j < inputs * PanelMatrix<moe::F32>::kWidth; ++j) {
+      const float value = panels.panel(p)[j];
+      numbers += value == value;
+      zeros += value == 0;
+    }
+  Index logical_zeros = 0;
+  for (Index o = 0; o < outputs; ++o)
+    for (Index i = 0; i < inputs; ++i) logical_zeros += expected(o, i) == 0;
+  REQUIRE(numbers == panels.width() * inputs);
+  REQUIRE(zeros - logical_zeros == (panels.width() - outputs) * inputs);
+}
+
+/// Sizes below, at and above registers, panels, and the pieces in which weights are decoded.
+const std::vector<std::pair<Index, Index>> kSizes{{1, 1}, {2, 3}, {15, 16}, {16, 33}, {66, 7}, {40, 512}, {34, 530}};
+
+}  // namespace
+
+TEST_CASE("load_weight: rows of inputs reach plain panels", "[io]") {
+  for (const auto& [outputs, inputs] : kSizes) {
+    CAPTURE(outputs, inputs);
+    const Stored w({2, outputs, inputs});
+    const Index n = inputs, first = outputs * inputs;
+    require_loads(moe::weight_slice(w.source(), WeightLayout::OutIn, 1), outputs, inputs, PanelOrder::Plain,
+                  [&](Index o, Index i) { return w.at(first + o * n + i); });
+  }
+}
+
+TEST_CASE("load_weight: rows of outputs reach plain panels", "[io]") {
+  for (const auto& [outputs, inputs] : kSizes) {
+    CAPTURE(outputs, inputs);
+    const Stored w({2, inputs, outputs}, moe::Dtype::F32);
+    const Index n = outputs, first = outputs * inputs;
+    require_loads(moe::weight_slice(w.source(), WeightLayout::InOut, 1), outputs, inputs, PanelOrder::Plain,
+                  [&](Index o, Index i) { return w.at(first + i * n + o); });
+  }
+}
+
+TEST_CASE("load_weight: gate and up in halves or in turns, by rows of inputs or outputs, reach panels", "[io]") {
+  for (const PanelOrder order : {PanelOrder::Paired, PanelOrder::Plain})
+    for (const auto& [hidden, inputs] : kSizes) {
+      CAPTURE(hidden, inputs, order == PanelOrder::Paired);
+      const Index ff = hidden, d = inputs;
+      const Stored out_in({2, 2 * ff, d}), in_out({2, d, 2 * ff});
+      const moe::WeightSlice rows = moe::weight_slice(out_in.source(), WeightLayout::OutIn, 1);
+      const moe::WeightSlice columns = moe::weight_slice(in_out.source(), WeightLayout::InOut, 1);
+      const Index first = 2 * ff * d;
+      // Output o of the panels is gate o or up o - ff, which stands at place 2 o or 2 (o - ff) + 1 in turns.
+      const auto turn = [&](Index o) { return o < ff ? 2 * o : 2 * (o - ff) + 1; };
+      const auto check = [&](const moe::GateUpSlices& slices, const auto& expected) {
+        require_loads(slices, 2 * ff, d, order, expected);
+      };
+      check(moe::gate_up_halves(rows), [&](Index o, Index i) { return out_in.at(first + o * d + i); });
+      check(moe::gate_up_interleaved(rows), [&](Index o, Index i) { return out_in.at(first + turn(o) * d + i); });
+      check(moe::gate_up_halves(columns), [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + o); });
+      check(moe::gate_up_interleaved(columns),
+            [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + turn(o)); });
+      check({moe::gate_up_halves(rows).gate, moe::gate_up_interleaved(columns).up}, [&](Index o, Index i) {
+        return o < ff ? out_in.at(first + o * d + i) : in_out.at(first + i * 2 * ff + turn(o));
+      });
+    }
+}
+
+TEST_CASE("load_weight: stacked experts are ranges of outputs or inputs", "[io]") {
+  const Index experts = 3, ff = 20, d = 24;
+  const Stored w({experts * ff, d});
+  for (Index e = 0; e < experts; ++e) {
+    require_loads(moe::weight_slice(w.source(), WeightLayout::OutIn).output_range(e * ff, ff), ff, d, PanelOrder::Plain,
+                  [&](Index o, Index i) { return w.at((e * ff + o) * d + i); });
+    require_loads(moe::weight_slice(w.source(), WeightLayout::InOut).input_range(e * ff, ff), d, ff, PanelOrder::Plain,
+                  [&](Index o, Index i) { return w.at((e * ff + i) * d + o); });
+  }
+}
+
+TEST_CASE("load_weight: biases in halves and in turns reach panels of one input", "[io]") {
+  const Index ff = 21;
+  const Stored w({3, 2 * ff}, moe::Dtype::F32);
+  const moe::WeightSlice bias = moe::bias_slice(w.source(), 2);
+  require_loads(bias, 2 * ff, 1, PanelOrder::Plain, [&](Index o, Index) { return w.at(4 * ff + o); });
+  require_loads(moe::gate_up_halves(bias), 2 * ff, 1, PanelOrder::Paired,
+                [&](Index o, Index) { return w.at(4 * ff + o); });
+  require_loads(moe::gate_up_interleaved(bias), 2 * ff, 1, PanelOrder::Paired,
+                [&](Index o, Index) { return w.at(4 * ff + (o < ff ? 2 * o : 2 * (o - ff) + 1)); });
+}
+
+TEST_CASE("WeightLoader: many matrices at once, on any number of threads, get the same bits", "[io]") {
+  const Index experts = 5, ff = 40, d = 70;
+  const Stored w({experts, 2 * ff, d});
+  const auto load = [&] {
+    std::vector<PanelMatrix<moe::F32>> panels(experts, {2 * ff, d, PanelOrder::Paired});
+    moe::WeightLoader loader;
+    for (Index e = 0; e < experts; ++e)
+      loader.add(moe::gate_up_halves(moe::weight_slice(w.source(), WeightLayout::OutIn, e)),
+                 panels[static_cast<std::size_t>(e)]);
+    loader.run();
+    return panels;
+  };
+  const auto serial = load();
+  test::ThreadExecutor executor(3);
+  const moe::UseExecutor use(executor);
+  const auto parallel = load();
+  for (std::size_t e = 0; e < serial.size(); ++e) REQUIRE(serial[e].matrix() == parallel[e].matrix());
+  REQUIRE(serial[4](2 * ff - 1, d - 1) == w.values.back());
+}
+
+TEST_CASE("WeightLoader: reports the bytes that it has read, if there are enough", "[io]") {
+  const Stored w({64, 32});
+  PanelMatrix<moe::F32> panels(64, 32);
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> reports;
+  const auto report = [&](std::uint64_t done, std::uint64_t total) { reports.emplace_back(done, total); };
+  for (const std::uint64_t least : {4096, 4097}) {
+    moe::WeightLoader loader;
+    loader.add(moe::weight_slice(w.source(), WeightLayout::OutIn), panels);
+    loader.run({.report = report, .least_bytes = least});
+    REQUIRE(reports == std::vector<std::pair<std::uint64_t, std::uint64_t>>{{4096, 4096}});
+  }
+}
+
+TEST_CASE("load_weight: a weight of another shape is an error that names it", "[io][error]") {
+  const Stored w({6, 4});
+  PanelMatrix<moe::F32> panels(4, 6), paired(12, 4, PanelOrder::Paired), odd(3, 4);
+  const moe::WeightSlice slice = moe::weight_slice(w.source(), WeightLayout::OutIn);
+  REQUIRE_THROWS_WITH(moe::load_weight(slice, panels),
+                      ContainsSubstring("'w' with shape [6, 4] gives a matrix [6, 4], expected [4, 6]"));
+  REQUIRE_THROWS_AS(moe::load_weight(slice, panels), std::runtime_error);
+  REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), paired), std::runtime_error);
+  REQUIRE_THROWS_AS(moe::load_weight(slice, paired), std::invalid_argument);
+  REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), odd), std::invalid_argument);
+}
+
+TEST_CASE("weight_slice: what is not there is an error", "[io][error]") {
+  const Stored w({3, 6, 4}), vector({5});
+  const moe::WeightSlice slice = moe::weight_slice(w.source(), WeightLayout::InOut, 2);
+  REQUIRE_THROWS_AS(moe::weight_slice(w.source(), WeightLayout::OutIn, 3), std::invalid_argument);
+  REQUIRE_THROWS_AS(moe::weight_slice(w.source(), WeightLayout::OutIn, -1), std::invalid_argument);
+  REQUIRE_THROWS_AS(moe::bias_slice(w.source(), 18), std::invalid_argument);
+  REQUIRE_THROWS_WITH(moe::weight_slice(vector.source(), WeightLayout::OutIn), ContainsSubstring("'w' has shape [5]"));
+  REQUIRE_THROWS_AS(slice.output_range(1, 4), std::invalid_argument);
+  REQUIRE_THROWS_AS(slice.input_range(-1, 4), std::invalid_argument);
+  REQUIRE_THROWS_AS(slice.every_output(2, 2), std::invalid_argument);
+  REQUIRE_THROWS_AS(moe::gate_up_halves(moe::bias_slice(vector.source())), std::runtime_error);
+}
