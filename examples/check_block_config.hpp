@@ -124,7 +124,8 @@ inline moe::MoeConfig config_of(const Facts& facts, moe::Index num_logits) {
   moe::MoeConfig config;
   config.family = facts.text("family", facts.text("family_router", ""));
   config.model_dim = facts.integer("d_model");
-  config.hidden_dim = facts.integer("d_ff", 1);
+  const bool has_experts = facts.has("family");
+  config.hidden_dim = has_experts ? facts.integer("d_ff") : 1;
   config.num_identity_experts = facts.integer("zero_experts", 0);
   config.num_experts = num_logits - config.num_identity_experts;
   if (facts.integer("n_experts") != config.num_experts && facts.integer("n_experts") != num_logits)
@@ -135,10 +136,11 @@ inline moe::MoeConfig config_of(const Facts& facts, moe::Index num_logits) {
     config.sparse_mixer = moe::SparseMixerGate{.jitter = facts.number("router_jitter_eps")};
     if (config.gate.k != 2) facts.refuse("top_k");
   }
-  config.selection_bias = facts.flag("selection_bias");
+  const bool names_bias = facts.text("score_order").find("_bias_") != std::string::npos;
+  config.selection_bias = facts.has("selection_bias") ? facts.flag("selection_bias") : names_bias;
   config.router_bias = facts.flag("router_bias");
   config.capacity = capacity_of(facts);
-  if (facts.has("expert_kind")) set_experts(facts, config);
+  if (has_experts) set_experts(facts, config);
   return config;
 }
 

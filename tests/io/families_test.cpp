@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
+#include <set>
+
 #include "catch.hpp"
-#include "io/family_configs.hpp"
+#include "io/family_blocks.hpp"
 
 using moe::FamilyFormat;
 using moe::MoeBlock;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
 #include "io/family_configs.hpp"
+#include "io/files.hpp"
 
 using moe::MoeConfig;
 using moe::Normalise;
@@ -90,7 +91,8 @@ TEST_CASE("parse_moe_config: each field that is needed is named when it is missi
 
 TEST_CASE("parse_moe_config: numbers of another type or out of range are named", "[io][error]") {
   const std::string size = "\"hidden_size\": 12";
-  for (const std::string value : {"-1", "1.5", "\"12\"", "[]", "{}", "true", "99999999999999999999", "1e999"}) {
+  for (const std::string value :
+       {"-1", "1.5", "\"12\"", "[]", "{}", "true", "2147483649", "99999999999999999999", "1e999"}) {
     const std::string message = complaint(replaced("mixtral", size, "\"hidden_size\": " + value));
     CAPTURE(value, message);
     CHECK((contains(message, "hidden_size is") || contains(message, "not JSON")));
@@ -107,6 +109,7 @@ TEST_CASE("parse_moe_config: what the library does not compute is refused", "[io
   CHECK(contains(complaint(replaced("gpt_oss", "7.0", "9.0")), "swiglu_limit is 9"));
   CHECK(contains(complaint(replaced("switch_transformers", "\"relu\"", "\"gated-gelu\"")), "feed_forward_proj"));
   CHECK(contains(complaint(replaced("nllb-moe", "\"all\"", "\"random\"")), "second_expert_policy"));
+  CHECK(contains(complaint(replaced("nllb-moe", "_capacity\": 5", "_capacity\": null")), "expert_capacity is null"));
   CHECK(contains(complaint(replaced("deepseek_v2", "group_limited_greedy", "best")), "topk_method"));
   CHECK(contains(complaint(replaced("phimoe", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3")),
                  "expected 2"));

@@ -6,6 +6,7 @@
 #include <string>
 #include <string_view>
 
+#include "moe/expert/epilogue.hpp"
 #include "moe/io/json_fields.hpp"
 #include "moe/io/moe_config.hpp"
 
@@ -194,6 +195,7 @@ inline void read_nllb(const JsonFields& fields, MoeConfig& config) {
   config.expert_bias = true;
   fields.require("activation_function", "relu");
   fields.require("second_expert_policy", "all");
+  if (fields.is_null("expert_capacity")) fields.refuse("expert_capacity", nullptr, "a number");
   CapacityOptions capacity{.factor = 0, .evaluation_factor = 0, .min_capacity = fields.integer("expert_capacity", 64)};
   const double fraction = fields.number("moe_eval_capacity_token_fraction", 1);
   if (fraction > 0) {  // ceil(fraction * T) = ceil(factor * 2 T / E)

@@ -24,6 +24,8 @@ class JsonFields {
     return found != object_->end() && !found->is_null();
   }
 
+  bool is_null(const std::string& name) const { return object_->contains(name) && !has(name); }
+
   /// A part of its own: "text_config".
   JsonFields part(const std::string& name) const {
     const nlohmann::json& value = at(name);
@@ -33,9 +35,9 @@ class JsonFields {
 
   Index integer(const std::string& name) const {
     const nlohmann::json& value = at(name);
-    constexpr std::int64_t kMost = std::int64_t{1} << 40;  // far above any size, so that sums and products are safe
+    constexpr std::int64_t kMost = std::int64_t{1} << 31;  // above any size, and products of two fit an Index
     if (!value.is_number_integer() || value.get<double>() < 0 || value.get<double>() > static_cast<double>(kMost))
-      refuse(name, value, "an integer of 0 to 2^40");
+      refuse(name, value, "an integer of 0 to 2^31");
     return value.get<Index>();
   }
   Index integer(const std::string& name, Index otherwise) const { return has(name) ? integer(name) : otherwise; }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <variant>
@@ -167,17 +168,17 @@ class MoeBlock {
   }
 
  private:
-  /// One expert per place, all of the same shape.
+  /// One expert per place, all of the same shape. Made in parallel: zeroing them is as much work as loading them.
   template <class E>
   static ExpertPool<E> pool(const MoeConfig& config) {
+    using Weighted = std::conditional_t<std::is_same_v<E, GluOrIdentity>, Glu, E>;
     const Bias bias = config.expert_bias ? Bias::Zero : Bias::None;
+    std::vector<std::optional<Weighted>> made(static_cast<std::size_t>(config.num_experts));
+    parallel_for(config.num_experts, [&](Index e, Index) {
+      made[static_cast<std::size_t>(e)].emplace(config.model_dim, config.hidden_dim, bias);
+    });
     std::vector<E> experts;
-    for (Index e = 0; e < config.num_experts; ++e) {
-      if constexpr (std::is_same_v<E, GluOrIdentity>)
-        experts.emplace_back(Glu(config.model_dim, config.hidden_dim, bias));
-      else
-        experts.emplace_back(config.model_dim, config.hidden_dim, bias);
-    }
+    for (auto& expert : made) experts.emplace_back(std::move(*expert));
     if constexpr (std::is_same_v<E, GluOrIdentity>)
       experts.resize(static_cast<std::size_t>(config.num_logits()), GluOrIdentity(ScaledIdentity{config.model_dim}));
     return ExpertPool<E>(std::move(experts));
