@@ -66,6 +66,33 @@ inline void check_router(const moe::Checkpoint& file, const Facts& facts, Report
   }
 }
 
+/// Says which tensors of the runs nothing is compared with.
+inline void note_others(const moe::Checkpoint& file, Report& report) {
+  static const std::set<std::string> known = {"input",
+                                              "cotangent",
+                                              "output",
+                                              "router_logits",
+                                              "router_probs",
+                                              "topk_indices",
+                                              "topk_weights",
+                                              "dense_weights",
+                                              "dispatch_mask",
+                                              "dispatch_mask_1",
+                                              "dispatch_mask_2",
+                                              "combine_weights",
+                                              "aux.load_balancing_loss",
+                                              "aux.router_z_loss"};
+  std::set<std::string> others;
+  for (const moe::Index tokens : token_counts(file)) {
+    const std::string prefix = "t" + std::to_string(tokens) + ".";
+    for (const std::string& name : file.names())
+      if (name.starts_with(prefix) && !name.starts_with(prefix + "grad.") &&
+          !known.contains(name.substr(prefix.size())))
+        others.insert(name.substr(prefix.size()));
+  }
+  for (const std::string& name : others) report.note("not compared: t*." + name);
+}
+
 /// Everything that a file holds. Throws std::runtime_error for a file that is broken or about something else.
 inline Report check_file(const moe::Checkpoint& file) {
   const Facts facts(file.metadata());
@@ -76,6 +103,7 @@ inline Report check_file(const moe::Checkpoint& file) {
     check_router(file, facts, report);
   else
     throw std::runtime_error("metadata has no 'family', and its kind is not 'router_only'");
+  note_others(file, report);
   if (report.empty()) throw std::runtime_error("nothing to compare");
   return report;
 }

@@ -72,7 +72,7 @@ class Report {
                        {"error", std::isfinite(line.error) ? nlohmann::json(line.error) : nlohmann::json("inf")},
                        {"tolerance", line.tolerance},
                        {"passed", line.passed()}});
-    return {{"passed", passed()}, {"lines", lines}, {"notes", notes_}};
+    return {{"passed", passed()}, {"worst", worst().name}, {"lines", lines}, {"notes", notes_}};
   }
 
  private:

@@ -156,12 +156,10 @@ class MoeLayer {
   }
 
  private:
-  using Weighted = detail::WeightedRows<Scalar>;
-
   void run_experts(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     tape.plan.build(tape.routing, experts_.size());
     if (weight_on_ == WeightOn::Input) {
-      const Weighted& rows = tape.weighted.build(tokens, tape.plan, tape.routing, tape.step);
+      const auto& rows = tape.weighted.build(tokens, tape.plan, tape.routing, tape.step);
       experts_.forward(rows.rows(), rows.plan(), rows.step(tape.step), tape.expert_out, tape.experts);
       return kernel::combine_unweighted(tape.expert_out, tape.plan, tape.routing, out);
     }
@@ -171,7 +169,7 @@ class MoeLayer {
 
   /// The last two lines of forward for WeightOn::Input.
   void weigh_inputs(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
-    const Weighted& rows = ws.scratch.template get<Weighted>().build(tokens, ws.plan, ws.routing, step);
+    const auto& rows = ws.scratch.template get<detail::WeightedRows<Scalar>>().build(tokens, ws.plan, ws.routing, step);
     experts_.forward(rows.rows(), rows.plan(), rows.step(step), ws.expert_out, ws.scratch);
     kernel::combine_unweighted(ws.expert_out, ws.plan, ws.routing, out);
   }
@@ -181,7 +179,7 @@ class MoeLayer {
                         MoeLayer& gradient, MatrixRef<Scalar> dtokens) const {
     const Index width = experts_.backward_width(tape.plan);
     if (weight_on_ == WeightOn::Input) {
-      const Weighted& rows = tape.weighted;
+      const auto& rows = tape.weighted;
       detail::gather_padded<Scalar>(dout, tape.plan, width, tape.dexpert_out);
       experts_.backward(rows.rows(), rows.plan(), rows.step(tape.step), tape.experts, tape.dexpert_out,
                         gradient.experts_, tape.dtoken_rows);
