@@ -76,12 +76,20 @@ works_with() {
   g++ "$1" "$build/probe.cpp" -o "$build/probe" && $without_aslr "$build/probe" >/dev/null 2>&1
 }
 
+# can_fuzz: does clang++ come with libFuzzer?
+can_fuzz() {
+  echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' >"$build/probe.cpp"
+  clang++ -fsanitize=fuzzer,address "$build/probe.cpp" -o "$build/probe" 2>/dev/null &&
+    "$build/probe" -runs=1 >/dev/null 2>&1
+}
+
 without_aslr=
 if [ "$mode" = quick ]; then stage ci-gcc; else stage ci-gcc -DMOE_BENCH=ON; fi
 if [ "$mode" != quick ]; then
-  stage ci-clang
   # The leak check needs ptrace, which some containers forbid.
   works_with -fsanitize=address || export ASAN_OPTIONS=detect_leaks=0
+  # Each fuzz target runs for 20 seconds.
+  if can_fuzz; then stage ci-clang -DMOE_FUZZ=ON; else stage ci-clang -DMOE_FUZZ=OFF; fi
   stage asan -DCMAKE_CXX_COMPILER=g++
 fi
 if [ "$mode" = full ]; then

@@ -7,12 +7,12 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "io/files.hpp"
-#include "moe/io/safetensors.hpp"
+#include "io/checkpoints.hpp"
 
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
+using test::bytes_of;
 using test::TemporaryDirectory;
 
 /// What a file says about one tensor, found by searching its bytes: no JSON parser, nothing of the library.
@@ -44,11 +44,6 @@ void write_two(const std::filesystem::path& path) {
   writer.write("a", std::span<const float>(kA));
   writer.write("b", std::span<const double>(kB));
   writer.commit();
-}
-
-template <class T>
-std::string bytes_of(const std::vector<T>& values) {
-  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
 
 }  // namespace
@@ -139,6 +134,54 @@ TEST_CASE("SafetensorsWriter: a place that cannot be written is a runtime_error 
   test::write_bytes(directory / "full/file", "");
   moe::SafetensorsWriter writer(directory / "full", {});
   REQUIRE_THROWS_AS(writer.commit(), std::runtime_error);
+}
+
+TEST_CASE("SafetensorsWriter: rounds to narrow floats if allowed, and takes integers and bytes as they are", "[io]") {
+  const TemporaryDirectory directory;
+  using moe::Dtype;
+  moe::SafetensorsWriter writer(directory / "x", {.tensors = {{"bf16", {Dtype::BF16, {2}}},
+                                                              {"e4m3", {Dtype::F8_E4M3, {1}}},
+                                                              {"u8", {Dtype::U8, {3}}},
+                                                              {"i64", {Dtype::I64, {1}}}}});
+  const std::vector<float> values{1.00390625f, 0x1.03p0f};  // ties between 1 and 1 + 2^-7, and the next pair
+  REQUIRE_THROWS_WITH(writer.write("bf16", std::span<const float>(values)), ContainsSubstring("'bf16' given as 2 F32"));
+  writer.write("bf16", std::span<const float>(values), moe::Narrowing::Allow);
+  writer.write("e4m3", std::span<const float>(values).first(1), moe::Narrowing::Allow);
+  const std::string bytes = "abc";
+  REQUIRE_THROWS_AS(writer.write_bytes("u8", std::as_bytes(std::span(bytes).first(2))), std::invalid_argument);
+  writer.write_bytes("u8", std::as_bytes(std::span(bytes)));
+  const std::vector<std::int64_t> big{std::numeric_limits<std::int64_t>::min()};
+  REQUIRE_THROWS_AS(writer.write("u8", std::span<const std::int64_t>(big), moe::Narrowing::Allow),
+                    std::invalid_argument);
+  writer.write("i64", std::span<const std::int64_t>(big));
+  writer.commit();
+  const std::string file = test::read_bytes(directory / "x");
+  REQUIRE(find_tensor(file, "bf16").data == std::string("\x80\x3f\x82\x3f", 4));
+  REQUIRE(find_tensor(file, "e4m3").data == "\x38");
+  REQUIRE(find_tensor(file, "u8").data == "abc");
+  REQUIRE(find_tensor(file, "i64").data == bytes_of(big));
+}
+
+TEST_CASE("SafetensorsReader: integers are read as integers, and as floats where those hold them", "[io]") {
+  const TemporaryDirectory directory;
+  moe::SafetensorsWriter writer(
+      directory / "x",
+      {.tensors = {{"i", {moe::Dtype::I16, {2}}}, {"j", {moe::Dtype::I32, {1}}}, {"f", {moe::Dtype::F32, {1}}}}});
+  writer.write("i", std::span<const std::int16_t>(std::vector<std::int16_t>{-7, 300}));
+  writer.write("j", std::span<const std::int32_t>(std::vector<std::int32_t>{16777217}));
+  writer.write("f", std::span<const float>(std::vector<float>{2}));
+  writer.commit();
+  for (const moe::FileAccess access : {moe::FileAccess::Map, moe::FileAccess::Read}) {
+    const moe::SafetensorsReader reader(directory / "x", access);
+    std::vector<std::int64_t> wide(2), one(1);
+    reader.read("i", std::span<std::int64_t>(wide));
+    REQUIRE(wide == std::vector<std::int64_t>{-7, 300});
+    std::vector<float> floats(1);
+    REQUIRE_THROWS_WITH(reader.read("j", std::span<float>(floats)), ContainsSubstring("'j' is I32"));
+    reader.read("j", std::span<float>(floats), moe::Narrowing::Allow);
+    REQUIRE(floats[0] == 16777216.0f);
+    REQUIRE_THROWS_AS(reader.read("f", std::span<std::int64_t>(one), moe::Narrowing::Allow), std::runtime_error);
+  }
 }
 
 TEST_CASE("SafetensorsReader: names and metadata of any text come back", "[io]") {

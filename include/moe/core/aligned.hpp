@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <span>
@@ -22,26 +23,38 @@ inline constexpr std::size_t kCacheLine = 64;
 /// Buffers of this size and more are aligned to it and ask for huge pages: one TLB entry instead of 512.
 inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-/// Fixed array of scalars, aligned to a cache line, huge-page advised from 2 MiB on, zero-initialised. Copies deeply.
-/// Same thread-safety as std::vector. Throws std::bad_alloc.
+/// Fixed array of scalars, aligned to a cache line, huge-page advised from 2 MiB on, zero-initialised: large ones by
+/// the system, page by page when they are touched, so that whoever fills them in parallel also takes the page faults in
+/// parallel, and near its own memory. Copies deeply. Same thread-safety as std::vector. Throws std::bad_alloc.
 template <class T>
 class AlignedBuffer {
   static_assert(std::is_trivially_copyable_v<T>, "moe::AlignedBuffer holds plain scalars");
 
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(Index size) : AlignedBuffer(size, Uninitialised{}) { std::fill_n(data_, size_, T{}); }
+  explicit AlignedBuffer(Index size) : AlignedBuffer(size, Zeros{}) {
+    if (!is_mapped_) std::fill_n(data_, size_, T{});
+  }
   AlignedBuffer(const AlignedBuffer& other) : AlignedBuffer(other.size_, Uninitialised{}) {
     std::copy_n(other.data_, size_, data_);
   }
   AlignedBuffer(AlignedBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        size_(std::exchange(other.size_, 0)),
+        is_mapped_(std::exchange(other.is_mapped_, false)) {}
   AlignedBuffer& operator=(AlignedBuffer other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);
+    std::swap(is_mapped_, other.is_mapped_);
     return *this;
   }
   ~AlignedBuffer() {
+#if defined(__linux__)
+    if (is_mapped_) {
+      (void)munmap(data_, bytes(size_));
+      return;
+    }
+#endif
     if (data_) ::operator delete(data_, std::align_val_t{alignment(bytes(size_))});
   }
 
@@ -56,7 +69,35 @@ class AlignedBuffer {
 
  private:
   struct Uninitialised {};
-  AlignedBuffer(Index size, Uninitialised) : size_(size) {
+  struct Zeros {};
+  AlignedBuffer(Index size, Uninitialised) : size_(size) { allocate(); }
+  AlignedBuffer(Index size, Zeros) : size_(size) {
+#if defined(__linux__)
+    is_mapped_ = bytes(size) >= kHugePage && map();
+#endif
+    if (!is_mapped_) allocate();
+  }
+
+#if defined(__linux__)
+  /// Fresh pages of the system, which are zero. False if it has none left.
+  bool map() {
+    const std::size_t wanted = bytes(size_);
+    void* const mapping = mmap(nullptr, wanted + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping == MAP_FAILED) return false;
+    auto* const begin = static_cast<std::byte*>(mapping);
+    const std::size_t before = (kHugePage - reinterpret_cast<std::uintptr_t>(begin) % kHugePage) % kHugePage;
+    if (before > 0) (void)munmap(begin, before);
+    (void)munmap(begin + before + wanted, kHugePage - before);
+    data_ = reinterpret_cast<T*>(begin + before);
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(data_, wanted, MADV_HUGEPAGE);
+#endif
+    return true;
+  }
+#endif
+
+  void allocate() {
+    const Index size = size_;
     if (size == 0) return;
     data_ = static_cast<T*>(::operator new(bytes(size), std::align_val_t{alignment(bytes(size))}));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -75,6 +116,7 @@ class AlignedBuffer {
 
   T* data_ = nullptr;
   Index size_ = 0;
+  bool is_mapped_ = false;  ///< by map(), else from the heap
 };
 
 /// Grow-only matrix of scratch rows: resize() keeps the memory when it is large enough, and never its contents.

@@ -9,7 +9,7 @@
 #include <limits>
 #include <span>
 
-#if defined(__F16C__)
+#if defined(__AVX2__) && defined(__F16C__)
 #include <immintrin.h>
 #endif
 
@@ -112,16 +112,43 @@ void decode_elements(const std::byte* bytes, std::span<S> values, const Convert&
   }
 }
 
-inline void decode_half(const std::byte* bytes, std::span<float> values) {
-#if defined(__F16C__)
-  const std::size_t body = values.size() / 8 * 8;
-  for (std::size_t i = 0; i < body; i += 8)
-    _mm256_storeu_ps(values.data() + i,
-                     _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes + 2 * i))));
-  bytes += 2 * body;
-  values = values.subspan(body);
+#if defined(__AVX2__) && defined(__F16C__)
+/// Codes of eight elements as eight floats, for the types that weights come in.
+template <class F>
+__m256 eight_floats(const std::byte* bytes) {
+  if constexpr (std::is_same_v<F, Half>) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+  } else if constexpr (std::is_same_v<F, Bfloat>) {
+    const __m256i codes = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(codes, 16));
+  } else if constexpr (std::is_same_v<F, E5M2>) {  // the upper halves of Half
+    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8));
+  } else {  // as in half_to_float; 0x7F is NaN
+    const __m256i codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
+    const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi32(0x7F));
+    const __m256i sign = _mm256_slli_epi32(_mm256_andnot_si256(_mm256_set1_epi32(0x7F), codes), 24);
+    const __m256 value = _mm256_mul_ps(_mm256_castsi256_ps(_mm256_slli_epi32(magnitude, 20)), _mm256_set1_ps(0x1p120f));
+    const __m256i nan =
+        _mm256_and_si256(_mm256_cmpeq_epi32(magnitude, _mm256_set1_epi32(0x7F)), _mm256_set1_epi32(0x7FC00000));
+    return _mm256_or_ps(value, _mm256_castsi256_ps(_mm256_or_si256(sign, nan)));
+  }
+}
 #endif
-  decode_elements<std::uint16_t>(bytes, values, half_to_float);
+
+/// Small floats as floats: eight at a time where the machine can, the others one by one with `convert`.
+template <class F, class Stored, class S, class Convert>
+void decode_small(const std::byte* bytes, std::span<S> values, const Convert& convert) {
+#if defined(__AVX2__) && defined(__F16C__)
+  if constexpr (std::is_same_v<S, float>) {
+    const std::size_t body = values.size() / 8 * 8;
+    for (std::size_t i = 0; i < body; i += 8)
+      _mm256_storeu_ps(values.data() + i, eight_floats<F>(bytes + i * sizeof(Stored)));
+    bytes += body * sizeof(Stored);
+    values = values.subspan(body);
+  }
+#endif
+  decode_elements<Stored>(bytes, values, convert);
 }
 
 /// Elements of type `from` in memory, anywhere aligned, as floating-point scalars S, rounded to nearest where S is
@@ -141,14 +168,13 @@ void decode(Dtype from, const std::byte* bytes, std::span<S> values) {
     case Dtype::F32:
       return plain(float{});
     case Dtype::F16:
-      if constexpr (std::is_same_v<S, float>) return decode_half(bytes, values);
-      return decode_elements<std::uint16_t>(bytes, values, half_to_float);
+      return decode_small<Half, std::uint16_t>(bytes, values, half_to_float);
     case Dtype::BF16:
-      return decode_elements<std::uint16_t>(bytes, values, bfloat_to_float);
+      return decode_small<Bfloat, std::uint16_t>(bytes, values, bfloat_to_float);
     case Dtype::F8_E4M3:
-      return decode_elements<std::uint8_t>(bytes, values, [](auto code) { return kFloatOfCode<E4M3>[code]; });
+      return decode_small<E4M3, std::uint8_t>(bytes, values, [](auto code) { return kFloatOfCode<E4M3>[code]; });
     case Dtype::F8_E5M2:
-      return decode_elements<std::uint8_t>(bytes, values, [](auto code) { return kFloatOfCode<E5M2>[code]; });
+      return decode_small<E5M2, std::uint8_t>(bytes, values, [](auto code) { return kFloatOfCode<E5M2>[code]; });
     case Dtype::I64:
       return plain(std::int64_t{});
     case Dtype::I32:

@@ -54,6 +54,7 @@ class WeightLoader {
     std::vector<detail::PanelScratch> scratch(static_cast<std::size_t>(num_workers()));
     parallel_for(std::ssize(pieces_), [&](Index task, Index worker) {
       const Piece& piece = pieces_[static_cast<std::size_t>(task)];
+      announce(piece);
       detail::load_panels(jobs_[piece.job], piece.begin, piece.end, scratch[static_cast<std::size_t>(worker)]);
       if (!reports) return;
       const std::lock_guard lock(mutex);
@@ -71,6 +72,15 @@ class WeightLoader {
     Index begin, end;  ///< panels
     std::uint64_t bytes;
   };
+
+  /// Matrices are announced to storage when the one before begins.
+  void announce(const Piece& piece) const {
+    if (piece.begin != 0) return;
+    for (std::size_t job = piece.job == 0 ? 0 : piece.job + 1; job < std::min(piece.job + 2, jobs_.size()); ++job) {
+      jobs_[job].lower.announce();
+      if (jobs_[job].is_fused()) jobs_[job].upper.announce();
+    }
+  }
 
   static void require_shape(const WeightSlice& slice, Index outputs, Index inputs) {
     if (slice.outputs != outputs || slice.inputs != inputs)

@@ -62,6 +62,11 @@ struct WeightSlice {
         static_cast<double>(outputs) * static_cast<double>(inputs) / std::max(1.0, static_cast<double>(source.size()));
     return static_cast<std::uint64_t>(share * static_cast<double>(source.bytes()));
   }
+  /// See WeightSource::announce().
+  void announce() const {
+    if (outputs == 0 || inputs == 0) return;
+    source.announce(first, (outputs - 1) * output_stride + (inputs - 1) * input_stride + 1);
+  }
 
  private:
   void require_range(const char* function, Index begin, Index count, Index size) const {

@@ -94,6 +94,18 @@ class WeightSource {
     read_mxfp4(first, values);
   }
 
+  /// Says that values [first, first + count) will be read soon: storage reads ahead while something else is done. Only
+  /// a hint; parts that are not there are left out.
+  void announce(Index first, Index count) const {
+    const auto per_value = static_cast<double>(state_->codes.bytes.size()) / std::max(1.0, static_cast<double>(size()));
+    const auto place = [&](Index i) {
+      const double at = per_value * static_cast<double>(std::clamp<Index>(i, 0, size()));
+      return std::min(static_cast<std::size_t>(at), state_->codes.bytes.size());
+    };
+    const std::size_t begin = place(first), end = std::max(begin, place(first + count));
+    detail::announce(state_->codes.bytes.subspan(begin, end - begin));
+  }
+
  private:
   enum class Kind { Plain, Scaled, Mxfp4 };
   struct State {
