@@ -10,6 +10,8 @@
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/trainable.hpp"
+#include "moe/layer/weight_on.hpp"
 #include "moe/layer/workspace.hpp"
 
 // Routers: tokens -> logits.
@@ -23,15 +25,18 @@
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/softmax.hpp"
+#include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/with_capacity.hpp"
 
 // Experts: rows -> rows, alone and in pools.
 #include "moe/expert/concept.hpp"
+#include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <string>
 
+#include "io/family_configs.hpp"
 #include "moe/io/npy.hpp"
 #include "moe/io/safetensors.hpp"
 
@@ -39,7 +40,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy"}) std::filesystem::create_directories(root / target);
+  for (const char* target : {"safetensors", "index", "npy", "config"})
+    std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
   moe::SafetensorsWriter(root / "safetensors/empty", {}).commit();
@@ -51,6 +53,9 @@ int main(int argc, char** argv) {
       root / "index/two",
       R"({"metadata":{"total_size":12},"weight_map":{"a":"model-1.safetensors","b":"sub/model-2.safetensors"}})");
   write_text(root / "index/empty", R"({"weight_map":{}})");
+
+  for (const auto& [model_type, text] : test::family_configs())
+    write_text(root / "config" / model_type, test::config_text(model_type));
 
   const std::vector<float> floats{0, 1, 2, 3, 4, 5};
   moe::write_npy(root / "npy/f4", std::span<const float>(floats), {2, 3});

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "moe/io/checkpoint_index.hpp"
+#include "moe/io/model_config.hpp"
 #include "moe/io/npy.hpp"
 #include "moe/io/safetensors.hpp"
 
@@ -76,6 +77,21 @@ inline bool fuzz_index(std::span<const std::byte> bytes) {
       const std::string whole = (root / file).lexically_normal().string();
       require(whole.starts_with("/checkpoint/") && whole.size() > std::string_view("/checkpoint/").size(),
               "a file stays below the directory");
+    }
+    return true;
+  } catch (const std::runtime_error&) {
+    return false;
+  }
+}
+
+inline bool fuzz_config(std::span<const std::byte> bytes) {
+  try {
+    const moe::MoeConfig config =
+        moe::parse_moe_config("fuzz", std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
+    try {
+      config.validate();
+    } catch (const std::invalid_argument&) {
+      require(false, "a configuration that is read is in range");
     }
     return true;
   } catch (const std::runtime_error&) {

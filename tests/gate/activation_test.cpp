@@ -106,7 +106,7 @@ TEMPLATE_TEST_CASE("ActivationGate: gradients of u, bias and tau agree with cent
                    moe::Sigmoid, moe::Tanh, moe::Gelu, moe::Relu) {
   for (const Index experts : {1, 2, 9})
     for (const BiasPlace place : {BiasPlace::Outside, BiasPlace::Inside})
-      for (const moe::WeightSource weights : {moe::WeightSource::Selection, moe::WeightSource::Clean})
+      for (const moe::WeightLogits weights : {moe::WeightLogits::Selection, moe::WeightLogits::Clean})
         for (const std::uint64_t hard_from : {std::uint64_t{0}, moe::kFinished}) {
           const Learnt<TestType> gate{.bias = test::random_bias(experts, 5, 0.5),
                                       .bias_place = place,

@@ -7,7 +7,7 @@ using Catch::Matchers::WithinAbs;
 using moe::Index;
 using moe::LearnableTemperature;
 using moe::Step;
-using moe::WeightSource;
+using moe::WeightLogits;
 
 namespace {
 
@@ -45,7 +45,7 @@ TEST_CASE("DenseToSparseGate: gradients agree with central differences for every
       for (const double threshold : {0.0, 0.05})
         for (const std::uint64_t hard_from : {std::uint64_t{0}, moe::kFinished})
           for (const double gumbel : {0.0, 0.7})
-            for (const WeightSource weights : {WeightSource::Selection, WeightSource::Clean}) {
+            for (const WeightLogits weights : {WeightLogits::Selection, WeightLogits::Clean}) {
               const Learnt gate{.temperature = LearnableTemperature::starting_at(tau),
                                 .threshold = threshold,
                                 .hard_from = hard_from,
@@ -75,7 +75,7 @@ TEMPLATE_TEST_CASE("DenseToSparseGate: masked experts get no gradient and do not
                    double) {
   auto logits = test::random_logits<TestType>(4, 9, 14);
   logits.col(3).setConstant(-INFINITY);
-  for (const WeightSource weights : {WeightSource::Selection, WeightSource::Clean}) {
+  for (const WeightLogits weights : {WeightLogits::Selection, WeightLogits::Clean}) {
     const Learnt gate{.temperature = LearnableTemperature::starting_at(0.7), .gumbel = 1, .weights = weights};
     const test::Backward<TestType, Learnt> back(gate, logits, Step::train(0),
                                                 test::routed(gate, logits, Step::train(0)));

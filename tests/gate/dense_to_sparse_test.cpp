@@ -10,7 +10,7 @@ using moe::AtInference;
 using moe::ConstantSchedule;
 using moe::Index;
 using moe::Step;
-using moe::WeightSource;
+using moe::WeightLogits;
 
 namespace {
 
@@ -109,7 +109,7 @@ TEST_CASE("DenseToSparseGate: weights are not normalised after selection", "[gat
 }
 
 TEST_CASE("DenseToSparseGate: clean weights know neither temperature nor noise", "[gate]") {
-  const Fixed gate{.temperature = {0.5}, .threshold = 0.1, .gumbel = 1, .weights = WeightSource::Clean};
+  const Fixed gate{.temperature = {0.5}, .threshold = 0.1, .gumbel = 1, .weights = WeightLogits::Clean};
   const auto logits = test::random_logits<double>(50, 6, 6);
   const auto weights = test::dense(test::routed(gate, logits, Step::train(3, 4)), 6);
   const auto p = test::probabilities(moe::SoftmaxGate{}, logits);

@@ -10,7 +10,7 @@ using moe::LogitNoise;
 using moe::NoisyTopKGate;
 using moe::Step;
 using moe::TopKGate;
-using moe::WeightSource;
+using moe::WeightLogits;
 
 namespace {
 
@@ -68,7 +68,7 @@ TEST_CASE("NoisyTopKGate: weights come from the clean or from the noisy logits, 
   const auto logits = test::random_logits<double>(200, 6, 2);
   const TopKGate raw{.k = 6, .normalise = moe::Normalise::None};
   const auto p = test::probabilities(moe::SoftmaxGate{}, logits);
-  const NoisyTopKGate clean{.top_k = raw, .weights = WeightSource::Clean}, noisy{.top_k = raw};
+  const NoisyTopKGate clean{.top_k = raw, .weights = WeightLogits::Clean}, noisy{.top_k = raw};
   CHECK(test::dense(test::routed(clean, logits, Step::train(1)), 6) == p);
   const auto of_noisy = test::routed(noisy, logits, Step::train(1));
   CHECK(test::dense(of_noisy, 6) == test::probabilities(noisy, logits, Step::train(1)));
@@ -79,7 +79,7 @@ TEST_CASE("NoisyTopKGate: weights come from the clean or from the noisy logits, 
 
 TEST_CASE("NoisyTopKGate: gradients agree with central differences for every combination of its axes", "[gate]") {
   for (const LogitNoise noise : {LogitNoise::Gaussian, LogitNoise::Gumbel})
-    for (const WeightSource weights : {WeightSource::Selection, WeightSource::Clean})
+    for (const WeightLogits weights : {WeightLogits::Selection, WeightLogits::Clean})
       for (const moe::Normalise normalise : {moe::Normalise::None, moe::Normalise::Sum}) {
         NoisyTopKGate gate{.top_k = {.k = 3, .normalise = normalise}, .noise = noise, .weights = weights};
         gate.top_k.weight_bias = test::random_bias(7, 3, 1);

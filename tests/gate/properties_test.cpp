@@ -24,7 +24,7 @@ void for_each_deterministic_gate(Index experts, F&& f) {
   f("raw top-k", moe::TopKGate{.k = (experts + 1) / 2, .normalise = moe::Normalise::None});
   f("sigmoid top-k", moe::TopKGate{.k = 1, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None});
   f("dense to sparse", moe::DenseToSparseGate<LearnableTemperature>{.threshold = 0.01});
-  f("dense to sparse, clean weights", moe::DenseToSparseGate<>{.weights = moe::WeightSource::Clean});
+  f("dense to sparse, clean weights", moe::DenseToSparseGate<>{.weights = moe::WeightLogits::Clean});
 }
 
 /// The same and those with noise, draws and biases.

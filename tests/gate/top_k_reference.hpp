@@ -55,14 +55,15 @@ inline ReferenceChoice reference_top_k(const moe::TopKGate& gate, const std::vec
   ReferenceChoice choice{descending(rank), {}};
   choice.experts.resize(static_cast<std::size_t>(gate.k));
   const std::vector<double> score = reference_scores(gate, shifted);
-  double sum = 0, squares = 0;
+  double sum = 0, powers = 0;
+  const double p = gate.normalise == moe::Normalise::PNorm ? gate.norm_p : 2;
   for (const moe::Index e : choice.experts) {
     const double s = score[static_cast<std::size_t>(e)];
     sum += s;
-    squares += s * s;
+    powers += std::pow(s, p);
   }
-  const double norm = gate.normalise == moe::Normalise::Sum ? sum : std::sqrt(squares);
-  const double divisor = gate.normalise == moe::Normalise::None ? 1 : norm + gate.epsilon;
+  const double norm = gate.normalise == moe::Normalise::Sum ? sum : std::pow(powers, 1 / p);
+  const double divisor = gate.normalise == moe::Normalise::None ? 1 : std::max(norm + gate.epsilon, gate.floor);
   for (const moe::Index e : choice.experts)
     choice.weights.push_back(gate.scale * score[static_cast<std::size_t>(e)] / divisor);
   return choice;
@@ -72,13 +73,16 @@ inline ReferenceChoice reference_top_k(const moe::TopKGate& gate, const std::vec
 template <class F>
 void for_each_top_k_gate(moe::Index experts, moe::Index k, F&& f) {
   for (const moe::Score score : {moe::Score::Softmax, moe::Score::Sigmoid})
-    for (const moe::Normalise normalise : {moe::Normalise::None, moe::Normalise::Sum, moe::Normalise::Euclidean})
-      for (const double epsilon : {0.0, 0.05})
+    for (const moe::Normalise normalise :
+         {moe::Normalise::None, moe::Normalise::Sum, moe::Normalise::Euclidean, moe::Normalise::PNorm})
+      for (const auto& [epsilon, floor] : {std::pair{0.0, 0.0}, std::pair{0.05, 0.0}, std::pair{0.0, 0.6}})
         for (const bool selection : {false, true})
           for (const bool weight : {false, true})
             for (const moe::ExpertGroups groups :
                  {moe::ExpertGroups{}, moe::ExpertGroups{.count = 4, .kept = 2}, moe::ExpertGroups{4, 2, 2}}) {
               moe::TopKGate gate{.k = k, .score = score, .normalise = normalise, .epsilon = epsilon, .scale = 2.5};
+              gate.floor = floor;
+              gate.norm_p = 3;
               const moe::Index size = experts / groups.count;
               if (experts % groups.count != 0 || groups.best > size || k > groups.kept * size) continue;
               gate.groups = groups;

@@ -145,7 +145,7 @@ struct SmoothLoss {
   Matrix<double> of_probability;
 };
 
-const KeptWeights kWeights[] = {KeptWeights::AsTheyAre, KeptWeights::Renormalised};
+const KeptWeights kWeights[] = {KeptWeights::AsTheyAre, KeptWeights::Renormalised, KeptWeights::NormalisedFirst};
 
 }  // namespace
 

@@ -36,3 +36,5 @@ TEST_CASE("Fuzz corpus: safetensors files are read or refused", "[io][error]") {
 TEST_CASE("Fuzz corpus: indexes are read or refused", "[io][error]") { replay("index", test::fuzz_index); }
 
 TEST_CASE("Fuzz corpus: .npy files are read or refused", "[io][error]") { replay("npy", test::fuzz_npy); }
+
+TEST_CASE("Fuzz corpus: config.json files are read or refused", "[io][error]") { replay("config", test::fuzz_config); }

@@ -7,8 +7,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// h(g, u) = Act(g) * u, the product of a GLU (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202). A product
-/// of your own (clamped, shifted) offers the same three functions, over batches.
+/// h(g, u) = Act(g) * u, the product of a GLU (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202). A
+/// product of your own (clamped, shifted) offers the same three functions, over batches.
 template <Activation Act>
 struct GatedBy {
   template <class V>
@@ -22,6 +22,46 @@ struct GatedBy {
   template <class V>
   static V up_derivative(const V& gate, const V&) {
     return Act::value(gate);
+  }
+};
+
+/// (u + 1) g sigmoid(1.702 g) for a gate g = min(gate, 7) and u = up clamped to [-7, 7], with derivative 0 where a
+/// bound holds: the product of GPT-OSS. 1.702 makes x sigmoid(1.702 x) an approximation of GELU. OpenAI, "gpt-oss-120b
+/// & gpt-oss-20b Model Card" (arXiv:2508.10925).
+struct ClampedSwiGlu {
+  static constexpr double kLimit = 7, kAlpha = 1.702, kUpOffset = 1;
+
+  template <class V>
+  static V value(const V& gate, const V& up) {
+    return (up_of(up) + number<V>(kUpOffset)) * gated(gate_of(gate));
+  }
+  template <class V>
+  static V gate_derivative(const V& gate, const V& up) {
+    const V slope = Silu::derivative(gate_of(gate) * number<V>(kAlpha));  // of silu(alpha g) / alpha
+    return simd::select(gate > number<V>(kLimit), number<V>(0), (up_of(up) + number<V>(kUpOffset)) * slope);
+  }
+  template <class V>
+  static V up_derivative(const V& gate, const V& up) {
+    return simd::select(simd::abs(up) > number<V>(kLimit), number<V>(0), gated(gate_of(gate)));
+  }
+
+ private:
+  template <class V>
+  static V number(double value) {
+    return V(static_cast<simd::Scalar<V>>(value));
+  }
+  template <class V>
+  static V gate_of(const V& gate) {
+    return simd::select(gate > number<V>(kLimit), number<V>(kLimit), gate);
+  }
+  template <class V>
+  static V up_of(const V& up) {
+    const V limit = number<V>(kLimit), low = number<V>(-kLimit);
+    return simd::select(up > limit, limit, simd::select(up < low, low, up));
+  }
+  template <class V>
+  static V gated(const V& gate) {
+    return gate * Sigmoid::value(gate * number<V>(kAlpha));
   }
 };
 

@@ -32,7 +32,7 @@ struct DenseToSparseGate {
   double threshold = 1e-3;              ///< in [0, 1)
   std::uint64_t hard_from = kFinished;  ///< first update that trains one expert per token
   double gumbel = 0;                    ///< size of the noise in training; >= 0
-  WeightSource weights = WeightSource::Selection;
+  WeightLogits weights = WeightLogits::Selection;
   AtInference at_inference = AtInference::TopOne;
 
   static constexpr bool kPerToken = true;

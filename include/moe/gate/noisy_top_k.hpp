@@ -55,7 +55,7 @@ class NoisyTopKRows {
   }
   /// The logits that the weights come from.
   const S* weighed(Index t, const S* row, S* out) const {
-    return gate_.weights == WeightSource::Selection ? noisy(t, row, out) : row;
+    return gate_.weights == WeightLogits::Selection ? noisy(t, row, out) : row;
   }
 
   const Gate& gate_;
@@ -77,14 +77,14 @@ struct NoisyTopKGate {
   TopKGate top_k = {};
   LogitNoise noise = LogitNoise::Gaussian;
   double scale = 1;  ///< standard deviation of Gaussian noise, factor of Gumbel noise; >= 0
-  WeightSource weights = WeightSource::Selection;
+  WeightLogits weights = WeightLogits::Selection;
 
   static constexpr bool kPerToken = true;
 
   /// Experts sampled without replacement from softmax(logits), weighed by the clean logits: Gumbel-top-K.
   /// Kool, van Hoof & Welling, "Stochastic beams and where to find them" (arXiv:1903.06059).
   static NoisyTopKGate gumbel(TopKGate top_k = {}) {
-    return {.top_k = std::move(top_k), .noise = LogitNoise::Gumbel, .weights = WeightSource::Clean};
+    return {.top_k = std::move(top_k), .noise = LogitNoise::Gumbel, .weights = WeightLogits::Clean};
   }
 
   /// Throws std::invalid_argument, naming the first number that is out of range.

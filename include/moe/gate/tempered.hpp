@@ -55,7 +55,7 @@ class TemperedRows {
     std::size_t filled = 0;
     for_each_chosen(t, row, scratch, [&](Index e) { experts[filled++] = e; });
     if (filled == 0) return false;
-    if (gate_.weights == WeightSource::Selection)
+    if (gate_.weights == WeightLogits::Selection)
       detail::weigh<S>(scratch, experts, {}, weights);
     else
       weigh(t, row, experts, weights, scratch);
@@ -69,7 +69,7 @@ class TemperedRows {
 
   void weigh(Index t, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
     S* p = scratch + num_experts_;
-    if (gate_.weights == WeightSource::Selection)
+    if (gate_.weights == WeightLogits::Selection)
       probabilities(t, row, p, scratch);
     else
       clean_softmax(row, p);
@@ -79,7 +79,7 @@ class TemperedRows {
   /// d becomes dL/dz; dL/dtau is added up for dtau().
   void backward(Index t, const S* row, const Choices<S>& choices, S* d, S* scratch) {
     S *z = scratch, *p = scratch + num_experts_, *dclean = scratch + 2 * num_experts_;
-    const bool clean = gate_.weights == WeightSource::Clean;
+    const bool clean = gate_.weights == WeightLogits::Clean;
     probabilities(t, row, p, z);
     if (!clean) weigh_backward<S>(p, choices, {}, d);
     softmax_backward(p, d, num_experts_, d);

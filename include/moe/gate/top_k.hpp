@@ -20,7 +20,8 @@ struct ExpertGroups {
 /// Sends every token to its k best experts, in descending order of score; ties go to the lower expert.
 ///   score_i  = softmax(logits)_i or sigmoid(logits_i)
 ///   select     the k largest score_i + selection_bias_i, among the experts of the best groups
-///   weight_i = scale * score_i / (norm of the chosen scores + epsilon), scores taken from logits + weight_bias
+///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor), scores taken from logits +
+///   weight_bias
 /// The default is Mixtral: the weights of a token are the softmax of its k chosen logits and sum to 1. What others ask
 /// for: Switch {.k = 1, .normalise = None}; DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
 /// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = None}.
@@ -40,6 +41,8 @@ struct TopKGate {
   Normalise normalise = Normalise::Sum;
   double epsilon = 0;  ///< added to the norm; >= 0
   double scale = 1;
+  double floor = 0;   ///< least divisor; >= 0 (ERNIE 4.5: 1e-12); no gradient through the norm below it
+  double norm_p = 2;  ///< p of Normalise::PNorm; >= 1
   Eigen::RowVectorXd selection_bias = {};  ///< [num_experts] or empty; no gradient: set by a balance controller
   Eigen::RowVectorXd weight_bias = {};     ///< [num_experts] or empty; learnable, never seen by the selection
   ExpertGroups groups = {};
@@ -89,6 +92,8 @@ struct TopKGate {
 inline void TopKGate::validate(Index num_experts) const {
   if (k < 1 || k > num_experts) fail("moe::TopKGate: k is ", k, ", expected 1 <= k <= num_experts = ", num_experts);
   if (!(epsilon >= 0 && std::isfinite(epsilon))) fail("moe::TopKGate: epsilon is ", epsilon, ", expected >= 0");
+  if (!(floor >= 0 && std::isfinite(floor))) fail("moe::TopKGate: floor is ", floor, ", expected >= 0");
+  if (!(norm_p >= 1 && std::isfinite(norm_p))) fail("moe::TopKGate: norm_p is ", norm_p, ", expected >= 1");
   if (!std::isfinite(scale)) fail("moe::TopKGate: scale is ", scale, ", expected a finite number");
   detail::validate_bias("moe::TopKGate: selection_bias", selection_bias, num_experts);
   detail::validate_bias("moe::TopKGate: weight_bias", weight_bias, num_experts);

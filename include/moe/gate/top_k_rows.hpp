@@ -104,12 +104,12 @@ class TopKRows {
  private:
   static constexpr S kMasked = -std::numeric_limits<S>::infinity();
 
-  WeightRule rule() const { return {gate_.normalise, gate_.epsilon, gate_.scale}; }
+  WeightRule rule() const { return {gate_.normalise, gate_.epsilon, gate_.scale, gate_.floor, gate_.norm_p}; }
 
   /// A softmax divided by the sum over the chosen is the softmax of the chosen logits: cheaper, and exact where all
   /// chosen probabilities underflow (a bias or a group limit may choose such experts).
   bool is_softmax_of_chosen() const {
-    return gate_.score == Score::Softmax && gate_.normalise == Normalise::Sum && gate_.epsilon == 0;
+    return gate_.score == Score::Softmax && gate_.normalise == Normalise::Sum && gate_.epsilon == 0 && gate_.floor == 0;
   }
   static void softmax_of_chosen(const S* z, std::span<const Index> experts, S* weight) {
     for (std::size_t s = 0; s < experts.size(); ++s) weight[s] = z[experts[s]];

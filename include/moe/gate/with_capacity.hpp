@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <vector>
 
@@ -39,36 +40,39 @@ struct WithCapacity {
   }
 
   template <class F, class... Self>
-    requires HasParameters<G>
+  requires HasParameters<G>
   static void visit(F&& f, Self&... self) { moe::visit(f, self.gate...); }
 
   template <class S>
-    requires HasRoute<G, S>
+  requires HasRoute<G, S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     gate.route(logits, step, routing);
     apply_capacity(capacity, logits.cols(), step, routing);
   }
 
   template <class S>
-    requires DifferentiableGate<G, S>
+  requires DifferentiableGate<G, S>
   void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
     gate.probabilities(logits, step, out);
   }
 
   /// Weights anew for the same choices with the same drops. Allocates a copy of the routing.
   template <class S>
-    requires DifferentiableGate<G, S>
+  requires DifferentiableGate<G, S>
   void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     const Routing<S> chosen = before_capacity(logits, step, routing);
+    std::copy(chosen.weights().begin(), chosen.weights().end(), routing.weights().begin());
+    detail::weigh_before_drops(capacity, routing);
     for (std::size_t a = 0; a < chosen.weights().size(); ++a)
-      routing.weights()[a] = routing.dropped()[a] ? S{0} : chosen.weights()[a];
-    if (capacity.weights == KeptWeights::Renormalised) renormalise_weights(routing);
+      if (routing.dropped()[a]) routing.weights()[a] = S{0};
+    detail::weigh_after_drops(capacity, step.phase, routing);
   }
 
-  /// The gate's backward for dL/d(weights before the limit): 0 where dropped, whatever `dweight` says there, else that
-  /// of w / sum if renormalised. Replays the gate; allocates a copy of the routing.
+  /// The gate's backward for dL/d(weights before the limit): of a dropped choice 0, whatever `dweight` says there, but
+  /// for its part in the sum of NormalisedFirst; else that of w / sum if normalised. Replays the gate; allocates a copy
+  /// of the routing.
   template <class S>
-    requires DifferentiableGate<G, S>
+  requires DifferentiableGate<G, S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithCapacity& gradient) const {
@@ -76,7 +80,7 @@ struct WithCapacity {
       fail("moe::WithCapacity::backward: dweight has ", dweight.size(),
            " entries, expected num_assignments = ", routing.num_assignments());
     const Routing<S> chosen = before_capacity(logits, step, routing);
-    const std::vector<S> dchosen = chosen_gradient(chosen, routing, dweight);
+    const std::vector<S> dchosen = chosen_gradient(chosen, routing, step.phase, dweight);
     gate.backward(logits, step, chosen, std::span<const S>(dchosen), dprobability, dlogits, gradient.gate);
   }
 
@@ -91,25 +95,33 @@ struct WithCapacity {
     return chosen;
   }
 
-  /// dL/dw from dL/dw' over the kept choices: w' = w, or w' = w / s with s = sum w and hence
-  /// dL/dw_i = (dL/dw'_i - sum_j dL/dw'_j w'_j) / s. Zero where s is not positive: no weight reached an expert.
+  /// dL/dw from dL/dw', where w'_i = c w_i / s for kept choices and 0 for dropped ones, c being the scale of the phase
+  /// and s = 1, or max(sum of w, floor) over the choices that count: kept ones, or all with NormalisedFirst. Hence
+  ///   dL/dw_i = ([i kept] c dL/dw'_i - [i counts, no floor] sum_j dL/dw'_j w'_j) / s
+  /// Zero where the sum is not positive: no weight reached an expert.
   template <class S>
-  std::vector<S> chosen_gradient(const Routing<S>& chosen, const Routing<S>& routing,
+  std::vector<S> chosen_gradient(const Routing<S>& chosen, const Routing<S>& routing, Phase phase,
                                  std::type_identity_t<std::span<const S>> dweight) const {
     const auto dropped = routing.dropped();
     const auto weights = chosen.weights();
+    const auto counts = [&](std::size_t a) {
+      return !dropped[a] || (capacity.weights == KeptWeights::NormalisedFirst && !chosen.dropped()[a]);
+    };
+    const S scale = phase == Phase::Training ? S{1} : static_cast<S>(capacity.evaluation_scale);
     std::vector<S> result(dweight.size());
     for (Index t = 0; t < routing.num_tokens(); ++t) {
       const auto first = static_cast<std::size_t>(routing.begin(t)), last = static_cast<std::size_t>(routing.end(t));
-      S sum = 1, mean = 0;
-      if (capacity.weights == KeptWeights::Renormalised) {
-        sum = 0;
-        for (std::size_t a = first; a < last; ++a) sum += dropped[a] ? S{0} : weights[a];
+      S divisor = 1, mean = 0;
+      if (capacity.weights != KeptWeights::AsTheyAre) {
+        S sum = 0;
+        for (std::size_t a = first; a < last; ++a) sum += counts(a) ? weights[a] : S{0};
         if (!(sum > 0)) continue;
-        for (std::size_t a = first; a < last; ++a)
+        divisor = std::max(sum, static_cast<S>(capacity.floor));
+        for (std::size_t a = first; a < last && divisor == sum; ++a)
           if (!dropped[a]) mean = simd::fma(dweight[a], weights[a] / sum, mean);
       }
-      for (std::size_t a = first; a < last; ++a) result[a] = dropped[a] ? S{0} : (dweight[a] - mean) / sum;
+      for (std::size_t a = first; a < last; ++a)
+        if (counts(a)) result[a] = scale * ((dropped[a] ? S{0} : dweight[a]) - mean) / divisor;
     }
     return result;
   }

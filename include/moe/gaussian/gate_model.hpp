@@ -57,7 +57,7 @@ struct GateModel<TopKGate> {
 
   static GateForm form(const TopKGate& gate, Index num_experts) {
     gate.validate(num_experts);
-    if (gate.score != Score::Softmax || gate.normalise != Normalise::Sum || gate.epsilon != 0 || gate.scale != 1 ||
+    if (gate.score != Score::Softmax || gate.normalise != Normalise::Sum || gate.epsilon != 0 || gate.floor != 0 || gate.scale != 1 ||
         gate.selection_bias.size() != 0 || gate.groups.kept != gate.groups.count)
       fail(
           "moe::GaussianMoe: the TopKGate has another score, norm, epsilon, scale, selection_bias or groups than the "
@@ -97,7 +97,7 @@ DenseToSparseGate<Temperature> dense_with_temperature(DenseToSparseGate<Temperat
 template <Schedule Temperature>
 void require_plain_softmax(const DenseToSparseGate<Temperature>& gate) {
   if (gate.gumbel != 0) fail("moe::GaussianMoe: gumbel is ", gate.gumbel, ", expected 0: a likelihood has no noise");
-  if (gate.weights != WeightSource::Selection)
+  if (gate.weights != WeightLogits::Selection)
     fail("moe::GaussianMoe: the weights of the gate are Clean, expected Selection, softmax(z / tau)");
 }
 

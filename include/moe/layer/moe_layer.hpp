@@ -3,49 +3,16 @@
 
 #include <utility>
 
-#include "moe/expert/pool.hpp"
-#include "moe/gate/concept.hpp"
-#include "moe/kernel/combine.hpp"
 #include "moe/layer/chunks.hpp"
-#include "moe/router/concept.hpp"
+#include "moe/layer/trainable.hpp"
+#include "moe/layer/weight_on.hpp"
 #include "moe/routing/gradient.hpp"
 #include "moe/routing/padding.hpp"
 
 namespace moe::inline MOE_ABI {
 
-namespace detail {
-
-/// T::Tape, or nothing for a part that cannot be trained through.
-template <class T>
-struct TapeOfPart {
-  struct type {};
-};
-template <class T>
-  requires requires { typename T::Tape; }
-struct TapeOfPart<T> {
-  using type = typename T::Tape;
-};
-template <class T>
-using TapeOf = typename TapeOfPart<T>::type;
-
-/// Says in a sentence which part of a layer cannot be trained through. A class, as compilers look into it where it is
-/// named, before they stumble over the missing members.
-template <class R, class G, class X>
-struct RequireTrainable {
-  static_assert(DifferentiableRouter<R>,
-                "moe::MoeLayer: training needs a Router with logits(..., tape) and backward "
-                "(see moe/router/concept.hpp)");
-  static_assert(DifferentiableGate<G, typename R::Scalar>,
-                "moe::MoeLayer: training needs a Gate with probabilities, replay and backward "
-                "(see moe/gate/concept.hpp)");
-  static_assert(DifferentiableExpertSet<X>,
-                "moe::MoeLayer: training needs experts with forward(..., tape) and backward "
-                "(see moe/expert/concept.hpp)");
-};
-
-}  // namespace detail
-
-/// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]).
+/// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]), or of
+/// expert_e(weight_e * tokens[t]) with WeightOn::Input.
 /// Three holes, each one small class: R turns tokens into logits, G decides who goes where, X computes. Immutable in
 /// forward, share freely between threads; all working memory is in the workspace or tape.
 ///
@@ -53,9 +20,10 @@ struct RequireTrainable {
 /// [num_tokens, model_dim] row-major, out [num_tokens, output_dim]. A column-major argument is silently copied (Eigen).
 template <class R, class G, class X>
 class MoeLayer {
-  static_assert(Router<R>,
-                "moe::MoeLayer: a Router needs `Scalar`, `num_experts()`, `model_dim()` and "
-                "`void logits(const ConstMatrixRef<S>&, const Step&, MatrixRef<S>) const` (see moe/router/concept.hpp)");
+  static_assert(
+      Router<R>,
+      "moe::MoeLayer: a Router needs `Scalar`, `num_experts()`, `model_dim()` and "
+      "`void logits(const ConstMatrixRef<S>&, const Step&, MatrixRef<S>) const` (see moe/router/concept.hpp)");
   static_assert(ExpertSet<X>,
                 "moe::MoeLayer: an ExpertSet needs `Scalar`, `size()`, `input_dim()`, `output_dim()` and "
                 "`void forward(tokens, plan, step, expert_out, scratch) const`; wrap experts in moe::ExpertPool "
@@ -87,17 +55,18 @@ class MoeLayer {
     std::vector<Scalar> dweight;
     RowBuffer<Scalar> dexpert_out, dtoken_rows;
     Matrix<Scalar> dlogits;
+    detail::WeightedRows<Scalar> weighted;  ///< with WeightOn::Input
   };
 
   /// Throws std::invalid_argument if the parts disagree on sizes or the gate refuses the number of experts.
-  MoeLayer(R router, G gate, X experts)
-      : router_(std::move(router)), gate_(std::move(gate)), experts_(std::move(experts)) {
+  MoeLayer(R router, G gate, X experts, WeightOn weight_on = WeightOn::Output)
+      : router_(std::move(router)), gate_(std::move(gate)), experts_(std::move(experts)), weight_on_(weight_on) {
     if (router_.num_experts() != experts_.size())
       fail("moe::MoeLayer: the router scores ", router_.num_experts(), " experts, expected ", experts_.size(),
            " as in the expert set");
     if (router_.model_dim() != experts_.input_dim())
-      fail("moe::MoeLayer: the router reads ", router_.model_dim(), " columns, expected model_dim = ",
-           experts_.input_dim(), " of the experts");
+      fail("moe::MoeLayer: the router reads ", router_.model_dim(),
+           " columns, expected model_dim = ", experts_.input_dim(), " of the experts");
     if constexpr (requires { gate_.validate(num_experts()); }) gate_.validate(num_experts());
   }
 
@@ -111,24 +80,27 @@ class MoeLayer {
   const G& gate() const { return gate_; }
   X& experts() { return experts_; }
   const X& experts() const { return experts_; }
+  WeightOn weight_on() const { return weight_on_; }
 
   /// Inference: the same as with Step{}.
   void forward(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Workspace& ws) const {
     forward(tokens, Step{}, out, ws);
   }
 
-  /// One forward pass without gradients; `out` may be `tokens` itself. Throws std::invalid_argument on wrong shapes or a
-  /// NaN or +Inf logit; `out` is then untouched (with ws.max_tokens: from that chunk on). Does not allocate when the
+  /// One forward pass without gradients; `out` may be `tokens` itself. Throws std::invalid_argument on wrong shapes or
+  /// a NaN or +Inf logit; `out` is then untouched (with ws.max_tokens: from that chunk on). Does not allocate when the
   /// workspace has seen sizes as large before.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     require_shapes("moe::MoeLayer::forward", tokens, step, out);
     if (detail::goes_in_chunks<MoeLayer>("moe::MoeLayer::forward", tokens.rows(), ws))
-      return detail::for_each_chunk<Scalar>(tokens, step, out, ws, [&](const auto&... chunk) { forward(chunk..., ws); });
+      return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
+                                            [&](const auto&... chunk) { forward(chunk..., ws); });
     ws.logits.resize(tokens.rows(), num_experts());
-    router_.logits(tokens, step, ws.logits);                             // [T, E]
-    gate_.route(ws.logits, step, ws.routing);                            // experts and weights per token
-    check_routing(tokens.rows(), step, ws.routing);                      // padding reaches no expert
-    ws.plan.build(ws.routing, experts_.size());                          // stable sort by expert
+    router_.logits(tokens, step, ws.logits);         // [T, E]
+    gate_.route(ws.logits, step, ws.routing);        // experts and weights per token
+    check_routing(tokens.rows(), step, ws.routing);  // padding reaches no expert
+    ws.plan.build(ws.routing, experts_.size());      // stable sort by expert
+    if (weight_on_ == WeightOn::Input) return weigh_inputs(tokens, step, out, ws);
     experts_.forward(tokens, ws.plan, step, ws.expert_out, ws.scratch);  // grouped GEMM over routed rows
     kernel::combine(ws.expert_out, ws.plan, ws.routing, out);            // weighted sum per token
   }
@@ -168,11 +140,7 @@ class MoeLayer {
     require_backward_shapes(tokens, tape, dout, dtokens);
     require_loss_shapes(tape, losses);
     tape.dweight.resize(static_cast<std::size_t>(tape.routing.num_assignments()));
-    kernel::combine_backward<Scalar>(dout, tape.expert_out, tape.plan, tape.routing,
-                                     experts_.backward_width(tape.plan), std::span(tape.dweight), tape.dexpert_out);
-    experts_.backward(tokens, tape.plan, tape.step, tape.experts, tape.dexpert_out, gradient.experts_,
-                      tape.dtoken_rows);
-    kernel::combine_unweighted(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
+    backward_experts(tokens, tape, dout, gradient, dtokens);
     add(losses.weight, tape.dweight);
     gate_.backward(tape.logits, tape.step, tape.routing, std::span<const Scalar>(tape.dweight), losses.probability,
                    tape.dlogits, gradient.gate_);
@@ -190,8 +158,39 @@ class MoeLayer {
  private:
   void run_experts(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     tape.plan.build(tape.routing, experts_.size());
+    if (weight_on_ == WeightOn::Input) {
+      const auto& rows = tape.weighted.build(tokens, tape.plan, tape.routing, tape.step);
+      experts_.forward(rows.rows(), rows.plan(), rows.step(tape.step), tape.expert_out, tape.experts);
+      return kernel::combine_unweighted(tape.expert_out, tape.plan, tape.routing, out);
+    }
     experts_.forward(tokens, tape.plan, tape.step, tape.expert_out, tape.experts);
     kernel::combine(tape.expert_out, tape.plan, tape.routing, out);
+  }
+
+  /// The last two lines of forward for WeightOn::Input.
+  void weigh_inputs(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
+    const auto& rows = ws.scratch.template get<detail::WeightedRows<Scalar>>().build(tokens, ws.plan, ws.routing, step);
+    experts_.forward(rows.rows(), rows.plan(), rows.step(step), ws.expert_out, ws.scratch);
+    kernel::combine_unweighted(ws.expert_out, ws.plan, ws.routing, out);
+  }
+
+  /// From dout to tape.dweight, gradient.experts_ and dtokens.
+  void backward_experts(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
+                        MoeLayer& gradient, MatrixRef<Scalar> dtokens) const {
+    const Index width = experts_.backward_width(tape.plan);
+    if (weight_on_ == WeightOn::Input) {
+      const auto& rows = tape.weighted;
+      detail::gather_padded<Scalar>(dout, tape.plan, width, tape.dexpert_out);
+      experts_.backward(rows.rows(), rows.plan(), rows.step(tape.step), tape.experts, tape.dexpert_out,
+                        gradient.experts_, tape.dtoken_rows);
+      detail::input_weight_gradient<Scalar>(tokens, tape.plan, tape.dtoken_rows, tape.dweight);
+      return kernel::combine(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
+    }
+    kernel::combine_backward<Scalar>(dout, tape.expert_out, tape.plan, tape.routing, width, std::span(tape.dweight),
+                                     tape.dexpert_out);
+    experts_.backward(tokens, tape.plan, tape.step, tape.experts, tape.dexpert_out, gradient.experts_,
+                      tape.dtoken_rows);
+    kernel::combine_unweighted(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
   }
 
   void require_shapes(const char* function, const MatrixView<Scalar>& tokens, const Step& step,
@@ -221,8 +220,8 @@ class MoeLayer {
     check("losses.logits", losses.logits);
     const auto weights = static_cast<Index>(losses.weight.size());
     if (weights != 0 && weights != tape.routing.num_assignments())
-      fail(kFunction, ": losses.weight has ", weights, " entries, expected num_assignments = ",
-           tape.routing.num_assignments());
+      fail(kFunction, ": losses.weight has ", weights,
+           " entries, expected num_assignments = ", tape.routing.num_assignments());
   }
 
   static void require_tape(const char* function, const MatrixView<Scalar>& tokens, const Tape& tape) {
@@ -245,6 +244,7 @@ class MoeLayer {
   R router_;
   G gate_;
   X experts_;
+  WeightOn weight_on_;
 };
 
 }  // namespace moe::inline MOE_ABI

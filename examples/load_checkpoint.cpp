@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+// load_checkpoint [DIR] [--layer N]: loads one MoE layer of a downloaded model (config.json and safetensors), runs it
+// on random tokens, and shows who got them and how fast. Without DIR it makes a small checkpoint of its own first.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <moe/io/load_block.hpp>
+#include <moe/io/model_config.hpp>
+#include <optional>
+
+#include "load_checkpoint_synthetic.hpp"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) { return std::chrono::duration<double>(Clock::now() - begin).count(); }
+
+struct Settings {
+  std::string directory, prefix;
+  moe::Index layer = 0, tokens = 512;
+};
+
+/// What is there, before anything is read.
+void describe(const moe::Checkpoint& checkpoint, const moe::MoeConfig& config, const moe::BlockLocation& location) {
+  std::uint64_t bytes = 0;
+  std::size_t tensors = 0;
+  for (const std::string& name : checkpoint.names())
+    if (name.starts_with(location.prefix)) bytes += checkpoint.at(name).bytes.size(), ++tensors;
+  const auto down = moe::numbered_name(location.format.down, config.num_experts - 1);
+  const auto weight = moe::WeightSource::find(checkpoint, location.prefix + down);
+  std::printf("family   %s\n", config.family.c_str());
+  std::printf("sizes    model %td, expert %td, %td experts, %td per token", config.model_dim, config.hidden_dim,
+              config.num_experts, config.sparse_mixer ? moe::SparseMixerGate::kChoices : config.gate.k);
+  if (config.shared_dim != 0) std::printf(", shared expert %td", config.shared_dim);
+  if (config.num_identity_experts != 0) std::printf(", %td identity experts", config.num_identity_experts);
+  std::printf("\nweights  %s, %.1f MB in %zu tensors below %s\n", weight.format().c_str(),
+              static_cast<double>(bytes) / 1e6, tensors, location.prefix.c_str());
+}
+
+void show_progress(std::uint64_t done, std::uint64_t total) {
+  std::fprintf(stderr, "\rloading  %.1f of %.1f GB", static_cast<double>(done) / 1e9, static_cast<double>(total) / 1e9);
+  if (done == total) std::fprintf(stderr, "\n");
+}
+
+/// A bar per expert.
+void show_load(const moe::DispatchPlan& plan) {
+  moe::Index most = 1;
+  for (moe::Index e = 0; e < plan.num_experts(); ++e) most = std::max(most, plan.rows_of(e));
+  for (moe::Index e = 0; e < plan.num_experts(); ++e) {
+    const auto width = static_cast<std::size_t>(50 * plan.rows_of(e) / most);
+    std::printf("expert %4td %7td %s\n", e, plan.rows_of(e), std::string(width, '#').c_str());
+  }
+}
+
+void run(const Settings& settings) {
+  const std::filesystem::path directory = settings.directory;
+  const moe::MoeConfig config = moe::read_moe_config(directory / "config.json");
+  const auto checkpoint = moe::Checkpoint::open(directory);
+  const moe::LoadOptions options{
+      .layer = settings.layer, .prefix = settings.prefix, .progress = {.report = show_progress}};
+  describe(checkpoint, config, moe::find_block(checkpoint, config, options));
+
+  auto begin = Clock::now();
+  const moe::MoeBlock block = moe::load_moe_block(checkpoint, config, options);
+  std::printf("loaded   %td weights in %.3f s\n", moe::num_parameters(block), seconds_since(begin));
+
+  moe::Matrix<float> tokens(settings.tokens, config.model_dim), out(settings.tokens, config.model_dim);
+  const moe::RandomField random(moe::Purpose::User, /*seed=*/1);
+  for (moe::Index t = 0; t < tokens.rows(); ++t)
+    for (moe::Index c = 0; c < tokens.cols(); ++c) tokens(t, c) = static_cast<float>(random.normal(t, c));
+  moe::Workspace workspace;
+  block.forward(tokens, moe::Step{}, out, workspace);  // buffers grow
+  int passes = 0;
+  for (begin = Clock::now(); passes < 3 || seconds_since(begin) < 0.3; ++passes)
+    block.forward(tokens, moe::Step{}, out, workspace);
+  const double rate = static_cast<double>(passes * settings.tokens) / seconds_since(begin);
+  std::printf("speed    %.0f tokens per second in batches of %td\n\n", rate, settings.tokens);
+  show_load(workspace.plan);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  CLI::App app("Loads a mixture-of-experts layer of a published model and runs it");
+  Settings settings;
+  app.add_option("directory", settings.directory, "with config.json and model.safetensors or its index; '' for a demo");
+  app.add_option("--layer", settings.layer, "number of the layer")->check(CLI::NonNegativeNumber);
+  app.add_option("--prefix", settings.prefix, "of the layer's tensors, instead of that of the family");
+  app.add_option("--tokens", settings.tokens, "random tokens to run")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  std::optional<SyntheticCheckpoint> synthetic;
+  if (settings.directory.empty()) settings.directory = synthetic.emplace().path().string();
+  run(settings);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "load_checkpoint: %s\n", error.what());
+  return 1;
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+
+#include "moe/expert/linear.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// y = sigmoid(<g, x> + b) * E(x): an expert with a scalar gate of its own, which as a branch is the gated shared
+/// expert of Qwen2-MoE. g is a linear map to one output, b is optional. Immutable in forward, share freely. Team Qwen,
+/// "Qwen2 Technical Report" (arXiv:2407.10671).
+template <DifferentiableExpert E, class Codec>
+class GatedExpert {
+ public:
+  using Scalar = typename E::Scalar;
+  static_assert(std::is_same_v<Scalar, typename Codec::Scalar>,
+                "moe::GatedExpert: the expert and the gate need the same Scalar");
+  struct Tape {
+    typename E::Tape expert;
+    typename BasicLinear<Codec>::Tape gate;
+    Matrix<Scalar> out;    ///< E(x)
+    Matrix<Scalar> score;  ///< sigmoid(<g, x> + b), [num_rows, 1]
+    Matrix<Scalar> dout, dscore, drows;
+  };
+
+  /// Throws std::invalid_argument unless the gate maps the rows of the expert to one number.
+  GatedExpert(E expert, BasicLinear<Codec> gate) : expert_(std::move(expert)), gate_(std::move(gate)) {
+    if (gate_.output_dim() != 1 || gate_.input_dim() != expert_.input_dim())
+      fail("moe::GatedExpert: the gate maps ", gate_.input_dim(), " to ", gate_.output_dim(), ", expected ",
+           expert_.input_dim(), " to 1");
+  }
+
+  Index input_dim() const { return expert_.input_dim(); }
+  Index output_dim() const { return expert_.output_dim(); }
+  E& expert() { return expert_; }
+  const E& expert() const { return expert_; }
+  BasicLinear<Codec>& gate() { return gate_; }
+  const BasicLinear<Codec>& gate() const { return gate_; }
+
+  /// out [num_rows, output_dim]; throws std::invalid_argument on other shapes.
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+    Matrix<Scalar>& score = context.scratch.get<Score>().value;
+    score.resize(rows.rows(), 1);
+    expert_.forward(rows, out, context);
+    gate_.forward(rows, score, context);
+    apply(score, out);
+  }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
+    tape.score.resize(rows.rows(), 1);
+    expert_.forward(rows, out, context, tape.expert);
+    gate_.forward(rows, tape.score, context, tape.gate);
+    tape.out = out;
+    apply(tape.score, out);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                GatedExpert& gradient, Context& context) const {
+    detail::require_shape("moe::GatedExpert::backward", "dout", dout, tape.out.rows(), output_dim());
+    tape.dout = dout;
+    tape.dscore.resize(dout.rows(), 1);
+    for (Index r = 0; r < dout.rows(); ++r) {
+      const Scalar score = tape.score(r, 0);
+      double along = 0;  // <dout, E(x)>
+      for (Index c = 0; c < dout.cols(); ++c)
+        along = simd::fma(static_cast<double>(dout(r, c)), static_cast<double>(tape.out(r, c)), along);
+      tape.dscore(r, 0) = score * (1 - score) * static_cast<Scalar>(along);
+      tape.dout.row(r) *= score;
+    }
+    tape.drows.resize(rows.rows(), input_dim());
+    expert_.backward(rows, tape.expert, tape.dout, drows, gradient.expert_, context);
+    gate_.backward(rows, tape.gate, tape.dscore, tape.drows, gradient.gate_, context);
+    drows += tape.drows;
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    visit_part(f, "gate", self.gate_...);
+    visit_part(f, "expert", self.expert_...);
+  }
+
+ private:
+  struct Score {
+    Matrix<Scalar> value;
+  };
+
+  /// Turns scores into their sigmoids and scales the rows by them.
+  static void apply(Matrix<Scalar>& score, MatrixRef<Scalar> out) {
+    for (Index r = 0; r < out.rows(); ++r) {
+      score(r, 0) = Sigmoid::value(score(r, 0));
+      out.row(r) *= score(r, 0);
+    }
+  }
+
+  E expert_;
+  BasicLinear<Codec> gate_;
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <string_view>
+
+#include "moe/io/family_readers.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// The MoE block that a config.json of Hugging Face describes. A multimodal model has it in text_config (Llama 4,
+/// Aria). `label` opens the messages. Throws std::runtime_error that names the field for one that is missing, of
+/// another type, out of range, or asks for what the library does not do; and the model type if no family has it.
+inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json) {
+  const detail::JsonFields top(label, json);
+  const std::string model_type = top.text("model_type");
+  for (const detail::ModelType& type : detail::kModelTypes) {
+    if (type.model_type != model_type) continue;
+    MoeConfig config{.family = std::string(type.family)};
+    type.read(top.has("text_config") ? top.part("text_config") : top, config);
+    try {
+      config.validate();
+    } catch (const std::invalid_argument& error) {
+      fail_environment(label, ": ", error.what());
+    }
+    return config;
+  }
+  std::string known;
+  for (const detail::ModelType& type : detail::kModelTypes) known += " " + std::string(type.model_type);
+  fail_environment(label, ": model_type is ", detail::in_quotes(model_type), ", expected one of", known);
+}
+
+/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
+inline MoeConfig parse_moe_config(const std::string& label, std::string_view text) {
+  constexpr std::size_t kMostBytes = std::size_t{16} << 20;
+  constexpr int kMostDepth = 64;
+  if (text.size() > kMostBytes) fail_environment(label, ": ", text.size(), " bytes, expected at most ", kMostBytes);
+  bool too_deep = false;
+  const auto limit = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    too_deep = too_deep || depth > kMostDepth;
+    return !too_deep;
+  };
+  const nlohmann::json json = nlohmann::json::parse(text, limit, /*allow_exceptions=*/false);
+  if (too_deep) fail_environment(label, ": more than ", kMostDepth, " levels deep");
+  if (json.is_discarded()) fail_environment(label, ": not JSON");
+  return parse_moe_config(label, json);
+}
+
+/// The same from a file. Throws std::runtime_error if it cannot be read.
+inline MoeConfig read_moe_config(const std::filesystem::path& path) {
+  const std::string label = "moe::read_moe_config: '" + path.string() + "'";
+  std::ifstream stream(path, std::ios::binary);
+  if (!stream) fail_environment(label, ": cannot open");
+  constexpr std::size_t kMostBytes = (std::size_t{16} << 20) + 1;
+  std::string text(kMostBytes, '\0');
+  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
+  text.resize(static_cast<std::size_t>(stream.gcount()));
+  return parse_moe_config(label, std::string_view(text));
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+// Parts that published models need: the clamped product of GPT-OSS, an expert with a gate of its own, an offset.
+#include "catch.hpp"
+#include "expert/fixtures.hpp"
+#include "gradient.hpp"
+#include "moe/expert/gated_expert.hpp"
+#include "moe/expert/offset.hpp"
+
+using Catch::Matchers::WithinAbs;
+using moe::F64;
+using moe::Index;
+using moe::Matrix;
+using Glu = moe::BasicGlu<F64>;
+using ClampedGlu = moe::BasicGlu<F64, moe::ClampedSwiGlu>;
+using Offset = moe::BasicOffset<F64>;
+using Gated = moe::GatedExpert<Glu, F64>;
+
+namespace {
+
+constexpr Index kDim = 7;
+
+/// Worst error of the gradients of <E(rows), c> by rows and parameters.
+template <class E>
+double expert_gradient_error(E expert, Matrix<double> rows) {
+  const auto c = test::random_matrix<double>(rows.rows(), expert.output_dim(), 9);
+  moe::Scratch scratch;
+  const moe::Step step;
+  moe::Context context{step, scratch};
+  typename E::Tape tape;
+  Matrix<double> out(rows.rows(), expert.output_dim()), drows = test::nan_matrix<double>(rows.rows(), rows.cols());
+  E gradient = moe::zeros_like(expert);
+  expert.forward(rows, out, context, tape);
+  expert.backward(rows, tape, c, drows, gradient, context);
+  const auto loss = [&] {
+    const Matrix<double> y = test::run(expert, rows);
+    double sum = 0;
+    for (Index r = 0; r < y.rows(); ++r)
+      for (Index i = 0; i < y.cols(); ++i) sum += y(r, i) * c(r, i);
+    return sum;
+  };
+  const double of_rows = test::gradient_error(loss, rows, drows);
+  return std::max(of_rows, test::parameter_gradient_error(loss, expert, gradient));
+}
+
+Gated gated_expert() {
+  return {test::random_expert<Glu>(kDim, 5, 3),
+          test::random_expert<moe::BasicLinear<F64>>(1, kDim, 4, moe::Bias::None)};
+}
+
+double clamped(double gate, double up) {
+  const double g = std::min(gate, 7.0), u = std::clamp(up, -7.0, 7.0);
+  return (u + 1) * g / (1 + std::exp(-1.702 * g));
+}
+
+}  // namespace
+
+TEST_CASE("ClampedSwiGlu: is the formula, inside and outside the limits", "[expert]") {
+  for (const double gate : {-100.0, -8.0, -1.0, 0.0, 0.3, 6.9, 7.1, 300.0})
+    for (const double up : {-50.0, -7.1, -6.9, -1.0, 0.0, 2.0, 7.5}) {
+      CAPTURE(gate, up);
+      const double value = clamped(gate, up);
+      // A few roundings of float on numbers of at most 8 * 7.
+      CHECK_THAT(moe::ClampedSwiGlu::value(gate, up), WithinAbs(value, 1e-14));
+      CHECK_THAT(moe::ClampedSwiGlu::value(static_cast<float>(gate), static_cast<float>(up)), WithinAbs(value, 3e-5));
+      const double h = 1e-6;
+      const auto slope = [&](double dg, double du) {
+        return (clamped(gate + dg, up + du) - clamped(gate - dg, up - du)) / (2 * h);
+      };
+      CHECK_THAT(moe::ClampedSwiGlu::gate_derivative(gate, up), WithinAbs(slope(h, 0), 1e-7));
+      CHECK_THAT(moe::ClampedSwiGlu::up_derivative(gate, up), WithinAbs(slope(0, h), 1e-7));
+    }
+}
+
+TEST_CASE("ClampedSwiGlu: experts with biases have the gradients of central differences", "[expert]") {
+  const auto expert = test::random_expert<ClampedGlu>(kDim, 5, 8, moe::Bias::Zero);
+  CHECK(expert_gradient_error(expert, test::random_matrix<double>(6, kDim)) < 1e-6);
+}
+
+TEST_CASE("GatedExpert: scales its expert by a sigmoid", "[expert]") {
+  const Gated expert = gated_expert();
+  const auto rows = test::random_matrix<double>(9, kDim);
+  const auto plain = test::run(expert.expert(), rows), gated = test::run(expert, rows);
+  for (Index r = 0; r < rows.rows(); ++r) {
+    double score = 0;
+    for (Index c = 0; c < kDim; ++c) score += rows(r, c) * expert.gate().weight()(0, c);
+    for (Index c = 0; c < kDim; ++c) CHECK_THAT(gated(r, c), WithinAbs(plain(r, c) / (1 + std::exp(-score)), 1e-13));
+  }
+}
+
+TEST_CASE("GatedExpert: gradients are central differences", "[expert]") {
+  CHECK(expert_gradient_error(gated_expert(), test::random_matrix<double>(6, kDim)) < 1e-6);
+}
+
+TEST_CASE("GatedExpert: a gate of other dimensions is refused", "[expert][error]") {
+  CHECK_THROWS_AS((Gated{Glu(kDim, 5), moe::BasicLinear<F64>(2, kDim)}), std::invalid_argument);
+  CHECK_THROWS_AS((Gated{Glu(kDim, 5), moe::BasicLinear<F64>(1, kDim + 1)}), std::invalid_argument);
+}
+
+TEST_CASE("Offset: is added to every row whatever it holds; gradients are central differences", "[expert]") {
+  Offset offset(kDim);
+  test::randomise(offset, 5);
+  const auto rows = test::random_matrix<double>(3, kDim);
+  const auto out = test::run(offset, rows);
+  for (Index r = 0; r < 3; ++r)
+    for (Index c = 0; c < kDim; ++c) CHECK(out(r, c) == offset.bias()(c, 0));
+  CHECK(expert_gradient_error(offset, rows) < 1e-6);
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+#include "catch.hpp"
+#include "io/family_configs.hpp"
+#include "io/files.hpp"
+
+using moe::MoeConfig;
+using moe::Normalise;
+
+namespace {
+
+std::string complaint(const std::string& text) {
+  try {
+    moe::parse_moe_config("file", std::string_view(text));
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+/// The config of a family with one piece of text replaced.
+std::string replaced(const std::string& model_type, const std::string& from, const std::string& to) {
+  std::string text = test::config_text(model_type);
+  const std::size_t place = text.find(from);
+  REQUIRE(place != text.npos);
+  return text.replace(place, from.size(), to);
+}
+
+}  // namespace
+
+TEST_CASE("parse_moe_config: sizes come from where each family has them", "[io]") {
+  for (const auto& [model_type, text] : test::family_configs()) {
+    const MoeConfig config = test::config_of(model_type);
+    CAPTURE(model_type);
+    CHECK(config.model_dim == 12);
+    CHECK(config.hidden_dim == 8);
+    CHECK(config.num_experts == 6);
+    CHECK(config.gate.k == (config.family == "llama4" || config.family == "switch" ? 1
+                            : config.family == "longcat_flash"                     ? 3
+                                                                                   : 2));
+  }
+  CHECK(test::config_of("qwen2_moe").shared_dim == 10);
+  CHECK(test::config_of("deepseek_v3").shared_dim == 16);
+  CHECK(test::config_of("llama4").shared_dim == 8);
+  CHECK(test::config_of("longcat_flash").num_identity_experts == 4);
+}
+
+TEST_CASE("parse_moe_config: routing rules of the families", "[io]") {
+  const MoeConfig v3 = test::config_of("deepseek_v3");
+  CHECK(v3.gate.score == moe::Score::Sigmoid);
+  CHECK(v3.gate.scale == 2.5);
+  CHECK(v3.gate.epsilon == 1e-20);
+  CHECK((v3.gate.groups.count == 3 && v3.gate.groups.kept == 2 && v3.gate.groups.best == 2));
+  CHECK(v3.selection_bias);
+  CHECK(test::config_of("glm4_moe").gate.groups.count == 1);
+  const MoeConfig v2 = test::config_of("deepseek_v2");
+  CHECK((v2.gate.normalise == Normalise::None && v2.gate.groups.best == 1 && v2.gate.groups.count == 3));
+  CHECK(test::config_of("mixtral").gate.normalise == Normalise::Sum);
+  CHECK(test::config_of("jamba").gate.normalise == Normalise::None);
+  CHECK(test::config_of("qwen2_moe").gate.normalise == Normalise::None);
+  CHECK(test::config_of("phimoe").sparse_mixer->jitter == 0.02);
+  CHECK(test::config_of("llama4").weight_on == moe::WeightOn::Input);
+  CHECK(test::config_of("ernie4_5_moe").gate.floor == 1e-12);
+  CHECK(test::config_of("switch_transformers").capacity->scope == moe::CapacityScope::Group);
+  const auto nllb = *test::config_of("nllb-moe").capacity;
+  CHECK(moe::expert_capacity(nllb, moe::Phase::Training, 80, 6) == 5);
+  CHECK(moe::expert_capacity(nllb, moe::Phase::Inference, 82, 6) == 21);  // ceil(0.5 * 41 tokens)
+  CHECK(nllb.evaluation_scale == 0.8);
+}
+
+TEST_CASE("parse_moe_config: DBRX divides by any p-norm, or by nothing", "[io]") {
+  const auto norm = [](const std::string& p) {
+    const std::string key = "\"moe_normalize_expert_weights\": ";
+    return moe::parse_moe_config("file", std::string_view(replaced("dbrx", key + "1", key + p))).gate;
+  };
+  CHECK(norm("1").normalise == Normalise::Sum);
+  CHECK(norm("2.0").normalise == Normalise::Euclidean);
+  CHECK((norm("3").normalise == Normalise::PNorm && norm("3").norm_p == 3));
+  CHECK(norm("null").normalise == Normalise::None);
+}
+
+TEST_CASE("parse_moe_config: each field that is needed is named when it is missing", "[io][error]") {
+  CHECK(contains(complaint(replaced("mixtral", "\"hidden_size\": 12, ", "")), "hidden_size is missing"));
+  CHECK(
+      contains(complaint(replaced("mixtral", "\"num_local_experts\": 6", "\"x\": 6")), "num_local_experts is missing"));
+  CHECK(contains(complaint(replaced("aria", "moe_topk", "topk")), "text_config: moe_topk is missing"));
+  CHECK(contains(complaint(replaced("dbrx", "ffn_config", "ffn")), "ffn_config is missing"));
+  CHECK(contains(complaint("{}"), "model_type is missing"));
+}
+
+TEST_CASE("parse_moe_config: numbers of another type or out of range are named", "[io][error]") {
+  const std::string size = "\"hidden_size\": 12";
+  for (const std::string value :
+       {"-1", "1.5", "\"12\"", "[]", "{}", "true", "2147483649", "99999999999999999999", "1e999"}) {
+    const std::string message = complaint(replaced("mixtral", size, "\"hidden_size\": " + value));
+    CAPTURE(value, message);
+    CHECK((contains(message, "hidden_size is") || contains(message, "not JSON")));
+  }
+  CHECK(contains(complaint(replaced("mixtral", size, "\"hidden_size\": 0")), "model_dim"));
+  CHECK(contains(complaint(replaced("mixtral", size, "\"hidden_size\": 1000000000")), "model_dim"));
+  CHECK(contains(complaint(replaced("mixtral", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 7")), "k is 7"));
+  CHECK(contains(complaint(replaced("hunyuan_v1_moe", "[2, 2, 2]", "[2, 3]")), "moe_topk is [2,3]"));
+  CHECK(contains(complaint(replaced("hunyuan_v1_moe", "[2, 2, 2]", "[]")), "moe_topk is []"));
+}
+
+TEST_CASE("parse_moe_config: what the library does not compute is refused", "[io][error]") {
+  CHECK(contains(complaint(replaced("mixtral", "silu", "gelu")), "hidden_act is \"gelu\", expected 'silu'"));
+  CHECK(contains(complaint(replaced("gpt_oss", "7.0", "9.0")), "swiglu_limit is 9"));
+  CHECK(contains(complaint(replaced("switch_transformers", "\"relu\"", "\"gated-gelu\"")), "feed_forward_proj"));
+  CHECK(contains(complaint(replaced("nllb-moe", "\"all\"", "\"random\"")), "second_expert_policy"));
+  CHECK(contains(complaint(replaced("nllb-moe", "_capacity\": 5", "_capacity\": null")), "expert_capacity is null"));
+  CHECK(contains(complaint(replaced("deepseek_v2", "group_limited_greedy", "best")), "topk_method"));
+  CHECK(contains(complaint(replaced("phimoe", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3")),
+                 "expected 2"));
+  CHECK(contains(complaint(R"({"model_type": "llama"})"), "model_type is 'llama', expected one of mixtral"));
+}
+
+TEST_CASE("parse_moe_config: broken and hostile text is refused", "[io][error]") {
+  for (const std::string text : {"", "{", "[]", "null", "\"mixtral\"", "{\"model_type\": 3}", "\xff\xfe"}) {
+    CAPTURE(text);
+    CHECK(!complaint(text).empty());
+  }
+  const std::string deep(100000, '[');
+  CHECK(contains(complaint("{\"model_type\": " + deep), "levels deep"));
+  CHECK(contains(complaint(std::string((std::size_t{16} << 20) + 1, ' ')), "bytes, expected at most"));
+  const std::string whole = test::config_text("llama4");
+  for (std::size_t length = 0; length < whole.size(); ++length) CHECK(!complaint(whole.substr(0, length)).empty());
+}
+
+TEST_CASE("read_moe_config: reads a file and names one that is not there", "[io]") {
+  const test::TemporaryDirectory directory;
+  test::write_bytes(directory / "config.json", test::config_text("olmoe"));
+  CHECK(moe::read_moe_config(directory / "config.json").family == "olmoe");
+  CHECK_THROWS_WITH(moe::read_moe_config(directory / "none.json"),
+                    "moe::read_moe_config: '" + (directory / "none.json").string() + "': cannot open");
+}
