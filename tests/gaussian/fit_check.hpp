@@ -116,6 +116,7 @@ class FitCheck {
     if (linear || form.bias == moe::BiasPlace::Outside) bias.array() -= double(m.gate_bias(pin));
     if (!keep_origin) bias += by_.x_center * slope.transpose();
     const moe::Matrix<double> scaled = slope * by_.x_scale.asDiagonal();
+    if (form.active == 1) return 0;
     return 0.5 * options_.ridge * (scaled.squaredNorm() + bias.squaredNorm());
   }
 

@@ -46,10 +46,10 @@ struct FitOptions {
   double relative_tolerance = 1e-8;   ///< |change of l| / (1 + |l|)
   double remaining_tolerance = 1e-6;  ///< gain still to come, extrapolated (Aitken; Newton: half the decrement)
   double score_tolerance = 1e-6;      ///< largest score per row, on the standardised scale
-  double ridge = 0;                   ///< lambda of lambda / 2 |standardised gate coefficients|^2; >= 0
-  double variance_floor = 0;          ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
-  double variance_penalty = 0;        ///< a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j); >= 0
-  double gate_box = 500;              ///< bound of the standardised gate coefficients; > 0
+  double ridge = 0;  ///< lambda of lambda / 2 |standardised gate coefficients|^2; >= 0; none where one expert is active
+  double variance_floor = 0;    ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
+  double variance_penalty = 0;  ///< a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j); >= 0
+  double gate_box = 500;        ///< bound of the standardised gate coefficients; > 0
   LastSlope last_slope = LastSlope::Zero;
   std::uint64_t seed = 1;
   std::function<void(const FitProgress&)> progress = {};  ///< called from one thread at a time

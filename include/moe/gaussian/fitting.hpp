@@ -24,7 +24,7 @@ class Fitting {
         at_(moe::layout(shape_)),
         by_(standardisation_of(function, data, keeps_origin(form_))),
         rows_((check(function, data), data), by_),
-        objective_(rows_, at_, form_, {.ridge = options.ridge, .map = options.variance_penalty}),
+        objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
         bounds_{.variance_floor = floor(data.num_rows()), .gate_box = options.gate_box},
         starts_(rows_, form_, kLinear, options.seed),
         runner_(objective_, bounds_, options_, starts_) {
@@ -64,7 +64,7 @@ class Fitting {
       report([&](FitProgress& p) { ++p.runs_done; }, run);
     });
     sort(runs);
-    if (options_.ridge > 0 && kLinear) try_other_pins(runs.front());
+    if (ridge() > 0 && kLinear) try_other_pins(runs.front());
     return runs;
   }
 
@@ -118,6 +118,9 @@ class Fitting {
 
   /// Only a bias inside of the gate, which also decides who is active, takes up a shift of x.
   static bool keeps_origin(const GateForm& form) { return form.bias == BiasPlace::Outside || !form.ranks_bias; }
+
+  /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.
+  double ridge() const { return form_.active > 1 ? options_.ridge : 0; }
 
   double floor(Index n) const { return options_.variance_floor > 0 ? options_.variance_floor : n < 500 ? 1e-5 : 1e-6; }
 

@@ -148,10 +148,11 @@ class SegmentSearch {
     }
   }
 
-  /// Lines whose upper envelope has the cuts half way between rows; any scale of the gate is as good.
+  /// Lines whose upper envelope has the cuts half way between rows; any scale of the gate is as good, so it keeps clear
+  /// of its bounds, which would move the cuts. The envelope is nowhere below its first line, 0.
   void write(const std::vector<Segment>& segments, GaussianParameters& m) const {
     m.gate_slope.setZero();
-    m.gate_bias.setConstant(-bounds_.gate_box);  // an expert without an interval stays below
+    m.gate_bias.setConstant(-1);  // an expert without an interval stays below
     double bias = 0;
     for (std::size_t s = 0; s < segments.size(); ++s) {
       const Index j = segments[s].expert;
@@ -168,6 +169,10 @@ class SegmentSearch {
     const Index last = m.num_experts() - 1;
     m.gate_slope.array() -= double(m.gate_slope(last, 0));
     m.gate_bias.array() -= double(m.gate_bias(last));
+    const double largest = std::max(m.gate_slope.cwiseAbs().maxCoeff(), m.gate_bias.cwiseAbs().maxCoeff());
+    const double scale = std::min(1.0, 0.5 * bounds_.gate_box / std::max(largest, 1e-300));
+    m.gate_slope *= scale;
+    m.gate_bias *= scale;
   }
 
   Bounds bounds_;
