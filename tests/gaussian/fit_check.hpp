@@ -74,21 +74,22 @@ class FitCheck {
            number(tolerance());
   }
 
-  /// A sparse gate whose boundary is so close to a row that rounding decides on which side it is.
+  /// A sparse gate whose boundary is so close to a row that rounding decides on which side it is. The normal form has
+  /// the last gate subtracted from all, so each coefficient is as exact as the largest.
   bool jumps() const {
     const auto form = fit_.model.form();
-    if (form.active == fit_.model.num_experts()) return false;
+    if (!sparse()) return false;
     const auto& m = fit_.model;
-    for (Index i = 0; i < data_.num_rows(); ++i)
+    for (Index i = 0; i < data_.num_rows(); ++i) {
+      const Eigen::RowVectorXd x = data_.x.row(i).cwiseAbs() + by_.x_center.cwiseAbs();
+      const double reach = m.gate_slope.cwiseAbs().colwise().maxCoeff().dot(x) + m.gate_bias.cwiseAbs().maxCoeff();
       for (Index a = 0; a < m.num_experts(); ++a)
         for (Index b = 0; b < a; ++b) {
-          const Eigen::RowVectorXd slope = m.gate_slope.row(a) - m.gate_slope.row(b),
-                                   x = data_.x.row(i).cwiseAbs() + by_.x_center.cwiseAbs();
-          const double bias = form.ranks_bias ? m.gate_bias(a) - m.gate_bias(b) : 0,
-                       reach = (m.gate_slope.row(a).cwiseAbs() + m.gate_slope.row(b).cwiseAbs()).dot(x) +
-                               std::abs(m.gate_bias(a)) + std::abs(m.gate_bias(b));
+          const Eigen::RowVectorXd slope = m.gate_slope.row(a) - m.gate_slope.row(b);
+          const double bias = form.ranks_bias ? m.gate_bias(a) - m.gate_bias(b) : 0;
           if (std::abs(slope.dot(data_.x.row(i)) + bias) <= 1e-13 * reach) return true;
         }
+    }
     return false;
   }
 
