@@ -121,14 +121,15 @@ class FitCheck {
     return 0.5 * options_.ridge * (scaled.squaredNorm() + bias.squaredNorm());
   }
 
-  /// Sums that round differently may lower a criterion by 1e-11 of its size, and the end is evaluated once more.
+  /// Sums that round differently may lower a criterion, and the end is evaluated once more.
   std::string path() const {
     if (fit_.path.empty()) return "no path";
+    const double rounding = tolerance();
     for (std::size_t i = 1; !sparse() && i < fit_.path.size(); ++i)
-      if (fit_.path[i] < fit_.path[i - 1] - 1e-11 * (1 + std::abs(fit_.path[i])))
+      if (fit_.path[i] < fit_.path[i - 1] - 1e-11 * (1 + std::abs(fit_.path[i])) - rounding)
         return "path falls at " + std::to_string(i) + " by " + number(fit_.path[i] - fit_.path[i - 1]);
     const double end = fit_.path.back();
-    if (std::abs(end - fit_.penalised_log_likelihood) > 1e-9 * (1 + std::abs(end)) + tolerance())
+    if (std::abs(end - fit_.penalised_log_likelihood) > 1e-9 * (1 + std::abs(end)) + rounding)
       return "path ends at " + number(end) + ", not at " + number(fit_.penalised_log_likelihood);
     return {};
   }

@@ -107,19 +107,6 @@ TEST_CASE("fit: a ridge leaves the gate of one active expert alone", "[gaussian]
   check(3, wide);
 }
 
-TEST_CASE("fit: the box does not move the border of a top-1 gate", "[gaussian]") {
-  moe::RegressionData data = drawn(200, 13);
-  for (Index i = 0; i < 200; ++i)  // a border 1.6 standard deviations from the mean
-    if (data.x(i, 0) > 0.9) data.y(i) += 20;
-  const moe::TopKGate gate{.k = 1};
-  const auto wide = moe::fit(data, 2, gate, {.starts = 3}),
-             narrow = moe::fit(data, 2, gate, {.starts = 3, .gate_box = 0.5});
-  CHECK(narrow.converged);
-  CHECK(std::abs(narrow.log_likelihood - wide.log_likelihood) < 1e-9);  // of two intervals the scan finds the best
-  const auto border = [](const auto& fit) { return -fit.model.gate_bias(0) / fit.model.gate_slope(0, 0); };
-  CHECK(std::abs(border(narrow) - border(wide)) < 1e-12);
-}
-
 TEST_CASE("fit_from: from the truth, never below the likelihood of the truth", "[gaussian]") {
   const auto check = [](const auto& gate, Index k) {
     for (const std::uint64_t seed : {1, 2, 3}) {
