@@ -109,7 +109,7 @@ TEST_CASE("fit: a ridge leaves the gate of one active expert alone", "[gaussian]
 
 TEST_CASE("fit_from: from the truth, never below the likelihood of the truth", "[gaussian]") {
   const auto check = [](const auto& gate, Index k) {
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const std::uint64_t seed : {1U, 2U, 3U}) {
       auto truth = moe::GaussianMoe<std::decay_t<decltype(gate)>>::zero(k, 1, gate);
       for (Index j = 0; j < k; ++j) {
         truth.intercept(j) = 2.0 * static_cast<double>(j);

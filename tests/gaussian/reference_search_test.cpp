@@ -19,7 +19,7 @@ void check_found(const test::ReferenceFit& entry, Index starts) {
   const moe::RegressionData data = test::reference_data(entry.data);
   const double best = entry.ridge > 0 ? entry.penalised_log_likelihood : entry.log_likelihood;
   test::with_reference_model(entry, entry.fit, [&](const auto& model) {
-    for (const std::uint64_t seed : {1, 2}) {
+    for (const std::uint64_t seed : {1U, 2U}) {
       const moe::FitOptions options{.starts = starts, .ridge = entry.ridge, .seed = seed};
       const auto fit = moe::fit(data, entry.num_experts, model.gate, options);
       CAPTURE(entry.name, seed, fit.penalised_log_likelihood, best);
