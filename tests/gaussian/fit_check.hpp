@@ -74,21 +74,22 @@ class FitCheck {
            number(tolerance());
   }
 
-  /// A sparse gate whose boundary is so close to a row that rounding decides on which side it is.
+  /// A sparse gate whose boundary is so close to a row that rounding decides on which side it is. The normal form has
+  /// the last gate subtracted from all, so each coefficient is as exact as the largest.
   bool jumps() const {
     const auto form = fit_.model.form();
-    if (form.active == fit_.model.num_experts()) return false;
+    if (!sparse()) return false;
     const auto& m = fit_.model;
-    for (Index i = 0; i < data_.num_rows(); ++i)
+    for (Index i = 0; i < data_.num_rows(); ++i) {
+      const Eigen::RowVectorXd x = data_.x.row(i).cwiseAbs() + by_.x_center.cwiseAbs();
+      const double reach = m.gate_slope.cwiseAbs().colwise().maxCoeff().dot(x) + m.gate_bias.cwiseAbs().maxCoeff();
       for (Index a = 0; a < m.num_experts(); ++a)
         for (Index b = 0; b < a; ++b) {
-          const Eigen::RowVectorXd slope = m.gate_slope.row(a) - m.gate_slope.row(b),
-                                   x = data_.x.row(i).cwiseAbs() + by_.x_center.cwiseAbs();
-          const double bias = form.ranks_bias ? m.gate_bias(a) - m.gate_bias(b) : 0,
-                       reach = (m.gate_slope.row(a).cwiseAbs() + m.gate_slope.row(b).cwiseAbs()).dot(x) +
-                               std::abs(m.gate_bias(a)) + std::abs(m.gate_bias(b));
+          const Eigen::RowVectorXd slope = m.gate_slope.row(a) - m.gate_slope.row(b);
+          const double bias = form.ranks_bias ? m.gate_bias(a) - m.gate_bias(b) : 0;
           if (std::abs(slope.dot(data_.x.row(i)) + bias) <= 1e-13 * reach) return true;
         }
+    }
     return false;
   }
 
@@ -120,14 +121,15 @@ class FitCheck {
     return 0.5 * options_.ridge * (scaled.squaredNorm() + bias.squaredNorm());
   }
 
-  /// Sums that round differently may lower a criterion by 1e-11 of its size, and the end is evaluated once more.
+  /// Sums that round differently may lower a criterion, and the end is evaluated once more.
   std::string path() const {
     if (fit_.path.empty()) return "no path";
+    const double rounding = tolerance();
     for (std::size_t i = 1; !sparse() && i < fit_.path.size(); ++i)
-      if (fit_.path[i] < fit_.path[i - 1] - 1e-11 * (1 + std::abs(fit_.path[i])))
+      if (fit_.path[i] < fit_.path[i - 1] - 1e-11 * (1 + std::abs(fit_.path[i])) - rounding)
         return "path falls at " + std::to_string(i) + " by " + number(fit_.path[i] - fit_.path[i - 1]);
     const double end = fit_.path.back();
-    if (std::abs(end - fit_.penalised_log_likelihood) > 1e-9 * (1 + std::abs(end)) + tolerance())
+    if (std::abs(end - fit_.penalised_log_likelihood) > 1e-9 * (1 + std::abs(end)) + rounding)
       return "path ends at " + number(end) + ", not at " + number(fit_.penalised_log_likelihood);
     return {};
   }

@@ -113,7 +113,7 @@ struct Tally {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const long count = argc > 1 ? std::atol(argv[1]) : 2000, first = argc > 2 ? std::atol(argv[2]) : 1;
+  const long count = argc > 1 ? std::atol(argv[1]) : 1500, first = argc > 2 ? std::atol(argv[2]) : 1;
   Tally tally;
   std::mutex mutex;
   moe::parallel_for(count, [&](Index i, Index) {
