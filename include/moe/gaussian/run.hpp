@@ -91,7 +91,7 @@ class Runner {
       run.converged = converged(state, run);
     }
     run.flags.decreased = !moved;
-    if (direct && !run.converged) maximise(state, run);
+    if (direct && run.iterations < options_.max_iterations) maximise(state, run);
     finish(em, state, run);
   }
 
@@ -121,7 +121,9 @@ class Runner {
     return true;
   }
 
+  /// Also where EM has converged, as EM rests at saddles too and does not see that the information is singular.
   void maximise(EmState& state, Run& run) const {
+    run.converged = false;
     const bool newton = options_.direct == DirectMethod::Newton ||
                         (options_.direct == DirectMethod::Automatic && objective_.layout().size() <= 200);
     for (int round = 0; round < 3 && !run.converged && run.iterations < options_.max_iterations; ++round) {
@@ -197,6 +199,8 @@ class Runner {
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
     run.flags.at_box = identified && largest >= bounds_.gate_box * (1 - 1e-9);
     run.flags.separated = identified && (largest > 30 || run.flags.at_box);
+    // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.
+    if (objective_.linear() && objective_.layout().free_temperature) run.flags.singular = true;
     run.interior = !run.flags.at_floor && !run.flags.dead_expert;
   }
 

@@ -7,13 +7,14 @@
 
 #include "moe/core/random.hpp"
 #include "moe/gaussian/parameters.hpp"
-#include "moe/gaussian/row_blocks.hpp"
+#include "moe/gaussian/row_sample.hpp"
 #include "moe/gaussian/symmetric.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Random starting values of experts on standardised data, of six kinds in turn. Starts are drawn from at most 2000
-/// rows, so that they cost nothing beside the fit. Immutable; the start of a number is always the same.
+/// Random starting values of experts on standardised data, of six kinds in turn. Starts are drawn from fewer than
+/// 4000 rows, evenly spaced, so that they cost nothing beside the fit. Immutable; the start of a number is always the
+/// same.
 class Starts {
  public:
   static constexpr int kKinds = 6;
@@ -21,16 +22,7 @@ class Starts {
                                                  "projection",  "partition",     "random lines"};
 
   Starts(const RowBlocks& rows, const GateForm& form, bool linear, std::uint64_t seed)
-      : form_(form), linear_(linear), seed_(seed), d_(rows.input_dim()) {
-    const Index stride = std::max<Index>(1, rows.num_rows() / 2000), count = (rows.num_rows() + stride - 1) / stride;
-    x_.resize(count, d_ + 1);
-    y_.resize(count);
-    for (Index s = 0; s < count; ++s) {
-      const Index block = s * stride / kBlockRows, i = s * stride % kBlockRows;
-      for (Index c = 0; c <= d_; ++c) x_(s, c) = rows.features(block)[c * kBlockRows + i];
-      y_(s) = rows.output(block)[i];
-    }
-  }
+      : form_(form), linear_(linear), seed_(seed), d_(rows.input_dim()), sample_(every(rows)) {}
 
   const char* kind(Index start) const { return kNames[start % kKinds]; }
 
@@ -58,26 +50,25 @@ class Starts {
         std::clamp<Index>(rows.num_rows() / 10, std::min(d_ + 2, rows.num_rows()), rows.num_rows()));
     std::partial_sort(order.begin(), order.begin() + count, order.end(),
                       [&](Index a, Index b) { return std::pair(log_density(a), a) < std::pair(log_density(b), b); });
-    Matrix<double> x(count, d_ + 1);
-    Eigen::VectorXd y(count);
-    for (std::ptrdiff_t s = 0; s < count; ++s) {
-      const Index row = order[static_cast<std::size_t>(s)], block = row / kBlockRows, i = row % kBlockRows;
-      for (Index c = 0; c <= d_; ++c) x(s, c) = rows.features(block)[c * kBlockRows + i];
-      y(s) = rows.output(block)[i];
-    }
-    regress(x, y, Eigen::VectorXd::Ones(count), expert, m);
+    const RowSample worst(rows, count, [&](Index s) { return order[static_cast<std::size_t>(s)]; });
+    regress(worst.x, worst.y, Eigen::VectorXd::Ones(count), expert, m);
     m.gate_slope.row(expert) = m.gate_slope.colwise().mean().eval();
     m.gate_bias(expert) = m.gate_bias.mean();
     pin(m);
   }
 
  private:
-  Index num_rows() const { return y_.size(); }
+  static RowSample every(const RowBlocks& rows) {
+    const Index stride = std::max<Index>(1, rows.num_rows() / 2000), count = (rows.num_rows() + stride - 1) / stride;
+    return {rows, count, [&](Index s) { return s * stride; }};
+  }
+
+  Index num_rows() const { return sample_.y.size(); }
   Index pick(const RandomField& random, std::int64_t draw) const {
     return static_cast<Index>(random.below(static_cast<std::uint64_t>(num_rows()), draw, 1));
   }
 
-  /// Weighted least squares with a trace of ridge; a class without rows gets the whole data.
+  /// Weighted least squares with a trace of ridge.
   void regress(const Matrix<double>& x, const Eigen::VectorXd& y, const Eigen::VectorXd& weight, Index expert,
                GaussianParameters& m) const {
     const double rows = weight.sum();
@@ -90,11 +81,11 @@ class Starts {
     m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
   }
 
-  /// A line through d + 1 random rows (the least-squares one of d + 2 if `noisy`).
+  /// A line through d + 1 random rows.
   void line(const RandomField& random, std::int64_t draw, Index expert, GaussianParameters& m) const {
     Eigen::VectorXd weight = Eigen::VectorXd::Zero(num_rows());
     for (Index i = 0; i <= d_; ++i) weight(pick(random, draw + i)) += 1;
-    regress(x_, y_, weight, expert, m);
+    regress(sample_.x, sample_.y, weight, expert, m);
   }
 
   void set_shares(const Eigen::VectorXd& rows, GaussianParameters& m) const {
@@ -108,7 +99,7 @@ class Starts {
     const Index k = m.num_experts();
     for (Index j = 1; j < k; ++j) {
       line(random, 100 * (j + 1), j, m);
-      if (j == 1 || random.uniform(j, 7) < 0.5) regress(x_, y_, Eigen::VectorXd::Ones(num_rows()), j, m);
+      if (j == 1 || random.uniform(j, 7) < 0.5) regress(sample_.x, sample_.y, Eigen::VectorXd::Ones(num_rows()), j, m);
       m.variance(j) = 0.3;
     }
     line(random, 1, 0, m);
@@ -131,7 +122,7 @@ class Starts {
       for (Index i = 0; i < num_rows(); ++i) weight(i) = label[static_cast<std::size_t>(i)] == j ? 1 : 0;
       shares(j) = weight.sum();
       if (shares(j) > static_cast<double>(d_) + 1)
-        regress(x_, y_, weight, j, m);
+        regress(sample_.x, sample_.y, weight, j, m);
       else
         line(random, 1000 * (j + 1), j, m);
     }
@@ -155,7 +146,7 @@ class Starts {
     Eigen::VectorXd direction(d_ + 1);
     for (Index c = 0; c < d_; ++c) direction(c) = random.normal(c, 3);
     direction(d_) = 0;
-    const Eigen::VectorXd at = x_ * direction;
+    const Eigen::VectorXd at = sample_.x * direction;
     std::vector<double> sorted(at.data(), at.data() + at.size()), cuts;
     std::sort(sorted.begin(), sorted.end());
     for (Index j = 1; j < k; ++j) {
@@ -175,9 +166,9 @@ class Starts {
     for (Index j = 0; j < k; ++j) line(random, 100 * (j + 1), j, lines);
     std::vector<Index> label;
     for (Index i = 0; i < num_rows(); ++i) {
-      const Eigen::VectorXd e = lines.slope * x_.row(i).head(d_).transpose() + lines.intercept.transpose();
+      const Eigen::VectorXd e = lines.slope * sample_.x.row(i).head(d_).transpose() + lines.intercept.transpose();
       Index best = 0;
-      (e.array() - y_(i)).abs().minCoeff(&best);
+      (e.array() - sample_.y(i)).abs().minCoeff(&best);
       label.push_back(best);
     }
     return label;
@@ -186,7 +177,7 @@ class Starts {
   /// k-means++ on (x, y), ten rounds of Lloyd.
   std::vector<Index> k_means(const RandomField& random, Index k) const {
     Matrix<double> points(num_rows(), d_ + 1);
-    points << x_.leftCols(d_), y_;
+    points << sample_.x.leftCols(d_), sample_.y;
     Matrix<double> centres(k, d_ + 1);
     Eigen::VectorXd distance = Eigen::VectorXd::Constant(num_rows(), 1e300);
     std::vector<Index> label(static_cast<std::size_t>(num_rows()));
@@ -250,8 +241,7 @@ class Starts {
   bool linear_;
   std::uint64_t seed_;
   Index d_;
-  Matrix<double> x_;  // [rows, d + 1], with ones
-  Eigen::VectorXd y_;
+  RowSample sample_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail
