@@ -157,8 +157,9 @@ template <class Inner, class Weight>
 class PairSums {
  public:
   struct Scratch {
-    explicit Scratch(const PairSums& sums) : weights(sums.pairs_.size() * kBlockRows) {}
-    AlignedBuffer<double> weights;
+    explicit Scratch(const PairSums& sums)
+        : weights(sums.pairs_.size() * kBlockRows), derivatives(2 * sums.m_.num_experts * kBlockRows) {}
+    AlignedBuffer<double> weights, derivatives;
     PairProducts products;
   };
 
@@ -170,11 +171,11 @@ class PairSums {
   }
 
   void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
-    const ScoreFactors<Inner> factors(m_, columns);
+    normalise_weights(columns, m_.num_experts);
+    const Factors factors(m_, columns, gate_derivatives(scratch, columns));
     double* to = scratch.weights.data();
     for (const auto& [p, q] : pairs_.pairs) {
-      for (Index i = 0; i < kBlockRows; i += kDoubles)
-        simd::store(to + i, Weight::at(factors, blocks_[p], blocks_[q], i));
+      fill(factors, blocks_[p], blocks_[q], to);
       to += kBlockRows;
     }
     const Index num_features = m_.num_features;
@@ -198,6 +199,32 @@ class PairSums {
   }
 
  private:
+  using Factors = ScoreFactors<Inner, true>;
+
+  /// A loop for each pair of kinds: choices within one would be made for every register.
+  static void fill(const Factors& all, const ScoreBlock& p, const ScoreBlock& q, double* to) {
+    with_kind(p.kind, [&](auto kind_p) {
+      with_kind(q.kind, [&](auto kind_q) {
+        const Factors factors = all;
+        ScoreBlock first = p, second = q;
+        first.kind = kind_p, second.kind = kind_q;
+        for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, Weight::at(factors, first, second, i));
+      });
+    });
+  }
+
+  GateDerivatives gate_derivatives(Scratch& scratch, const PosteriorColumns& columns) const {
+    if constexpr (std::is_same_v<Inner, Identity>) return {};
+    const ScoreFactors<Inner> factors(m_, columns);
+    const Index size = m_.num_experts * kBlockRows;
+    double *first = scratch.derivatives.data(), *second = first + size;
+    for (Index i = 0; i < size; i += kDoubles) {
+      simd::store(first + i, factors.slope(0, i));
+      simd::store(second + i, factors.bend(0, i));
+    }
+    return {first, second};
+  }
+
   Index coordinate(const ScoreBlock& block, Index feature) const {
     return feature + 1 < m_.num_features ? (block.is_wide() ? block.slope_at + feature : -1) : block.constant_at;
   }
@@ -247,7 +274,7 @@ class JoinedSums {
 /// s_P s_Q.
 struct ScoreProductWeight {
   template <class Factors>
-  static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+  [[gnu::always_inline]] static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
     return factors(p, i) * factors(q, i);
   }
 };
