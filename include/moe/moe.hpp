@@ -59,12 +59,17 @@
 #include "moe/train/sgd.hpp"
 
 // Statistics: Gaussian mixtures of experts, estimated with the same gates.
+#include "moe/gaussian/bootstrap.hpp"
+#include "moe/gaussian/choose_experts.hpp"
+#include "moe/gaussian/criteria.hpp"
 #include "moe/gaussian/data.hpp"
+#include "moe/gaussian/dendrogram.hpp"
 #include "moe/gaussian/distance.hpp"
 #include "moe/gaussian/fit.hpp"
 #include "moe/gaussian/fit_options.hpp"
 #include "moe/gaussian/gate_model.hpp"
 #include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/identifiability.hpp"
 #include "moe/gaussian/independence.hpp"
 #include "moe/gaussian/likelihood.hpp"
 #include "moe/gaussian/model.hpp"
@@ -73,6 +78,7 @@
 #include "moe/gaussian/parameters.hpp"
 #include "moe/gaussian/predict.hpp"
 #include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/standard_errors.hpp"
 #include "moe/gaussian/voronoi.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.

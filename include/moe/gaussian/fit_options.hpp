@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -36,6 +37,7 @@ struct FitProgress {
 struct FitOptions {
   Index starts = 50;            ///< random starts; short runs of EM
   Index short_iterations = 20;  ///< EM iterations of a short run
+  Index short_rows = 20'000;    ///< rows that short runs see, evenly spaced, where there are more than twice as many
   Index long_runs = 0;          ///< best short runs that go on to the end; 0: a tenth of the starts, at least 5
   Index em_iterations = 40;     ///< EM iterations of a long run before direct maximisation takes over
   Index max_iterations = 2000;  ///< all iterations of a long run
@@ -55,6 +57,26 @@ struct FitOptions {
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(const char* function) const;
 };
+
+inline void FitOptions::validate(const char* function) const {
+  const auto at_least = [&](const char* name, double value, double least) {
+    if (!(value >= least && std::isfinite(value)))
+      fail(function, ": ", name, " is ", value, ", expected a finite number >= ", least);
+  };
+  at_least("starts", static_cast<double>(starts), 1);
+  at_least("short_iterations", static_cast<double>(short_iterations), 0);
+  at_least("short_rows", static_cast<double>(short_rows), 100);
+  at_least("long_runs", static_cast<double>(long_runs), 0);
+  at_least("em_iterations", static_cast<double>(em_iterations), 0);
+  at_least("max_iterations", static_cast<double>(max_iterations), 1);
+  at_least("relative_tolerance", relative_tolerance, 0);
+  at_least("remaining_tolerance", remaining_tolerance, 0);
+  at_least("score_tolerance", score_tolerance, 0);
+  at_least("ridge", ridge, 0);
+  at_least("variance_floor", variance_floor, 0);
+  at_least("variance_penalty", variance_penalty, 0);
+  if (!(gate_box > 0 && std::isfinite(gate_box))) fail(function, ": gate_box is ", gate_box, ", expected > 0");
+}
 
 /// What happened to a fit that a careful person wants to know.
 struct FitFlags {
@@ -82,9 +104,9 @@ struct GaussianFit {
   GaussianMoe<Gate> model = {};         ///< experts in ascending order of intercept, gate in normal form
   double log_likelihood = 0;            ///< of y given x, natural logarithm
   double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
-  bool converged = false;               ///< all three tolerances are met
-  Index iterations = 0;                 ///< EM and direct ones of the best run
-  Index starts = 0, hits = 0;           ///< starts, and long runs that ended within 1e-3 of the best
+  bool converged = false;      ///< all three tolerances are met; sparse gates: or no border that was tried is better
+  Index iterations = 0;        ///< EM and direct ones of the best run
+  Index starts = 0, hits = 0;  ///< starts, and long runs that ended within 1e-3 of the best
   double seconds = 0;
   double score_norm = 0;                ///< largest score per row, standardised scale, at free coordinates
   std::vector<double> path = {};        ///< criterion per iteration of the best run

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -35,7 +36,8 @@ class GateRow {
       if (form_.ranks_bias) u_(j) = z_(j);
     }
     if (form_.active < k) mask();
-    pi = (z_.array() - z_.maxCoeff()).exp().matrix();
+    const double largest = z_.maxCoeff();
+    for (Index j = 0; j < k; ++j) pi(j) = std::exp(z_(j) - largest);  // 0 at -infinity, where Eigen has 5.6e-309
     pi /= pi.sum();
   }
 

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "moe/gaussian/boundary.hpp"
 #include "moe/gaussian/quasi_newton.hpp"
 #include "moe/gaussian/starts.hpp"
 
@@ -32,7 +33,7 @@ struct Run {
 class Runner {
  public:
   Runner(const Objective& objective, const Bounds& bounds, const FitOptions& options, const Starts& starts)
-      : objective_(objective), bounds_(bounds), options_(options), starts_(starts) {}
+      : objective_(objective), bounds_(bounds), options_(options), starts_(starts), borders_(objective, bounds) {}
 
   /// A few EM iterations. Sparse gates start dense and lose one expert after the other, as a start knows nothing of who
   /// should be active, and a point whose expert is not active would decide everything.
@@ -44,21 +45,44 @@ class Runner {
       annealed->set_active(a);
       Em em(*annealed, bounds_, options_.gate_step);
       EmState state = em.start(std::move(start));
-      for (Index i = 0; i < options_.short_iterations && em.iterate(state); ++i) ++run.iterations;
+      const Index iterations = a > active ? kDenseIterations * options_.short_iterations : options_.short_iterations;
+      for (Index i = 0; i < iterations && em.iterate(state); ++i) ++run.iterations;
       if (a == active) finish(em, state, run);
       start = std::move(state.model);
     }
     return run;
   }
 
-  /// To the maximum.
+  /// To the maximum; sparse gates then move their borders, and climb again while that gains.
   Run long_run(GaussianParameters start) const {
     Run run;
+    climb_from(std::move(start), run);
+    for (int round = 0; round < kBorderRounds; ++round) {
+      GaussianParameters moved = run.model;
+      if (!borders_.improve(objective_, moved)) {
+        run.converged = run.converged || borders_.sparse();
+        break;
+      }
+      Run next = run;
+      climb_from(std::move(moved), next);
+      if (!(next.criterion > run.criterion)) break;
+      run = std::move(next);
+    }
+    return run;
+  }
+
+ private:
+  static constexpr int kBorderRounds = 10, kDenseIterations = 5;
+
+  void climb_from(GaussianParameters start, Run& run) const {
+    run.converged = false;
     Em em(objective_, bounds_, options_.gate_step);
     EmState state = em.start(std::move(start));
     run.path.push_back(state.criterion);
     const bool direct = options_.direct != DirectMethod::None;
-    const Index end = direct ? std::min(options_.em_iterations, options_.max_iterations) : options_.max_iterations;
+    const Index before = run.iterations;
+    const Index end =
+        direct ? std::min(before + options_.em_iterations, options_.max_iterations) : options_.max_iterations;
     bool moved = true;
     while (moved && !run.converged && run.iterations < end) {
       moved = iterate(em, state, run);
@@ -66,10 +90,8 @@ class Runner {
     }
     if (direct && !run.converged) maximise(state, run);
     finish(em, state, run);
-    return run;
   }
 
- private:
   /// One EM iteration; every tenth looks for experts that have lost their rows.
   bool iterate(Em& em, EmState& state, Run& run) const {
     const bool moved = em.iterate(state);
@@ -168,7 +190,7 @@ class Runner {
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
     const double largest =
         std::max(run.model.gate_slope.cwiseAbs().maxCoeff(), run.model.gate_bias.cwiseAbs().maxCoeff());
-    run.flags.separated = largest > 30;
+    run.flags.separated = largest > 30 && objective_.form().active > 1;
     run.flags.at_box = largest >= bounds_.gate_box * (1 - 1e-9);
     run.interior = !run.flags.at_floor && !run.flags.dead_expert;
   }
@@ -177,6 +199,7 @@ class Runner {
   Bounds bounds_;
   const FitOptions& options_;
   const Starts& starts_;
+  BoundarySearch borders_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#include "moe/gaussian/bootstrap.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "catch.hpp"
+#include "gaussian/simulated.hpp"
+#include "moe/gaussian/standard_errors.hpp"
+#include "thread_executor.hpp"
+
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using moe::Index;
+
+double total(const Eigen::MatrixXd& cost, const std::vector<Index>& order) {
+  double sum = 0;
+  for (Index i = 0; i < cost.rows(); ++i) sum += cost(i, order[static_cast<std::size_t>(i)]);
+  return sum;
+}
+
+double least_total(const Eigen::MatrixXd& cost) {
+  std::vector<Index> order(static_cast<std::size_t>(cost.rows()));
+  std::iota(order.begin(), order.end(), Index{0});
+  double least = total(cost, order);
+  while (std::next_permutation(order.begin(), order.end())) least = std::min(least, total(cost, order));
+  return least;
+}
+
+}  // namespace
+
+TEST_CASE("least_assignment: as good as the best of all permutations", "[gaussian][property]") {
+  for (Index k = 1; k <= 7; ++k)
+    for (int seed = 0; seed < 8; ++seed) {
+      CAPTURE(k, seed);
+      const moe::RandomField random(moe::Purpose::User, seed, k);
+      Eigen::MatrixXd cost(k, k);
+      for (Index i = 0; i < k; ++i)  // ties in every other one
+        for (Index j = 0; j < k; ++j)
+          cost(i, j) = seed % 2 == 0 ? random.normal(i, j) : std::floor(4 * random.uniform(i, j));
+      std::vector<Index> order = moe::detail::least_assignment(cost);
+      CHECK(std::abs(total(cost, order) - least_total(cost)) < 1e-12);
+      std::sort(order.begin(), order.end());
+      for (Index i = 0; i < k; ++i) CHECK(order[static_cast<std::size_t>(i)] == i);
+    }
+}
+
+TEST_CASE("relabelled: undoes any order of the experts", "[gaussian][property]") {
+  const auto truth = test::three_lines();
+  const auto data = test::simulated(truth, 100, 7);
+  std::vector<Index> order = {0, 1, 2};
+  do {
+    const auto back = moe::detail::relabelled(truth, moe::detail::reordered(truth, order), data.x);
+    CHECK(back.intercept == truth.intercept);
+    CHECK((back.gate_slope - truth.gate_slope).cwiseAbs().maxCoeff() < 1e-14);
+    CHECK((back.gate_bias - truth.gate_bias).cwiseAbs().maxCoeff() < 1e-14);
+  } while (std::next_permutation(order.begin(), order.end()));
+}
+
+TEST_CASE("bootstrap: the same for any number of threads", "[gaussian][property]") {
+  const auto data = test::simulated(test::two_lines(), 120, 8);
+  moe::BootstrapOptions options{.replications = 12, .random_starts = 2};
+  options.fit.long_runs = 1;
+  Index calls = 0, last = 0;
+  options.progress = [&](Index done, Index all) {
+    CHECK(all == 12);
+    ++calls;
+    last = done;
+  };
+  const auto serial = moe::bootstrap(test::two_lines(), data.x, options);
+  test::ThreadExecutor threads(3);
+  const moe::UseExecutor use(threads);
+  const auto parallel = moe::bootstrap(test::two_lines(), data.x, options);
+  CHECK(calls == 24);
+  CHECK(last == 12);
+  CHECK(serial.replicates == parallel.replicates);
+  CHECK(serial.log_likelihood == parallel.log_likelihood);
+}
+
+TEST_CASE("bootstrap: agrees with standard errors where those are valid", "[gaussian][property]") {
+  const auto data = test::simulated(test::two_lines(), 600, 9);
+  const auto fit = moe::fit_from(data, test::two_lines());
+  const moe::StandardErrors errors = moe::standard_errors(fit, data);
+  constexpr Index kReplications = 200;
+  const moe::Bootstrap boot = moe::bootstrap(fit, data.x, {.replications = kReplications});
+  CHECK(boot.num_usable == kReplications);
+  CHECK(boot.num_not_converged == 0);
+  REQUIRE(boot.parameters.size() == errors.parameters.size());
+  for (const auto& p : boot.parameters) {
+    CAPTURE(p.name);
+    const auto& other = errors[p.name];
+    REQUIRE(p.error);
+    CHECK(std::abs(p.estimate - other.estimate) < 1e-15);  // exp(log nu) against nu
+    // standard deviation of 200 normal values: 5 % of it, four times; 10 % for observed against expected information
+    CHECK(std::abs(p.error->standard_error / other.error->observed - 1) < 0.2 + 0.1);
+    CHECK(p.error->lower < p.estimate);
+    CHECK(p.error->upper > p.estimate);
+  }
+}
+
+TEST_CASE("bootstrap: a free temperature is taken out, one active expert leaves the length of the gate", "[gaussian]") {
+  const auto data = test::simulated(test::two_lines(), 150, 10);
+  using Gate = moe::DenseToSparseGate<moe::LearnableTemperature>;
+  moe::GaussianMoe<Gate> tempered(test::two_lines());
+  tempered.temperature = 2;
+  const auto boot = moe::bootstrap(tempered, data.x, {.replications = 8});
+  CHECK(boot["beta1[0,0]/tau"].estimate == -1);
+  CHECK_THROWS_WITH(boot["log tau"], ContainsSubstring("no parameter"));
+  const moe::GaussianMoe<moe::TopKGate> hard(test::two_lines(), moe::TopKGate{.k = 1});
+  const auto top1 = moe::bootstrap(hard, data.x, {.replications = 8});
+  for (Index r = 0; r < 8; ++r) CHECK(std::abs(top1.replicates.row(r).head(2).norm() - std::hypot(2, 0.3)) < 1e-14);
+}
+
+TEST_CASE("bootstrap: percentiles and deviation of given values", "[gaussian]") {
+  const auto error = moe::detail::bootstrap_error({4, 1, 3, 2, 5}, 2.5, 0.5);
+  CHECK(std::abs(error.standard_error - std::sqrt(2.5)) < 1e-15);
+  CHECK(std::abs(error.bias - 0.5) < 1e-15);
+  CHECK(error.lower == 2);
+  CHECK(error.upper == 4);
+}
+
+TEST_CASE("bootstrap: errors name what is wrong", "[gaussian][error]") {
+  const moe::Matrix<double> x = moe::Matrix<double>::Random(20, 1);
+  CHECK_THROWS_WITH(moe::bootstrap(test::two_lines(), x, {.replications = 1}), ContainsSubstring("replications is 1"));
+  CHECK_THROWS_WITH(moe::bootstrap(test::two_lines(), x, {.level = 0}), ContainsSubstring("level is 0"));
+  CHECK_THROWS_WITH(moe::bootstrap(test::two_lines(), x, {.random_starts = -1}), ContainsSubstring("random_starts"));
+  CHECK_THROWS_WITH(moe::bootstrap(test::two_lines(), x.topRows(5), {}), ContainsSubstring("5 rows"));
+}
