@@ -83,4 +83,12 @@ struct CompleteWeight {
   }
 };
 
+/// s_P s_Q.
+struct ScoreProductWeight {
+  template <class Factors>
+  [[gnu::always_inline]] static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+    return factors(p, i) * factors(q, i);
+  }
+};
+
 }  // namespace moe::inline MOE_ABI::detail

@@ -77,21 +77,6 @@ inline void clear_padding(const PosteriorColumns& columns, Index rows) {
   }
 }
 
-/// Multiplies the weights by their scales, which are 1 from then on.
-inline void normalise_weights(const PosteriorColumns& columns, Index num_experts) {
-  const PosteriorColumns c = columns;
-  for (Index i = 0; i < kBlockRows; i += kDoubles) {
-    const Lanes prior = simd::load(c.prior_scale + i), posterior = simd::load(c.posterior_scale + i);
-    for (Index j = 0; j < num_experts; ++j) {
-      double *pi = c.prior + j * kBlockRows + i, *r = c.posterior + j * kBlockRows + i;
-      simd::store(pi, simd::load(pi) * prior);
-      simd::store(r, simd::load(r) * posterior);
-    }
-    simd::store(c.prior_scale + i, Lanes(1.0));
-    simd::store(c.posterior_scale + i, Lanes(1.0));
-  }
-}
-
 inline Lanes load_column(const double* columns, Index j, Index i) { return simd::load(columns + j * kBlockRows + i); }
 
 /// The loops over the rows of a block: scores, weights, responsibilities, density. They are loops of their own, so that

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "moe/gaussian/parameters.hpp"
@@ -60,6 +62,45 @@ struct ScoreBlocks {
   Index size() const { return static_cast<Index>(blocks.size()); }
   const ScoreBlock& operator[](Index i) const { return blocks[static_cast<std::size_t>(i)]; }
 };
+
+/// Pairs of score blocks: wide with wide, then wide with narrow, then narrow with narrow.
+struct BlockPairs {
+  std::vector<std::pair<Index, Index>> pairs;
+  Index wide = 0, mixed = 0, narrow = 0;
+
+  /// Those p <= q for which keep(block p, block q).
+  template <class Keep>
+  BlockPairs(const ScoreBlocks& blocks, Keep&& keep) {
+    const auto add = [&](Index p, Index begin, Index end) {
+      const std::size_t before = pairs.size();
+      for (Index q = begin; q < end; ++q)
+        if (keep(blocks[p], blocks[q])) pairs.emplace_back(p, q);
+      return static_cast<Index>(pairs.size() - before);
+    };
+    for (Index p = 0; p < blocks.num_wide; ++p) wide += add(p, p, blocks.num_wide);
+    for (Index p = 0; p < blocks.num_wide; ++p) mixed += add(p, blocks.num_wide, blocks.size());
+    for (Index p = blocks.num_wide; p < blocks.size(); ++p) narrow += add(p, p, blocks.size());
+  }
+  explicit BlockPairs(const ScoreBlocks& blocks)
+      : BlockPairs(blocks, [](const ScoreBlock&, const ScoreBlock&) { return true; }) {}
+
+  Index size() const { return static_cast<Index>(pairs.size()); }
+};
+
+/// Multiplies the weights by their scales, which are 1 from then on.
+inline void normalise_weights(const PosteriorColumns& columns, Index num_experts) {
+  const PosteriorColumns c = columns;
+  for (Index i = 0; i < kBlockRows; i += kDoubles) {
+    const Lanes prior = simd::load(c.prior_scale + i), posterior = simd::load(c.posterior_scale + i);
+    for (Index j = 0; j < num_experts; ++j) {
+      double *pi = c.prior + j * kBlockRows + i, *r = c.posterior + j * kBlockRows + i;
+      simd::store(pi, simd::load(pi) * prior);
+      simd::store(r, simd::load(r) * posterior);
+    }
+    simd::store(c.prior_scale + i, Lanes(1.0));
+    simd::store(c.posterior_scale + i, Lanes(1.0));
+  }
+}
 
 /// The derivatives of z_j in u_j of a block of rows, computed once where pairs of score blocks read them often.
 struct GateDerivatives {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <utility>
 #include <vector>
 
 #include "moe/gaussian/score_blocks.hpp"
@@ -127,30 +126,6 @@ class ScoreSums {
   const ScoreBlocks& blocks_;
 };
 
-/// Pairs of score blocks: wide with wide, then wide with narrow, then narrow with narrow.
-struct BlockPairs {
-  std::vector<std::pair<Index, Index>> pairs;
-  Index wide = 0, mixed = 0, narrow = 0;
-
-  /// Those p <= q for which keep(block p, block q).
-  template <class Keep>
-  BlockPairs(const ScoreBlocks& blocks, Keep&& keep) {
-    const auto add = [&](Index p, Index begin, Index end) {
-      const std::size_t before = pairs.size();
-      for (Index q = begin; q < end; ++q)
-        if (keep(blocks[p], blocks[q])) pairs.emplace_back(p, q);
-      return static_cast<Index>(pairs.size() - before);
-    };
-    for (Index p = 0; p < blocks.num_wide; ++p) wide += add(p, p, blocks.num_wide);
-    for (Index p = 0; p < blocks.num_wide; ++p) mixed += add(p, blocks.num_wide, blocks.size());
-    for (Index p = blocks.num_wide; p < blocks.size(); ++p) narrow += add(p, p, blocks.size());
-  }
-  explicit BlockPairs(const ScoreBlocks& blocks)
-      : BlockPairs(blocks, [](const ScoreBlock&, const ScoreBlock&) { return true; }) {}
-
-  Index size() const { return static_cast<Index>(pairs.size()); }
-};
-
 /// Sums of weight(P, Q) (features of P) (features of Q)^T over pairs of score blocks: second derivatives and the
 /// covariance of scores. `Weight::at(factors, p, q, i)` is the weight of a register of rows.
 template <class Inner, class Weight>
@@ -269,14 +244,6 @@ class JoinedSums {
  private:
   const First& first_;
   const Second& second_;
-};
-
-/// s_P s_Q.
-struct ScoreProductWeight {
-  template <class Factors>
-  [[gnu::always_inline]] static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
-    return factors(p, i) * factors(q, i);
-  }
 };
 
 }  // namespace moe::inline MOE_ABI::detail
