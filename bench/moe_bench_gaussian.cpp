@@ -61,28 +61,29 @@ double naive(const moe::GaussianParameters& m, const moe::RegressionData& data) 
 }
 
 /// What no pass avoids: the exponentials of the gate and of the densities, in blocks that stay in L1, and a logarithm
-/// of each block's product.
+/// for each block. Threads share the blocks as they do in a pass.
 void transcendentals(Index rows, Index experts) {
   const Index count = 2 * experts * moe::detail::kBlockRows;
-  moe::parallel_ranges(
-      (rows + moe::detail::kBlockRows - 1) / moe::detail::kBlockRows, /*grain=*/16, [&](Index begin, Index end, Index) {
-        moe::AlignedBuffer<double> from(count), to(count);
-        for (Index i = 0; i < count; ++i) from.data()[i] = -0.01 * static_cast<double>(i % 700);
-        double sum = 0;
-        for (Index b = begin; b < end; ++b) {
-          bench::keep(from.data()[0]);
-          for (Index i = 0; i < count; i += moe::detail::kDoubles)
-            moe::simd::store(to.data() + i, moe::simd::exp_nonpositive(moe::simd::load(from.data() + i)));
-          sum += std::log(to.data()[b % count]);
-        }
-        bench::keep(sum);
-      });
+  const Index num_blocks = (rows + moe::detail::kBlockRows - 1) / moe::detail::kBlockRows;
+  const moe::detail::Chunks chunks(num_blocks);
+  moe::parallel_ranges(num_blocks, chunks.blocks_each, [&](Index begin, Index end, Index) {
+    moe::AlignedBuffer<double> memory(2 * count);
+    double *from = memory.data(), *to = from + count, sum = 0;
+    for (Index i = 0; i < count; ++i) from[i] = -0.01 * static_cast<double>(i % 700);
+    for (Index b = begin; b < end; ++b) {
+      bench::keep(*from);
+      for (Index i = 0; i < count; i += moe::detail::kDoubles)
+        moe::simd::store(to + i, moe::simd::exp_nonpositive(moe::simd::load(from + i)));
+      sum += std::log(to[b % count]);
+    }
+    bench::keep(sum);
+  });
 }
 
 /// A model, rows drawn from it, and the passes over them.
 class Passes {
  public:
-  Passes(const Size& size)
+  explicit Passes(const Size& size)
       : size_(size),
         model_(model_of(size.experts, size.input_dim)),
         data_(rows_of(model_, size.rows)),
