@@ -1,25 +1,24 @@
 // SPDX-License-Identifier: MIT
-// Speed of Gaussian mixtures of experts: one pass of the log-likelihood, of the score, of an EM iteration and of the
-// information, beside what the machine allows, as medians of interleaved repetitions. Prints, per size,
-//   ms of each pass; ns of the score per row and expert; EM iteration / score;
-//   % limit: max(exponentials, bandwidth) / time of the score: the 2 n k exponentials alone, at the speed measured
-//   beside
-//            them, or the bytes of the rows at the read bandwidth, whichever takes longer
-//   % work:  (exponentials + multiply-adds) / time: with the 2 k (d + 1) fused multiply-adds of the linear forms and
-//   the
-//            (2 k - 1) (d + 1) of the sums at the peak
-//   naive:   a plain loop with std::exp / our log-likelihood, checked to agree
-// Usage: moe_bench_gaussian [largest n = 1000000]
-#include <algorithm>
-#include <chrono>
+// Speed of Gaussian mixtures of experts: one pass of the log-likelihood, of the score with it, of an EM iteration and
+// of the information, beside what the machine allows in the same minute, as medians of interleaved repetitions. Prints,
+// per size and number of threads,
+//   ms of each pass, and ns per row and expert;
+//   EM / score;
+//   limit:  max(exponentials, bandwidth) / score in %: the 2 n k exponentials and n / 128 logarithms of a pass alone,
+//   or
+//           the rows at the read bandwidth, whichever takes longer;
+//   work:   (exponentials + multiply-adds) / score in %, with the 2 k (d + 1) of the linear forms and the
+//           (2 k - 1) (d + 1) of the sums at the peak in double;
+//   naive:  a plain loop with std::exp on one thread / our log-likelihood; the values are checked to agree.
+// Usage: moe_bench_gaussian [--large | --tiny]: also 1e7 rows; only few rows, to see that it runs
 #include <cmath>
 #include <cstdio>
-#include <cstdlib>
-#include <functional>
+#include <cstring>
 #include <numbers>
 #include <vector>
 
-#include "limits.hpp"
+#include "clock.hpp"
+#include "measure.hpp"
 #include "moe/gaussian/em.hpp"
 #include "moe/gaussian/likelihood.hpp"
 #include "moe/gaussian/sample.hpp"
@@ -28,29 +27,9 @@ namespace {
 
 using moe::Index;
 
-double seconds_of(const std::function<void()>& work) {
-  const auto start = std::chrono::steady_clock::now();
-  work();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// Medians of so many rounds in which every contestant runs once (often enough to take a millisecond).
-std::vector<double> medians(const std::vector<std::function<void()>>& contestants, int rounds) {
-  std::vector<std::vector<double>> times(contestants.size());
-  for (int round = -1; round < rounds; ++round)
-    for (std::size_t c = 0; c < contestants.size(); ++c) {
-      int calls = 0;
-      double total = 0;
-      while (total < 1e-3) total += seconds_of(contestants[c]), ++calls;
-      if (round >= 0) times[c].push_back(total / calls);  // the first round warms up
-    }
-  std::vector<double> result;
-  for (std::vector<double>& t : times) {
-    std::nth_element(t.begin(), t.begin() + rounds / 2, t.end());
-    result.push_back(t[static_cast<std::size_t>(rounds / 2)]);
-  }
-  return result;
-}
+struct Size {
+  Index rows, experts, input_dim;
+};
 
 moe::GaussianMoe<moe::SoftmaxGate> model_of(Index k, Index d) {
   auto m = moe::GaussianMoe<moe::SoftmaxGate>::zero(k, d);
@@ -81,70 +60,143 @@ double naive(const moe::GaussianParameters& m, const moe::RegressionData& data) 
   return sum;
 }
 
-/// The exponentials of a pass, alone: the same function over a block that stays in the cache.
-void exponentials(Index count) {
-  const Index blocks = std::max<Index>(1, count / 1024);
-  moe::parallel_ranges(blocks, std::max<Index>(1, blocks / 64), [&](Index begin, Index end, Index) {
-    alignas(64) double x[1024];
-    std::fill_n(x, 1024, -1.5);
-    for (Index b = begin; b < end; ++b)
-      for (Index i = 0; i < 1024; i += moe::detail::kDoubles)
-        moe::simd::store(x + i, moe::simd::negate(moe::simd::exp_nonpositive(moe::simd::load(x + i))));
-    volatile double sink = x[5];
-    static_cast<void>(sink);
+/// What no pass avoids: the exponentials of the gate and of the densities, in blocks that stay in L1, and a logarithm
+/// for each block. Threads share the blocks as they do in a pass.
+void transcendentals(Index rows, Index experts) {
+  const Index count = 2 * experts * moe::detail::kBlockRows;
+  const Index num_blocks = (rows + moe::detail::kBlockRows - 1) / moe::detail::kBlockRows;
+  const moe::detail::Chunks chunks(num_blocks);
+  moe::parallel_ranges(num_blocks, chunks.blocks_each, [&](Index begin, Index end, Index) {
+    moe::AlignedBuffer<double> memory(2 * count);
+    double *from = memory.data(), *to = from + count, sum = 0;
+    for (Index i = 0; i < count; ++i) from[i] = -0.01 * static_cast<double>(i % 700);
+    for (Index b = begin; b < end; ++b) {
+      bench::keep(*from);
+      for (Index i = 0; i < count; i += moe::detail::kDoubles)
+        moe::simd::store(to + i, moe::simd::exp_nonpositive(moe::simd::load(from + i)));
+      sum += std::log(to[b % count]);
+    }
+    bench::keep(sum);
   });
 }
 
-int run(Index n, Index k, Index d) {
-  const auto model = model_of(k, d);
-  moe::RegressionData data{moe::Matrix<double>(n, d), {}};
-  const moe::RandomField random(moe::Purpose::User, 2);
-  for (Index i = 0; i < n; ++i)
-    for (Index c = 0; c < d; ++c) data.x(i, c) = 2 * random.uniform(i, c) - 1;
-  data.y = moe::sample(model, data.x, 3);
-  const moe::detail::RowBlocks rows(data, moe::detail::Standardisation::none(d));
-  const moe::detail::ObjectiveOf<moe::Identity> objective(rows, moe::layout(model), model.form());
-  if (n <= 100'000 && !(std::abs(naive(model, data) - objective.value(model)) < 1e-9 * static_cast<double>(n))) {
-    std::printf("n = %td: the naive loop disagrees\n", n);
-    return 1;
+/// A model, rows drawn from it, and the passes over them.
+class Passes {
+ public:
+  explicit Passes(const Size& size)
+      : size_(size),
+        model_(model_of(size.experts, size.input_dim)),
+        data_(rows_of(model_, size.rows)),
+        rows_(data_, moe::detail::Standardisation::none(size.input_dim)),
+        objective_(rows_, moe::layout(model_), model_.form()),
+        em_(objective_, {}, moe::GateStep::Newton),
+        state_(em_.start(model_)) {}
+
+  double bytes() const { return static_cast<double>(size_.rows * (size_.input_dim + 2)) * sizeof(double); }
+  double multiply_adds() const {
+    return static_cast<double>(size_.rows * (4 * size_.experts - 1) * (size_.input_dim + 1));
   }
-  moe::detail::Em em(objective, {}, moe::GateStep::Newton);
-  moe::detail::EmState state = em.start(model);
-  Eigen::VectorXd score;
-  Eigen::MatrixXd information;
-  volatile double sink = 0;
-  const std::vector<double> t =
-      medians({[&] { sink = objective.value(model); }, [&] { sink = objective.score(model, score); },
-               [&] {
-                 moe::detail::EmState next = state;
-                 em.iterate(next);
-               },
-               [&] { sink = objective.information(model, score, information); }, [&] { exponentials(2 * n * k); },
-               [&] {
-                 if (n <= 100'000) sink = naive(model, data);
-               }},
-              n > 200'000 ? 5 : 15);
-  const int threads = static_cast<int>(moe::num_workers());
-  const double rows_bytes = static_cast<double>(n * (d + 2) * 8);
-  const bench::Limits limits = bench::LimitMeter(static_cast<Index>(rows_bytes), threads).measure();
-  const double bytes = rows_bytes / limits.bytes;
-  // The peak is of float operations: half as many lanes for double, two operations each.
-  const double fma = static_cast<double>(n * (2 * k + 2 * k - 1) * (d + 1)) * 2 / (limits.flop / 2);
-  const double limit = std::max(t[4], bytes), work = std::max(t[4] + fma, bytes);
-  std::printf("%9td %2td %2td %2d %9.3f %9.3f %9.3f %9.3f   %6.2f %6.2f   %5.0f %5.0f   %6.1f\n", n, k, d, threads,
-              1e3 * t[0], 1e3 * t[1], 1e3 * t[2], 1e3 * t[3], 1e9 * t[1] / static_cast<double>(n * k), t[2] / t[1],
-              100 * limit / t[1], 100 * work / t[1], t[5] / t[0]);
+
+  /// Do the values agree, and does EM move? A sum of n terms in two orders differs by less than n eps sum |terms|, of
+  /// which 1e-9 n leaves orders of magnitude.
+  bool is_right() {
+    moe::detail::EmState next = state_;
+    const double tolerance = 1e-9 * static_cast<double>(size_.rows);
+    return std::abs(naive(model_, data_) - objective_.value(model_)) < tolerance && em_.iterate(next);
+  }
+
+  enum { kScore, kValue, kEm, kInformation, kLimit, kNaive };
+  /// In the order above.
+  std::vector<bench::Contestant> contestants() {
+    return {{"score", {}, [this](Index) { bench::keep(objective_.score(model_, score_)); }},
+            {"value", {}, [this](Index) { bench::keep(objective_.value(model_)); }},
+            {"EM iteration",
+             {},
+             [this](Index) {
+               moe::detail::EmState next = state_;
+               bench::keep(em_.iterate(next));
+             }},
+            {"information", {}, [this](Index) { bench::keep(objective_.information(model_, score_, information_)); }},
+            {"transcendentals", {}, [this](Index) { transcendentals(size_.rows, size_.experts); }},
+            {"naive", {}, [this](Index) { bench::keep(naive(model_, data_)); }}};
+  }
+
+ private:
+  static moe::RegressionData rows_of(const moe::GaussianMoe<moe::SoftmaxGate>& model, Index n) {
+    moe::RegressionData data{moe::Matrix<double>(n, model.input_dim()), {}};
+    const moe::RandomField random(moe::Purpose::User, 2);
+    for (Index i = 0; i < n; ++i)
+      for (Index c = 0; c < data.input_dim(); ++c) data.x(i, c) = 2 * random.uniform(i, c) - 1;
+    data.y = moe::sample(model, data.x, 3);
+    return data;
+  }
+
+  Size size_;
+  moe::GaussianMoe<moe::SoftmaxGate> model_;
+  moe::RegressionData data_;
+  moe::detail::RowBlocks rows_;
+  moe::detail::ObjectiveOf<moe::Identity> objective_;
+  moe::detail::Em em_;
+  moe::detail::EmState state_;
+  Eigen::VectorXd score_ = {};
+  Eigen::MatrixXd information_ = {};
+};
+
+/// Measures and prints a row of the table.
+void measure(Passes& passes, const Size& size, int threads, double budget) {
+  bench::set_threads(threads);
+  const bench::LimitMeter meter(static_cast<Index>(passes.bytes()), threads);
+  // The peak is one of float operations: half as many lanes for double, two operations each.
+  const bench::Work work{.flop = 4 * passes.multiply_adds(), .bytes = passes.bytes()};
+  std::vector<bench::Contestant> contestants = passes.contestants();
+  const bench::Measurement m =
+      bench::interleave(contestants, {work}, meter, {.seconds = budget, .least = 5, .most = 31});
+  const auto seconds = [&](int pass) { return m.timings[static_cast<std::size_t>(pass)].seconds; };
+  const double score = seconds(Passes::kScore), bytes = work.bytes / m.limits.bytes,
+               exponentials = seconds(Passes::kLimit);
+  std::printf("%9td %2td %2td %2d ", size.rows, size.experts, size.input_dim, threads);
+  for (const int pass : {Passes::kValue, Passes::kScore, Passes::kEm, Passes::kInformation})
+    std::printf(" %9.4f %6.2f", 1e3 * seconds(pass),
+                1e9 * seconds(pass) / static_cast<double>(size.rows * size.experts));
+  std::printf("   %5.2f   %5.0f %5.0f  %6.1f\n", m.timings[Passes::kEm].ratio,
+              100 * std::max(exponentials, bytes) / score, 100 * (exponentials + work.flop / m.limits.flop) / score,
+              seconds(Passes::kNaive) / seconds(Passes::kValue));
+  std::fflush(stdout);
+}
+
+int run(const std::vector<Index>& rows, double budget) {
+  std::printf("%s, %s; per pass ms and ns per row and expert\n", bench::processor_name().c_str(),
+              bench::instruction_set().c_str());
+  std::printf(
+      "        n  k  d  t      value             score                EM       information      EM/score "
+      " %%limit %%work   naive\n");
+  for (const auto& [k, d] : {std::pair<Index, Index>{3, 5}, {2, 1}, {8, 10}})
+    for (const Index n : rows) {
+      const Size size{n, k, d};
+      Passes passes(size);
+      if (!passes.is_right()) {
+        std::fprintf(stderr, "n = %td, k = %td, d = %td: the plain loop disagrees, or EM stands still\n", n, k, d);
+        return 1;
+      }
+      measure(passes, size, 1, budget);
+      if (bench::all_threads() > 1) measure(passes, size, bench::all_threads(), budget);
+    }
   return 0;
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  const long largest = argc > 1 ? std::atol(argv[1]) : 1'000'000;
-  std::printf(
-      "        n  k  d  t   value ms  score ms     EM ms   info ms   ns/n/k EM/score  %%limit %%work   naive\n");
-  int failed = 0;
-  for (const auto& [k, d] : {std::pair<Index, Index>{2, 1}, {3, 5}, {8, 10}})
-    for (Index n = 1000; n <= largest; n *= 10) failed += run(n, k, d);
-  return failed == 0 ? 0 : 1;
+int main(int argc, char** argv) try {
+  if (argc == 2 && std::strcmp(argv[1], "--tiny") == 0) return run({300}, 0);
+  std::vector<Index> rows{1'000, 10'000, 100'000, 1'000'000};
+  if (argc == 2 && std::strcmp(argv[1], "--large") == 0) {
+    rows.push_back(10'000'000);
+  } else if (argc > 1) {
+    std::fprintf(stderr, "Usage: moe_bench_gaussian [--large | --tiny]\n");
+    return 2;
+  }
+  return run(rows, /*budget=*/1);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "moe_bench_gaussian: %s\n", error.what());
+  return 1;
 }

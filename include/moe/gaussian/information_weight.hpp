@@ -14,7 +14,7 @@ struct InformationWeight {
   using Kind = ScoreBlock::Kind;
 
   template <class Factors>
-  static Lanes at(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+  [[gnu::always_inline]] static Lanes at(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
     const auto r = [&](Index j) { return f.posterior(j, i); };
     const auto pi = [&](Index j) { return f.prior(j, i); };
     Lanes sum = curvature(f, p, q, i) - covariance(f, r, p, q, i);
@@ -24,7 +24,8 @@ struct InformationWeight {
 
   /// Covariance of dt under weights w_j.
   template <class Factors, class Weights>
-  static Lanes covariance(const Factors& f, const Weights& w, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+  [[gnu::always_inline]] static Lanes covariance(const Factors& f, const Weights& w, const ScoreBlock& p,
+                                                 const ScoreBlock& q, Index i) {
     const bool tau_p = p.kind == Kind::Temperature, tau_q = q.kind == Kind::Temperature;
     if (tau_p || tau_q) {
       Lanes mean(0.0), square(0.0);
@@ -45,7 +46,7 @@ struct InformationWeight {
  private:
   /// - sum_j (r_j - pi_j) d^2 z_j - sum_j r_j d^2 log f_j.
   template <class Factors>
-  static Lanes curvature(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+  [[gnu::always_inline]] static Lanes curvature(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
     if (p.kind == Kind::Temperature && q.kind == Kind::Temperature) {  // d^2 z = z
       Lanes sum(0.0);
       for (Index j = 0; j < f.num_experts(); ++j)
@@ -75,10 +76,18 @@ struct CompleteWeight {
     return p.kind == ScoreBlock::Kind::Mean && q.kind == ScoreBlock::Kind::Mean && p.expert == q.expert;
   }
   template <class Factors>
-  static Lanes at(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+  [[gnu::always_inline]] static Lanes at(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
     if (p.kind == ScoreBlock::Kind::Mean) return f.posterior(p.expert, i) * f.precision(p.expert);
     return InformationWeight::covariance(
         f, [&](Index j) { return f.prior(j, i); }, p, q, i);
+  }
+};
+
+/// s_P s_Q.
+struct ScoreProductWeight {
+  template <class Factors>
+  [[gnu::always_inline]] static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+    return factors(p, i) * factors(q, i);
   }
 };
 

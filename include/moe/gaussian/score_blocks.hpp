@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "moe/gaussian/parameters.hpp"
@@ -61,32 +63,92 @@ struct ScoreBlocks {
   const ScoreBlock& operator[](Index i) const { return blocks[static_cast<std::size_t>(i)]; }
 };
 
+/// Pairs of score blocks: wide with wide, then wide with narrow, then narrow with narrow.
+struct BlockPairs {
+  std::vector<std::pair<Index, Index>> pairs;
+  Index wide = 0, mixed = 0, narrow = 0;
+
+  /// Those p <= q for which keep(block p, block q).
+  template <class Keep>
+  BlockPairs(const ScoreBlocks& blocks, Keep&& keep) {
+    const auto add = [&](Index p, Index begin, Index end) {
+      const std::size_t before = pairs.size();
+      for (Index q = begin; q < end; ++q)
+        if (keep(blocks[p], blocks[q])) pairs.emplace_back(p, q);
+      return static_cast<Index>(pairs.size() - before);
+    };
+    for (Index p = 0; p < blocks.num_wide; ++p) wide += add(p, p, blocks.num_wide);
+    for (Index p = 0; p < blocks.num_wide; ++p) mixed += add(p, blocks.num_wide, blocks.size());
+    for (Index p = blocks.num_wide; p < blocks.size(); ++p) narrow += add(p, p, blocks.size());
+  }
+  explicit BlockPairs(const ScoreBlocks& blocks)
+      : BlockPairs(blocks, [](const ScoreBlock&, const ScoreBlock&) { return true; }) {}
+
+  Index size() const { return static_cast<Index>(pairs.size()); }
+};
+
+/// Multiplies the weights by their scales, which are 1 from then on.
+inline void normalise_weights(const PosteriorColumns& columns, Index num_experts) {
+  const PosteriorColumns c = columns;
+  for (Index i = 0; i < kBlockRows; i += kDoubles) {
+    const Lanes prior = simd::load(c.prior_scale + i), posterior = simd::load(c.posterior_scale + i);
+    for (Index j = 0; j < num_experts; ++j) {
+      double *pi = c.prior + j * kBlockRows + i, *r = c.posterior + j * kBlockRows + i;
+      simd::store(pi, simd::load(pi) * prior);
+      simd::store(r, simd::load(r) * posterior);
+    }
+    simd::store(c.prior_scale + i, Lanes(1.0));
+    simd::store(c.posterior_scale + i, Lanes(1.0));
+  }
+}
+
+/// The derivatives of z_j in u_j of a block of rows, computed once where pairs of score blocks read them often.
+struct GateDerivatives {
+  const double *first = nullptr, *second = nullptr;  // [k][kBlockRows]
+};
+
 /// The factors of a block of rows. `own` is d t_j / d theta of the owner j without its features, where t_j = z_j + log
 /// density; the score multiplies it by r_j, or by r_j - pi_j for the gate.
-template <class Inner>
+/// kPrepared: the weights are normalised (normalise_weights), and the derivatives of a gate with an activation made.
+template <class Inner, bool kPrepared = false>
 class ScoreFactors {
  public:
-  ScoreFactors(const MixtureCoefficients& model, const PosteriorColumns& columns)
-      : c_(columns), k_(model.num_experts), weight_(model.weight.data()), inverse_(model.inverse_temperature) {}
+  ScoreFactors(const MixtureCoefficients& model, const PosteriorColumns& columns, const GateDerivatives& gate = {})
+      : c_(columns),
+        gate_(gate),
+        k_(model.num_experts),
+        weight_(model.weight.data()),
+        inverse_(model.inverse_temperature) {}
 
-  Lanes prior(Index j, Index i) const { return load_column(c_.prior, j, i) * simd::load(c_.prior_scale + i); }
+  Lanes prior(Index j, Index i) const {
+    const Lanes weight = load_column(c_.prior, j, i);
+    return kPrepared ? weight : weight * simd::load(c_.prior_scale + i);
+  }
   Lanes posterior(Index j, Index i) const {
-    return load_column(c_.posterior, j, i) * simd::load(c_.posterior_scale + i);
+    const Lanes weight = load_column(c_.posterior, j, i);
+    return kPrepared ? weight : weight * simd::load(c_.posterior_scale + i);
   }
   Lanes score(Index j, Index i) const { return load_column(c_.score, j, i); }
   Lanes inner(Index j, Index i) const { return load_column(c_.inner, j, i); }
   Lanes residual(Index j, Index i) const { return load_column(c_.residual, j, i); }
   Lanes precision(Index j) const { return Lanes(-2 * weight_[j]); }
   Lanes inverse_temperature() const { return Lanes(inverse_); }
-  /// Second derivative of z_j in u_j.
-  Lanes bend(Index j, Index i) const { return Inner::second_derivative(inner(j, i)) * inverse_temperature(); }
+  /// First and second derivative of z_j in u_j.
+  Lanes slope(Index j, Index i) const {
+    if constexpr (kStored) return load_column(gate_.first, j, i);
+    return Inner::derivative(inner(j, i)) * inverse_temperature();
+  }
+  Lanes bend(Index j, Index i) const {
+    if constexpr (kStored) return load_column(gate_.second, j, i);
+    return Inner::second_derivative(inner(j, i)) * inverse_temperature();
+  }
   Index num_experts() const { return k_; }
 
-  Lanes own(const ScoreBlock& block, Index i) const {
+  [[gnu::always_inline]] Lanes own(const ScoreBlock& block, Index i) const {
     const Index j = block.expert;
     switch (block.kind) {
       case ScoreBlock::Kind::Gate:
-        return Inner::derivative(inner(j, i)) * inverse_temperature();
+        return slope(j, i);
       case ScoreBlock::Kind::GateBias:
         return inverse_temperature();
       case ScoreBlock::Kind::Temperature:
@@ -101,7 +163,7 @@ class ScoreFactors {
   }
 
   /// d l_i / d theta without its features.
-  Lanes operator()(const ScoreBlock& block, Index i) const {
+  [[gnu::always_inline]] Lanes operator()(const ScoreBlock& block, Index i) const {
     const Index j = block.expert;
     if (block.kind == ScoreBlock::Kind::Temperature) {
       Lanes sum(0.0);
@@ -113,7 +175,10 @@ class ScoreFactors {
   }
 
  private:
+  static constexpr bool kStored = kPrepared && !std::is_same_v<Inner, Identity>;
+
   PosteriorColumns c_;
+  GateDerivatives gate_;
   Index k_;
   const double* weight_;
   double inverse_;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <utility>
 #include <vector>
 
 #include "moe/gaussian/score_blocks.hpp"
@@ -127,38 +126,15 @@ class ScoreSums {
   const ScoreBlocks& blocks_;
 };
 
-/// Pairs of score blocks: wide with wide, then wide with narrow, then narrow with narrow.
-struct BlockPairs {
-  std::vector<std::pair<Index, Index>> pairs;
-  Index wide = 0, mixed = 0, narrow = 0;
-
-  /// Those p <= q for which keep(block p, block q).
-  template <class Keep>
-  BlockPairs(const ScoreBlocks& blocks, Keep&& keep) {
-    const auto add = [&](Index p, Index begin, Index end) {
-      const std::size_t before = pairs.size();
-      for (Index q = begin; q < end; ++q)
-        if (keep(blocks[p], blocks[q])) pairs.emplace_back(p, q);
-      return static_cast<Index>(pairs.size() - before);
-    };
-    for (Index p = 0; p < blocks.num_wide; ++p) wide += add(p, p, blocks.num_wide);
-    for (Index p = 0; p < blocks.num_wide; ++p) mixed += add(p, blocks.num_wide, blocks.size());
-    for (Index p = blocks.num_wide; p < blocks.size(); ++p) narrow += add(p, p, blocks.size());
-  }
-  explicit BlockPairs(const ScoreBlocks& blocks)
-      : BlockPairs(blocks, [](const ScoreBlock&, const ScoreBlock&) { return true; }) {}
-
-  Index size() const { return static_cast<Index>(pairs.size()); }
-};
-
 /// Sums of weight(P, Q) (features of P) (features of Q)^T over pairs of score blocks: second derivatives and the
 /// covariance of scores. `Weight::at(factors, p, q, i)` is the weight of a register of rows.
 template <class Inner, class Weight>
 class PairSums {
  public:
   struct Scratch {
-    explicit Scratch(const PairSums& sums) : weights(sums.pairs_.size() * kBlockRows) {}
-    AlignedBuffer<double> weights;
+    explicit Scratch(const PairSums& sums)
+        : weights(sums.pairs_.size() * kBlockRows), derivatives(2 * sums.m_.num_experts * kBlockRows) {}
+    AlignedBuffer<double> weights, derivatives;
     PairProducts products;
   };
 
@@ -170,11 +146,11 @@ class PairSums {
   }
 
   void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
-    const ScoreFactors<Inner> factors(m_, columns);
+    normalise_weights(columns, m_.num_experts);
+    const Factors factors(m_, columns, gate_derivatives(scratch, columns));
     double* to = scratch.weights.data();
     for (const auto& [p, q] : pairs_.pairs) {
-      for (Index i = 0; i < kBlockRows; i += kDoubles)
-        simd::store(to + i, Weight::at(factors, blocks_[p], blocks_[q], i));
+      fill(factors, blocks_[p], blocks_[q], to);
       to += kBlockRows;
     }
     const Index num_features = m_.num_features;
@@ -198,6 +174,32 @@ class PairSums {
   }
 
  private:
+  using Factors = ScoreFactors<Inner, true>;
+
+  /// A loop for each pair of kinds: choices within one would be made for every register.
+  static void fill(const Factors& all, const ScoreBlock& p, const ScoreBlock& q, double* to) {
+    with_kind(p.kind, [&](auto kind_p) {
+      with_kind(q.kind, [&](auto kind_q) {
+        const Factors factors = all;
+        ScoreBlock first = p, second = q;
+        first.kind = kind_p, second.kind = kind_q;
+        for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, Weight::at(factors, first, second, i));
+      });
+    });
+  }
+
+  GateDerivatives gate_derivatives(Scratch& scratch, const PosteriorColumns& columns) const {
+    if constexpr (std::is_same_v<Inner, Identity>) return {};
+    const ScoreFactors<Inner> factors(m_, columns);
+    const Index size = m_.num_experts * kBlockRows;
+    double *first = scratch.derivatives.data(), *second = first + size;
+    for (Index i = 0; i < size; i += kDoubles) {
+      simd::store(first + i, factors.slope(0, i));
+      simd::store(second + i, factors.bend(0, i));
+    }
+    return {first, second};
+  }
+
   Index coordinate(const ScoreBlock& block, Index feature) const {
     return feature + 1 < m_.num_features ? (block.is_wide() ? block.slope_at + feature : -1) : block.constant_at;
   }
@@ -242,14 +244,6 @@ class JoinedSums {
  private:
   const First& first_;
   const Second& second_;
-};
-
-/// s_P s_Q.
-struct ScoreProductWeight {
-  template <class Factors>
-  static Lanes at(const Factors& factors, const ScoreBlock& p, const ScoreBlock& q, Index i) {
-    return factors(p, i) * factors(q, i);
-  }
 };
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -69,6 +69,7 @@ double sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums
     double log_likelihood = 0;
     const Index end = std::min(rows.num_blocks(), (chunk + 1) * chunks.blocks_each);
     for (Index b = chunk * chunks.blocks_each; b < end; ++b) {
+      rows.prefetch(b + 1);
       posterior(rows.features(b), rows.output(b));
       clear_padding(worker->columns, rows.rows(b));
       log_likelihood += block_log_density(worker->columns, model.num_experts);
