@@ -46,10 +46,7 @@ class ScoreSums {
                       .mean = out + mean * n * kDoubles,
                       .variance = out + (wide * n + narrow - k + j) * kDoubles,
                       .keep_factors = n > first};
-        if (j < wide - k)
-          add_expert<count, true>(factors, at);
-        else
-          add_expert<count, false>(factors, at);
+        j < wide - k ? add_expert<count, true>(factors, at) : add_expert<count, false>(factors, at);
       });
     if (n > first) add_products(to, wide, features + first * kBlockRows, n - first, n, out + first * kDoubles);
     for (Index b = wide; b + k < blocks_.size(); ++b) fill(factors, blocks_[b], to + b * kBlockRows);
@@ -74,8 +71,7 @@ class ScoreSums {
   struct ExpertSums {
     Index expert;
     const double* features;
-    double *gate_factor, *mean_factor;
-    double *gate, *mean, *variance;
+    double *gate_factor, *mean_factor, *gate, *mean, *variance;
     bool keep_factors;
   };
 
