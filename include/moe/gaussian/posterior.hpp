@@ -231,9 +231,10 @@ class Posterior {
         sum_z = sum_z + load_column(c.prior, j, i);
         sum_t = sum_t + load_column(c.posterior, j, i);
       }
-      const Lanes inverse_z = Lanes(1.0) / sum_z;
+      const Lanes inverse = Lanes(1.0) / (sum_z * sum_t);  // one division for two; the sums lie in [1, k]
+      const Lanes inverse_z = sum_t * inverse;
       simd::store(c.prior_scale + i, inverse_z);
-      simd::store(c.posterior_scale + i, Lanes(1.0) / sum_t);
+      simd::store(c.posterior_scale + i, sum_z * inverse);
       simd::store(c.ratio + i, sum_t * inverse_z);
     }
   }

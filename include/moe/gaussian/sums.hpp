@@ -44,11 +44,9 @@ class ScoreSums {
                       .mean_factor = to + mean * kBlockRows,
                       .gate = out + j * n * kDoubles,
                       .mean = out + mean * n * kDoubles,
-                      .variance = out + (wide * n + narrow - k + j) * kDoubles};
-        if (j < wide - k)
-          add_expert<count, true>(factors, at);
-        else
-          add_expert<count, false>(factors, at);
+                      .variance = out + (wide * n + narrow - k + j) * kDoubles,
+                      .keep_factors = n > first};
+        j < wide - k ? add_expert<count, true>(factors, at) : add_expert<count, false>(factors, at);
       });
     if (n > first) add_products(to, wide, features + first * kBlockRows, n - first, n, out + first * kDoubles);
     for (Index b = wide; b + k < blocks_.size(); ++b) fill(factors, blocks_[b], to + b * kBlockRows);
@@ -73,27 +71,31 @@ class ScoreSums {
   struct ExpertSums {
     Index expert;
     const double* features;
-    double *gate_factor, *mean_factor;
-    double *gate, *mean, *variance;
+    double *gate_factor, *mean_factor, *gate, *mean, *variance;
+    bool keep_factors;
   };
 
+  /// Constant factors are multiplied in at the end; the stores are for features beyond the first.
   template <int F, bool kGate>
   static void add_expert(const ScoreFactors<Inner>& all, const ExpertSums& to) {
     const ScoreFactors<Inner> factors = all;
     const Index j = to.expert;
     const double* features = to.features;
     double *gate_factor = to.gate_factor, *mean_factor = to.mean_factor;
+    const Lanes precision = factors.precision(j), inverse = factors.inverse_temperature();
+    const bool keep = to.keep_factors;
     Lanes gate[F], mean[F], rows(0.0), squares(0.0);
     simd::unroll<F>([&](auto f) { gate[f] = mean[f] = Lanes(0.0); });
     for (Index i = 0; i < kBlockRows; i += kDoubles) {
       const Lanes r = factors.posterior(j, i), e = factors.residual(j, i), re = r * e;
       rows = rows + r;
       squares = simd::fma(re, e, squares);
-      simd::store(mean_factor + i, re * factors.precision(j));
       Lanes g(0.0);
-      if constexpr (kGate) {
-        g = (r - factors.prior(j, i)) * factors.own({ScoreBlock::Kind::Gate, j}, i);
-        simd::store(gate_factor + i, g);
+      if constexpr (kGate) g = r - factors.prior(j, i);
+      if constexpr (kGate && !std::is_same_v<Inner, Identity>) g = g * Inner::derivative(factors.inner(j, i));
+      if (keep) {
+        simd::store(mean_factor + i, re * precision);
+        if constexpr (kGate) simd::store(gate_factor + i, g * inverse);
       }
       simd::unroll<F>([&](auto f) {
         const Lanes x = simd::load(features + f * kBlockRows + i);
@@ -101,12 +103,11 @@ class ScoreSums {
         mean[f] = simd::fma(re, x, mean[f]);
       });
     }
-    const Lanes precision = factors.precision(j);
+    double *gate_out = to.gate, *mean_out = to.mean;
     simd::unroll<F>([&](auto f) {
-      double* p = to.mean + f * kDoubles;
+      double *q = gate_out + f * kDoubles, *p = mean_out + f * kDoubles;
+      if constexpr (kGate) simd::store(q, simd::fma(gate[f], inverse, simd::load(q)));
       simd::store(p, simd::fma(mean[f], precision, simd::load(p)));
-      double* q = to.gate + f * kDoubles;
-      if constexpr (kGate) simd::store(q, gate[f] + simd::load(q));
     });
     const Lanes twice = simd::fma(squares, precision, simd::negate(rows));
     simd::store(to.variance, simd::fma(twice, Lanes(0.5), simd::load(to.variance)));
