@@ -60,8 +60,8 @@ int run(const Arguments& arguments) {
   if (!arguments.plot.empty())
     for (const std::string& claim : claims) rates::draw(claim, all, arguments.plot + "_" + claim + ".svg");
   if (!arguments.json.empty()) {
-    nlohmann::json out;
-    for (const rates::Finished& finished : all) out.push_back(to_json(finished));
+    nlohmann::json out = nlohmann::json::array();
+    for (const rates::Finished& finished : all) out.push_back(to_json(finished, scale));
     std::ofstream file(arguments.json);
     if (!(file << out.dump(1) << '\n')) {
       std::fprintf(stderr, "cannot write %s\n", arguments.json.c_str());

@@ -2,6 +2,8 @@
 // Tables, pictures and files of convergence_rates.cpp.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -48,6 +50,12 @@ inline const moe::RateSlope& slope_of(const moe::RateMetric& metric, moe::RateSt
   return statistic == moe::RateStatistic::Mean ? metric.slope_of_mean : metric.slope_of_median;
 }
 
+inline bool is_met(const Check& check, const moe::RateExperiment& result, const Scale& scale) {
+  const auto [low, high] = band(check, scale);
+  const double slope = slope_of(result(check.metric), check.statistic).slope;
+  return slope >= low && slope <= high;  // not where there is no slope
+}
+
 /// Prints the rows of an experiment; returns how many checks are missed.
 inline int print(const Finished& finished, const Scale& scale) {
   const Experiment& e = finished.experiment;
@@ -56,8 +64,7 @@ inline int print(const Finished& finished, const Scale& scale) {
   for (const Check& check : e.checks) {
     const moe::RateMetric& metric = finished.result(check.metric);
     const auto [low, high] = band(check, scale);
-    const double slope = slope_of(metric, check.statistic).slope;
-    const bool ok = slope >= low && slope <= high;
+    const bool ok = is_met(check, finished.result, scale);
     missed += ok ? 0 : 1;
     const bool median = check.statistic == moe::RateStatistic::Median;
     std::printf("  %-16s %6s  mean %6.3f [%6.3f, %6.3f]  median %6.3f  %s in [%5.2f, %5.2f] %s\n", check.metric,
@@ -73,36 +80,45 @@ inline int print(const Finished& finished, const Scale& scale) {
   return missed;
 }
 
-/// One panel per experiment of a claim: means (medians where those are checked) and their fitted lines, log-log.
+/// One panel: data blocks, then means (medians where those are checked) and their fitted lines, log-log.
+inline void draw_panel(std::ostream& script, const Finished& finished) {
+  // dark enough on white, and apart for the colour-blind (Tol's "bright", its yellow darkened)
+  constexpr std::array kColours = {"#4477aa", "#ee6677", "#228833", "#aa8800", "#aa3377", "#333333"};
+  const bool median = std::string(finished.experiment.claim) == "over-specified";
+  std::string curves;
+  std::size_t curve = 0;
+  for (const char* name : finished.experiment.drawn) {
+    const moe::RateMetric& metric = finished.result(name);
+    const auto& slope = median ? metric.slope_of_median : metric.slope_of_mean;
+    script << "$d" << curve << " << END\n";
+    for (std::size_t i = 0; i < finished.result.rows.size(); ++i)
+      script << finished.result.rows[i] << ' ' << (median ? metric.median[i] : metric.mean[i]) << '\n';
+    script << "END\n";
+    char text[240];
+    std::snprintf(
+        text, sizeof text,
+        "%s%.9g*x**%.9g lc rgb '%s' lw 1.6 notitle, $d%zu with points pt 7 ps 0.6 lc rgb '%s' title '%s: %.2f'",
+        curve ? ", " : "", slope.constant, slope.slope, kColours[curve % kColours.size()], curve,
+        kColours[curve % kColours.size()], name, slope.slope);
+    curves += text;
+    ++curve;
+  }
+  script << "set ylabel '" << (median ? "median" : "mean") << " over replications'\nset title \""
+         << finished.experiment.title << "\"\nplot " << curves << '\n';
+}
+
+/// One picture per claim, two panels to a row; the slopes are in the keys, which stand beside the panels.
 inline void draw(const std::string& claim, const std::vector<Finished>& all, const std::string& path) {
   std::vector<const Finished*> panels;
   for (const Finished& finished : all)
     if (claim == finished.experiment.claim) panels.push_back(&finished);
+  const std::size_t columns = std::min<std::size_t>(2, panels.size()), rows = (panels.size() + columns - 1) / columns;
   std::ofstream script(path + ".gnuplot");
-  script << "set terminal svg size " << 460 * panels.size() << ",460 font 'sans,12' background 'white'\n"
+  script << "set terminal svg size " << 620 * columns << ',' << 440 * rows << " font 'sans,12' background 'white'\n"
          << "set output '" << path << "'\nset logscale xy\nset format xy '10^{%T}'\nset grid lc rgb '#eeeeee'\n"
-         << "set key bottom left\nset xlabel 'n'\nset multiplot layout 1," << panels.size() << "\n";
-  for (const Finished* finished : panels) {
-    const bool median = std::string(finished->experiment.claim) == "over-specified";
-    std::string curves;
-    int colour = 1;
-    for (const char* name : finished->experiment.drawn) {
-      const moe::RateMetric& metric = finished->result(name);
-      const auto& slope = median ? metric.slope_of_median : metric.slope_of_mean;
-      script << "$d" << colour << " << END\n";
-      for (std::size_t i = 0; i < finished->result.rows.size(); ++i)
-        script << finished->result.rows[i] << ' ' << (median ? metric.median[i] : metric.mean[i]) << '\n';
-      script << "END\n";
-      char line[160];
-      std::snprintf(line, sizeof line, "%.9g*x**%.9g with lines lc %d notitle, $d%d with points pt 7 ps 0.5 lc %d",
-                    slope.constant, slope.slope, colour, colour, colour);
-      char title[80];
-      std::snprintf(title, sizeof title, " title '%s %.2f'", name, slope.slope);
-      curves += std::string(curves.empty() ? "" : ", ") + line + title;
-      ++colour;
-    }
-    script << "set title \"" << finished->experiment.title << "\"\nplot " << curves << '\n';
-  }
+         << "set key outside right top Left reverse samplen 1 noenhanced\nset xlabel 'n'\nset multiplot layout " << rows
+         << ',' << columns << '\n';
+  for (const Finished* panel : panels) draw_panel(script, *panel);
   script << "unset multiplot\n";
   script.close();
   if (std::system(("gnuplot '" + path + ".gnuplot' 2>/dev/null").c_str()) == 0) {
@@ -113,17 +129,37 @@ inline void draw(const std::string& claim, const std::vector<Finished>& all, con
   }
 }
 
-inline nlohmann::json to_json(const Finished& finished) {
+/// Not-a-number, where something was not measured, becomes null.
+inline nlohmann::json to_json(const Finished& finished, const Scale& scale) {
+  const moe::RateExperiment& result = finished.result;
   nlohmann::json out{{"name", finished.experiment.name},
                      {"title", finished.experiment.title},
-                     {"n", finished.result.rows},
-                     {"replications", finished.result.replications}};
-  for (const moe::RateMetric& metric : finished.result.metrics)
+                     {"n", result.rows},
+                     {"replications", result.replications},
+                     {"seconds", result.seconds}};
+  const auto slope_json = [](const moe::RateSlope& slope) {
+    return nlohmann::json{{"slope", slope.slope}, {"interval", {slope.low, slope.high}}};
+  };
+  for (const moe::RateMetric& metric : result.metrics)
     out["metrics"][metric.name] = {{"mean", metric.mean},
                                    {"median", metric.median},
-                                   {"slope", metric.slope_of_mean.slope},
-                                   {"interval", {metric.slope_of_mean.low, metric.slope_of_mean.high}},
-                                   {"slope_of_median", metric.slope_of_median.slope}};
+                                   {"sd", metric.deviation},
+                                   {"count", metric.counts},
+                                   {"of_mean", slope_json(metric.slope_of_mean)},
+                                   {"of_median", slope_json(metric.slope_of_median)}};
+  for (const moe::RateFailures& f : result.failures)
+    out["failures"].push_back({{"not_converged", f.not_converged},
+                               {"below_truth", f.below_truth},
+                               {"thrown", f.thrown},
+                               {"first_error", f.first_error}});
+  for (const Check& check : finished.experiment.checks) {
+    const auto [low, high] = band(check, scale);
+    out["checks"].push_back({{"metric", check.metric},
+                             {"statistic", check.statistic == moe::RateStatistic::Mean ? "mean" : "median"},
+                             {"theory", check.theory},
+                             {"band", {low, high}},
+                             {"ok", is_met(check, result, scale)}});
+  }
   return out;
 }
 
