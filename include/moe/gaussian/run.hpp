@@ -151,7 +151,7 @@ class Runner {
     }
     run.flags.singular = method.state().singular;
     state.model = method.state().model;
-    state.criterion = method.state().criterion;
+    state.information.resize(0, 0);  // its sums belong to another point
   }
 
   bool small(const DirectState& s) const {
@@ -183,8 +183,8 @@ class Runner {
   }
 
   void finish(const Em& em, EmState& state, Run& run) const {
+    if (state.information.size() == 0) state = em.start(state.model);
     run.model = state.model;
-    state = em.start(run.model);  // sums at the end, whatever moved last
     run.criterion = state.criterion;
     run.score_norm = score_norm(state);
     run.flags.decreased = run.flags.decreased && !run.converged && run.score_norm >= options_.score_tolerance;
