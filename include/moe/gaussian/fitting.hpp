@@ -4,13 +4,14 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <numeric>
 
 #include "moe/gaussian/run.hpp"
 #include "moe/gaussian/standardise.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Everything that is fixed during a fit.
+/// Everything that is fixed during a fit, of data that have been validated.
 template <class Gate>
 class Fitting {
  public:
@@ -18,7 +19,7 @@ class Fitting {
   static constexpr bool kLinear = std::is_same_v<Inner, Identity>;
 
   Fitting(const char* function, const RegressionData& data, GaussianMoe<Gate> shape, const FitOptions& options)
-      : options_((options.validate(function), data.validate(function), options)),
+      : options_((options.validate(function), options)),
         shape_(std::move(shape)),
         form_(shape_.form()),
         at_(moe::layout(shape_)),
@@ -173,8 +174,10 @@ class Fitting {
     const Index last = at_.num_experts - 1;
     const Run original = best;
     for (Index j = 0; j < last; ++j) {
-      GaussianParameters m = original.model;
-      swap_experts(m, j, last);
+      std::vector<Index> order(static_cast<std::size_t>(last + 1));
+      std::iota(order.begin(), order.end(), Index{0});
+      std::swap(order[static_cast<std::size_t>(j)], order.back());
+      GaussianParameters m = permuted(original.model, order);
       m.gate_slope.rowwise() -= Eigen::RowVectorXd(m.gate_slope.row(last));
       m.gate_bias.array() -= double(m.gate_bias(last));
       Run run = runner_.long_run(std::move(m));
@@ -184,22 +187,16 @@ class Fitting {
     }
   }
 
-  static void swap_experts(GaussianParameters& m, Index a, Index b) {
-    m.gate_slope.row(a).swap(m.gate_slope.row(b));
-    m.slope.row(a).swap(m.slope.row(b));
-    for (Eigen::RowVectorXd* v : {&m.gate_bias, &m.intercept, &m.variance}) std::swap((*v)(a), (*v)(b));
-  }
-
   /// Ascending intercepts, among the experts that may change places: a slope pinned at 0 stays with the last one.
   void sort_experts(GaussianFit<Gate>& fit) const {
     const bool all = kLinear || fit.model.last_slope == LastSlope::Free;
-    const Index count = all ? at_.num_experts : at_.num_experts - 1;
-    for (Index i = 0; i < count; ++i)
-      for (Index j = count - 1; j > i; --j)
-        if (fit.model.intercept(j) < fit.model.intercept(j - 1)) {
-          swap_experts(fit.model, j, j - 1);
-          std::swap(fit.expert_rows(j), fit.expert_rows(j - 1));
-        }
+    std::vector<Index> order(static_cast<std::size_t>(at_.num_experts));
+    std::iota(order.begin(), order.end(), Index{0});
+    std::stable_sort(order.begin(), all ? order.end() : order.end() - 1,
+                     [&](Index a, Index b) { return fit.model.intercept(a) < fit.model.intercept(b); });
+    const Eigen::RowVectorXd rows = fit.expert_rows;
+    for (std::size_t i = 0; i < order.size(); ++i) fit.expert_rows(static_cast<Index>(i)) = rows(order[i]);
+    fit.model = permuted(fit.model, order);
     normalise(fit.model);
   }
 

@@ -85,6 +85,25 @@ void normalise(GaussianMoe<Gate>& model) {
     fail("moe::normalise: the last gate slope is not 0, expected 0 or last_slope = Free");
 }
 
+namespace detail {
+
+/// The experts in another order: result i is expert order[i]; the gate is as it was, not in normal form.
+template <class Model>
+Model permuted(const Model& model, const std::vector<Index>& order) {
+  Model out = model;
+  for (Index i = 0; i < model.num_experts(); ++i) {
+    const Index j = order[static_cast<std::size_t>(i)];
+    out.gate_slope.row(i) = model.gate_slope.row(j);
+    out.slope.row(i) = model.slope.row(j);
+    out.gate_bias(i) = model.gate_bias(j);
+    out.intercept(i) = model.intercept(j);
+    out.variance(i) = model.variance(j);
+  }
+  return out;
+}
+
+}  // namespace detail
+
 /// theta of a model in normal form.
 inline Eigen::VectorXd pack(const GaussianParameters& model, const ParameterLayout& at) {
   Eigen::VectorXd theta(at.size());

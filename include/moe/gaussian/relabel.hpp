@@ -30,22 +30,6 @@ Eigen::MatrixXd expert_distances(const GaussianMoe<Gate>& to, const GaussianMoe<
   return cost;
 }
 
-/// The experts of a model in another order: result i is expert order[i].
-template <class Gate>
-GaussianMoe<Gate> reordered(const GaussianMoe<Gate>& model, const std::vector<Index>& order) {
-  GaussianMoe<Gate> out = model;
-  for (Index i = 0; i < model.num_experts(); ++i) {
-    const Index j = order[static_cast<std::size_t>(i)];
-    out.gate_slope.row(i) = model.gate_slope.row(j);
-    out.slope.row(i) = model.slope.row(j);
-    out.gate_bias(i) = model.gate_bias(j);
-    out.intercept(i) = model.intercept(j);
-    out.variance(i) = model.variance(j);
-  }
-  normalise(out);
-  return out;
-}
-
 /// `model` with its experts in the order of those of `to` that they are closest to in sum. A last expert whose slope is
 /// pinned at 0 behind an activation stays where it is, as no other can take its place.
 template <class Gate>
@@ -56,7 +40,9 @@ GaussianMoe<Gate> relabelled(const GaussianMoe<Gate>& to, const GaussianMoe<Gate
   if (!cost.allFinite()) return model;  // squares that overflow: nothing to compare
   std::vector<Index> order = least_assignment(cost);
   if (movable < k) order.push_back(k - 1);
-  return reordered(model, order);
+  GaussianMoe<Gate> out = permuted(model, order);
+  normalise(out);
+  return out;
 }
 
 }  // namespace moe::inline MOE_ABI::detail
