@@ -59,24 +59,43 @@ struct DirectState {
   bool saddle = false;    ///< the information has a negative eigenvalue: no maximum, however small the score
 };
 
+/// What direct methods share: the point, and where it may go.
+class DirectSearch {
+ public:
+  const DirectState& state() const { return state_; }
+
+ protected:
+  DirectSearch(const Objective& objective, const Bounds& bounds, GaussianParameters start)
+      : objective_(objective), at_(objective.layout()), box_(at_, bounds) {
+    state_.model = std::move(start);
+    theta_ = box_.clamp(pack(state_.model, at_));
+    unpack(theta_, at_, state_.model);
+  }
+
+  void measure_score() {
+    state_.score_norm = box_.score_norm(theta_, score_) / static_cast<double>(objective_.num_rows());
+  }
+
+  const Objective& objective_;
+  ParameterLayout at_;
+  BoxedTheta box_;
+  DirectState state_;
+  Eigen::VectorXd theta_, score_;
+};
+
 /// Newton's method on the penalised log-likelihood, with a trust region: the step is (H + mu D^2)^-1 score with mu >= 0
 /// as small as makes it positive definite and |D step| at most the radius. D holds square roots of the diagonal of H,
 /// the largest seen. Converges quadratically at regular maxima and moves on where the information is singular.
 /// More, "The Levenberg-Marquardt algorithm: implementation and theory", 1978; Conn, Gould & Toint, "Trust-region
 /// methods", 2000.
-class Newton {
+class Newton : public DirectSearch {
  public:
   Newton(const Objective& objective, const Bounds& bounds, GaussianParameters start)
-      : objective_(objective), at_(objective.layout()), box_(at_, bounds) {
-    state_.model = std::move(start);
-    theta_ = box_.clamp(pack(state_.model, at_));
-    unpack(theta_, at_, state_.model);
+      : DirectSearch(objective, bounds, std::move(start)) {
     scale_ = Eigen::VectorXd::Constant(at_.size(), 1e-3 * std::sqrt(static_cast<double>(objective.num_rows())));
     radius_ = std::sqrt(static_cast<double>(objective.num_rows()));
     evaluate();
   }
-
-  const DirectState& state() const { return state_; }
 
   /// One iteration; false when no step raises the criterion any more.
   bool iterate() {
@@ -107,7 +126,7 @@ class Newton {
  private:
   void evaluate() {
     state_.criterion = objective_.information(state_.model, score_, information_);
-    state_.score_norm = box_.score_norm(theta_, score_) / static_cast<double>(objective_.num_rows());
+    measure_score();
     for (Index c = 0; c < at_.size(); ++c) scale_(c) = std::max(scale_(c), std::sqrt(std::abs(information_(c, c))));
     free_ = box_.free(theta_, score_);
     if (!free_.empty()) decompose(free_);
@@ -130,7 +149,9 @@ class Newton {
   void swap(Newton& other) {
     std::swap(state_, other.state_);
     std::swap(free_, other.free_);
-    for (auto member : {&Newton::theta_, &Newton::score_, &Newton::scale_, &Newton::values_, &Newton::score_in_basis_})
+    theta_.swap(other.theta_);
+    score_.swap(other.score_);
+    for (auto member : {&Newton::scale_, &Newton::values_, &Newton::score_in_basis_})
       (this->*member).swap(other.*member);
     for (auto member : {&Newton::information_, &Newton::vectors_}) (this->*member).swap(other.*member);
   }
@@ -195,11 +216,7 @@ class Newton {
     return s.dot(score_in_basis_) - 0.5 * s.cwiseProduct(values_).dot(s);
   }
 
-  const Objective& objective_;
-  ParameterLayout at_;
-  BoxedTheta box_;
-  DirectState state_;
-  Eigen::VectorXd theta_, score_, scale_, values_, score_in_basis_;
+  Eigen::VectorXd scale_, values_, score_in_basis_;
   Eigen::MatrixXd information_, vectors_;
   std::vector<Index> free_;
   double radius_ = 1;

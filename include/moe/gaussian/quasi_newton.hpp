@@ -10,18 +10,13 @@ namespace moe::inline MOE_ABI::detail {
 /// L-BFGS on the penalised log-likelihood, projected onto the bounds, with a backtracking line search: for models with
 /// too many parameters to factorise their information. An iteration costs one or two passes of the score.
 /// Liu & Nocedal, "On the limited memory BFGS method for large scale optimization", Math. Programming 1989.
-class QuasiNewton {
+class QuasiNewton : public DirectSearch {
  public:
   QuasiNewton(const Objective& objective, const Bounds& bounds, GaussianParameters start)
-      : objective_(objective), at_(objective.layout()), box_(at_, bounds) {
-    state_.model = std::move(start);
-    theta_ = box_.clamp(pack(state_.model, at_));
-    unpack(theta_, at_, state_.model);
+      : DirectSearch(objective, bounds, std::move(start)) {
     state_.criterion = objective_.score(state_.model, score_);
-    measure();
+    measure_score();
   }
-
-  const DirectState& state() const { return state_; }
 
   /// One iteration; false when no step raises the criterion any more.
   bool iterate() {
@@ -39,8 +34,6 @@ class QuasiNewton {
     double inverse = 0;            // 1 / (step . change)
   };
   static constexpr std::size_t kMemory = 20;
-
-  void measure() { state_.score_norm = box_.score_norm(theta_, score_) / static_cast<double>(objective_.num_rows()); }
 
   /// The two-loop recursion at the free coordinates.
   Eigen::VectorXd direction_of_ascent() const {
@@ -76,7 +69,7 @@ class QuasiNewton {
       state_.criterion = criterion;
       theta_ = theta;
       score_ = score;
-      measure();
+      measure_score();
       return true;
     }
     return false;
@@ -89,11 +82,6 @@ class QuasiNewton {
     pairs_.push_back({std::move(step), std::move(change), 1 / product});
   }
 
-  const Objective& objective_;
-  ParameterLayout at_;
-  BoxedTheta box_;
-  DirectState state_;
-  Eigen::VectorXd theta_, score_;
   std::deque<Pair> pairs_;
 };
 
