@@ -55,7 +55,7 @@ class AlignedBuffer {
       return;
     }
 #endif
-    if (data_) ::operator delete(data_, std::align_val_t{alignment(bytes(size_))});
+    if (data_) ::operator delete (data_, std::align_val_t{alignment(bytes(size_))});
   }
 
   /// Contents left as the allocator gave them.
@@ -99,18 +99,20 @@ class AlignedBuffer {
   void allocate() {
     const Index size = size_;
     if (size == 0) return;
-    data_ = static_cast<T*>(::operator new(bytes(size), std::align_val_t{alignment(bytes(size))}));
+    data_ = static_cast<T*>(::operator new (bytes(size), std::align_val_t{alignment(bytes(size))}));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     // Only whole huge pages: the tail shares its page with nobody as the allocation is rounded up to full pages.
     if (bytes(size) >= kHugePage) (void)madvise(data_, bytes(size), MADV_HUGEPAGE);
 #endif
   }
+  static constexpr std::size_t kLargestPage = 65536;  // of Linux on AArch64; munmap takes whole pages only
   static std::size_t alignment(std::size_t bytes) { return bytes >= kHugePage ? kHugePage : kCacheLine; }
-  /// Rounded up to cache lines, so that a full register may be read at the last element of a padded row.
+  /// Rounded up to cache lines, so that a full register may be read at the last element of a padded row; large ones to
+  /// pages.
   static std::size_t bytes(Index size) {
     const auto plain = static_cast<std::size_t>(size) * sizeof(T);
     if (static_cast<std::size_t>(size) > (std::size_t{1} << 62) / sizeof(T)) throw std::bad_alloc();
-    const std::size_t unit = plain >= kHugePage ? std::size_t{4096} : kCacheLine;
+    const std::size_t unit = plain >= kHugePage ? kLargestPage : kCacheLine;
     return (plain + unit - 1) / unit * unit;
   }
 
@@ -120,8 +122,8 @@ class AlignedBuffer {
 };
 
 /// Grow-only matrix of scratch rows: resize() keeps the memory when it is large enough, and never its contents.
-/// Rows are padded to full cache lines, so kernels may store whole registers; and they lie an odd number of lines apart,
-/// as a column of rows at a power of two would fall on a few sets of the cache. A plain value; one per thread.
+/// Rows are padded to full cache lines, so kernels may store whole registers; and they lie an odd number of lines
+/// apart, as a column of rows at a power of two would fall on a few sets of the cache. A plain value; one per thread.
 template <class S>
 class RowBuffer {
  public:
@@ -148,7 +150,9 @@ class RowBuffer {
   std::span<S> storage() { return buffer_.span(); }
 
   /// Eigen views of [rows, cols].
-  auto matrix() { return Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>>(row(0), rows_, cols_, Eigen::OuterStride<>(stride_)); }
+  auto matrix() {
+    return Eigen::Map<Matrix<S>, 0, Eigen::OuterStride<>>(row(0), rows_, cols_, Eigen::OuterStride<>(stride_));
+  }
   auto matrix() const {
     return Eigen::Map<const Matrix<S>, 0, Eigen::OuterStride<>>(row(0), rows_, cols_, Eigen::OuterStride<>(stride_));
   }
