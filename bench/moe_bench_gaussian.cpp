@@ -5,8 +5,7 @@
 //   ms of each pass, and ns per row and expert;
 //   EM / score;
 //   limit:  max(exponentials, bandwidth) / score in %: the 2 n k exponentials and n / 128 logarithms of a pass alone,
-//   or
-//           the rows at the read bandwidth, whichever takes longer;
+//           or the rows at the read bandwidth, whichever takes longer;
 //   work:   (exponentials + multiply-adds) / score in %, with the 2 k (d + 1) of the linear forms and the
 //           (2 k - 1) (d + 1) of the sums at the peak in double;
 //   naive:  a plain loop with std::exp on one thread / our log-likelihood; the values are checked to agree.
@@ -18,10 +17,10 @@
 #include <vector>
 
 #include "clock.hpp"
+#include "gaussian_problem.hpp"
 #include "measure.hpp"
 #include "moe/gaussian/em.hpp"
 #include "moe/gaussian/likelihood.hpp"
-#include "moe/gaussian/sample.hpp"
 
 namespace {
 
@@ -30,18 +29,6 @@ using moe::Index;
 struct Size {
   Index rows, experts, input_dim;
 };
-
-moe::GaussianMoe<moe::SoftmaxGate> model_of(Index k, Index d) {
-  auto m = moe::GaussianMoe<moe::SoftmaxGate>::zero(k, d);
-  const moe::RandomField random(moe::Purpose::User, 1);
-  for (Index j = 0; j < k; ++j)
-    for (Index c = 0; c < d; ++c) {
-      m.slope(j, c) = random.normal(j, c);
-      if (j + 1 < k) m.gate_slope(j, c) = random.normal(j, c + d);
-    }
-  for (Index j = 0; j < k; ++j) m.intercept(j) = 2.0 * static_cast<double>(j), m.variance(j) = 0.3;
-  return m;
-}
 
 double naive(const moe::GaussianParameters& m, const moe::RegressionData& data) {
   double sum = 0;
@@ -85,8 +72,8 @@ class Passes {
  public:
   explicit Passes(const Size& size)
       : size_(size),
-        model_(model_of(size.experts, size.input_dim)),
-        data_(rows_of(model_, size.rows)),
+        model_(bench::gaussian_model(size.experts, size.input_dim)),
+        data_(bench::gaussian_rows(model_, size.rows)),
         rows_(data_, moe::detail::Standardisation::none(size.input_dim)),
         objective_(rows_, moe::layout(model_), model_.form()),
         em_(objective_, {}, moe::GateStep::Newton),
@@ -122,15 +109,6 @@ class Passes {
   }
 
  private:
-  static moe::RegressionData rows_of(const moe::GaussianMoe<moe::SoftmaxGate>& model, Index n) {
-    moe::RegressionData data{moe::Matrix<double>(n, model.input_dim()), {}};
-    const moe::RandomField random(moe::Purpose::User, 2);
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < data.input_dim(); ++c) data.x(i, c) = 2 * random.uniform(i, c) - 1;
-    data.y = moe::sample(model, data.x, 3);
-    return data;
-  }
-
   Size size_;
   moe::GaussianMoe<moe::SoftmaxGate> model_;
   moe::RegressionData data_;

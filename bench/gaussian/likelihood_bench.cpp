@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // gaussian/...: one pass over the rows of a Gaussian mixture of experts. A "token" is a row. The table with limits
 // measured in the same run is moe_bench_gaussian.
+#include "gaussian_problem.hpp"
 #include "google.hpp"
 #include "moe/gaussian/objective.hpp"
-#include "moe/gaussian/sample.hpp"
 
 namespace {
 
@@ -20,8 +20,8 @@ constexpr Size kSizes[] = {{"small", 3, 5}, {"narrow", 2, 1}, {"large", 8, 10}};
 class Rows {
  public:
   Rows(const Size& size, Index n)
-      : model_(model_of(size)),
-        data_(draw(model_, n)),
+      : model_(bench::gaussian_model(size.experts, size.input_dim)),
+        data_(bench::gaussian_rows(model_, n)),
         blocks_(data_, moe::detail::Standardisation::none(size.input_dim)),
         objective_(blocks_, moe::layout(model_), model_.form()) {}
 
@@ -33,28 +33,6 @@ class Rows {
   }
 
  private:
-  static Model model_of(const Size& size) {
-    Model m = Model::zero(size.experts, size.input_dim);
-    const moe::RandomField random(moe::Purpose::User, 1);
-    for (Index j = 0; j < size.experts; ++j) {
-      for (Index c = 0; c < size.input_dim; ++c) {
-        m.slope(j, c) = random.normal(j, c);
-        if (j + 1 < size.experts) m.gate_slope(j, c) = random.normal(j, c + size.input_dim);
-      }
-      m.intercept(j) = 2.0 * static_cast<double>(j);
-    }
-    return m;
-  }
-
-  static moe::RegressionData draw(const Model& model, Index n) {
-    moe::RegressionData data{moe::Matrix<double>(n, model.input_dim()), {}};
-    const moe::RandomField random(moe::Purpose::User, 2);
-    for (Index i = 0; i < n; ++i)
-      for (Index c = 0; c < data.input_dim(); ++c) data.x(i, c) = 2 * random.uniform(i, c) - 1;
-    data.y = moe::sample(model, data.x, 3);
-    return data;
-  }
-
   Model model_;
   moe::RegressionData data_;
   moe::detail::RowBlocks blocks_;
@@ -70,7 +48,10 @@ void add_pass(const std::string& name, void (*pass)(const Rows&)) {
                                    const Rows rows(size, state.range(0));
                                    bench::measure(state, rows.work(), [&] { pass(rows); });
                                  })
-        ->ArgName("tokens")->ArgsProduct({{64, 4096, 100'000}})->UseManualTime()->Unit(benchmark::kMicrosecond);
+        ->ArgName("tokens")
+        ->ArgsProduct({{64, 4096, 100'000}})
+        ->UseManualTime()
+        ->Unit(benchmark::kMicrosecond);
 }
 
 }  // namespace

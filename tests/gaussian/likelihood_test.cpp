@@ -76,6 +76,14 @@ moe::GaussianMoe<> flat_experts(std::array<double, 3> gate_bias, std::array<doub
 
 }  // namespace
 
+TEST_CASE("log_density: above 200 experts, where a block takes several logarithms", "[gaussian]") {
+  for (const Index k : {200, 201, 300}) {
+    const auto model = test::sample_model(k, 1, moe::SoftmaxGate{});
+    CAPTURE(k);
+    CHECK(density_error(model, test::sample_data(model, 150)) <= 1);
+  }
+}
+
 TEST_CASE("log_density: agrees with the definition for every gate and size", "[gaussian]") {
   for (const auto& [n, k, d] : test::kSizes)
     test::for_each_model(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
