@@ -58,7 +58,7 @@ void match_order(const moe::GaussianMoe<Gate>& truth, moe::GaussianMoe<Gate>& mo
 /// For p estimates the largest of p normal deviates: above 4.5 with probability p 7e-6.
 template <class Gate>
 void require_recovery(const moe::GaussianMoe<Gate>& truth) {
-  for (const std::uint64_t seed : {1, 2}) {
+  for (const std::uint64_t seed : {1u, 2u}) {
     CAPTURE(seed);
     const moe::RegressionData data = test::simulated(truth, 3000, seed);
     auto fit = moe::fit(data, truth.num_experts(), truth.gate, {.starts = 10, .long_runs = 3});
