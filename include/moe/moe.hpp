@@ -16,6 +16,7 @@
 
 // Routers: tokens -> logits.
 #include "moe/router/concept.hpp"
+#include "moe/router/cosine.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 
@@ -23,12 +24,14 @@
 #include "moe/gate/activation.hpp"
 #include "moe/gate/concept.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/with_capacity.hpp"
+#include "moe/gate/with_chance.hpp"
 
 // Experts: rows -> rows, alone and in pools.
 #include "moe/expert/concept.hpp"
@@ -51,6 +54,8 @@
 #include "moe/routing/padding.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/routing/routing.hpp"
+#include "moe/routing/selection_bias.hpp"
+#include "moe/routing/sinkhorn.hpp"
 #include "moe/routing/statistics.hpp"
 #include "moe/routing/step.hpp"
 #include "moe/routing/z_loss.hpp"

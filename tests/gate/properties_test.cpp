@@ -8,6 +8,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/with_chance.hpp"
 #include "thread_executor.hpp"
 
 using moe::Index;
@@ -23,6 +24,7 @@ void for_each_deterministic_gate(Index experts, F&& f) {
   f("top-k", moe::TopKGate{.k = (experts + 1) / 2});
   f("raw top-k", moe::TopKGate{.k = (experts + 1) / 2, .normalise = moe::Normalise::None});
   f("sigmoid top-k", moe::TopKGate{.k = 1, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None});
+  f("softplus top-k", moe::TopKGate{.k = (experts + 1) / 2, .score = moe::Score::SqrtSoftplus});
   f("dense to sparse", moe::DenseToSparseGate<LearnableTemperature>{.threshold = 0.01});
   f("dense to sparse, clean weights", moe::DenseToSparseGate<>{.weights = moe::WeightLogits::Clean});
 }
@@ -37,6 +39,7 @@ void for_each_gate(Index experts, F&& f) {
   f("biased top-k", biased);
   f("noisy top-k", moe::NoisyTopKGate{.top_k = biased});
   f("gumbel top-k", moe::NoisyTopKGate::gumbel({.k = 1}));
+  f("top-k by chance", moe::WithChance{.gate = biased, .threshold = 1.5});
   f("dense to sparse with noise", moe::DenseToSparseGate<LearnableTemperature>{.gumbel = 1});
   f("activation", moe::ActivationGate<moe::Tanh, LearnableTemperature>{.bias = test::random_bias(experts, 33, 0.5),
                                                                        .sparse = {.threshold = 0.05, .gumbel = 0.5}});

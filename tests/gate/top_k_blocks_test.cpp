@@ -67,7 +67,7 @@ TEMPLATE_TEST_CASE("TopKGate: a token has the same bits in a batch of any size",
     for (const Index experts : {1, 8, 17, 64, 71, 130})
       for (const Index k : {1, 2, 4, 6, 7, 8, 11, 16})
         if (k <= experts)
-          for (const Score score : {Score::Softmax, Score::Sigmoid})
+          for (const Score score : {Score::Softmax, Score::Sigmoid, Score::SqrtSoftplus})
             require_as_alone(TopKGate{.k = k, .score = score},
                              test::random_logits<TestType>(num_tokens, experts, 62, 3));
 }

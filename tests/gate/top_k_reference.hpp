@@ -22,7 +22,9 @@ inline std::vector<double> reference_scores(const moe::TopKGate& gate, const std
   double sum = 0;
   for (const double x : z) sum += std::exp(x - largest);
   for (std::size_t e = 0; e < z.size(); ++e)
-    score[e] = gate.score == moe::Score::Softmax ? std::exp(z[e] - largest) / sum : 1 / (1 + std::exp(-z[e]));
+    score[e] = gate.score == moe::Score::Softmax   ? std::exp(z[e] - largest) / sum
+               : gate.score == moe::Score::Sigmoid ? 1 / (1 + std::exp(-z[e]))
+                                                   : std::sqrt(std::log(1 + std::exp(z[e])));
   return score;
 }
 
@@ -44,7 +46,8 @@ inline ReferenceChoice reference_top_k(const moe::TopKGate& gate, const std::vec
   }
   std::vector<double> group_rank(static_cast<std::size_t>(gate.groups.count), 0);
   for (std::size_t g = 0; g < group_rank.size(); ++g) {
-    std::vector<double> in_group(&rank[g * size], &rank[g * size] + size);
+    const std::vector<double>& ranks = gate.groups.rank == moe::GroupRank::Logits ? z : rank;
+    std::vector<double> in_group(&ranks[g * size], &ranks[g * size] + size);
     std::sort(in_group.rbegin(), in_group.rend());
     for (moe::Index i = 0; i < gate.groups.best; ++i) group_rank[g] += in_group[static_cast<std::size_t>(i)];
   }
@@ -72,19 +75,21 @@ inline ReferenceChoice reference_top_k(const moe::TopKGate& gate, const std::vec
 /// Calls f(gate) for every combination of the axes of TopKGate that `experts` and `k` allow.
 template <class F>
 void for_each_top_k_gate(moe::Index experts, moe::Index k, F&& f) {
-  for (const moe::Score score : {moe::Score::Softmax, moe::Score::Sigmoid})
+  for (const moe::Score score : {moe::Score::Softmax, moe::Score::Sigmoid, moe::Score::SqrtSoftplus})
     for (const moe::Normalise normalise :
          {moe::Normalise::None, moe::Normalise::Sum, moe::Normalise::Euclidean, moe::Normalise::PNorm})
       for (const auto& [epsilon, floor] : {std::pair{0.0, 0.0}, std::pair{0.05, 0.0}, std::pair{0.0, 0.6}})
         for (const bool selection : {false, true})
           for (const bool weight : {false, true})
             for (const moe::ExpertGroups groups :
-                 {moe::ExpertGroups{}, moe::ExpertGroups{.count = 4, .kept = 2}, moe::ExpertGroups{4, 2, 2}}) {
+                 {moe::ExpertGroups{}, moe::ExpertGroups{.count = 4, .kept = 2}, moe::ExpertGroups{4, 2, 2},
+                  moe::ExpertGroups{4, 2, 2, moe::GroupRank::Logits}}) {
               moe::TopKGate gate{.k = k, .score = score, .normalise = normalise, .epsilon = epsilon, .scale = 2.5};
               gate.floor = floor;
               gate.norm_p = 3;
               const moe::Index size = experts / groups.count;
               if (experts % groups.count != 0 || groups.best > size || k > groups.kept * size) continue;
+              if (groups.rank == moe::GroupRank::Logits && selection) continue;
               gate.groups = groups;
               if (selection) gate.selection_bias = random_bias(experts, 5, 0.3);
               if (weight) gate.weight_bias = random_bias(experts, 6, 1.0);

@@ -13,15 +13,15 @@ using moe::Variance;
 
 namespace {
 
-double value(const moe::Matrix<double>& p, const Step& step = {}, Variance variance = Variance::Population) {
+double value(const moe::Matrix<double>& p, const Step& step = {}, const moe::CvOptions& options = {}) {
   RoutingGradient<double> ignored;
-  return moe::importance_loss(p, step, 1, ignored, variance);
+  return moe::importance_loss(p, step, 1, ignored, options);
 }
 
 double value(const moe::Routing<double>& routing, Index num_experts, const Step& step = {},
-             Variance variance = Variance::Population) {
+             const moe::CvOptions& options = {}) {
   RoutingGradient<double> ignored;
-  return moe::importance_loss(routing, num_experts, step, 1, ignored, variance);
+  return moe::importance_loss(routing, num_experts, step, 1, ignored, options);
 }
 
 }  // namespace
@@ -30,7 +30,7 @@ TEST_CASE("importance_loss: the worked example, population and sample variance",
   // Importance (1.9, 1.4, 0.7), mean 4/3.
   const auto p = test::matrix<double>({{.7, .2, .1}, {.6, .3, .1}, {.1, .8, .1}, {.5, .1, .4}});
   REQUIRE_THAT(value(p), WithinAbs(0.13625, 1e-14));
-  REQUIRE_THAT(value(p, {}, Variance::Sample), WithinAbs(0.204375, 1e-14));
+  REQUIRE_THAT(value(p, {}, {Variance::Sample}), WithinAbs(0.204375, 1e-14));
 }
 
 TEST_CASE("importance_loss: all experts chosen, weights and probabilities agree", "[loss]") {
@@ -48,27 +48,27 @@ TEST_CASE("importance_loss: equal importance gives 0, one expert with all of it 
 }
 
 TEST_CASE("importance_loss: gradient by probabilities equals central differences", "[loss]") {
-  const auto variance = GENERATE(Variance::Population, Variance::Sample);
+  const moe::CvOptions options{GENERATE(Variance::Population, Variance::Sample), GENERATE(0.0, 0.5)};
   const auto valid = test::every_nth_padding(13, 5);
   Step step;
   step.valid = valid;
   auto p = test::probabilities_of(test::random_logits<double>(13, 5));
   RoutingGradient<double> gradient;
-  moe::importance_loss(p, step, 0.7, gradient, variance);
-  const auto loss = [&] { return 0.7 * value(p, step, variance); };
+  moe::importance_loss(p, step, 0.7, gradient, options);
+  const auto loss = [&] { return 0.7 * value(p, step, options); };
   REQUIRE(test::gradient_error(loss, p, gradient.probability) < 1e-6);
 }
 
 TEST_CASE("importance_loss: gradient by weights equals central differences and is 0 where dropped", "[loss]") {
-  const auto variance = GENERATE(Variance::Population, Variance::Sample);
+  const moe::CvOptions options{GENERATE(Variance::Population, Variance::Sample), GENERATE(0.0, 0.5)};
   const auto valid = test::every_nth_padding(13, 5);
   Step step;
   step.valid = valid;
   auto routing = test::top_k_routing(test::probabilities_of(test::random_logits<double>(13, 5)), 2);
   routing.drop(3, moe::kDroppedByCapacity);
   RoutingGradient<double> gradient;
-  moe::importance_loss(routing, 5, step, 0.7, gradient, variance);
-  const auto loss = [&] { return 0.7 * value(routing, 5, step, variance); };
+  moe::importance_loss(routing, 5, step, 0.7, gradient, options);
+  const auto loss = [&] { return 0.7 * value(routing, 5, step, options); };
   REQUIRE(test::gradient_error(loss, routing.weights(), std::span<const double>(gradient.weight)) < 1e-6);
   REQUIRE(gradient.weight[3] == 0);
   REQUIRE(gradient.weight[2] != 0);
@@ -114,7 +114,7 @@ TEST_CASE("importance_loss: no weight at all gives 0 with zero gradient", "[loss
 
 TEST_CASE("importance_loss: the sample variance of one expert is 0", "[loss]") {
   RoutingGradient<double> gradient;
-  CHECK(moe::importance_loss(test::routing_of({{0}, {0}}), 1, Step{}, 1, gradient, Variance::Sample) == 0);
+  CHECK(moe::importance_loss(test::routing_of({{0}, {0}}), 1, Step{}, 1, gradient, {Variance::Sample}) == 0);
   CHECK(gradient.weight == std::vector<double>{0, 0});
 }
 

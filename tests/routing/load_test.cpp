@@ -7,6 +7,7 @@
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;
+using moe::LoadThreshold;
 using moe::Matrix;
 using moe::NoisyLogitsGradient;
 using moe::Step;
@@ -26,10 +27,11 @@ struct Batch {
 
   double loss(Index k, const Step& step = {}, double weight = 1, NoisyLogitsGradient<S>* gradient = nullptr) const {
     NoisyLogitsGradient<S> ignored;
-    return weight * moe::load_loss({clean, noisy, deviation}, k, step, weight, gradient ? *gradient : ignored);
+    return weight * moe::load_loss({clean, noisy, deviation}, k, step, weight, gradient ? *gradient : ignored, options);
   }
 
   Matrix<S> clean, deviation, noisy;
+  moe::LoadOptions options = {};
 };
 
 /// Load of each expert straight from its definition: sort the others, take the k-th.
@@ -38,8 +40,9 @@ std::vector<double> load_by_definition(const Batch<>& batch, Index k) {
   for (Index t = 0; t < batch.clean.rows(); ++t)
     for (Index e = 0; e < batch.clean.cols(); ++e) {
       std::vector<double> others;
+      const bool with_own = batch.options.threshold == LoadThreshold::KthLargest;
       for (Index i = 0; i < batch.clean.cols(); ++i)
-        if (i != e) others.push_back(batch.noisy(t, i));
+        if (i != e || with_own) others.push_back(batch.noisy(t, i));
       std::sort(others.rbegin(), others.rend());
       const double margin = (batch.clean(t, e) - others[static_cast<std::size_t>(k - 1)]) / batch.deviation(t, e);
       load[static_cast<std::size_t>(e)] += 0.5 * std::erfc(-margin / std::sqrt(2.0));
@@ -47,11 +50,12 @@ std::vector<double> load_by_definition(const Batch<>& batch, Index k) {
   return load;
 }
 
-double squared_cv(const std::vector<double>& x) {
+double squared_cv(const std::vector<double>& x, const moe::CvOptions& options = {}) {
+  const auto n = static_cast<double>(x.size());
   double mean = 0, square = 0;
-  for (const double v : x) mean += v / static_cast<double>(x.size());
-  for (const double v : x) square += (v - mean) * (v - mean) / static_cast<double>(x.size());
-  return square / (mean * mean);
+  for (const double v : x) mean += v / n;
+  for (const double v : x) square += (v - mean) * (v - mean);
+  return square / (options.variance == moe::Variance::Sample ? n - 1 : n) / (mean * mean + options.epsilon);
 }
 
 }  // namespace
@@ -66,10 +70,12 @@ TEST_CASE("load_loss: the worked example of one token", "[loss]") {
 }
 
 TEST_CASE("load_loss: equals its definition for any k", "[loss]") {
-  const Batch<> batch(37, 6);
+  Batch<> batch(37, 6);
   const Index k = GENERATE(1, 2, 3, 5);
+  batch.options.threshold = GENERATE(LoadThreshold::WithoutExpert, LoadThreshold::KthLargest);
+  batch.options.cv = GENERATE(moe::CvOptions{}, moe::CvOptions{moe::Variance::Sample, 20.0});
   CAPTURE(k);
-  REQUIRE_THAT(batch.loss(k), WithinAbs(squared_cv(load_by_definition(batch, k)), 1e-13));
+  REQUIRE_THAT(batch.loss(k), WithinAbs(squared_cv(load_by_definition(batch, k), batch.options.cv), 1e-13));
 }
 
 TEST_CASE("load_loss: gradients by clean logits, noisy logits and deviation equal central differences", "[loss]") {
@@ -78,6 +84,7 @@ TEST_CASE("load_loss: gradients by clean logits, noisy logits and deviation equa
   Step step;
   step.valid = valid;
   Batch<> batch(9, 5);
+  batch.options.threshold = GENERATE(LoadThreshold::WithoutExpert, LoadThreshold::KthLargest);
   NoisyLogitsGradient<double> gradient;
   batch.loss(k, step, 0.1, &gradient);
   const auto loss = [&] { return batch.loss(k, step, 0.1); };
@@ -152,6 +159,9 @@ TEST_CASE("load_loss: no valid token gives 0 with zero gradient", "[loss]") {
 TEST_CASE("load_loss: k below 1 and shapes that differ are errors", "[loss][error]") {
   Batch<> batch(5, 3);
   CHECK_THROWS_WITH(batch.loss(0), "moe::load_loss: k is 0, expected at least 1");
+  batch.options.cv.epsilon = -1;
+  CHECK_THROWS_WITH(batch.loss(1), "moe::load_loss: epsilon is -1, expected at least 0");
+  batch.options.cv.epsilon = 0;
   batch.deviation.resize(5, 2);
   CHECK_THROWS_WITH(batch.loss(1), "moe::load_loss: logits.deviation is [5, 2], expected [5, 3]");
 }

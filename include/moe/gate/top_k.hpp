@@ -10,15 +10,17 @@
 namespace moe::inline MOE_ABI {
 
 /// Limits a token to the experts of a few groups. Group g holds the num_experts / count experts from
-/// g * num_experts / count on; its rank is the sum of its `best` largest selection scores (DeepSeek-V2: 1, V3: 2).
+/// g * num_experts / count on; its rank is the sum of its `best` largest selection scores (DeepSeek-V2: 1, V3: 2) or
+/// logits.
 struct ExpertGroups {
   Index count = 1;  ///< divides num_experts; 1 = no limit
   Index kept = 1;   ///< groups a token may use
   Index best = 1;
+  GroupRank rank = GroupRank::Scores;
 };
 
 /// Sends every token to its k best experts, in descending order of score; ties go to the lower expert.
-///   score_i  = softmax(logits)_i or sigmoid(logits_i)
+///   score_i  = softmax(logits)_i, sigmoid(logits_i) or sqrt(softplus(logits_i))
 ///   select     the k largest score_i + selection_bias_i, among the experts of the best groups
 ///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor), scores taken from logits +
 ///   weight_bias
@@ -29,7 +31,8 @@ struct ExpertGroups {
 ///   Softmax and Sum    weights are a softmax over the chosen: logits of the others get exactly zero, and with k = 1
 ///                      so does the chosen one, as its weight is 1 whatever the logits: the router cannot learn.
 ///   Softmax and None   dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
-///   Sigmoid            only the chosen logits get gradient; with Sum and k = 1 it is zero up to epsilon.
+///   Sigmoid, SqrtSoftplus
+///                      only the chosen logits get gradient; with Sum and k = 1 it is zero up to epsilon.
 /// A logit of -infinity masks an expert; each token needs k that are not masked, in the groups it may use.
 /// Immutable, share freely. route is O(num_experts) per token and allocates nothing when warm (up to 1024 experts). All
 /// members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
@@ -104,6 +107,8 @@ inline void TopKGate::validate(Index num_experts) const {
     fail("moe::TopKGate: groups.kept is ", groups.kept, ", expected 1 <= kept <= count = ", groups.count);
   if (groups.best < 1 || groups.best > group_size)
     fail("moe::TopKGate: groups.best is ", groups.best, ", expected 1 <= best <= experts of a group = ", group_size);
+  if (groups.rank == GroupRank::Logits && selection_bias.size() != 0)
+    fail("moe::TopKGate: groups are ranked by logits with a selection_bias, expected none, or ranks by scores");
   if (k > groups.kept * group_size)
     fail("moe::TopKGate: k is ", k, ", expected at most the experts of the kept groups = ", groups.kept * group_size);
 }

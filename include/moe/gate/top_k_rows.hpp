@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <span>
 
@@ -12,8 +13,12 @@
 
 namespace moe::inline MOE_ABI {
 
-/// How a logit becomes a score: experts compete in the softmax, and do not in the sigmoid.
-enum class Score { Softmax, Sigmoid };
+/// How a logit becomes a score: experts compete in the softmax, and do not in the sigmoid or in sqrt(softplus(logit)).
+enum class Score { Softmax, Sigmoid, SqrtSoftplus };
+
+/// What groups of experts are ranked by: sums of selection scores, or of logits (Megatron-LM where it takes the softmax
+/// after the choice).
+enum class GroupRank { Scores, Logits };
 
 namespace detail {
 
@@ -34,7 +39,7 @@ class TopKRows {
   const S* rank(const S* row, S* scratch) const {
     if (logits_decide()) return row;
     const bool biased = gate_.selection_bias.size() != 0;
-    if (biased || gate_.groups.best > 1)
+    if (biased || (gate_.groups.best > 1 && gate_.groups.rank == GroupRank::Scores))
       scores(row, scratch);
     else
       std::copy_n(row, num_experts_, scratch);
@@ -73,7 +78,7 @@ class TopKRows {
       for (auto& weight : chosen) weight = weight * simd::Batch<S>(static_cast<S>(gate_.scale));
       return;
     }
-    for (auto& z : chosen) z = gate_.score == Score::Softmax ? scale(z) : Sigmoid::value(z);
+    for (auto& z : chosen) z = gate_.score == Score::Softmax ? scale(z) : score_of(z);
     weigh_chosen(chosen, rule());
   }
 
@@ -124,17 +129,26 @@ class TopKRows {
 
   void scores(const S* z, S* out) const {
     if (gate_.score == Score::Softmax) return softmax(z, num_experts_, out);
-    simd::transform(num_experts_, z, out, [](const simd::Batch<S>& x) { return Sigmoid::value(x); });
+    simd::transform(num_experts_, z, out, [this](const simd::Batch<S>& x) { return score_of(x); });
+  }
+  /// Scores that are functions of their own logit.
+  template <class V>
+  V score_of(const V& x) const {
+    return gate_.score == Score::Sigmoid ? Sigmoid::value(x) : simd::sqrt(Softplus::value(x));
   }
   void scores_backward(const S* score, S* d) const {
     if (gate_.score == Score::Softmax) return softmax_backward(score, d, num_experts_, d);
-    for (Index e = 0; e < num_experts_; ++e) d[e] *= score[e] * (1 - score[e]);
+    if (gate_.score == Score::Sigmoid)
+      for (Index e = 0; e < num_experts_; ++e) d[e] *= score[e] * (1 - score[e]);
+    else  // sigmoid(z) / (2 score), where 1 + exp(z) = exp(score^2); 0 at score 0, where z is -infinity or near
+      for (Index e = 0; e < num_experts_; ++e)
+        d[e] *= score[e] > 0 ? -std::expm1(-score[e] * score[e]) / (2 * score[e]) : S{0};
   }
 
   /// Masks the experts of all but the `kept` best groups; ties go to the lower group. Masked experts add nothing to the
   /// sum of a group. `scratch`: a sum per group and a copy of one group.
   void keep_best_groups(S* rank, S* scratch) const {
-    const auto [count, kept, best] = gate_.groups;
+    const auto [count, kept, best, by] = gate_.groups;
     const Index size = num_experts_ / count;
     S *sum = scratch, *rest = scratch + count;
     for (Index g = 0; g < count; ++g) {

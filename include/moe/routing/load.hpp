@@ -25,14 +25,26 @@ struct NoisyLogitsGradient {
   void clear() { *this = {}; }
 };
 
+/// What the clean logit of an expert is compared with: what it has to beat to be among the k best.
+enum class LoadThreshold {
+  WithoutExpert,  ///< the k-th largest noisy logit when the expert is left out: its own noise is drawn again (Shazeer)
+  KthLargest,     ///< the k-th largest noisy logit, the expert's own included (V-MoE, Tutel)
+};
+
+/// What load_loss() measures.
+struct LoadOptions {
+  CvOptions cv = {};
+  LoadThreshold threshold = LoadThreshold::WithoutExpert;
+};
+
 namespace detail {
 
 /// The k + 1 best noisy logits of each valid token, which tell what every expert has to beat.
 template <class S>
 class LoadThresholds {
  public:
-  LoadThresholds(const NoisyLogits<S>& logits, Index k, const Step& step)
-      : logits_(logits), k_(k), best_(static_cast<std::size_t>(logits.noisy.rows() * (k + 1))) {
+  LoadThresholds(const NoisyLogits<S>& logits, Index k, LoadThreshold threshold, const Step& step)
+      : logits_(logits), k_(k), threshold_(threshold), best_(static_cast<std::size_t>(logits.noisy.rows() * (k + 1))) {
     const auto count = static_cast<std::size_t>(k + 1);
     for_each_valid(logits.noisy.rows(), step, [&](Index t) {
       top_k(logits.noisy.row(t).data(), logits.noisy.cols(),
@@ -40,10 +52,11 @@ class LoadThresholds {
     });
   }
 
-  /// The expert whose noisy logit is the k-th largest when e is left out.
+  /// The expert whose noisy logit is the threshold of e.
   Index rival(Index t, Index e) const {
     const Index* best = best_.data() + t * (k_ + 1);
     const Index last = best[k_ - 1];
+    if (threshold_ == LoadThreshold::KthLargest) return last;
     const S* noisy = logits_.noisy.row(t).data();
     const bool chosen = noisy[e] > noisy[last] || (noisy[e] == noisy[last] && e <= last);
     return chosen ? best[k_] : last;
@@ -60,6 +73,7 @@ class LoadThresholds {
  private:
   const NoisyLogits<S>& logits_;
   Index k_;
+  LoadThreshold threshold_;
   std::vector<Index> best_;  // [num_tokens, k + 1]
 };
 
@@ -67,32 +81,32 @@ class LoadThresholds {
 
 /// Load loss: CV^2 over experts of Load_e = sum over valid tokens of Phi((clean_e - threshold_e) / deviation_e), the
 /// probability that e would be among the k best if its noise were drawn again; threshold_e is the k-th largest noisy
-/// logit when e is left out (logits, never probabilities). 0 when all experts are equally likely, or k >= num_experts.
-/// Returns the loss before `weight`; adds `weight` times its gradient to all three parts of `gradient`. The selection
-/// is frozen: the gradient of a threshold goes to the noisy logit that it is.
-/// Throws std::invalid_argument if k < 1 or shapes differ.
-/// O(num_tokens * num_experts * k), in parallel, the same bits for any number of threads; allocates
-/// [num_tokens, k + 1].
-/// Shazeer et al., "Outrageously Large Neural Networks", appendix A (arXiv:1701.06538).
+/// logit when e is left out (logits, never probabilities), or as options.threshold says. 0 when all experts are equally
+/// likely, or k >= num_experts. Returns the loss before `weight`; adds `weight` times its gradient to all three parts
+/// of `gradient`. The selection is frozen: the gradient of a threshold goes to the noisy logit that it is. Throws
+/// std::invalid_argument if k < 1 or shapes differ. O(num_tokens * num_experts * k), in parallel, the same bits for any
+/// number of threads; allocates [num_tokens, k + 1]. Shazeer et al., "Outrageously Large Neural Networks", appendix A
+/// (arXiv:1701.06538).
 template <class S>
 double load_loss(const std::type_identity_t<NoisyLogits<S>>& logits, Index k, const Step& step, double weight,
-                 NoisyLogitsGradient<S>& gradient, Variance variance = Variance::Population) {
+                 NoisyLogitsGradient<S>& gradient, const LoadOptions& options = {}) {
   constexpr const char* kName = "moe::load_loss";
   const Index num_tokens = logits.clean.rows(), num_experts = logits.clean.cols();
   if (k < 1) fail(kName, ": k is ", k, ", expected at least 1");
   detail::require_shape(kName, "logits.noisy", logits.noisy, num_tokens, num_experts);
   detail::require_shape(kName, "logits.deviation", logits.deviation, num_tokens, num_experts);
   step.validate(kName, num_tokens);
+  options.cv.validate(kName);
   auto& dclean = detail::accumulator(kName, "gradient.clean", gradient.clean, num_tokens, num_experts);
   auto& dnoisy = detail::accumulator(kName, "gradient.noisy", gradient.noisy, num_tokens, num_experts);
   auto& ddeviation = detail::accumulator(kName, "gradient.deviation", gradient.deviation, num_tokens, num_experts);
   if (k >= num_experts) return 0;
 
-  const detail::LoadThresholds<S> thresholds(logits, k, step);
+  const detail::LoadThresholds<S> thresholds(logits, k, options.threshold, step);
   auto load = detail::sum_over_tokens(num_tokens, num_experts, step, [&](Index t, double* sum) {
     for (Index e = 0; e < num_experts; ++e) sum[e] += 0.5 * std::erfc(-thresholds.margin(t, e) / std::numbers::sqrt2);
   });
-  const double value = detail::squared_cv(load, variance, weight);
+  const double value = detail::squared_cv(load, options.cv, weight);
   const double* slope = load.data();
   detail::for_each_valid(num_tokens, step, [&](Index t) {
     for (Index e = 0; e < num_experts; ++e) {

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "moe/gate/softmax.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// Tokens that compete for the places of an expert, group after group: those of group g are token[begin[g]] ...
+/// token[begin[g + 1] - 1], ascending.
+struct TokenGroups {
+  std::vector<Index> token, begin = {0};
+
+  TokenGroups(Index num_tokens, const Step& step) {
+    for (Index t = 0; t < num_tokens; ++t)
+      if (step.is_valid(t)) token.push_back(t);
+    std::stable_sort(token.begin(), token.end(), [&](Index a, Index b) { return step.group(a) < step.group(b); });
+    for (std::size_t i = 1; i <= token.size(); ++i)
+      if (i == token.size() || step.group(token[i]) != step.group(token[i - 1])) begin.push_back(static_cast<Index>(i));
+  }
+  Index count() const { return static_cast<Index>(begin.size()) - 1; }
+  std::span<const Index> operator[](Index g) const {
+    const auto first = static_cast<std::size_t>(begin[static_cast<std::size_t>(g)]);
+    return std::span(token).subspan(first, static_cast<std::size_t>(begin[static_cast<std::size_t>(g) + 1]) - first);
+  }
+};
+
+}  // namespace detail
+
+/// Experts choose: every expert takes the tokens that give it the largest probability, so that all experts are equally
+/// busy. A token gets any number of experts from none to all of them, in ascending order.
+///   p = softmax(logits), token by token      weight of a token that expert e takes: p_e as it is
+/// Tokens compete within their step.group_id; ties go to the lower token. Of the T valid tokens of a group an expert
+/// takes min(T, capacity), or with capacity = 0 min(T, ceil(factor * T / num_experts)). Masked experts (logit
+/// -infinity) are not sent the token. What a token gets depends on the others, later ones too: not for autoregressive
+/// inference. Gradients, selection frozen: those of SoftmaxGate with the chosen entries. Needs no balance loss.
+/// Immutable, share freely. O(num_tokens * num_experts * log capacity), in parallel; allocates a matrix of
+/// probabilities. All members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token. Zhou
+/// et al., "Mixture-of-experts with expert choice routing" (arXiv:2202.09368).
+struct ExpertChoiceGate {
+  double factor = 2;   ///< experts per token on average; > 0
+  Index capacity = 0;  ///< tokens per expert and group; 0: by the factor
+
+  static constexpr bool kPerToken = false;
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(Index num_experts) const {
+    if (num_experts < 1) fail("moe::ExpertChoiceGate: num_experts is ", num_experts, ", expected at least 1");
+    if (!(factor > 0)) fail("moe::ExpertChoiceGate: factor is ", factor, ", expected > 0");
+    if (capacity < 0) fail("moe::ExpertChoiceGate: capacity is ", capacity, ", expected at least 0");
+  }
+
+  /// Tokens that each expert takes of a group of num_tokens.
+  Index places(Index num_tokens, Index num_experts) const {
+    if (capacity > 0) return std::min(capacity, num_tokens);
+    // The slack of 4 ulp undoes the rounding of the factor: 1.1 * 100 / 10 is 11, where ceil of the doubles says 12.
+    constexpr double kSlack = 1 - 4 * std::numeric_limits<double>::epsilon();
+    const auto tokens = static_cast<double>(num_tokens);
+    const double share = std::ceil(factor * tokens / static_cast<double>(num_experts) * kSlack);
+    return share < tokens ? static_cast<Index>(share) : num_tokens;
+  }
+
+  template <class S>
+  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    constexpr const char* kName = "moe::ExpertChoiceGate::route";
+    const Index num_tokens = logits.rows(), num_experts = logits.cols();
+    validate(num_experts);
+    Matrix<S> p;
+    detail::probabilities_of_rows<S>(kName, detail::SoftmaxRows{num_experts}, logits, step, p);
+    const std::vector<std::uint8_t> taken = choose<S>(logits, step, p);
+    const auto takes = [&](Index t, Index e) { return taken[static_cast<std::size_t>(t * num_experts + e)] != 0; };
+    routing.resize_ragged(num_tokens, [&](Index t) {
+      Index count = 0;
+      for (Index e = 0; e < num_experts; ++e) count += takes(t, e) ? 1 : 0;
+      return count;
+    });
+    parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
+      for (Index t = begin; t < end; ++t) {
+        std::size_t slot = 0;
+        for (Index e = 0; e < num_experts; ++e) {
+          if (!takes(t, e)) continue;
+          routing.experts(t)[slot] = e;
+          routing.weights(t)[slot++] = p(t, e);
+        }
+      }
+    });
+  }
+
+  template <class S>
+  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
+    const detail::SoftmaxRows rows{logits.cols()};
+    detail::probabilities_of_rows<S>("moe::ExpertChoiceGate::probabilities", rows, logits, step, p);
+  }
+
+  template <class S>
+  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    const detail::SoftmaxRows rows{logits.cols()};
+    detail::replay_rows<S>("moe::ExpertChoiceGate::replay", rows, logits, step, routing);
+  }
+
+  template <class S>
+  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                ExpertChoiceGate& /*gradient*/) const {
+    constexpr const char* kName = "moe::ExpertChoiceGate::backward";
+    const detail::SoftmaxRows rows{logits.cols()};
+    detail::backward_rows<S>(kName, rows, logits, step, routing, dweight, dprobability, dlogits);
+  }
+
+ private:
+  /// [num_tokens, num_experts]: 1 where the expert takes the token.
+  template <class S>
+  std::vector<std::uint8_t> choose(const ConstMatrixRef<S>& logits, const Step& step, const Matrix<S>& p) const {
+    const Index num_experts = logits.cols();
+    const detail::TokenGroups groups(logits.rows(), step);
+    std::vector<std::uint8_t> taken(static_cast<std::size_t>(logits.size()), 0);
+    parallel_for(num_experts * groups.count(), [&](Index task, Index) {
+      const Index e = task % num_experts;
+      const std::span<const Index> token = groups[task / num_experts];
+      const auto token_of = [&](Index i) { return token[static_cast<std::size_t>(i)]; };
+      const auto num_tokens = static_cast<Index>(token.size());
+      std::vector<Index> chosen(static_cast<std::size_t>(places(num_tokens, num_experts)));
+      const auto score = [&](Index i) {
+        const bool masked = logits(token_of(i), e) == -std::numeric_limits<S>::infinity();
+        return masked ? -std::numeric_limits<S>::infinity() : p(token_of(i), e);
+      };
+      top_k(score, num_tokens, chosen);
+      for (const Index i : chosen)
+        if (score(i) >= 0) taken[static_cast<std::size_t>(token_of(i) * num_experts + e)] = 1;
+    });
+    return taken;
+  }
+};
+
+static_assert(DifferentiableGate<ExpertChoiceGate, float> && DifferentiableGate<ExpertChoiceGate, double>);
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <limits>
+#include <type_traits>
+
+#include "moe/gate/concept.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Drops every choice but a token's first unless uniform(t, slot) < weight / threshold: heavy ones stay for certain,
+/// light ones by chance, in proportion to their weight. A threshold of 0 keeps all, one of infinity none. Weights stay
+/// as they are; dropped ones are 0, marked kDroppedByGate. Choices that were dropped before stay so.
+///   uniform  double(Index token, Index slot): a number in [0, 1), asked for slot >= 1 only
+/// Throws std::invalid_argument unless the threshold is at least 0. O(assignments), serial, no allocation.
+template <class S, class Uniform>
+requires std::invocable<Uniform&, Index, Index>
+void drop_by_chance(double threshold, Uniform&& uniform, Routing<S>& routing) {
+  if (!(threshold >= 0)) fail("moe::drop_by_chance: threshold is ", threshold, ", expected at least 0");
+  if (threshold == 0) return;
+  for (Index t = 0; t < routing.num_tokens(); ++t)
+    for (Index a = routing.begin(t) + 1; a < routing.end(t); ++a) {
+      const auto weight = static_cast<double>(routing.weights()[static_cast<std::size_t>(a)]);
+      if (!(uniform(t, a - routing.begin(t)) < weight / threshold)) routing.drop(a, kDroppedByGate);
+    }
+}
+
+/// Any gate whose choices after the first are kept by chance: choice s > 0 of a token with probability
+/// min(1, weight / threshold), by random numbers that follow the token's id. It saves the work of experts that would
+/// hardly count. GShard's random routing: top 2 with threshold 0.5; tensor2tensor and ST-MoE: 0.2. What is left may be
+/// limited further: WithCapacity<WithChance<TopKGate>>.
+/// Trainable if the gate is, the drops frozen. Its parameters and their names are the gate's. Immutable, share freely;
+/// cost and errors are the gate's.
+/// Lepikhin et al., GShard, section 2.2 (arXiv:2006.16668); Zoph et al., ST-MoE (arXiv:2202.08906).
+template <class G>
+struct WithChance {
+  G gate = {};
+  double threshold = 0.5;           ///< in training; >= 0, 0: all are kept
+  double evaluation_threshold = 0;  ///< in inference
+
+  static constexpr bool kPerToken = G::kPerToken;
+
+  void validate(Index num_experts) const {
+    if constexpr (requires { gate.validate(num_experts); }) gate.validate(num_experts);
+    if (!(threshold >= 0)) fail("moe::WithChance: threshold is ", threshold, ", expected at least 0");
+    if (!(evaluation_threshold >= 0))
+      fail("moe::WithChance: evaluation_threshold is ", evaluation_threshold, ", expected at least 0");
+  }
+
+  template <class F, class... Self>
+  requires HasParameters<G>
+  static void visit(F&& f, Self&... self) { moe::visit(f, self.gate...); }
+
+  template <class S>
+  requires HasRoute<G, S>
+  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    gate.route(logits, step, routing);
+    const RandomField random = step.random(Purpose::Draw);
+    drop_by_chance(
+        step.training() ? threshold : evaluation_threshold,
+        [&](Index t, Index slot) { return random.uniform(step.id(t), slot); }, routing);
+  }
+
+  template <class S>
+  requires DifferentiableGate<G, S>
+  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
+    gate.probabilities(logits, step, out);
+  }
+
+  template <class S>
+  requires DifferentiableGate<G, S>
+  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+    gate.replay(logits, step, routing);
+  }
+
+  template <class S>
+  requires DifferentiableGate<G, S>
+  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
+                WithChance& gradient) const {
+    gate.backward(logits, step, routing, dweight, dprobability, dlogits, gradient.gate);
+  }
+};
+
+template <class G>
+WithChance(G) -> WithChance<G>;
+template <class G>
+WithChance(G, double) -> WithChance<G>;
+template <class G>
+WithChance(G, double, double) -> WithChance<G>;
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "moe/router/linear.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Cosine router: experts are directions in a space of few dimensions, and so are tokens, projected there.
+///   h = W x + b,   logits_e = exp(min(temperature, ln 100)) * h . v_e / (|h| |v_e|)
+/// W [proj_dim, model_dim], b [proj_dim] or none, v [num_experts, proj_dim], temperature one number: all learnt. Logits
+/// do not depend on the size of a token (without bias) or of an expert's vector, so that no expert wins by its norm.
+/// Lengths below 1e-12 are divided by 1e-12: a zero vector has logits of 0. The temperature has no gradient above ln
+/// 100. Immutable in use, share freely. Chi et al., "On the representation collapse of sparse mixture of experts"
+/// (arXiv:2204.09179).
+template <class Codec>
+class BasicCosineRouter {
+ public:
+  using Scalar = typename Codec::Scalar;
+  struct Tape {
+    Matrix<Scalar> unit;    ///< h / |h|, [num_tokens, proj_dim]
+    Matrix<Scalar> length;  ///< what h was divided by, [num_tokens, 1]
+    Matrix<Scalar> dunit;   ///< working memory of backward
+    typename BasicLinearRouter<Codec>::Tape projection, similarity;
+  };
+
+  static constexpr double kLeastLength = 1e-12;
+  static double largest_temperature() { return std::log(100.0); }
+
+  /// Zero vectors: all experts alike. Throws std::invalid_argument for sizes below 1 or a temperature that is no
+  /// number.
+  BasicCosineRouter(Index num_experts, Index model_dim, Index proj_dim, RouterBias bias = RouterBias::Zero)
+      : projection_(proj_dim, model_dim, bias), experts_(num_experts, proj_dim) {}
+
+  /// W and v from U(-1/sqrt(columns), 1/sqrt(columns)); temperature ln 2: logits between -2 and 2.
+  static BasicCosineRouter random(Index num_experts, Index model_dim, Index proj_dim, std::uint64_t seed,
+                                  RouterBias bias = RouterBias::Zero) {
+    BasicCosineRouter router(num_experts, model_dim, proj_dim, bias);
+    router.projection_ = BasicLinearRouter<Codec>::random(proj_dim, model_dim, seed, bias);
+    const double bound = 1 / std::sqrt(static_cast<double>(proj_dim));
+    router.experts_.weight().randomise(RandomField(Purpose::Initialise, seed, 1), bound);
+    return router;
+  }
+
+  Index num_experts() const { return experts_.num_experts(); }
+  Index model_dim() const { return projection_.model_dim(); }
+  Index proj_dim() const { return projection_.num_experts(); }
+  BasicLinearRouter<Codec>& projection() { return projection_; }
+  const BasicLinearRouter<Codec>& projection() const { return projection_; }
+  PanelMatrix<Codec>& vectors() { return experts_.weight(); }
+  const PanelMatrix<Codec>& vectors() const { return experts_.weight(); }
+  double& temperature() { return temperature_; }
+  double temperature() const { return temperature_; }
+
+  /// out [num_tokens, num_experts], overwritten. Allocates a projection of the tokens and a copy of the vectors. Throws
+  /// std::invalid_argument on wrong shapes.
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out) const {
+    Tape tape;
+    logits(tokens, step, out, tape);
+  }
+
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    tape.unit.resize(tokens.rows(), proj_dim());
+    tape.length.resize(tokens.rows(), 1);
+    projection_.logits(tokens, step, tape.unit);
+    parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
+      for (Index t = begin; t < end; ++t) tape.length(t, 0) = normalise(tape.unit.row(t).data());
+    });
+    scaled_directions().logits(tape.unit, step, out);
+  }
+
+  /// Gradients of all parameters and of the tokens. With u = h / |h|: dh = (du - u (u . du)) / |h|, and likewise for v.
+  /// Throws std::invalid_argument on wrong shapes.
+  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+                BasicCosineRouter& gradient, MatrixRef<Scalar> dtokens) const {
+    constexpr const char* kFunction = "moe::CosineRouter::backward";
+    detail::require_shape(kFunction, "tape.unit", tape.unit, tokens.rows(), proj_dim());
+    if (!gradient.vectors().is_shaped_as(vectors()))
+      fail(kFunction, ": gradient has [", gradient.num_experts(), ", ", gradient.proj_dim(), "] vectors, expected [",
+           num_experts(), ", ", proj_dim(), "]");
+    const BasicLinearRouter<Codec> direction = scaled_directions();
+    BasicLinearRouter<Codec> ddirection = zeros_like(direction);
+    tape.dunit.setZero(tokens.rows(), proj_dim());
+    direction.backward(tape.unit, step, tape.similarity, dlogits, ddirection, tape.dunit);
+    add_vector_gradients(direction, ddirection, gradient);
+    parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
+      for (Index t = begin; t < end; ++t)
+        through_normalise(tape.unit.row(t).data(), tape.length(t, 0), tape.dunit.row(t).data());
+    });
+    projection_.backward(tokens, step, tape.projection, tape.dunit, gradient.projection_, dtokens);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    visit_part(f, "projection", self.projection_...);
+    f("vectors", self.experts_.weight()...);
+    f("temperature", self.temperature_...);
+  }
+
+ private:
+  static constexpr Index kTokensPerTask = 64;
+
+  double scale() const { return std::exp(std::min(temperature_, largest_temperature())); }
+
+  /// Divides row[0, proj_dim) by its length, which it returns. Scaled by the largest entry: no square overflows.
+  Scalar normalise(Scalar* row) const {
+    Scalar most = 0, squares = 0;
+    for (Index i = 0; i < proj_dim(); ++i) most = std::max(most, std::abs(row[i]));
+    for (Index i = 0; i < proj_dim() && most > 0; ++i) squares += (row[i] / most) * (row[i] / most);
+    const Scalar length = std::max(most * std::sqrt(squares), static_cast<Scalar>(kLeastLength));
+    for (Index i = 0; i < proj_dim(); ++i) row[i] /= length;
+    return length;
+  }
+  /// d: from dL/du to dL/dh. Where the least length was the divisor it is a constant.
+  void through_normalise(const Scalar* unit, Scalar length, Scalar* d) const {
+    Scalar along = 0;
+    if (length > static_cast<Scalar>(kLeastLength))
+      for (Index i = 0; i < proj_dim(); ++i) along += unit[i] * d[i];
+    for (Index i = 0; i < proj_dim(); ++i) d[i] = (d[i] - along * unit[i]) / length;
+  }
+
+  RowVector<Scalar> vector(Index e) const {
+    RowVector<Scalar> v(proj_dim());
+    for (Index i = 0; i < proj_dim(); ++i) v(i) = static_cast<Scalar>(vectors()(e, i));
+    return v;
+  }
+
+  /// scale * v_e / |v_e|.
+  BasicLinearRouter<Codec> scaled_directions() const {
+    BasicLinearRouter<Codec> result = experts_;
+    for (Index e = 0; e < num_experts(); ++e) {
+      RowVector<Scalar> v = vector(e);
+      normalise(v.data());
+      for (Index i = 0; i < proj_dim(); ++i) result.weight()(e, i) = static_cast<Scalar>(scale()) * v(i);
+    }
+    return result;
+  }
+
+  void add_vector_gradients(const BasicLinearRouter<Codec>& direction, const BasicLinearRouter<Codec>& ddirection,
+                            BasicCosineRouter& gradient) const {
+    double dtemperature = 0;
+    for (Index e = 0; e < num_experts(); ++e) {
+      RowVector<Scalar> unit = vector(e), d(proj_dim());
+      const Scalar length = normalise(unit.data());
+      for (Index i = 0; i < proj_dim(); ++i) {
+        const Scalar slope = ddirection.weight()(e, i);
+        dtemperature += static_cast<double>(slope) * static_cast<double>(direction.weight()(e, i));
+        d(i) = static_cast<Scalar>(scale()) * slope;
+      }
+      through_normalise(unit.data(), length, d.data());
+      for (Index i = 0; i < proj_dim(); ++i) gradient.vectors()(e, i) += d(i);
+    }
+    if (temperature_ < largest_temperature()) gradient.temperature_ += dtemperature;
+  }
+
+  BasicLinearRouter<Codec> projection_, experts_;
+  double temperature_ = std::log(2.0);
+};
+
+using CosineRouter = BasicCosineRouter<F32>;
+
+}  // namespace moe::inline MOE_ABI

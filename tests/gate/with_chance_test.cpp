@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+#include "moe/gate/with_chance.hpp"
+
+#include "catch.hpp"
+#include "gate/gate_check.hpp"
+#include "moe/gate/top_k.hpp"
+#include "moe/gate/with_capacity.hpp"
+
+using moe::Index;
+using moe::Step;
+using moe::TopKGate;
+using moe::WithChance;
+
+TEST_CASE("drop_by_chance: keeps what the draw is below, and always the first choice", "[gate]") {
+  moe::Routing<double> routing;
+  routing.resize(2, 3);
+  for (const Index t : {0, 1})
+    for (std::size_t s = 0; s < 3; ++s) {
+      routing.experts(t)[s] = static_cast<Index>(s);
+      routing.weights(t)[s] = s == 0 ? 0.1 : s == 1 ? 0.2 : 0.05;
+    }
+  routing.drop(5, moe::kDroppedByCapacity);
+  std::vector<std::pair<Index, Index>> asked;
+  moe::drop_by_chance(
+      0.4,
+      [&](Index t, Index slot) {
+        asked.emplace_back(t, slot);
+        return t == 0 ? 0.49 : 0.51;  // 0.2 / 0.4 is between them
+      },
+      routing);
+  CHECK(asked == std::vector<std::pair<Index, Index>>{{0, 1}, {0, 2}, {1, 1}, {1, 2}});
+  CHECK(std::vector<std::uint8_t>(routing.dropped().begin(), routing.dropped().end()) ==
+        std::vector<std::uint8_t>{0, 0, 1, 0, 1, 1});
+  CHECK(routing.weights(0)[1] == 0.2);
+  CHECK(routing.weights(0)[2] == 0);
+}
+
+TEST_CASE("drop_by_chance: threshold 0 keeps all, infinity only first choices", "[gate]") {
+  const auto chosen = test::routed(TopKGate{.k = 3}, test::random_logits<double>(20, 5, 1));
+  auto all = chosen, first = chosen;
+  moe::drop_by_chance(
+      0, [](Index, Index) { return 0.999; }, all);
+  CHECK(test::equal_bits(all, chosen));
+  moe::drop_by_chance(
+      INFINITY, [](Index, Index) { return 0.0; }, first);
+  for (Index t = 0; t < 20; ++t)
+    for (std::size_t s = 0; s < 3; ++s) CHECK((first.dropped(t)[s] != 0) == (s > 0));
+}
+
+TEST_CASE("WithChance: a second choice is kept with probability weight over threshold", "[gate]") {
+  constexpr Index kTokens = 20000;
+  moe::Matrix<double> logits(kTokens, 2);
+  for (Index t = 0; t < kTokens; ++t) logits.row(t) << std::log(0.8), std::log(0.2);  // weights 0.8 and 0.2
+  const WithChance<TopKGate> gate{.gate = {.k = 2}, .threshold = 0.5};
+  const auto routing = test::routed(gate, logits, Step::train(1, 2));
+  double kept = 0;
+  for (Index t = 0; t < kTokens; ++t) kept += routing.dropped(t)[1] ? 0 : 1;
+  CHECK(std::abs(kept / kTokens - 0.4) < 5 * std::sqrt(0.4 * 0.6 / kTokens));  // 5 standard errors
+}
+
+TEST_CASE("WithChance: at inference it is its gate, unless it has a threshold there", "[gate]") {
+  const auto logits = test::random_logits<double>(30, 6, 2);
+  WithChance<TopKGate> gate{.gate = {.k = 3}};
+  CHECK(test::equal_bits(test::routed(gate, logits), test::routed(gate.gate, logits)));
+  gate.evaluation_threshold = INFINITY;
+  for (Index t = 0; const std::uint8_t dropped : test::routed(gate, logits).dropped())
+    CHECK((dropped != 0) == (t++ % 3 != 0));
+}
+
+TEST_CASE("WithChance: gradients agree with central differences, alone and limited", "[gate]") {
+  const auto logits = test::random_logits<double>(12, 6, 3);
+  const WithChance<TopKGate> gate{.gate = {.k = 3, .normalise = moe::Normalise::None}, .threshold = 0.4};
+  const Step step = Step::train(2, 3);
+  const auto routing = test::routed(gate, logits, step);
+  CHECK(std::count(routing.dropped().begin(), routing.dropped().end(), moe::kDroppedByGate) > 0);
+  CHECK(test::gate_gradient_error(gate, logits, step) < 1e-6);
+  const moe::WithCapacity<WithChance<TopKGate>> limited{
+      .gate = gate, .capacity = {.factor = 0.6, .min_capacity = 1, .weights = moe::KeptWeights::Renormalised}};
+  CHECK(test::gate_gradient_error(limited, logits, step) < 1e-6);
+}
+
+TEST_CASE("WithChance: thresholds that are no numbers of at least 0 are refused", "[gate][error]") {
+  using Gate = WithChance<TopKGate>;
+  CHECK(test::message_of([] { Gate{.threshold = -1}.validate(4); }) ==
+        "moe::WithChance: threshold is -1, expected at least 0");
+  CHECK(test::message_of([] { Gate{.evaluation_threshold = NAN}.validate(4); }) ==
+        "moe::WithChance: evaluation_threshold is nan, expected at least 0");
+  CHECK_THROWS_AS(Gate{.gate = {.k = 5}}.validate(4), std::invalid_argument);
+}
