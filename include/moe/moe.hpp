@@ -45,7 +45,10 @@
 #include "moe/expert/scaled_identity.hpp"
 
 // Routing: the data between the parts, what limits it, how even it is.
+#include "moe/routing/buffer_slots.hpp"
 #include "moe/routing/capacity.hpp"
+#include "moe/routing/capacity_options.hpp"
+#include "moe/routing/conventions.hpp"
 #include "moe/routing/entropy.hpp"
 #include "moe/routing/gradient.hpp"
 #include "moe/routing/importance.hpp"

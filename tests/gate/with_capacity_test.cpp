@@ -150,7 +150,8 @@ const KeptWeights kWeights[] = {KeptWeights::AsTheyAre, KeptWeights::Renormalise
 }  // namespace
 
 TEMPLATE_TEST_CASE("WithCapacity: route is the gate's, then the limit", "[gate]", float, double) {
-  const auto order = GENERATE(ServiceOrder::ByPosition, ServiceOrder::ByScore, ServiceOrder::Random);
+  const auto order = GENERATE(ServiceOrder::ByPosition, ServiceOrder::ByScore, ServiceOrder::Random,
+                              ServiceOrder::ByToken, ServiceOrder::ByWeight);
   const auto weights = GENERATE(from_range(std::begin(kWeights), std::end(kWeights)));
   const Matrix<TestType> logits = test::random_logits<TestType>(40, 5);
   const Limited gate = limited(weights, order);
@@ -182,7 +183,8 @@ TEST_CASE("WithCapacity: replay gives the weights of route, bit by bit", "[gate]
 
 TEST_CASE("WithCapacity: gradients by logits and parameters equal central differences", "[gate]") {
   const auto weights = GENERATE(from_range(std::begin(kWeights), std::end(kWeights)));
-  const auto order = GENERATE(ServiceOrder::ByPosition, ServiceOrder::ByScore, ServiceOrder::Random);
+  const auto order = GENERATE(ServiceOrder::ByPosition, ServiceOrder::ByScore, ServiceOrder::Random,
+                              ServiceOrder::ByToken, ServiceOrder::ByWeight);
   const auto valid = test::every_nth_padding(23, 6);
   Step step = Step::train(1);
   step.valid = valid;

@@ -64,8 +64,8 @@ TEST_CASE("parse_moe_config: routing rules of the families", "[io]") {
   CHECK(test::config_of("ernie4_5_moe").gate.floor == 1e-12);
   CHECK(test::config_of("switch_transformers").capacity->scope == moe::CapacityScope::Group);
   const auto nllb = *test::config_of("nllb-moe").capacity;
-  CHECK(moe::expert_capacity(nllb, moe::Phase::Training, 80, 6) == 5);
-  CHECK(moe::expert_capacity(nllb, moe::Phase::Inference, 82, 6) == 21);  // ceil(0.5 * 41 tokens)
+  CHECK(moe::expert_capacity(nllb, moe::Phase::Training, {40, 80}, 6) == 5);
+  CHECK(moe::expert_capacity(nllb, moe::Phase::Inference, {41, 82}, 6) == 21);  // ceil(0.5 * 41 tokens)
   CHECK(nllb.evaluation_scale == 0.8);
 }
 

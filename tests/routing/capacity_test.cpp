@@ -9,7 +9,6 @@ using Catch::Matchers::WithinAbs;
 using moe::CapacityOptions;
 using moe::Index;
 using moe::KeptWeights;
-using moe::Phase;
 using moe::ServiceOrder;
 using moe::Step;
 
@@ -27,49 +26,10 @@ std::vector<bool> kept(const moe::Routing<S>& routing) {
   return result;
 }
 
-const ServiceOrder kOrders[] = {ServiceOrder::ByPosition, ServiceOrder::ByScore, ServiceOrder::Random};
+const ServiceOrder kOrders[] = {ServiceOrder::ByPosition, ServiceOrder::ByScore, ServiceOrder::Random,
+                                ServiceOrder::ByToken, ServiceOrder::ByWeight};
 
 }  // namespace
-
-TEST_CASE("expert_capacity: factor times the balanced load, rounded up, at least the minimum", "[capacity]") {
-  const auto capacity = [](double factor, Index num_choices, Index num_experts) {
-    return moe::expert_capacity({.factor = factor, .min_capacity = 4}, Phase::Training, num_choices, num_experts);
-  };
-  CHECK(capacity(1.25, 64, 8) == 10);
-  CHECK(capacity(1.0, 65, 8) == 9);
-  CHECK(capacity(1.0, 8, 8) == 4);
-  CHECK(capacity(0, 1000, 8) == 4);
-  CHECK(capacity(1.0, 0, 8) == 4);
-  CHECK(capacity(1.0, 0, 0) == 4);
-}
-
-TEST_CASE("expert_capacity: the decimal factor counts, not the double next to it", "[capacity]") {
-  // In doubles 1.1 * 400 / 8 = 55.00000000000001, of which ceil makes 56.
-  for (Index tenths = 10; tenths <= 30; ++tenths)
-    for (Index num_choices = 10; num_choices <= 2000; num_choices += 10) {
-      const CapacityOptions options = {.factor = static_cast<double>(tenths) / 10, .min_capacity = 0};
-      CAPTURE(tenths, num_choices);
-      const Index exact = (tenths * num_choices + 79) / 80;  // ceil(factor * num_choices / 8) in integers
-      REQUIRE(moe::expert_capacity(options, Phase::Training, num_choices, 8) == std::min(exact, num_choices));
-    }
-}
-
-TEST_CASE("expert_capacity: inference has its own factor, unlimited by default", "[capacity]") {
-  CapacityOptions options = {.factor = 1.0, .min_capacity = 1};
-  CHECK(moe::expert_capacity(options, Phase::Inference, 80, 8) >= 80);
-  options.evaluation_factor = 2;
-  CHECK(moe::expert_capacity(options, Phase::Inference, 80, 8) == 20);
-  CHECK(moe::expert_capacity(options, Phase::Training, 80, 8) == 10);
-}
-
-TEST_CASE("CapacityOptions: negative and NaN numbers are errors", "[capacity][error]") {
-  CHECK_NOTHROW(CapacityOptions{}.validate());
-  CHECK_THROWS_AS((CapacityOptions{.factor = -1}.validate()), std::invalid_argument);
-  CHECK_THROWS_AS((CapacityOptions{.factor = std::nan("")}.validate()), std::invalid_argument);
-  CHECK_THROWS_AS((CapacityOptions{.evaluation_factor = std::nan("")}.validate()), std::invalid_argument);
-  CHECK_THROWS_WITH((CapacityOptions{.min_capacity = -1}.validate()),
-                    "moe::CapacityOptions: min_capacity is -1, expected at least 0");
-}
 
 TEST_CASE("apply_capacity: by position, first choices come before all second choices", "[capacity]") {
   // Expert 0 is the second choice of token 0 and the first of tokens 1 and 2, which take both places.
@@ -91,6 +51,20 @@ TEST_CASE("apply_capacity: by score, tokens with the largest weight come first, 
   std::copy(weights.begin(), weights.end(), one.weights().begin());
   moe::apply_capacity(exactly(1, ServiceOrder::ByScore), 2, Step::train(0), one);
   CHECK(kept(one) == std::vector<bool>{false, false, true, true, false, false, false, false});
+}
+
+TEST_CASE("apply_capacity: by token, all choices of a token come before those of the next", "[capacity]") {
+  auto routing = test::routing_of({{1, 0}, {0, 1}, {0, 1}});
+  moe::apply_capacity(exactly(2, ServiceOrder::ByToken), 2, Step::train(0), routing);
+  CHECK(kept(routing) == std::vector<bool>{true, true, true, true, false, false});
+}
+
+TEST_CASE("apply_capacity: by weight, experts keep their heaviest choices, ties by position, NaN last", "[capacity]") {
+  const std::vector<double> weights = {.1, .9, .5, .5, .5, .5, .7, std::nan("")};
+  auto routing = test::routing_of({{0, 1}, {0, 1}, {0, 1}, {0, 1}});
+  std::copy(weights.begin(), weights.end(), routing.weights().begin());
+  moe::apply_capacity(exactly(2, ServiceOrder::ByWeight), 2, Step::train(0), routing);
+  CHECK(kept(routing) == std::vector<bool>{false, true, true, true, false, false, true, false});
 }
 
 TEST_CASE("apply_capacity: by score, NaN weights are served last and harm no one", "[capacity]") {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
@@ -15,11 +14,17 @@ namespace moe::inline MOE_ABI {
 inline constexpr std::uint8_t kDroppedByGate = 1;  ///< also padding
 inline constexpr std::uint8_t kDroppedByCapacity = 2;
 
+/// Who waits for a place at an expert: a token, with its first choice, or a choice.
+struct Waiting {
+  double key;  // served in ascending order
+  Index token, choice;
+};
+
 /// Working memory for what refines a routing in place (capacity, balanced assignment), kept here because gates own no
 /// buffers: it grows once and is reused call after call. Its contents mean nothing between calls.
 struct RoutingScratch {
-  std::vector<Index> count;                     // per expert
-  std::vector<std::pair<double, Index>> queue;  // (key, token), served in ascending order
+  std::vector<Index> count;  // per expert
+  std::vector<Waiting> queue;
 };
 
 /// Who goes where, with which weight: what every gate fills. Compressed rows for fixed-K and ragged gates alike: the

@@ -18,8 +18,8 @@ struct Step {
   Phase phase = Phase::Inference;
   std::uint64_t update = 0;  ///< optimiser updates done so far; schedules are pure functions of it
   std::uint64_t seed = 0;
-  std::uint32_t layer = 0;  ///< give each layer of a model its own number: it keys the draws
-  std::uint32_t pass = 0;   ///< several passes over one batch (THOR, MC dropout) draw independently
+  std::uint32_t layer = 0;                      ///< give each layer of a model its own number: it keys the draws
+  std::uint32_t pass = 0;                       ///< several passes over one batch (THOR, MC dropout) draw independently
   std::span<const std::int64_t> token_id = {};  ///< [num_tokens]; keys the draws of a token, wherever it stands
   std::span<const std::int64_t> group_id = {};  ///< [num_tokens]; sequence, task or domain
   std::span<const std::uint8_t> valid = {};     ///< [num_tokens]; 0 = padding: no experts, no losses, no statistics
