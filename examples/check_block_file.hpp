@@ -5,7 +5,7 @@
 #include <cctype>
 #include <set>
 
-#include "check_block_run.hpp"
+#include "check_block_variants.hpp"
 
 namespace check {
 
@@ -101,9 +101,11 @@ inline Report check_file(const moe::Checkpoint& file) {
     check_block(file, facts, report);
   else if (facts.text("kind", "") == "router_only")
     check_router(file, facts, report);
+  else if (facts.has("variants") || facts.has("source"))
+    check_variants(file, facts, report);
   else
-    throw std::runtime_error("metadata has no 'family', and its kind is not 'router_only'");
-  note_others(file, report);
+    throw std::runtime_error("metadata has no 'family', no 'source', and its kind is not 'router_only'");
+  if (!facts.has("variants") && !facts.has("source")) note_others(file, report);
   if (report.empty()) throw std::runtime_error("nothing to compare");
   return report;
 }

@@ -86,7 +86,8 @@ TEST_CASE("KeptWeights: the sum before drops, the sum after, and the floor of ei
     return std::vector<double>(routing.weights().begin(), routing.weights().end());
   };
   const auto check = [](const std::vector<double>& found, const std::vector<double>& expected) {
-    for (std::size_t a = 0; a < expected.size(); ++a) CHECK_THAT(found[a], Catch::Matchers::WithinAbs(expected[a], 1e-14));
+    for (std::size_t a = 0; a < expected.size(); ++a)
+      CHECK_THAT(found[a], Catch::Matchers::WithinAbs(expected[a], 1e-14));
   };
   check(weights(KeptWeights::NormalisedFirst, 0), {p / (p + q), q / (p + q), 0, 0});
   check(weights(KeptWeights::Renormalised, 0), {p / (p + q), q / (p + q), 0, 0});

@@ -24,7 +24,6 @@ void for_each_deterministic_gate(Index experts, F&& f) {
   f("top-k", moe::TopKGate{.k = (experts + 1) / 2});
   f("raw top-k", moe::TopKGate{.k = (experts + 1) / 2, .normalise = moe::Normalise::None});
   f("sigmoid top-k", moe::TopKGate{.k = 1, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None});
-  f("softplus top-k", moe::TopKGate{.k = (experts + 1) / 2, .score = moe::Score::SqrtSoftplus});
   f("dense to sparse", moe::DenseToSparseGate<LearnableTemperature>{.threshold = 0.01});
   f("dense to sparse, clean weights", moe::DenseToSparseGate<>{.weights = moe::WeightLogits::Clean});
 }
@@ -37,6 +36,7 @@ void for_each_gate(Index experts, F&& f) {
   biased.selection_bias = test::random_bias(experts, 31, 0.1);
   biased.weight_bias = test::random_bias(experts, 32, 0.5);
   f("biased top-k", biased);
+  f("softplus top-k", moe::TopKGate{.k = (experts + 1) / 2, .score = moe::Score::SqrtSoftplus});
   f("noisy top-k", moe::NoisyTopKGate{.top_k = biased});
   f("gumbel top-k", moe::NoisyTopKGate::gumbel({.k = 1}));
   f("top-k by chance", moe::WithChance{.gate = biased, .threshold = 1.5});

@@ -31,7 +31,7 @@ struct Batch {
   }
 
   Matrix<S> clean, deviation, noisy;
-  moe::LoadOptions options = {};
+  moe::ExpertLoadOptions options = {};
 };
 
 /// Load of each expert straight from its definition: sort the others, take the k-th.
@@ -75,7 +75,12 @@ TEST_CASE("load_loss: equals its definition for any k", "[loss]") {
   batch.options.threshold = GENERATE(LoadThreshold::WithoutExpert, LoadThreshold::KthLargest);
   batch.options.cv = GENERATE(moe::CvOptions{}, moe::CvOptions{moe::Variance::Sample, 20.0});
   CAPTURE(k);
-  REQUIRE_THAT(batch.loss(k), WithinAbs(squared_cv(load_by_definition(batch, k), batch.options.cv), 1e-13));
+  const auto expected = load_by_definition(batch, k);
+  REQUIRE_THAT(batch.loss(k), WithinAbs(squared_cv(expected, batch.options.cv), 1e-13));
+  const auto load =
+      moe::expert_load<double>({batch.clean, batch.noisy, batch.deviation}, k, {}, batch.options.threshold);
+  REQUIRE(load.size() == expected.size());
+  for (std::size_t e = 0; e < load.size(); ++e) REQUIRE_THAT(load[e], WithinAbs(expected[e], 1e-13));
 }
 
 TEST_CASE("load_loss: gradients by clean logits, noisy logits and deviation equal central differences", "[loss]") {
@@ -159,6 +164,11 @@ TEST_CASE("load_loss: no valid token gives 0 with zero gradient", "[loss]") {
 TEST_CASE("load_loss: k below 1 and shapes that differ are errors", "[loss][error]") {
   Batch<> batch(5, 3);
   CHECK_THROWS_WITH(batch.loss(0), "moe::load_loss: k is 0, expected at least 1");
+  const auto load = [&](Index k) {
+    return moe::expert_load<double>({batch.clean, batch.noisy, batch.deviation}, k, {});
+  };
+  CHECK_THROWS_WITH(load(0), "moe::expert_load: k is 0, expected 1 <= k < num_experts = 3");
+  CHECK_THROWS_WITH(load(3), "moe::expert_load: k is 3, expected 1 <= k < num_experts = 3");
   batch.options.cv.epsilon = -1;
   CHECK_THROWS_WITH(batch.loss(1), "moe::load_loss: epsilon is -1, expected at least 0");
   batch.options.cv.epsilon = 0;

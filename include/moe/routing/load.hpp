@@ -31,8 +31,8 @@ enum class LoadThreshold {
   KthLargest,     ///< the k-th largest noisy logit, the expert's own included (V-MoE, Tutel)
 };
 
-/// What load_loss() measures.
-struct LoadOptions {
+/// What load_loss() balances.
+struct ExpertLoadOptions {
   CvOptions cv = {};
   LoadThreshold threshold = LoadThreshold::WithoutExpert;
 };
@@ -77,7 +77,31 @@ class LoadThresholds {
   std::vector<Index> best_;  // [num_tokens, k + 1]
 };
 
+/// Sum over valid tokens of the probability of each expert to be among the k best.
+template <class S>
+std::vector<double> sum_of_loads(const LoadThresholds<S>& thresholds, Index num_tokens, Index num_experts,
+                                 const Step& step) {
+  return sum_over_tokens(num_tokens, num_experts, step, [&](Index t, double* sum) {
+    for (Index e = 0; e < num_experts; ++e) sum[e] += 0.5 * std::erfc(-thresholds.margin(t, e) / std::numbers::sqrt2);
+  });
+}
+
 }  // namespace detail
+
+/// Load of each expert: Load_e = sum over valid tokens of Phi((clean_e - threshold_e) / deviation_e), the number of
+/// tokens that would have e among their k best if its noise were drawn again; what load_loss() balances. [num_experts].
+/// Throws std::invalid_argument if k is outside [1, num_experts), or shapes differ. Cost as of load_loss().
+template <class S>
+std::vector<double> expert_load(const std::type_identity_t<NoisyLogits<S>>& logits, Index k, const Step& step,
+                                LoadThreshold threshold = LoadThreshold::WithoutExpert) {
+  constexpr const char* kName = "moe::expert_load";
+  const Index num_tokens = logits.clean.rows(), num_experts = logits.clean.cols();
+  if (k < 1 || k >= num_experts) fail(kName, ": k is ", k, ", expected 1 <= k < num_experts = ", num_experts);
+  detail::require_shape(kName, "logits.noisy", logits.noisy, num_tokens, num_experts);
+  detail::require_shape(kName, "logits.deviation", logits.deviation, num_tokens, num_experts);
+  step.validate(kName, num_tokens);
+  return detail::sum_of_loads(detail::LoadThresholds<S>(logits, k, threshold, step), num_tokens, num_experts, step);
+}
 
 /// Load loss: CV^2 over experts of Load_e = sum over valid tokens of Phi((clean_e - threshold_e) / deviation_e), the
 /// probability that e would be among the k best if its noise were drawn again; threshold_e is the k-th largest noisy
@@ -89,7 +113,7 @@ class LoadThresholds {
 /// (arXiv:1701.06538).
 template <class S>
 double load_loss(const std::type_identity_t<NoisyLogits<S>>& logits, Index k, const Step& step, double weight,
-                 NoisyLogitsGradient<S>& gradient, const LoadOptions& options = {}) {
+                 NoisyLogitsGradient<S>& gradient, const ExpertLoadOptions& options = {}) {
   constexpr const char* kName = "moe::load_loss";
   const Index num_tokens = logits.clean.rows(), num_experts = logits.clean.cols();
   if (k < 1) fail(kName, ": k is ", k, ", expected at least 1");
@@ -103,9 +127,7 @@ double load_loss(const std::type_identity_t<NoisyLogits<S>>& logits, Index k, co
   if (k >= num_experts) return 0;
 
   const detail::LoadThresholds<S> thresholds(logits, k, options.threshold, step);
-  auto load = detail::sum_over_tokens(num_tokens, num_experts, step, [&](Index t, double* sum) {
-    for (Index e = 0; e < num_experts; ++e) sum[e] += 0.5 * std::erfc(-thresholds.margin(t, e) / std::numbers::sqrt2);
-  });
+  auto load = detail::sum_of_loads(thresholds, num_tokens, num_experts, step);
   const double value = detail::squared_cv(load, options.cv, weight);
   const double* slope = load.data();
   detail::for_each_valid(num_tokens, step, [&](Index t) {
