@@ -15,7 +15,7 @@ int run(const std::string& path, bool json) {
     nlohmann::json result = report.json();
     result["file"] = path;
     result["case"] = check::Facts(file.metadata()).text("case", "");
-    std::printf("%s\n", result.dump(2).c_str());
+    std::printf("%s\n", result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
   } else {
     report.print();
     const check::Line& worst = report.worst();

@@ -14,7 +14,7 @@ struct Flaxformer {
       : tokens(v.matrix("input")),
         logits(logits_of(linear_router(v.matrix("w_router", tokens.cols()).transpose()), tokens)),
         probability(softmax_of(logits)),
-        groups(tokens.rows(), v.integer("tokens_per_group", tokens.rows()), true),
+        groups(tokens.rows(), sequence_length(v, "input"), true),
         kind(v.text("cls")) {
     has_padding = v.integer("padding_tokens", 0) > 0;
     for (Index t = 0; t < tokens.rows(); ++t) {
@@ -69,7 +69,7 @@ inline void check_experts_choose(Variant& v, Flaxformer& router) {
   v.near("aux_loss", 0);
 }
 
-/// What the scatter router stores: expert and place of every choice, -1 where dropped... as two numbers.
+/// What the scatter router stores of every choice: the expert and the place, which is beyond the capacity if dropped.
 inline Integers dispatch_indices(const Routing& routing, const std::vector<Index>& slots) {
   Integers indices;
   for (std::size_t a = 0; a < slots.size(); ++a) {

@@ -16,7 +16,7 @@ struct Lucidrains {
       : tokens(input),
         logits(logits_of(linear_router(weight), tokens)),
         training(v.text("mode", "eval") == "train"),
-        sequences(tokens.rows(), sequence_length(v), training),
+        sequences(tokens.rows(), sequence_length(v, "input"), training),
         k(k_) {
     factor = v.number("capacity_factor_" + phase(), training ? 1.25 : 2);
     options = moe::conventions::tensor2tensor(factor, v.integer("min_capacity", 4));
@@ -51,27 +51,24 @@ struct Lucidrains {
   Index k;
   double factor = 1;
   moe::CapacityOptions options;
-
- private:
-  static Index sequence_length(const Variant& v) {
-    const auto shape = v.shape("input");
-    return shape.size() < 2 ? 1 : shape[shape.size() - 2];
-  }
 };
 
 /// Experts without biases: w1 [experts, dim, hidden], w2 [experts, hidden, dim], of y = w2^T relu(w1^T x).
-inline moe::ExpertPool<moe::BasicMlp<moe::F32, moe::Relu>> relu_experts(Variant& v, Index experts, Index dim) {
-  if (v.text("act", "relu") != "relu") moe::fail_environment("act is '", v.text("act"), "', expected relu");
-  const Matrix<float> up = v.matrix("w.experts.w1", experts * dim);
-  const Index hidden = up.cols();
-  const Matrix<float> down = v.matrix("w.experts.w2", experts * hidden, dim);
+using ReluExperts = moe::ExpertPool<moe::BasicMlp<moe::F32, moe::Relu>>;
+inline ReluExperts relu_experts(const Matrix<float>& w1, const Matrix<float>& w2, Index dim) {
+  const Index hidden = w1.cols();
   std::vector<moe::BasicMlp<moe::F32, moe::Relu>> pool;
-  for (Index e = 0; e < experts; ++e) {
+  for (Index e = 0; e < w1.rows() / dim; ++e) {
     auto& expert = pool.emplace_back(dim, hidden, moe::Bias::None);
-    expert.up().write(span_of(Matrix<float>(up.middleRows(e * dim, dim).transpose())));
-    expert.down().write(span_of(Matrix<float>(down.middleRows(e * hidden, hidden).transpose())));
+    expert.up().write(span_of(Matrix<float>(w1.middleRows(e * dim, dim).transpose())));
+    expert.down().write(span_of(Matrix<float>(w2.middleRows(e * hidden, hidden).transpose())));
   }
-  return moe::ExpertPool<moe::BasicMlp<moe::F32, moe::Relu>>(std::move(pool));
+  return ReluExperts(std::move(pool));
+}
+inline ReluExperts read_relu_experts(Variant& v, Index experts, Index dim) {
+  if (v.text("act", "relu") != "relu") moe::fail_environment("act is '", v.text("act"), "', expected relu");
+  const Matrix<float> w1 = v.matrix("w.experts.w1", experts * dim);
+  return relu_experts(w1, v.matrix("w.experts.w2", experts * w1.cols(), dim), dim);
 }
 
 /// Second choices: all, none, or by chance with the random numbers of the file.
@@ -103,7 +100,7 @@ inline void check_tensor2tensor(Variant& v) {
   drop_second_choices(v, rule, routing);
   rule.limit(v, routing);
   if (v.has("output"))
-    v.near("output", combined(relu_experts(v, rule.logits.cols(), input.cols()), rule.tokens, routing));
+    v.near("output", combined(read_relu_experts(v, rule.logits.cols(), input.cols()), rule.tokens, routing));
 }
 
 /// Choice s > 0 stays if its random number is below its weight over threshold s - 1.

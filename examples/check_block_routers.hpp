@@ -128,6 +128,12 @@ inline Routing part_of(const Routing& routing, Index first, Index length) {
   return part;
 }
 
+/// Tokens of a sequence or group: the last extent but one of [.., tokens, dim].
+inline Index sequence_length(const Variant& v, const std::string& tensor) {
+  const auto shape = v.shape(tensor);
+  return shape.size() < 2 ? 1 : shape[shape.size() - 2];
+}
+
 /// Tokens in groups of equal length that follow each other, with padding or without. Refers to itself: not copied.
 struct Groups {
   Index length;

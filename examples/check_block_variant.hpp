@@ -28,7 +28,7 @@ class Variant {
   Variant(const moe::Checkpoint& file, std::string name) : file_(file), name_(std::move(name)) {
     const auto found = file.metadata().find("variant." + name_);
     if (found == file.metadata().end()) return;
-    facts_ = nlohmann::json::parse(found->second, nullptr, false);
+    facts_ = nlohmann::json::parse(found->second, refuse_depth, false);
     if (!facts_.is_object()) moe::fail_environment("metadata 'variant.", name_, "' is not a JSON object");
   }
 
@@ -128,7 +128,7 @@ class Variant {
   }
   /// A number of ours that the parameters tell, too.
   void same_fact(const std::string& key, Index ours) {
-    if (knows(key)) report_.add_count(name_ + " (parameter " + key + ")", integer(key, 0) == ours ? 0 : 1);
+    if (knows(key)) report_.add_count(label("parameter " + key), integer(key, 0) == ours ? 0 : 1);
   }
 
   /// Adds the line of this variant: its worst comparison, or what was not compared.
@@ -137,17 +137,22 @@ class Variant {
     for (const std::string& tensor : file_.names()) {
       if (!tensor.starts_with(name_ + ".") || used_.contains(tensor)) continue;
       others += (others.empty() ? "" : ", ") + tensor.substr(name_.size() + 1);
-      report.note("not compared: " + tensor);
+      report.note(moe::detail::shown("not compared: " + tensor));
     }
-    if (!others.empty()) return report.add(name_ + " (not compared: " + others + ")", INFINITY, kForward);
-    if (compared_ == 0) return report.add(name_ + " (nothing to compare)", INFINITY, kForward);
+    if (!others.empty()) return report.add(label("not compared: " + others), INFINITY, kForward);
+    if (compared_ == 0) return report.add(label("nothing to compare"), INFINITY, kForward);
     const Line& worst = report_.worst();
     report.add(worst.name, worst.error, worst.tolerance);
   }
 
  private:
+  /// Deeper values than lists mean nothing here, and writing them in a message would recurse.
+  static bool refuse_depth(int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+    if (depth > 4) moe::fail_environment("parameters are nested more than 4 deep");
+    return true;
+  }
   std::string full(const std::string& tensor) const { return name_ + "." + tensor; }
-  std::string label(const std::string& tensor) const { return name_ + " (" + tensor + ")"; }
+  std::string label(const std::string& tensor) const { return moe::detail::shown(name_ + " (" + tensor + ")"); }
   static std::string text_of(Index extent) { return extent == kAny ? ".." : std::to_string(extent); }
   moe::detail::JsonFields fields() const { return {"parameters of " + name_, facts_}; }
   void note_compared(const std::string& tensor) {

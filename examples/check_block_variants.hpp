@@ -5,6 +5,7 @@
 #include "check_block_deepspeed.hpp"
 #include "check_block_fastmoe.hpp"
 #include "check_block_flaxformer.hpp"
+#include "check_block_hierarchical.hpp"
 #include "check_block_hugging_face.hpp"
 #include "check_block_lucidrains.hpp"
 #include "check_block_megablocks.hpp"
@@ -14,6 +15,11 @@
 namespace check {
 
 using VariantCheck = void (*)(Variant&);
+
+inline void check_tensor2tensor_or_hierarchy(Variant& v) {
+  if (v.has("w.gate_outer.w_gating")) return check_hierarchy(v);
+  check_tensor2tensor(v);
+}
 
 /// By the repository that the vectors are from, or where that says nothing by the name of the case.
 inline VariantCheck find_variant_check(const Facts& facts) {
@@ -25,7 +31,7 @@ inline VariantCheck find_variant_check(const Facts& facts) {
                                        {"/DeepSpeed", "ds_gating", check_deepspeed},
                                        {"/Tutel", "tutel", check_tutel},
                                        {"/fastmoe", "fastmoe", check_fastmoe},
-                                       {"lucidrains/mixture-of-experts", "t2t", check_tensor2tensor},
+                                       {"lucidrains/mixture-of-experts", "t2t", check_tensor2tensor_or_hierarchy},
                                        {"lucidrains/st-moe", "st_moe", check_st_moe},
                                        {"/flaxformer", "flaxformer", check_flaxformer},
                                        {"/megablocks", "megablocks", check_megablocks},
@@ -51,7 +57,11 @@ inline std::vector<std::string> variants_of(const moe::Checkpoint& file, const F
   constexpr std::string_view kPrefix = "variant.";
   for (const auto& [key, value] : file.metadata())
     if (key.starts_with(kPrefix)) add(key.substr(kPrefix.size()));
-  for (const std::string& tensor : file.names()) add(tensor.substr(0, tensor.find('.')));
+  const auto is_of = [](const std::string& tensor) {
+    return [&](const std::string& name) { return tensor.starts_with(name + "."); };
+  };
+  for (const std::string& tensor : file.names())
+    if (std::none_of(names.begin(), names.end(), is_of(tensor))) add(tensor.substr(0, tensor.find('.')));
   return names;
 }
 
@@ -63,8 +73,7 @@ inline void check_variants(const moe::Checkpoint& file, const Facts& facts, Repo
       check(variant);
       variant.finish(report);
     } catch (const std::exception& error) {
-      report.add(name + " (error)", INFINITY, kForward);
-      report.note(name + ": " + error.what());
+      report.add(moe::detail::shown(name + ": " + error.what()), INFINITY, kForward);
     }
 }
 
