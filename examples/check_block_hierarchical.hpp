@@ -36,14 +36,19 @@ struct HierarchyRule {
   std::string policy;
 };
 
+/// Place of every choice in its buffer; tokens of a sequence, and places that it has.
+struct OuterPlaces {
+  std::vector<Index> slots;
+  Index length, capacity;
+};
+
 /// The buffer of one outer expert, [sequences * capacity, dim], zero where empty; whose token and choice each row is.
 struct OuterBuffer {
   Matrix<float> rows;
   std::vector<Index> token, choice;  // -1 where empty
 
-  OuterBuffer(const Matrix<float>& tokens, const Routing& routing, const std::vector<Index>& slots, Index expert,
-              const std::pair<Index, Index>& length_and_capacity) {
-    const auto [length, capacity] = length_and_capacity;
+  OuterBuffer(const Matrix<float>& tokens, const Routing& routing, Index expert, const OuterPlaces& places) {
+    const auto& [slots, length, capacity] = places;
     const Index size = tokens.rows() / length * capacity;
     require_size("buffer", size, tokens.cols());
     rows.setZero(size, tokens.cols());
@@ -94,15 +99,15 @@ inline void check_hierarchy(Variant& v) {
   moe::Step step = sequences.step;
   step.phase = moe::Phase::Training;  // the rule has the factor of the phase already
   rule.limit(outer, outer_experts, step);
-  const auto slots = moe::buffer_slots(rule.options, outer_experts, step, outer);
-  const Index capacity = rule.capacity(length, outer_experts);
+  const OuterPlaces places{moe::buffer_slots(rule.options, outer_experts, step, outer), length,
+                           rule.capacity(length, outer_experts)};
 
   Matrix<float> out = Matrix<float>::Zero(tokens.rows(), dim);
   for (Index e = 0; e < outer_experts; ++e) {
-    const OuterBuffer buffer(tokens, outer, slots, e, {length, capacity});
+    const OuterBuffer buffer(tokens, outer, e, places);
     const auto router = linear_router(inner_weight.middleRows(e * dim, dim).transpose());
     Routing inner = inner_routing(logits_of(router, buffer.rows), buffer, outer);
-    const Groups buffers(buffer.rows.rows(), capacity, true);
+    const Groups buffers(buffer.rows.rows(), places.capacity, true);
     rule.limit(inner, inner_experts, buffers.step);
     const Index hidden = w1.cols();
     const auto experts = relu_experts(w1.middleRows(e * inner_experts * dim, inner_experts * dim),
