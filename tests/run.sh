@@ -90,6 +90,7 @@ if [ "$mode" != quick ]; then
   # The leak check needs ptrace, which some containers forbid.
   works_with -fsanitize=address || export ASAN_OPTIONS=detect_leaks=0
   # clang, as g++ takes three times as long over the sanitizers, and the memory of the machine.
+  # The fuzz targets take two minutes in all.
   if can_fuzz; then stage asan -DMOE_FUZZ=ON; else stage asan -DMOE_FUZZ=OFF; fi
 fi
 if [ "$mode" = full ]; then
