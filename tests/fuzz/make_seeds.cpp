@@ -6,6 +6,7 @@
 #include <string>
 
 #include "io/family_configs.hpp"
+#include "moe/io/load_block.hpp"
 #include "moe/io/npy.hpp"
 #include "moe/io/safetensors.hpp"
 
@@ -32,6 +33,58 @@ void write_text(const std::filesystem::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
 }
 
+/// How the expert weights of a described checkpoint are stored.
+enum class Storage { F32, Fp8, Mxfp4 };
+
+std::string line(const std::string& name, const std::string& type, const std::vector<moe::Index>& shape) {
+  return name + " " + type + (shape.empty() ? "" : " ") + moe::detail::join(shape, " ") + "\n";
+}
+
+/// The tensors of a block as lines for the block target; every third in the second shard if there are two.
+std::string described(const std::string& config_text, const moe::FamilyFormat& format, Storage storage, bool sharded) {
+  moe::MoeBlock block(moe::parse_moe_config("seed", std::string_view(config_text)));
+  std::string shards[2];
+  std::size_t count = 0;
+  const std::string prefix = moe::numbered_name(format.prefix, 0);
+  for (const auto& tensor : moe::bind_weights(block, format, prefix, storage == Storage::Mxfp4)) {
+    std::string& shard = shards[sharded && count++ % 3 == 2 ? 1 : 0];
+    const bool is_expert = tensor.name.find("experts.") != tensor.name.npos && tensor.shape.size() >= 2;
+    if (is_expert && storage == Storage::Fp8) {
+      std::vector<moe::Index> scales = tensor.shape;
+      for (moe::Index& extent : std::span(scales).last(2)) extent = (extent + 127) / 128;
+      shard += line(tensor.name, "F8_E4M3", tensor.shape) + line(tensor.name + "_scale_inv", "F32", scales);
+    } else if (is_expert && storage == Storage::Mxfp4 && tensor.shape.size() == 3) {
+      std::vector<moe::Index> scales = tensor.shape;
+      scales.back() /= 32;
+      shard += line(tensor.name + "_scales", "U8", scales);
+      scales.push_back(16);
+      shard += line(tensor.name + "_blocks", "U8", scales);
+    } else {
+      shard += line(tensor.name, count % 2 == 0 ? "F32" : "BF16", tensor.shape);
+    }
+  }
+  return config_text + "\n\n" + shards[0] + (sharded ? "-\n" + shards[1] : "");
+}
+
+void write_blocks(const std::filesystem::path& root) {
+  for (const auto& [model_type, rest] : test::family_configs()) {
+    const std::string text = test::config_text(model_type);
+    const std::string family = test::config_of(model_type).family;
+    int number = 0;
+    for (const moe::FamilyFormat& format : moe::kFamilyFormats) {
+      if (format.family != family) continue;
+      write_text(root / (model_type + std::to_string(number)), described(text, format, Storage::F32, number == 1));
+      ++number;
+    }
+    if (model_type == "deepseek_v3")
+      write_text(root / "fp8", described(text, moe::kFamilyFormats[10], Storage::Fp8, true));
+  }
+  const std::string gpt_oss = R"({"model_type":"gpt_oss","hidden_size":32,"intermediate_size":32,"hidden_act":"silu",)"
+                              R"("num_local_experts":3,"num_experts_per_tok":2,"swiglu_limit":7.0})";
+  for (const moe::FamilyFormat& format : moe::kFamilyFormats)
+    if (format.family == "gpt_oss") write_text(root / "mxfp4", described(gpt_oss, format, Storage::Mxfp4, false));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -40,7 +93,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config"})
+  for (const char* target : {"safetensors", "index", "npy", "config", "block"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -56,6 +109,7 @@ int main(int argc, char** argv) {
 
   for (const auto& [model_type, text] : test::family_configs())
     write_text(root / "config" / model_type, test::config_text(model_type));
+  write_blocks(root / "block");
 
   const std::vector<float> floats{0, 1, 2, 3, 4, 5};
   moe::write_npy(root / "npy/f4", std::span<const float>(floats), {2, 3});

@@ -3,6 +3,8 @@
 // and stops the program where the library breaks a promise. Any exception but std::runtime_error gets out.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -25,30 +27,61 @@ inline void require(bool promise, const char* text) {
   std::abort();
 }
 
-/// Reads all elements in the ways that there are.
+/// Elements [first, size) as one scalar or another; integers are refused as floats and the other way round.
+template <class S>
+void read_from(const moe::TensorView& tensor, moe::Index first) {
+  std::vector<S> values(static_cast<std::size_t>(tensor.size() - first));
+  try {
+    if constexpr (std::is_floating_point_v<S>)
+      moe::read_values(tensor, first, std::span<S>(values));
+    else
+      moe::read_integers(tensor, first, std::span<S>(values));
+    require(moe::is_floating(tensor.dtype) == std::is_floating_point_v<S>, "a tensor is read as what it is");
+  } catch (const std::runtime_error&) {
+    const bool is_large = !std::is_floating_point_v<S> && tensor.dtype == moe::Dtype::U64;
+    require(is_large || moe::is_floating(tensor.dtype) != std::is_floating_point_v<S>, "a tensor can be read");
+  }
+}
+
+/// Reads all elements in the ways that there are, and writes floats in every type.
 inline void touch(const moe::TensorView& tensor) {
   const auto size = static_cast<std::size_t>(tensor.size());
   require(size * moe::dtype_size(tensor.dtype) == tensor.bytes.size(), "a tensor has the bytes of its type");
   std::uint64_t elements = 1;
   for (const moe::Index extent : tensor.shape) elements *= static_cast<std::uint64_t>(extent);
   require(elements == size, "a tensor has the elements of its shape");
-  if (moe::is_floating(tensor.dtype)) {
-    std::vector<float> values(size);
-    moe::read_values(tensor, 0, std::span<float>(values));
-  } else {
-    std::vector<std::int64_t> values(size);
-    try {
-      moe::read_integers(tensor, 0, std::span<std::int64_t>(values));
-    } catch (const std::runtime_error&) {
-      require(tensor.dtype == moe::Dtype::U64, "only U64 is refused as an integer");
-    }
+  for (const moe::Index first : {moe::Index{0}, std::min<moe::Index>(1, tensor.size())}) {
+    read_from<float>(tensor, first);
+    read_from<double>(tensor, first);
+    read_from<std::int64_t>(tensor, first);
   }
+  if (!moe::is_floating(tensor.dtype)) return;
+  const std::vector<double> values = moe::read_all<double>(tensor);
+  for (const auto& traits : moe::detail::kDtypes) {
+    if (!traits.is_floating) continue;
+    std::vector<std::byte> encoded(size * traits.size);
+    moe::detail::encode(std::span<const double>(values), traits.dtype, encoded.data());
+    if (!moe::is_exact(tensor.dtype, traits.dtype)) continue;
+    std::vector<double> again(size);
+    moe::detail::decode(traits.dtype, encoded.data(), std::span<double>(again));
+    for (std::size_t i = 0; i < size; ++i)
+      require(again[i] == values[i] || (std::isnan(again[i]) && std::isnan(values[i])), "a wider type is exact");
+  }
+}
+
+/// The header says no more than its text: nothing is allocated that the file does not justify.
+inline void require_proportion(const moe::SafetensorsHeader& header, std::size_t size) {
+  std::size_t said = 0;
+  for (const auto& [key, value] : header.metadata) said += key.size() + value.size();
+  for (const auto& [name, info] : header.tensors) said += name.size() + info.shape.size();
+  require(said <= size, "a header holds no more than its text");
 }
 
 inline bool fuzz_safetensors(std::span<const std::byte> bytes) {
   const std::string label = "fuzz";
   try {
     const moe::SafetensorsContents contents = moe::parse_safetensors(label, bytes);
+    require_proportion(contents.header, bytes.size());
     std::uint64_t used = 0;
     for (const auto& [name, info] : contents.header.tensors) {
       require(info.begin <= info.end && info.end <= contents.data.size(), "a tensor lies in the data");
@@ -104,8 +137,11 @@ inline bool fuzz_npy(std::span<const std::byte> bytes) {
   try {
     const moe::NpyArray array = moe::parse_npy(label, bytes);
     touch(array.tensor);
-    if (array.is_fortran && array.tensor.dtype == moe::Dtype::F32)
-      (void)moe::detail::rows_first(array.tensor.shape, moe::read_all<float>(array.tensor));
+    if (array.is_fortran) {
+      std::vector<double> values(static_cast<std::size_t>(array.tensor.size()));
+      moe::detail::decode(array.tensor.dtype, array.tensor.bytes.data(), std::span<double>(values));
+      require(moe::detail::rows_first(array.tensor.shape, values).size() == values.size(), "all elements are kept");
+    }
     return true;
   } catch (const std::runtime_error&) {
     return false;

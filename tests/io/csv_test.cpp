@@ -66,6 +66,23 @@ TEST_CASE("read_csv: names in quotes hold commas, quotes, blanks and numbers", "
         Names{"a,b", "say \"no\"", " c ", "1880", "d e"});
 }
 
+TEST_CASE("CSV: a first name that begins with a byte order mark keeps it", "[io]") {
+  const test::TemporaryDirectory directory;
+  const Names names{
+      "\xEF\xBB\xBF"
+      "a"};
+  moe::write_csv(directory / "x", names, moe::Matrix<double>::Ones(1, 1));
+  CHECK(moe::read_csv(directory / "x").names == names);
+}
+
+TEST_CASE("CSV: very many columns take no more than their share of time", "[io]") {
+  Names names(200000);  // compared each with each they would take minutes
+  for (std::size_t c = 0; c < names.size(); ++c) names[c] = "c" + std::to_string(c);
+  const test::TemporaryDirectory directory;
+  moe::write_csv(directory / "x", names, moe::Matrix<double>::Ones(1, std::ssize(names)));
+  CHECK(moe::read_csv(directory / "x").names == names);
+}
+
 TEST_CASE("read_csv: numbers are rounded to the nearest double", "[io]") {
   const moe::CsvTable table = read(
       "x\n0.1\n1.7976931348623157e308\n5e-324\n2.2250738585072011e-308\n9007199254740993\n-0\n"

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "catch.hpp"
-#include "fuzz/targets.hpp"
+#include "fuzz/block_target.hpp"
 #include "io/files.hpp"
 
 namespace {
@@ -38,3 +38,7 @@ TEST_CASE("Fuzz corpus: indexes are read or refused", "[io][error]") { replay("i
 TEST_CASE("Fuzz corpus: .npy files are read or refused", "[io][error]") { replay("npy", test::fuzz_npy); }
 
 TEST_CASE("Fuzz corpus: config.json files are read or refused", "[io][error]") { replay("config", test::fuzz_config); }
+
+TEST_CASE("Fuzz corpus: blocks of described checkpoints are loaded or refused", "[io][error]") {
+  replay("block", test::fuzz_block);
+}

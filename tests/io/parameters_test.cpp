@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include <bit>
 #include <cmath>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "catch.hpp"
 #include "io/files.hpp"
+#include "io/patterns.hpp"
 #include "moe/io/parameters.hpp"
 #include "moe/train/adam_w.hpp"
 #include "train/sample_layer.hpp"
@@ -14,6 +13,8 @@
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
+using test::fill_with_patterns;
+using test::same_bits;
 using test::SampleLayer;
 using test::TemporaryDirectory;
 
@@ -48,44 +49,6 @@ struct Twice {
     f("x", self.x...);
   }
 };
-
-/// Fills every logical parameter with patterns of its own scalar: signed zero, denormals, infinities, NaNs with a
-/// payload, then random bits.
-template <class S>
-S pattern(moe::Index k) {
-  using Bits = std::conditional_t<sizeof(S) == 4, std::uint32_t, std::uint64_t>;
-  constexpr S kInf = std::numeric_limits<S>::infinity();
-  const Bits special[] = {std::bit_cast<Bits>(S{-0.0}),  1,
-                          std::bit_cast<Bits>(kInf),     std::bit_cast<Bits>(-kInf),
-                          std::bit_cast<Bits>(kInf) + 1, std::bit_cast<Bits>(-kInf) + 0x1234};
-  const moe::RandomField random(moe::Purpose::User, 5);
-  return std::bit_cast<S>(k < 6 ? special[k] : static_cast<Bits>(random.bits(k)));
-}
-
-template <class Layer>
-void fill_with_patterns(Layer& layer) {
-  moe::visit(
-      [](const std::string&, auto& leaf) {
-        using S = moe::ParameterScalar<decltype(leaf)>;
-        std::vector<S> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
-        for (std::size_t k = 0; k < values.size(); ++k) values[k] = pattern<S>(static_cast<moe::Index>(k));
-        moe::write_parameter(leaf, std::span<const S>(values));
-      },
-      layer);
-}
-
-/// Compares everything stored, padding included, as bytes.
-template <class Layer>
-bool same_bits(const Layer& a, const Layer& b) {
-  bool same = true;
-  moe::visit(
-      [&](const std::string&, const auto& x, const auto& y) {
-        const auto left = std::as_bytes(moe::parameter_span(x)), right = std::as_bytes(moe::parameter_span(y));
-        same = same && std::equal(left.begin(), left.end(), right.begin(), right.end());
-      },
-      a, b);
-  return same;
-}
 
 }  // namespace
 

@@ -1,36 +1,18 @@
 // SPDX-License-Identifier: MIT
-#include <bit>
-#include <cmath>
-#include <cstring>
 #include <limits>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
+#include "io/plain_reader.hpp"
 
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
 using test::bytes_of;
 using test::TemporaryDirectory;
-
-/// What a file says about one tensor, found by searching its bytes: no JSON parser, nothing of the library.
-struct Found {
-  std::string dtype, shape, data;
-};
-Found find_tensor(const std::string& bytes, const std::string& name) {
-  std::size_t length = 0;
-  for (std::size_t i = 0; i < 8; ++i) length += std::size_t{static_cast<unsigned char>(bytes.at(i))} << (8 * i);
-  const std::string header = bytes.substr(8, length);
-  const auto after = [&](const std::string& key, std::size_t from) { return header.find(key, from) + key.size(); };
-  const auto until = [&](std::size_t from, char stop) { return header.substr(from, header.find(stop, from) - from); };
-  const std::size_t entry = after("\"" + name + "\":{", 0);
-  const std::size_t offsets = after("\"data_offsets\":[", entry);
-  const std::size_t begin = std::stoul(until(offsets, ',')), end = std::stoul(until(after(",", offsets), ']'));
-  return {until(after("\"dtype\":\"", entry), '"'), until(after("\"shape\":[", entry), ']'),
-          bytes.substr(8 + length + begin, end - begin)};
-}
 
 moe::SafetensorsHeader two_tensors() {
   return {.tensors = {{"a", {moe::Dtype::F32, {3}}}, {"b", {moe::Dtype::F64, {2, 1}}}}, .metadata = {{"note", "hi"}}};
@@ -51,14 +33,39 @@ void write_two(const std::filesystem::path& path) {
 TEST_CASE("SafetensorsWriter: an independent reader finds type, shape and bytes", "[io]") {
   const TemporaryDirectory directory;
   write_two(directory / "x");
-  const std::string bytes = test::read_bytes(directory / "x");
-  const Found a = find_tensor(bytes, "a"), b = find_tensor(bytes, "b");
+  const test::PlainFile file = test::read_plainly(test::read_bytes(directory / "x"));
+  REQUIRE(file.tensors.size() == 2);
+  const test::PlainTensor &a = file.tensors.at("a"), &b = file.tensors.at("b");
   REQUIRE(a.dtype == "F32");
-  REQUIRE(a.shape == "3");
-  REQUIRE(a.data == bytes_of(kA));
+  REQUIRE(a.shape == std::vector<std::size_t>{3});
+  REQUIRE(a.bytes == bytes_of(kA));
   REQUIRE(b.dtype == "F64");
-  REQUIRE(b.shape == "2,1");
-  REQUIRE(b.data == bytes_of(kB));
+  REQUIRE(b.shape == std::vector<std::size_t>{2, 1});
+  REQUIRE(b.bytes == bytes_of(kB));
+  REQUIRE(file.metadata == moe::Metadata{{"note", "hi"}});
+}
+
+TEST_CASE("SafetensorsWriter: an independent reader finds all types aligned, whatever their names and sizes", "[io]") {
+  const TemporaryDirectory directory;
+  moe::SafetensorsHeader header{.metadata = {{"quote \" slash / \\", "line\nend \x01"}}};
+  std::map<std::string, std::string> bytes;
+  for (const auto& traits : moe::detail::kDtypes)
+    for (std::size_t count = 0; count < 3; ++count) {
+      const std::string name = std::to_string(bytes.size() * 7 % 10) + std::string(traits.name) + "\t\"";
+      header.tensors[name] = {.dtype = traits.dtype, .shape = {static_cast<moe::Index>(count), 1}};
+      bytes[name] = std::string(count * traits.size, static_cast<char>(bytes.size()));
+    }
+  REQUIRE(bytes.size() == 45);
+  moe::SafetensorsWriter writer(directory / "x", header);
+  for (const auto& [name, content] : bytes) writer.write_bytes(name, std::as_bytes(std::span(content)));
+  writer.commit();
+  const test::PlainFile file = test::read_plainly(test::read_bytes(directory / "x"));
+  REQUIRE(file.metadata == header.metadata);
+  REQUIRE(file.tensors.size() == 45);
+  for (const auto& [name, content] : bytes) {
+    REQUIRE(file.tensors.at(name).dtype == moe::dtype_name(header.tensors.at(name).dtype));
+    REQUIRE(file.tensors.at(name).bytes == content);
+  }
 }
 
 TEST_CASE("SafetensorsWriter: writes these bytes", "[io][golden]") {
@@ -130,10 +137,10 @@ TEST_CASE("SafetensorsWriter: a place that cannot be written is a runtime_error 
   const TemporaryDirectory directory;
   REQUIRE_THROWS_WITH(moe::SafetensorsWriter(directory / "missing/x", {}),
                       ContainsSubstring("missing/x") && ContainsSubstring("No such file"));
-  std::filesystem::create_directory(directory / "full");
-  test::write_bytes(directory / "full/file", "");
-  moe::SafetensorsWriter writer(directory / "full", {});
-  REQUIRE_THROWS_AS(writer.commit(), std::runtime_error);
+  std::filesystem::create_directory(directory / "taken");
+  REQUIRE_THROWS_WITH(moe::SafetensorsWriter(directory / "taken", {}),
+                      ContainsSubstring("taken': cannot open: Is a directory"));
+  REQUIRE(directory.num_files() == 1);
 }
 
 TEST_CASE("SafetensorsWriter: rounds to narrow floats if allowed, and takes integers and bytes as they are", "[io]") {
@@ -155,11 +162,11 @@ TEST_CASE("SafetensorsWriter: rounds to narrow floats if allowed, and takes inte
                     std::invalid_argument);
   writer.write("i64", std::span<const std::int64_t>(big));
   writer.commit();
-  const std::string file = test::read_bytes(directory / "x");
-  REQUIRE(find_tensor(file, "bf16").data == std::string("\x80\x3f\x82\x3f", 4));
-  REQUIRE(find_tensor(file, "e4m3").data == "\x38");
-  REQUIRE(find_tensor(file, "u8").data == "abc");
-  REQUIRE(find_tensor(file, "i64").data == bytes_of(big));
+  auto file = test::read_plainly(test::read_bytes(directory / "x")).tensors;
+  REQUIRE(file["bf16"].bytes == std::string("\x80\x3f\x82\x3f", 4));
+  REQUIRE(file["e4m3"].bytes == "\x38");
+  REQUIRE(file["u8"].bytes == "abc");
+  REQUIRE(file["i64"].bytes == bytes_of(big));
 }
 
 TEST_CASE("SafetensorsReader: integers are read as integers, and as floats where those hold them", "[io]") {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/io/output_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -33,6 +35,8 @@ inline std::string_view trimmed(std::string_view text) {
   const std::size_t begin = text.find_first_not_of(kBlank);
   return begin == text.npos ? std::string_view{} : text.substr(begin, text.find_last_not_of(kBlank) - begin + 1);
 }
+
+inline constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";  // of UTF-8
 
 /// What a number is: decimal, in any notation of C but hexadecimal; `ok` is false unless all of `text` is one, finite
 /// and within the range of double.
@@ -53,7 +57,7 @@ inline CsvNumber parse_number(std::string_view text) {
 class CsvParser {
  public:
   CsvParser(std::string label, std::string_view text) : label_(std::move(label)), text_(text) {
-    if (text_.starts_with("\xEF\xBB\xBF")) text_.remove_prefix(3);  // the byte order mark of UTF-8
+    if (text_.starts_with(kByteOrderMark)) text_.remove_prefix(kByteOrderMark.size());
     text_ = text_.substr(0, text_.find_last_not_of(" \t\r\n") + 1);
   }
 
@@ -83,6 +87,7 @@ class CsvParser {
   /// Names between commas, without the blanks around them; in quotes they may hold commas, and quotes as two quotes.
   std::vector<std::string> header(std::string_view line) {
     std::vector<std::string> names;
+    std::set<std::string> seen;
     for (bool more = true; more;) {
       line.remove_prefix(std::min(line.find_first_not_of(" \t\r"), line.size()));
       const bool quoted = line.starts_with('"');
@@ -96,8 +101,7 @@ class CsvParser {
       if (name.empty()) fail_at(column, name, "a column name");
       if (!quoted && parse_number(name).ok)
         fail_at(column, name, "a column name: the first line has to name the columns (a number in quotes is a name)");
-      if (std::find(names.begin(), names.end(), name) != names.end())
-        fail_at(column, name, "a name that no column before has");
+      if (!seen.insert(name).second) fail_at(column, name, "a name that no column before has");
       names.push_back(std::move(name));
       more = end < line.size();
       line.remove_prefix(std::min(end + 1, line.size()));
@@ -136,16 +140,11 @@ class CsvParser {
     return parsed.value;
   }
 
-  /// `found` with control characters replaced, as it goes to a terminal, and cut.
   [[noreturn]] void fail_at(std::size_t column, std::string_view found, const char* expected) const {
     constexpr std::size_t kShown = 40;
-    std::string shown(found.substr(0, kShown));
-    for (char& c : shown)
-      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = '?';
-    const std::string name = names_ ? " (" + (*names_)[column] + ")" : "";
+    const std::string name = names_ ? " (" + shown((*names_)[column], kShown) + ")" : "";
     fail_environment(label_, ", line ", line_, ", column ", column + 1, name, ": found ",
-                     found.empty() ? "nothing" : "'" + shown + (found.size() > kShown ? "...'" : "'"), ", expected ",
-                     expected);
+                     found.empty() ? "nothing" : "'" + shown(found, kShown) + "'", ", expected ", expected);
   }
 
   std::string label_;
@@ -160,7 +159,7 @@ inline std::string read_text(const std::string& label, const std::filesystem::pa
   if (std::filesystem::is_directory(path, error)) fail_environment(label, " is a directory, expected a file");
   errno = 0;
   std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail_environment(label, ": cannot open: ", std::error_code(errno, std::generic_category()).message());
+  if (!stream) fail_environment(label, ": cannot open: ", system_reason());
   const std::uintmax_t size = std::filesystem::file_size(path, error);  // not the case for pipes
   const std::size_t block = error || size < 65536 ? 65536 : static_cast<std::size_t>(size) + 1;
   std::string text;
@@ -170,15 +169,14 @@ inline std::string read_text(const std::string& label, const std::filesystem::pa
     stream.read(text.data() + before, static_cast<std::streamsize>(block));
     text.resize(before + static_cast<std::size_t>(stream.gcount()));
   }
-  if (stream.bad())
-    fail_environment(label, ": cannot read: ", std::error_code(errno, std::generic_category()).message());
+  if (stream.bad()) fail_environment(label, ": cannot read: ", system_reason());
   return text;
 }
 
 /// A name as the header line can hold it so that the parser gives it back.
 inline std::string csv_name(const std::string& name) {
   const bool plain = trimmed(name) == name && name.find_first_of("\",") == name.npos && !parse_number(name).ok;
-  if (plain) return name;
+  if (plain && !name.starts_with(kByteOrderMark)) return name;
   std::string quoted = "\"";
   for (const char c : name) quoted += c == '"' ? std::string("\"\"") : std::string(1, c);
   return quoted + '"';
@@ -200,7 +198,8 @@ inline CsvTable read_csv(const std::filesystem::path& path) {
 
 /// Writes what read_csv() reads back to the same bits: names [columns], and each number in the fewest digits that do.
 /// Throws std::invalid_argument unless there is at least one row and one column, a name without line ends per column,
-/// all different, and all numbers are finite; std::runtime_error if the file cannot be written.
+/// all different, and all numbers are finite; std::runtime_error if the file cannot be written, which then is as
+/// before.
 inline void write_csv(const std::filesystem::path& path, std::span<const std::string> names,
                       const ConstMatrixRef<double>& values) {
   const std::string label = "moe::write_csv: '" + path.string() + "'";
@@ -208,28 +207,25 @@ inline void write_csv(const std::filesystem::path& path, std::span<const std::st
     fail(label, ": values is [", values.rows(), ", ", values.cols(), "], expected at least one row and one column");
   if (std::ssize(names) != values.cols()) fail(label, ": ", names.size(), " names, expected ", values.cols());
   if (!values.allFinite()) fail(label, ": a value is not finite, expected finite numbers");
+  std::set<std::string_view> seen;
   for (std::size_t c = 0; c < names.size(); ++c)
-    if (names[c].empty() || names[c].find_first_of("\r\n") != names[c].npos ||
-        std::find(names.begin(), names.begin() + static_cast<std::ptrdiff_t>(c), names[c]) - names.begin() <
-            static_cast<std::ptrdiff_t>(c))
+    if (names[c].empty() || names[c].find_first_of("\r\n") != names[c].npos || !seen.insert(names[c]).second)
       fail(label, ": name ", c, " is '", names[c], "', expected one line of text that no name before has");
 
-  errno = 0;
-  std::ofstream stream(path, std::ios::binary | std::ios::trunc);
+  detail::OutputFile file(label, path);
   std::string line;
   for (const std::string& name : names) line += (line.empty() ? "" : ",") + detail::csv_name(name);
-  stream << line << '\n';
+  line += '\n';
   for (Index row = 0; row < values.rows(); ++row) {
-    line.clear();
     for (Index column = 0; column < values.cols(); ++column) {
       std::array<char, 32> digits;  // the longest double has 24 characters
       const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), values(row, column)).ptr;
       line.append(digits.data(), end) += column + 1 < values.cols() ? ',' : '\n';
     }
-    stream << line;
+    file.write(line);
+    line.clear();
   }
-  stream.close();
-  if (!stream) fail_environment(label, ": cannot write: ", std::error_code(errno, std::generic_category()).message());
+  file.commit();
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <optional>
@@ -15,6 +16,7 @@
 namespace moe::inline MOE_ABI {
 
 static_assert(std::endian::native == std::endian::little, "moe::io reads and writes little-endian hosts only");
+static_assert(sizeof(std::size_t) == 8, "moe::io: sizes in files have 64 bits, and so must addresses");
 
 /// Element type of a tensor in a file. F8_E4M3 is the variant without infinities of Micikevicius et al., "FP8 Formats
 /// for Deep Learning", arXiv:2209.05433: largest value 448, NaN is 0x7F and 0xFF. A BOOL takes one byte.

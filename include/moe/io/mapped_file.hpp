@@ -20,6 +20,7 @@
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/error.hpp"
+#include "moe/io/message.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -140,7 +141,7 @@ class MappedFile {
   }
 
   [[noreturn]] void fail_system(const char* verb) const {
-    fail_environment(label_, ": cannot ", verb, ": ", std::error_code(errno, std::generic_category()).message());
+    fail_environment(label_, ": cannot ", verb, ": ", detail::system_reason());
   }
 
   std::string label_;

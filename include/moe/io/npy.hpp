@@ -2,17 +2,16 @@
 #pragma once
 
 #include <algorithm>
-#include <cerrno>
+#include <cstddef>
 #include <filesystem>
-#include <fstream>
 #include <span>
 #include <string>
-#include <system_error>
-#include <utility>
+#include <string_view>
 #include <vector>
 
 #include "moe/io/mapped_file.hpp"
 #include "moe/io/npy_header.hpp"
+#include "moe/io/output_file.hpp"
 #include "moe/io/tensor.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -86,7 +85,7 @@ NpyValues<S> read_npy(const std::filesystem::path& path, Narrowing narrowing = N
 }
 
 /// Writes an array row by row in its own type, as numpy.load() reads it: format 1.0, the same bytes as numpy.save()
-/// since NumPy 1.24.
+/// since NumPy 1.24. The file appears whole or not at all.
 /// Throws std::invalid_argument if the shape does not have as many elements as there are values, std::runtime_error if
 /// the file cannot be written.
 template <class S>
@@ -97,12 +96,10 @@ void write_npy(const std::filesystem::path& path, std::span<const S> values, con
   if (is_negative || !bytes || *bytes != values.size_bytes())
     fail(label, ": ", values.size(), " values for shape [", detail::join(shape, ", "), "]");
   const std::string header = detail::format_npy_header(dtype_of<S>(), shape);
-  errno = 0;
-  std::ofstream stream(path, std::ios::binary | std::ios::trunc);
-  stream.write(header.data(), static_cast<std::streamsize>(header.size()));
-  stream.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size_bytes()));
-  stream.close();
-  if (!stream) fail_environment(label, ": cannot write: ", std::error_code(errno, std::generic_category()).message());
+  detail::OutputFile file(label, path);
+  file.write(header, "header");
+  file.write(std::as_bytes(values));
+  file.commit();
 }
 
 /// The same for a matrix.

@@ -1,21 +1,19 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
-#include <array>
-#include <cerrno>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <random>
+#include <map>
 #include <set>
 #include <span>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 #include "moe/io/mapped_file.hpp"
+#include "moe/io/output_file.hpp"
 #include "moe/io/safetensors_header.hpp"
 #include "moe/io/tensor.hpp"
 
@@ -81,6 +79,7 @@ class SafetensorsReader {
   /// Throws std::invalid_argument unless `values` has as many elements as the tensor.
   template <class S>
   void read(std::string_view name, std::span<S> values, Narrowing narrowing = Narrowing::Refuse) const {
+    static_assert(!std::is_same_v<S, bool>, "moe::SafetensorsReader::read: read BOOL as std::uint8_t or wider");
     const TensorView tensor = view(name);
     if (values.size() != static_cast<std::size_t>(tensor.size()))
       fail(file_.label(), ": read of tensor ", detail::in_quotes(name), " into ", values.size(), " scalars, expected ",
@@ -115,30 +114,18 @@ class SafetensorsWriter {
   /// Places the tensors (`begin` and `end` of the header are overwritten) and opens the file. Throws
   /// std::invalid_argument for a header that cannot be written, std::runtime_error if the file cannot be.
   SafetensorsWriter(const std::filesystem::path& path, SafetensorsHeader header)
-      : path_(path),
-        temporary_(path),
-        label_(std::string("moe::SafetensorsWriter: '") + path.string() + "'"),
-        header_(std::move(header)) {
-    if (header_.tensors.contains("__metadata__")) fail(label_, ": a tensor cannot have the name '__metadata__'");
+      : header_(std::move(header)), file_(std::string("moe::SafetensorsWriter: '") + path.string() + "'", path) {
+    if (header_.tensors.contains("__metadata__")) fail(label(), ": a tensor cannot have the name '__metadata__'");
     assign_offsets(header_);
     const std::string text = format_safetensors_header(header_);
     if (text.size() > kMaxSafetensorsHeader)
-      fail(label_, ": header of ", text.size(), " bytes, expected at most ", kMaxSafetensorsHeader);
+      fail(label(), ": header of ", text.size(), " bytes, expected at most ", kMaxSafetensorsHeader);
     for (const auto& [name, info] : header_.tensors) pending_.insert(name);
-    std::array<char, 8> prefix{};
+    std::string prefix(8, '\0');
     for (std::size_t i = 0; i < prefix.size(); ++i) prefix[i] = static_cast<char>(text.size() >> (8 * i) & 0xFF);
     data_begin_ = prefix.size() + text.size();
-    temporary_ += std::string(".") + std::to_string(std::random_device{}()) + ".tmp";
-    stream_.open(temporary_, std::ios::binary | std::ios::trunc);
-    stream_.write(prefix.data(), static_cast<std::streamsize>(prefix.size()));
-    stream_.write(text.data(), static_cast<std::streamsize>(text.size()));
-    if (!stream_) fail_write("header");
+    file_.write(prefix + text, "header");
   }
-  SafetensorsWriter(const SafetensorsWriter&) = delete;
-  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
-
-  /// Without commit() nothing is left behind.
-  ~SafetensorsWriter() { discard(); }
 
   /// The elements of one tensor, row by row, of the type that the header says; with Narrowing::Allow also any other
   /// floating-point type, rounded to nearest, ties to even (too large: infinity, in F8_E4M3 NaN). Throws
@@ -150,7 +137,7 @@ class SafetensorsWriter {
     const bool is_same = info.dtype == dtype_of<S>();
     const bool converts = std::is_floating_point_v<S> && is_floating(info.dtype) && narrowing == Narrowing::Allow;
     if (!(is_same || converts) || (info.end - info.begin) / size != values.size())
-      fail(label_, ": tensor ", detail::in_quotes(name), " given as ", values.size(), " ", dtype_name(dtype_of<S>()),
+      fail(label(), ": tensor ", detail::in_quotes(name), " given as ", values.size(), " ", dtype_name(dtype_of<S>()),
            ", expected ", info.end - info.begin, " bytes of ", dtype_name(info.dtype));
     if (is_same) return put(name, std::as_bytes(values));
     if constexpr (std::is_floating_point_v<S>) {
@@ -164,52 +151,33 @@ class SafetensorsWriter {
   void write_bytes(std::string_view name, std::span<const std::byte> bytes) {
     const TensorInfo& info = pending(name);
     if (info.end - info.begin != bytes.size())
-      fail(label_, ": tensor ", detail::in_quotes(name), " given as ", bytes.size(), " bytes, expected ",
+      fail(label(), ": tensor ", detail::in_quotes(name), " given as ", bytes.size(), " bytes, expected ",
            info.end - info.begin);
     put(name, bytes);
   }
 
   /// Puts the file in its place. Throws std::invalid_argument while a tensor is missing, std::runtime_error if the
-  /// system refuses.
+  /// system refuses. Without it nothing is left behind.
   void commit() {
-    if (!pending_.empty()) fail(label_, ": tensor '", *pending_.begin(), "' has not been written");
-    stream_.close();
-    if (!stream_) fail_write("header");
-    std::error_code error;
-    std::filesystem::rename(temporary_, path_, error);
-    if (error) fail_environment(label_, ": cannot rename ", temporary_.string(), ": ", error.message());
-    temporary_.clear();
+    if (!pending_.empty()) fail(label(), ": tensor ", detail::in_quotes(*pending_.begin()), " has not been written");
+    file_.commit();
   }
 
  private:
+  const std::string& label() const { return file_.label(); }
   const TensorInfo& pending(std::string_view name) const {
     const auto found = header_.tensors.find(name);
-    if (found == header_.tensors.end()) fail(label_, ": tensor ", detail::in_quotes(name), " is not in the header");
-    if (!pending_.contains(name)) fail(label_, ": tensor ", detail::in_quotes(name), " is written twice");
+    if (found == header_.tensors.end()) fail(label(), ": tensor ", detail::in_quotes(name), " is not in the header");
+    if (!pending_.contains(name)) fail(label(), ": tensor ", detail::in_quotes(name), " is written twice");
     return found->second;
   }
   void put(std::string_view name, std::span<const std::byte> bytes) {
-    stream_.seekp(static_cast<std::streamoff>(data_begin_ + header_.tensors.find(name)->second.begin));
-    stream_.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-    if (!stream_) fail_write(name);
+    file_.write_at(data_begin_ + header_.tensors.find(name)->second.begin, bytes, name);
     pending_.erase(pending_.find(name));
   }
-  [[noreturn]] void fail_write(std::string_view what) {
-    const std::error_code error(errno, std::generic_category());
-    discard();
-    fail_environment(label_, ": cannot write '", what, "': ", error.message());
-  }
-  void discard() {
-    stream_.close();
-    std::error_code ignored;
-    if (!temporary_.empty()) std::filesystem::remove(temporary_, ignored);
-    temporary_.clear();
-  }
 
-  std::filesystem::path path_, temporary_;
-  std::string label_;
   SafetensorsHeader header_;
-  std::ofstream stream_;
+  detail::OutputFile file_;
   std::uint64_t data_begin_ = 0;
   std::set<std::string, std::less<>> pending_;
 };

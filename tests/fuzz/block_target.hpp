@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+// A checkpoint described in a few lines, which a fuzzer can change without breaking offsets: a config.json, a blank
+// line, then a line "name DTYPE extent extent ..." per tensor; "-" begins the next shard. It is written to files,
+// opened, and the MoE block of layer 0 is loaded and run.
+#pragma once
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fuzz/targets.hpp"
+#include "moe/io/load_block.hpp"
+
+namespace test {
+
+/// Where the files of this process go: a file system in memory where there is one.
+class FuzzDirectory {
+ public:
+  FuzzDirectory() { std::filesystem::create_directories(path_); }
+  ~FuzzDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  FuzzDirectory(const FuzzDirectory&) = delete;
+  FuzzDirectory& operator=(const FuzzDirectory&) = delete;
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  static std::filesystem::path root() {
+    const std::filesystem::path memory = "/dev/shm";
+    std::error_code error;
+    return std::filesystem::is_directory(memory, error) ? memory : std::filesystem::temp_directory_path();
+  }
+  std::filesystem::path path_ = root() / ("moe_fuzz_block_" + std::to_string(getpid()));
+};
+
+/// Loops run on the calling thread: one input is one thing that happens.
+class SerialExecutor : public moe::Executor {
+ public:
+  moe::Index concurrency() const override { return 1; }
+  void run(moe::TaskRef task) override { task(0); }
+};
+
+/// The shards that the lines describe; none if a line is no tensor of moderate size.
+inline std::vector<moe::SafetensorsHeader> described_shards(const std::string& text) {
+  constexpr std::uint64_t kMostBytes = 1 << 16;
+  std::vector<moe::SafetensorsHeader> shards(1);
+  std::uint64_t total = 0;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    if (line == "-") {
+      shards.emplace_back();
+      continue;
+    }
+    std::istringstream words(line);
+    std::string name, type;
+    words >> name >> type;
+    const auto dtype = moe::find_dtype(type);
+    if (!dtype) return {};
+    moe::TensorInfo info{.dtype = *dtype};
+    for (moe::Index extent = 0; words >> extent;) info.shape.push_back(std::max<moe::Index>(extent, 0));
+    const auto bytes = moe::detail::tensor_bytes(info.dtype, info.shape);
+    if (!bytes || *bytes > kMostBytes || (total += *bytes) > kMostBytes) return {};
+    shards.back().tensors[name] = info;
+  }
+  return shards.size() <= 8 ? shards : std::vector<moe::SafetensorsHeader>{};
+}
+
+/// Writes a shard. Its bytes are such that no number of any type is zero, infinite or NaN.
+inline void write_shard(const std::filesystem::path& path, const moe::SafetensorsHeader& header) {
+  constexpr std::array<unsigned char, 7> kBytes{0x3C, 0x3D, 0x3B, 0xBC, 0x3B, 0xBD, 0x3C};
+  moe::SafetensorsWriter writer(path, header);
+  for (const auto& [name, info] : header.tensors) {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(*moe::detail::tensor_bytes(info.dtype, info.shape)));
+    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = std::byte{kBytes[(i + name.size()) % kBytes.size()]};
+    writer.write_bytes(name, bytes);
+  }
+  writer.commit();
+}
+
+/// Writes all shards, and the index if they are many. Returns what to open, nothing for names that cannot be written.
+inline std::filesystem::path write_described(const FuzzDirectory& directory,
+                                             const std::vector<moe::SafetensorsHeader>& shards) {
+  nlohmann::json index = {{"weight_map", nlohmann::json::object()}};
+  try {
+    for (std::size_t s = 0; s < shards.size(); ++s) {
+      const std::string file = "model-" + std::to_string(s) + ".safetensors";
+      write_shard(directory / file, shards[s]);
+      for (const auto& [name, info] : shards[s].tensors) index["weight_map"][name] = file;
+    }
+  } catch (const std::invalid_argument&) {
+    return {};
+  }
+  if (shards.size() == 1) return directory / "model-0.safetensors";
+  std::ofstream(directory / "index.json", std::ios::trunc) << index.dump();
+  return directory / "index.json";
+}
+
+/// Reads every weight of the checkpoint in the format that it is stored in.
+inline void read_weights(const moe::Checkpoint& checkpoint) {
+  for (const std::string& stored : checkpoint.names()) {
+    touch(checkpoint.at(stored));
+    std::string name = stored;
+    for (const char* suffix : {"_blocks", ".blocks"})
+      if (name.ends_with(suffix)) name.resize(name.size() - 7);
+    try {
+      const moe::WeightSource source = moe::WeightSource::find(checkpoint, name);
+      std::vector<float> values(static_cast<std::size_t>(source.size()));
+      source.announce(0, source.size());
+      source.read_values(0, values);
+      if (values.size() > 2) source.read_values(1, std::span(values).subspan(2));
+    } catch (const std::runtime_error&) {
+    }
+  }
+}
+
+/// Whether the weights that a configuration asks for could be in the checkpoint at all.
+inline bool could_hold(const moe::Checkpoint& checkpoint, const moe::MoeConfig& config) {
+  double stored = 0;
+  for (const std::string& name : checkpoint.names())
+    stored += 2 * static_cast<double>(checkpoint.at(name).bytes.size());
+  const auto dim = static_cast<double>(config.model_dim);
+  return static_cast<double>(config.num_experts) * static_cast<double>(config.hidden_dim) * dim <= stored &&
+         static_cast<double>(config.shared_dim) * dim <= stored &&
+         static_cast<double>(config.num_logits()) * dim <= stored;
+}
+
+/// Every number of the block comes from a file, and the block runs on tokens or says why not.
+inline void use_block(const moe::MoeBlock& block) {
+  moe::visit(
+      [](const std::string&, const auto& leaf) {
+        std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
+        moe::read_parameter(leaf, std::span<double>(values));
+        for (const double value : values) require(value != 0, "no weight is left at its initial value");
+      },
+      block);
+  const moe::Matrix<float> tokens = moe::Matrix<float>::Constant(3, block.model_dim(), 0.5f);
+  moe::Matrix<float> output(3, block.model_dim());
+  moe::Workspace workspace;
+  try {
+    block.forward(tokens, moe::Step{}, output, workspace);
+  } catch (const std::invalid_argument&) {  // logits that are not finite, or sequences that are needed
+  }
+}
+
+inline bool fuzz_block(std::span<const std::byte> bytes) {
+  static const FuzzDirectory directory;
+  const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const std::size_t blank = text.find("\n\n");
+  if (blank == text.npos) return false;
+  const auto shards = described_shards(text.substr(blank + 2));
+  if (shards.empty()) return false;
+  SerialExecutor serial;
+  const moe::UseExecutor use(serial);
+  try {
+    const moe::MoeConfig config = moe::parse_moe_config("fuzz", std::string_view(text).substr(0, blank));
+    const std::filesystem::path path = write_described(directory, shards);
+    if (path.empty()) return false;
+    const moe::Checkpoint checkpoint = moe::Checkpoint::open(path);
+    read_weights(checkpoint);
+    if (!could_hold(checkpoint, config)) return false;
+    use_block(moe::load_moe_block(checkpoint, config));
+    return true;
+  } catch (const std::runtime_error&) {
+    return false;
+  }
+}
+
+}  // namespace test

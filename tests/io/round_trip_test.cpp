@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+#include <filesystem>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "io/family_configs.hpp"
+#include "io/files.hpp"
+#include "io/patterns.hpp"
+#include "io/plain_reader.hpp"
+#include "moe/gate/stochastic.hpp"
+#include "moe/io/moe_block.hpp"
+#include "moe/io/parameters.hpp"
+#include "moe/layer/layer_expert.hpp"
+#include "moe/moe.hpp"
+
+namespace {
+
+using moe::Bias;
+using moe::ExpertPool;
+using moe::F64;
+using moe::Glu;
+using moe::Index;
+using moe::Linear;
+using moe::LinearRouter;
+using moe::Mlp;
+using moe::RouterBias;
+
+constexpr Index kDim = 5, kHidden = 11, kExperts = 3;  // none fills a register
+
+/// What a file says under a name, against what the layer holds.
+template <class T>
+void require_same(const test::PlainFile& file, const T& layer) {
+  std::size_t count = 0;
+  moe::visit(
+      [&](const std::string& name, const auto& leaf) {
+        using S = moe::ParameterScalar<decltype(leaf)>;
+        CAPTURE(name);
+        const test::PlainTensor& tensor = file.tensors.at(name);
+        const std::vector<Index> shape = moe::parameter_shape(leaf);
+        REQUIRE(tensor.dtype == (sizeof(S) == 4 ? "F32" : "F64"));
+        REQUIRE(tensor.shape == std::vector<std::size_t>(shape.begin(), shape.end()));
+        std::vector<S> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
+        moe::read_parameter(leaf, std::span<S>(values));
+        REQUIRE(tensor.bytes == std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(S)));
+        ++count;
+      },
+      layer);
+  REQUIRE(file.tensors.size() == count);
+}
+
+/// Saves an object full of bit patterns, reads the file plainly, loads it into another and compares all bits.
+/// `least`: parameters that there must be, so that no `visit` is empty by mistake.
+template <class T>
+void require_round_trip(const char* what, const T& object, Index least = 1) {
+  CAPTURE(what);
+  const test::TemporaryDirectory directory;
+  T saved = object, loaded = object;
+  test::fill_with_patterns(saved);
+  REQUIRE(moe::num_parameters(object) >= least);
+  REQUIRE(test::same_bits(saved, loaded) == (least == 0));
+  moe::save_parameters(directory / "x", saved, {{"what", what}});
+  const test::PlainFile file = test::read_plainly(test::read_bytes(directory / "x"));
+  REQUIRE(file.metadata == moe::Metadata{{"what", what}});
+  require_same(file, saved);
+  REQUIRE(moe::load_parameters(directory / "x", loaded) == moe::Metadata{{"what", what}});
+  REQUIRE(test::same_bits(loaded, saved));
+  REQUIRE(directory.num_files() == 1);
+}
+
+template <class S>
+Eigen::RowVector<S, Eigen::Dynamic> zeros() {
+  return Eigen::RowVector<S, Eigen::Dynamic>::Zero(kExperts);
+}
+moe::TopKGate biased_gate() { return {.k = 2, .selection_bias = zeros<double>(), .weight_bias = zeros<double>()}; }
+
+template <class E>
+ExpertPool<E> pool(const E& expert) {
+  return ExpertPool<E>(std::vector<E>(static_cast<std::size_t>(kExperts), expert));
+}
+template <class R, class G, class X>
+auto layer(R router, G gate, X experts) {
+  return moe::MoeLayer(std::move(router), std::move(gate), std::move(experts));
+}
+auto glu_layer() { return layer(LinearRouter(kExperts, kDim), biased_gate(), pool(Glu(kDim, kHidden))); }
+
+}  // namespace
+
+TEST_CASE("Round trip: every router", "[io]") {
+  require_round_trip("linear", LinearRouter(kExperts, kDim), kExperts * kDim);
+  require_round_trip("linear, bias", LinearRouter(kExperts, kDim, RouterBias::Zero), kExperts * (kDim + 1));
+  require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, RouterBias::Zero));
+  require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
+  require_round_trip("noisy, double", moe::BasicNoisyRouter<F64>(kExperts, kDim), 2 * kExperts * kDim);
+}
+
+TEST_CASE("Round trip: every gate, with all that it can learn and with nothing", "[io]") {
+  using Learnt = moe::LearnableTemperature;
+  require_round_trip("softmax", moe::SoftmaxGate{}, 0);
+  require_round_trip("top-k", moe::TopKGate{}, 0);
+  require_round_trip("top-k, biases", biased_gate(), 2 * kExperts);
+  require_round_trip("noisy top-k", moe::NoisyTopKGate{.top_k = biased_gate()}, 2 * kExperts);
+  require_round_trip("dense to sparse", moe::DenseToSparseGate<>{}, 0);
+  require_round_trip("dense to sparse, learnt", moe::DenseToSparseGate<Learnt>{}, 1);
+  require_round_trip("activation", moe::ActivationGate<>{.bias = zeros<double>()}, kExperts);
+  require_round_trip("activation, learnt", moe::ActivationGate<moe::Tanh, Learnt>{.bias = zeros<double>()},
+                     kExperts + 1);
+  require_round_trip("stochastic", moe::StochasticGate{}, 0);
+  require_round_trip("sparse mixer", moe::SparseMixerGate{}, 0);
+  require_round_trip("capacity", moe::WithCapacity<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
+  require_round_trip("capacity, learnt", moe::WithCapacity<moe::DenseToSparseGate<Learnt>>{}, 1);
+}
+
+TEST_CASE("Round trip: every expert, with and without biases, in float and double", "[io]") {
+  for (const Bias bias : {Bias::None, Bias::Zero}) {
+    const Index up = bias == Bias::None ? 0 : kHidden, out = bias == Bias::None ? 0 : kDim;
+    require_round_trip("linear", Linear(kHidden, kDim, bias), kDim * kHidden + up);
+    require_round_trip("mlp", Mlp(kDim, kHidden, bias), 2 * kDim * kHidden + up + out);
+    require_round_trip("relu mlp", moe::ReluMlp(kDim, kHidden, bias), 2 * kDim * kHidden + up + out);
+    require_round_trip("mlp, double", moe::BasicMlp<F64>(kDim, kHidden, bias), 2 * kDim * kHidden + up + out);
+    require_round_trip("glu", Glu(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
+    require_round_trip("clamped glu", moe::ClampedGlu(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
+    require_round_trip("glu, double", moe::BasicGlu<F64>(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
+  }
+  require_round_trip("identity", moe::ScaledIdentity{kDim}, 0);
+  require_round_trip("offset", moe::Offset(kDim), kDim);
+  require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
+                     3 * kDim * kHidden + kDim + 1);
+}
+
+TEST_CASE("Round trip: pools of like and of mixed experts, and layers as experts", "[io]") {
+  using Mixed = moe::OneOf<Glu, Mlp, moe::ScaledIdentity>;
+  require_round_trip("pool", pool(Glu(kDim, kHidden)), kExperts * 3 * kDim * kHidden);
+  require_round_trip("pool, double", pool(moe::BasicMlp<F64>(kDim, kHidden)));
+  const ExpertPool<Mixed> mixed(
+      std::vector<Mixed>{Glu(kDim, kHidden), Mlp(kDim, kHidden), moe::ScaledIdentity{kDim}, Glu(kDim, 2)});
+  require_round_trip("mixed", mixed, 5 * kDim * kHidden + 3 * kDim * 2);
+  const moe::LayerExpert inner(glu_layer());
+  require_round_trip("hierarchy", layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{}, pool(inner)),
+                     kExperts * kExperts * 3 * kDim * kHidden);
+}
+
+TEST_CASE("Round trip: layers, with branches, and what optimisers remember of them", "[io]") {
+  const auto plain = glu_layer();
+  require_round_trip("layer", plain, kExperts * 3 * kDim * kHidden + kExperts * kDim + 2 * kExperts);
+  require_round_trip("noisy layer", layer(moe::NoisyRouter(kExperts, kDim), moe::TopKGate{}, pool(Mlp(kDim, kHidden))));
+  require_round_trip("double layer",
+                     layer(moe::BasicLinearRouter<F64>(kExperts, kDim), moe::ActivationGate<>{.bias = zeros<double>()},
+                           pool(moe::BasicGlu<F64>(kDim, kHidden))));
+  require_round_trip("capacity", layer(LinearRouter(kExperts, kDim), moe::WithCapacity<moe::TopKGate>{biased_gate()},
+                                       pool(Mlp(kDim, kHidden))));
+  require_round_trip("branches",
+                     moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
+                                       moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),
+                     moe::num_parameters(plain) + 5 * 3 * kDim + 2 * kDim + 1);
+  require_round_trip("adam", moe::AdamW::State<std::remove_const_t<decltype(plain)>>(plain),
+                     2 * moe::num_parameters(plain));
+  require_round_trip("sgd", moe::Sgd::State<std::remove_const_t<decltype(plain)>>(plain), moe::num_parameters(plain));
+}
+
+TEST_CASE("Round trip: the block of every published family", "[io]") {
+  for (const auto& [model_type, text] : test::family_configs()) {
+    const moe::MoeConfig config = test::config_of(model_type);
+    require_round_trip(model_type.c_str(), moe::MoeBlock(config),
+                       config.num_experts * config.model_dim * config.hidden_dim);
+  }
+}
+
+TEST_CASE("Round trip: no type with parameters is left out above", "[io]") {
+  std::set<std::string> found;
+  for (const char* folder : {"layer", "expert", "router", "gate"})
+    for (const auto& file :
+         std::filesystem::directory_iterator(std::string(MOE_TEST_DATA) + "/../../include/moe/" + folder))
+      if (test::read_bytes(file.path()).find("static void visit(F&& f") != std::string::npos)
+        found.insert(std::string(folder) + "/" + file.path().stem().string());
+  REQUIRE(found == std::set<std::string>{"expert/gated_expert", "expert/glu", "expert/linear", "expert/mlp",
+                                         "expert/offset", "expert/one_of", "expert/pool", "gate/activation",
+                                         "gate/dense_to_sparse", "gate/noisy_top_k", "gate/temperature", "gate/top_k",
+                                         "gate/with_capacity", "layer/branches", "layer/layer_expert",
+                                         "layer/moe_layer", "router/linear", "router/noisy"});
+}
