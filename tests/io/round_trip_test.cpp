@@ -92,6 +92,7 @@ TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("linear, bias", LinearRouter(kExperts, kDim, RouterBias::Zero), kExperts * (kDim + 1));
   require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, RouterBias::Zero));
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
+  require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
   require_round_trip("noisy, double", moe::BasicNoisyRouter<F64>(kExperts, kDim), 2 * kExperts * kDim);
 }
 
@@ -109,6 +110,8 @@ TEST_CASE("Round trip: every gate, with all that it can learn and with nothing",
   require_round_trip("stochastic", moe::StochasticGate{}, 0);
   require_round_trip("sparse mixer", moe::SparseMixerGate{}, 0);
   require_round_trip("capacity", moe::WithCapacity<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
+  require_round_trip("chance", moe::WithChance<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
+  require_round_trip("expert choice", moe::ExpertChoiceGate{}, 0);
   require_round_trip("capacity, learnt", moe::WithCapacity<moe::DenseToSparseGate<Learnt>>{}, 1);
 }
 

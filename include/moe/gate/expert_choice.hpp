@@ -41,9 +41,9 @@ struct TokenGroups {
 /// takes min(T, capacity), or with capacity = 0 min(T, ceil(factor * T / num_experts)). Masked experts (logit
 /// -infinity) are not sent the token. What a token gets depends on the others, later ones too: not for autoregressive
 /// inference. Gradients, selection frozen: those of SoftmaxGate with the chosen entries. Needs no balance loss.
-/// Immutable, share freely. O(num_tokens * num_experts * log capacity), in parallel; allocates a matrix of
-/// probabilities. All members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token. Zhou
-/// et al., "Mixture-of-experts with expert choice routing" (arXiv:2202.09368).
+/// Immutable, share freely. O(num_tokens * num_experts * log capacity), in parallel; allocates the probabilities.
+/// All members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
+/// Zhou et al., "Mixture-of-experts with expert choice routing" (arXiv:2202.09368).
 struct ExpertChoiceGate {
   double factor = 2;   ///< experts per token on average; > 0
   Index capacity = 0;  ///< tokens per expert and group; 0: by the factor

@@ -10,8 +10,8 @@
 namespace moe::inline MOE_ABI {
 
 /// Drops every choice but a token's first unless uniform(t, slot) < weight / threshold: heavy ones stay for certain,
-/// light ones by chance, in proportion to their weight. A threshold of 0 keeps all, one of infinity none. Weights stay
-/// as they are; dropped ones are 0, marked kDroppedByGate. Choices that were dropped before stay so.
+/// light ones by chance, in proportion to their weight. A threshold of 0 keeps all, one of infinity the first. Weights
+/// stay as they are; dropped ones are 0, marked kDroppedByGate. Choices that were dropped before stay as they are.
 ///   uniform  double(Index token, Index slot): a number in [0, 1), asked for slot >= 1 only
 /// Throws std::invalid_argument unless the threshold is at least 0. O(assignments), serial, no allocation.
 template <class S, class Uniform>
@@ -21,7 +21,9 @@ void drop_by_chance(double threshold, Uniform&& uniform, Routing<S>& routing) {
   if (threshold == 0) return;
   for (Index t = 0; t < routing.num_tokens(); ++t)
     for (Index a = routing.begin(t) + 1; a < routing.end(t); ++a) {
-      const auto weight = static_cast<double>(routing.weights()[static_cast<std::size_t>(a)]);
+      const auto at = static_cast<std::size_t>(a);
+      if (routing.dropped()[at]) continue;
+      const auto weight = static_cast<double>(routing.weights()[at]);
       if (!(uniform(t, a - routing.begin(t)) < weight / threshold)) routing.drop(a, kDroppedByGate);
     }
 }

@@ -13,9 +13,10 @@ namespace moe::inline MOE_ABI {
 ///   h = W x + b,   logits_e = exp(min(temperature, ln 100)) * h . v_e / (|h| |v_e|)
 /// W [proj_dim, model_dim], b [proj_dim] or none, v [num_experts, proj_dim], temperature one number: all learnt. Logits
 /// do not depend on the size of a token (without bias) or of an expert's vector, so that no expert wins by its norm.
-/// Lengths below 1e-12 are divided by 1e-12: a zero vector has logits of 0. The temperature has no gradient above ln
-/// 100. Immutable in use, share freely. Chi et al., "On the representation collapse of sparse mixture of experts"
-/// (arXiv:2204.09179).
+/// Lengths below 1e-12 are divided by 1e-12: a zero vector has logits of 0. The temperature has no gradient from ln 100
+/// on. Immutable in use, share freely.
+/// Chi et al., "On the representation collapse of sparse mixture of experts" (arXiv:2204.09179); the temperature and
+/// its limit are Tutel's.
 template <class Codec>
 class BasicCosineRouter {
  public:
@@ -30,8 +31,7 @@ class BasicCosineRouter {
   static constexpr double kLeastLength = 1e-12;
   static double largest_temperature() { return std::log(100.0); }
 
-  /// Zero vectors: all experts alike. Throws std::invalid_argument for sizes below 1 or a temperature that is no
-  /// number.
+  /// Zero vectors: all experts alike. Throws std::invalid_argument for sizes below 1.
   BasicCosineRouter(Index num_experts, Index model_dim, Index proj_dim, RouterBias bias = RouterBias::Zero)
       : projection_(proj_dim, model_dim, bias), experts_(num_experts, proj_dim) {}
 

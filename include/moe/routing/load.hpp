@@ -106,11 +106,13 @@ std::vector<double> expert_load(const std::type_identity_t<NoisyLogits<S>>& logi
 /// Load loss: CV^2 over experts of Load_e = sum over valid tokens of Phi((clean_e - threshold_e) / deviation_e), the
 /// probability that e would be among the k best if its noise were drawn again; threshold_e is the k-th largest noisy
 /// logit when e is left out (logits, never probabilities), or as options.threshold says. 0 when all experts are equally
-/// likely, or k >= num_experts. Returns the loss before `weight`; adds `weight` times its gradient to all three parts
-/// of `gradient`. The selection is frozen: the gradient of a threshold goes to the noisy logit that it is. Throws
-/// std::invalid_argument if k < 1 or shapes differ. O(num_tokens * num_experts * k), in parallel, the same bits for any
-/// number of threads; allocates [num_tokens, k + 1]. Shazeer et al., "Outrageously Large Neural Networks", appendix A
-/// (arXiv:1701.06538).
+/// likely, or k >= num_experts.
+/// Returns the loss before `weight`; adds `weight` times its gradient to all three parts of `gradient`. The selection
+/// is frozen: the gradient of a threshold goes to the noisy logit that it is.
+/// Throws std::invalid_argument if k < 1, shapes differ or options are out of range.
+/// O(num_tokens * num_experts * k), in parallel, the same bits for any number of threads; allocates
+/// [num_tokens, k + 1].
+/// Shazeer et al., "Outrageously Large Neural Networks", appendix A (arXiv:1701.06538).
 template <class S>
 double load_loss(const std::type_identity_t<NoisyLogits<S>>& logits, Index k, const Step& step, double weight,
                  NoisyLogitsGradient<S>& gradient, const ExpertLoadOptions& options = {}) {
