@@ -113,6 +113,21 @@ TEST_CASE("Safetensors header: numbers out of range are refused and name the ten
                    {"{" + entry("a", "F32", "4611686018427387905", "0,4") + "}", 4, "'a': its shape needs more"}});
 }
 
+TEST_CASE("Safetensors header: 64 extents are read and written, not more", "[io][error]") {
+  const auto extents = [](std::size_t count) {
+    std::string text = "1";
+    for (std::size_t i = 1; i < count; ++i) text += ",1";
+    return text;
+  };
+  const auto header = moe::parse_safetensors_header("file", "{" + entry("a", "U8", extents(64), "0,1") + "}", 1);
+  REQUIRE(header.tensors.at("a").shape.size() == 64);
+  require_refused({{"{" + entry("a", "U8", extents(65), "0,1") + "}", 1, "'a': more than 64 extents"}});
+  moe::SafetensorsHeader written{.tensors = {{"a", {moe::Dtype::U8, std::vector<moe::Index>(64, 1)}}}};
+  REQUIRE(moe::assign_offsets(written) == 1);
+  written.tensors["a"].shape.push_back(1);
+  REQUIRE_THROWS_AS(moe::assign_offsets(written), std::invalid_argument);
+}
+
 TEST_CASE("Safetensors header: offsets that do not fit the data are refused and name the tensor", "[io][error]") {
   const std::string a = entry("a", "F32", "2", "0,8");
   require_refused({{"{" + entry("a", "F32", "1", "0") + "}", 4, "'a': dtype, shape and two"},

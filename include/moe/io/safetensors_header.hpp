@@ -36,6 +36,8 @@ struct SafetensorsHeader {
 
 /// Longest header that is read or written, in bytes, as in the reference implementation.
 inline constexpr std::uint64_t kMaxSafetensorsHeader = 100'000'000;
+/// Most extents of a tensor that is read or written, as in NumPy and PyTorch: an extent of one digit takes eight bytes.
+inline constexpr std::size_t kMaxSafetensorsExtents = 64;
 
 namespace detail {
 
@@ -82,6 +84,8 @@ class SafetensorsHeaderParser {
     if (place_ != Place::Array) return refuse("a number where none belongs");
     if (key_ == "shape") {
       if (value > static_cast<std::uint64_t>(std::numeric_limits<Index>::max())) return refuse("extent too large");
+      if (tensor_->shape.size() == kMaxSafetensorsExtents)
+        return refuse("more than " + std::to_string(kMaxSafetensorsExtents) + " extents");
       tensor_->shape.push_back(static_cast<Index>(value));
       return true;
     }
@@ -183,13 +187,14 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::
 }
 
 /// Gives every tensor its place in the data section: wide types first, so that each lies aligned, then by name.
-/// Throws std::invalid_argument for a negative extent or more bytes than can be addressed.
+/// Throws std::invalid_argument for a negative extent, more than 64 of them, or more bytes than can be addressed.
 inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
   std::vector<std::pair<std::size_t, TensorInfo*>> order;
   for (auto& [name, info] : header.tensors) {
     const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
-    if (is_negative || !detail::tensor_bytes(info.dtype, info.shape))
-      fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has no valid size");
+    if (info.shape.size() > kMaxSafetensorsExtents || is_negative || !detail::tensor_bytes(info.dtype, info.shape))
+      fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has shape [", detail::join(info.shape, ", "),
+           "], expected at most ", kMaxSafetensorsExtents, " extents, none negative, and a size that can be addressed");
     order.emplace_back(dtype_size(info.dtype), &info);
   }
   std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
