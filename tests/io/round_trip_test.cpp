@@ -177,9 +177,10 @@ TEST_CASE("Round trip: no type with parameters is left out above", "[io]") {
          std::filesystem::directory_iterator(std::string(MOE_TEST_DATA) + "/../../include/moe/" + folder))
       if (test::read_bytes(file.path()).find("static void visit(F&& f") != std::string::npos)
         found.insert(std::string(folder) + "/" + file.path().stem().string());
-  REQUIRE(found == std::set<std::string>{"expert/gated_expert", "expert/glu", "expert/linear", "expert/mlp",
-                                         "expert/offset", "expert/one_of", "expert/pool", "gate/activation",
-                                         "gate/dense_to_sparse", "gate/noisy_top_k", "gate/temperature", "gate/top_k",
-                                         "gate/with_capacity", "layer/branches", "layer/layer_expert",
-                                         "layer/moe_layer", "router/linear", "router/noisy"});
+  REQUIRE(found ==
+          std::set<std::string>{"expert/gated_expert",  "expert/glu",       "expert/linear",    "expert/mlp",
+                                "expert/offset",        "expert/one_of",    "expert/pool",      "gate/activation",
+                                "gate/dense_to_sparse", "gate/noisy_top_k", "gate/temperature", "gate/top_k",
+                                "gate/with_capacity",   "gate/with_chance", "layer/branches",   "layer/layer_expert",
+                                "layer/moe_layer",      "router/cosine",    "router/linear",    "router/noisy"});
 }
