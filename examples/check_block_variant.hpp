@@ -72,8 +72,6 @@ class Variant {
       for (const std::int64_t value : integers(tensor, size)) result.push_back(value != 0);
     return result;
   }
-  /// An input that says nothing here: one of two ways to give the same, or what only other modes use.
-  void ignore(const std::string& tensor) { used_.insert(full(tensor)); }
 
   /// Parameters. Numbers may be written as text: "1.25", or "(0.3, 0.5)", a list.
   bool knows(const std::string& key) const { return fields().has(key); }
@@ -88,6 +86,7 @@ class Variant {
       moe::fail_environment("parameter '", key, "' is ", value, ", expected a whole number below 1e9");
     return static_cast<Index>(value);
   }
+
   /// All numbers in a text, a list of numbers, or a number.
   std::vector<double> numbers_in(const std::string& key, double otherwise) const {
     if (!knows(key)) return {otherwise};

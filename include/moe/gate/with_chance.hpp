@@ -58,7 +58,7 @@ struct WithChance {
   requires HasRoute<G, S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     gate.route(logits, step, routing);
-    const RandomField random = step.random(Purpose::Draw);
+    const RandomField random = step.random(Purpose::Dropout);
     drop_by_chance(
         step.training() ? threshold : evaluation_threshold,
         [&](Index t, Index slot) { return random.uniform(step.id(t), slot); }, routing);
