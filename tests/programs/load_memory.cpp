@@ -15,7 +15,7 @@ namespace {
 using moe::Dtype;
 using moe::Index;
 
-constexpr Index kExperts = 4, kModelDim = 1024, kHiddenDim = 512;
+constexpr Index kModelDim = 1024, kHiddenDim = 512;
 constexpr long kWeight = sizeof(float), kExpertBytes = 3 * kModelDim * kHiddenDim * kWeight;
 
 int num_failed = 0;
