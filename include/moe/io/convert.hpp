@@ -124,7 +124,7 @@ __m256 eight_floats(const std::byte* bytes) {
   } else if constexpr (std::is_same_v<F, E5M2>) {  // the upper halves of Half
     const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
     return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8));
-  } else {  // as halves of other bias, subnormals too: those of float would take the processor a hundred cycles
+  } else {  // as halves of another bias: multiplying subnormal floats instead is slow on some processors
     const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
     const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7F));
     const __m128i sign = _mm_slli_epi16(_mm_andnot_si128(_mm_set1_epi16(0x7F), codes), 8);
