@@ -1,41 +1,37 @@
 // SPDX-License-Identifier: MIT
 // Measures how fast a layer of a checkpoint is ready, beside memory and storage.
+#include <CLI/CLI.hpp>
 #include <cstdio>
-#include <cstring>
 #include <fstream>
 
-#include <CLI/CLI.hpp>
-
-#if defined(__linux__)
-#include <fcntl.h>
-#include <unistd.h>
-#endif
-
-#include "clock.hpp"
-#include "moe/expert/glu.hpp"
-#include "moe/io/load_weight.hpp"
+#include "load_layer.hpp"
+#include "load_limits.hpp"
+#include "machine.hpp"
 
 namespace {
 
-using moe::Index;
-using moe::WeightLayout;
+using bench::Index;
 
 struct Arguments {
-  Index experts = 8, model_dim = 4096, hidden_dim = 5120;
-  std::string dtype = "BF16", layout = "separate", directory = std::filesystem::temp_directory_path().string();
+  bench::Layer layer;
+  std::string dtype = "BF16", directory = std::filesystem::temp_directory_path().string();
+  std::vector<std::string> storages;
+  std::vector<int> threads{1, bench::all_threads()};
   int repetitions = 5;
+  bool best = false;
 };
 
 constexpr const char* kDescription =
     "Times the loading of the experts of one layer (SwiGLU) from a safetensors file that it writes, into the panels\n"
-    "that the kernels read, in float. `warm`: the file is in the page cache; `cold`: it is not, and the panels' "
-    "memory\n"
-    "has been touched before (a virtual machine may get fresh memory slower than storage reads). The limits are "
-    "measured\n"
-    "in the same run, all threads: `copy` is memcpy of the mapped file to fresh memory, `storage` is reading the file\n"
-    "with read() when it is not cached. `again`: into memory that has been touched before. Rates count the bytes of\n"
-    "the file; `moved` compares what a load and memcpy read and write. Medians. Anonymous memory is what the process "
-    "itself holds, without the mapped file.";
+    "that the kernels read, in float. `cold`: the file is not in the page cache. `fresh`: the memory of the panels is\n"
+    "new to the process; `touched`: it has been written before. Rates are GB of the file per second, of one thread "
+    "and\n"
+    "of all. The limits are measured in every repetition: `storage` is pread() of the file when it is not cached,\n"
+    "`copy` memcpy of the cached file to fresh or touched memory, `write` memset of as many bytes as the panels have,\n"
+    "or for fresh memory one byte per page. The first percentage is of the lower of copy and, cold, storage; the "
+    "second "
+    "of\n"
+    "the lowest of all three, which is named. Medians of the repetitions, of percentages too.";
 
 /// Anonymous memory of the process, in bytes; 0 where the system does not say.
 double anonymous_bytes() {
@@ -45,193 +41,147 @@ double anonymous_bytes() {
   return 0;
 }
 
-/// Writes the file out and takes it out of the page cache, as far as the system lets a program do that.
-void drop_from_cache(const std::filesystem::path& path) {
-#if defined(__linux__)
-  const int file = open(path.c_str(), O_RDONLY);
-  (void)fsync(file);
-  (void)posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
-  (void)close(file);
-#else
-  (void)path;
-#endif
-}
-
-moe::TensorInfo tensor(moe::Dtype dtype, std::vector<Index> shape) {
-  return {.dtype = dtype, .shape = std::move(shape)};
-}
-std::string name_of(Index expert, const char* part) {
-  return "experts." + std::to_string(expert) + "." + part + ".weight";
-}
-
-/// Codes of small numbers of any type: no code is NaN or infinite.
-void write_layer(const std::filesystem::path& path, const Arguments& args) {
-  const moe::Dtype dtype = *moe::find_dtype(args.dtype);
-  const Index e = args.experts, d = args.model_dim, ff = args.hidden_dim;
-  moe::SafetensorsHeader header;
-  if (args.layout == "separate") {
-    for (Index i = 0; i < e; ++i) {
-      header.tensors[name_of(i, "gate_proj")] = header.tensors[name_of(i, "up_proj")] = tensor(dtype, {ff, d});
-      header.tensors[name_of(i, "down_proj")] = tensor(dtype, {d, ff});
-    }
-  } else {
-    const bool out_in = args.layout == "fused";
-    header.tensors["gate_up_proj"] = out_in ? tensor(dtype, {e, 2 * ff, d}) : tensor(dtype, {e, d, 2 * ff});
-    header.tensors["down_proj"] = out_in ? tensor(dtype, {e, d, ff}) : tensor(dtype, {e, ff, d});
-  }
-  moe::SafetensorsWriter writer(path, header);
-  std::vector<std::byte> bytes;
-  for (const auto& [name, info] : header.tensors) {
-    bytes.resize(static_cast<std::size_t>(*moe::detail::tensor_bytes(info.dtype, info.shape)));
-    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i * 37 % 59);
-    writer.write_bytes(name, bytes);
-  }
-  writer.commit();
-}
-
-/// What a family loader does: experts of the right size, unless they are there, then all slices at once.
-void load_layer(const std::filesystem::path& path, const Arguments& args, std::vector<moe::Glu>& experts,
-                const moe::LoadProgress& progress) {
-  const moe::Checkpoint checkpoint = moe::Checkpoint::open(path);
-  while (std::ssize(experts) < args.experts) experts.emplace_back(args.model_dim, args.hidden_dim);
-  moe::WeightLoader loader;
-  const WeightLayout layout = args.layout.starts_with("in_out") ? WeightLayout::InOut : WeightLayout::OutIn;
-  for (Index e = 0; e < args.experts; ++e) {
-    moe::Glu& expert = experts[static_cast<std::size_t>(e)];
-    const auto slice = [&](const std::string& name, Index matrix) {
-      return moe::weight_slice(moe::WeightSource::find(checkpoint, name), layout, matrix);
-    };
-    if (args.layout == "separate") {
-      loader.add({slice(name_of(e, "gate_proj"), 0), slice(name_of(e, "up_proj"), 0)}, expert.gate_up());
-      loader.add(slice(name_of(e, "down_proj"), 0), expert.down());
-      continue;
-    }
-    const moe::WeightSlice fused = slice("gate_up_proj", e);
-    loader.add(args.layout == "in_out_interleaved" ? moe::gate_up_interleaved(fused) : moe::gate_up_halves(fused),
-               expert.gate_up());
-    loader.add(slice("down_proj", e), expert.down());
-  }
-  loader.run(progress);
-}
-
-/// memcpy of the mapped file by all threads, to fresh memory and then to the same again.
-struct CopySeconds {
-  double fresh, again;
+/// Seconds of one kind of load and of its limits, per repetition.
+struct Series {
+  const char* name;
+  bool is_cold, is_fresh;
+  std::vector<double> load = {}, copy = {}, write = {}, storage = {};
 };
-CopySeconds copy_seconds(const std::filesystem::path& path) {
-  const moe::MappedFile file("copy", path);
-  const auto bytes = file.bytes();
-  moe::AlignedBuffer<std::byte> copy;
-  const auto run = [&] {
-    if (copy.size() == 0) copy = moe::AlignedBuffer<std::byte>::uninitialised(std::ssize(bytes));
-    moe::parallel_ranges(std::ssize(bytes), Index{4} << 20, [&](Index begin, Index end, Index) {
-      std::memcpy(copy.data() + begin, bytes.data() + begin, static_cast<std::size_t>(end - begin));
-    });
-    bench::keep(copy);
-  };
-  const double fresh = bench::seconds_of(run);
-  return {fresh, bench::seconds_of(run)};
-}
-
-/// read() of the file when it is not cached, by all threads.
-double storage_seconds(const std::filesystem::path& path) {
-  drop_from_cache(path);
-  const auto size = static_cast<Index>(std::filesystem::file_size(path));
-  return bench::seconds_of([&] {
-    moe::parallel_ranges(size, Index{16} << 20, [&](Index begin, Index end, Index) {
-      std::ifstream stream(path, std::ios::binary);
-      std::vector<char> block(static_cast<std::size_t>(end - begin));
-      stream.seekg(begin);
-      stream.read(block.data(), end - begin);
-      bench::keep(block);
-    });
-  });
-}
 
 struct Measurement {
-  std::vector<double> copy, copy_again, storage, warm, again, cold;
-  double target = 0, peak = 0;  ///< bytes of the panels, and of anonymous memory
+  std::vector<Series> series{{"cached, touched", false, false},
+                             {"cached, fresh", false, true},
+                             {"cold, touched", true, false},
+                             {"cold, fresh", true, true}};
+  double target = 0, peak = 0, cached = 0;  ///< bytes of panels and of anonymous memory; cached share before cold
 };
 
-Measurement measure(const std::filesystem::path& path, const Arguments& args) {
-  Measurement m;
-  std::vector<moe::Glu> experts;
-  const auto load = [&] {
-    const double before = experts.empty() ? anonymous_bytes() : 0;
+class Meter {
+ public:
+  Meter(const std::filesystem::path& path, const Arguments& args) : path_(path), args_(args) {}
+
+  Measurement measure() {
+    load(false);  // the first memory that the process gets may be slower than all that follows
+    for (int i = 0; i < args_.repetitions; ++i)
+      for (Series& series : result_.series) add(series);
+    if (args_.best)
+      for (Series& series : result_.series)
+        for (auto* seconds : {&series.load, &series.copy, &series.write, &series.storage})
+          *seconds = {*std::min_element(seconds->begin(), seconds->end())};
+    return result_;
+  }
+
+ private:
+  void add(Series& series) {
+    if (series.is_fresh) experts_.clear();
+    const bench::TwoSeconds write = bench::write_seconds(static_cast<Index>(result_.target));
+    const bench::TwoSeconds copy = bench::copy_seconds(path_);
+    series.write.push_back(series.is_fresh ? write.fresh : write.touched);
+    series.copy.push_back(series.is_fresh ? copy.fresh : copy.touched);
+    series.storage.push_back(series.is_cold ? bench::storage_seconds(path_) : 0);
+    if (series.is_cold) {
+      bench::drop_from_cache(path_);
+      result_.cached = std::max(result_.cached, bench::cached_share(path_));
+    }
+    series.load.push_back(load(series.is_fresh));
+  }
+
+  double load(bool is_fresh) {
+    const double before = anonymous_bytes();
     double most = 0;
     const moe::LoadProgress progress{.report = [&](auto, auto) { most = std::max(most, anonymous_bytes()); },
                                      .least_bytes = 0};
-    const double seconds = bench::seconds_of([&] { load_layer(path, args, experts, progress); });
-    if (before > 0) m.peak = std::max(m.peak, most - before);
+    const double seconds = bench::seconds_of([&] { bench::load_layer(path_, args_.layer, experts_, progress); });
+    result_.target = 0;
+    for (const moe::Glu& expert : experts_)
+      result_.target += static_cast<double>(expert.gate_up().span().size_bytes() + expert.down().span().size_bytes());
+    if (is_fresh) result_.peak = std::max(result_.peak, most - before - result_.target);
     return seconds;
-  };
-  for (int i = 0; i < args.repetitions; ++i) {
-    const CopySeconds copy = copy_seconds(path);
-    m.copy.push_back(copy.fresh);
-    m.copy_again.push_back(copy.again);
-    m.warm.push_back(load());
-    m.again.push_back(load());
-    m.storage.push_back(storage_seconds(path));
-    drop_from_cache(path);
-    m.cold.push_back(load());
-    m.target = 0;
-    for (const moe::Glu& expert : experts)
-      m.target += static_cast<double>(expert.gate_up().span().size_bytes() + expert.down().span().size_bytes());
-    experts.clear();
   }
-  return m;
+
+  const std::filesystem::path& path_;
+  const Arguments& args_;
+  Measurement result_;
+  std::vector<moe::Glu> experts_;
+};
+
+void report(const Series& series, double gb, const std::string& head) {
+  const double load = bench::median(series.load), copy = bench::median(series.copy),
+               write = bench::median(series.write), storage = bench::median(series.storage);
+  std::vector<double> of_copy, of_all;
+  for (std::size_t i = 0; i < series.load.size(); ++i) {
+    const double limit = std::max(series.copy[i], series.storage[i]);
+    of_copy.push_back(100 * limit / series.load[i]);
+    of_all.push_back(100 * std::max(limit, series.write[i]) / series.load[i]);
+  }
+  const double slowest = std::max({copy, write, storage});
+  std::printf("%s %-15s %7.2f", head.c_str(), series.name, gb / load);
+  if (series.is_cold)
+    std::printf(" %8.2f", gb / storage);
+  else
+    std::printf(" %8s", "-");
+  std::printf(" %7.2f %7.2f  %4.0f%%  %4.0f%% %s\n", gb / copy, gb / write, bench::median(of_copy),
+              bench::median(of_all),
+              slowest == storage ? "storage"
+              : slowest == copy  ? "copy"
+                                 : "write");
 }
 
-void report(const std::filesystem::path& path, const Arguments& args, const Measurement& m) {
-  const double bytes = static_cast<double>(std::filesystem::file_size(path)), gb = 1e-9 * bytes;
-  const auto rate = [&](const std::vector<double>& seconds) { return gb / bench::median(seconds); };
-  std::printf("%ld experts, %ld x %ld, %s, %s: file %.2f GB, panels %.2f GB, %ld threads\n", args.experts,
-              args.model_dim, args.hidden_dim, args.dtype.c_str(), args.layout.c_str(), gb, 1e-9 * m.target,
-              moe::num_workers());
-  std::printf("storage     %6.2f GB/s\ncopy        %6.2f GB/s, again %.2f GB/s\n", rate(m.storage), rate(m.copy),
-              rate(m.copy_again));
-  const double moved = (bytes + m.target) / (2 * bytes), limit = std::min(rate(m.copy), rate(m.storage));
-  const auto line = [&](const char* name, double value, double of, const char* what) {
-    std::printf("%-11s %6.2f GB/s  %3.0f%% of %s", name, value, 100 * value / of, what);
-  };
-  line("cold", rate(m.cold), limit, "the lower of storage and copy\n");
-  line("warm", rate(m.warm), rate(m.copy), "copy");
-  std::printf(", moved %.0f%%\n", 100 * moved * rate(m.warm) / rate(m.copy));
-  line("warm again", rate(m.again), rate(m.copy_again), "copy again");
-  std::printf(", moved %.0f%%\n", 100 * moved * rate(m.again) / rate(m.copy_again));
-  std::printf("anonymous memory: panels + %.1f MB at most, one expert of the file is %.1f MB\n",
-              1e-6 * (m.peak - m.target), 1e-6 * bytes / static_cast<double>(args.experts));
+void run(const bench::StorageName& storage, Arguments args) {
+  args.layer.storage = storage.storage;
+  const std::filesystem::path path = std::filesystem::path(args.directory) /
+                                     ("moe_bench_load_" + std::to_string(bench::seconds_now()) + ".safetensors");
+  const std::shared_ptr<void> remove(nullptr, [&](void*) {
+    std::error_code ignored;
+    std::filesystem::remove(path, ignored);
+  });
+  bench::write_layer(path, args.layer);
+  const double gb = 1e-9 * static_cast<double>(std::filesystem::file_size(path));
+  for (const int threads : args.threads) {
+    bench::set_threads(threads);
+    const Measurement m = Meter(path, args).measure();
+    char head[64];
+    std::snprintf(head, sizeof head, "%-23s %2d", storage.what, threads);
+    for (const Series& series : m.series) report(series, gb, head);
+    std::printf(
+        "  file %.2f GB, panels %.2f GB, memory beside them %.1f MB, an expert of the panels %.1f MB; cached "
+        "before cold %.0f%%\n",
+        gb, 1e-9 * m.target, 1e-6 * std::max(0.0, m.peak), 1e-6 * m.target / static_cast<double>(args.layer.experts),
+        100 * m.cached);
+  }
 }
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int main(int argc, char** argv) try {
   Arguments args;
   CLI::App app(kDescription);
   const auto size = [&](const char* name, Index& value) {
     app.add_option(name, value)->check(CLI::Range(Index{1}, Index{1} << 20))->capture_default_str();
   };
-  size("--experts", args.experts);
-  size("--model-dim", args.model_dim);
-  size("--hidden-dim", args.hidden_dim);
-  app.add_option("--dtype", args.dtype)->check(CLI::IsMember({"BF16", "F16", "F32", "F8_E4M3"}))->capture_default_str();
-  app.add_option("--layout", args.layout)
-      ->check(CLI::IsMember({"separate", "fused", "in_out", "in_out_interleaved"}))
+  size("--experts", args.layer.experts);
+  size("--model-dim", args.layer.model_dim);  // multiples of 32 for MXFP4
+  size("--hidden-dim", args.layer.hidden_dim);
+  for (const auto& storage : bench::kStorages) args.storages.emplace_back(storage.name);
+  app.add_option("--dtype", args.dtype, "of what is neither FP8 nor MXFP4")
+      ->check(CLI::IsMember({"BF16", "F16", "F32", "F8_E4M3"}))
       ->capture_default_str();
+  app.add_option("--storages", args.storages)->check(CLI::IsMember(args.storages))->capture_default_str();
+  app.add_option("--threads", args.threads)->check(CLI::Range(1, bench::all_threads()))->capture_default_str();
   app.add_option("--directory", args.directory, "where the file is written, and removed again")->capture_default_str();
   app.add_option("--repetitions", args.repetitions)->check(CLI::Range(1, 1000))->capture_default_str();
+  app.add_flag("--best", args.best, "the fastest of the repetitions, of loads and limits alike, instead of medians");
   CLI11_PARSE(app, argc, argv);
-  const std::filesystem::path path = std::filesystem::path(args.directory) /
-                                     ("moe_bench_load_" + std::to_string(bench::seconds_now()) + ".safetensors");
-  int status = 0;
-  try {
-    write_layer(path, args);
-    report(path, args, measure(path, args));
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    status = 1;
-  }
-  std::error_code ignored;
-  std::filesystem::remove(path, ignored);
-  return status;
+  args.layer.dtype = *moe::find_dtype(args.dtype);
+  std::printf("%s, %s; %td experts, %td x %td, %s; GB of the file per second, %s of %d\n",
+              bench::processor_name().c_str(), bench::instruction_set().c_str(), args.layer.experts,
+              args.layer.model_dim, args.layer.hidden_dim, args.dtype.c_str(), args.best ? "best" : "medians",
+              args.repetitions);
+  std::printf("%-23s %2s %-15s %7s %8s %7s %7s  %s\n", "weights", "th", "file, memory", "load", "storage", "copy",
+              "write", "of copy or storage, of the lowest");
+  for (const auto& storage : bench::kStorages)
+    if (std::find(args.storages.begin(), args.storages.end(), storage.name) != args.storages.end()) run(storage, args);
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "%s\n", error.what());
+  return 1;
 }

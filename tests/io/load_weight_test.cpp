@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <bit>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -66,7 +68,8 @@ void require_loads(const Slices& slices, Index outputs, Index inputs, PanelOrder
 }
 
 /// Sizes below, at and above registers, panels, and the pieces in which weights are decoded.
-const std::vector<std::pair<Index, Index>> kSizes{{1, 1}, {2, 3}, {15, 16}, {16, 33}, {66, 7}, {40, 512}, {34, 530}};
+const std::vector<std::pair<Index, Index>> kSizes{{1, 1},  {2, 3},    {15, 16},  {16, 33},
+                                                  {66, 7}, {40, 512}, {34, 530}, {1100, 3}};
 
 }  // namespace
 
@@ -113,6 +116,65 @@ TEST_CASE("load_weight: gate and up in halves or in turns, by rows of inputs or 
         return o < ff ? out_in.at(first + o * d + i) : in_out.at(first + i * 2 * ff + turn(o));
       });
     }
+}
+
+TEST_CASE("load_weight: every code of BF16 gets the bits of its float, wherever it stands", "[io]") {
+  const Index rows = 128, columns = 512;  // as outputs x inputs, and the other way round
+  std::vector<std::uint16_t> codes(65536);
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::uint16_t>(i);
+  const TemporaryDirectory directory;
+  test::write_tensors(directory / "x", {{"w", moe::Dtype::BF16, {rows, columns}, test::bytes_of(codes)}});
+  const auto source = moe::WeightSource::find(moe::Checkpoint::open(directory / "x"), "w");
+  const auto bits = [](float value) { return std::bit_cast<std::uint32_t>(value); };
+  PanelMatrix<moe::F32> out_in(rows, columns), in_out(columns, rows), turns(columns, rows, PanelOrder::Paired);
+  moe::load_weight(moe::weight_slice(source, WeightLayout::OutIn), out_in);
+  moe::load_weight(moe::weight_slice(source, WeightLayout::InOut), in_out);
+  moe::load_weight(moe::gate_up_interleaved(moe::weight_slice(source, WeightLayout::InOut)), turns);
+  for (Index r = 0; r < rows; ++r)
+    for (Index c = 0; c < columns; ++c) {
+      const auto expected = static_cast<std::uint32_t>(r * columns + c) << 16;
+      const bool same = bits(out_in(r, c)) == expected && bits(in_out(c, r)) == expected &&
+                        bits(turns(c % 2 * (columns / 2) + c / 2, r)) == expected;
+      if (!same) FAIL("row " << r << ", column " << c);
+    }
+}
+
+TEST_CASE("load_weight: every format, in either layout, in pieces, gives what the source reads", "[io]") {
+  const Index rows = 70,
+              columns = 2080;  // 2080 outputs x 70 inputs are more than one piece, and so the other way round
+  const std::size_t size = static_cast<std::size_t>(rows * columns);
+  const auto coded = [](std::size_t count, std::size_t most) {
+    std::string bytes(count, '\0');
+    for (std::size_t i = 0; i < count; ++i) bytes[i] = static_cast<char>(i * 29 % most);
+    return bytes;
+  };
+  using moe::Dtype;
+  const std::vector<std::vector<test::Tensor>> formats{
+      {{"w", Dtype::F32, {rows, columns}, test::bytes_of(test::numbered(rows * columns))}},
+      {{"a", Dtype::U8, {3}, "odd"}, {"w", Dtype::BF16, {rows, columns}, coded(2 * size, 60)}},
+      {{"w", Dtype::F16, {rows, columns}, coded(2 * size, 60)}},
+      {{"w", Dtype::F8_E5M2, {rows, columns}, coded(size, 120)}},
+      {{"w", Dtype::F8_E4M3, {rows, columns}, coded(size, 127)},
+       {"w_scale_inv", Dtype::F32, {1, 17}, test::bytes_of(test::numbered(17))}},
+      {{"w_blocks", Dtype::U8, {rows, columns / 32, 16}, coded(size / 2, 256)},
+       {"w_scales", Dtype::U8, {rows, columns / 32}, coded(size / 32, 254)}}};
+  for (const auto& tensors : formats) {
+    const TemporaryDirectory directory;
+    test::write_tensors(directory / "x", tensors);
+    const auto source = moe::WeightSource::find(moe::Checkpoint::open(directory / "x"), "w");
+    CAPTURE(source.format());
+    std::vector<float> values(size);
+    source.read_values(0, values);
+    const auto at = [&](Index r, Index c) { return values[static_cast<std::size_t>(r * columns + c)]; };
+    const auto turned = [&](Index c) { return c < columns / 2 ? 2 * c : 2 * c - columns + 1; };
+    const auto out_in = moe::weight_slice(source, WeightLayout::OutIn);
+    const auto in_out = moe::weight_slice(source, WeightLayout::InOut);
+    require_loads(out_in, rows, columns, PanelOrder::Plain, at);
+    require_loads(in_out, columns, rows, PanelOrder::Plain, [&](Index o, Index i) { return at(i, o); });
+    require_loads(moe::gate_up_interleaved(in_out), columns, rows, PanelOrder::Paired,
+                  [&](Index o, Index i) { return at(i, turned(o)); });
+    require_loads(moe::gate_up_halves(out_in), rows, columns, PanelOrder::Paired, at);
+  }
 }
 
 TEST_CASE("load_weight: stacked experts are ranges of outputs or inputs", "[io]") {
@@ -170,6 +232,32 @@ TEST_CASE("WeightLoader: reports the bytes that it has read, if there are enough
   }
 }
 
+TEST_CASE("WeightLoader: reports grow to the end, one at a time, on any number of threads", "[io]") {
+  const Index experts = 16, outputs = 64, inputs = 100;
+  const Stored w({experts, outputs, inputs});
+  std::vector<PanelMatrix<moe::F32>> panels(experts, {outputs, inputs});
+  const std::uint64_t total = 2 * experts * outputs * inputs, every = total / 10;
+  for (const Index workers : {1, 3}) {
+    test::ThreadExecutor executor(workers);
+    const moe::UseExecutor use(executor);
+    std::vector<std::uint64_t> reports;
+    moe::WeightLoader loader;
+    for (Index e = 0; e < experts; ++e)
+      loader.add(moe::weight_slice(w.source(), WeightLayout::OutIn, e), panels[static_cast<std::size_t>(e)]);
+    loader.run({.report =
+                    [&](std::uint64_t done, std::uint64_t all) {
+                      REQUIRE(all == total);
+                      REQUIRE(done > (reports.empty() ? 0 : reports.back()));
+                      reports.push_back(done);
+                    },
+                .least_bytes = 0,
+                .every_bytes = every});
+    REQUIRE(reports.size() == 10);
+    REQUIRE(reports.back() == total);
+  }
+  REQUIRE(moe::LoadProgress{}.least_bytes <= std::uint64_t{1} << 30);
+}
+
 TEST_CASE("load_weight: a weight of another shape is an error that names it", "[io][error]") {
   const Stored w({6, 4});
   PanelMatrix<moe::F32> panels(4, 6), paired(12, 4, PanelOrder::Paired), odd(3, 4);
@@ -180,6 +268,21 @@ TEST_CASE("load_weight: a weight of another shape is an error that names it", "[
   REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), paired), std::runtime_error);
   REQUIRE_THROWS_AS(moe::load_weight(slice, paired), std::invalid_argument);
   REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), odd), std::invalid_argument);
+}
+
+TEST_CASE("WeightLoader: a slice made by hand that leaves the weight is an error", "[io][error]") {
+  const Stored w({64, 64});
+  PanelMatrix<moe::F32> panels(64, 64);
+  const moe::WeightSlice good = moe::weight_slice(w.source(), WeightLayout::OutIn);
+  const auto broken = [&](Index first, Index output_stride, Index input_stride) {
+    moe::WeightSlice slice = good;
+    slice.first = first, slice.output_stride = output_stride, slice.input_stride = input_stride;
+    return slice;
+  };
+  const Index huge = std::numeric_limits<Index>::max();
+  for (const auto& slice : {broken(1, 64, 1), broken(-1, 64, 1), broken(0, 65, 1), broken(0, 64, 2), broken(0, -1, 1),
+                            broken(4000, 1, -1), broken(0, huge, 1), broken(huge, huge, huge)})
+    REQUIRE_THROWS_AS(moe::load_weight(slice, panels), std::invalid_argument);
 }
 
 TEST_CASE("weight_slice: what is not there is an error", "[io][error]") {

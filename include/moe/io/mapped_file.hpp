@@ -24,23 +24,6 @@
 
 namespace moe::inline MOE_ABI {
 
-namespace detail {
-
-/// Tells the system that a part of a mapped file is about to be read, so that it reads ahead as storage likes it, not
-/// page by page as the loader touches them. Anywhere else it changes nothing.
-inline void announce(std::span<const std::byte> bytes) {
-#if defined(__unix__) || defined(__APPLE__)
-  static const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = reinterpret_cast<std::uintptr_t>(bytes.data());
-  if (bytes.empty()) return;
-  (void)madvise(reinterpret_cast<void*>(begin / page * page), bytes.size() + begin % page, MADV_WILLNEED);
-#else
-  (void)bytes;
-#endif
-}
-
-}  // namespace detail
-
 /// How a file comes into memory: mapped where the system can (pages are read when touched and can be dropped again), or
 /// read as a whole.
 enum class FileAccess { Map, Read };

@@ -62,10 +62,18 @@ struct WeightSlice {
         static_cast<double>(outputs) * static_cast<double>(inputs) / std::max(1.0, static_cast<double>(source.size()));
     return static_cast<std::uint64_t>(share * static_cast<double>(source.bytes()));
   }
-  /// See WeightSource::announce().
-  void announce() const {
+  /// Throws std::invalid_argument unless all elements are values of the weight: for slices made by hand.
+  void require_inside() const {
     if (outputs == 0 || inputs == 0) return;
-    source.announce(first, (outputs - 1) * output_stride + (inputs - 1) * input_stride + 1);
+    const auto reach = [](Index extent, Index stride) {
+      return static_cast<double>(extent - 1) * static_cast<double>(stride);
+    };
+    const double last = static_cast<double>(first) + reach(outputs, output_stride) + reach(inputs, input_stride);
+    const bool is_inside = outputs > 0 && inputs > 0 && first >= 0 && output_stride >= 0 && input_stride >= 0 &&
+                           last < static_cast<double>(source.size());
+    if (!is_inside)
+      fail("moe::WeightSlice: ", outputs, " x ", inputs, " elements from ", first, " on with strides ", output_stride,
+           " and ", input_stride, " of ", detail::in_quotes(source.name()), ", which has ", source.size(), " values");
   }
 
  private:

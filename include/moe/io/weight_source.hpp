@@ -10,32 +10,9 @@
 #include <vector>
 
 #include "moe/io/checkpoint.hpp"
+#include "moe/io/convert_blocks.hpp"
 
 namespace moe::inline MOE_ABI {
-
-namespace detail {
-
-/// Rows and columns that share one scale of an FP8 weight.
-inline constexpr Index kScaleBlock = 128;
-/// Elements that share one scale of an MXFP4 weight, and the bytes that hold their codes.
-inline constexpr Index kMxBlock = 32, kMxBytes = kMxBlock / 2;
-
-/// The two values of a byte of MXFP4 codes (E2M1), the low half first.
-inline constexpr std::array<std::array<float, 2>, 256> kMxPairs = [] {
-  constexpr std::array<float, 8> kMagnitude{0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
-  const auto value = [&](unsigned code) { return code < 8 ? kMagnitude[code] : -kMagnitude[code - 8]; };
-  std::array<std::array<float, 2>, 256> pairs{};
-  for (unsigned byte = 0; byte < 256; ++byte) pairs[byte] = {value(byte % 16), value(byte / 16)};
-  return pairs;
-}();
-
-/// 2^(code - 127), the scale E8M0 of an MXFP4 block; 255 is NaN.
-inline float mx_scale(std::uint8_t code) {
-  if (code == 255) return std::numeric_limits<float>::quiet_NaN();
-  return std::bit_cast<float>(code == 0 ? 0x00400000u : std::uint32_t{code} << 23);
-}
-
-}  // namespace detail
 
 /// The values of a weight, however a checkpoint stores it:
 ///   plain   `name`, of any floating-point type
@@ -94,16 +71,10 @@ class WeightSource {
     read_mxfp4(first, values);
   }
 
-  /// Says that values [first, first + count) will be read soon: storage reads ahead while something else is done. Only
-  /// a hint; parts that are not there are left out.
-  void announce(Index first, Index count) const {
-    const auto per_value = static_cast<double>(state_->codes.bytes.size()) / std::max(1.0, static_cast<double>(size()));
-    const auto place = [&](Index i) {
-      const double at = per_value * static_cast<double>(std::clamp<Index>(i, 0, size()));
-      return std::min(static_cast<std::size_t>(at), state_->codes.bytes.size());
-    };
-    const std::size_t begin = place(first), end = std::max(begin, place(first + count));
-    detail::announce(state_->codes.bytes.subspan(begin, end - begin));
+  /// The bytes of all values where they are stored plainly as this type, for loops that decode on their own; else none.
+  std::span<const std::byte> stored_as(Dtype dtype) const {
+    if (state_->kind != Kind::Plain || state_->codes.dtype != dtype) return {};
+    return state_->codes.bytes;
   }
 
  private:
@@ -189,7 +160,7 @@ class WeightSource {
       const float scale =
           state_->scales[static_cast<std::size_t>(block_row * blocks(columns) + column / detail::kScaleBlock)];
       decode(first, part);
-      for (float& value : part) value *= scale;
+      detail::scale_values(part, scale);
       first += count;
       values = values.subspan(part.size());
     }
@@ -202,13 +173,13 @@ class WeightSource {
       const float scale =
           detail::mx_scale(std::to_integer<std::uint8_t>(state_->exponents[static_cast<std::size_t>(block)]));
       const std::byte* const bytes = state_->codes.bytes.data() + block * detail::kMxBytes;
-      std::array<float, detail::kMxBlock> whole;
-      for (std::size_t i = 0; i < detail::kMxBytes; ++i) {
-        const auto& pair = detail::kMxPairs[std::to_integer<std::size_t>(bytes[i])];
-        whole[2 * i] = pair[0] * scale;
-        whole[2 * i + 1] = pair[1] * scale;
+      if (std::ssize(values) >= detail::kMxBlock && begin == 0) {
+        detail::decode_mx(bytes, scale, values.data());
+      } else {
+        std::array<float, detail::kMxBlock> whole;
+        detail::decode_mx(bytes, scale, whole.data());
+        std::copy_n(whole.begin() + begin, count, values.begin());
       }
-      std::copy_n(whole.begin() + begin, count, values.begin());
       first += static_cast<Index>(count);
       values = values.subspan(count);
     }

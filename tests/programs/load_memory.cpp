@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+// Loading a block takes the memory of its weights, as the block holds them, and at most one expert more, however the
+// checkpoint stores them and however many threads load. Exits with 1 after messages about what takes more.
+#include <cstdio>
+#include <string>
+
+#include "io/checkpoints.hpp"
+#include "moe/io/load_block.hpp"
+#include "moe/io/model_config.hpp"
+#include "programs/heap.hpp"
+#include "thread_executor.hpp"
+
+namespace {
+
+using moe::Dtype;
+using moe::Index;
+
+constexpr Index kModelDim = 1024, kHiddenDim = 512;
+constexpr long kWeight = sizeof(float), kExpertBytes = 3 * kModelDim * kHiddenDim * kWeight;
+
+int num_failed = 0;
+
+/// How a checkpoint stores expert weights.
+enum class Stored { Bf16, Fp8, Mxfp4 };
+
+struct Case {
+  const char *name, *family, *sizes;
+  Stored stored = Stored::Bf16;
+};
+constexpr const char* kLocal = R"("hidden_size": 1024, "intermediate_size": 512, "num_local_experts": 4,
+  "num_experts_per_tok": 2, "hidden_act": "silu")";
+constexpr const char* kPlain = R"("hidden_size": 1024, "intermediate_size": 512, "num_experts": 4,
+  "num_experts_per_tok": 2, "hidden_act": "silu")";
+constexpr const char* kDbrx = R"("d_model": 1024, "ffn_config": {"ffn_hidden_size": 512, "moe_num_experts": 4,
+  "moe_top_k": 2, "moe_normalize_expert_weights": 1, "ffn_act_fn": {"name": "silu"}})";
+constexpr const char* kLlama4 = R"("text_config": {"model_type": "llama4_text", "hidden_size": 1024,
+  "intermediate_size": 512, "num_local_experts": 4, "num_experts_per_tok": 1})";
+
+constexpr Case kCases[] = {{"per expert", "olmoe", kPlain},
+                           {"per expert, FP8", "olmoe", kPlain, Stored::Fp8},
+                           {"fused, out x in", "granitemoe", kLocal},
+                           {"fused, in x out", "llama4", kLlama4},
+                           {"stacked", "dbrx", kDbrx},
+                           {"in turns, in x out", "gpt_oss", kLocal},
+                           {"in turns, MXFP4", "gpt_oss", kLocal, Stored::Mxfp4}};
+
+/// A tensor of zeros as it is stored, with its scales.
+void append(const moe::BoundTensor& tensor, Stored stored, std::vector<test::Tensor>& tensors) {
+  const auto add = [&](const std::string& name, Dtype dtype, const std::vector<Index>& shape) {
+    std::size_t bytes = moe::dtype_size(dtype);
+    for (const Index extent : shape) bytes *= static_cast<std::size_t>(extent);
+    tensors.push_back({name, dtype, shape, std::string(bytes, '\0')});
+  };
+  std::vector<Index> shape = tensor.shape;
+  const bool is_expert =
+      tensor.name.find("experts.") != std::string::npos && tensor.name.find("bias") == std::string::npos;
+  if (!is_expert || stored == Stored::Bf16) return add(tensor.name, Dtype::BF16, shape);
+  if (stored == Stored::Fp8) {
+    add(tensor.name, Dtype::F8_E4M3, shape);
+    for (Index& extent : shape) extent = (extent + 127) / 128;
+    return add(tensor.name + "_scale_inv", Dtype::F32, shape);
+  }
+  shape.back() /= 32;
+  add(tensor.name + "_scales", Dtype::U8, shape);
+  shape.push_back(16);
+  add(tensor.name + "_blocks", Dtype::U8, shape);
+}
+
+void write(const std::filesystem::path& path, const Case& c, const moe::MoeConfig& config) {
+  moe::MoeBlock block(config);
+  const auto format = *std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
+                                    [&](const auto& row) { return row.family == c.family; });
+  std::vector<test::Tensor> tensors;
+  for (const auto& tensor :
+       moe::bind_weights(block, format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4))
+    append(tensor, c.stored, tensors);
+  test::write_tensors(path, tensors);
+}
+
+void check(const Case& c) {
+  const test::TemporaryDirectory directory;
+  const std::string text = std::string(R"({"model_type": ")") + c.family + R"(", )" + c.sizes + "}";
+  const moe::MoeConfig config = moe::parse_moe_config("load_memory", std::string_view(text));
+  write(directory / "x.safetensors", c, config);
+  for (const Index workers : {1, 3}) {
+    test::ThreadExecutor executor(workers);
+    const moe::UseExecutor use(executor);
+    const auto checkpoint = moe::Checkpoint::open(directory / "x.safetensors");
+    const long before = test::bytes_held.load();
+    test::most_bytes_held = before;
+    const moe::MoeBlock block = moe::load_moe_block(checkpoint, config);
+    const long peak = test::most_bytes_held.load() - before, held = test::bytes_held.load() - before;
+    const long weights = static_cast<long>(moe::num_parameters(block)) * kWeight;
+    const bool fits = held >= weights && peak <= weights + kExpertBytes;
+    num_failed += fits ? 0 : 1;
+    std::printf("%s, %td workers: %.2f MB at most, %.2f in the end, weights are %.2f, an expert %.2f%s\n", c.name,
+                workers, 1e-6 * static_cast<double>(peak), 1e-6 * static_cast<double>(held),
+                1e-6 * static_cast<double>(weights), 1e-6 * static_cast<double>(kExpertBytes), fits ? "" : ": MORE");
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const Case& c : kCases) check(c);
+  std::printf("%d failed\n", num_failed);
+  return num_failed == 0 ? 0 : 1;
+}
