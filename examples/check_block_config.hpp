@@ -80,7 +80,7 @@ inline moe::CapacityOptions nllb_capacity(const Facts& facts, moe::Index num_exp
       fraction > 0) {  // ceil(fraction * T) = ceil(factor * 2 T / E)
     options.evaluation_factor = fraction * static_cast<double>(num_experts) / 2;
     options.evaluation_min_capacity = 0;
-    options.multiple = 1;
+    options.evaluation_multiple = 1;
   }
   if (facts.flag("batch_prioritized")) options.order = moe::ServiceOrder::ByScore;
   options.weights =
@@ -90,26 +90,19 @@ inline moe::CapacityOptions nllb_capacity(const Facts& facts, moe::Index num_exp
   return options;
 }
 
-inline void set_clamp(const Facts& facts) {
-  using Product = moe::ClampedSwiGlu;
-  const auto require = [&](const char* key, double value) {
-    if (facts.number(key, value) != value) facts.refuse(key, std::to_string(value));
-  };
-  require("clamp_limit", Product::kLimit);
-  require("act_alpha", Product::kAlpha);
-  require("up_offset", Product::kUpOffset);
-}
-
 inline void set_experts(const Facts& facts, moe::MoeConfig& config) {
   const std::string kind = facts.choice("expert_kind", {"swiglu", "gptoss_clamped_swiglu", "mlp"});
   const char* act = "silu";
   if (kind == "gptoss_clamped_swiglu") {
     config.expert = moe::ExpertKind::ClampedGated, act = "x*sigmoid(1.702x)";
-    set_clamp(facts);
+    config.clamp = {.limit = facts.number("clamp_limit", config.clamp.limit),
+                    .alpha = facts.number("act_alpha", config.clamp.alpha),
+                    .up_offset = facts.number("up_offset", config.clamp.up_offset)};
   } else if (kind == "mlp") {
     config.expert = moe::ExpertKind::ReluPlain, act = "relu";
   }
-  facts.choice("expert_act", {act});
+  if (kind != "gptoss_clamped_swiglu" || !facts.text("expert_act", act).starts_with("x*sigmoid("))
+    facts.choice("expert_act", {act});
   config.expert_bias = facts.flag("expert_bias");
   if (facts.choice("weight_on", {"output", "input"}) == "input") config.weight_on = moe::WeightOn::Input;
   if (facts.choice("shared_expert", {"none", "swiglu", "swiglu_fused_concat"}) != "none")

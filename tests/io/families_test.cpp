@@ -14,9 +14,13 @@ namespace {
 template <class F>
 void for_each_format(const F& f) {
   for (const auto& [model_type, text] : test::family_configs()) {
-    const MoeConfig config = test::config_of(model_type);
-    for (const FamilyFormat& format : moe::kFamilyFormats)
-      if (format.family == config.family) f(config, format);
+    MoeConfig config = test::config_of(model_type);
+    for (const FamilyFormat& format : moe::kFamilyFormats) {
+      if (format.family != config.family) continue;
+      if (config.family == "switch")
+        config.expert = format.gate.empty() ? moe::ExpertKind::ReluPlain : moe::ExpertKind::GeluGated;
+      f(config, format);
+    }
   }
 }
 
@@ -101,6 +105,9 @@ TEST_CASE("load_moe_block: tensors of another shape and tensors too many are nam
     test::save_block(path, block, format, 0, {.add = extra});
     CHECK(contains(complaint(path, config, {}), "'" + extra + "'"));
     test::save_block(path, block, format, 0, {.add = "lm_head.weight"});
+    CHECK(complaint(path, config, {}).empty());
+    const std::string neighbour = moe::numbered_name(format.prefix, 0) + std::string(format.neighbour);
+    if (!format.neighbour.empty()) test::save_block(path, block, format, 0, {.add = neighbour});
     CHECK(complaint(path, config, {}).empty());
   });
 }

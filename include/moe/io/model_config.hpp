@@ -11,11 +11,16 @@
 namespace moe::inline MOE_ABI {
 
 /// The MoE block that a config.json of Hugging Face describes. A multimodal model has it in text_config (Llama 4,
-/// Aria). `label` opens the messages. Throws std::runtime_error that names the field for one that is missing, of
-/// another type, out of range, or asks for what the library does not do; and the model type if no family has it.
-inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json) {
-  const detail::JsonFields top(label, json);
-  const std::string model_type = top.text("model_type");
+/// Aria). `label` opens the messages; `layer` picks from lists with a number for every layer (HunYuan), which must be
+/// equal without it. OpenAI's own config.json of GPT-OSS, which has no model_type, is known by its fields. Throws
+/// std::runtime_error that names the field for one that is missing, of another type, out of range, or asks for what the
+/// library does not do; and the model type if no family has it.
+inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json,
+                                  std::optional<Index> layer = {}) {
+  if (layer && *layer < 0) fail("moe::parse_moe_config: layer is ", *layer, ", expected at least 0");
+  const detail::JsonFields top(label, json, layer);
+  const bool is_original = !top.has("model_type") && top.has("experts_per_token") && top.has("swiglu_limit");
+  const std::string model_type = is_original ? "gpt_oss" : top.text("model_type");
   for (const detail::ModelType& type : detail::kModelTypes) {
     if (type.model_type != model_type) continue;
     MoeConfig config{.family = std::string(type.family)};
@@ -33,7 +38,7 @@ inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json
 }
 
 /// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
-inline MoeConfig parse_moe_config(const std::string& label, std::string_view text) {
+inline MoeConfig parse_moe_config(const std::string& label, std::string_view text, std::optional<Index> layer = {}) {
   constexpr std::size_t kMostBytes = std::size_t{16} << 20;
   constexpr int kMostDepth = 64;
   if (text.size() > kMostBytes) fail_environment(label, ": ", text.size(), " bytes, expected at most ", kMostBytes);
@@ -45,11 +50,11 @@ inline MoeConfig parse_moe_config(const std::string& label, std::string_view tex
   const nlohmann::json json = nlohmann::json::parse(text, limit, /*allow_exceptions=*/false);
   if (too_deep) fail_environment(label, ": more than ", kMostDepth, " levels deep");
   if (json.is_discarded()) fail_environment(label, ": not JSON");
-  return parse_moe_config(label, json);
+  return parse_moe_config(label, json, layer);
 }
 
 /// The same from a file. Throws std::runtime_error if it cannot be read.
-inline MoeConfig read_moe_config(const std::filesystem::path& path) {
+inline MoeConfig read_moe_config(const std::filesystem::path& path, std::optional<Index> layer = {}) {
   const std::string label = "moe::read_moe_config: '" + path.string() + "'";
   std::ifstream stream(path, std::ios::binary);
   if (!stream) fail_environment(label, ": cannot open");
@@ -57,7 +62,7 @@ inline MoeConfig read_moe_config(const std::filesystem::path& path) {
   std::string text(kMostBytes, '\0');
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<std::size_t>(stream.gcount()));
-  return parse_moe_config(label, std::string_view(text));
+  return parse_moe_config(label, std::string_view(text), layer);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -41,7 +41,8 @@ struct CapacityOptions {
   double evaluation_factor = kUnlimited;  ///< in inference: nothing is dropped
   Index min_capacity = 4;
   Index evaluation_min_capacity = -1;  ///< the same in inference; negative: min_capacity there, too
-  Index multiple = 1;                  ///< shares are rounded up to a multiple of this, in both phases; >= 1
+  Index multiple = 1;                  ///< shares are rounded up to a multiple of this; >= 1
+  Index evaluation_multiple = 0;       ///< the same in inference; 0: multiple there, too
   ServiceOrder order = ServiceOrder::ByPosition;
   KeptWeights weights = KeptWeights::AsTheyAre;
   CapacityScope scope = CapacityScope::Batch;
@@ -60,6 +61,8 @@ struct CapacityOptions {
       fail("moe::CapacityOptions: evaluation_factor is ", evaluation_factor, ", expected at least 0");
     if (min_capacity < 0) fail("moe::CapacityOptions: min_capacity is ", min_capacity, ", expected at least 0");
     if (multiple < 1) fail("moe::CapacityOptions: multiple is ", multiple, ", expected at least 1");
+    if (evaluation_multiple < 0)
+      fail("moe::CapacityOptions: evaluation_multiple is ", evaluation_multiple, ", expected at least 0");
     if (!(floor >= 0)) fail("moe::CapacityOptions: floor is ", floor, ", expected at least 0");
     if (!std::isfinite(evaluation_scale))
       fail("moe::CapacityOptions: evaluation_scale is ", evaluation_scale, ", expected a finite number");
@@ -67,14 +70,15 @@ struct CapacityOptions {
 };
 
 /// Choices that each expert takes: max(the minimum of the phase, factor * num_choices / num_experts rounded up to a
-/// multiple of options.multiple), with the factor of the phase. num_choices are those of valid tokens (num_tokens * k
+/// multiple of that of the phase), with the factor of the phase. num_choices are those of valid tokens (num_tokens * k
 /// where k is fixed), dropped or not. So {.factor = 1, .multiple = 2} with k = 2 is 2 * ceil(num_tokens / num_experts).
 inline Index expert_capacity(const CapacityOptions& options, Phase phase, Index num_choices, Index num_experts) {
   const double factor = phase == Phase::Training ? options.factor : options.evaluation_factor;
   if (num_choices == 0 || num_experts == 0) return options.least(phase);
   // The slack of 4 ulp undoes the rounding of the factor: 1.1 * 100 / 10 is 11, where ceil of the doubles says 12.
   constexpr double kSlack = 1 - 4 * std::numeric_limits<double>::epsilon();
-  const auto multiple = static_cast<double>(options.multiple);
+  const bool evaluates = phase == Phase::Inference && options.evaluation_multiple != 0;
+  const auto multiple = static_cast<double>(evaluates ? options.evaluation_multiple : options.multiple);
   const double share = factor * static_cast<double>(num_choices) / static_cast<double>(num_experts);
   const double exact = std::ceil(share / multiple * kSlack) * multiple;
   // More than all choices is never needed, and infinity is no integer.
