@@ -29,9 +29,10 @@ inline Normalise norm_of(const Facts& facts, const std::string& order, moe::TopK
 inline void set_groups(const Facts& facts, moe::TopKGate& gate) {
   const std::string method = facts.choice("topk_method", {"", "greedy", "group_limited_greedy"});
   const std::string score = facts.choice("group_score", {"max", "sum_top2"});
-  if (method == "greedy" || facts.integer("n_group", 1) <= 1) return;
-  gate.groups = {
-      .count = facts.integer("n_group"), .kept = facts.integer("topk_group"), .best = score == "sum_top2" ? 2 : 1};
+  const moe::Index count = facts.integer("n_group", 1), kept = facts.integer("topk_group", 1);
+  if (kept < 1 || kept > std::max<moe::Index>(count, 1)) facts.refuse("topk_group", "1 to n_group");
+  if (method != "greedy" && count > 1)
+    gate.groups = {.count = count, .kept = kept, .best = score == "sum_top2" ? 2 : 1};
 }
 
 inline moe::TopKGate gate_of(const Facts& facts) {
@@ -105,13 +106,16 @@ inline void set_experts(const Facts& facts, moe::MoeConfig& config) {
     facts.choice("expert_act", {act});
   config.expert_bias = facts.flag("expert_bias");
   if (facts.choice("weight_on", {"output", "input"}) == "input") config.weight_on = moe::WeightOn::Input;
-  if (facts.choice("shared_expert", {"none", "swiglu", "swiglu_fused_concat"}) != "none")
-    config.shared_dim = facts.integer("shared_d_ff");
+  config.shared_dim = facts.integer("shared_d_ff", 0);
+  const bool has_shared = facts.choice("shared_expert", {"none", "swiglu", "swiglu_fused_concat"}) != "none";
+  if (has_shared != (config.shared_dim > 0)) facts.refuse("shared_d_ff", "a width where there is a shared expert");
   if (facts.choice("shared_gate", {"none", "sigmoid"}) == "sigmoid") config.shared_gate = moe::SharedGate::Sigmoid;
   config.output_bias = facts.flag("output_bias");
   const bool first_choices = config.family == "nllb_moe";
   if (config.expert != moe::ExpertKind::ReluPlain)
     facts.choice("capacity", {"none"});
+  else if (config.gate.scale != 1)
+    facts.refuse("routed_scaling_factor", "1 of this family");
   else
     config.capacity = first_choices ? nllb_capacity(facts, config.num_experts) : switch_capacity(facts);
   facts.choice("drop_policy",

@@ -81,6 +81,24 @@ inline void use_weights(const std::vector<moe::BoundTensor>& tensors, Tensors& f
   }
 }
 
+/// Throws unless the weights are stored as the metadata say.
+inline void require_storage(const moe::Checkpoint& file, const Facts& facts, const moe::BlockLocation& location,
+                            Index num_experts) {
+  using enum moe::ExpertLayout;
+  const moe::ExpertLayout layout = location.format.layout;
+  facts.choice("layout", {layout == PerExpert     ? "per_expert_separate_out_in"
+                          : layout == FusedOutIn  ? "fused_out_in_concat_gate_up"
+                          : layout == FusedInOut  ? "fused_in_out_concat_gate_up"
+                          : layout == StackedRows ? "fused_rows_E*ff_by_d (w1,v1 out_in; w2 in_out)"
+                          : location.is_quantised ? "mxfp4_blocks_out_in_interleaved_gate_up"
+                                                  : "fused_in_out_interleaved_gate_up"});
+  const std::string down = location.prefix + moe::numbered_name(location.format.down, num_experts - 1);
+  const std::string stored = moe::WeightSource::find(file, down).format(), said = facts.text("weight_dtype", stored);
+  const auto first_word = [](const std::string& text) { return text.substr(0, text.find(' ')); };
+  if (first_word(said) != first_word(stored))
+    facts.refuse("weight_dtype", "'" + first_word(stored) + "', as is stored");
+}
+
 inline void check_block(Tensors& file, const Facts& facts, Report& report) {
   const RouterWeight router = find_router(file.file(), facts, facts.text("family"));
   const moe::MoeConfig config = config_of(facts, router.rows);
@@ -88,6 +106,7 @@ inline void check_block(Tensors& file, const Facts& facts, Report& report) {
   const auto counts = token_counts(file.file(), facts);
   require_tensors(file.file(), facts, counts);
   const moe::BlockLocation location = moe::find_block(file.file(), config, options);
+  require_storage(file.file(), facts, location, config.num_experts);
   moe::MoeBlock block = moe::load_moe_block(file.file(), config, options);
   use_weights(moe::bind_weights(block, location.format, location.prefix, location.is_quantised), file);
   for (const Index tokens : counts) {

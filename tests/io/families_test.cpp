@@ -3,6 +3,7 @@
 
 #include "catch.hpp"
 #include "io/family_blocks.hpp"
+#include "moe/io/moe_layers.hpp"
 
 using moe::FamilyFormat;
 using moe::MoeBlock;
@@ -56,6 +57,7 @@ TEST_CASE("load_moe_block: a block saved in any format of its family comes back 
     CHECK(std::set(names.begin(), names.end()).size() == names.size());
     const auto checkpoint = moe::Checkpoint::open(directory / "model.safetensors");
     const moe::LoadOptions options{.layer = 7};
+    CHECK(moe::moe_layers(checkpoint, config.family) == std::vector<moe::Index>{7});
     CHECK(moe::find_block(checkpoint, config, options).format.prefix == format.prefix);
     CHECK(test::same_parameters(moe::load_moe_block(checkpoint, config, options), block));
   });

@@ -198,6 +198,7 @@ TEST_CASE("read_moe_config: reads a file and names one that is not there", "[io]
   const test::TemporaryDirectory directory;
   test::write_bytes(directory / "config.json", test::config_text("olmoe"));
   CHECK(moe::read_moe_config(directory / "config.json").family == "olmoe");
+  CHECK(moe::read_moe_family(directory / "config.json") == "olmoe");
   CHECK_THROWS_WITH(moe::read_moe_config(directory / "none.json"),
                     "moe::read_moe_config: '" + (directory / "none.json").string() + "': cannot open");
 }

@@ -121,6 +121,7 @@ inline void read_deepseek_v2(const JsonFields& fields, MoeConfig& config) {
     config.gate.epsilon = 1e-20;
     config.gate.scale = 1;
   }
+  fields.require("scoring_func", "softmax");
   const std::string method = fields.text("topk_method", "greedy");
   if (method == "group_limited_greedy")
     read_groups(fields, 1, config);
