@@ -81,22 +81,18 @@ bool is_of_run(const std::string& name) { return name[0] == 't' && name[1] >= '0
 }  // namespace
 
 TEST_CASE("check_block: a file of every family and metadata value passes", "[io]") {
-  for (const std::uint32_t seed : {1u, 2u})
-    for (const oracle::Case& one : oracle::all_cases(seed)) {
-      const test::TemporaryDirectory directory;
-      const auto path = directory / "case.safetensors";
-      one.write(path);
-      const check::Report report = checked(path);
-      CAPTURE(one.name, seed, report.json().dump(2));
-      CHECK(report.passed());
-      if (std::getenv("MOE_SHOW_ERRORS") != nullptr)
-        std::printf("%-40s %.1e of %.1e in %s\n", one.name.c_str(), report.worst().error, report.worst().tolerance,
-                    report.worst().name.c_str());
-    }
+  for (const oracle::Case& one : oracle::all_cases(/*seed=*/1)) {
+    const test::TemporaryDirectory directory;
+    const auto path = directory / "case.safetensors";
+    one.write(path);
+    const check::Report report = checked(path);
+    CAPTURE(one.name, report.json().dump(2));
+    CHECK(report.passed());
+  }
 }
 
 TEST_CASE("check_block: one changed number of any tensor of a run is found", "[io]") {
-  for (const oracle::Case& one : oracle::all_cases(3)) {
+  for (const oracle::Case& one : oracle::small_cases(3)) {
     const test::TemporaryDirectory directory;
     const auto path = directory / "case.safetensors";
     one.write(path);
@@ -116,7 +112,7 @@ TEST_CASE("check_block: one changed number of any tensor of a run is found", "[i
 }
 
 TEST_CASE("check_block: a tensor that is missing, too many or of another shape is found", "[io][error]") {
-  for (const oracle::Case& one : oracle::all_cases(4)) {
+  for (const oracle::Case& one : oracle::small_cases(4)) {
     const test::TemporaryDirectory directory;
     const auto path = directory / "case.safetensors";
     one.write(path);

@@ -126,4 +126,14 @@ inline std::vector<Case> all_cases(std::uint32_t seed) {
   return cases;
 }
 
+/// One of every kind of contents, small: for tests that check a file once per tensor.
+inline std::vector<Case> small_cases(std::uint32_t seed) {
+  std::vector<Case> cases;
+  for (const Case& one : all_cases(seed))
+    for (const char* name : {"mixtral", "dbrx p = 1", "deepseek_v3", "deepseek_v3 router only", "longcat_flash",
+                             "gpt_oss", "switch 1", "nllb_moe prioritised fraction"})
+      if (one.name == name) cases.push_back(one);
+  return cases;
+}
+
 }  // namespace oracle
