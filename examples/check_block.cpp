@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // check_block FILE.safetensors [--json]: builds the MoE block, or the router, that the metadata of a file of reference
 // vectors describes, runs it on every token count in the file and compares all that the file holds: logits, chosen
-// experts, weights, outputs, gradients and losses. Exits with 0 if everything is within its tolerance.
+// experts, weights, outputs, gradients and losses. Exits with 0 if everything is within its tolerance, 1 if something
+// is not, or is in the file but was not compared, 2 if the file is broken or not understood.
 #include <cstring>
 
 #include "check_block_file.hpp"
@@ -29,14 +30,16 @@ int run(const std::string& path, bool json) {
 
 int main(int argc, char** argv) {
   std::string path;
-  bool json = false;
+  bool json = false, understood = true;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--json") == 0)
       json = true;
-    else
+    else if (argv[i][0] != '-' && path.empty())
       path = argv[i];
+    else
+      understood = false;
   }
-  if (path.empty()) {
+  if (path.empty() || !understood) {
     std::fprintf(stderr, "usage: check_block FILE.safetensors [--json]\n");
     return 2;
   }
@@ -44,6 +47,8 @@ int main(int argc, char** argv) {
     return run(path, json);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "check_block: %s: %s\n", path.c_str(), error.what());
+    const nlohmann::json result = {{"file", path}, {"passed", false}, {"error", error.what()}};
+    if (json) std::printf("%s\n", result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
     return 2;
   }
 }

@@ -23,8 +23,8 @@ struct Run {
   std::string gate;
   int seed = 0;
   double test_accuracy = 0, active_experts = 0, load_imbalance = 0, seconds = 0;
-  double kiloflops = 0;                  // of the experts, per token
-  double ensemble_accuracy = -1;         // stochastic gate: all experts averaged; negative where it does not apply
+  double kiloflops = 0;                       // of the experts, per token
+  double ensemble_accuracy = -1;              // stochastic gate: all experts averaged; negative where it does not apply
   std::vector<double> accuracy_history = {};  // test accuracy after each epoch
   moe::Matrix<double> share = {};             // [num_experts, 10] share of a digit's assignments that an expert gets
 };
@@ -51,8 +51,7 @@ inline void print_table(const std::vector<Run>& runs) {
               "kFLOP per token", "seconds");
   for (const std::string& gate : gates_of(runs)) {
     const double accuracy = mean(runs, gate, [](const Run& run) { return run.test_accuracy; });
-    const double variance =
-        mean(runs, gate, [&](const Run& run) { return std::pow(run.test_accuracy - accuracy, 2); });
+    const double variance = mean(runs, gate, [&](const Run& run) { return std::pow(run.test_accuracy - accuracy, 2); });
     std::printf("%-16s %9.4f %9.4f %16.2f %15.2f %16.1f %9.2f\n", gate.c_str(), accuracy, std::sqrt(variance),
                 mean(runs, gate, [](const Run& run) { return run.active_experts; }),
                 mean(runs, gate, [](const Run& run) { return run.load_imbalance; }),
@@ -118,12 +117,15 @@ inline void write_picture(const std::vector<Run>& runs, const std::string& heat_
            << "' title '" << gates[g] << "' noenhanced";
   script << "\nset title 'Share of a digit that an expert serves (" << heat_gate
          << ", seed 1)' noenhanced\nset xlabel 'digit'\nset ylabel 'expert'\nunset grid\nunset key\nset border 0\n"
-            "set xtics 0,1,9 scale 0\nset xrange [-0.5:9.5]\nset yrange [" << order.size() << "-0.5:-0.5]\n"
+            "set xtics 0,1,9 scale 0\nset xrange [-0.5:9.5]\nset yrange ["
+         << order.size()
+         << "-0.5:-0.5]\n"
             "set ytics scale 0 (";
   for (std::size_t row = 0; row < order.size(); ++row) script << (row ? ", '" : "'") << order[row] << "' " << row;
   script << ")\nset cbrange [0:*]\nset cbtics 0.1 format '%.1f' scale 0\n"
             "set palette defined (0 '#f7fbff', 0.5 '#6baed6', 1 '#08306b')\n"
-            "plot $share using 1:2:3 with image pixels, '' using 1:2:(sprintf('%.2f', $3)):($3 > 0.25 ? 0xffffff : 0x333333) "
+            "plot $share using 1:2:3 with image pixels, '' using 1:2:(sprintf('%.2f', $3)):($3 > 0.25 ? 0xffffff : "
+            "0x333333) "
             "with labels font ',10' textcolor rgb variable\n";
   script.close();
   if (!script) moe::fail_environment("digits: cannot write ", path, ".gp");

@@ -26,8 +26,8 @@ class Trainer {
   Trainer(const Model& model, const Options& options)
       : options_(options), gradient_(moe::zeros_like(model)), state_(model) {}
 
-  void update(Model& model, const moe::Matrix<float>& images, const std::vector<Index>& labels,
-              moe::Step step, double learning_rate) {
+  void update(Model& model, const moe::Matrix<float>& images, const std::vector<Index>& labels, moe::Step step,
+              double learning_rate) {
     moe::set_zero(gradient_);
     const std::size_t passes = options_.consistency > 0 ? 2 : 1;
     for (std::size_t p = 0; p < passes; ++p) forward(model, images, labels, step, p);
@@ -86,7 +86,8 @@ class Trainer {
 };
 
 /// Share of each digit's assignments that each expert gets: [num_experts, 10].
-inline moe::Matrix<double> digit_share(const moe::Routing<float>& routing, const std::vector<Index>& labels, Index experts) {
+inline moe::Matrix<double> digit_share(const moe::Routing<float>& routing, const std::vector<Index>& labels,
+                                       Index experts) {
   moe::Matrix<double> share = moe::Matrix<double>::Zero(experts, kClasses);
   for (Index t = 0; t < routing.num_tokens(); ++t)
     for (const Index expert : routing.experts(t)) share(expert, labels[static_cast<std::size_t>(t)]) += 1;
@@ -98,8 +99,8 @@ template <class Model>
 Run train(const std::string& name, int seed, Model model, const Data& data, const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   const Index count = data.train.pixels.rows(), batches = (count + kBatch - 1) / kBatch;
-  const moe::CosineSchedule rate{.start = 2e-2, .end = 1e-3,
-                                 .updates = static_cast<std::uint64_t>(options.epochs * batches)};
+  const moe::CosineSchedule rate{
+      .start = 2e-2, .end = 1e-3, .updates = static_cast<std::uint64_t>(options.epochs * batches)};
   Trainer<Model> trainer(model, options);
   moe::Workspace workspace;
   moe::Matrix<float> images, scores;
@@ -130,7 +131,8 @@ Run train(const std::string& name, int seed, Model model, const Data& data, cons
   run.load_imbalance = moe::load_imbalance(workspace.plan);
   run.share = digit_share(workspace.routing, data.test.labels, model.mixture.num_experts());
   if constexpr (requires { model.mixture.layer().experts()[0].hidden_dim(); })
-    run.kiloflops = run.active_experts * 4e-3 * static_cast<double>(kPixels * model.mixture.layer().experts()[0].hidden_dim());
+    run.kiloflops =
+        run.active_experts * 4e-3 * static_cast<double>(kPixels * model.mixture.layer().experts()[0].hidden_dim());
   if (name == "stochastic") run.ensemble_accuracy = ensemble_accuracy(model, data.test);
   run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return run;

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include <moe/io/csv.hpp>
 #include <moe/gaussian.hpp>
+#include <moe/io/csv.hpp>
 
 namespace fitting {
 

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// load_checkpoint [DIR] [--layer N]: loads one MoE layer of a downloaded model (config.json and safetensors), runs it
-// on random tokens, and shows who got them and how fast. Without DIR it makes a small checkpoint of its own first.
+// load_checkpoint [DIR] [--layer N]: loads one MoE layer of a downloaded model (config.json and safetensors), the first
+// unless told otherwise, runs it on random tokens, and shows who got them and how fast. Without DIR it makes a small
+// checkpoint of its own first.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
 #include <moe/io/load_block.hpp>
 #include <moe/io/model_config.hpp>
+#include <moe/io/moe_layers.hpp>
 #include <optional>
 
 #include "load_checkpoint_synthetic.hpp"
@@ -18,8 +20,45 @@ double seconds_since(Clock::time_point begin) { return std::chrono::duration<dou
 
 struct Settings {
   std::string directory, prefix;
-  moe::Index layer = 0, tokens = 512;
+  std::optional<moe::Index> layer = {};
+  moe::Index tokens = 512;
 };
+
+/// "1, 3, 5-7".
+std::string ranges(const std::vector<moe::Index>& numbers) {
+  std::string text;
+  for (std::size_t first = 0, last = 0; first < numbers.size(); first = ++last) {
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) ++last;
+    text += (text.empty() ? "" : ", ") + std::to_string(numbers[first]);
+    if (last != first) text += "-" + std::to_string(numbers[last]);
+  }
+  return text;
+}
+
+/// Throws, saying what there is, for a directory that is not one of a model.
+std::filesystem::path config_file(const std::filesystem::path& directory) {
+  if (!std::filesystem::is_directory(directory))
+    moe::fail_environment("'", directory.string(),
+                          "' is not a directory; expected one with config.json and safetensors");
+  const std::filesystem::path file = directory / "config.json";
+  if (!std::filesystem::exists(file))
+    moe::fail_environment("'", directory.string(), "' has no config.json, which says what the tensors mean");
+  return file;
+}
+
+/// The layer to load: the one asked for, or else the first with an MoE block.
+moe::Index choose_layer(const moe::Checkpoint& checkpoint, const std::string& family, const Settings& settings) {
+  if (!settings.prefix.empty()) return settings.layer.value_or(0);
+  const std::vector<moe::Index> layers = moe::moe_layers(checkpoint, family);
+  if (layers.empty())
+    moe::fail_environment("'", settings.directory, "' has no MoE block of family '", family,
+                          "' under its names; --prefix says where one is");
+  const moe::Index layer = settings.layer.value_or(layers.front());
+  if (std::find(layers.begin(), layers.end(), layer) == layers.end())
+    moe::fail_environment("layer ", layer, " has no MoE block; layers that have one: ", ranges(layers));
+  std::printf("layer    %td of MoE layers %s\n", layer, ranges(layers).c_str());
+  return layer;
+}
 
 /// What is there, before anything is read.
 void describe(const moe::Checkpoint& checkpoint, const moe::MoeConfig& config, const moe::BlockLocation& location) {
@@ -54,11 +93,12 @@ void show_load(const moe::DispatchPlan& plan) {
 }
 
 void run(const Settings& settings) {
-  const std::filesystem::path directory = settings.directory;
-  const moe::MoeConfig config = moe::read_moe_config(directory / "config.json");
-  const auto checkpoint = moe::Checkpoint::open(directory);
-  const moe::LoadOptions options{
-      .layer = settings.layer, .prefix = settings.prefix, .progress = {.report = show_progress}};
+  const std::filesystem::path config_path = config_file(settings.directory);
+  const auto checkpoint = moe::Checkpoint::open(settings.directory);
+  const std::string family = moe::read_moe_family(config_path);
+  const moe::Index layer = choose_layer(checkpoint, family, settings);
+  const moe::MoeConfig config = moe::read_moe_config(config_path, layer);
+  const moe::LoadOptions options{.layer = layer, .prefix = settings.prefix, .progress = {.report = show_progress}};
   describe(checkpoint, config, moe::find_block(checkpoint, config, options));
 
   auto begin = Clock::now();
@@ -85,7 +125,8 @@ int main(int argc, char** argv) try {
   CLI::App app("Loads a mixture-of-experts layer of a published model and runs it");
   Settings settings;
   app.add_option("directory", settings.directory, "with config.json and model.safetensors or its index; '' for a demo");
-  app.add_option("--layer", settings.layer, "number of the layer")->check(CLI::NonNegativeNumber);
+  app.add_option("--layer", settings.layer, "number of the layer; the first with an MoE block otherwise")
+      ->check(CLI::Range(moe::Index{0}, moe::Index{1} << 20));
   app.add_option("--prefix", settings.prefix, "of the layer's tensors, instead of that of the family");
   app.add_option("--tokens", settings.tokens, "random tokens to run")
       ->check(CLI::PositiveNumber)

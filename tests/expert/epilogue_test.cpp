@@ -41,8 +41,8 @@ void check_gated() {
   constexpr std::size_t kHalf = kLanes<S>;
   const auto pre = panel_row<S>(1), dout = panel_row<S>(2);
   auto out = pre, dpre = pre;
-  moe::Gated<moe::GatedBy<Act>>::forward(pre.data(), out.data());
-  moe::Gated<moe::GatedBy<Act>>::backward(pre.data(), dout.data(), dpre.data());
+  moe::Gated<moe::GatedBy<Act>>{}.forward(pre.data(), out.data());
+  moe::Gated<moe::GatedBy<Act>>{}.backward(pre.data(), dout.data(), dpre.data());
   for (std::size_t c = 0; c < kHalf; ++c) {
     const S gate = pre[c], up = pre[c + kHalf];
     CAPTURE(Act::kName, c, gate, up);

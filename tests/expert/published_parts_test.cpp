@@ -47,33 +47,38 @@ Gated gated_expert() {
           test::random_expert<moe::BasicLinear<F64>>(1, kDim, 4, moe::Bias::None)};
 }
 
-double clamped(double gate, double up) {
-  const double g = std::min(gate, 7.0), u = std::clamp(up, -7.0, 7.0);
-  return (u + 1) * g / (1 + std::exp(-1.702 * g));
+double clamped(const moe::ClampedSwiGlu& p, double gate, double up) {
+  const double g = std::min(gate, p.limit), u = std::clamp(up, -p.limit, p.limit);
+  return (u + p.up_offset) * g / (1 + std::exp(-p.alpha * g));
 }
 
 }  // namespace
 
 TEST_CASE("ClampedSwiGlu: is the formula, inside and outside the limits", "[expert]") {
+  const auto product = GENERATE(moe::ClampedSwiGlu{}, moe::ClampedSwiGlu{2.5, 1.1, -0.4});
   for (const double gate : {-100.0, -8.0, -1.0, 0.0, 0.3, 6.9, 7.1, 300.0})
     for (const double up : {-50.0, -7.1, -6.9, -1.0, 0.0, 2.0, 7.5}) {
       CAPTURE(gate, up);
-      const double value = clamped(gate, up);
+      const double value = clamped(product, gate, up);
       // A few roundings of float on numbers of at most 8 * 7.
-      CHECK_THAT(moe::ClampedSwiGlu::value(gate, up), WithinAbs(value, 1e-14));
-      CHECK_THAT(moe::ClampedSwiGlu::value(static_cast<float>(gate), static_cast<float>(up)), WithinAbs(value, 3e-5));
+      CHECK_THAT(product.value(gate, up), WithinAbs(value, 1e-14));
+      CHECK_THAT(product.value(static_cast<float>(gate), static_cast<float>(up)), WithinAbs(value, 3e-5));
       const double h = 1e-6;
       const auto slope = [&](double dg, double du) {
-        return (clamped(gate + dg, up + du) - clamped(gate - dg, up - du)) / (2 * h);
+        return (clamped(product, gate + dg, up + du) - clamped(product, gate - dg, up - du)) / (2 * h);
       };
-      CHECK_THAT(moe::ClampedSwiGlu::gate_derivative(gate, up), WithinAbs(slope(h, 0), 1e-7));
-      CHECK_THAT(moe::ClampedSwiGlu::up_derivative(gate, up), WithinAbs(slope(0, h), 1e-7));
+      CHECK_THAT(product.gate_derivative(gate, up), WithinAbs(slope(h, 0), 1e-7));
+      CHECK_THAT(product.up_derivative(gate, up), WithinAbs(slope(0, h), 1e-7));
     }
 }
 
 TEST_CASE("ClampedSwiGlu: experts with biases have the gradients of central differences", "[expert]") {
   const auto expert = test::random_expert<ClampedGlu>(kDim, 5, 8, moe::Bias::Zero);
   CHECK(expert_gradient_error(expert, test::random_matrix<double>(6, kDim)) < 1e-6);
+  ClampedGlu other(kDim, 5, moe::Bias::Zero, {.limit = 0.5, .alpha = 3, .up_offset = -2});
+  test::randomise(other, 9);
+  CHECK(expert_gradient_error(other, test::random_matrix<double>(6, kDim)) < 1e-6);
+  CHECK_THROWS_AS((ClampedGlu(kDim, 5, moe::Bias::Zero, {.limit = 0})), std::invalid_argument);
 }
 
 TEST_CASE("GatedExpert: scales its expert by a sigmoid", "[expert]") {

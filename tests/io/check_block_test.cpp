@@ -132,7 +132,10 @@ TEST_CASE("check_block: another rule than the file's fails", "[io]") {
   family.facts["router_jitter_eps"] = "0.01";
   CHECK(!OracleFile(family, kSmall, {}).check().passed());
   family = oracle::longcat_flash(kSmall, 4, 6.0);
-  family.facts["norm_topk_prob"] = "true";
+  family.facts["score_order"] = "softmax_bias_topk_gather_norm";
+  CHECK(!OracleFile(family, kSmall, {}).check().passed());
+  family = oracle::gpt_oss(kSmall);
+  family.facts["clamp_limit"] = "0.5";
   CHECK(!OracleFile(family, kSmall, {}).check().passed());
 }
 
@@ -153,5 +156,5 @@ TEST_CASE("check_block: metadata that means nothing is refused", "[io][error]") 
   Family unknown = oracle::minimax_m2(kSmall);
   unknown.name = "my_moe";
   const OracleFile file(unknown, kSmall, {});
-  CHECK_THROWS_WITH(file.check(), "no router of family 'my_moe'");
+  CHECK_THROWS_WITH(file.check(), "no router of family 'my_moe': such a family is not known");
 }

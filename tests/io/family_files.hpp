@@ -46,12 +46,15 @@ class FileRun {
     const std::string t = "t" + std::to_string(tokens_.size()) + ".";
     const Size count = tokens_.size(), k = experts_[0].size();
     const std::vector<Size> shape = {1, count, dim_};
-    Vector input, output, logits, weights, dense;
+    Vector input, output, logits, weights, dense, probabilities;
+    std::vector<Vector> rows;
     std::vector<Size> indices;
     for (Size i = 0; i < count; ++i) {
       const Vector z = family_.logits(weights_, tokens_[i]), w = family_.weigh(weights_, z, experts_[i]);
       Vector scattered(z.size(), 0);
       for (Size s = 0; s < k; ++s) scattered[experts_[i][s]] = w[s];
+      rows.push_back(z);
+      append(probabilities, softmax(z));
       append(input, tokens_[i]), append(logits, z), append(weights, w), append(dense, scattered);
       if (has_experts) append(output, oracle::output(family_, weights_, tokens_[i], experts_[i]));
       indices.insert(indices.end(), experts_[i].begin(), experts_[i].end());
@@ -61,7 +64,11 @@ class FileRun {
     file.add(t + "topk_indices", {count, k}, indices);
     file.add(t + "topk_weights", {count, k}, weights);
     file.add(t + "dense_weights", {count, logits.size() / count}, dense);
-    if (has_experts) file.add(t + "output", shape, output);
+    if (family_.has_balance_loss) file.add(t + "aux.load_balancing_loss", {1}, Vector{balance_loss(rows, k)});
+    if (family_.has_probabilities) file.add(t + "router_probs", {count, logits.size() / count}, probabilities);
+    if (!has_experts) return;
+    file.add(t + "output", shape, output);
+    file.add_f64(t + "output_f64", shape, output);
   }
 
   void add_gradients_to(FileText& file, const std::string& prefix) {
@@ -124,7 +131,7 @@ inline void write_file(const std::filesystem::path& path, const Family& family, 
   const std::string prefix = "model.layers.3.test.";
   FileText file;
   for (auto& [name, tensor] : weights) {
-    if (options.router_only && name.find("gate.") != 0) continue;
+    if (options.router_only && !name.starts_with("gate.")) continue;
     add_weight(file, prefix + name, tensor, options.storage, engine);
   }
   FileRun one(family, weights, sizes.dim, 1, engine), all(family, weights, sizes.dim, sizes.tokens, engine);
@@ -137,6 +144,8 @@ inline void write_file(const std::filesystem::path& path, const Family& family, 
                                               {"top_k", std::to_string(sizes.k)},
                                               {"ckpt_prefix", prefix},
                                               {"layer", "3"},
+                                              {"token_counts", "1," + std::to_string(sizes.tokens)},
+                                              {"grad_tokens", options.gradients ? std::to_string(sizes.tokens) : ""},
                                               {"mode", "eval"}};
   if (options.router_only)
     facts.insert({{"kind", "router_only"}, {"family_router", family.name}});

@@ -91,14 +91,32 @@ struct Family {
   std::function<Vector(const Weights&, const Vector&, const std::vector<Size>&)> weigh = {};  // logits, experts
   std::function<Vector(const Weights&, Size, const Vector&)> expert = {};                     // one expert
   std::function<Vector(const Weights&, const Vector&)> shared = {};
+  bool weight_on_input = false;  // expert(w x) instead of w expert(x)
+  bool has_balance_loss = false, has_probabilities = false;
 };
+
+/// E sum_k sum_e f[k, e] P[e] over the k best of a softmax of each row of logits, whatever was chosen.
+inline double balance_loss(const std::vector<Vector>& logits, Size k) {
+  const double count = static_cast<double>(logits.size()), experts = static_cast<double>(logits[0].size());
+  Vector share(logits[0].size(), 0), mean(logits[0].size(), 0);
+  for (const Vector& z : logits) {
+    const Vector p = softmax(z);
+    for (Size e = 0; e < p.size(); ++e) mean[e] += p[e] / count;
+    for (const Size e : top(p, k)) share[e] += 1 / count;
+  }
+  double sum = 0;
+  for (Size e = 0; e < mean.size(); ++e) sum += share[e] * mean[e];
+  return experts * sum;
+}
 
 inline Vector output(const Family& family, const Weights& w, const Vector& x, const std::vector<Size>& experts) {
   const Vector weights = family.weigh(w, family.logits(w, x), experts);
   Vector y = family.shared ? family.shared(w, x) : Vector(x.size(), 0);
   for (Size s = 0; s < experts.size(); ++s) {
-    const Vector part = family.expert(w, experts[s], x);
-    for (Size c = 0; c < y.size(); ++c) y[c] += weights[s] * part[c];
+    Vector in = x;
+    for (double& value : in) value *= family.weight_on_input ? weights[s] : 1;
+    const Vector part = family.expert(w, experts[s], in);
+    for (Size c = 0; c < y.size(); ++c) y[c] += (family.weight_on_input ? 1 : weights[s]) * part[c];
   }
   return y;
 }

@@ -27,6 +27,16 @@ class FileText {
     for (const double value : values) append(static_cast<float>(value), bytes);
     add(name, "F32", shape, bytes);
   }
+  void add_f64(const std::string& name, const std::vector<Size>& shape, const Vector& values) {
+    std::string bytes;
+    for (const double value : values) append(value, bytes);
+    add(name, "F64", shape, bytes);
+  }
+  void add_u8(const std::string& name, const std::vector<Size>& shape, const std::vector<Size>& values) {
+    std::string bytes;
+    for (const Size value : values) bytes += static_cast<char>(value);
+    add(name, "U8", shape, bytes);
+  }
   void add(const std::string& name, const std::vector<Size>& shape, const std::vector<Size>& values) {
     std::string bytes;
     for (const Size value : values) append(static_cast<std::int64_t>(value), bytes);

@@ -3,6 +3,7 @@
 #include "io/family_configs.hpp"
 #include "io/files.hpp"
 
+using moe::Index;
 using moe::MoeConfig;
 using moe::Normalise;
 
@@ -80,6 +81,72 @@ TEST_CASE("parse_moe_config: DBRX divides by any p-norm, or by nothing", "[io]")
   CHECK(norm("null").normalise == Normalise::None);
 }
 
+TEST_CASE("parse_moe_config: Switch 1.1 has gated experts with GELU, however it says so", "[io]") {
+  const auto expert = [](const std::string& fields) {
+    const std::string text = replaced("switch_transformers", "\"feed_forward_proj\": \"relu\"", fields);
+    return moe::parse_moe_config("file", std::string_view(text)).expert;
+  };
+  CHECK(expert("\"dense_act_fn\": \"relu\"") == moe::ExpertKind::ReluPlain);
+  for (const std::string fields :
+       {R"("feed_forward_proj": "gated-gelu")", R"("dense_act_fn": "gated-gelu")", R"("dense_act_fn": "gelu_new")",
+        R"("feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": true)"}) {
+    CAPTURE(fields);
+    CHECK(expert(fields) == moe::ExpertKind::GeluGated);
+  }
+  CHECK_THROWS_AS(expert(R"("dense_act_fn": "relu", "is_gated_act": true)"), std::runtime_error);
+  CHECK_THROWS_AS(expert(R"("dense_act_fn": "gelu_new", "is_gated_act": false)"), std::runtime_error);
+}
+
+TEST_CASE("parse_moe_config: NLLB without a capacity takes twice the tokens per expert, rounded up", "[io]") {
+  const auto rule = [](const std::string& fraction) {
+    nlohmann::json json = nlohmann::json::parse(test::config_text("nllb-moe"));
+    json["expert_capacity"] = nullptr;
+    json["moe_eval_capacity_token_fraction"] = std::stod(fraction);
+    return *moe::parse_moe_config("file", json).capacity;
+  };
+  for (const Index tokens : {1, 5, 6, 7, 12, 13}) {
+    CAPTURE(tokens);
+    const Index expected = 2 * ((tokens + 5) / 6);
+    CHECK(moe::expert_capacity(rule("-1"), moe::Phase::Training, {tokens, 2 * tokens}, 6) == expected);
+    CHECK(moe::expert_capacity(rule("-1"), moe::Phase::Inference, {tokens, 2 * tokens}, 6) == expected);
+    CHECK(moe::expert_capacity(rule("0.5"), moe::Phase::Inference, {tokens, 2 * tokens}, 6) == (tokens + 1) / 2);
+  }
+}
+
+TEST_CASE("parse_moe_config: HunYuan may have other numbers in every layer", "[io]") {
+  nlohmann::json json = nlohmann::json::parse(test::config_text("hunyuan_v1_moe"));
+  json["num_experts"] = {4, 6}, json["moe_topk"] = {1, 3}, json["moe_intermediate_size"] = {8, 5};
+  json["num_shared_expert"] = {1, 2};
+  const MoeConfig second = moe::parse_moe_config("file", json, 1);
+  CHECK((second.num_experts == 6 && second.gate.k == 3 && second.hidden_dim == 5 && second.shared_dim == 10));
+  CHECK(moe::parse_moe_config("file", json, 0).num_experts == 4);
+  CHECK(contains(complaint(json.dump()), "num_experts is [4,6], expected the same number for all layers"));
+  CHECK_THROWS_WITH(moe::parse_moe_config("file", json, 2),
+                    "file: num_experts is [4,6], expected a number, or one for every layer up to 2");
+  CHECK_THROWS_AS(moe::parse_moe_config("file", json, -1), std::invalid_argument);
+  json["use_mixed_mlp_moe"] = false;
+  CHECK(moe::parse_moe_config("file", json, 1).shared_dim == 0);
+}
+
+TEST_CASE("parse_moe_config: GPT-OSS in OpenAI's own words, and with other limits", "[io]") {
+  const MoeConfig config = moe::parse_moe_config(
+      "file", std::string_view(R"({"num_hidden_layers": 36, "num_experts": 6, "experts_per_token": 2,
+                                   "hidden_size": 12, "intermediate_size": 8, "swiglu_limit": 3.5})"));
+  CHECK((config.family == "gpt_oss" && config.num_experts == 6 && config.gate.k == 2 && config.router_bias));
+  CHECK((config.clamp.limit == 3.5 && config.clamp.alpha == 1.702));
+}
+
+TEST_CASE("parse_moe_config: DeepSeek-V2 either normalises or scales", "[io]") {
+  nlohmann::json json = nlohmann::json::parse(test::config_text("deepseek_v2"));
+  CHECK(moe::parse_moe_config("file", json).gate.scale == 2.5);
+  json["norm_topk_prob"] = true;
+  const auto both = moe::parse_moe_config("file", json).gate;
+  CHECK((both.normalise == Normalise::Sum && both.scale == 1 && both.epsilon == 1e-20));
+  json["num_experts_per_tok"] = 1;
+  const auto one = moe::parse_moe_config("file", json).gate;
+  CHECK((one.normalise == Normalise::None && one.scale == 2.5));
+}
+
 TEST_CASE("parse_moe_config: each field that is needed is named when it is missing", "[io][error]") {
   CHECK(contains(complaint(replaced("mixtral", "\"hidden_size\": 12, ", "")), "hidden_size is missing"));
   CHECK(
@@ -106,10 +173,9 @@ TEST_CASE("parse_moe_config: numbers of another type or out of range are named",
 
 TEST_CASE("parse_moe_config: what the library does not compute is refused", "[io][error]") {
   CHECK(contains(complaint(replaced("mixtral", "silu", "gelu")), "hidden_act is \"gelu\", expected 'silu'"));
-  CHECK(contains(complaint(replaced("gpt_oss", "7.0", "9.0")), "swiglu_limit is 9"));
-  CHECK(contains(complaint(replaced("switch_transformers", "\"relu\"", "\"gated-gelu\"")), "feed_forward_proj"));
+  CHECK(contains(complaint(replaced("gpt_oss", "7.0", "-9.0")), "limit is -9"));
+  CHECK(contains(complaint(replaced("switch_transformers", "\"relu\"", "\"gated-silu\"")), "feed_forward_proj"));
   CHECK(contains(complaint(replaced("nllb-moe", "\"all\"", "\"random\"")), "second_expert_policy"));
-  CHECK(contains(complaint(replaced("nllb-moe", "_capacity\": 5", "_capacity\": null")), "expert_capacity is null"));
   CHECK(contains(complaint(replaced("deepseek_v2", "group_limited_greedy", "best")), "topk_method"));
   CHECK(contains(complaint(replaced("phimoe", "\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3")),
                  "expected 2"));
@@ -132,6 +198,7 @@ TEST_CASE("read_moe_config: reads a file and names one that is not there", "[io]
   const test::TemporaryDirectory directory;
   test::write_bytes(directory / "config.json", test::config_text("olmoe"));
   CHECK(moe::read_moe_config(directory / "config.json").family == "olmoe");
+  CHECK(moe::read_moe_family(directory / "config.json") == "olmoe");
   CHECK_THROWS_WITH(moe::read_moe_config(directory / "none.json"),
                     "moe::read_moe_config: '" + (directory / "none.json").string() + "': cannot open");
 }

@@ -79,6 +79,11 @@ TEST_CASE("expert_capacity: a multiple, also of the minimum; an unlimited one; a
     options.rounding = rounding;
     CHECK(moe::expert_capacity(options, Phase::Inference, {70, 141}, 8) == 144);
   }
+  options.evaluation_factor = 1;
+  options.evaluation_multiple = 3;
+  options.rounding = moe::CapacityRounding::Up;
+  CHECK(moe::expert_capacity(options, Phase::Inference, {70, 70}, 8) == 9);
+  CHECK(moe::expert_capacity(options, Phase::Training, {70, 70}, 8) == 12);
   CHECK_THROWS_WITH(moe::expert_capacity(options, Phase::Training, {-1, 4}, 8),
                     "moe::expert_capacity: demand is -1 tokens with 4 choices, expected at least 0");
 }
@@ -92,4 +97,5 @@ TEST_CASE("CapacityOptions: negative and NaN numbers are errors", "[capacity][er
                     "moe::CapacityOptions: min_capacity is -1, expected at least 0");
   CHECK_THROWS_WITH((CapacityOptions{.multiple = 0}.validate()),
                     "moe::CapacityOptions: multiple is 0, expected at least 1");
+  CHECK_THROWS_AS((CapacityOptions{.evaluation_multiple = -1}.validate()), std::invalid_argument);
 }

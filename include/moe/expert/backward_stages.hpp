@@ -13,12 +13,13 @@ namespace detail {
 /// dpre = dout * Epilogue'(pre), row by row; columns of `dout` beyond what a narrower expert wrote must be finite.
 template <class Epilogue, class S>
 void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, RowBuffer<S>& dpre) {
+  static_assert(std::is_empty_v<Epilogue>, "moe::backward_stages: the last epilogue must be the same for all experts");
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   dpre.resize(pre.rows(), pre.cols());
   parallel_ranges(pre.rows(), 16, [&](Index begin, Index end, Index) {
     for (Index r = begin; r < end; ++r)
       for (Index p = 0; p < pre.cols() / kWidth; ++p)
-        Epilogue::backward(pre.row(r) + p * kWidth, dout.row(r) + p * kOut, dpre.row(r) + p * kWidth);
+        Epilogue{}.backward(pre.row(r) + p * kWidth, dout.row(r) + p * kOut, dpre.row(r) + p * kWidth);
   });
 }
 
@@ -37,6 +38,7 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
       groups, dpre_above, [&](Index g) -> const auto& { return stage_weight<I + 1>(expert_of(g)); }, tape.gradient,
       [&](Index g, Index row, int count, Index panel, const S* dhidden) {
         const Index panels = stage_weight<I>(expert_of(g)).panels();
+        [[maybe_unused]] const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
         for (Index c = 0; c < kWidth; c += kOut) {
           const Index p = (panel * kWidth + c) / kOut;
           if (p >= panels) break;
@@ -44,8 +46,8 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
             if constexpr (Epilogue::kIdentity)
               std::copy_n(dhidden + r * kWidth, kWidth, dpre.row(row + r) + p * kWidth);
             else
-              Epilogue::backward(pre.row(row + r) + p * kWidth, dhidden + r * kWidth + c,
-                                 dpre.row(row + r) + p * kWidth);
+              epilogue.backward(pre.row(row + r) + p * kWidth, dhidden + r * kWidth + c,
+                                dpre.row(row + r) + p * kWidth);
           }
         }
       });
@@ -102,8 +104,8 @@ Index backward_width(const kernel::RowGroups& groups, const ExpertOf& expert_of)
 /// Backward of forward_stages, in the same groups.
 ///   dout   [num_rows, backward_width], zero in columns from output_dim on
 ///   din    resized to [num_rows, at least input_dim], overwritten      gradient_of(g)  accumulated into
-/// Throws std::invalid_argument, before it writes anything, if a gradient or the tape has other shapes than the experts.
-/// 4 * num_rows * parameters operations; no allocation when warm.
+/// Throws std::invalid_argument, before it writes anything, if a gradient or the tape has other shapes than the
+/// experts. 4 * num_rows * parameters operations; no allocation when warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>
 void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
                      const ExpertOf& expert_of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,
@@ -112,11 +114,10 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
   using Source = kernel::RowSource<S>;
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = detail::EpilogueOf<E, kLast>;
-  simd::unroll<kLast + 1>(
-      [&](auto i) {
-        detail::require_tape<E, i>(groups, expert_of, tape);
-        detail::require_gradient_shapes<E, i>(groups.count, expert_of, gradient_of);
-      });
+  simd::unroll<kLast + 1>([&](auto i) {
+    detail::require_tape<E, i>(groups, expert_of, tape);
+    detail::require_gradient_shapes<E, i>(groups.count, expert_of, gradient_of);
+  });
   if constexpr (!LastEpilogue::kIdentity)
     detail::backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
   simd::unroll<kLast + 1>([&](auto reversed) {
@@ -124,8 +125,8 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
     constexpr int kBefore = I > 0 ? I - 1 : 0;
     const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);
     kernel::grouped_weight_gradient<S>(
-        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]), dpre,
-        [&](Index g) -> auto& { return detail::stage_weight<I>(gradient_of(g)); },
+        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]),
+        dpre, [&](Index g) -> auto& { return detail::stage_weight<I>(gradient_of(g)); },
         [&](Index g) -> auto& { return detail::stage_bias<I>(gradient_of(g)); }, tape.gradient);
     if constexpr (I == 0)
       detail::store_input_gradient<E>(groups, dpre, expert_of, tape, din);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
+
+#include "moe/core/error.hpp"
 #include "moe/core/simd.hpp"
 #include "moe/kernel/panel_matrix.hpp"
 #include "moe/numeric/activation.hpp"
@@ -8,7 +11,8 @@
 namespace moe::inline MOE_ABI {
 
 /// h(g, u) = Act(g) * u, the product of a GLU (Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202). A
-/// product of your own (clamped, shifted) offers the same three functions, over batches.
+/// product of your own (clamped, shifted) offers the same three functions, over batches, static or const; it may hold
+/// numbers, which an expert gets in its constructor.
 template <Activation Act>
 struct GatedBy {
   template <class V>
@@ -25,24 +29,32 @@ struct GatedBy {
   }
 };
 
-/// (u + 1) g sigmoid(1.702 g) for a gate g = min(gate, 7) and u = up clamped to [-7, 7], with derivative 0 where a
-/// bound holds: the product of GPT-OSS. 1.702 makes x sigmoid(1.702 x) an approximation of GELU. OpenAI, "gpt-oss-120b
-/// & gpt-oss-20b Model Card" (arXiv:2508.10925).
+/// (u + up_offset) g sigmoid(alpha g) for a gate g = min(gate, limit) and u = up clamped to [-limit, limit], with
+/// derivative 0 where a bound holds: the product of GPT-OSS, whose numbers are the defaults. 1.702 makes
+/// x sigmoid(1.702 x) an approximation of GELU. OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card" (arXiv:2508.10925).
 struct ClampedSwiGlu {
-  static constexpr double kLimit = 7, kAlpha = 1.702, kUpOffset = 1;
+  double limit = 7;  ///< > 0
+  double alpha = 1.702, up_offset = 1;
+
+  /// Throws std::invalid_argument unless the numbers are finite and limit is positive.
+  void validate() const {
+    if (!(limit > 0 && std::isfinite(limit))) fail("moe::ClampedSwiGlu: limit is ", limit, ", expected above 0");
+    if (!std::isfinite(alpha)) fail("moe::ClampedSwiGlu: alpha is ", alpha, ", expected a finite number");
+    if (!std::isfinite(up_offset)) fail("moe::ClampedSwiGlu: up_offset is ", up_offset, ", expected a finite number");
+  }
 
   template <class V>
-  static V value(const V& gate, const V& up) {
-    return (up_of(up) + number<V>(kUpOffset)) * gated(gate_of(gate));
+  V value(const V& gate, const V& up) const {
+    return (up_of(up) + number<V>(up_offset)) * gated(gate_of(gate));
   }
   template <class V>
-  static V gate_derivative(const V& gate, const V& up) {
-    const V slope = Silu::derivative(gate_of(gate) * number<V>(kAlpha));  // of silu(alpha g) / alpha
-    return simd::select(gate > number<V>(kLimit), number<V>(0), (up_of(up) + number<V>(kUpOffset)) * slope);
+  V gate_derivative(const V& gate, const V& up) const {
+    const V slope = Silu::derivative(gate_of(gate) * number<V>(alpha));  // of silu(alpha g) / alpha
+    return simd::select(gate > number<V>(limit), number<V>(0), (up_of(up) + number<V>(up_offset)) * slope);
   }
   template <class V>
-  static V up_derivative(const V& gate, const V& up) {
-    return simd::select(simd::abs(up) > number<V>(kLimit), number<V>(0), gated(gate_of(gate)));
+  V up_derivative(const V& gate, const V& up) const {
+    return simd::select(simd::abs(up) > number<V>(limit), number<V>(0), gated(gate_of(gate)));
   }
 
  private:
@@ -51,17 +63,17 @@ struct ClampedSwiGlu {
     return V(static_cast<simd::Scalar<V>>(value));
   }
   template <class V>
-  static V gate_of(const V& gate) {
-    return simd::select(gate > number<V>(kLimit), number<V>(kLimit), gate);
+  V gate_of(const V& gate) const {
+    return simd::select(gate > number<V>(limit), number<V>(limit), gate);
   }
   template <class V>
-  static V up_of(const V& up) {
-    const V limit = number<V>(kLimit), low = number<V>(-kLimit);
-    return simd::select(up > limit, limit, simd::select(up < low, low, up));
+  V up_of(const V& up) const {
+    const V high = number<V>(limit), low = number<V>(-limit);
+    return simd::select(up > high, high, simd::select(up < low, low, up));
   }
   template <class V>
-  static V gated(const V& gate) {
-    return gate * Sigmoid::value(gate * number<V>(kAlpha));
+  V gated(const V& gate) const {
+    return gate * Sigmoid::value(gate * number<V>(alpha));
   }
 };
 
@@ -93,22 +105,24 @@ struct Elementwise {
   }
 };
 
-/// out = Product(gate, up) of the two registers of a paired panel row.
+/// out = product(gate, up) of the two registers of a paired panel row.
 template <class Product>
 struct Gated {
+  [[no_unique_address]] Product product = {};
+
   static constexpr PanelOrder kOrder = PanelOrder::Paired;
   static constexpr bool kIdentity = false;
   static constexpr Index kRegisters = 1;
 
   template <class S>
-  static void forward(const S* pre, S* out) {
-    simd::store(out, Product::value(simd::load(pre), simd::load(pre + simd::kLanes<S>)));
+  void forward(const S* pre, S* out) const {
+    simd::store(out, product.value(simd::load(pre), simd::load(pre + simd::kLanes<S>)));
   }
   template <class S>
-  static void backward(const S* pre, const S* dout, S* dpre) {
+  void backward(const S* pre, const S* dout, S* dpre) const {
     const auto gate = simd::load(pre), up = simd::load(pre + simd::kLanes<S>), d = simd::load(dout);
-    simd::store(dpre, d * Product::gate_derivative(gate, up));
-    simd::store(dpre + simd::kLanes<S>, d * Product::up_derivative(gate, up));
+    simd::store(dpre, d * product.gate_derivative(gate, up));
+    simd::store(dpre + simd::kLanes<S>, d * product.up_derivative(gate, up));
   }
 };
 

@@ -25,11 +25,11 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
       groups, in, [&](Index g) -> const auto& { return stage_weight<I>(expert_of(g)); }, tape.tasks,
       [&](Index g, Index row, int count, Index panel, S* sums) {
         const auto& bias = stage_bias<I>(expert_of(g));
+        const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
         if (!bias.empty()) kernel::add_to_rows(bias.panel(panel), count, sums);
         if constexpr (kKeepPre)
           for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, pre.row(row + r) + panel * kWidth);
-        for (Index r = 0; r < count; ++r)
-          Epilogue::forward(sums + r * kWidth, out.row(row - origin + r) + panel * kOut);
+        for (Index r = 0; r < count; ++r) epilogue.forward(sums + r * kWidth, out.row(row - origin + r) + panel * kOut);
       });
 }
 
@@ -55,8 +55,8 @@ void forward_wave(const kernel::RowGroups& groups, kernel::RowSource<typename E:
   });
 }
 
-/// Bytes of hidden activations per worker and stage that inference works on at a time: what the next stage reads is still
-/// in the worker's share of L3 (of which 4 MiB a core are the least that servers have).
+/// Bytes of hidden activations per worker and stage that inference works on at a time: what the next stage reads is
+/// still in the worker's share of L3 (of which 4 MiB a core are the least that servers have).
 inline constexpr Index kHiddenBytes = Index{2} << 20;
 
 /// Most rows of a wave of inference.

@@ -14,12 +14,15 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
  public:
   using Tape = typename StagedExpert<BasicGlu, Codec>::template Buffers<BasicGlu>;
 
-  /// Zero weights. Throws std::invalid_argument for negative sizes.
-  BasicGlu(Index model_dim, Index hidden_dim, Bias bias = Bias::None)
-      : gate_up_(2 * hidden_dim, model_dim, PanelOrder::Paired),
+  /// Zero weights. Throws std::invalid_argument for negative sizes, and for what the product refuses.
+  BasicGlu(Index model_dim, Index hidden_dim, Bias bias = Bias::None, const Product& product = {})
+      : product_(product),
+        gate_up_(2 * hidden_dim, model_dim, PanelOrder::Paired),
         gate_up_bias_(detail::make_bias<Codec>(bias, 2 * hidden_dim, PanelOrder::Paired)),
         down_(model_dim, hidden_dim),
-        down_bias_(detail::make_bias<Codec>(bias, model_dim)) {}
+        down_bias_(detail::make_bias<Codec>(bias, model_dim)) {
+    if constexpr (requires { product.validate(); }) product.validate();
+  }
 
   /// Weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), zero biases.
   static BasicGlu random(Index model_dim, Index hidden_dim, std::uint64_t seed, Bias bias = Bias::None) {
@@ -29,6 +32,7 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
     return expert;
   }
 
+  const Product& product() const { return product_; }
   Index input_dim() const { return gate_up_.inputs(); }
   Index hidden_dim() const { return gate_up_.outputs() / 2; }
   Index output_dim() const { return down_.outputs(); }
@@ -43,7 +47,7 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
 
   template <class Self>
   static auto stages(Self& self) {
-    return std::tuple{make_stage<Gated<Product>>(self.gate_up_, self.gate_up_bias_),
+    return std::tuple{make_stage<Gated<Product>>(self.gate_up_, self.gate_up_bias_, {self.product_}),
                       make_stage<Elementwise<Identity>>(self.down_, self.down_bias_)};
   }
   template <class F, class... Self>
@@ -55,6 +59,7 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   }
 
  private:
+  [[no_unique_address]] Product product_;
   PanelMatrix<Codec> gate_up_, gate_up_bias_, down_, down_bias_;
 };
 

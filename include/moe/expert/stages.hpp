@@ -10,24 +10,27 @@
 
 namespace moe::inline MOE_ABI {
 
-/// One stage of an expert: out = Epilogue(in x weight^T + bias). M is PanelMatrix<Codec>, const or not; an empty bias
-/// means none.
+/// One stage of an expert: out = epilogue(in x weight^T + bias). M is PanelMatrix<Codec>, const or not; an empty bias
+/// means none. The epilogue is a value, as it may hold numbers.
 template <class E, class M>
 struct Stage {
   using Epilogue = E;
   M& weight;
   M& bias;
+  [[no_unique_address]] E epilogue = {};
 };
 
 template <class Epilogue, class M>
-Stage<Epilogue, M> make_stage(M& weight, M& bias) {
-  return {weight, bias};
+Stage<Epilogue, M> make_stage(M& weight, M& bias, const Epilogue& epilogue = {}) {
+  return {weight, bias, epilogue};
 }
 
-/// An expert that lists its stages: `stages(self)` returns a std::tuple of Stage. An ExpertPool then runs stage i of all
-/// experts in one parallel loop and reads the routed rows in place.
+/// An expert that lists its stages: `stages(self)` returns a std::tuple of Stage. An ExpertPool then runs stage i of
+/// all experts in one parallel loop and reads the routed rows in place.
 template <class E>
-concept PanelExpert = Expert<E> && requires(const E& expert) { std::get<0>(E::stages(expert)); };
+concept PanelExpert = Expert<E> && requires(const E& expert) {
+  std::get<0>(E::stages(expert));
+};
 
 template <PanelExpert E>
 inline constexpr int kNumStages = std::tuple_size_v<decltype(E::stages(std::declval<const E&>()))>;
@@ -57,6 +60,11 @@ auto& stage_weight(E& expert) {
 template <int I, class E>
 auto& stage_bias(E& expert) {
   return std::get<I>(std::remove_const_t<E>::stages(expert)).bias;
+}
+
+template <int I, class E>
+auto stage_epilogue(E& expert) {
+  return std::get<I>(std::remove_const_t<E>::stages(expert)).epilogue;
 }
 
 /// Columns that stage I of any group writes: panels x registers of its epilogue.

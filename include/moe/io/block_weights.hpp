@@ -158,8 +158,9 @@ class BlockBinder {
 
   void fused(const std::vector<ExpertMatrices>& experts) {
     const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
-    const bool out_in = format_.layout == ExpertLayout::FusedOutIn || rows_are_outputs_;
-    const bool interleaved = format_.layout == ExpertLayout::FusedInterleaved;
+    using enum ExpertLayout;
+    const bool out_in = format_.layout == FusedOutIn || format_.layout == FusedInterleavedOutIn || rows_are_outputs_;
+    const bool interleaved = format_.layout == FusedInterleaved || format_.layout == FusedInterleavedOutIn;
     using Shape = std::vector<Index>;
     BoundTensor up{prefix_ + std::string(format_.gate),
                    out_in ? Shape{count, 2 * hidden, dim} : Shape{count, dim, 2 * hidden}};

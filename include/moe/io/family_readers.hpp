@@ -2,13 +2,10 @@
 #pragma once
 
 #include <array>
-#include <limits>
 #include <string>
 #include <string_view>
 
-#include "moe/expert/epilogue.hpp"
-#include "moe/io/json_fields.hpp"
-#include "moe/io/moe_config.hpp"
+#include "moe/io/family_readers_capacity.hpp"
 
 // What the config.json of each family says, in terms of this library. A function per way to say it.
 namespace moe::inline MOE_ABI::detail {
@@ -43,11 +40,10 @@ inline void read_phimoe(const JsonFields& fields, MoeConfig& config) {
   config.sparse_mixer = SparseMixerGate{.jitter = fields.number("router_jitter_noise", 0.01)};
 }
 inline void read_gpt_oss(const JsonFields& fields, MoeConfig& config) {
-  read_sizes(fields, "intermediate_size", "num_local_experts",
+  read_sizes(fields, "intermediate_size", fields.has("num_local_experts") ? "num_local_experts" : "num_experts",
              fields.has("num_experts_per_tok") ? "num_experts_per_tok" : "experts_per_token", config);
-  if (fields.number("swiglu_limit", ClampedSwiGlu::kLimit) != ClampedSwiGlu::kLimit)
-    fail_environment(fields.label(), ": swiglu_limit is ", fields.number("swiglu_limit"), ", expected ",
-                     ClampedSwiGlu::kLimit);
+  config.clamp.limit = fields.number("swiglu_limit", config.clamp.limit);
+  config.clamp.alpha = fields.number("swiglu_alpha", config.clamp.alpha);
   config.expert = ExpertKind::ClampedGated;
   config.router_bias = config.expert_bias = true;
 }
@@ -87,13 +83,16 @@ inline void read_jamba(const JsonFields& fields, MoeConfig& config) {
   set_norm(false, config);
   require_silu(fields);
 }
+/// Experts and shared experts are as wide as moe_intermediate_size says, or else intermediate_size.
 inline void read_hunyuan(const JsonFields& fields, MoeConfig& config) {
   config.model_dim = fields.integer("hidden_size");
   config.num_experts = fields.integer_of_layers("num_experts");
   config.gate.k = fields.integer_of_layers("moe_topk");
   config.hidden_dim = fields.has("moe_intermediate_size") ? fields.integer_of_layers("moe_intermediate_size")
                                                           : fields.integer("intermediate_size");
-  config.shared_dim = fields.integer("intermediate_size");
+  if (fields.flag("use_mixed_mlp_moe", true))
+    config.shared_dim =
+        config.hidden_dim * (fields.has("num_shared_expert") ? fields.integer_of_layers("num_shared_expert") : 1);
   require_silu(fields);
 }
 inline void read_aria(const JsonFields& fields, MoeConfig& config) {
@@ -112,14 +111,17 @@ inline void read_groups(const JsonFields& fields, Index best, MoeConfig& config)
   const Index count = fields.integer("n_group", 1);
   if (count > 1) config.gate.groups = {.count = count, .kept = fields.integer("topk_group"), .best = best};
 }
+/// The code published with the model either normalises, by sum + 1e-20, or scales, by what norm_topk_prob says and only
+/// for more than one choice; that is followed. The class in transformers never normalises. All releases have false.
 inline void read_deepseek_v2(const JsonFields& fields, MoeConfig& config) {
   read_deepseek(fields, config);
   set_norm(false, config);
-  if (fields.flag("norm_topk_prob", false) && config.gate.k > 1) {  // then the published code does not scale
+  if (fields.flag("norm_topk_prob", false) && config.gate.k > 1) {
     set_norm(true, config);
     config.gate.epsilon = 1e-20;
     config.gate.scale = 1;
   }
+  fields.require("scoring_func", "softmax");
   const std::string method = fields.text("topk_method", "greedy");
   if (method == "group_limited_greedy")
     read_groups(fields, 1, config);
@@ -168,46 +170,6 @@ inline void read_dbrx(const JsonFields& fields, MoeConfig& config) {
                           : p == 2 ? Normalise::Euclidean
                                    : Normalise::PNorm;
   if (p != 0) config.gate.norm_p = p;
-}
-
-inline void read_switch(const JsonFields& fields, MoeConfig& config) {
-  config.model_dim = fields.integer("d_model");
-  config.hidden_dim = fields.integer("d_ff");
-  config.num_experts = fields.integer("num_experts");
-  config.gate = {.k = 1, .normalise = Normalise::None};
-  config.router_bias = fields.flag("router_bias", false);
-  config.expert = ExpertKind::ReluPlain;
-  fields.require("feed_forward_proj", "relu");
-  fields.require("dense_act_fn", "relu");
-  config.capacity = CapacityOptions{.factor = 0,
-                                    .evaluation_factor = 0,
-                                    .min_capacity = fields.integer("expert_capacity", 64),
-                                    .scope = CapacityScope::Group};
-}
-
-inline void read_nllb(const JsonFields& fields, MoeConfig& config) {
-  config.model_dim = fields.integer("d_model");
-  config.hidden_dim = fields.integer("encoder_ffn_dim");
-  config.num_experts = fields.integer("num_experts");
-  config.gate = {.k = 2, .normalise = Normalise::None};
-  config.router_bias = fields.flag("router_bias", false);
-  config.expert = ExpertKind::ReluPlain;
-  config.expert_bias = true;
-  fields.require("activation_function", "relu");
-  fields.require("second_expert_policy", "all");
-  if (fields.is_null("expert_capacity")) fields.refuse("expert_capacity", nullptr, "a number");
-  CapacityOptions capacity{.factor = 0, .evaluation_factor = 0, .min_capacity = fields.integer("expert_capacity", 64)};
-  const double fraction = fields.number("moe_eval_capacity_token_fraction", 1);
-  if (fraction > 0) {  // ceil(fraction * T) = ceil(factor * 2 T / E)
-    capacity.evaluation_factor = fraction * static_cast<double>(config.num_experts) / 2;
-    capacity.evaluation_min_capacity = 0;
-  }
-  if (fields.flag("batch_prioritized_routing", false)) capacity.order = ServiceOrder::ByScore;
-  capacity.weights = fields.flag("normalize_router_prob_before_dropping", false) ? KeptWeights::NormalisedFirst
-                                                                                 : KeptWeights::Renormalised;
-  capacity.floor = std::numeric_limits<float>::epsilon();
-  capacity.evaluation_scale = 1 - fields.number("moe_token_dropout", 0.2);
-  config.capacity = capacity;
 }
 
 /// A model type of a config.json, the family that it is, and who reads the rest.

@@ -13,11 +13,12 @@ namespace moe::inline MOE_ABI {
 /// How the weights of the experts lie in a file. E experts, hidden width F, model width D; [rows, columns] of a tensor,
 /// rows being outputs where it is "out x in".
 enum class ExpertLayout : std::uint8_t {
-  PerExpert,         ///< three (or two) tensors per expert, each out x in
-  FusedOutIn,        ///< [E, 2F, D], gates before ups, and [E, D, F]
-  FusedInOut,        ///< [E, D, 2F], gates before ups, and [E, F, D]
-  FusedInterleaved,  ///< [E, D, 2F], gate and up columns in turn, and [E, F, D]; quantised: [E, 2F, D] and [E, D, F]
-  StackedRows,       ///< gate and up [E * F, D] out x in, down [E * F, D] in x out
+  PerExpert,              ///< three (or two) tensors per expert, each out x in
+  FusedOutIn,             ///< [E, 2F, D], gates before ups, and [E, D, F]
+  FusedInOut,             ///< [E, D, 2F], gates before ups, and [E, F, D]
+  FusedInterleaved,       ///< [E, D, 2F], gate and up columns in turn, and [E, F, D]; quantised: the next
+  FusedInterleavedOutIn,  ///< [E, 2F, D], gate and up rows in turn, and [E, D, F]
+  StackedRows,            ///< gate and up [E * F, D] out x in, down [E * F, D] in x out
 };
 
 /// Names of the tensors of one MoE block below a prefix. "{}" stands for the number of the layer or of the expert; an
@@ -32,6 +33,7 @@ struct FamilyFormat {
   std::string_view shared_gate = {}, shared_up = {}, shared_down = {};  ///< fused: `shared_gate` holds both, out x in
   std::string_view shared_score = {};
   std::string_view output_bias = {};
+  std::string_view neighbour = {};  ///< below the prefix, but no part of the block
 };
 
 namespace detail {
@@ -99,6 +101,12 @@ constexpr FamilyFormat gpt_oss() {
   format.up_bias = "experts.gate_up_proj_bias", format.down_bias = "experts.down_proj_bias";
   return format;
 }
+constexpr FamilyFormat gpt_oss_original() {  // as OpenAI publishes it
+  FamilyFormat format = with_router(projections("gpt_oss", "block.{}.mlp."), "gate.weight", "gate.bias");
+  format = fused(format, ExpertLayout::FusedInterleavedOutIn, "mlp1_weight", "mlp2_weight");
+  format.up_bias = "mlp1_bias", format.down_bias = "mlp2_bias", format.neighbour = "norm.scale";
+  return format;
+}
 constexpr FamilyFormat granite(std::string_view family, std::string_view prefix) {
   return fused(with_router(projections(family, prefix), "router.layer.weight"), ExpertLayout::FusedOutIn,
                "input_linear.weight", "output_linear.weight");
@@ -127,6 +135,11 @@ constexpr FamilyFormat switch_transformer(std::string_view prefix) {
   format.gate = {}, format.up = "experts.expert_{}.wi.weight", format.down = "experts.expert_{}.wo.weight";
   return format;
 }
+constexpr FamilyFormat gated_switch(std::string_view prefix) {  // version 1.1
+  FamilyFormat format = switch_transformer(prefix);
+  format.gate = "experts.expert_{}.wi_0.weight", format.up = "experts.expert_{}.wi_1.weight";
+  return format;
+}
 constexpr FamilyFormat nllb(std::string_view prefix) {
   FamilyFormat format =
       with_router(projections("nllb_moe", prefix), "router.classifier.weight", "router.classifier.bias");
@@ -152,7 +165,8 @@ constexpr FamilyFormat longcat() {
 }  // namespace detail
 
 /// All families that the library loads, with the names of their tensors. A family with several formats has several
-/// rows; a checkpoint has that of the first row whose router and last expert weight it holds.
+/// rows; a checkpoint has that of the first row, with gates if the experts have any, whose router and last expert
+/// weight it holds.
 inline constexpr std::array kFamilyFormats{
     detail::numbered("mixtral"),
     detail::resaved(detail::projections("mixtral")),
@@ -171,6 +185,7 @@ inline constexpr std::array kFamilyFormats{
     detail::numbered("phimoe"),
     detail::resaved(detail::with_router(detail::projections("phimoe"), "router.weight")),
     detail::gpt_oss(),
+    detail::gpt_oss_original(),
     detail::llama4("language_model.model.layers.{}.feed_forward."),
     detail::llama4("model.layers.{}.feed_forward."),
     detail::granite("granitemoe", detail::kSparse),
@@ -180,6 +195,8 @@ inline constexpr std::array kFamilyFormats{
     detail::with_router(detail::projections("jamba", "model.layers.{}.feed_forward."), "router.weight"),
     detail::switch_transformer("encoder.block.{}.layer.1.mlp."),
     detail::switch_transformer("decoder.block.{}.layer.2.mlp."),
+    detail::gated_switch("encoder.block.{}.layer.1.mlp."),
+    detail::gated_switch("decoder.block.{}.layer.2.mlp."),
     detail::nllb("model.encoder.layers.{}.ffn."),
     detail::nllb("model.decoder.layers.{}.ffn."),
     detail::with_bias(detail::with_shared(detail::projections("ernie4_5_moe")), "moe_statics.e_score_correction_bias"),

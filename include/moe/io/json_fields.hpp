@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 
 #include "moe/io/message.hpp"
@@ -13,7 +14,8 @@ namespace moe::inline MOE_ABI::detail {
 /// Errors are std::runtime_error that name the file, the field and what was expected.
 class JsonFields {
  public:
-  JsonFields(std::string label, const nlohmann::json& object) : label_(std::move(label)), object_(&object) {
+  JsonFields(std::string label, const nlohmann::json& object, std::optional<Index> layer = {})
+      : label_(std::move(label)), object_(&object), layer_(layer) {
     if (!object.is_object()) fail_environment(label_, ": expected a JSON object");
   }
 
@@ -30,7 +32,7 @@ class JsonFields {
   JsonFields part(const std::string& name) const {
     const nlohmann::json& value = at(name);
     if (!value.is_object()) refuse(name, value, "an object");
-    return {label_ + ": " + name, value};
+    return {label_ + ": " + name, value, layer_};
   }
 
   Index integer(const std::string& name) const {
@@ -65,14 +67,16 @@ class JsonFields {
     return has(name) ? text(name) : otherwise;
   }
 
-  /// A number, or a list that holds the same number for every layer.
+  /// A number, or that of the layer from a list with one for every layer; where no layer was asked for, a list of equal
+  /// numbers.
   Index integer_of_layers(const std::string& name) const {
     const nlohmann::json& value = at(name);
     if (!value.is_array()) return integer(name);
+    const auto place = static_cast<std::size_t>(layer_.value_or(0));
+    if (place >= value.size()) refuse(name, value, "a number, or one for every layer up to " + std::to_string(place));
     for (const nlohmann::json& entry : value)
-      if (entry != value.front()) refuse(name, value, "the same number for all layers");
-    if (value.empty()) refuse(name, value, "a number, or one for every layer");
-    const nlohmann::json one = {{name, value.front()}};
+      if (!layer_ && entry != value.front()) refuse(name, value, "the same number for all layers");
+    const nlohmann::json one = {{name, value[place]}};
     return JsonFields(label_, one).integer(name);
   }
 
@@ -96,6 +100,7 @@ class JsonFields {
 
   std::string label_;
   const nlohmann::json* object_;
+  std::optional<Index> layer_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -38,10 +38,11 @@ inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& 
     owned.clear();
     for (const std::string& name : expected) owned.insert(name.substr(0, name.find('.', prefix.size()) + 1));
   }
+  const std::string neighbour = prefix + std::string(location.format.neighbour);
   for (const std::string& folder : owned)
     for (auto name = std::lower_bound(checkpoint.names().begin(), checkpoint.names().end(), folder);
          name != checkpoint.names().end() && name->starts_with(folder); ++name)
-      if (!expected.contains(*name))
+      if (!expected.contains(*name) && *name != neighbour)
         fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", *name,
                          "' is not part of a block of family '", location.format.family, "'");
 }
@@ -104,19 +105,48 @@ inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& c
   for (const FamilyFormat& format : kFamilyFormats) {
     if (format.family != config.family) continue;
     known = true;
+    if (format.gate.empty() != (config.expert == ExpertKind::ReluPlain)) continue;
     const std::string prefix = options.prefix.empty() ? numbered_name(format.prefix, options.layer) : options.prefix;
     const std::string router = prefix + std::string(format.router);
     const std::string down = prefix + numbered_name(format.down, std::max<Index>(config.num_experts, 1) - 1);
-    if (checkpoint.contains(router) && WeightSource::exists(checkpoint, down))
-      return {format, prefix, !checkpoint.contains(down)};
-    tried += (tried.empty() ? "'" : ", or '") + router + "' and '" + down + "'";
+    const bool has_router = checkpoint.contains(router), has_down = WeightSource::exists(checkpoint, down);
+    if (has_router && has_down) return {format, prefix, !checkpoint.contains(down)};
+    const std::string router_text = has_router ? "" : "'" + router + "'", down_text = has_down ? "" : "'" + down + "'";
+    tried += (tried.empty() ? "" : ", or ") + router_text + (has_router || has_down ? "" : " and ") + down_text;
   }
   if (!known) fail("moe::find_block: family '", config.family, "' is not known");
   fail_environment("moe::find_block: '", checkpoint.path().string(), "' has no MoE block of family '", config.family,
-                   "' there: tensors ", tried, " are missing");
+                   "' there: missing tensors ", tried);
 }
 
 namespace detail {
+
+[[noreturn]] inline void refuse_shape(const Checkpoint& checkpoint, const std::string& name,
+                                      const std::vector<Index>& found, const std::vector<Index>& expected) {
+  fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", name, "' has shape [",
+                   join(found, ", "), "], expected [", join(expected, ", "), "]");
+}
+
+/// The sizes of a configuration must be those of the file before memory is taken for them.
+inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockLocation& location) {
+  const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
+    const std::vector<Index> found = WeightSource::find(checkpoint, location.prefix + name).shape();
+    if (found != expected) refuse_shape(checkpoint, location.prefix + name, found, expected);
+  };
+  const FamilyFormat& format = location.format;
+  const Index count = config.num_experts, hidden = config.hidden_dim, dim = config.model_dim;
+  require(std::string(format.router), {config.num_logits(), dim});
+  if (format.layout == ExpertLayout::PerExpert) {
+    for (Index e = 0; e < count; ++e) require(numbered_name(format.down, e), {dim, hidden});
+  } else if (format.layout == ExpertLayout::StackedRows) {
+    require(std::string(format.down), {count * hidden, dim});
+  } else {
+    const bool in_out = format.layout == ExpertLayout::FusedInOut || format.layout == ExpertLayout::FusedInterleaved;
+    const bool turned = in_out && !location.is_quantised;
+    require(std::string(format.down), {count, turned ? hidden : dim, turned ? dim : hidden});
+  }
+  if (config.shared_dim != 0) require(std::string(format.shared_down), {dim, config.shared_dim});
+}
 
 /// The stored weights of tensors, whose shapes must be as expected.
 inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const std::vector<BoundTensor>& tensors) {
@@ -124,9 +154,7 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
   for (const BoundTensor& tensor : tensors) {
     sources.push_back(WeightSource::find(checkpoint, tensor.name));
     if (sources.back().shape() != tensor.shape)
-      fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", tensor.name,
-                       "' has shape [", join(sources.back().shape(), ", "), "], expected [", join(tensor.shape, ", "),
-                       "]");
+      refuse_shape(checkpoint, tensor.name, sources.back().shape(), tensor.shape);
   }
   return sources;
 }
@@ -143,6 +171,7 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
 inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
   config.validate();
   const BlockLocation location = find_block(checkpoint, config, options);
+  detail::require_sizes(checkpoint, config, location);
   MoeBlock block(config);
   const auto tensors = bind_weights(block, location.format, location.prefix, location.is_quantised);
   const auto sources = detail::sources_of(checkpoint, tensors);

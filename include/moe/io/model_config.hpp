@@ -10,30 +10,22 @@
 
 namespace moe::inline MOE_ABI {
 
-/// The MoE block that a config.json of Hugging Face describes. A multimodal model has it in text_config (Llama 4,
-/// Aria). `label` opens the messages. Throws std::runtime_error that names the field for one that is missing, of
-/// another type, out of range, or asks for what the library does not do; and the model type if no family has it.
-inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json) {
-  const detail::JsonFields top(label, json);
-  const std::string model_type = top.text("model_type");
-  for (const detail::ModelType& type : detail::kModelTypes) {
-    if (type.model_type != model_type) continue;
-    MoeConfig config{.family = std::string(type.family)};
-    type.read(top.has("text_config") ? top.part("text_config") : top, config);
-    try {
-      config.validate();
-    } catch (const std::invalid_argument& error) {
-      fail_environment(label, ": ", error.what());
-    }
-    return config;
-  }
+namespace detail {
+
+/// The entry of a config.json in kModelTypes.
+inline const ModelType& model_type_of(const JsonFields& top) {
+  const bool is_original = !top.has("model_type") && top.has("experts_per_token") && top.has("swiglu_limit");
+  const std::string model_type = is_original ? "gpt_oss" : top.text("model_type");
   std::string known;
-  for (const detail::ModelType& type : detail::kModelTypes) known += " " + std::string(type.model_type);
-  fail_environment(label, ": model_type is ", detail::in_quotes(model_type), ", expected one of", known);
+  for (const ModelType& type : kModelTypes) {
+    if (type.model_type == model_type) return type;
+    known += " " + std::string(type.model_type);
+  }
+  fail_environment(top.label(), ": model_type is ", in_quotes(model_type), ", expected one of", known);
 }
 
-/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
-inline MoeConfig parse_moe_config(const std::string& label, std::string_view text) {
+/// Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
+inline nlohmann::json parse_json(const std::string& label, std::string_view text) {
   constexpr std::size_t kMostBytes = std::size_t{16} << 20;
   constexpr int kMostDepth = 64;
   if (text.size() > kMostBytes) fail_environment(label, ": ", text.size(), " bytes, expected at most ", kMostBytes);
@@ -45,19 +37,58 @@ inline MoeConfig parse_moe_config(const std::string& label, std::string_view tex
   const nlohmann::json json = nlohmann::json::parse(text, limit, /*allow_exceptions=*/false);
   if (too_deep) fail_environment(label, ": more than ", kMostDepth, " levels deep");
   if (json.is_discarded()) fail_environment(label, ": not JSON");
-  return parse_moe_config(label, json);
+  return json;
 }
 
-/// The same from a file. Throws std::runtime_error if it cannot be read.
-inline MoeConfig read_moe_config(const std::filesystem::path& path) {
-  const std::string label = "moe::read_moe_config: '" + path.string() + "'";
+/// The text of a file, or as much as is refused for its length.
+inline std::string read_text(const std::string& label, const std::filesystem::path& path) {
   std::ifstream stream(path, std::ios::binary);
   if (!stream) fail_environment(label, ": cannot open");
   constexpr std::size_t kMostBytes = (std::size_t{16} << 20) + 1;
   std::string text(kMostBytes, '\0');
   stream.read(text.data(), static_cast<std::streamsize>(text.size()));
   text.resize(static_cast<std::size_t>(stream.gcount()));
-  return parse_moe_config(label, std::string_view(text));
+  return text;
+}
+
+}  // namespace detail
+
+/// The MoE block that a config.json of Hugging Face describes. A multimodal model has it in text_config (Llama 4,
+/// Aria). `label` opens the messages; `layer` picks from lists with a number for every layer (HunYuan), which must be
+/// equal without it. OpenAI's own config.json of GPT-OSS, which has no model_type, is known by its fields. Throws
+/// std::runtime_error that names the field for one that is missing, of another type, out of range, or asks for what the
+/// library does not do; and the model type if no family has it.
+inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json,
+                                  std::optional<Index> layer = {}) {
+  if (layer && *layer < 0) fail("moe::parse_moe_config: layer is ", *layer, ", expected at least 0");
+  const detail::JsonFields top(label, json, layer);
+  const detail::ModelType& type = detail::model_type_of(top);
+  MoeConfig config{.family = std::string(type.family)};
+  type.read(top.has("text_config") ? top.part("text_config") : top, config);
+  try {
+    config.validate();
+  } catch (const std::invalid_argument& error) {
+    fail_environment(label, ": ", error.what());
+  }
+  return config;
+}
+
+/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
+inline MoeConfig parse_moe_config(const std::string& label, std::string_view text, std::optional<Index> layer = {}) {
+  return parse_moe_config(label, detail::parse_json(label, text), layer);
+}
+
+/// The same from a file. Throws std::runtime_error if it cannot be read.
+inline MoeConfig read_moe_config(const std::filesystem::path& path, std::optional<Index> layer = {}) {
+  const std::string label = "moe::read_moe_config: '" + path.string() + "'";
+  return parse_moe_config(label, std::string_view(detail::read_text(label, path)), layer);
+}
+
+/// The family alone of a config.json, as moe_layers() asks for it before a layer is chosen.
+inline std::string read_moe_family(const std::filesystem::path& path) {
+  const std::string label = "moe::read_moe_family: '" + path.string() + "'";
+  const nlohmann::json json = detail::parse_json(label, detail::read_text(label, path));
+  return std::string(detail::model_type_of(detail::JsonFields(label, json)).family);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -22,6 +22,7 @@
 namespace moe::inline MOE_ABI {
 
 using ClampedGlu = BasicGlu<F32, ClampedSwiGlu>;
+using GeluGlu = BasicGlu<F32, GatedBy<GeluTanh>>;
 using ReluMlp = BasicMlp<F32, Relu>;
 using GluOrIdentity = OneOf<Glu, ScaledIdentity>;
 
@@ -63,7 +64,8 @@ class MoeBlock {
                              detail::LayerOf<TopKGate, ClampedGlu>,                  // GPT-OSS
                              detail::LayerOf<TopKGate, GluOrIdentity>,               // LongCat
                              detail::LayerOf<SparseMixerGate, Glu>,                  // Phi-3.5-MoE
-                             detail::LayerOf<WithCapacity<TopKGate>, ReluMlp>>;      // Switch, NLLB
+                             detail::LayerOf<WithCapacity<TopKGate>, ReluMlp>,       // Switch, NLLB
+                             detail::LayerOf<WithCapacity<TopKGate>, GeluGlu>>;      // Switch 1.1
 
   /// What forward leaves for backward; see MoeLayer::Tape.
   class Tape {
@@ -175,7 +177,11 @@ class MoeBlock {
     const Bias bias = config.expert_bias ? Bias::Zero : Bias::None;
     std::vector<std::optional<Weighted>> made(static_cast<std::size_t>(config.num_experts));
     parallel_for(config.num_experts, [&](Index e, Index) {
-      made[static_cast<std::size_t>(e)].emplace(config.model_dim, config.hidden_dim, bias);
+      auto& expert = made[static_cast<std::size_t>(e)];
+      if constexpr (std::is_same_v<E, ClampedGlu>)
+        expert.emplace(config.model_dim, config.hidden_dim, bias, config.clamp);
+      else
+        expert.emplace(config.model_dim, config.hidden_dim, bias);
     });
     std::vector<E> experts;
     for (auto& expert : made) experts.emplace_back(std::move(*expert));
@@ -197,8 +203,11 @@ class MoeBlock {
     if (config.selection_bias) gate.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
     const bool branches = config.shared_dim != 0 || config.output_bias, identities = config.num_identity_experts != 0;
     const bool plain = !branches && !identities;
-    if (config.expert == ExpertKind::ReluPlain && plain && config.capacity && !config.sparse_mixer)
-      return layer_of<ReluMlp>(config, WithCapacity<TopKGate>{std::move(gate), *config.capacity});
+    if (plain && config.capacity && !config.sparse_mixer) {
+      WithCapacity<TopKGate> limited{std::move(gate), *config.capacity};
+      if (config.expert == ExpertKind::ReluPlain) return layer_of<ReluMlp>(config, std::move(limited));
+      if (config.expert == ExpertKind::GeluGated) return layer_of<GeluGlu>(config, std::move(limited));
+    }
     if (config.expert == ExpertKind::ClampedGated && plain && !config.capacity && !config.sparse_mixer)
       return layer_of<ClampedGlu>(config, std::move(gate));
     if (config.expert == ExpertKind::SiluGated && !config.capacity) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "moe/expert/epilogue.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/layer/weight_on.hpp"
@@ -16,6 +17,7 @@ namespace moe::inline MOE_ABI {
 enum class ExpertKind {
   SiluGated,     ///< down(silu(gate x) * (up x)): Glu
   ClampedGated,  ///< the same with the product ClampedSwiGlu (GPT-OSS)
+  GeluGated,     ///< the same with GELU by tanh for silu (Switch 1.1)
   ReluPlain,     ///< down(relu(up x)): an MLP (Switch, NLLB)
 };
 
@@ -35,6 +37,7 @@ struct MoeConfig {
   std::optional<CapacityOptions> capacity = {};      ///< around `gate` (Switch, NLLB)
   bool router_bias = false;
   ExpertKind expert = ExpertKind::SiluGated;
+  ClampedSwiGlu clamp = {};  ///< numbers of ClampedGated
   bool expert_bias = false;
   WeightOn weight_on = WeightOn::Output;
   Index shared_dim = 0;  ///< width of the shared expert, 0 for none
@@ -61,6 +64,7 @@ struct MoeConfig {
     else
       gate.validate(num_logits());
     if (capacity) capacity->validate();
+    clamp.validate();
   }
 };
 

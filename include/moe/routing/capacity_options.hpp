@@ -65,12 +65,16 @@ struct CapacityOptions {
   CapacityScope scope = CapacityScope::Batch;
   CapacityLoad load = CapacityLoad::Choices;
   CapacityRounding rounding = CapacityRounding::Up;
-  Index multiple = 1;           ///< capacities are rounded up to a multiple of this
-  double floor = 0;             ///< least sum that weights are divided by; >= 0
-  double evaluation_scale = 1;  ///< of the final weights in inference: 1 - (dropout of expert outputs in training)
+  Index multiple = 1;             ///< capacities are rounded up to a multiple of this
+  Index evaluation_multiple = 0;  ///< the same in inference; 0: multiple there, too
+  double floor = 0;               ///< least sum that weights are divided by; >= 0
+  double evaluation_scale = 1;    ///< of the final weights in inference: 1 - (dropout of expert outputs in training)
 
   Index least(Phase phase) const {
     return phase == Phase::Inference && evaluation_min_capacity >= 0 ? evaluation_min_capacity : min_capacity;
+  }
+  Index multiple_of(Phase phase) const {
+    return phase == Phase::Inference && evaluation_multiple > 0 ? evaluation_multiple : multiple;
   }
   double factor_of(Phase phase) const { return phase == Phase::Training ? factor : evaluation_factor; }
 
@@ -82,6 +86,8 @@ struct CapacityOptions {
       fail("moe::CapacityOptions: evaluation_factor is ", evaluation_factor, ", expected at least 0");
     if (min_capacity < 0) fail("moe::CapacityOptions: min_capacity is ", min_capacity, ", expected at least 0");
     if (multiple < 1) fail("moe::CapacityOptions: multiple is ", multiple, ", expected at least 1");
+    if (evaluation_multiple < 0)
+      fail("moe::CapacityOptions: evaluation_multiple is ", evaluation_multiple, ", expected at least 0");
     if (!(floor >= 0)) fail("moe::CapacityOptions: floor is ", floor, ", expected at least 0");
     if (!std::isfinite(evaluation_scale))
       fail("moe::CapacityOptions: evaluation_scale is ", evaluation_scale, ", expected a finite number");
@@ -124,7 +130,7 @@ inline double share_of_demand(const CapacityOptions& options, double factor, con
 }  // namespace detail
 
 /// Choices that each expert takes: the larger of the minimum of the phase and the share by options.rounding of the
-/// factor of the phase, made a multiple of options.multiple. Never more than num_choices where that is unlimited.
+/// factor of the phase, made a multiple of that of the phase. Never more than num_choices where that is unlimited.
 /// Throws std::invalid_argument on a negative demand.
 inline Index expert_capacity(const CapacityOptions& options, Phase phase, const CapacityDemand& demand,
                              Index num_experts) {
@@ -139,8 +145,8 @@ inline Index expert_capacity(const CapacityOptions& options, Phase phase, const 
     share = exact < kLargest ? static_cast<Index>(exact) : demand.num_choices;
   }
   const Index capacity = std::max(options.least(phase), share);
-  const Index surplus = capacity % options.multiple;
-  return surplus == 0 ? capacity : capacity + (options.multiple - surplus);
+  const Index multiple = options.multiple_of(phase), surplus = capacity % multiple;
+  return surplus == 0 ? capacity : capacity + (multiple - surplus);
 }
 
 }  // namespace moe::inline MOE_ABI
