@@ -11,7 +11,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "convergence_rates_report.hpp"
+#include "convergence_rates/report.hpp"
 
 namespace {
 

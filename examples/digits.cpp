@@ -8,7 +8,7 @@
 
 #include <CLI/CLI.hpp>
 
-#include "digits_training.hpp"
+#include "digits/training.hpp"
 
 namespace {
 
@@ -67,9 +67,8 @@ std::vector<Job> make_jobs(const digits::Data& data, int seeds, int epochs) {
       moe::DenseToSparseGate<>{.temperature = {.start = 2, .end = 0.3, .updates = fall}, .hard_from = fall},
       kExperts / kActive, kActive * kHidden, data, balanced);
   add(jobs, "activation", seeds,
-      moe::ActivationGate<>{
-          .bias = Eigen::RowVectorXd::Zero(kExperts / kActive),
-          .sparse = {.temperature = {.start = 1, .end = 0.05, .updates = fall}, .hard_from = fall}},
+      moe::ActivationGate<>{.bias = Eigen::RowVectorXd::Zero(kExperts / kActive),
+                            .sparse = {.temperature = {.start = 1, .end = 0.05, .updates = fall}, .hard_from = fall}},
       kExperts / kActive, kActive * kHidden, data, balanced);
   add(jobs, "stochastic", seeds, moe::StochasticGate{}, kExperts / kActive, kActive * kHidden, data, consistent);
   return jobs;
@@ -100,7 +99,9 @@ int main(int argc, char** argv) try {
   bool quick = false;
   app.add_option("--data", data_path, "64 grey levels and a class per line")->capture_default_str();
   app.add_option("--seeds", seeds, "runs per gate")->check(CLI::PositiveNumber)->capture_default_str();
-  app.add_option("--epochs", epochs, "passes over the training rows")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--epochs", epochs, "passes over the training rows")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   app.add_option("--json", json_path, "write the runs to this file");
   app.add_option("--plot", plot_path, "write the picture to this file")->capture_default_str();
   app.add_flag("--quick", quick, "one seed and 5 epochs: shows that it works, not how well");

@@ -8,8 +8,8 @@
 
 #include <CLI/CLI.hpp>
 
-#include "fit_gaussian_moe_plot.hpp"
-#include "fit_gaussian_moe_report.hpp"
+#include "fit_gaussian_moe/plot.hpp"
+#include "fit_gaussian_moe/report.hpp"
 
 namespace {
 

@@ -2,8 +2,8 @@
 // Layers nest: an outer layer chooses one of three inner layers, each a mixture of its own, beside a shared expert that
 // every token visits.
 #include <iostream>
-#include <vector>
 #include <moe/moe.hpp>
+#include <vector>
 
 int main() {
   constexpr moe::Index num_tokens = 8, model_dim = 32, hidden_dim = 64, num_groups = 3, group_size = 4;

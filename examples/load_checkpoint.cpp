@@ -10,7 +10,7 @@
 #include <moe/io/moe_layers.hpp>
 #include <optional>
 
-#include "load_checkpoint_synthetic.hpp"
+#include "load_checkpoint/synthetic.hpp"
 
 namespace {
 

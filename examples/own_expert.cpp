@@ -14,7 +14,9 @@ struct RmsScale {
 
   moe::Index input_dim() const { return scale.size(); }
   moe::Index output_dim() const { return scale.size(); }
-  static float inverse_rms(const auto& row) { return 1.0f / std::sqrt(row.squaredNorm() / static_cast<float>(row.size())); }
+  static float inverse_rms(const auto& row) {
+    return 1.0f / std::sqrt(row.squaredNorm() / static_cast<float>(row.size()));
+  }
 
   void forward(const Rows& rows, moe::MatrixRef<float> out, moe::Context&) const {
     for (moe::Index r = 0; r < rows.rows(); ++r)
@@ -50,6 +52,7 @@ int main() {
   moe::Workspace workspace;
   layer.forward(tokens, output, workspace);
   for (moe::Index t = 0; t < num_tokens; ++t)
-    std::cout << "token " << t << " -> expert " << workspace.routing.experts(t)[0] << ", |out| = " << output.row(t).norm() << '\n';
+    std::cout << "token " << t << " -> expert " << workspace.routing.experts(t)[0]
+              << ", |out| = " << output.row(t).norm() << '\n';
   std::cout << moe::num_parameters(layer) << " parameters\n";
 }

@@ -31,7 +31,8 @@ int main() {
   moe::Workspace workspace;
   for (int update = 0; update <= 200; ++update) {
     layer.forward(tokens, output, workspace);
-    if (update % 50 == 0) std::cout << "update " << update << ": max / mean load " << moe::load_imbalance(workspace.plan) << '\n';
+    if (update % 50 == 0)
+      std::cout << "update " << update << ": max / mean load " << moe::load_imbalance(workspace.plan) << '\n';
     const float mean = static_cast<float>(workspace.plan.num_rows()) / static_cast<float>(num_experts);
     for (moe::Index e = 0; e < num_experts; ++e)
       layer.gate().bias(e) += static_cast<float>(workspace.plan.rows_of(e)) > mean ? -0.01f : 0.01f;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A training loop: forward into a tape, a loss, backward into a gradient that is a layer itself, and one optimiser step.
-// The task: each of four regions of the plane has a linear map of its own.
+// A training loop: forward into a tape, a loss, backward into a gradient that is a layer itself, and one optimiser
+// step. The task: each of four regions of the plane has a linear map of its own.
 #include <cstdio>
 #include <moe/moe.hpp>
 

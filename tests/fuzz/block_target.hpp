@@ -113,7 +113,6 @@ inline void read_weights(const moe::Checkpoint& checkpoint) {
     try {
       const moe::WeightSource source = moe::WeightSource::find(checkpoint, name);
       std::vector<float> values(static_cast<std::size_t>(source.size()));
-      source.announce(0, source.size());
       source.read_values(0, values);
       if (values.size() > 2) source.read_values(1, std::span(values).subspan(2));
     } catch (const std::runtime_error&) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The checker of reference vectors on a generated file of every family: passes as it is, and fails, or refuses the
 // file, once anything in it is changed.
-#include "../../examples/check_block_file.hpp"
+#include "../../examples/check_block/file.hpp"
 #include "catch.hpp"
 #include "io/family_cases.hpp"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The checker of reference vectors on files of an oracle that shares no code with the library: families that have no
 // published vectors here, quantised weights, and files that must not pass.
-#include "../../examples/check_block_file.hpp"
+#include "../../examples/check_block/file.hpp"
 
 #include <sstream>
 

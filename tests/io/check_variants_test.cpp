@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The checker of router, loss and dispatch vectors: on files of other code bases, and on files that must not pass.
-#include "../../examples/check_block_file.hpp"
+#include "../../examples/check_block/file.hpp"
 
 #include "catch.hpp"
 #include "io/files.hpp"

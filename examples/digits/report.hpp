@@ -14,7 +14,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "digits_data.hpp"
+#include "data.hpp"
 
 namespace digits {
 

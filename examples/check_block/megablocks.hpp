@@ -6,7 +6,7 @@
 
 #include <moe/routing/z_loss.hpp>
 
-#include "check_block_routers.hpp"
+#include "routers.hpp"
 
 namespace check {
 

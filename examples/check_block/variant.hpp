@@ -10,7 +10,7 @@
 #include <set>
 #include <sstream>
 
-#include "check_block_run.hpp"
+#include "run.hpp"
 
 namespace check {
 

@@ -6,7 +6,7 @@
 #include <moe/routing/importance.hpp>
 #include <moe/routing/load.hpp>
 
-#include "check_block_routers.hpp"
+#include "routers.hpp"
 
 namespace check {
 

@@ -2,7 +2,7 @@
 // The gates of DeepSpeed-MoE.
 #pragma once
 
-#include "check_block_routers.hpp"
+#include "routers.hpp"
 
 namespace check {
 

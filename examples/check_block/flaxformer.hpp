@@ -5,7 +5,7 @@
 #include <moe/gate/expert_choice.hpp>
 #include <moe/routing/z_loss.hpp>
 
-#include "check_block_routers.hpp"
+#include "routers.hpp"
 
 namespace check {
 

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "digits_data.hpp"
+#include "data.hpp"
 
 namespace digits {
 

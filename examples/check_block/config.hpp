@@ -6,7 +6,7 @@
 #include <moe/io/family_table.hpp>
 #include <moe/io/moe_config.hpp>
 
-#include "check_block_facts.hpp"
+#include "facts.hpp"
 
 namespace check {
 

@@ -5,9 +5,9 @@
 #include <map>
 #include <moe/io/load_block.hpp>
 
-#include "check_block_config.hpp"
-#include "check_block_losses.hpp"
-#include "check_block_routing.hpp"
+#include "config.hpp"
+#include "losses.hpp"
+#include "routing.hpp"
 
 namespace check {
 

@@ -14,7 +14,7 @@
 #include <moe/routing/plan.hpp>
 #include <moe/routing/statistics.hpp>
 
-#include "check_block_variant.hpp"
+#include "variant.hpp"
 
 namespace check {
 

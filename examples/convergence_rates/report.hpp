@@ -13,7 +13,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "convergence_rates_experiments.hpp"
+#include "experiments.hpp"
 
 namespace rates {
 

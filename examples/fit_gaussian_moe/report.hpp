@@ -11,7 +11,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "fit_gaussian_moe_data.hpp"
+#include "data.hpp"
 
 namespace fitting {
 

@@ -2,15 +2,15 @@
 // A file of variants: which code base it is about, and its variants one by one.
 #pragma once
 
-#include "check_block_deepspeed.hpp"
-#include "check_block_fastmoe.hpp"
-#include "check_block_flaxformer.hpp"
-#include "check_block_hierarchical.hpp"
-#include "check_block_hugging_face.hpp"
-#include "check_block_lucidrains.hpp"
-#include "check_block_megablocks.hpp"
-#include "check_block_megatron.hpp"
-#include "check_block_tutel.hpp"
+#include "deepspeed.hpp"
+#include "fastmoe.hpp"
+#include "flaxformer.hpp"
+#include "hierarchical.hpp"
+#include "hugging_face.hpp"
+#include "lucidrains.hpp"
+#include "megablocks.hpp"
+#include "megatron.hpp"
+#include "tutel.hpp"
 
 namespace check {
 

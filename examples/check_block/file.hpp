@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <set>
 
-#include "check_block_variants.hpp"
+#include "variants.hpp"
 
 namespace check {
 

@@ -2,7 +2,7 @@
 // The two-level mixture of lucidrains: outer experts are mixtures, and read buffers that an outer gate has filled.
 #pragma once
 
-#include "check_block_lucidrains.hpp"
+#include "lucidrains.hpp"
 
 namespace check {
 

@@ -4,8 +4,8 @@
 
 #include <moe/gate/with_capacity.hpp>
 
-#include "check_block_report.hpp"
-#include "check_block_tensors.hpp"
+#include "report.hpp"
+#include "tensors.hpp"
 
 namespace check {
 

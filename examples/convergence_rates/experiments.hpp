@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "convergence_rates_truths.hpp"
+#include "truths.hpp"
 
 namespace rates {
 

@@ -5,7 +5,7 @@
 #include <moe/gate/with_chance.hpp>
 #include <moe/routing/importance.hpp>
 
-#include "check_block_noisy.hpp"
+#include "noisy.hpp"
 
 namespace check {
 

@@ -5,7 +5,7 @@
 #include <moe/routing/selection_bias.hpp>
 #include <moe/routing/sinkhorn.hpp>
 
-#include "check_block_hugging_face.hpp"
+#include "hugging_face.hpp"
 
 namespace check {
 

@@ -6,8 +6,8 @@
 #include <chrono>
 #include <numeric>
 
-#include "digits_model.hpp"
-#include "digits_report.hpp"
+#include "model.hpp"
+#include "report.hpp"
 
 namespace digits {
 
