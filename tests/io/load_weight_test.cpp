@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <bit>
 #include <limits>
-#include <string>
 #include <vector>
 
 #include "catch.hpp"
-#include "io/checkpoints.hpp"
-#include "moe/io/load_weight.hpp"
-#include "thread_executor.hpp"
+#include "io/stored_weight.hpp"
 
 namespace {
 
@@ -16,32 +13,8 @@ using moe::Index;
 using moe::PanelMatrix;
 using moe::PanelOrder;
 using moe::WeightLayout;
+using test::Stored;
 using test::TemporaryDirectory;
-
-/// A checkpoint with one tensor "w" of numbered() values, and those values.
-struct Stored {
-  TemporaryDirectory directory;
-  std::vector<float> values;
-  moe::Checkpoint checkpoint;
-
-  Stored(std::vector<Index> shape, moe::Dtype dtype = moe::Dtype::BF16)
-      : values(test::numbered(product(shape))), checkpoint(write(shape, dtype)) {}
-
-  moe::WeightSource source() const { return moe::WeightSource::find(checkpoint, "w"); }
-  float at(Index i) const { return values[static_cast<std::size_t>(i)]; }
-
- private:
-  static Index product(const std::vector<Index>& shape) {
-    Index size = 1;
-    for (const Index extent : shape) size *= extent;
-    return size;
-  }
-  moe::Checkpoint write(const std::vector<Index>& shape, moe::Dtype dtype) const {
-    const std::string bytes = dtype == moe::Dtype::BF16 ? test::bf16_bytes(values) : test::bytes_of(values);
-    test::write_tensors(directory / "x.safetensors", {{"w", dtype, shape, bytes}});
-    return moe::Checkpoint::open(directory / "x.safetensors");
-  }
-};
 
 /// Whether panels hold expected(output, input) everywhere and zero as padding; they start as NaN.
 template <class Slices, class F>
@@ -199,65 +172,6 @@ TEST_CASE("load_weight: biases in halves and in turns reach panels of one input"
                 [&](Index o, Index) { return w.at(4 * ff + (o < ff ? 2 * o : 2 * (o - ff) + 1)); });
 }
 
-TEST_CASE("WeightLoader: many matrices at once, on any number of threads, get the same bits", "[io]") {
-  const Index experts = 5, ff = 40, d = 70;
-  const Stored w({experts, 2 * ff, d});
-  const auto load = [&] {
-    std::vector<PanelMatrix<moe::F32>> panels(experts, {2 * ff, d, PanelOrder::Paired});
-    moe::WeightLoader loader;
-    for (Index e = 0; e < experts; ++e)
-      loader.add(moe::gate_up_halves(moe::weight_slice(w.source(), WeightLayout::OutIn, e)),
-                 panels[static_cast<std::size_t>(e)]);
-    loader.run();
-    return panels;
-  };
-  const auto serial = load();
-  test::ThreadExecutor executor(3);
-  const moe::UseExecutor use(executor);
-  const auto parallel = load();
-  for (std::size_t e = 0; e < serial.size(); ++e) REQUIRE(serial[e].matrix() == parallel[e].matrix());
-  REQUIRE(serial[4](2 * ff - 1, d - 1) == w.values.back());
-}
-
-TEST_CASE("WeightLoader: reports the bytes that it has read, if there are enough", "[io]") {
-  const Stored w({64, 32});
-  PanelMatrix<moe::F32> panels(64, 32);
-  std::vector<std::pair<std::uint64_t, std::uint64_t>> reports;
-  const auto report = [&](std::uint64_t done, std::uint64_t total) { reports.emplace_back(done, total); };
-  for (const std::uint64_t least : {std::uint64_t{4096}, std::uint64_t{4097}}) {
-    moe::WeightLoader loader;
-    loader.add(moe::weight_slice(w.source(), WeightLayout::OutIn), panels);
-    loader.run({.report = report, .least_bytes = least});
-    REQUIRE(reports == std::vector<std::pair<std::uint64_t, std::uint64_t>>{{4096, 4096}});
-  }
-}
-
-TEST_CASE("WeightLoader: reports grow to the end, one at a time, on any number of threads", "[io]") {
-  const Index experts = 16, outputs = 64, inputs = 100;
-  const Stored w({experts, outputs, inputs});
-  std::vector<PanelMatrix<moe::F32>> panels(experts, {outputs, inputs});
-  const std::uint64_t total = 2 * experts * outputs * inputs, every = total / 10;
-  for (const Index workers : {1, 3}) {
-    test::ThreadExecutor executor(workers);
-    const moe::UseExecutor use(executor);
-    std::vector<std::uint64_t> reports;
-    moe::WeightLoader loader;
-    for (Index e = 0; e < experts; ++e)
-      loader.add(moe::weight_slice(w.source(), WeightLayout::OutIn, e), panels[static_cast<std::size_t>(e)]);
-    loader.run({.report =
-                    [&](std::uint64_t done, std::uint64_t all) {
-                      REQUIRE(all == total);
-                      REQUIRE(done > (reports.empty() ? 0 : reports.back()));
-                      reports.push_back(done);
-                    },
-                .least_bytes = 0,
-                .every_bytes = every});
-    REQUIRE(reports.size() == 10);
-    REQUIRE(reports.back() == total);
-  }
-  REQUIRE(moe::LoadProgress{}.least_bytes <= std::uint64_t{1} << 30);
-}
-
 TEST_CASE("load_weight: a weight of another shape is an error that names it", "[io][error]") {
   const Stored w({6, 4});
   PanelMatrix<moe::F32> panels(4, 6), paired(12, 4, PanelOrder::Paired), odd(3, 4);
@@ -268,21 +182,6 @@ TEST_CASE("load_weight: a weight of another shape is an error that names it", "[
   REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), paired), std::runtime_error);
   REQUIRE_THROWS_AS(moe::load_weight(slice, paired), std::invalid_argument);
   REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), odd), std::invalid_argument);
-}
-
-TEST_CASE("WeightLoader: a slice made by hand that leaves the weight is an error", "[io][error]") {
-  const Stored w({64, 64});
-  PanelMatrix<moe::F32> panels(64, 64);
-  const moe::WeightSlice good = moe::weight_slice(w.source(), WeightLayout::OutIn);
-  const auto broken = [&](Index first, Index output_stride, Index input_stride) {
-    moe::WeightSlice slice = good;
-    slice.first = first, slice.output_stride = output_stride, slice.input_stride = input_stride;
-    return slice;
-  };
-  const Index huge = std::numeric_limits<Index>::max();
-  for (const auto& slice : {broken(1, 64, 1), broken(-1, 64, 1), broken(0, 65, 1), broken(0, 64, 2), broken(0, -1, 1),
-                            broken(4000, 1, -1), broken(0, huge, 1), broken(huge, huge, huge)})
-    REQUIRE_THROWS_AS(moe::load_weight(slice, panels), std::invalid_argument);
 }
 
 TEST_CASE("weight_slice: what is not there is an error", "[io][error]") {

@@ -244,10 +244,3 @@ TEST_CASE("SafetensorsReader: a file that shrank since it was opened is an error
   std::vector<float> values(3);
   REQUIRE_THROWS_WITH(reader.read("a", std::span<float>(values)), ContainsSubstring("the 12 bytes of 'a'"));
 }
-
-TEST_CASE("SafetensorsReader: what is no file is a runtime_error that names it", "[io][error]") {
-  const TemporaryDirectory directory;
-  REQUIRE_THROWS_WITH(moe::SafetensorsReader(directory / "none"),
-                      ContainsSubstring("none") && ContainsSubstring("No such file"));
-  REQUIRE_THROWS_AS(moe::SafetensorsReader(directory / ""), std::runtime_error);
-}

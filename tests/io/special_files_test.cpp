@@ -158,3 +158,10 @@ TEST_CASE("Messages: text of files is cut between characters and holds no contro
   REQUIRE(shown("abc\u20ac", 5) == "abc...");  // three bytes, of which two would be left
   REQUIRE(shown("\x80\x80\x80", 2) == "...");  // not UTF-8: cut further, never outside
 }
+
+TEST_CASE("SafetensorsReader: what is no file is a runtime_error that names it", "[io][error]") {
+  const TemporaryDirectory directory;
+  REQUIRE_THROWS_WITH(moe::SafetensorsReader(directory / "none"),
+                      ContainsSubstring("none") && ContainsSubstring("No such file"));
+  REQUIRE_THROWS_AS(moe::SafetensorsReader(directory / ""), std::runtime_error);
+}

@@ -48,10 +48,9 @@ inline CapacityOptions in_both_phases(CapacityOptions options) {
 ///   DeepSpeed top k                  | All                       | 1
 ///   Hugging Face; T5X                | All                       | k: f is a share of tokens
 ///   MegaBlocks                       | All                       | its weight / number of layers
-///   Megatron-LM                      | All                       | its coefficient; sigmoid scores over their sum
-///   first ST-MoE (lucidrains)              | First, DroppedChoices::   | share of first choices that were kept: f is a
-///   share
-///                                    |   Ignore                  |   of tokens, after drops
+///   Megatron-LM                      | All                       | its coefficient; sigmoid scores sum to 1 first
+///   ST-MoE (lucidrains)              | First, DroppedChoices::   | share of first choices that were kept: f is a
+///                                    |   Ignore                  |   share of tokens, after drops
 ///   FastMoE Switch                   | All, DroppedChoices::     | T / number of kept choices
 ///                                    |   Ignore                  |
 ///   Switch (HF)                      | All, of each sequence     | 1, averaged over sequences
