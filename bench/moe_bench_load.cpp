@@ -24,14 +24,11 @@ struct Arguments {
 constexpr const char* kDescription =
     "Times the loading of the experts of one layer (SwiGLU) from a safetensors file that it writes, into the panels\n"
     "that the kernels read, in float. `cold`: the file is not in the page cache. `fresh`: the memory of the panels is\n"
-    "new to the process; `touched`: it has been written before. Rates are GB of the file per second, of one thread "
-    "and\n"
-    "of all. The limits are measured in every repetition: `storage` is pread() of the file when it is not cached,\n"
+    "new to the process; `touched`: it has been written before. Rates are GB of the file per second, of one thread\n"
+    "and of all. The limits are measured in every repetition: `storage` is pread() of the file when it is not cached,\n"
     "`copy` memcpy of the cached file to fresh or touched memory, `write` memset of as many bytes as the panels have,\n"
-    "or for fresh memory one byte per page. The first percentage is of the lower of copy and, cold, storage; the "
-    "second "
-    "of\n"
-    "the lowest of all three, which is named. Medians of the repetitions, of percentages too.";
+    "or for fresh memory one byte per page. The first percentage is of the lower of copy and, cold, storage; the\n"
+    "second of the lowest of all three, which is named. Medians of the repetitions, of percentages too.";
 
 /// Anonymous memory of the process, in bytes; 0 where the system does not say.
 double anonymous_bytes() {
