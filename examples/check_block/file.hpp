@@ -69,9 +69,8 @@ inline RouterWeight find_router(const moe::Checkpoint& file, const Facts& facts,
 /// Marks the tensors of a block as used, however they are stored, and throws for a number in them that is not finite.
 inline void use_weights(const std::vector<moe::BoundTensor>& tensors, Tensors& file) {
   for (const moe::BoundTensor& tensor : tensors) {
-    for (const char* part : {"", "_scale_inv", "_blocks", "_scales", ".blocks", ".scales"})
-      file.use(tensor.name + part);
     const auto source = moe::WeightSource::find(file.file(), tensor.name);
+    for (const std::string& name : source.stored_names()) file.use(name);
     std::vector<float> values(static_cast<std::size_t>(source.size()));
     source.read_values(0, values);
     for (const float value : values)
@@ -141,7 +140,8 @@ inline Report check_file(const moe::Checkpoint& file) {
   const Facts facts(file.metadata());
   Tensors tensors(file);
   Report report;
-  const bool has_variants = !facts.has("family") && (facts.has("variants") || facts.has("source"));
+  const bool has_variants =
+      !facts.has("family") && facts.text("kind", "") != "router_only" && (facts.has("variants") || facts.has("source"));
   if (has_variants)
     check_variants(file, facts, report);
   else if (facts.has("family"))

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <moe/gate/with_capacity.hpp>
+#include <moe/routing/buffer_slots.hpp>
 
 #include "report.hpp"
 #include "tensors.hpp"
@@ -70,21 +71,15 @@ inline std::vector<std::int64_t> kept_choices(const moe::Routing<float>& routing
   return kept;
 }
 
-/// Places in the buffers of the experts, from 0, of choice `slot` of every token, before anything is dropped: the
-/// number of capacities 1, 2, ... with which the choice is dropped.
+/// Places in the buffers of the experts, from 0, of choice `slot` of every token, before anything is dropped.
 template <class Gate>
-std::vector<std::int64_t> buffer_places(Gate gate, const Matrix<float>& logits, const moe::Step& step, Index slot) {
-  std::vector<std::int64_t> place(static_cast<std::size_t>(logits.rows()), 0);
-  auto& capacity = gate.capacity;
-  capacity.factor = capacity.evaluation_factor = 0, capacity.evaluation_min_capacity = -1;
+std::vector<std::int64_t> buffer_places(const Gate& gate, const Matrix<float>& logits, const moe::Step& step,
+                                        Index slot) {
   moe::Routing<float> routing;
-  bool is_dropped = true;
-  for (capacity.min_capacity = 1; is_dropped; ++capacity.min_capacity) {
-    gate.route(logits, step, routing);
-    is_dropped = false;
-    for (Index t = 0; t < logits.rows(); ++t)
-      if (routing.dropped(t)[static_cast<std::size_t>(slot)]) ++place[static_cast<std::size_t>(t)], is_dropped = true;
-  }
+  gate.gate.route(logits, step, routing);
+  const auto slots = moe::buffer_slots(gate.capacity, logits.cols(), step, routing);
+  std::vector<std::int64_t> place;
+  for (Index t = 0; t < logits.rows(); ++t) place.push_back(slots[static_cast<std::size_t>(routing.begin(t) + slot)]);
   return place;
 }
 

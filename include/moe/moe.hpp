@@ -2,8 +2,9 @@
 #pragma once
 
 // The table of contents: everything but moe/io (needs nlohmann-json), moe/mpi (needs MPI) and the statistics of
-// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose forward() is the whole method in five lines. To plug in a part of your own, read the
-// concept.hpp of its folder. Every header also stands alone.
+// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose
+// forward() is the whole method in five lines. To plug in a part of your own, read the concept.hpp of its folder. Every
+// header also stands alone.
 
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"

@@ -156,6 +156,28 @@ oracle::Case mixtral_case() {
 
 }  // namespace
 
+TEST_CASE("check_block: FP8 scales that are lost, or have a name of their own, are found", "[io][error]") {
+  for (const oracle::Case& one : oracle::other_cases(/*seed=*/2)) {
+    if (!one.name.ends_with(" fp8")) continue;
+    const test::TemporaryDirectory directory;
+    const auto path = directory / "case.safetensors";
+    one.write(path);
+    const Bytes original(path);
+    nlohmann::json header = original.header();
+    const std::string name = "model.layers.3.test.experts.1.up_proj.weight";
+    header["elsewhere"] = header.at(name + "_scale_inv");
+    header.erase(name + "_scale_inv");
+    original.save(header);
+    CHECK_THROWS_WITH(checked(path), Catch::Matchers::ContainsSubstring("'" + name + "_scale_inv' is missing"));
+    header = original.header();
+    header[name + "_scales"] = {{"dtype", "F32"}, {"shape", {0}}, {"data_offsets", {0, 0}}};
+    original.save(header);
+    CHECK_THROWS_WITH(checked(path), Catch::Matchers::ContainsSubstring("'" + name + "_scales'"));
+    return;
+  }
+  FAIL("no case in FP8");
+}
+
 TEST_CASE("check_block: numbers that are none are refused, and named", "[io][error]") {
   const test::TemporaryDirectory directory;
   const auto path = directory / "case.safetensors";

@@ -140,13 +140,13 @@ TEST_CASE("check_block: another rule than the file's fails", "[io]") {
 }
 
 TEST_CASE("check_block: metadata that means nothing is refused", "[io][error]") {
-  for (const auto& [key, value] : std::map<std::string, std::string>{{"score_order", "best_first"},
-                                                                     {"expert_kind", "tree"},
-                                                                     {"expert_act", "gelu"},
-                                                                     {"norm_topk_prob", "perhaps"},
-                                                                     {"top_k", "two"},
-                                                                     {"top_k", "99"},
-                                                                     {"n_experts", "7"}}) {
+  for (const auto& [key, value] : std::multimap<std::string, std::string>{{"score_order", "best_first"},
+                                                                          {"expert_kind", "tree"},
+                                                                          {"expert_act", "gelu"},
+                                                                          {"norm_topk_prob", "perhaps"},
+                                                                          {"top_k", "two"},
+                                                                          {"top_k", "99"},
+                                                                          {"n_experts", "7"}}) {
     Family family = oracle::minimax_m2(kSmall);
     family.facts[key] = value;
     CAPTURE(key);

@@ -113,6 +113,17 @@ TEST_CASE("parse_moe_config: NLLB without a capacity takes twice the tokens per 
   }
 }
 
+TEST_CASE("parse_moe_config: what a missing field of a shared expert or of a norm means", "[io]") {
+  CHECK(contains(complaint(replaced("granitemoeshared", ", \"shared_intermediate_size\": 10", "")),
+                 "shared_intermediate_size is missing"));
+  nlohmann::json json = nlohmann::json::parse(test::config_text("dbrx"));
+  json["ffn_config"].erase("moe_normalize_expert_weights");
+  CHECK(moe::parse_moe_config("file", json).gate.normalise == moe::Normalise::Sum);
+  json["ffn_config"]["moe_normalize_expert_weights"] = nullptr;
+  CHECK(moe::parse_moe_config("file", json).gate.normalise == moe::Normalise::None);
+  CHECK(contains(complaint(test::config_text("mixtral") + std::string(1, '\0') + "}"), "byte of value 0"));
+}
+
 TEST_CASE("parse_moe_config: HunYuan may have other numbers in every layer", "[io]") {
   nlohmann::json json = nlohmann::json::parse(test::config_text("hunyuan_v1_moe"));
   json["num_experts"] = {4, 6}, json["moe_topk"] = {1, 3}, json["moe_intermediate_size"] = {8, 5};
@@ -199,6 +210,7 @@ TEST_CASE("read_moe_config: reads a file and names one that is not there", "[io]
   test::write_bytes(directory / "config.json", test::config_text("olmoe"));
   CHECK(moe::read_moe_config(directory / "config.json").family == "olmoe");
   CHECK(moe::read_moe_family(directory / "config.json") == "olmoe");
-  CHECK_THROWS_WITH(moe::read_moe_config(directory / "none.json"),
-                    "moe::read_moe_config: '" + (directory / "none.json").string() + "': cannot open");
+  CHECK_THROWS_WITH(
+      moe::read_moe_config(directory / "none.json"),
+      "moe::read_moe_config: '" + (directory / "none.json").string() + "': cannot open: No such file or directory");
 }

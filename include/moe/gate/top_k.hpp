@@ -22,8 +22,8 @@ struct ExpertGroups {
 /// Sends every token to its k best experts, in descending order of score; ties go to the lower expert.
 ///   score_i  = softmax(logits)_i, sigmoid(logits_i) or sqrt(softplus(logits_i))
 ///   select     the k largest score_i + selection_bias_i, among the experts of the best groups
-///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor), scores taken from logits +
-///   weight_bias
+///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor)
+///              with the scores of logits + weight_bias
 /// The default is Mixtral: the weights of a token are the softmax of its k chosen logits and sum to 1. What others ask
 /// for: Switch {.k = 1, .normalise = None}; DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
 /// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = None}.

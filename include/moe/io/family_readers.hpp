@@ -26,7 +26,7 @@ inline void read_mixtral(const JsonFields& fields, MoeConfig& config) {
 }
 inline void read_granite_shared(const JsonFields& fields, MoeConfig& config) {
   read_mixtral(fields, config);
-  config.shared_dim = fields.integer("shared_intermediate_size", 0);
+  config.shared_dim = fields.integer("shared_intermediate_size");
 }
 inline void read_jetmoe(const JsonFields& fields, MoeConfig& config) {
   read_mixtral(fields, config);
@@ -164,7 +164,8 @@ inline void read_dbrx(const JsonFields& fields, MoeConfig& config) {
   config.num_experts = ffn.integer("moe_num_experts");
   config.gate.k = ffn.integer("moe_top_k");
   if (ffn.has("ffn_act_fn")) ffn.part("ffn_act_fn").require("name", "silu");
-  const double p = ffn.number("moe_normalize_expert_weights", 0);  // null: none
+  const bool is_null = ffn.is_null("moe_normalize_expert_weights");
+  const double p = is_null ? 0 : ffn.number("moe_normalize_expert_weights", 1);
   config.gate.normalise = p == 0   ? Normalise::None
                           : p == 1 ? Normalise::Sum
                           : p == 2 ? Normalise::Euclidean

@@ -38,6 +38,9 @@ inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& 
     owned.clear();
     for (const std::string& name : expected) owned.insert(name.substr(0, name.find('.', prefix.size()) + 1));
   }
+  const std::string_view shared = location.format.shared_down;
+  if (!shared.empty() && shared.find('.') != shared.npos)
+    owned.insert(prefix + std::string(shared.substr(0, shared.find('.') + 1)));
   const std::string neighbour = prefix + std::string(location.format.neighbour);
   for (const std::string& folder : owned)
     for (auto name = std::lower_bound(checkpoint.names().begin(), checkpoint.names().end(), folder);
@@ -148,6 +151,16 @@ inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config,
   if (config.shared_dim != 0) require(std::string(format.shared_down), {dim, config.shared_dim});
 }
 
+/// Throws std::runtime_error for an FP8 weight without scales where another has them: they are lost, not 1.
+inline void require_all_scales(const std::vector<WeightSource>& sources) {
+  const auto scaled =
+      std::find_if(sources.begin(), sources.end(), [](const WeightSource& s) { return s.has_scales(); });
+  for (const WeightSource& source : sources)
+    if (scaled != sources.end() && source.is_fp8() && !source.has_scales())
+      fail_environment(source.label(), ": tensor ", in_quotes(source.name() + "_scale_inv"), " is missing, as ",
+                       in_quotes(scaled->name()), " has scales");
+}
+
 /// The stored weights of tensors, whose shapes must be as expected.
 inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const std::vector<BoundTensor>& tensors) {
   std::vector<WeightSource> sources;
@@ -175,11 +188,12 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
   MoeBlock block(config);
   const auto tensors = bind_weights(block, location.format, location.prefix, location.is_quantised);
   const auto sources = detail::sources_of(checkpoint, tensors);
+  detail::require_all_scales(sources);
   std::set<std::string> expected;
+  for (const WeightSource& source : sources)
+    for (std::string& name : source.stored_names()) expected.insert(std::move(name));
   Index filled = 0;
   for (const BoundTensor& tensor : tensors) {
-    for (const char* part : {"", "_scale_inv", "_blocks", "_scales", ".blocks", ".scales"})
-      expected.insert(tensor.name + part);
     if (tensor.numbers) filled += tensor.numbers->size();
     for (const WeightPiece& piece : tensor.pieces) filled += piece.outputs * piece.matrix->inputs();
   }

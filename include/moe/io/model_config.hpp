@@ -2,11 +2,11 @@
 #pragma once
 
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <string_view>
 
 #include "moe/io/family_readers.hpp"
+#include "moe/io/mapped_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -35,20 +35,17 @@ inline nlohmann::json parse_json(const std::string& label, std::string_view text
     return !too_deep;
   };
   const nlohmann::json json = nlohmann::json::parse(text, limit, /*allow_exceptions=*/false);
+  // The parser takes a zero byte for the end.
+  if (text.find('\0') != text.npos) fail_environment(label, ": not JSON: it has a byte of value 0");
   if (too_deep) fail_environment(label, ": more than ", kMostDepth, " levels deep");
   if (json.is_discarded()) fail_environment(label, ": not JSON");
   return json;
 }
 
-/// The text of a file, or as much as is refused for its length.
-inline std::string read_text(const std::string& label, const std::filesystem::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail_environment(label, ": cannot open");
-  constexpr std::size_t kMostBytes = (std::size_t{16} << 20) + 1;
-  std::string text(kMostBytes, '\0');
-  stream.read(text.data(), static_cast<std::streamsize>(text.size()));
-  text.resize(static_cast<std::size_t>(stream.gcount()));
-  return text;
+/// What a config.json holds.
+inline nlohmann::json read_json(const std::string& label, const std::filesystem::path& path) {
+  const MappedFile file(label, path);
+  return parse_json(label, {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
 }
 
 }  // namespace detail
@@ -81,13 +78,13 @@ inline MoeConfig parse_moe_config(const std::string& label, std::string_view tex
 /// The same from a file. Throws std::runtime_error if it cannot be read.
 inline MoeConfig read_moe_config(const std::filesystem::path& path, std::optional<Index> layer = {}) {
   const std::string label = "moe::read_moe_config: '" + path.string() + "'";
-  return parse_moe_config(label, std::string_view(detail::read_text(label, path)), layer);
+  return parse_moe_config(label, detail::read_json(label, path), layer);
 }
 
 /// The family alone of a config.json, as moe_layers() asks for it before a layer is chosen.
 inline std::string read_moe_family(const std::filesystem::path& path) {
   const std::string label = "moe::read_moe_family: '" + path.string() + "'";
-  const nlohmann::json json = detail::parse_json(label, detail::read_text(label, path));
+  const nlohmann::json json = detail::read_json(label, path);
   return std::string(detail::model_type_of(detail::JsonFields(label, json)).family);
 }
 

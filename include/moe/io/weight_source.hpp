@@ -16,9 +16,8 @@ namespace moe::inline MOE_ABI {
 
 /// The values of a weight, however a checkpoint stores it:
 ///   plain   `name`, of any floating-point type
-///   FP8     `name` in F8_E4M3 or F8_E5M2 with `name_scale_inv` [.., ceil(out/128), ceil(in/128)]: value = code * scale
-///   of
-///           its 128 x 128 block (the format of DeepSeek-V3, arXiv:2412.19437, section 3.3)
+///   FP8     `name` in F8_E4M3 or F8_E5M2 with `name_scale_inv` [.., ceil(out/128), ceil(in/128)]: value = code times
+///           the scale of its 128 x 128 block (the format of DeepSeek-V3, arXiv:2412.19437, section 3.3)
 ///   MXFP4   `name_blocks` [.., in/32, 16] and `name_scales` [.., in/32] in U8 (or with `.` for `_`): 32 elements share
 ///           2^(scale - 127), NaN for 255; a byte holds two codes, the even element in its low half (Open Compute
 ///           Project, "OCP Microscaling Formats (MX) Specification" 1.0)
@@ -45,6 +44,16 @@ class WeightSource {
   }
 
   const std::string& name() const { return state_->name; }
+  /// The tensors of the file that it is read from.
+  std::vector<std::string> stored_names() const {
+    std::vector<std::string> names{std::string(state_->codes.name)};
+    if (state_->kind == Kind::Scaled) names.push_back(state_->name + "_scale_inv");
+    if (state_->kind == Kind::Mxfp4) names.push_back(names[0].substr(0, names[0].size() - 6) + "scales");
+    return names;
+  }
+  /// Codes of 8 bits, with scales or without.
+  bool is_fp8() const { return state_->kind != Kind::Mxfp4 && dtype_size(state_->codes.dtype) == 1; }
+  bool has_scales() const { return state_->kind != Kind::Plain; }
   /// Opens messages about the weight: who found it, in which file.
   std::string_view label() const { return state_->codes.label; }
   /// Of the values: for MXFP4 [.., in].

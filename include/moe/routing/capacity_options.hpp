@@ -84,6 +84,9 @@ struct CapacityOptions {
     if (!(factor >= 0)) fail("moe::CapacityOptions: factor is ", factor, ", expected at least 0");
     if (!(evaluation_factor >= 0))
       fail("moe::CapacityOptions: evaluation_factor is ", evaluation_factor, ", expected at least 0");
+    constexpr Index kMost = Index{1} << 53;  // sums of two do not overflow
+    if (min_capacity > kMost || evaluation_min_capacity > kMost || multiple > kMost || evaluation_multiple > kMost)
+      fail("moe::CapacityOptions: a minimum or a multiple is above 2^53, expected at most that");
     if (min_capacity < 0) fail("moe::CapacityOptions: min_capacity is ", min_capacity, ", expected at least 0");
     if (multiple < 1) fail("moe::CapacityOptions: multiple is ", multiple, ", expected at least 1");
     if (evaluation_multiple < 0)

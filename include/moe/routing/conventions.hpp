@@ -35,9 +35,10 @@ inline CapacityOptions in_both_phases(CapacityOptions options) {
 ///   T5X, flaxformer    | max(round(f T / E), min)     | group    | first choices, tokens  | as they are
 ///   NLLB (HF)          | a constant, or 2 ceil(T / E) | all      | first choices, tokens  | over the kept sum
 ///
-/// "First choices, tokens": the first choices of all tokens, then the second ones, in token order; DeepSpeed and Tutel
-/// know "tokens with the largest score first" as well (ServiceOrder::ByScore). Tutel: f = 0 never drops, f < 0 is |f|
-/// with smaller buffers.
+/// "First choices, tokens": the first choices of all tokens, then the second ones, in token order; Tutel, T5X
+/// and NLLB know "tokens with the largest score first" as well (ServiceOrder::ByScore). A factor counts as the decimal
+/// that it is written as: where f times the load is a whole number, code that rounds in doubles may give one more or
+/// less. Tutel: f = 0 never drops, f < 0 is |f| with smaller buffers.
 ///
 /// Balance losses, in terms of load_balancing_loss() = E sum_e f_e P_e, which is 1 at balance:
 ///
