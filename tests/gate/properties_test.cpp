@@ -39,7 +39,7 @@ void for_each_gate(Index experts, F&& f) {
   f("softplus top-k", moe::TopKGate{.k = (experts + 1) / 2, .score = moe::Score::SqrtSoftplus});
   f("noisy top-k", moe::NoisyTopKGate{.top_k = biased});
   f("gumbel top-k", moe::NoisyTopKGate::gumbel({.k = 1}));
-  f("top-k by chance", moe::WithChance{.gate = biased, .threshold = 1.5});
+  f("top-k by chance", moe::WithChance<moe::TopKGate>{.gate = biased, .threshold = 1.5});
   f("dense to sparse with noise", moe::DenseToSparseGate<LearnableTemperature>{.gumbel = 1});
   f("activation", moe::ActivationGate<moe::Tanh, LearnableTemperature>{.bias = test::random_bias(experts, 33, 0.5),
                                                                        .sparse = {.threshold = 0.05, .gumbel = 0.5}});
