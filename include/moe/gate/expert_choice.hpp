@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <span>
 #include <vector>
 
 #include "moe/gate/softmax.hpp"
+#include "moe/routing/capacity_options.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -60,10 +60,8 @@ struct ExpertChoiceGate {
   /// Tokens that each expert takes of a group of num_tokens.
   Index places(Index num_tokens, Index num_experts) const {
     if (capacity > 0) return std::min(capacity, num_tokens);
-    // The slack of 4 ulp undoes the rounding of the factor: 1.1 * 100 / 10 is 11, where ceil of the doubles says 12.
-    constexpr double kSlack = 1 - 4 * std::numeric_limits<double>::epsilon();
     const auto tokens = static_cast<double>(num_tokens);
-    const double share = std::ceil(factor * tokens / static_cast<double>(num_experts) * kSlack);
+    const double share = detail::ceil_of(factor * tokens / static_cast<double>(num_experts));
     return share < tokens ? static_cast<Index>(share) : num_tokens;
   }
 

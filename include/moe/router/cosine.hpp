@@ -131,10 +131,11 @@ class BasicCosineRouter {
   /// scale * v_e / |v_e|.
   BasicLinearRouter<Codec> scaled_directions() const {
     BasicLinearRouter<Codec> result = experts_;
+    const auto factor = static_cast<Scalar>(scale());
     for (Index e = 0; e < num_experts(); ++e) {
       RowVector<Scalar> v = vector(e);
       normalise(v.data());
-      for (Index i = 0; i < proj_dim(); ++i) result.weight()(e, i) = static_cast<Scalar>(scale()) * v(i);
+      for (Index i = 0; i < proj_dim(); ++i) result.weight()(e, i) = factor * v(i);
     }
     return result;
   }
@@ -142,13 +143,14 @@ class BasicCosineRouter {
   void add_vector_gradients(const BasicLinearRouter<Codec>& direction, const BasicLinearRouter<Codec>& ddirection,
                             BasicCosineRouter& gradient) const {
     double dtemperature = 0;
+    const auto factor = static_cast<Scalar>(scale());
     for (Index e = 0; e < num_experts(); ++e) {
       RowVector<Scalar> unit = vector(e), d(proj_dim());
       const Scalar length = normalise(unit.data());
       for (Index i = 0; i < proj_dim(); ++i) {
         const Scalar slope = ddirection.weight()(e, i);
         dtemperature += static_cast<double>(slope) * static_cast<double>(direction.weight()(e, i));
-        d(i) = static_cast<Scalar>(scale()) * slope;
+        d(i) = factor * slope;
       }
       through_normalise(unit.data(), length, d.data());
       for (Index i = 0; i < proj_dim(); ++i) gradient.vectors()(e, i) += d(i);
