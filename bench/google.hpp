@@ -19,7 +19,10 @@ namespace bench {
 /// Registers "<name>/tokens:<T>" for batches of decode, and of small and large prefill. Times are those of measure().
 inline void add(const std::string& name, std::function<void(benchmark::State&)> body) {
   benchmark::RegisterBenchmark(name.c_str(), std::move(body))
-      ->ArgName("tokens")->ArgsProduct({{1, 64, 512, 4096}})->UseManualTime()->Unit(benchmark::kMicrosecond);
+      ->ArgName("tokens")
+      ->ArgsProduct({{1, 64, 512, 4096}})
+      ->UseManualTime()
+      ->Unit(benchmark::kMicrosecond);
 }
 
 /// The same for every shape and routing pattern: <name>/<shape>/<pattern>; body(state, shape, pattern).
@@ -36,11 +39,7 @@ class OneThread {
   OneThread() : use_(executor_) {}
 
  private:
-  struct Serial final : moe::Executor {
-    Index concurrency() const override { return 1; }
-    void run(moe::TaskRef task) override { task(0); }
-  };
-  Serial executor_ = {};
+  moe::SerialExecutor executor_ = {};
   moe::UseExecutor use_;
 };
 
@@ -78,7 +77,8 @@ void measure_after(benchmark::State& state, const Work& work, Prepare&& prepare,
 /// The same without preparation.
 template <class Call>
 void measure(benchmark::State& state, const Work& work, Call&& call) {
-  measure_after(state, work, [] {}, call);
+  measure_after(
+      state, work, [] {}, call);
 }
 
 /// The rest of main(). Fails if the filter matches nothing.

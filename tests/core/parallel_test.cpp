@@ -3,7 +3,13 @@
 
 #include <atomic>
 #include <stdexcept>
+#include <string>
 #include <vector>
+
+#if defined(__unix__)
+#include <sys/wait.h>
+#include <unistd.h>
+#endif
 
 #include "catch.hpp"
 #include "thread_executor.hpp"
@@ -123,6 +129,73 @@ TEST_CASE("parallel_for: a loop inside a loop is serial", "[core]") {
   CHECK(wrong == 0);
   CHECK(moe::num_workers() == 4);
 }
+
+/// Calls the task for the workers of a list, one after the other.
+class ListExecutor final : public moe::Executor {
+ public:
+  ListExecutor(Index concurrency, std::vector<Index> workers) : concurrency_(concurrency), workers_(workers) {}
+  Index concurrency() const override { return concurrency_; }
+  void run(moe::TaskRef task) override {
+    for (const Index worker : workers_) task(worker);
+  }
+
+ private:
+  Index concurrency_;
+  std::vector<Index> workers_;
+};
+
+TEST_CASE("parallel_for: an executor that does not do its part is an error", "[core][error]") {
+  const auto loop = [](moe::Executor& executor) {
+    const moe::UseExecutor use(executor);
+    moe::parallel_for(3, [](Index, Index) {});
+  };
+  const auto error_of = [&](ListExecutor executor) -> std::string {
+    try {
+      loop(executor);
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  CHECK(error_of({2, {}}).find("returned after 0 of 3 tasks") != std::string::npos);
+  CHECK(error_of({2, {0, 2}}).find("called worker 2, expected 0 to 1") != std::string::npos);
+  CHECK(error_of({2, {-1}}).find("called worker -1, expected 0 to 1") != std::string::npos);
+  CHECK(error_of({2, {1, 1}}).find("called worker 1 twice") != std::string::npos);
+  CHECK(error_of({100, {70, 70}}).find("called worker 70 twice") != std::string::npos);
+  CHECK(error_of({2, {1}}).empty());  // one that does all of it
+  CHECK(error_of({2, {0, 1}}).empty());
+}
+
+TEST_CASE("num_workers: an executor is asked once, so that buffers and loops agree", "[core]") {
+  struct Growing final : moe::Executor {
+    Index concurrency() const override { return ++asked + 1; }
+    void run(moe::TaskRef task) override { task(0); }
+    mutable Index asked = 0;
+  } executor;
+  const moe::UseExecutor use(executor);
+  CHECK(moe::num_workers() == 2);
+  CHECK(moe::num_workers() == 2);
+}
+
+#if defined(__unix__)
+TEST_CASE("SerialExecutor: a child process runs loops after its parent's threads", "[core]") {
+  std::atomic<int> count = 0;
+  const auto loop = [&] { moe::parallel_for(100, [&](Index, Index worker) { count += worker >= 0 ? 1 : 0; }); };
+  loop();  // starts the threads of OpenMP
+  REQUIRE(count == 100);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);  // what waits for threads that are not there ends by a signal
+    moe::SerialExecutor serial;
+    const moe::UseExecutor use(serial);
+    loop();
+    _exit(count == 200 && moe::num_workers() == 1 ? 0 : 1);
+  }
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}
+#endif
 
 TEST_CASE("num_workers: is at least 1, whatever an executor says", "[core]") {
   CountingExecutor none(0);

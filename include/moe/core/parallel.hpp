@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <cstdint>
 #include <exception>
 #include <mutex>
 #include <type_traits>
@@ -33,7 +35,10 @@ class TaskRef {
 
 /// Where parallel loops run. Derive from it to hand the library your own threads, and install it with UseExecutor.
 /// run() calls task(w) once for every w in [0, concurrency()), on any threads, and returns when all have returned.
-/// The task never throws. Thread-safety: as the derived class says; the library calls it from the installing thread.
+/// concurrency() is asked once, when the executor is installed. The task never throws; a loop whose tasks have not all
+/// been run when run() returns, a worker out of range and one that is called twice end in std::runtime_error.
+/// Each thread needs 128 KiB of stack, as the thread that calls the library does.
+/// Thread-safety: as the derived class says; the library calls it from the installing thread.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -41,11 +46,25 @@ class Executor {
   virtual void run(TaskRef task) = 0;
 };
 
+/// Runs everything on the calling thread. What a child process needs after fork() from a program that has used OpenMP:
+/// the threads of libgomp do not exist there, and a parallel loop would wait for them for ever.
+///   moe::SerialExecutor serial;  moe::UseExecutor use(serial);  layer.forward(...);  // the same bits
+class SerialExecutor final : public Executor {
+ public:
+  Index concurrency() const override { return 1; }
+  void run(TaskRef task) override { task(0); }
+};
+
 namespace detail {
 
-inline Executor*& current_executor() {
-  thread_local Executor* executor = nullptr;
-  return executor;
+struct InstalledExecutor {
+  Executor* executor = nullptr;
+  Index workers = 1;
+};
+
+inline InstalledExecutor& current_executor() {
+  thread_local InstalledExecutor installed;
+  return installed;
 }
 
 /// True on a thread that is inside a parallel loop: loops started there run serially.
@@ -85,6 +104,35 @@ class FirstException {
   std::atomic<bool> failed_{false};
 };
 
+/// What an executor owes a loop: workers in range, each once (two threads of one number would share a buffer), and all
+/// tasks. One per loop.
+class Attendance {
+ public:
+  explicit Attendance(Index workers) : workers_(workers) {}
+
+  void enter(Index worker) {
+    if (worker < 0 || worker >= workers_)
+      fail_environment("moe::parallel_for: the executor called worker ", worker, ", expected 0 to ", workers_ - 1);
+    if (worker >= kWatched) return;
+    const std::uint64_t bit = std::uint64_t{1} << (worker % 64);
+    if (entered_[static_cast<std::size_t>(worker / 64)].fetch_or(bit, std::memory_order_relaxed) & bit)
+      fail_environment("moe::parallel_for: the executor called worker ", worker, " twice, expected once");
+  }
+  void leave(Index tasks) { done_.fetch_add(tasks, std::memory_order_relaxed); }
+  void require_all(Index num_tasks) const {
+    if (done_.load() != num_tasks)
+      fail_environment("moe::parallel_for: the executor returned after ", done_.load(), " of ", num_tasks,
+                       " tasks, expected it to call the task and to wait for all of it");
+  }
+
+ private:
+  static constexpr Index kWatched = 512;
+
+  Index workers_;
+  std::array<std::atomic<std::uint64_t>, kWatched / 64> entered_ = {};
+  std::atomic<Index> done_{0};
+};
+
 }  // namespace detail
 
 /// Runs the parallel loops that the current thread starts on `executor`, until the end of the scope.
@@ -93,21 +141,21 @@ class FirstException {
 class UseExecutor {
  public:
   explicit UseExecutor(Executor& executor) : before_(detail::current_executor()) {
-    detail::current_executor() = &executor;
+    detail::current_executor() = {&executor, std::max<Index>(1, executor.concurrency())};
   }
   ~UseExecutor() { detail::current_executor() = before_; }
   UseExecutor(const UseExecutor&) = delete;
   UseExecutor& operator=(const UseExecutor&) = delete;
 
  private:
-  Executor* before_;
+  detail::InstalledExecutor before_;
 };
 
 /// Number of workers that a parallel loop started here may use: the installed executor's, else OpenMP's when the
 /// program is compiled with it, else 1. Inside a parallel loop: 1. Buffers per worker are sized with it.
 inline Index num_workers() {
   if (detail::inside_parallel()) return 1;
-  if (const Executor* executor = detail::current_executor()) return std::max<Index>(1, executor->concurrency());
+  if (detail::current_executor().executor) return detail::current_executor().workers;
 #ifdef _OPENMP
   return omp_in_parallel() ? 1 : omp_get_max_threads();
 #else
@@ -118,25 +166,30 @@ inline Index num_workers() {
 /// Calls body(task, worker) for every task in [0, num_tasks), with worker in [0, num_workers()).
 /// Which worker gets which task is not fixed, so a result may depend on the task only. Tasks are handed out one by one;
 /// make each worth some microseconds. The first exception ends the loop early and is rethrown here.
+/// Throws std::runtime_error if an executor has left tasks undone; see Executor.
 template <class Body>
 void parallel_for(Index num_tasks, Body&& body) {
-  const Index workers = std::min(num_workers(), num_tasks);
-  if (workers <= 1) {
+  const Index workers = num_workers();
+  if (workers <= 1 || num_tasks <= 1) {
     for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
     return;
   }
   std::atomic<Index> next{0};
   detail::FirstException exception;
+  detail::Attendance attendance(workers);
   auto work = [&](Index worker) noexcept {
     const detail::EnterParallel enter;
     try {
-      for (Index task = next.fetch_add(1); task < num_tasks && !exception.failed(); task = next.fetch_add(1))
+      attendance.enter(worker);
+      Index done = 0;
+      for (Index task = next.fetch_add(1); task < num_tasks && !exception.failed(); task = next.fetch_add(1), ++done)
         body(task, worker);
+      attendance.leave(done);
     } catch (...) {
       exception.capture();
     }
   };
-  if (Executor* executor = detail::current_executor()) {
+  if (Executor* executor = detail::current_executor().executor) {
     executor->run(TaskRef(work));
   } else {
 #ifdef _OPENMP
@@ -147,15 +200,15 @@ void parallel_for(Index num_tasks, Body&& body) {
 #endif
   }
   exception.rethrow();
+  attendance.require_all(num_tasks);
 }
 
 /// Calls body(begin, end, worker) for consecutive ranges of at most `grain` that cover [0, count).
 template <class Body>
 void parallel_ranges(Index count, Index grain, Body&& body) {
   MOE_ASSERT(grain > 0);
-  parallel_for((count + grain - 1) / grain, [&](Index block, Index worker) {
-    body(block * grain, std::min(count, (block + 1) * grain), worker);
-  });
+  parallel_for((count + grain - 1) / grain,
+               [&](Index block, Index worker) { body(block * grain, std::min(count, (block + 1) * grain), worker); });
 }
 
 }  // namespace moe::inline MOE_ABI
