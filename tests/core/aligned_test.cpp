@@ -116,4 +116,19 @@ TEST_CASE("RowBuffer: without rows or columns has an empty matrix", "[core]") {
   CHECK(buffer.matrix().size() == 0);
 }
 
+TEST_CASE("RowBuffer: impossible sizes are refused, and what has been moved from is empty", "[core][error]") {
+  moe::RowBuffer<double> buffer;
+  CHECK_THROWS_WITH(buffer.resize(-1, 3), "moe::RowBuffer: rows is -1, expected at least 0");
+  CHECK_THROWS_WITH(buffer.resize(3, -1), "moe::RowBuffer: cols is -1, expected at least 0");
+  CHECK_THROWS_AS(buffer.resize(moe::Index{1} << 33, moe::Index{1} << 33), std::invalid_argument);
+  buffer.resize(2, 3);
+  const moe::RowBuffer<double> moved = std::move(buffer);
+  CHECK(moved.rows() == 2);
+  CHECK(buffer.rows() == 0);
+  CHECK(buffer.cols() == 0);
+  buffer.resize(2, 3);
+  buffer.matrix().setZero();
+  CHECK(buffer.rows() == 2);
+}
+
 }  // namespace

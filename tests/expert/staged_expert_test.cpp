@@ -110,7 +110,8 @@ TEST_CASE("Experts: buffers full of NaN do not change a bit, forward or backward
 
 TEMPLATE_TEST_CASE("Experts: the padding of gradients stays zero", "[expert]", moe::BasicGlu<F64>, moe::BasicMlp<F64>,
                    moe::BasicLinear<F64>) {
-  const Index hidden = 4 * moe::simd::kLanes<double> + 5;  // padding in the last panel, whose activation has a slope at 0
+  const Index hidden =
+      4 * moe::simd::kLanes<double> + 5;  // padding in the last panel, whose activation has a slope at 0
   const auto expert = test::random_expert<TestType>(13, hidden, 3, Bias::Zero);
   const auto x = test::random_matrix<double>(7, expert.input_dim());
   const auto dout = test::random_matrix<double>(7, expert.output_dim());
@@ -164,5 +165,9 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
                     "moe::Expert::backward: dout is [2, 3], expected [2, 4]");
   CHECK_THROWS_WITH(expert.backward(three, tape, rows, out, expert, context),
                     "moe::Expert::backward: rows is [3, 4], expected [2, 4]");
-  CHECK_THROWS_WITH(Mlp(4, -1), "moe::PanelMatrix: size is [-1, 4], expected >= 0");
+  CHECK_THROWS_WITH(Mlp(4, -1), "moe::Mlp: hidden_dim is -1, expected at least 0");
+  CHECK_THROWS_WITH(moe::Glu(4, -1), "moe::Glu: hidden_dim is -1, expected at least 0");
+  CHECK_THROWS_WITH(moe::Glu(4, moe::Index{1} << 62),
+                    "moe::Glu: hidden_dim is 4611686018427387904, expected at most 2^48");
+  CHECK_THROWS_WITH(moe::Linear::random(-2, 3, 1), "moe::Linear: output_dim is -2, expected at least 0");
 }

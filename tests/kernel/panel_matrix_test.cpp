@@ -157,9 +157,27 @@ TEST_CASE("PanelMatrix: a bias has the shape of a vector", "[kernel]") {
   CHECK(PanelMatrix<F32>(5, 1).shape() == std::vector<Index>{5, 1});
 }
 
+TEST_CASE("PanelMatrix: what has been moved from is empty", "[kernel]") {
+  PanelMatrix<F32> matrix(5, 3), assigned(2, 2);
+  const PanelMatrix<F32> moved = std::move(matrix);
+  assigned = PanelMatrix<F32>(moved);
+  for (const auto& empty : {matrix, PanelMatrix<F32>()}) {
+    CHECK(empty.empty());
+    CHECK(empty.shape() == std::vector<Index>{0, 0});
+    CHECK(empty.panels() == 0);
+    CHECK(empty.span().empty());
+  }
+  CHECK(assigned.is_shaped_as(moved));
+  CHECK(moved.shape() == std::vector<Index>{5, 3});
+}
+
 TEST_CASE("PanelMatrix: impossible sizes are refused", "[kernel][error]") {
-  CHECK_THROWS_WITH(PanelMatrix<F32>(-1, 2), "moe::PanelMatrix: size is [-1, 2], expected >= 0");
-  CHECK_THROWS_WITH(PanelMatrix<F32>(1, -2), "moe::PanelMatrix: size is [1, -2], expected >= 0");
+  CHECK_THROWS_WITH(PanelMatrix<F32>(-1, 2), "moe::PanelMatrix: outputs is -1, expected at least 0");
+  CHECK_THROWS_WITH(PanelMatrix<F32>(1, -2), "moe::PanelMatrix: inputs is -2, expected at least 0");
+  CHECK_THROWS_AS(PanelMatrix<F32>(Index{1} << 33, Index{1} << 33), std::invalid_argument);  // 2^66 wraps to 0
+  CHECK_THROWS_AS(PanelMatrix<F32>(Index{1} << 47, Index{1} << 47), std::invalid_argument);
+  CHECK_THROWS_WITH(PanelMatrix<F32>(Index{1} << 62, 1),
+                    "moe::PanelMatrix: outputs is 4611686018427387904, expected at most 2^48");
   CHECK_THROWS_WITH(PanelMatrix<F32>(3, 2, PanelOrder::Paired),
                     "moe::PanelMatrix: paired order with 3 outputs, expected an even number");
   PanelMatrix<F32> matrix(2, 3);

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "catch.hpp"
+#include "moe/routing/statistics.hpp"
 #include "routing/fixtures.hpp"
 
 using moe::DispatchPlan;
@@ -90,6 +91,26 @@ TEST_CASE("DispatchPlan: no tokens or no experts is an empty plan", "[plan]") {
   CHECK(plan_of({}, 4).num_rows() == 0);
   CHECK(plan_of({}, 0).num_experts() == 0);
   CHECK(plan_of(test::routing_of({{}, {}}), 0).num_rows() == 0);
+}
+
+TEST_CASE("DispatchPlan: by default, and moved from, it is empty", "[plan]") {
+  DispatchPlan filled = plan_of(test::routing_of({{0, 1}, {1}}), 2);
+  const DispatchPlan moved = std::move(filled);
+  CHECK(moved.num_rows() == 3);
+  for (const DispatchPlan& plan : {DispatchPlan(), filled}) {
+    CHECK(plan.num_experts() == 0);
+    CHECK(plan.num_tokens() == 0);
+    CHECK(plan.num_rows() == 0);
+    CHECK(plan.token_of_row().empty());
+    CHECK(plan.assignment_of_row().empty());
+    CHECK(plan.row_of_assignment().empty());
+  }
+  auto routing = test::routing_of({{0, 1}, {1}});
+  const auto moved_routing = std::move(routing);
+  CHECK(routing.num_tokens() == 0);
+  CHECK(routing.num_assignments() == 0);
+  CHECK(plan_of(routing, 2).num_rows() == 0);
+  CHECK(moe::load_imbalance(DispatchPlan()) == 1);
 }
 
 TEST_CASE("DispatchPlan: an expert out of range is an error that names it", "[plan][error]") {

@@ -55,7 +55,7 @@ class AlignedBuffer {
       return;
     }
 #endif
-    if (data_) ::operator delete (data_, std::align_val_t{alignment(bytes(size_))});
+    if (data_) ::operator delete(data_, std::align_val_t{alignment(bytes(size_))});
   }
 
   /// Contents left as the allocator gave them.
@@ -99,7 +99,7 @@ class AlignedBuffer {
   void allocate() {
     const Index size = size_;
     if (size == 0) return;
-    data_ = static_cast<T*>(::operator new (bytes(size), std::align_val_t{alignment(bytes(size))}));
+    data_ = static_cast<T*>(::operator new(bytes(size), std::align_val_t{alignment(bytes(size))}));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     // Only whole huge pages: the tail shares its page with nobody as the allocation is rounded up to full pages.
     if (bytes(size) >= kHugePage) (void)madvise(data_, bytes(size), MADV_HUGEPAGE);
@@ -123,13 +123,17 @@ class AlignedBuffer {
 
 /// Grow-only matrix of scratch rows: resize() keeps the memory when it is large enough, and never its contents.
 /// Rows are padded to full cache lines, so kernels may store whole registers; and they lie an odd number of lines
-/// apart, as a column of rows at a power of two would fall on a few sets of the cache. A plain value; one per thread.
+/// apart, as a column of rows at a power of two would fall on a few sets of the cache. A plain value, empty after it
+/// has been moved from; one per thread.
 template <class S>
 class RowBuffer {
  public:
-  /// Makes room for [rows, cols]; contents are unspecified. Allocates only when the buffer must grow.
+  /// Makes room for [rows, cols]; contents are unspecified. Allocates only when the buffer must grow. Throws
+  /// std::invalid_argument for sizes that are negative or too large for an Index.
   void resize(Index rows, Index cols) {
-    const Index size = rows * stride_of(cols);
+    constexpr const char* kName = "moe::RowBuffer";
+    const Index stride = stride_of(detail::checked_size(kName, "cols", cols));
+    const Index size = detail::checked_product(kName, detail::checked_size(kName, "rows", rows), stride);
     if (size > buffer_.size()) {
       rows_ = 0;
       buffer_ = AlignedBuffer<S>();  // free first: peak memory is one buffer, not two
@@ -137,7 +141,7 @@ class RowBuffer {
     }
     rows_ = rows;
     cols_ = cols;
-    stride_ = stride_of(cols);
+    stride_ = stride;
   }
 
   Index rows() const { return rows_; }
@@ -174,7 +178,7 @@ class RowBuffer {
 
  private:
   AlignedBuffer<S> buffer_;
-  Index rows_ = 0, cols_ = 0, stride_ = 0;
+  detail::ZeroWhenMoved<Index> rows_ = 0, cols_ = 0, stride_ = 0;
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <limits>
 #include <type_traits>
+#include <utility>
 
 #include "moe/core/error.hpp"
 
@@ -47,6 +49,42 @@ void require_shape(const char* function, const char* name, const M& matrix, Inde
   if (matrix.rows() != rows || matrix.cols() != cols)
     fail(function, ": ", name, " is [", matrix.rows(), ", ", matrix.cols(), "], expected [", rows, ", ", cols, "]");
 }
+
+/// Largest extent of a matrix: more than any memory holds, and small enough for what sizes are multiplied by.
+inline constexpr Index kMostExtent = Index{1} << 48;
+
+/// A size from outside, before it is computed with. Throws std::invalid_argument, in the name of `type`, unless it is
+/// in [least, 2^48].
+inline Index checked_size(const char* type, const char* name, Index size, Index least = 0) {
+  if (size < least) fail(type, ": ", name, " is ", size, ", expected at least ", least);
+  if (size > kMostExtent) fail(type, ": ", name, " is ", size, ", expected at most 2^48");
+  return size;
+}
+
+/// a * b for sizes >= 0. Throws std::invalid_argument where an Index does not hold it.
+inline Index checked_product(const char* function, Index a, Index b) {
+  if (b != 0 && a > std::numeric_limits<Index>::max() / b)
+    fail(function, ": ", a, " times ", b, " scalars, expected at most ", std::numeric_limits<Index>::max());
+  return a * b;
+}
+
+/// A number that is zero once its object has been moved from, so that what is left agrees with the memory that is gone.
+template <class T>
+class ZeroWhenMoved {
+ public:
+  constexpr ZeroWhenMoved(T value = {}) : value_(value) {}
+  constexpr ZeroWhenMoved(const ZeroWhenMoved&) = default;
+  constexpr ZeroWhenMoved& operator=(const ZeroWhenMoved&) = default;
+  constexpr ZeroWhenMoved(ZeroWhenMoved&& other) noexcept : value_(std::exchange(other.value_, T{})) {}
+  constexpr ZeroWhenMoved& operator=(ZeroWhenMoved&& other) noexcept {
+    value_ = std::exchange(other.value_, T{});
+    return *this;
+  }
+  constexpr operator T() const { return value_; }
+
+ private:
+  T value_;
+};
 
 }  // namespace detail
 

@@ -17,7 +17,8 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   /// Zero weights. Throws std::invalid_argument for negative sizes, and for what the product refuses.
   BasicGlu(Index model_dim, Index hidden_dim, Bias bias = Bias::None, const Product& product = {})
       : product_(product),
-        gate_up_(2 * hidden_dim, model_dim, PanelOrder::Paired),
+        gate_up_(2 * detail::checked_size("moe::Glu", "hidden_dim", hidden_dim),
+                 detail::checked_size("moe::Glu", "model_dim", model_dim), PanelOrder::Paired),
         gate_up_bias_(detail::make_bias<Codec>(bias, 2 * hidden_dim, PanelOrder::Paired)),
         down_(model_dim, hidden_dim),
         down_bias_(detail::make_bias<Codec>(bias, model_dim)) {

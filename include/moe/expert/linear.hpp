@@ -32,9 +32,11 @@ class BasicLinear : public StagedExpert<BasicLinear<Codec>, Codec> {
  public:
   using Tape = typename StagedExpert<BasicLinear, Codec>::template Buffers<BasicLinear>;
 
-  /// Zero weights.
+  /// Zero weights. Throws std::invalid_argument for negative sizes.
   BasicLinear(Index output_dim, Index input_dim, Bias bias = Bias::Zero)
-      : weight_(output_dim, input_dim), bias_(detail::make_bias<Codec>(bias, output_dim)) {}
+      : weight_(detail::checked_size("moe::Linear", "output_dim", output_dim),
+                detail::checked_size("moe::Linear", "input_dim", input_dim)),
+        bias_(detail::make_bias<Codec>(bias, output_dim)) {}
 
   /// Weights from U(-1/sqrt(input_dim), 1/sqrt(input_dim)), zero bias.
   static BasicLinear random(Index output_dim, Index input_dim, std::uint64_t seed, Bias bias = Bias::Zero) {

@@ -14,7 +14,8 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
 
   /// Zero weights. Throws std::invalid_argument for negative sizes.
   BasicMlp(Index model_dim, Index hidden_dim, Bias bias = Bias::Zero)
-      : up_(hidden_dim, model_dim),
+      : up_(detail::checked_size("moe::Mlp", "hidden_dim", hidden_dim),
+            detail::checked_size("moe::Mlp", "model_dim", model_dim)),
         up_bias_(detail::make_bias<Codec>(bias, hidden_dim)),
         down_(model_dim, hidden_dim),
         down_bias_(detail::make_bias<Codec>(bias, model_dim)) {}

@@ -29,7 +29,8 @@ enum class PanelOrder { Plain, Paired };
 /// Weight matrix [outputs, inputs] in the layout that the kernels read: panels of kWidth output columns (two
 /// registers), each panel [inputs, kWidth] contiguous. Unused columns of the last panel are zero and stay zero, through
 /// initialisation, gradients and optimisers. Parameters, gradients and optimiser states share the layout, so training
-/// never repacks. A bias is a PanelMatrix with one input. Copies deeply; immutable use is thread-safe.
+/// never repacks. A bias is a PanelMatrix with one input. Copies deeply, is empty after it has been moved from;
+/// immutable use is thread-safe.
 template <class Codec>
 class PanelMatrix {
  public:
@@ -39,17 +40,19 @@ class PanelMatrix {
 
   PanelMatrix() = default;
 
-  /// Zeros. Throws std::invalid_argument for negative sizes or an odd number of paired outputs.
+  /// Zeros. Throws std::invalid_argument for sizes that are negative or too large for an Index, or an odd number of
+  /// paired outputs.
   PanelMatrix(Index outputs, Index inputs, PanelOrder order = PanelOrder::Plain)
-      : outputs_(outputs), inputs_(inputs), order_(order) {
-    if (outputs < 0 || inputs < 0) fail("moe::PanelMatrix: size is [", outputs, ", ", inputs, "], expected >= 0");
+      : outputs_(detail::checked_size("moe::PanelMatrix", "outputs", outputs)),
+        inputs_(detail::checked_size("moe::PanelMatrix", "inputs", inputs)),
+        order_(order) {
     if (order == PanelOrder::Paired && outputs % 2 != 0)
       fail("moe::PanelMatrix: paired order with ", outputs, " outputs, expected an even number");
     const Index units = order == PanelOrder::Paired ? outputs / 2 : outputs;
     const Index width = order == PanelOrder::Paired ? kLanes : kWidth;
     panels_ = (units + width - 1) / width;
     stride_ = panel_stride(inputs);
-    storage_ = AlignedBuffer<Scalar>(panels_ * stride_);
+    storage_ = AlignedBuffer<Scalar>(detail::checked_product("moe::PanelMatrix", panels_, stride_));
   }
 
   /// A bias: [outputs], one row of panels in the order of the matrix it belongs to.
@@ -67,6 +70,10 @@ class PanelMatrix {
   /// Whether the logical shapes and the layouts are equal, as those of a parameter and its gradient must be.
   bool is_shaped_as(const PanelMatrix& other) const {
     return outputs_ == other.outputs_ && inputs_ == other.inputs_ && order_ == other.order_;
+  }
+  /// Whether this can be added to the product of `weight`: empty for none, or a number per output in its order.
+  bool is_bias_of(const PanelMatrix& weight) const {
+    return empty() || (outputs_ == weight.outputs_ && inputs_ == 1 && order_ == weight.order_);
   }
   /// Physical columns, padding included: panels() * kWidth.
   Index width() const { return panels_ * kWidth; }
@@ -114,7 +121,7 @@ class PanelMatrix {
   }
   /// The logical [outputs, inputs] matrix.
   Matrix<Scalar> matrix() const {
-    Matrix<Scalar> values(outputs_, inputs_);
+    Matrix<Scalar> values(outputs(), inputs());
     for (Index o = 0; o < outputs_; ++o)
       for (Index i = 0; i < inputs_; ++i) values(o, i) = (*this)(o, i);
     return values;
@@ -146,7 +153,7 @@ class PanelMatrix {
     return unit / kLanes * stride_ + input * kWidth + unit % kLanes + (output < half ? 0 : kLanes);
   }
 
-  Index outputs_ = 0, inputs_ = 0, panels_ = 0, stride_ = 0;
+  detail::ZeroWhenMoved<Index> outputs_ = 0, inputs_ = 0, panels_ = 0, stride_ = 0;
   PanelOrder order_ = PanelOrder::Plain;
   bool is_bias_ = false;
   AlignedBuffer<Scalar> storage_;

@@ -14,7 +14,8 @@ namespace moe::inline MOE_ABI {
 
 /// A routing sorted by expert: which rows each expert sees. Rows of expert e are [offset(e), offset(e + 1)), tokens
 /// ascending inside an expert (a stable counting sort), so the plan is the same for any number of threads.
-/// Reused call after call it allocates only to grow. A plain value; one per thread.
+/// Reused call after call it allocates only to grow. A plain value, empty by default and after it has been moved from;
+/// one per thread.
 class DispatchPlan {
  public:
   /// Throws std::invalid_argument if the routing names an expert outside [0, num_experts); the plan is then empty.
@@ -22,10 +23,10 @@ class DispatchPlan {
   template <class S>
   void build(const Routing<S>& routing, Index num_experts);
 
-  Index num_experts() const { return static_cast<Index>(offset_.size()) - 1; }
+  Index num_experts() const { return std::max<Index>(0, static_cast<Index>(offset_.size()) - 1); }
   Index num_tokens() const { return num_tokens_; }
   /// Assignments that reach an expert: dropped ones have no row.
-  Index num_rows() const { return offset_.back(); }
+  Index num_rows() const { return offset_.empty() ? 0 : offset_.back(); }
   Index offset(Index expert) const { return offset_[static_cast<std::size_t>(expert)]; }
   /// All offsets, [num_experts + 1].
   std::span<const Index> offsets() const { return offset_; }
@@ -55,7 +56,7 @@ class DispatchPlan {
   std::vector<Index> offset_ = {0};
   std::vector<Index> token_of_row_, assignment_of_row_, row_of_assignment_;
   std::vector<Index> count_;  // [blocks, num_experts]: histogram, then the next free row of each block in each expert
-  Index num_tokens_ = 0, num_assignments_ = 0;
+  detail::ZeroWhenMoved<Index> num_tokens_ = 0, num_assignments_ = 0;
 };
 
 template <class S>
@@ -67,6 +68,7 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
   const Index tokens_per_block = (num_tokens + blocks - 1) / blocks;
   const auto first_token = [&](Index block) { return std::min(num_tokens, block * tokens_per_block); };
 
+  detail::checked_size("moe::DispatchPlan::build", "num_experts", num_experts);
   num_tokens_ = num_tokens;
   num_assignments_ = 0;  // until all experts are known to exist
   offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);

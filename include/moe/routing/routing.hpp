@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -30,29 +31,37 @@ struct RoutingScratch {
 /// Who goes where, with which weight: what every gate fills. Compressed rows for fixed-K and ragged gates alike: the
 /// assignments of token t are [token_begin[t], token_begin[t + 1]), in choice order (dense gates: ascending expert).
 /// A dropped choice keeps its expert id and has weight 0; it never reaches an expert.
-/// Reused call after call it allocates only to grow. A plain value; one per thread.
+/// Reused call after call it allocates only to grow. A plain value, empty after it has been moved from; one per thread.
 template <class S>
 class Routing {
  public:
   /// Every token gets k assignments; contents are to be filled through experts(t) and weights(t), dropped is cleared.
+  /// Throws std::invalid_argument for numbers that are negative or too large for an Index.
   void resize(Index num_tokens, Index k) {
+    constexpr const char* kName = "moe::Routing";
+    detail::checked_product(kName, detail::checked_size(kName, "num_tokens", num_tokens),
+                            detail::checked_size(kName, "k", k));
     token_begin_.resize(static_cast<std::size_t>(num_tokens) + 1);
     for (Index t = 0; t <= num_tokens; ++t) token_begin_[static_cast<std::size_t>(t)] = t * k;
     resize_assignments(num_tokens * k);
   }
 
   /// Ragged: token t gets count(t) >= 0 assignments. Gates count, resize, then fill. count is called once per token, in
-  /// order, before assignments are touched: it may read what an earlier resize() made room for.
+  /// order, before assignments are touched: it may read what an earlier resize() made room for. Throws
+  /// std::invalid_argument for a negative count.
   template <class Count>
   void resize_ragged(Index num_tokens, Count&& count) {
     token_begin_.resize(static_cast<std::size_t>(num_tokens) + 1);
     token_begin_[0] = 0;
-    for (Index t = 0; t < num_tokens; ++t)
-      token_begin_[static_cast<std::size_t>(t) + 1] = token_begin_[static_cast<std::size_t>(t)] + count(t);
+    for (Index t = 0; t < num_tokens; ++t) {
+      const Index choices = count(t);
+      if (choices < 0) fail("moe::Routing: token ", t, " has ", choices, " choices, expected at least 0");
+      token_begin_[static_cast<std::size_t>(t) + 1] = token_begin_[static_cast<std::size_t>(t)] + choices;
+    }
     resize_assignments(token_begin_.back());
   }
 
-  Index num_tokens() const { return static_cast<Index>(token_begin_.size()) - 1; }
+  Index num_tokens() const { return std::max<Index>(0, static_cast<Index>(token_begin_.size()) - 1); }
   Index num_assignments() const { return static_cast<Index>(expert_.size()); }
 
   /// First assignment of token t; begin(num_tokens()) is num_assignments().
