@@ -40,6 +40,35 @@ struct Plain {
   int k = 2;
 };
 
+struct NothingToLearn {
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}
+};
+
+struct ByValue {
+  double x = 0;
+  template <class F, class... Self>
+  static void visit(F&& f, Self... self) {
+    f("x", self.x...);
+  }
+};
+
+struct OfAnObject {
+  double x = 0;
+  template <class F>
+  void visit(F&& f) {
+    f("x", x);
+  }
+};
+
+struct Final final {
+  double x = 0;
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("x", self.x...);
+  }
+};
+
 TEST_CASE("visit: names every parameter once, in order, with its path", "[core]") {
   const Model model;
   Names names;
@@ -60,6 +89,32 @@ TEST_CASE("visit: walks several objects leaf by leaf", "[core]") {
   CHECK(model.second.weight == 2 * other.second.weight);
   CHECK(model.first.bias == 2 * other.first.bias);
   CHECK(model.temperature == 3);
+}
+
+TEST_CASE("HasParameters: visit is static and takes its objects by reference, or nothing would learn", "[core]") {
+  STATIC_REQUIRE(moe::HasParameters<Line>);
+  STATIC_REQUIRE(moe::HasParameters<Model>);
+  STATIC_REQUIRE(moe::HasParameters<NothingToLearn>);
+  STATIC_REQUIRE(moe::HasParameters<Final>);
+  STATIC_REQUIRE_FALSE(moe::HasParameters<ByValue>);
+  STATIC_REQUIRE_FALSE(moe::HasParameters<OfAnObject>);
+  STATIC_REQUIRE_FALSE(moe::HasParameters<double>);
+  STATIC_REQUIRE(moe::detail::HasVisitMember<ByValue>);
+  STATIC_REQUIRE(moe::detail::HasVisitMember<OfAnObject>);
+  STATIC_REQUIRE_FALSE(moe::detail::HasVisitMember<Plain>);
+}
+
+TEST_CASE("Kept: a vector like any other that says that it is not learned", "[core]") {
+  moe::Kept<Eigen::RowVectorXd> kept = Eigen::RowVectorXd::Ones(3);
+  const Eigen::RowVectorXd two = 2 * kept;
+  kept = two;
+  CHECK(kept.sum() == 6);
+  kept = two.array() + 1;
+  CHECK(kept.sum() == 9);
+  CHECK(moe::parameter_shape(kept) == std::vector<Index>{3});
+  CHECK(moe::parameter_span(kept).size() == 3);
+  STATIC_REQUIRE_FALSE(moe::kIsLearned<moe::Kept<Eigen::RowVectorXd>>);
+  STATIC_REQUIRE(moe::kIsLearned<Eigen::RowVectorXd>);
 }
 
 TEST_CASE("visit: an object without parameters is visited without a call", "[core]") {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/with_capacity.hpp"
 
+#include "moe/gate/top_k.hpp"
+
 #include "catch.hpp"
 #include "gate/threshold_gate.hpp"
 #include "gradient.hpp"
@@ -39,7 +41,6 @@ static_assert(moe::DifferentiableGate<Limited, float> && moe::DifferentiableGate
 static_assert(!Limited::kPerToken && moe::HasParameters<Limited>);
 static_assert(moe::Gate<WithCapacity<FirstExpertGate>>);
 static_assert(!moe::DifferentiableGate<WithCapacity<FirstExpertGate>>);
-static_assert(!moe::HasParameters<WithCapacity<FirstExpertGate>>);
 
 Limited limited(KeptWeights weights, ServiceOrder order = ServiceOrder::ByPosition, double factor = 0.6) {
   return {.gate = {}, .capacity = {.factor = factor, .min_capacity = 0, .order = order, .weights = weights}};
@@ -165,6 +166,27 @@ TEST_CASE("WithCapacity: a gate of the least kind can be limited", "[gate]") {
   Routing<float> routing;
   gate.route(Matrix<float>::Zero(10, 4), Step::train(0), routing);
   CHECK(std::count(routing.dropped().begin(), routing.dropped().end(), 0) == 3);
+}
+
+TEST_CASE("WithCapacity: a token whose weights sum to zero keeps zeros and gets no gradient", "[gate]") {
+  const auto weights = GENERATE(KeptWeights::Renormalised, KeptWeights::NormalisedFirst);
+  const WithCapacity<moe::TopKGate> gate{
+      .gate = {.k = 2, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None},
+      .capacity = {.factor = 4, .weights = weights}};
+  Matrix<double> logits = test::random_logits<double>(3, 4), dlogits;
+  logits.row(1).setConstant(-1000);  // sigmoid(-1000) is zero, and so is its slope
+  Routing<double> routing;
+  gate.route<double>(logits, Step::train(0), routing);
+  CHECK(routing.weights(1)[0] == 0);
+  CHECK(routing.weights(1)[1] == 0);
+  CHECK_THAT(routing.weights(2)[0] + routing.weights(2)[1], Catch::Matchers::WithinAbs(1, 1e-15));
+  gate.replay<double>(logits, Step::train(0), routing);
+  CHECK(routing.weights(1)[0] == 0);
+  const std::vector<double> dweight(6, 0.7);
+  WithCapacity<moe::TopKGate> gradient = gate;
+  gate.backward<double>(logits, Step::train(0), routing, dweight, Matrix<double>(), dlogits, gradient);
+  CHECK(dlogits.row(1).isZero(0));
+  CHECK(dlogits.allFinite());
 }
 
 TEST_CASE("WithCapacity: no tokens give an empty routing and gradient", "[gate]") {

@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <string>
 #include <vector>
 
 #include "catch.hpp"
+#include "moe/gate/top_k.hpp"
 #include "moe/train/adam_w.hpp"
 #include "moe/train/sgd.hpp"
 #include "sample_layer.hpp"
@@ -16,6 +18,8 @@ using Catch::Matchers::WithinAbs;
 using test::flatten;
 using test::Number;
 using test::SampleLayer;
+
+constexpr moe::Index kWide = 37;  // two registers of AVX-512 and a rest
 
 struct Vector {
   moe::RowVector<float> x;
@@ -157,6 +161,58 @@ TEST_CASE("Optimisers: the same bits for any number of threads", "[train]") {
   const moe::RowVector<float> serial = run(1);
   REQUIRE(run(2) == serial);
   REQUIRE(run(5) == serial);
+}
+
+/// A step with `bad` in the k-th of three elements of the gradient changes no bit, says so, and the next one works.
+template <class Optimiser>
+void check_non_finite(Optimiser optimiser, float bad, moe::Index k, const std::string& message) {
+  using State = typename Optimiser::template State<Vector>;
+  CAPTURE(bad, k);
+  const Vector before{moe::RowVector<float>::LinSpaced(kWide, -1, 1)}, good{moe::RowVector<float>::Ones(kWide)};
+  Vector vector = before, gradient = good, expected = before;
+  gradient.x(k) = bad;
+  State state(vector), expected_state(vector);
+  REQUIRE_THROWS_WITH(optimiser.step(vector, gradient, state, 0.1), message);
+  optimiser.non_finite = moe::NonFinite::Skip;
+  REQUIRE_FALSE(optimiser.step(vector, gradient, state, 0.1));
+  REQUIRE(vector.x == before.x);
+  REQUIRE(optimiser.step(vector, good, state, 0.1));
+  REQUIRE(optimiser.step(expected, good, expected_state, 0.1));
+  REQUIRE(vector.x == expected.x);
+  optimiser.non_finite = moe::NonFinite::Apply;
+  REQUIRE(optimiser.step(vector, gradient, state, 0.1));
+  REQUIRE_FALSE(vector.x.allFinite());
+}
+
+TEST_CASE("Optimisers: a gradient that is not finite changes nothing and is told", "[train][error]") {
+  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  for (const moe::Index k : {moe::Index{0}, moe::Index{20}, kWide - 1}) {
+    const std::string sentence = "::step: the gradient of 'x' holds ",
+                      rest = ", expected finite numbers (see moe::NonFinite)";
+    check_non_finite(moe::Sgd{.momentum = 0.9}, nan, k, "moe::Sgd" + sentence + "nan" + rest);
+    check_non_finite(moe::AdamW{}, infinity, k, "moe::AdamW" + sentence + "inf" + rest);
+    check_non_finite(moe::AdamW{}, -infinity, k, "moe::AdamW" + sentence + "-inf" + rest);
+  }
+  const float largest = std::numeric_limits<float>::max();
+  Vector vector{moe::RowVector<float>::Constant(kWide, largest)};
+  moe::Sgd::State state(vector);
+  REQUIRE(moe::Sgd{}.step(vector, vector, state, 0));  // large is not infinite
+}
+
+TEST_CASE("Optimisers: a selection bias is kept, whatever decays", "[train]") {
+  moe::TopKGate gate{.selection_bias = Eigen::RowVectorXd::LinSpaced(4, -1, 5)};
+  gate.weight_bias = Eigen::RowVectorXd::Ones(4);
+  const auto kept = gate.selection_bias;
+  moe::TopKGate gradient = moe::zeros_like(gate);
+  gradient.selection_bias.setConstant(std::numeric_limits<double>::quiet_NaN());  // nobody reads it
+  moe::AdamW::State adam(gate);
+  moe::Sgd::State velocity(gate);
+  for (int step = 0; step < 100; ++step) {
+    moe::AdamW{.weight_decay = 0.1}.step(gate, gradient, adam, 0.1);
+    moe::Sgd{.momentum = 0.9, .weight_decay = 0.1}.step(gate, gradient, velocity, 0.1);
+  }
+  CHECK(gate.selection_bias == kept);
+  CHECK(gate.weight_bias(0) < 0.5);  // this one is learned, and decays
 }
 
 TEST_CASE("Optimisers: a gradient of another shape is refused and changes nothing", "[train][error]") {

@@ -16,15 +16,52 @@ struct IgnoreParameters {
   template <class... Leaves>
   void operator()(const std::string&, Leaves&...) const {}
 };
+
+/// An object that a function cannot take by value; never made.
+template <class T>
+struct NotCopied : T {
+  NotCopied(const NotCopied&) = delete;
+};
+struct NamesVisit {
+  void visit();
+};
+template <class T>
+struct TwoVisits : T, NamesVisit {};
+
+/// Whether T has any member called visit: the name is ambiguous then.
+template <class T>
+concept HasVisitMember = std::is_class_v<T> && !std::is_final_v<T> && !requires { &TwoVisits<T>::visit; };
+
 }  // namespace detail
 
 /// A type with learnable numbers. It has one static member that names them all:
 ///   template <class F, class... Self>
 ///   static void visit(F&& f, Self&... self) { f("weight", self.weight_...); f("bias", self.bias_...); }
 /// A leaf is a `double`, a dense Eigen matrix or vector, or a type with span(), shape(), read() and write() such as
-/// PanelMatrix. A part that has parameters of its own is visited through visit_part().
+/// PanelMatrix; Kept<...> around a vector keeps it from learning. A part that has parameters of its own is visited
+/// through visit_part(). A part that can be trained through declares visit also where it has nothing to learn, with an
+/// empty body: without it, or where it is not static or takes the objects by value, nothing would learn.
 template <class T>
-concept HasParameters = requires(T& object) { T::visit(detail::IgnoreParameters{}, object); };
+concept HasParameters = requires(T& object) {
+  T::visit(detail::IgnoreParameters{}, object);
+} && (std::is_final_v<T> || requires(detail::NotCopied<T>& object) { T::visit(detail::IgnoreParameters{}, object); });
+
+/// A vector that is kept and not learned, as a leaf of visit(): set by a controller, a statistic of the data. It is
+/// saved and loaded with the parameters; optimisers and clipping leave it as it is.
+template <class V>
+struct Kept : V {
+  using V::V;
+  using V::operator=;
+  Kept() = default;
+  Kept(const V& value) : V(value) {}
+  Kept(V&& value) : V(std::move(value)) {}
+};
+
+/// Whether a leaf is learned: all but Kept<...> are.
+template <class Leaf>
+inline constexpr bool kIsLearned = true;
+template <class V>
+inline constexpr bool kIsLearned<Kept<V>> = false;
 
 /// Calls f(name, leaf, leaves...) for every parameter of same-shaped objects: a layer, its gradient, its moments.
 /// Names are dotted paths, as in "experts.3.up.weight"; the order is fixed. Optimisers, clipping, gradient checks and
@@ -32,6 +69,9 @@ concept HasParameters = requires(T& object) { T::visit(detail::IgnoreParameters{
 template <class F, class First, class... Rest>
 void visit(F&& f, First& first, Rest&... rest) {
   using T = std::remove_const_t<First>;
+  static_assert(HasParameters<T> || !detail::HasVisitMember<T>,
+                "moe::visit: a type's own visit must be `template <class F, class... Self> static void visit(F&& f, "
+                "Self&... self)`: static, with the objects by reference (see moe/core/visit.hpp)");
   if constexpr (HasParameters<T>) T::visit(f, first, rest...);
 }
 
@@ -126,7 +166,7 @@ T zeros_like(const T& object) {
   return zeros;
 }
 
-/// Number of learnable scalars.
+/// Number of scalars that are visited.
 template <class T>
 Index num_parameters(const T& object) {
   Index count = 0;

@@ -40,8 +40,8 @@ concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scal
   { expert.forward(rows, out, context) } -> std::same_as<void>;
 };
 
-/// Whether a part of a layer decides each token by itself: what it says as `static constexpr bool kPerToken`, else true.
-/// Experts map row by row; one that contains a layer with a gate that does not (LayerExpert) says so.
+/// Whether a part of a layer decides each token by itself: what it says as `static constexpr bool kPerToken`, else
+/// true. Experts map row by row; one that contains a layer with a gate that does not (LayerExpert) says so.
 template <class T>
 inline constexpr bool kIsPerToken = true;
 template <class T>
@@ -51,10 +51,13 @@ inline constexpr bool kIsPerToken<T> = T::kPerToken;
 /// An expert that can be trained through. Its tape is a default-constructible struct that forward fills:
 ///   void forward(rows, out, context, Tape& tape) const;
 ///   void backward(rows, Tape& tape, dout, drows, E& gradient, Context& context) const;
-/// backward accumulates into `gradient`, an object of its own type, and overwrites drows [num_rows, input_dim].
+/// and declares `visit`, empty where it has nothing to learn (see moe/core/visit.hpp). backward accumulates into
+/// `gradient`, an object of its own type, and overwrites drows [num_rows, input_dim]. Layers give it memory for `out`
+/// and `drows` that is apart from what it reads. Optional: `void require_backward(num_rows, tape, gradient) const`,
+/// which throws std::invalid_argument for a tape or gradient of another expert, before anything is written.
 template <class E>
 concept DifferentiableExpert =
-    Expert<E> && std::default_initializable<typename E::Tape> &&
+    Expert<E> && HasParameters<E> && std::default_initializable<typename E::Tape> &&
     requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, MatrixRef<typename E::Scalar> out,
              Context& context, typename E::Tape& tape, E& gradient) {
       expert.forward(rows, out, context, tape);

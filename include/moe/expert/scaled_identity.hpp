@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "moe/core/overlap.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/kernel/panel_matrix.hpp"
 
@@ -20,11 +21,28 @@ struct BasicScaledIdentity {
   Index input_dim() const { return dim; }
   Index output_dim() const { return dim; }
 
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&) const { out = scale * rows; }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&, Tape&) const { out = scale * rows; }
+  /// Both [num_rows, dim]; `out` may be `rows` itself. Throws std::invalid_argument on other shapes and overlaps.
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&) const {
+    multiply("moe::ScaledIdentity::forward", "out", out, "rows", rows);
+  }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape&) const {
+    forward(rows, out, context);
+  }
   void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 BasicScaledIdentity&, Context&) const {
-    drows = scale * dout;
+    multiply("moe::ScaledIdentity::backward", "drows", drows, "dout", dout);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}  // nothing to learn
+
+ private:
+  void multiply(const char* function, const char* to_name, MatrixRef<Scalar> to, const char* from_name,
+                const ConstMatrixRef<Scalar>& from) const {
+    detail::require_shape(function, from_name, from, from.rows(), dim);
+    detail::require_shape(function, to_name, to, from.rows(), dim);
+    detail::require_same_or_apart(function, to_name, to, from_name, from);
+    to = scale * from;
   }
 };
 

@@ -31,22 +31,23 @@ concept StatesPerToken = requires {
 template <class G, class S = float>
 concept Gate = HasRoute<G, S> && StatesPerToken<G>;
 
-/// A gate that can be trained through. The selection is frozen in all three:
+/// A gate that can be trained through. It declares `visit`, empty where it has nothing to learn (see
+/// moe/core/visit.hpp). The selection is frozen in all three:
 ///   probabilities(logits, step, p)      scores [T, E] before selection, which balance losses use; resizes p
 ///   replay(logits, step, routing)       weights anew for the experts that `routing` already names (gradient checks,
 ///                                       recomputation); dropped choices keep weight 0
 ///   backward(logits, step, routing, dweight, dprobability, dlogits, gradient)
 ///     dweight       [num_assignments], dL/dweight per assignment; ignored where dropped
 ///     dprobability  [T, E], dL/dprobabilities, or empty (0 x 0) for none
-///     dlogits       [T, E], overwritten (resized)
+///     dlogits       [T, E], overwritten (resized); not the memory of logits or dprobability
 ///     gradient      same type as the gate; its parameters are accumulated into
 template <class G, class S = float>
-concept DifferentiableGate =
-    Gate<G, S> && requires(const G& gate, const Matrix<S>& logits, const Step& step, Routing<S>& routing,
-                           std::span<const S> dweight, Matrix<S>& out, G& gradient) {
-      gate.probabilities(logits, step, out);
-      gate.replay(logits, step, routing);
-      gate.backward(logits, step, routing, dweight, logits, out, gradient);
-    };
+concept DifferentiableGate = Gate<G, S> && HasParameters<G> &&
+                             requires(const G& gate, const Matrix<S>& logits, const Step& step, Routing<S>& routing,
+                                      std::span<const S> dweight, Matrix<S>& out, G& gradient) {
+                               gate.probabilities(logits, step, out);
+                               gate.replay(logits, step, routing);
+                               gate.backward(logits, step, routing, dweight, logits, out, gradient);
+                             };
 
 }  // namespace moe::inline MOE_ABI

@@ -50,6 +50,9 @@ struct ExpertChoiceGate {
 
   static constexpr bool kPerToken = false;
 
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}  // nothing to learn
+
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const {
     if (num_experts < 1) fail("moe::ExpertChoiceGate: num_experts is ", num_experts, ", expected at least 1");

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/numeric/top_k.hpp"
 #include "moe/routing/routing.hpp"
@@ -124,9 +125,11 @@ struct Choices {
   S dweight(std::size_t s) const { return dropped[s] ? S{0} : dweights[s]; }
 };
 
-/// Sizes `matrix` [T, E] for a loop that writes the rows of valid tokens, the others being zero.
+/// Sizes `matrix` [T, E] for a loop that writes the rows of valid tokens, the others being zero. It is not that of the
+/// logits.
 template <class S>
-void resize_rows(const ConstMatrixRef<S>& logits, const Step& step, Matrix<S>& matrix) {
+void resize_rows(const char* function, const ConstMatrixRef<S>& logits, const Step& step, Matrix<S>& matrix) {
+  require_apart(function, "the matrix to be written", matrix, "logits", logits);
   matrix.resize(logits.rows(), logits.cols());
   if (!step.valid.empty()) matrix.setZero();
 }
@@ -141,7 +144,7 @@ void require_routing(const char* function, const ConstMatrixRef<S>& logits, cons
 template <class S, class Rows>
 void probabilities_of_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Step& step,
                            Matrix<S>& p) {
-  resize_rows(logits, step, p);
+  resize_rows<S>(function, logits, step, p);
   for_each_row<S>(function, logits, step, 1,
                   [&](Index t, const S* row, S* scratch) { rows.probabilities(t, row, p.row(t).data(), scratch); });
 }
@@ -167,7 +170,8 @@ void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& l
     fail(function, ": dweight has ", dweight.size(),
          " entries, expected one per assignment = ", routing.num_assignments());
   if (dprobability.size() != 0) require_shape(function, "dprobability", dprobability, logits.rows(), logits.cols());
-  resize_rows(logits, step, dlogits);
+  require_apart(function, "dlogits", dlogits, "dprobability", dprobability);
+  resize_rows<S>(function, logits, step, dlogits);
   for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
     S* d = dlogits.row(t).data();
     if (dprobability.size() != 0)

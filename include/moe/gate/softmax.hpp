@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <numeric>
+#include <limits>
 #include <span>
 
 #include "moe/gate/concept.hpp"
@@ -33,16 +33,32 @@ struct SoftmaxRows {
   }
 };
 
+/// Gives every valid token as many choices as it has finite logits. The counts lie in the routing itself until then.
+template <class S>
+void resize_to_finite(const ConstMatrixRef<S>& logits, const Step& step, Routing<S>& routing) {
+  const Index num_tokens = logits.rows();
+  routing.resize(num_tokens, 1);
+  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
+    for (Index t = begin; t < end; ++t)
+      routing.experts(t)[0] =
+          step.is_valid(t) ? count_finite(logits.data() + t * logits.outerStride(), logits.cols()) : 0;
+  });
+  routing.resize_ragged(num_tokens, [&](Index t) { return routing.experts()[static_cast<std::size_t>(t)]; });
+}
+
 }  // namespace detail
 
 /// Dense gate: every token goes to every expert with weight softmax(logits), experts in ascending order. An expert
-/// whose logit is -infinity keeps its place with weight 0; at least one logit of a token must be finite.
+/// whose logit is -infinity is not sent the token; at least one logit of a token must be finite.
 ///   dL/dlogits_i = p_i (a_i - sum_j a_j p_j),   a = dL/dweight + dL/dprobability
 /// Immutable, share freely. Every call is O(num_tokens * num_experts) and allocates nothing when warm. All members
 /// throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
 /// Jordan & Jacobs, "Hierarchical mixtures of experts and the EM algorithm", Neural Computation 1994.
 struct SoftmaxGate {
   static constexpr bool kPerToken = true;
+
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}  // nothing to learn
 
   /// Throws std::invalid_argument unless there is an expert.
   void validate(Index num_experts) const {
@@ -55,12 +71,18 @@ struct SoftmaxGate {
     const Index num_experts = logits.cols();
     validate(num_experts);
     step.validate(kName, logits.rows());
-    routing.resize_ragged(logits.rows(), [&](Index t) { return step.is_valid(t) ? num_experts : 0; });
-    detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* row, S*) {
+    detail::resize_to_finite<S>(logits, step, routing);
+    detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* row, S* p) {
       const std::span<Index> experts = routing.experts(t);
-      std::iota(experts.begin(), experts.end(), Index{0});
-      softmax(row, num_experts, routing.weights(t).data());
-      return count_finite(row, num_experts) > 0;
+      const std::span<S> weights = routing.weights(t);
+      softmax(row, num_experts, p);
+      std::size_t filled = 0;
+      for (Index e = 0; e < num_experts; ++e) {
+        if (row[e] == -std::numeric_limits<S>::infinity()) continue;
+        experts[filled] = e;
+        weights[filled++] = p[e];
+      }
+      return filled > 0;
     });
   }
 

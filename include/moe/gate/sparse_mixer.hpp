@@ -54,8 +54,8 @@ class SparseMixerRows {
     const S best = row[experts[s]];
     for (Index e = 0; e < num_experts_; ++e) {
       const S scale = std::max(std::abs(row[e]), best);
-      const bool far = scale > 0 && (best - row[e]) / scale > threshold_;
-      p[e] = far ? kMasked : row[e];
+      const bool is_far = scale > 0 && (best - row[e]) / scale > threshold_;
+      p[e] = is_far ? kMasked : row[e];
     }
     for (std::size_t earlier = 0; earlier < s; ++earlier) p[experts[earlier]] = kMasked;
     softmax(p, num_experts_, p);
@@ -83,6 +83,9 @@ struct SparseMixerGate {
 
   static constexpr bool kPerToken = true;
   static constexpr Index kChoices = 2;
+
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}  // nothing to learn
 
   /// Throws std::invalid_argument unless num_experts >= 2 and jitter is finite and at least 0.
   void validate(Index num_experts) const {

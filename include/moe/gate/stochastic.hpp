@@ -32,6 +32,9 @@ struct StochasticGate {
 
   static constexpr bool kPerToken = true;
 
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}  // nothing to learn
+
   /// Throws std::invalid_argument unless 1 <= k <= num_experts.
   void validate(Index num_experts) const {
     if (k < 1 || k > num_experts)

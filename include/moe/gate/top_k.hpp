@@ -46,8 +46,8 @@ struct TopKGate {
   double scale = 1;
   double floor = 0;   ///< least divisor; >= 0 (ERNIE 4.5: 1e-12); no gradient through the norm below it
   double norm_p = 2;  ///< p of Normalise::PNorm; >= 1
-  Eigen::RowVectorXd selection_bias = {};  ///< [num_experts] or empty; no gradient: set by a balance controller
-  Eigen::RowVectorXd weight_bias = {};     ///< [num_experts] or empty; learnable, never seen by the selection
+  Kept<Eigen::RowVectorXd> selection_bias = {};  ///< [num_experts] or empty; set by a balance controller, not learned
+  Eigen::RowVectorXd weight_bias = {};           ///< [num_experts] or empty; learnable, never seen by the selection
   ExpertGroups groups = {};
 
   static constexpr bool kPerToken = true;

@@ -40,25 +40,26 @@ struct WithCapacity {
   }
 
   template <class F, class... Self>
-  requires HasParameters<G>
-  static void visit(F&& f, Self&... self) { moe::visit(f, self.gate...); }
+  static void visit(F&& f, Self&... self) {
+    moe::visit(f, self.gate...);
+  }
 
   template <class S>
-  requires HasRoute<G, S>
+    requires HasRoute<G, S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     gate.route(logits, step, routing);
     apply_capacity(capacity, logits.cols(), step, routing);
   }
 
   template <class S>
-  requires DifferentiableGate<G, S>
+    requires DifferentiableGate<G, S>
   void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
     gate.probabilities(logits, step, out);
   }
 
   /// Weights anew for the same choices with the same drops. Allocates a copy of the routing.
   template <class S>
-  requires DifferentiableGate<G, S>
+    requires DifferentiableGate<G, S>
   void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     const Routing<S> chosen = before_capacity(logits, step, routing);
     std::copy(chosen.weights().begin(), chosen.weights().end(), routing.weights().begin());
@@ -72,7 +73,7 @@ struct WithCapacity {
   /// for its part in the sum of NormalisedFirst; else that of w / sum if normalised. Replays the gate; allocates a copy
   /// of the routing.
   template <class S>
-  requires DifferentiableGate<G, S>
+    requires DifferentiableGate<G, S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithCapacity& gradient) const {

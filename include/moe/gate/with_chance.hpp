@@ -15,7 +15,7 @@ namespace moe::inline MOE_ABI {
 ///   uniform  double(Index token, Index slot): a number in [0, 1), asked for slot >= 1 only
 /// Throws std::invalid_argument unless the threshold is at least 0. O(assignments), serial, no allocation.
 template <class S, class Uniform>
-requires std::invocable<Uniform&, Index, Index>
+  requires std::invocable<Uniform&, Index, Index>
 void drop_by_chance(double threshold, Uniform&& uniform, Routing<S>& routing) {
   if (!(threshold >= 0)) fail("moe::drop_by_chance: threshold is ", threshold, ", expected at least 0");
   if (threshold == 0) return;
@@ -51,11 +51,12 @@ struct WithChance {
   }
 
   template <class F, class... Self>
-  requires HasParameters<G>
-  static void visit(F&& f, Self&... self) { moe::visit(f, self.gate...); }
+  static void visit(F&& f, Self&... self) {
+    moe::visit(f, self.gate...);
+  }
 
   template <class S>
-  requires HasRoute<G, S>
+    requires HasRoute<G, S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     gate.route(logits, step, routing);
     const RandomField random = step.random(Purpose::Dropout);
@@ -65,19 +66,19 @@ struct WithChance {
   }
 
   template <class S>
-  requires DifferentiableGate<G, S>
+    requires DifferentiableGate<G, S>
   void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
     gate.probabilities(logits, step, out);
   }
 
   template <class S>
-  requires DifferentiableGate<G, S>
+    requires DifferentiableGate<G, S>
   void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     gate.replay(logits, step, routing);
   }
 
   template <class S>
-  requires DifferentiableGate<G, S>
+    requires DifferentiableGate<G, S>
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithChance& gradient) const {

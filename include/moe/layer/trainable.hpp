@@ -13,7 +13,7 @@ struct TapeOfPart {
   struct type {};
 };
 template <class T>
-requires requires { typename T::Tape; }
+  requires requires { typename T::Tape; }
 struct TapeOfPart<T> {
   using type = typename T::Tape;
 };
@@ -25,13 +25,13 @@ using TapeOf = typename TapeOfPart<T>::type;
 template <class R, class G, class X>
 struct RequireTrainable {
   static_assert(DifferentiableRouter<R>,
-                "moe::MoeLayer: training needs a Router with logits(..., tape) and backward "
+                "moe::MoeLayer: training needs a Router with logits(..., tape), backward and visit "
                 "(see moe/router/concept.hpp)");
   static_assert(DifferentiableGate<G, typename R::Scalar>,
-                "moe::MoeLayer: training needs a Gate with probabilities, replay and backward "
+                "moe::MoeLayer: training needs a Gate with probabilities, replay, backward and visit "
                 "(see moe/gate/concept.hpp)");
   static_assert(DifferentiableExpertSet<X>,
-                "moe::MoeLayer: training needs experts with forward(..., tape) and backward "
+                "moe::MoeLayer: training needs experts with forward(..., tape), backward and visit "
                 "(see moe/expert/concept.hpp)");
 };
 

@@ -21,12 +21,15 @@ concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scal
   { router.logits(tokens, step, out) } -> std::same_as<void>;
 };
 
-/// A router that can be trained through: logits(tokens, step, out, tape) fills a tape, and
+/// A router that can be trained through: it declares `visit` (see moe/core/visit.hpp), logits(tokens, step, out, tape)
+/// fills a tape, and
 ///   backward(tokens, step, tape, dlogits, gradient, dtokens)
-/// accumulates into `gradient`, an object of its own type, and ADDS to dtokens [num_tokens, model_dim].
+/// accumulates into `gradient`, an object of its own type, and ADDS to dtokens [num_tokens, model_dim], which is memory
+/// apart from tokens and dlogits. Optional: `void require_backward(num_tokens, tape, gradient) const`, which throws
+/// std::invalid_argument for a tape or gradient of another router, before anything is written.
 template <class R>
 concept DifferentiableRouter =
-    Router<R> && std::default_initializable<typename R::Tape> &&
+    Router<R> && HasParameters<R> && std::default_initializable<typename R::Tape> &&
     requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Step& step,
              MatrixRef<typename R::Scalar> out, typename R::Tape& tape, R& gradient) {
       router.logits(tokens, step, out, tape);

@@ -22,6 +22,7 @@ struct AdamW {
   double epsilon = 1e-8;       ///< above 0, also in float: it keeps 0 / 0 out of padding
   double weight_decay = 0.01;  ///< 0 or more
   Decayed decayed = Decayed::All;
+  NonFinite non_finite = NonFinite::Refuse;
 
   /// Two moments per parameter and the count of steps. Visited like a layer, so it is saved and restored like one.
   template <class Layer>
@@ -49,11 +50,12 @@ struct AdamW {
       fail("moe::AdamW: epsilon is ", epsilon, ", expected at least ", std::numeric_limits<float>::min());
   }
 
-  /// One update of every parameter that the layer visits. Elementwise: the same bits for any number of threads.
-  /// Throws std::invalid_argument for bad numbers or an object of another shape, and changes nothing then.
-  /// Allocates only names and shapes.
+  /// One update of every parameter that the layer visits, Kept<...> ones apart. Elementwise: the same bits for any
+  /// number of threads. Returns whether the step was taken: always, but for NonFinite::Skip. Throws
+  /// std::invalid_argument for bad numbers, an object of another shape or a gradient that is not finite, and changes
+  /// nothing then. Allocates only names and shapes.
   template <class Layer>
-  void step(Layer& layer, const Layer& gradient, State<Layer>& state, double learning_rate) const {
+  bool step(Layer& layer, const Layer& gradient, State<Layer>& state, double learning_rate) const {
     validate();
     const double update = state.update + 1;
     const Rates rates{learning_rate, learning_rate / (1 - std::pow(beta1, update)),
@@ -64,12 +66,15 @@ struct AdamW {
     detail::require_same_parameters("moe::AdamW::step", "gradient", layer, gradient);
     detail::require_same_parameters("moe::AdamW::step", "state.first", layer, state.first);
     detail::require_same_parameters("moe::AdamW::step", "state.second", layer, state.second);
+    if (!detail::accepts_gradient("moe::AdamW::step", non_finite, gradient)) return false;
     moe::visit(
         [&](const std::string&, auto& leaf, const auto& leaf_gradient, auto& first, auto& second) {
-          detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, rates), leaf, leaf_gradient, first, second);
+          if constexpr (kIsLearned<std::remove_cvref_t<decltype(leaf)>>)
+            detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, rates), leaf, leaf_gradient, first, second);
         },
         layer, gradient, state.first, state.second);
     state.update = update;
+    return true;
   }
 
  private:

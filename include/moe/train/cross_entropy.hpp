@@ -13,7 +13,8 @@ namespace moe::inline MOE_ABI {
 ///   labels   [num_tokens], read where step is valid
 ///   dlogits  [num_tokens, num_classes], overwritten (resized), zero in invalid rows; not the matrix of the logits
 /// Logits that are NaN or +inf make value and gradient NaN; a label on a masked class makes the value infinite.
-/// Throws std::invalid_argument for a label out of range or counts that differ; dlogits is untouched then.
+/// Throws std::invalid_argument for a label out of range, counts that differ, or one matrix given as both; dlogits is
+/// untouched then.
 template <class S>
 double cross_entropy(const Logits<S>& logits, std::span<const Index> labels, const Step& step, Matrix<S>& dlogits) {
   const Index num_tokens = logits.rows(), num_classes = logits.cols();
@@ -25,6 +26,7 @@ double cross_entropy(const Logits<S>& logits, std::span<const Index> labels, con
     if (step.is_valid(t) && (label_of(t) < 0 || label_of(t) >= num_classes))
       fail("moe::cross_entropy: label of row ", t, " is ", label_of(t),
            ", expected 0 to num_classes - 1 = ", num_classes - 1);
+  detail::require_apart("moe::cross_entropy", "dlogits", dlogits, "logits", logits);
   dlogits.setZero(num_tokens, num_classes);
   return detail::mean_over_rows(num_tokens, step, [&](Index t, double weight) {
     S* gradient = dlogits.row(t).data();

@@ -1,47 +1,43 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <cstddef>
 #include <string>
-#include <utility>
-#include <vector>
+#include <type_traits>
 
 #include "moe/core/parallel.hpp"
+#include "moe/core/same_parameters.hpp"
 #include "moe/core/simd.hpp"
-#include "moe/core/visit.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What an optimiser does with a gradient that is NaN or infinite somewhere, which would make parameters NaN for good:
+/// Refuse it by std::invalid_argument that names the parameter; Skip the step, which then returns false; both change
+/// nothing, and read the gradient once more than Apply, which goes on as if they were numbers.
+enum class NonFinite { Refuse, Skip, Apply };
+
+}  // namespace moe::inline MOE_ABI
 
 // What optimisers and clipping share: one pass over all parameters of same-shaped objects, register by register.
 namespace moe::inline MOE_ABI::detail {
 
+/// What the lanes of a sum of x * 0 say: zero where every x is finite, else NaN.
+template <class S>
+bool all_finite(const S* values, Index n) {
+  using V = simd::Batch<S>;
+  const V zero(S{0});
+  V sum = zero;
+  simd::for_each<S>(
+      n, [&](Index i) { sum = simd::fma(simd::load<S>(values + i), zero, sum); },
+      [&](Index i, Index count) { sum = simd::fma(simd::load_partial<S>(values + i, count, S{0}), zero, sum); });
+  return simd::reduce_add(sum) == S{0};
+}
+
 /// Scalars per parallel task: 64 KiB of floats, some microseconds of work; a multiple of every register width.
 inline constexpr Index kElementGrain = 16384;
-
-template <class T>
-std::vector<std::pair<std::string, std::vector<Index>>> parameter_shapes(const T& object) {
-  std::vector<std::pair<std::string, std::vector<Index>>> shapes;
-  visit([&](const std::string& name, const auto& leaf) { shapes.emplace_back(name, parameter_shape(leaf)); }, object);
-  return shapes;
-}
-
-/// Throws unless `other` has the parameters of `layer`: same names, shapes and layouts. Names and shapes are compared
-/// one object at a time first, because walking two together relies on them.
-template <class T>
-void require_same_parameters(const char* function, const char* name, const T& layer, const T& other) {
-  const auto expected = parameter_shapes(layer), found = parameter_shapes(other);
-  if (found.size() != expected.size())
-    fail(function, ": ", name, " has ", found.size(), " parameters, expected ", expected.size(), " as in the layer");
-  for (std::size_t i = 0; i < expected.size(); ++i)
-    if (found[i] != expected[i])
-      fail(function, ": parameter '", found[i].first, "' of ", name, " differs in name or shape from '",
-           expected[i].first, "' of the layer");
-  visit(
-      [&](const std::string& leaf_name, const auto& leaf, const auto& other_leaf) {
-        bool same = parameter_span(leaf).size() == parameter_span(other_leaf).size();
-        if constexpr (requires { leaf.is_shaped_as(other_leaf); }) same = same && leaf.is_shaped_as(other_leaf);
-        if (!same) fail(function, ": parameter '", leaf_name, "' of ", name, " is stored in another layout");
-      },
-      layer, other);
-}
 
 template <class S>
 void store_register(S* to, const simd::Batch<S>& value) {
@@ -85,6 +81,28 @@ void update_leaf(const Update& update, Leaf& leaf, Leaves&... leaves) {
     update_range<ParameterScalar<Leaf>>(end - begin, update, parameter_span(leaf).data() + begin,
                                         (parameter_span(leaves).data() + begin)...);
   });
+}
+
+/// Whether a step may be taken with this gradient; see NonFinite. One pass over it, in parallel.
+template <class T>
+bool accepts_gradient(const char* function, NonFinite non_finite, const T& gradient) {
+  if (non_finite == NonFinite::Apply) return true;
+  bool accepted = true;
+  visit(
+      [&](const std::string& name, const auto& leaf) {
+        if (!kIsLearned<std::remove_cvref_t<decltype(leaf)>> || !accepted) return;
+        const auto values = parameter_span(leaf);
+        std::atomic<bool> finite{true};
+        parallel_ranges(std::ssize(values), kElementGrain, [&](Index begin, Index end, Index) {
+          if (!all_finite(values.data() + begin, end - begin)) finite.store(false, std::memory_order_relaxed);
+        });
+        accepted = finite;
+        if (accepted || non_finite == NonFinite::Skip) return;
+        const auto bad = std::ranges::find_if(values, [](auto value) { return !std::isfinite(value); });
+        fail(function, ": the gradient of '", name, "' holds ", *bad, ", expected finite numbers (see moe::NonFinite)");
+      },
+      gradient);
+  return accepted;
 }
 
 }  // namespace moe::inline MOE_ABI::detail

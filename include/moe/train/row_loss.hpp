@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/core/overlap.hpp"
 #include "moe/numeric/softmax.hpp"
 #include "moe/routing/token_sum.hpp"
 

@@ -45,6 +45,7 @@ struct Sgd {
   Momentum kind = Momentum::HeavyBall;
   double weight_decay = 0;  ///< 0 or more
   Decayed decayed = Decayed::All;
+  NonFinite non_finite = NonFinite::Refuse;
 
   /// One velocity per parameter, zero at first. Visited like a layer, so it can be saved and restored like one.
   template <class Layer>
@@ -65,21 +66,25 @@ struct Sgd {
     detail::require_factor("moe::Sgd", "weight_decay", weight_decay);
   }
 
-  /// One update of every parameter that the layer visits. Elementwise: the same bits for any number of threads.
-  /// Throws std::invalid_argument for bad numbers or an object of another shape, and changes nothing then.
-  /// Allocates only names and shapes.
+  /// One update of every parameter that the layer visits, Kept<...> ones apart. Elementwise: the same bits for any
+  /// number of threads. Returns whether the step was taken: always, but for NonFinite::Skip. Throws
+  /// std::invalid_argument for bad numbers, an object of another shape or a gradient that is not finite, and changes
+  /// nothing then. Allocates only names and shapes.
   template <class Layer>
-  void step(Layer& layer, const Layer& gradient, State<Layer>& state, double learning_rate) const {
+  bool step(Layer& layer, const Layer& gradient, State<Layer>& state, double learning_rate) const {
     validate();
     detail::require_factor("moe::Sgd::step", "learning_rate", learning_rate);
     detail::require_same_parameters("moe::Sgd::step", "gradient", layer, gradient);
     detail::require_same_parameters("moe::Sgd::step", "state", layer, state.velocity);
+    if (!detail::accepts_gradient("moe::Sgd::step", non_finite, gradient)) return false;
     moe::visit(
         [&](const std::string&, auto& leaf, const auto& leaf_gradient, auto& velocity) {
-          detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, learning_rate), leaf, leaf_gradient,
-                              velocity);
+          if constexpr (kIsLearned<std::remove_cvref_t<decltype(leaf)>>)
+            detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, learning_rate), leaf, leaf_gradient,
+                                velocity);
         },
         layer, gradient, state.velocity);
+    return true;
   }
 
  private:

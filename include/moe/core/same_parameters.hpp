@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/core/visit.hpp"
+
+// Whether two objects have the same parameters, as a layer and its gradient, or its moments, must: walking them
+// together relies on it.
+namespace moe::inline MOE_ABI::detail {
+
+template <class T>
+std::vector<std::pair<std::string, std::vector<Index>>> parameter_shapes(const T& object) {
+  std::vector<std::pair<std::string, std::vector<Index>>> shapes;
+  visit([&](const std::string& name, const auto& leaf) { shapes.emplace_back(name, parameter_shape(leaf)); }, object);
+  return shapes;
+}
+
+/// Whether two leaves of one type are stored alike.
+template <class Leaf>
+bool same_layout(const Leaf& a, const Leaf& b) {
+  if constexpr (requires { a.is_shaped_as(b); })
+    return a.is_shaped_as(b);
+  else if constexpr (requires { a.rows(); })
+    return a.rows() == b.rows() && a.cols() == b.cols();
+  else
+    return parameter_span(a).size() == parameter_span(b).size();
+}
+
+/// Throws unless `other` has the parameters of `layer`: same names, shapes and layouts. Names and shapes are compared
+/// one object at a time first, because walking two together relies on them.
+template <class T>
+void require_same_parameters(const char* function, const char* name, const T& layer, const T& other) {
+  const auto expected = parameter_shapes(layer), found = parameter_shapes(other);
+  if (found.size() != expected.size())
+    fail(function, ": ", name, " has ", found.size(), " parameters, expected ", expected.size(), " as in the layer");
+  for (std::size_t i = 0; i < expected.size(); ++i)
+    if (found[i] != expected[i])
+      fail(function, ": parameter '", found[i].first, "' of ", name, " differs in name or shape from '",
+           expected[i].first, "' of the layer");
+  visit(
+      [&](const std::string& leaf_name, const auto& leaf, const auto& other_leaf) {
+        if (!same_layout(leaf, other_leaf))
+          fail(function, ": parameter '", leaf_name, "' of ", name, " is stored in another layout");
+      },
+      layer, other);
+}
+
+/// FNV-1a of the names and stored sizes of all parameters, in order. Allocates only the names that parts put together.
+template <class T>
+std::uint64_t parameter_fingerprint(const T& object) {
+  std::uint64_t hash = 14695981039346656037u;
+  const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
+  visit(
+      [&](const std::string& name, const auto& leaf) {
+        for (const char c : name) add(static_cast<unsigned char>(c));
+        add(parameter_span(leaf).size() + 256);
+      },
+      object);
+  return hash;
+}
+
+/// The same as require_same_parameters() for backward passes, which do not allocate: the lists are made to complain
+/// only.
+template <class T>
+void require_gradient_of(const char* function, const char* name, const T& part, const T& gradient) {
+  bool same = parameter_fingerprint(part) == parameter_fingerprint(gradient);
+  if (same)
+    visit([&](const std::string&, const auto& a, const auto& b) { same = same && same_layout(a, b); }, part, gradient);
+  if (!same) require_same_parameters(function, name, part, gradient);
+}
+
+/// Throws std::invalid_argument unless `tape` is that of a forward pass of `rows` through an object shaped as `part`,
+/// and `gradient` is shaped as it, for parts that can tell:
+///   void require_backward(rows, const Tape& tape, const Part& gradient) const;
+/// of other parts the parameters of the gradient are compared. `rows`: their number, or the plan of a set of experts.
+template <class Part, class Rows, class Tape>
+void require_backward_of(const char* function, const char* name, const Part& part, const Rows& rows, const Tape& tape,
+                         const Part& gradient) {
+  if constexpr (requires { part.require_backward(rows, tape, gradient); })
+    part.require_backward(rows, tape, gradient);
+  else
+    require_gradient_of(function, name, part, gradient);
+}
+
+}  // namespace moe::inline MOE_ABI::detail

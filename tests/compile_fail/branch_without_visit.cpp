@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: MIT
+#include "moe/expert/mlp.hpp"
+#include "moe/gate/top_k.hpp"
+#include "moe/layer/branches.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/router/linear.hpp"
+
+struct Branch {
+  using Scalar = float;
+  using Rows = moe::ConstMatrixRef<float>;
+  struct Tape {};
+  moe::Index input_dim() const { return 3; }
+  moe::Index output_dim() const { return 3; }
+  void forward(const Rows&, moe::MatrixRef<float>, moe::Context&) const {}
+  void forward(const Rows&, moe::MatrixRef<float>, moe::Context&, Tape&) const {}
+  void backward(const Rows&, Tape&, const Rows&, moe::MatrixRef<float>, Branch&, moe::Context&) const {}
+};
+
+using Inner = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<moe::Mlp>>;
+using Layer = moe::WithBranches<Inner, Branch>;
+
+void train(const Layer& layer, Layer::Tape& tape, moe::Matrix<float>& tokens) {
+  layer.forward(tokens, moe::Step::train(1), tokens, tape);
+}
