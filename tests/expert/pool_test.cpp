@@ -193,3 +193,19 @@ TEST_CASE("ExpertPool: no experts, experts that do not fit together, and a forei
   CHECK_THROWS_WITH(pass(pool, plan, x, x, wide),
                     Catch::Matchers::ContainsSubstring("gradient of expert 0, stage 0 is [40, 11]"));
 }
+
+namespace {
+
+/// An expert set that says nothing of the width of its gradient.
+struct WithoutWidth : ExpertPool<Mlp> {
+  using ExpertPool<Mlp>::ExpertPool;
+  void backward_width(const moe::DispatchPlan&) const = delete;
+};
+
+}  // namespace
+
+TEST_CASE("DifferentiableExpertSet: asks for all that a layer calls", "[expert]") {
+  STATIC_REQUIRE(moe::DifferentiableExpertSet<ExpertPool<Mlp>>);
+  STATIC_REQUIRE(moe::ExpertSet<WithoutWidth>);
+  STATIC_REQUIRE_FALSE(moe::DifferentiableExpertSet<WithoutWidth>);
+}

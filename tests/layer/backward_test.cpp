@@ -98,6 +98,18 @@ TEST_CASE("MoeLayer: gradients are central differences where outputs have anothe
         kTolerance);
 }
 
+TEST_CASE("MoeLayer: gradients are central differences where rows take several panels", "[layer]") {
+  constexpr Index kDim = 21, kWide = 35;  // more than two registers of doubles, and a rest
+  const auto check = [](auto expert) {
+    using E = decltype(expert);
+    auto pool = moe::ExpertPool<E>({test::random_expert<E>(kDim, kWide, 1), test::random_expert<E>(kDim, kWide, 20)});
+    const moe::MoeLayer layer(moe::BasicLinearRouter<F64>::random(2, kDim, 1), TopKGate{}, std::move(pool));
+    CHECK(test::layer_gradient_error(layer, Step{}, 3) < kTolerance);
+  };
+  check(Glu(1, 1));
+  check(Mlp(1, 1));
+}
+
 TEST_CASE("MoeLayer: gradients of auxiliary losses are added", "[layer]") {
   CHECK(test::layer_gradient_error(test::layer_of<Glu>(kExperts, TopKGate{}), Step{}, 7, AllLosses{}) < kTolerance);
   CHECK(test::layer_gradient_error(test::layer_of<Mlp>(kExperts, moe::SoftmaxGate{}), Step{}, 7, AllLosses{}) <

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 // Layers made of layers: branches, hierarchies, experts of several types.
+#include <set>
+
 #include "catch.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/stochastic.hpp"
+#include "moe/gate/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "routing/fixtures.hpp"
@@ -89,6 +92,56 @@ TEST_CASE("WithBranches: parameters are those of the layer, then those of the br
 TEST_CASE("WithBranches: a branch of other dimensions is refused", "[layer][error]") {
   CHECK_THROWS_WITH(WithBranches(test::layer_of<Mlp>(3, TopKGate{}), Identity{kModelDim}, Identity{5}),
                     "moe::WithBranches: branch 1 maps 5 to 5, expected 11 to 11 as the layer");
+}
+
+TEST_CASE("WithBranches: input and output of a branch are checked each", "[layer][error]") {
+  using Linear = moe::BasicLinear<F64>;
+  const auto layer = test::layer_of<Mlp>(3, TopKGate{});
+  CHECK_THROWS_WITH(WithBranches(layer, Linear(kModelDim, 5)),
+                    "moe::WithBranches: branch 0 maps 5 to 11, expected 11 to 11 as the layer");
+  CHECK_THROWS_WITH(WithBranches(layer, Linear(5, kModelDim)),
+                    "moe::WithBranches: branch 0 maps 11 to 5, expected 11 to 11 as the layer");
+  CHECK_NOTHROW(WithBranches(layer, Linear(kModelDim, kModelDim)));
+}
+
+TEST_CASE("WithBranches: decides token by token if the layer and all branches do", "[layer]") {
+  using Limited = test::Layer<Mlp, moe::WithCapacity<TopKGate>>;
+  STATIC_REQUIRE(WithBranches<Inner, Glu, Identity>::kPerToken);
+  STATIC_REQUIRE(WithBranches<Inner, InnerExpert>::kPerToken);
+  STATIC_REQUIRE_FALSE(WithBranches<Limited, Glu>::kPerToken);
+  STATIC_REQUIRE_FALSE(WithBranches<Inner, Glu, LayerExpert<Limited>>::kPerToken);
+  STATIC_REQUIRE_FALSE(WithBranches<Inner, LayerExpert<Limited>, Glu>::kPerToken);
+}
+
+TEST_CASE("WithBranches: the layer's experts and every branch draw their own numbers", "[layer]") {
+  constexpr Index kDrawn = 10, kTokens = 64, kParts = 4;
+  using Random = moe::MoeLayer<Router, moe::StochasticGate, ExpertPool<test::Diagonal>>;
+  // Multiplies by e * scale with an expert e that is drawn: with scales of 1, 10, 100, ... a digit per part.
+  const auto drawing = [](double scale) {
+    std::vector<test::Diagonal> experts;
+    for (Index e = 0; e < kDrawn; ++e) experts.push_back({moe::RowVector<double>::Constant(1, double(e) * scale)});
+    return Random(Router(kDrawn, 1), {.k = 1, .training = moe::DrawPer::Token}, ExpertPool(std::move(experts)));
+  };
+  using Drawing = LayerExpert<Random>;
+  const WithBranches layer(
+      moe::MoeLayer(Router(2, 1), TopKGate{.k = 1}, ExpertPool<Drawing>({Drawing(drawing(1)), Drawing(drawing(1))})),
+      Drawing(drawing(10)), Drawing(drawing(100)), Drawing(drawing(1000)));
+  const Matrix<double> tokens = Matrix<double>::Ones(kTokens, 1);
+  const auto out = test::forward(layer, tokens, Step::train(1, 2));
+  std::set<std::vector<Index>> drawn;
+  for (Index part = 0; part < kParts; ++part) {
+    std::vector<Index> digits;
+    for (Index t = 0; t < kTokens; ++t)
+      digits.push_back(static_cast<Index>(out(t, 0)) / static_cast<Index>(std::pow(10, part)) % 10);
+    drawn.insert(digits);
+  }
+  drawn.insert([&] {  // a layer that is no part of another
+    std::vector<Index> digits;
+    const auto alone = test::forward(drawing(1), tokens, Step::train(1, 2));
+    for (Index t = 0; t < kTokens; ++t) digits.push_back(static_cast<Index>(alone(t, 0)));
+    return digits;
+  }());
+  CHECK(drawn.size() == kParts + 1);  // two equal by chance: 10^-64
 }
 
 TEST_CASE("LayerExpert: a hierarchy is the mixture of its layers", "[layer]") {

@@ -159,9 +159,9 @@ TEST_CASE("CosineRouter: a token alone and any number of threads give the same b
 }
 
 TEST_CASE("CosineRouter: wrong sizes are refused", "[router][error]") {
-  CHECK_THROWS_AS(Router(0, 4, 2), std::invalid_argument);
-  CHECK_THROWS_AS(Router(3, 0, 2), std::invalid_argument);
-  CHECK_THROWS_AS(Router(3, 4, 0), std::invalid_argument);
+  CHECK_THROWS_WITH(Router(0, 4, 2), "moe::CosineRouter: num_experts is 0, expected at least 1");
+  CHECK_THROWS_WITH(Router(3, 0, 2), "moe::CosineRouter: model_dim is 0, expected at least 1");
+  CHECK_THROWS_WITH(Router::random(3, 4, 0, 1), "moe::CosineRouter: proj_dim is 0, expected at least 1");
   const auto router = random_router<moe::F64>(3, 4, 2);
   auto other = random_router<moe::F64>(4, 4, 2);
   CHECK_THROWS_AS(logits(router, Matrix<double>(Matrix<double>::Zero(2, 5))), std::invalid_argument);

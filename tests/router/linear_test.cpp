@@ -97,8 +97,9 @@ TEST_CASE("LinearRouter: a random router has weights of one over the root of the
 }
 
 TEST_CASE("LinearRouter: wrong sizes are refused", "[router][error]") {
-  CHECK_THROWS_WITH(moe::LinearRouter(0, 4), "moe::LinearRouter: num_experts = 0, model_dim = 4, expected at least 1");
-  CHECK_THROWS_WITH(moe::LinearRouter(4, 0), "moe::LinearRouter: num_experts = 4, model_dim = 0, expected at least 1");
+  CHECK_THROWS_WITH(moe::LinearRouter(0, 4), "moe::LinearRouter: num_experts is 0, expected at least 1");
+  CHECK_THROWS_WITH(moe::LinearRouter(4, 0), "moe::LinearRouter: model_dim is 0, expected at least 1");
+  CHECK_THROWS_WITH(moe::LinearRouter::random(-4, 8, 1), "moe::LinearRouter: num_experts is -4, expected at least 1");
   const moe::LinearRouter router(3, 4);
   CHECK_THROWS_WITH(logits(router, Matrix<float>(Matrix<float>::Zero(2, 5))),
                     "moe::LinearRouter::logits: tokens is [2, 5], expected [2, 4]");

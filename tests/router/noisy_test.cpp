@@ -101,6 +101,8 @@ TEST_CASE("NoisyRouter: a new pass forgets the load-loss gradients of the last",
 }
 
 TEST_CASE("NoisyRouter: wrong numbers and shapes are refused", "[router][error]") {
+  CHECK_THROWS_WITH(Router(0, 4), "moe::NoisyRouter: num_experts is 0, expected at least 1");
+  CHECK_THROWS_WITH(Router::random(3, -4, 1), "moe::NoisyRouter: model_dim is -4, expected at least 1");
   CHECK_THROWS_WITH(Router(3, 4, 0), "moe::NoisyRouter: minimum_std = 0, expected > 0");
   CHECK_THROWS_WITH(Router(3, 4, std::nan("")), "moe::NoisyRouter: minimum_std = nan, expected > 0");
   auto router = noisy_router(3, 4);

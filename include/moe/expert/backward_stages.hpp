@@ -101,6 +101,17 @@ Index backward_width(const kernel::RowGroups& groups, const ExpertOf& expert_of)
   return detail::stage_width<E, kNumStages<E> - 1>(groups, expert_of);
 }
 
+/// What backward_stages() asks of its arguments. Throws std::invalid_argument if a gradient or the tape has other
+/// shapes than the experts.
+template <PanelExpert E, class ExpertOf, class GradientOf>
+void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& expert_of, const StageTapeOf<E>& tape,
+                             const GradientOf& gradient_of) {
+  simd::unroll<kNumStages<E>>([&](auto i) {
+    detail::require_tape<E, i>(groups, expert_of, tape);
+    detail::require_gradient_shapes<E, i>(groups.count, expert_of, gradient_of);
+  });
+}
+
 /// Backward of forward_stages, in the same groups.
 ///   dout   [num_rows, backward_width], zero in columns from output_dim on
 ///   din    resized to [num_rows, at least input_dim], overwritten      gradient_of(g)  accumulated into
@@ -114,10 +125,7 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
   using Source = kernel::RowSource<S>;
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = detail::EpilogueOf<E, kLast>;
-  simd::unroll<kLast + 1>([&](auto i) {
-    detail::require_tape<E, i>(groups, expert_of, tape);
-    detail::require_gradient_shapes<E, i>(groups.count, expert_of, gradient_of);
-  });
+  require_backward_stages<E>(groups, expert_of, tape, gradient_of);
   if constexpr (!LastEpilogue::kIdentity)
     detail::backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
   simd::unroll<kLast + 1>([&](auto reversed) {
@@ -125,8 +133,8 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
     constexpr int kBefore = I > 0 ? I - 1 : 0;
     const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);
     kernel::grouped_weight_gradient<S>(
-        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]),
-        dpre, [&](Index g) -> auto& { return detail::stage_weight<I>(gradient_of(g)); },
+        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]), dpre,
+        [&](Index g) -> auto& { return detail::stage_weight<I>(gradient_of(g)); },
         [&](Index g) -> auto& { return detail::stage_bias<I>(gradient_of(g)); }, tape.gradient);
     if constexpr (I == 0)
       detail::store_input_gradient<E>(groups, dpre, expert_of, tape, din);

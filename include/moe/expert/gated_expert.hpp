@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/linear.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -42,20 +43,29 @@ class GatedExpert {
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
     Matrix<Scalar>& score = context.scratch.get<Score>().value;
     score.resize(rows.rows(), 1);
+    gate_.forward(rows, score, context);  // first: `out` may overlap `rows` where the expert allows it
     expert_.forward(rows, out, context);
-    gate_.forward(rows, score, context);
     apply(score, out);
   }
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
+    detail::require_apart("moe::GatedExpert::forward", "out", out, "rows", rows);
     tape.score.resize(rows.rows(), 1);
-    expert_.forward(rows, out, context, tape.expert);
     gate_.forward(rows, tape.score, context, tape.gate);
+    expert_.forward(rows, out, context, tape.expert);
     tape.out = out;
     apply(tape.score, out);
   }
+  /// Throws std::invalid_argument unless tape and gradient are those of an expert of these sizes.
+  void require_backward(Index num_rows, const Tape& tape, const GatedExpert& gradient) const {
+    constexpr const char* kFunction = "moe::GatedExpert::backward";
+    detail::require_shape(kFunction, "tape.out", tape.out, num_rows, output_dim());
+    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert, gradient.expert_);
+    gate_.require_backward(num_rows, tape.gate, gradient.gate_);
+  }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 GatedExpert& gradient, Context& context) const {
-    detail::require_shape("moe::GatedExpert::backward", "dout", dout, tape.out.rows(), output_dim());
+    detail::require_shape("moe::GatedExpert::backward", "dout", dout, rows.rows(), output_dim());
+    require_backward(rows.rows(), tape, gradient);
     tape.dout = dout;
     tape.dscore.resize(dout.rows(), 1);
     for (Index r = 0; r < dout.rows(); ++r) {
@@ -67,8 +77,8 @@ class GatedExpert {
       tape.dout.row(r) *= score;
     }
     tape.drows.resize(rows.rows(), input_dim());
-    expert_.backward(rows, tape.expert, tape.dout, drows, gradient.expert_, context);
     gate_.backward(rows, tape.gate, tape.dscore, tape.drows, gradient.gate_, context);
+    expert_.backward(rows, tape.expert, tape.dout, drows, gradient.expert_, context);
     drows += tape.drows;
   }
 

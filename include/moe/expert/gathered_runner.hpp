@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/kernel/dispatch.hpp"
 
@@ -60,6 +61,15 @@ struct GatheredRunner {
     return rows.matrix().block(plan.offset(e), 0, plan.rows_of(e), cols);
   }
 
+  /// Throws std::invalid_argument unless all experts are of the pool's dimensions.
+  template <class Pool>
+  static void require_experts(const Pool& pool) {
+    for (Index e = 0; e < pool.size(); ++e)
+      if (pool[e].input_dim() != pool.input_dim() || pool[e].output_dim() != pool.output_dim())
+        fail("moe::ExpertPool: expert ", e, " maps ", pool[e].input_dim(), " to ", pool[e].output_dim(), ", expected ",
+             pool.input_dim(), " to ", pool.output_dim(), " as expert 0");
+  }
+
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step& step,
                       RowBuffer<S>& expert_out, Scratch& scratch) {
@@ -80,14 +90,30 @@ struct GatheredRunner {
     tape.experts.resize(static_cast<std::size_t>(pool.size()));
     expert_out.resize(plan.num_rows(), pool.output_dim());
     for_each_expert(tape.inputs, plan, step, tape.scratch, [&](Index e, Context& context) {
-      pool[e].forward(block(tape.inputs.rows, plan, e, pool.input_dim()),
-                      block(expert_out, plan, e, pool.output_dim()), context,
-                      tape.experts[static_cast<std::size_t>(e)].tape);
+      pool[e].forward(block(tape.inputs.rows, plan, e, pool.input_dim()), block(expert_out, plan, e, pool.output_dim()),
+                      context, tape.experts[static_cast<std::size_t>(e)].tape);
     });
   }
   template <class Pool>
   static Index backward_width(const Pool& pool, const DispatchPlan&) {
     return pool.output_dim();
+  }
+  template <class Pool>
+  static void require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient)
+    requires DifferentiableExpert<E>
+  {
+    constexpr const char* kFunction = "moe::ExpertPool::backward";
+    if (static_cast<Index>(tape.experts.size()) != pool.size())
+      fail(kFunction, ": the tape is of ", tape.experts.size(), " experts, expected ", pool.size());
+    if (tape.inputs.rows.rows() != plan.num_rows() || tape.inputs.rows.cols() != pool.input_dim())
+      fail(kFunction, ": the tape has rows [", tape.inputs.rows.rows(), ", ", tape.inputs.rows.cols(), "], expected [",
+           plan.num_rows(), ", ", pool.input_dim(), "] as in the forward pass of these experts");
+    for (Index e = 0; e < pool.size(); ++e)
+      if (plan.rows_of(e) > 0)  // no other has a tape of this batch
+        require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e),
+                            tape.experts[static_cast<std::size_t>(e)].tape, gradient[e]);
+      else
+        require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
   }
   template <class Pool>
   static void backward(const Pool& pool, const ConstMatrixRef<S>&, const DispatchPlan& plan, const Step& step,
@@ -96,9 +122,9 @@ struct GatheredRunner {
   {
     dtoken_rows.resize(plan.num_rows(), pool.input_dim());
     for_each_expert(tape.inputs, plan, step, tape.scratch, [&](Index e, Context& context) {
-      pool[e].backward(block(tape.inputs.rows, plan, e, pool.input_dim()), tape.experts[static_cast<std::size_t>(e)].tape,
-                       block(dout, plan, e, pool.output_dim()), block(dtoken_rows, plan, e, pool.input_dim()),
-                       gradient[e], context);
+      pool[e].backward(block(tape.inputs.rows, plan, e, pool.input_dim()),
+                       tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
+                       block(dtoken_rows, plan, e, pool.input_dim()), gradient[e], context);
     });
   }
 };

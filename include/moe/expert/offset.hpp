@@ -14,8 +14,8 @@ class BasicOffset {
   using Scalar = typename Codec::Scalar;
   struct Tape {};
 
-  /// Zero offset [dim].
-  explicit BasicOffset(Index dim) : bias_(PanelMatrix<Codec>::bias(dim)) {}
+  /// Zero offset [dim]. Throws std::invalid_argument for a negative size.
+  explicit BasicOffset(Index dim) : bias_(PanelMatrix<Codec>::bias(detail::checked_size("moe::Offset", "dim", dim))) {}
 
   Index input_dim() const { return bias_.outputs(); }
   Index output_dim() const { return bias_.outputs(); }
@@ -31,12 +31,12 @@ class BasicOffset {
     detail::require_shape("moe::Offset::backward", "dout", dout, dout.rows(), output_dim());
     if (!gradient.bias_.is_shaped_as(bias_))
       fail("moe::Offset::backward: gradient has ", gradient.output_dim(), " entries, expected ", output_dim());
-    drows.setZero();
     for (Index c = 0; c < output_dim(); ++c) {
       double sum = 0;
       for (Index r = 0; r < dout.rows(); ++r) sum += static_cast<double>(dout(r, c));
       gradient.bias_(c, 0) += static_cast<Scalar>(sum);
     }
+    drows.setZero();  // last: it may overlap `dout`
   }
 
   template <class F, class... Self>

@@ -4,6 +4,7 @@
 #include <utility>
 #include <variant>
 
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -21,8 +22,7 @@ class OneOf {
  public:
   using Scalar = typename First::Scalar;
   static constexpr bool kPerToken = kIsPerToken<First> && (kIsPerToken<Rest> && ...);
-  static_assert((std::is_same_v<Scalar, typename Rest::Scalar> && ...),
-                "moe::OneOf: all experts need the same Scalar");
+  static_assert((std::is_same_v<Scalar, typename Rest::Scalar> && ...), "moe::OneOf: all experts need the same Scalar");
   using Tape = std::variant<detail::ExpertTape<First>, detail::ExpertTape<Rest>...>;
 
   template <class E>
@@ -54,10 +54,27 @@ class OneOf {
         },
         expert_);
   }
+  /// Throws std::invalid_argument unless tape and gradient are of the same alternative and its sizes.
+  void require_backward(Index num_rows, const Tape& tape, const OneOf& gradient) const
+    requires kDifferentiable
+  {
+    constexpr const char* kFunction = "moe::OneOf::backward";
+    if (tape.index() != expert_.index() || gradient.expert_.index() != expert_.index())
+      fail(kFunction, ": the tape is of alternative ", tape.index(), " and the gradient of ", gradient.expert_.index(),
+           ", expected ", expert_.index());
+    std::visit(
+        [&](const auto& expert) {
+          using E = std::remove_cvref_t<decltype(expert)>;
+          detail::require_backward_of(kFunction, "gradient", expert, num_rows,
+                                      std::get<detail::ExpertTape<E>>(tape).tape, std::get<E>(gradient.expert_));
+        },
+        expert_);
+  }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 OneOf& gradient, Context& context) const
     requires kDifferentiable
   {
+    require_backward(rows.rows(), tape, gradient);
     std::visit(
         [&](const auto& expert) {
           using E = std::remove_cvref_t<decltype(expert)>;

@@ -22,6 +22,12 @@ struct PanelRunner {
     return [&pool](Index e) -> auto& { return pool[e]; };
   }
 
+  /// Throws std::invalid_argument unless all experts are of the pool's dimensions, and their stages fit together.
+  template <class Pool>
+  static void require_experts(const Pool& pool) {
+    require_stages<E>(pool.size(), pool.input_dim(), pool.output_dim(), expert_of(pool));
+  }
+
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
                       RowBuffer<S>& expert_out, Scratch& scratch) {
@@ -38,10 +44,13 @@ struct PanelRunner {
     return moe::backward_width<E>(groups(plan), expert_of(pool));
   }
   template <class Pool>
+  static void require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient) {
+    require_backward_stages<E>(groups(plan), expert_of(pool), tape, expert_of(gradient));
+  }
+  template <class Pool>
   static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
                        Tape& tape, const RowBuffer<S>& dout, Pool& gradient, RowBuffer<S>& dtoken_rows) {
-    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, dout, expert_of(gradient),
-                       dtoken_rows);
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, dout, expert_of(gradient), dtoken_rows);
   }
 };
 

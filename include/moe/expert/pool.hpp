@@ -10,24 +10,32 @@
 
 namespace moe::inline MOE_ABI {
 
-/// All experts of a layer over the rows that a plan gives them: the seam where quantised, cached or sharded experts plug
-/// in. expert_out holds unweighted rows in plan order, so that combine alone applies weights.
+/// All experts of a layer over the rows that a plan gives them: the seam where quantised, cached or sharded experts
+/// plug in. expert_out holds unweighted rows in plan order, so that combine alone applies weights.
 template <class X>
-concept ExpertSet = requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens,
-                             const DispatchPlan& plan, const Step& step, RowBuffer<typename X::Scalar>& expert_out,
-                             Scratch& scratch) {
-  { experts.size() } -> std::convertible_to<Index>;
-  { experts.input_dim() } -> std::convertible_to<Index>;
-  { experts.output_dim() } -> std::convertible_to<Index>;
-  { experts.forward(tokens, plan, step, expert_out, scratch) } -> std::same_as<void>;
-};
+concept ExpertSet =
+    requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const DispatchPlan& plan,
+             const Step& step, RowBuffer<typename X::Scalar>& expert_out, Scratch& scratch) {
+      { experts.size() } -> std::convertible_to<Index>;
+      { experts.input_dim() } -> std::convertible_to<Index>;
+      { experts.output_dim() } -> std::convertible_to<Index>;
+      { experts.forward(tokens, plan, step, expert_out, scratch) } -> std::same_as<void>;
+    };
 
+/// An expert set that can be trained through:
+///   void forward(tokens, plan, step, expert_out, Tape& tape) const;
+///   moe::Index backward_width(plan) const;    columns of `dout`, those from output_dim on being zero
+///   void backward(tokens, plan, step, Tape& tape, dout, X& gradient, dtoken_rows) const;
+/// backward accumulates into `gradient`, an object of its own type, and resizes and overwrites dtoken_rows
+/// [plan.num_rows(), at least input_dim]. Optional: `void require_backward(plan, tape, gradient) const`, which throws
+/// std::invalid_argument for a tape or gradient of another set, before anything is written.
 template <class X>
 concept DifferentiableExpertSet =
-    ExpertSet<X> && std::default_initializable<typename X::Tape> &&
+    ExpertSet<X> && HasParameters<X> && std::default_initializable<typename X::Tape> &&
     requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const DispatchPlan& plan,
              const Step& step, RowBuffer<typename X::Scalar>& rows, typename X::Tape& tape, X& gradient) {
       experts.forward(tokens, plan, step, rows, tape);
+      { experts.backward_width(plan) } -> std::convertible_to<Index>;
       experts.backward(tokens, plan, step, tape, rows, gradient, rows);
     };
 
@@ -66,8 +74,8 @@ class ExpertPool {
              expert.output_dim(), ", expected ", input_dim(), " to ", output_dim(), " as expert 0");
   }
 
-  /// num_experts times E::random(dim, other_dim, a seed of the expert's own, options...): for Mlp and Glu the dimensions
-  /// are model_dim and hidden_dim, for Linear output_dim and input_dim.
+  /// num_experts times E::random(dim, other_dim, a seed of the expert's own, options...): for Mlp and Glu the
+  /// dimensions are model_dim and hidden_dim, for Linear output_dim and input_dim.
   template <class... Options>
   static ExpertPool random(Index num_experts, Index dim, Index other_dim, std::uint64_t seed, Options... options) {
     std::vector<E> experts;
@@ -77,20 +85,25 @@ class ExpertPool {
   }
 
   Index size() const { return static_cast<Index>(experts_.size()); }
-  Index input_dim() const { return experts_.front().input_dim(); }
-  Index output_dim() const { return experts_.front().output_dim(); }
+  /// Of expert 0; 0 in a pool that has been moved from.
+  Index input_dim() const { return experts_.empty() ? 0 : experts_.front().input_dim(); }
+  Index output_dim() const { return experts_.empty() ? 0 : experts_.front().output_dim(); }
   E& operator[](Index e) { return experts_[static_cast<std::size_t>(e)]; }
   const E& operator[](Index e) const { return experts_[static_cast<std::size_t>(e)]; }
 
   /// expert_out[r] = expert(tokens[plan.token_of_row()[r]]); resized to [plan.num_rows(), at least output_dim].
+  /// Throws std::invalid_argument if tokens, plan and experts disagree on sizes: experts may be replaced by others of
+  /// the same dimensions only.
   void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
                RowBuffer<Scalar>& expert_out, Scratch& scratch) const {
+    require_sizes("moe::ExpertPool::forward", tokens, plan);
     Runner::forward(*this, tokens, plan, step, expert_out, scratch);
   }
   void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
                RowBuffer<Scalar>& expert_out, Tape& tape) const
     requires DifferentiableExpert<E>
   {
+    require_sizes("moe::ExpertPool::forward", tokens, plan);
     Runner::forward(*this, tokens, plan, step, expert_out, tape);
   }
   /// Columns that `dout` of backward must have, zero from output_dim on.
@@ -99,14 +112,29 @@ class ExpertPool {
   {
     return Runner::backward_width(*this, plan);
   }
-  /// dtoken_rows[r] = dL/d(row r), [plan.num_rows(), at least input_dim], overwritten; accumulates into `gradient`.
-  /// Throws std::invalid_argument, before it writes anything, if the gradient has other shapes.
-  void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
-                const RowBuffer<Scalar>& dout, ExpertPool& gradient, RowBuffer<Scalar>& dtoken_rows) const
+  /// Throws std::invalid_argument unless the tape is that of a forward pass over `plan` through experts of these sizes,
+  /// and the gradient another pool of them.
+  void require_backward(const DispatchPlan& plan, const Tape& tape, const ExpertPool& gradient) const
     requires DifferentiableExpert<E>
   {
     if (gradient.size() != size())
       fail("moe::ExpertPool::backward: gradient has ", gradient.size(), " experts, expected ", size());
+    Runner::require_backward(*this, plan, tape, gradient);
+  }
+  /// dtoken_rows[r] = dL/d(row r), [plan.num_rows(), at least input_dim], overwritten; accumulates into `gradient`.
+  ///   dout  [plan.num_rows(), at least backward_width()]
+  /// Throws std::invalid_argument, before it writes anything, if sizes or require_backward() say no.
+  void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
+                const RowBuffer<Scalar>& dout, ExpertPool& gradient, RowBuffer<Scalar>& dtoken_rows) const
+    requires DifferentiableExpert<E>
+  {
+    constexpr const char* kFunction = "moe::ExpertPool::backward";
+    require_sizes(kFunction, tokens, plan);
+    require_backward(plan, tape, gradient);
+    if (dout.rows() != plan.num_rows() || dout.cols() < backward_width(plan))
+      fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected [", plan.num_rows(), ", at least ",
+           backward_width(plan), "]");
+    if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
     Runner::backward(*this, tokens, plan, step, tape, dout, gradient, dtoken_rows);
   }
 
@@ -117,6 +145,13 @@ class ExpertPool {
 
  private:
   using Runner = typename detail::RunnerOf<E>::type;
+
+  void require_sizes(const char* function, const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan) const {
+    if (plan.num_experts() != size())
+      fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
+    detail::require_shape(function, "tokens", tokens, plan.num_tokens(), input_dim());
+    Runner::require_experts(*this);
+  }
 
   std::vector<E> experts_;
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "moe/core/overlap.hpp"
 #include "moe/expert/backward_stages.hpp"
 #include "moe/expert/forward_stages.hpp"
 
@@ -33,7 +34,7 @@ class StagedExpert {
  public:
   using Scalar = typename Codec::Scalar;
 
-  /// out = expert(rows): rows [num_rows, input_dim], out [num_rows, output_dim].
+  /// out = expert(rows): rows [num_rows, input_dim], out [num_rows, output_dim]; they may overlap.
   /// Throws std::invalid_argument on other shapes. 2 * num_rows * num_parameters operations; no allocation when warm.
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
     run<Keep::Nothing>(rows, out, context.scratch.get<Buffers<Derived>>());
@@ -44,15 +45,31 @@ class StagedExpert {
   struct Buffers {
     StageTapeOf<D> stages;
     RowBuffer<Scalar> out, din;
-    Index num_rows = 0;  // of the forward pass
+    Index num_rows = 0, input_dim = 0;  // of the forward pass
   };
 
+  /// The same with what backward needs kept in `tape`; `out` must not overlap `rows`, which backward reads again.
   template <class D>
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&, Buffers<D>& tape) const {
+    moe::detail::require_apart("moe::Expert::forward", "out", out, "rows", rows);
     run<Keep::PreActivations>(rows, out, tape);
   }
 
-  /// Throws std::invalid_argument on wrong shapes.
+  /// Throws std::invalid_argument unless the tape is that of a forward pass of so many rows through an expert of these
+  /// sizes, and the gradient of these sizes, too.
+  template <class D>
+  void require_backward(Index num_rows, const Buffers<D>& tape, const D& gradient) const {
+    if (tape.num_rows != num_rows || tape.input_dim != derived().input_dim())
+      fail("moe::Expert::backward: the tape is of [", tape.num_rows, ", ", tape.input_dim, "] rows, expected [",
+           num_rows, ", ", derived().input_dim(), "]");
+    const Index offset[] = {0, num_rows};
+    require_backward_stages<D>(
+        {offset, 1}, [&](Index) -> const D& { return derived(); }, tape.stages,
+        [&](Index) -> const D& { return gradient; });
+  }
+
+  /// Throws std::invalid_argument, before it writes anything, on wrong shapes and as require_backward(). `drows` may
+  /// overlap `rows` and `dout`.
   template <class D>
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
                 MatrixRef<Scalar> drows, D& gradient, Context&) const {
@@ -60,12 +77,16 @@ class StagedExpert {
     moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
     moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
     moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
+    require_backward(rows.rows(), tape, gradient);
+    if (&gradient == &derived())
+      fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
     const Index offset[] = {0, rows.rows()};
     const kernel::RowGroups groups{offset, 1};
     const auto self = [&](Index) -> const D& { return derived(); };
     detail::copy_padded<Scalar>(dout, backward_width<D>(groups, self), tape.out);
-    backward_stages<D>(groups, kernel::RowSource<Scalar>::from(rows), self, tape.stages, tape.out,
-                       [&](Index) -> D& { return gradient; }, tape.din);
+    backward_stages<D>(
+        groups, kernel::RowSource<Scalar>::from(rows), self, tape.stages, tape.out,
+        [&](Index) -> D& { return gradient; }, tape.din);
     detail::copy_rows<Scalar>(tape.din, drows);
   }
 
@@ -77,9 +98,11 @@ class StagedExpert {
     moe::detail::require_shape("moe::Expert::forward", "rows", rows, rows.rows(), derived().input_dim());
     moe::detail::require_shape("moe::Expert::forward", "out", out, rows.rows(), derived().output_dim());
     const Index offset[] = {0, rows.rows()};
+    const auto self = [&](Index) -> const D& { return derived(); };
+    moe::detail::require_stages<D>(1, derived().input_dim(), derived().output_dim(), self);
     buffers.num_rows = rows.rows();
-    forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows),
-                            [&](Index) -> const D& { return derived(); }, buffers.stages, buffers.out);
+    buffers.input_dim = rows.cols();
+    forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, buffers.stages, buffers.out);
     detail::copy_rows<Scalar>(buffers.out, out);
   }
 };

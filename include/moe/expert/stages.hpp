@@ -28,9 +28,7 @@ Stage<Epilogue, M> make_stage(M& weight, M& bias, const Epilogue& epilogue = {})
 /// An expert that lists its stages: `stages(self)` returns a std::tuple of Stage. An ExpertPool then runs stage i of
 /// all experts in one parallel loop and reads the routed rows in place.
 template <class E>
-concept PanelExpert = Expert<E> && requires(const E& expert) {
-  std::get<0>(E::stages(expert));
-};
+concept PanelExpert = Expert<E> && requires(const E& expert) { std::get<0>(E::stages(expert)); };
 
 template <PanelExpert E>
 inline constexpr int kNumStages = std::tuple_size_v<decltype(E::stages(std::declval<const E&>()))>;
@@ -79,6 +77,27 @@ Index stage_width(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
 template <class E, int I, class ExpertOf>
 Index pre_width(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
   return stage_width<E, I>(groups, expert_of) / EpilogueOf<E, I>::kRegisters * 2;
+}
+
+/// Throws std::invalid_argument unless every expert maps `inputs` columns to `outputs`, each stage reading what the
+/// stage before has written, with biases of its size: parts may be replaced through references, and the kernels trust
+/// sizes.
+template <class E, class ExpertOf>
+void require_stages(Index num_experts, Index inputs, Index outputs, const ExpertOf& expert_of) {
+  for (Index g = 0; g < num_experts; ++g) {
+    Index width = inputs;
+    simd::unroll<kNumStages<E>>([&](auto i) {
+      using Epilogue = EpilogueOf<E, i>;
+      const auto &weight = stage_weight<i>(expert_of(g)), &bias = stage_bias<i>(expert_of(g));
+      if (weight.inputs() != width || weight.order() != Epilogue::kOrder || !bias.is_bias_of(weight))
+        fail("moe::Expert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
+             "] with ", bias.outputs(), " biases, expected [.., ", width,
+             "] with none or as many, in the order of its epilogue");
+      width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
+    });
+    if (width != outputs)
+      fail("moe::Expert: expert ", g, " has ", width, " outputs, expected ", outputs, " as expert 0");
+  }
 }
 
 }  // namespace detail

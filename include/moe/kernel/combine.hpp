@@ -4,6 +4,7 @@
 #include <array>
 #include <span>
 
+#include "moe/core/overlap.hpp"
 #include "moe/core/unroll.hpp"
 #include "moe/kernel/combine_backward.hpp"
 #include "moe/kernel/dispatch.hpp"
@@ -54,25 +55,25 @@ struct Slots {
 /// to[c] = the sum over the slots, for whole registers from `column` on; on top of what is there unless it is the
 /// `first` part. Returns the first column that is left.
 template <int Registers, class S>
-Index sum_columns(const Slots<S>& slots, bool first, Index column, Index body, S* to) {
+Index sum_columns(const Slots<S>& kept, bool first, Index column, Index body, S* to) {
   constexpr Index kLanes = simd::kLanes<S>;
   for (; column <= body - Registers * kLanes; column += Registers * kLanes) {
     simd::Batch<S> total[Registers];
     simd::unroll<Registers>(
         [&](auto i) { total[i] = first ? simd::Batch<S>(S{0}) : simd::load(to + column + i * kLanes); });
-    slots.template add<Registers>(column, total);
+    kept.template add<Registers>(column, total);
     simd::unroll<Registers>([&](auto i) { simd::store(to + column + i * kLanes, total[i]); });
   }
-  if constexpr (Registers > 1) column = sum_columns<Registers / 2>(slots, first, column, body, to);
+  if constexpr (Registers > 1) column = sum_columns<Registers / 2>(kept, first, column, body, to);
   return column;
 }
 
 template <class S>
-void sum_row(const Slots<S>& slots, bool first, Index cols, S* to) {
-  const Index rest = cols % simd::kLanes<S>, body = sum_columns<kCombineRegisters>(slots, first, 0, cols - rest, to);
+void sum_row(const Slots<S>& kept, bool first, Index cols, S* to) {
+  const Index rest = cols % simd::kLanes<S>, body = sum_columns<kCombineRegisters>(kept, first, 0, cols - rest, to);
   if (rest == 0) return;
   simd::Batch<S> total = first ? simd::Batch<S>(S{0}) : simd::load_partial(to + body, rest, S{0});
-  slots.template add<1>(body, &total);  // the rows of a buffer are padded
+  kept.template add<1>(body, &total);  // the rows of a buffer are padded
   simd::store_partial(to + body, total, rest);
 }
 
@@ -80,16 +81,17 @@ void sum_row(const Slots<S>& slots, bool first, Index cols, S* to) {
 template <class S, class Weight>
 void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, const Routing<S>& routing,
                       const Weight& weight, MatrixRef<S> out) {
+  moe::detail::require_apart("moe::kernel::combine", "out", out, "rows", rows.matrix());
   const auto row_of = plan.row_of_assignment();
   parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index begin, Index end, Index) {
-    Slots<S> slots;
+    Slots<S> kept;
     for (Index t = begin; t < end; ++t) {
       S* to = out.data() + t * out.outerStride();
       bool first = true;
       Index a = routing.begin(t);
       do {
-        a = slots.collect(rows, row_of, weight, a, routing.end(t));
-        sum_row(slots, first, out.cols(), to);
+        a = kept.collect(rows, row_of, weight, a, routing.end(t));
+        sum_row(kept, first, out.cols(), to);
         first = false;
       } while (a < routing.end(t));
     }
@@ -100,7 +102,7 @@ void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, const 
 
 /// out[t] = sum_slots weight * expert_out[row], in slot order; a token without kept assignments gets zeros.
 ///   expert_out  [plan.num_rows(), model_dim], unweighted      out  [num_tokens, model_dim], overwritten
-/// Memory-bound; no allocation.
+/// Memory-bound; no allocation. Throws std::invalid_argument if `out` lies in expert_out.
 template <class S>
 void combine(const RowBuffer<S>& expert_out, const DispatchPlan& plan, const Routing<S>& routing,
              std::type_identity_t<MatrixRef<S>> out) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "moe/core/aligned.hpp"
+#include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/kernel/stream.hpp"
 #include "moe/routing/plan.hpp"
@@ -33,9 +34,10 @@ void dispatch(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, RowBuff
 }  // namespace detail
 
 /// Gather: rows[r] = tokens[token_of_row[r]], for experts that want their rows contiguous. Resizes rows to
-/// [plan.num_rows(), cols]. Memory-bound.
+/// [plan.num_rows(), cols]. Memory-bound. Throws std::invalid_argument if the tokens lie in `rows`.
 template <class S>
 void dispatch(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, RowBuffer<S>& rows) {
+  moe::detail::require_apart("moe::kernel::dispatch", "rows", rows.matrix(), "tokens", tokens);
   rows.resize(plan.num_rows(), tokens.cols());
   if (worth_streaming<S>(plan.num_rows(), tokens.cols()))
     detail::dispatch<true>(tokens, plan, rows);

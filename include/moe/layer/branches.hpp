@@ -5,6 +5,8 @@
 #include <tuple>
 #include <utility>
 
+#include "moe/core/overlap.hpp"
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/layer/chunks.hpp"
 #include "moe/routing/gradient.hpp"
@@ -13,8 +15,8 @@ namespace moe::inline MOE_ABI {
 
 /// A layer plus experts that every token visits: out = layer(tokens) + branch_1(tokens) + ... Shared experts
 /// (DeepSeekMoE, arXiv:2401.06066) are branches of any Expert type, a residual connection is ScaledIdentity. Same
-/// interface as the layer it wraps, so branches nest. Padding gets zeros, as from the layer; branches do see its rows,
-/// which must be finite when training. `out` must not overlap `tokens`. Immutable in forward, share freely.
+/// interface as the layer it wraps, so branches nest. Padding gets zeros, as from the layer, and has no part in any
+/// gradient, whatever its rows hold. Immutable in forward, share freely.
 template <class Layer, class... Branches>
 class WithBranches {
   static_assert((Expert<Branches> && ...),
@@ -35,12 +37,11 @@ class WithBranches {
     Step step;
     Scratch scratch;
     RowBuffer<Scalar> buffer;
-    Matrix<Scalar> dout;
+    Matrix<Scalar> tokens, dout;  ///< with zeros for padding, where there is any
   };
 
   /// Throws std::invalid_argument if a branch has other dimensions than the layer.
-  WithBranches(Layer layer, Branches... branches)
-      : layer_(std::move(layer)), branches_(std::move(branches)...) {
+  WithBranches(Layer layer, Branches... branches) : layer_(std::move(layer)), branches_(std::move(branches)...) {
     for_each([&](auto i, const auto& branch) {
       if (branch.input_dim() != input_dim() || branch.output_dim() != output_dim())
         fail("moe::WithBranches: branch ", i + 0, " maps ", branch.input_dim(), " to ", branch.output_dim(),
@@ -67,40 +68,54 @@ class WithBranches {
   void forward(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Workspace& ws) const {
     forward(tokens, Step{}, out, ws);
   }
+  /// `out` may be `tokens` itself, which takes a copy of it, but not overlap other rows of it; errors as the layer's.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
-    if (detail::goes_in_chunks<WithBranches>("moe::WithBranches::forward", tokens.rows(), ws)) {
-      step.validate("moe::WithBranches::forward", tokens.rows());
-      detail::require_shape("moe::WithBranches::forward", "out", out, tokens.rows(), output_dim());
-      return detail::for_each_chunk<Scalar>(tokens, step, out, ws, [&](const auto&... chunk) { forward(chunk..., ws); });
-    }
-    layer_.forward(tokens, step, out, ws);
-    Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
-    for_each([&](auto i, const auto& branch) {
-      add(out, step_of_branch(step, i), scratch.get<Buffer>().value, scratch,
-          [&](MatrixRef<Scalar> buffer, Context& context) { branch.forward(tokens, buffer, context); });
-    });
+    constexpr const char* kFunction = "moe::WithBranches::forward";
+    step.validate(kFunction, tokens.rows());
+    detail::require_shape(kFunction, "out", out, tokens.rows(), output_dim());
+    detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
+    if (detail::goes_in_chunks<WithBranches>(kFunction, tokens.rows(), ws))
+      return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
+                                            [&](const auto&... chunk) { forward(chunk..., ws); });
+    if (!detail::overlap(out, tokens)) return run(tokens, step, out, ws);
+    RowBuffer<Scalar>& apart = ws.scratch.template get<BranchScratch>().out;
+    apart.resize(out.rows(), out.cols());
+    run(tokens, step, apart.matrix(), ws);
+    out = apart.matrix();
   }
+  /// `out` must not overlap `tokens`, which backward reads again.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    static_assert((DifferentiableExpert<Branches> && ...),
+                  "moe::WithBranches: training needs branches with forward(..., tape), backward and visit "
+                  "(see moe/expert/concept.hpp)");
     tape.step = step;
     layer_.forward(tokens, step, out, tape.layer);
-    run_branches(tokens, out, tape);
+    run_branches(without_padding(tokens, step, tape.tokens), out, tape);
   }
 
   /// Forward pass of the tape again with its choices frozen; see MoeLayer::replay.
   void replay(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     layer_.replay(tokens, out, tape.layer);
-    run_branches(tokens, out, tape);
+    run_branches(without_padding(tokens, tape.step, tape.tokens), out, tape);
+  }
+
+  /// See MoeLayer::require_backward.
+  void require_backward(Index num_tokens, const Tape& tape, const WithBranches& gradient) const {
+    layer_.require_backward(num_tokens, tape.layer, gradient.layer_);
+    for_each([&](auto i, const auto& branch) {
+      detail::require_backward_of("moe::WithBranches::backward", "gradient of a branch", branch, num_tokens,
+                                  std::get<i>(tape.branches), std::get<i>(gradient.branches_));
+    });
   }
 
   /// See MoeLayer::backward.
   void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
                 const RoutingGradient<Scalar>& losses, WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
+    require_backward(tokens.rows(), tape, gradient);
+    tape.layer.step = tape.step;  // whose spans may have moved since: see LayerExpert
     layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_, dtokens);
-    if (tape.step.valid.empty()) return backward_branches(tokens, tape, dout, gradient, dtokens);
-    tape.dout = dout;
-    for (Index t = 0; t < dout.rows(); ++t)
-      if (!tape.step.is_valid(t)) tape.dout.row(t).setZero();
-    backward_branches(tokens, tape, tape.dout, gradient, dtokens);
+    backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
+                      without_padding(dout, tape.step, tape.dout), gradient, dtokens);
   }
 
   template <class F, class... Self>
@@ -108,17 +123,37 @@ class WithBranches {
     moe::visit(f, self.layer_...);
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       (visit_branch<I>(f, self...), ...);
-    }
-    (std::index_sequence_for<Branches...>{});
+    }(std::index_sequence_for<Branches...>{});
   }
 
  private:
   struct BranchScratch {
-    Scratch scratch;  // apart from the layer's own experts, which may use the same types
+    Scratch scratch;        // apart from the layer's own experts, which may use the same types
+    RowBuffer<Scalar> out;  // where the caller's is the tokens
   };
   struct Buffer {
     RowBuffer<Scalar> value;
   };
+
+  /// For experts that read every row: rows of padding may hold anything, and 0 * NaN is not 0.
+  static ConstMatrixRef<Scalar> without_padding(const ConstMatrixRef<Scalar>& rows, const Step& step,
+                                                Matrix<Scalar>& copy) {
+    if (step.num_valid(rows.rows()) == rows.rows()) return rows;
+    copy = rows;
+    for (Index t = 0; t < rows.rows(); ++t)
+      if (!step.is_valid(t)) copy.row(t).setZero();
+    return copy;
+  }
+
+  void run(const ConstMatrixRef<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
+    layer_.forward(tokens, step, out, ws);
+    const detail::ExclusiveUse use("moe::WithBranches::forward", "workspace", ws.use);
+    Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
+    for_each([&](auto i, const auto& branch) {
+      add(out, step_of_branch(step, i), scratch.get<Buffer>().value, scratch,
+          [&](MatrixRef<Scalar> buffer, Context& context) { branch.forward(tokens, buffer, context); });
+    });
+  }
 
   template <std::size_t I, class F, class... Self>
   static void visit_branch(F&& f, Self&... self) {
@@ -129,8 +164,7 @@ class WithBranches {
   void for_each(const Body& body) const {
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       (body(std::integral_constant<std::size_t, I>{}, std::get<I>(branches_)), ...);
-    }
-    (std::index_sequence_for<Branches...>{});
+    }(std::index_sequence_for<Branches...>{});
   }
 
   void run_branches(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {

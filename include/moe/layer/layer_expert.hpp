@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/routing/gradient.hpp"
 
@@ -29,6 +30,9 @@ class LayerExpert {
   }
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
     layer_.forward(rows, context.step, out, tape);
+  }
+  void require_backward(Index num_rows, const Tape& tape, const LayerExpert& gradient) const {
+    detail::require_backward_of("moe::LayerExpert::backward", "gradient", layer_, num_rows, tape, gradient.layer_);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 LayerExpert& gradient, Context& context) const {

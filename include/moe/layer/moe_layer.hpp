@@ -3,6 +3,8 @@
 
 #include <utility>
 
+#include "moe/core/overlap.hpp"
+#include "moe/core/same_parameters.hpp"
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/trainable.hpp"
 #include "moe/layer/weight_on.hpp"
@@ -14,7 +16,8 @@ namespace moe::inline MOE_ABI {
 /// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]), or of
 /// expert_e(weight_e * tokens[t]) with WeightOn::Input.
 /// Three holes, each one small class: R turns tokens into logits, G decides who goes where, X computes. Immutable in
-/// forward, share freely between threads; all working memory is in the workspace or tape.
+/// forward, share freely between threads; all working memory is in the workspace or tape. Parts may be replaced through
+/// their references by others of the same sizes; every call checks that the sizes agree.
 ///
 /// Same bits for any number of threads and, where kPerToken, whatever else is in the batch. Shapes: tokens
 /// [num_tokens, model_dim] row-major, out [num_tokens, output_dim]. A column-major argument is silently copied (Eigen).
@@ -56,6 +59,9 @@ class MoeLayer {
     RowBuffer<Scalar> dexpert_out, dtoken_rows;
     Matrix<Scalar> dlogits;
     detail::WeightedRows<Scalar> weighted;  ///< with WeightOn::Input
+    /// Of the layer that filled it; 0 until its forward pass has ended.
+    detail::ZeroWhenMoved<Index> input_dim = 0, output_dim = 0;
+    detail::Exclusive use;  ///< by one call at a time
   };
 
   /// Throws std::invalid_argument if the parts disagree on sizes or the gate refuses the number of experts.
@@ -87,14 +93,17 @@ class MoeLayer {
     forward(tokens, Step{}, out, ws);
   }
 
-  /// One forward pass without gradients; `out` may be `tokens` itself. Throws std::invalid_argument on wrong shapes or
-  /// a NaN or +Inf logit; `out` is then untouched (with ws.max_tokens: from that chunk on). Does not allocate when the
-  /// workspace has seen sizes as large before.
+  /// One forward pass without gradients; `out` may be `tokens` itself, but not overlap other rows of it. Throws
+  /// std::invalid_argument on wrong shapes or a NaN or +Inf logit; `out` is then untouched (with ws.max_tokens: from
+  /// that chunk on). Does not allocate when the workspace has seen sizes as large before.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
-    require_shapes("moe::MoeLayer::forward", tokens, step, out);
-    if (detail::goes_in_chunks<MoeLayer>("moe::MoeLayer::forward", tokens.rows(), ws))
+    constexpr const char* kFunction = "moe::MoeLayer::forward";
+    require_shapes(kFunction, tokens, step, out);
+    detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
+    if (detail::goes_in_chunks<MoeLayer>(kFunction, tokens.rows(), ws))
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
                                             [&](const auto&... chunk) { forward(chunk..., ws); });
+    const detail::ExclusiveUse use(kFunction, "workspace", ws.use);
     ws.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, ws.logits);         // [T, E]
     gate_.route(ws.logits, step, ws.routing);        // experts and weights per token
@@ -105,25 +114,36 @@ class MoeLayer {
     kernel::combine(ws.expert_out, ws.plan, ws.routing, out);            // weighted sum per token
   }
 
-  /// The same with what backward needs kept in `tape`. The step's spans must outlive backward. With panel experts, and
-  /// gates that allocate nothing, neither pass allocates while the number of tokens stays the same.
+  /// The same with what backward needs kept in `tape`; `out` must not overlap `tokens`, which backward reads again. The
+  /// step's spans must outlive backward. With panel experts, and gates that allocate nothing, neither pass allocates
+  /// while the number of tokens stays the same.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
     static_cast<void>(detail::RequireTrainable<R, G, X>{});
-    require_shapes("moe::MoeLayer::forward", tokens, step, out);
+    constexpr const char* kFunction = "moe::MoeLayer::forward";
+    require_shapes(kFunction, tokens, step, out);
+    detail::require_apart(kFunction, "out", out, "tokens", tokens);
+    const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    tape.input_dim = tape.output_dim = 0;
     tape.step = step;
     tape.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, tape.logits, tape.router);
     gate_.route(tape.logits, step, tape.routing);
     check_routing(tokens.rows(), step, tape.routing);
     run_experts(tokens, out, tape);
+    tape.input_dim = input_dim();
+    tape.output_dim = output_dim();
   }
 
   /// The forward pass of `tape` again with its choices frozen: new logits and weights for the same experts. What
-  /// gradient checks and recomputation call.
+  /// gradient checks and recomputation call. Throws std::invalid_argument as forward, and for a tape of another batch
+  /// or layer.
   void replay(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     static_cast<void>(detail::RequireTrainable<R, G, X>{});
-    require_shapes("moe::MoeLayer::replay", tokens, tape.step, out);
-    require_tape("moe::MoeLayer::replay", tokens, tape);
+    constexpr const char* kFunction = "moe::MoeLayer::replay";
+    require_tape(kFunction, tokens.rows(), tape);
+    require_shapes(kFunction, tokens, tape.step, out);
+    detail::require_apart(kFunction, "out", out, "tokens", tokens);
+    const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     router_.logits(tokens, tape.step, tape.logits, tape.router);
     gate_.replay(tape.logits, tape.step, tape.routing);
     run_experts(tokens, out, tape);
@@ -132,13 +152,16 @@ class MoeLayer {
   /// Gradient of the pass that `tape` recorded, selection frozen.
   ///   dout       [num_tokens, output_dim]      losses     gradients of auxiliary losses, or RoutingGradient{}
   ///   gradient   a layer of this shape (zeros_like); accumulated into
-  ///   dtokens    [num_tokens, model_dim], overwritten
-  /// About twice the operations of forward. Throws std::invalid_argument on wrong shapes.
+  ///   dtokens    [num_tokens, model_dim], overwritten; must not overlap tokens or dout
+  /// About twice the operations of forward. Throws std::invalid_argument, before it writes anything, on wrong shapes
+  /// and as require_backward().
   void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
                 const RoutingGradient<Scalar>& losses, MoeLayer& gradient, MatrixRef<Scalar> dtokens) const {
     static_cast<void>(detail::RequireTrainable<R, G, X>{});
-    require_backward_shapes(tokens, tape, dout, dtokens);
+    require_backward(tokens.rows(), tape, gradient);
+    require_backward_shapes(tokens, dout, dtokens);
     require_loss_shapes(tape, losses);
+    const detail::ExclusiveUse use("moe::MoeLayer::backward", "tape", tape.use);
     tape.dweight.resize(static_cast<std::size_t>(tape.routing.num_assignments()));
     backward_experts(tokens, tape, dout, gradient, dtokens);
     add(losses.weight, tape.dweight);
@@ -146,6 +169,18 @@ class MoeLayer {
                    tape.dlogits, gradient.gate_);
     if (losses.logits.size() != 0) tape.dlogits += losses.logits;
     router_.backward(tokens, tape.step, tape.router, tape.dlogits, gradient.router_, dtokens);
+  }
+
+  /// Throws std::invalid_argument unless `tape` holds a forward pass of so many tokens through a layer of these sizes,
+  /// and `gradient` is another layer of them.
+  void require_backward(Index num_tokens, const Tape& tape, const MoeLayer& gradient) const {
+    constexpr const char* kFunction = "moe::MoeLayer::backward";
+    require_parts(kFunction);
+    require_tape(kFunction, num_tokens, tape);
+    if (&gradient == this) fail(kFunction, ": gradient is the layer itself, expected one of its own (zeros_like)");
+    detail::require_backward_of(kFunction, "gradient.router", router_, num_tokens, tape.router, gradient.router_);
+    detail::require_gradient_of(kFunction, "gradient.gate", gate_, gradient.gate_);
+    detail::require_backward_of(kFunction, "gradient.experts", experts_, tape.plan, tape.experts, gradient.experts_);
   }
 
   template <class F, class... Self>
@@ -193,21 +228,31 @@ class MoeLayer {
     kernel::combine_unweighted(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
   }
 
+  /// Parts may have been replaced since the constructor saw them, or moved away.
+  void require_parts(const char* function) const {
+    if (experts_.size() == 0) fail(function, ": the layer has no experts: it has been moved from");
+    if (router_.num_experts() != experts_.size() || router_.model_dim() != experts_.input_dim())
+      fail(function, ": the router maps ", router_.model_dim(), " columns to ", router_.num_experts(),
+           " experts, expected ", experts_.input_dim(), " to ", experts_.size(), " as the experts");
+  }
+
   void require_shapes(const char* function, const MatrixView<Scalar>& tokens, const Step& step,
                       const MatrixRef<Scalar>& out) const {
+    require_parts(function);
     if (tokens.cols() != model_dim())
       fail(function, ": tokens has ", tokens.cols(), " columns, expected model_dim = ", model_dim());
     detail::require_shape(function, "out", out, tokens.rows(), output_dim());
     step.validate(function, tokens.rows());
   }
 
-  void require_backward_shapes(const MatrixView<Scalar>& tokens, const Tape& tape, const MatrixView<Scalar>& dout,
+  void require_backward_shapes(const MatrixView<Scalar>& tokens, const MatrixView<Scalar>& dout,
                                const MatrixRef<Scalar>& dtokens) const {
     constexpr const char* kFunction = "moe::MoeLayer::backward";
-    require_tape(kFunction, tokens, tape);
     detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape(kFunction, "dout", dout, tokens.rows(), output_dim());
     detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
+    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout);
   }
 
   static void require_loss_shapes(const Tape& tape, const RoutingGradient<Scalar>& losses) {
@@ -224,9 +269,13 @@ class MoeLayer {
            " entries, expected num_assignments = ", tape.routing.num_assignments());
   }
 
-  static void require_tape(const char* function, const MatrixView<Scalar>& tokens, const Tape& tape) {
-    if (tokens.rows() != tape.routing.num_tokens())
-      fail(function, ": tokens has ", tokens.rows(), " rows, expected ", tape.routing.num_tokens(),
+  void require_tape(const char* function, Index num_tokens, const Tape& tape) const {
+    if (tape.input_dim == 0) fail(function, ": the tape holds no forward pass that has ended");
+    if (tape.logits.cols() != num_experts() || tape.input_dim != input_dim() || tape.output_dim != output_dim())
+      fail(function, ": the tape is of a layer of ", tape.logits.cols(), " experts that maps ", tape.input_dim, " to ",
+           tape.output_dim, ", expected ", num_experts(), " experts, ", input_dim(), " to ", output_dim());
+    if (num_tokens != tape.routing.num_tokens())
+      fail(function, ": tokens has ", num_tokens, " rows, expected ", tape.routing.num_tokens(),
            " as in the forward pass of the tape");
   }
 

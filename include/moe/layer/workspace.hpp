@@ -2,34 +2,39 @@
 #pragma once
 
 #include "moe/core/aligned.hpp"
+#include "moe/core/exclusive.hpp"
 #include "moe/core/scratch.hpp"
 #include "moe/routing/plan.hpp"
 
 namespace moe::inline MOE_ABI {
 
 /// Everything that a forward pass produces on the way, reused call after call: it grows and never shrinks, so a warm
-/// forward does not allocate. Any layer of the same scalar may use it. One per calling thread.
+/// forward does not allocate. Any layer of the same scalar may use it. One per calling thread: a forward pass that
+/// finds it in use throws std::invalid_argument.
 ///
 /// Bytes that a forward pass needs, for T tokens, E experts, A assignments (T * k) and output_dim columns of scalars S:
 ///   logits      T * E * sizeof(S)
 ///   routing     8 * T + 13 * A, plan 24 * A + 8 * E * (workers + 1), for S = float
 ///   expert_out  A * output_dim * sizeof(S)
-///   scratch     with panel experts: one block of hidden activations per worker, max(2 MiB, 16 tiles of rows) per stage,
+///   scratch     with panel experts: one block of hidden activations per worker, max(2 MiB, 16 tiles of rows) per
+///   stage,
 ///               and a list of shares, 24 * (E + 300 * workers)
 ///   token_id    8 * max_tokens, in chunks
-/// rows of logits, expert_out and hidden activations being padded to an odd number of cache lines. max_tokens bounds T, and so all four.
+/// rows of logits, expert_out and hidden activations being padded to an odd number of cache lines. max_tokens bounds T,
+/// and so all four.
 template <class S>
 struct BasicWorkspace {
   /// Most tokens that go through a layer at once; 0: all of them. More go in chunks of so many, which gives the same
   /// bits, and leaves the routing of the last chunk below. For gates that decide token by token only.
   Index max_tokens = 0;
 
-  RowBuffer<S> logits;      ///< [num_tokens, num_experts]
-  Routing<S> routing;       ///< what the gate decided
-  DispatchPlan plan;        ///< the routing sorted by expert
-  RowBuffer<S> expert_out;  ///< [plan.num_rows(), at least model_dim], unweighted, in plan order
-  Scratch scratch;          ///< of the experts
+  RowBuffer<S> logits;                 ///< [num_tokens, num_experts]
+  Routing<S> routing;                  ///< what the gate decided
+  DispatchPlan plan;                   ///< the routing sorted by expert
+  RowBuffer<S> expert_out;             ///< [plan.num_rows(), at least model_dim], unweighted, in plan order
+  Scratch scratch;                     ///< of the experts
   std::vector<std::int64_t> token_id;  ///< of the tokens of a chunk
+  detail::Exclusive use;               ///< by one call at a time
 };
 
 using Workspace = BasicWorkspace<float>;

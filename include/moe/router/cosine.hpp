@@ -33,7 +33,9 @@ class BasicCosineRouter {
 
   /// Zero vectors: all experts alike. Throws std::invalid_argument for sizes below 1.
   BasicCosineRouter(Index num_experts, Index model_dim, Index proj_dim, RouterBias bias = RouterBias::Zero)
-      : projection_(proj_dim, model_dim, bias), experts_(num_experts, proj_dim) {}
+      : projection_(detail::checked_size("moe::CosineRouter", "proj_dim", proj_dim, 1),
+                    detail::checked_size("moe::CosineRouter", "model_dim", model_dim, 1), bias),
+        experts_(detail::checked_size("moe::CosineRouter", "num_experts", num_experts, 1), proj_dim) {}
 
   /// W and v from U(-1/sqrt(columns), 1/sqrt(columns)); temperature ln 2: logits between -2 and 2.
   static BasicCosineRouter random(Index num_experts, Index model_dim, Index proj_dim, std::uint64_t seed,
@@ -63,6 +65,9 @@ class BasicCosineRouter {
   }
 
   void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    if (vectors().inputs() != proj_dim())
+      fail("moe::CosineRouter::logits: the vectors have ", vectors().inputs(),
+           " entries, expected proj_dim = ", proj_dim());
     tape.unit.resize(tokens.rows(), proj_dim());
     tape.length.resize(tokens.rows(), 1);
     projection_.logits(tokens, step, tape.unit);
@@ -72,15 +77,25 @@ class BasicCosineRouter {
     scaled_directions().logits(tape.unit, step, out);
   }
 
+  /// Throws std::invalid_argument unless the tape is that of a forward pass of so many tokens through a router of these
+  /// sizes, and the gradient of them, too.
+  void require_backward(Index num_tokens, const Tape& tape, const BasicCosineRouter& gradient) const {
+    constexpr const char* kFunction = "moe::CosineRouter::backward";
+    detail::require_shape(kFunction, "tape.unit", tape.unit, num_tokens, proj_dim());
+    detail::require_shape(kFunction, "tape.length", tape.length, num_tokens, 1);
+    if (!gradient.vectors().is_shaped_as(vectors()))
+      fail(kFunction, ": gradient has [", gradient.num_experts(), ", ", gradient.vectors().inputs(),
+           "] vectors, expected [", num_experts(), ", ", proj_dim(), "]");
+    projection_.require_backward(num_tokens, tape.projection, gradient.projection_);
+  }
+
   /// Gradients of all parameters and of the tokens. With u = h / |h|: dh = (du - u (u . du)) / |h|, and likewise for v.
-  /// Throws std::invalid_argument on wrong shapes.
+  /// Throws std::invalid_argument, before it writes anything, on wrong shapes and as require_backward().
   void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicCosineRouter& gradient, MatrixRef<Scalar> dtokens) const {
-    constexpr const char* kFunction = "moe::CosineRouter::backward";
-    detail::require_shape(kFunction, "tape.unit", tape.unit, tokens.rows(), proj_dim());
-    if (!gradient.vectors().is_shaped_as(vectors()))
-      fail(kFunction, ": gradient has [", gradient.num_experts(), ", ", gradient.proj_dim(), "] vectors, expected [",
-           num_experts(), ", ", proj_dim(), "]");
+    require_backward(tokens.rows(), tape, gradient);
+    detail::require_shape("moe::CosineRouter::backward", "tokens", tokens, tokens.rows(), model_dim());
+    detail::require_shape("moe::CosineRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
     const BasicLinearRouter<Codec> direction = scaled_directions();
     BasicLinearRouter<Codec> ddirection = zeros_like(direction);
     tape.dunit.setZero(tokens.rows(), proj_dim());

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "moe/core/overlap.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
 #include "moe/router/concept.hpp"
 
@@ -24,11 +25,9 @@ class BasicLinearRouter {
 
   /// Zero weights: all experts alike. Throws std::invalid_argument for num_experts < 1 or model_dim < 1.
   BasicLinearRouter(Index num_experts, Index model_dim, RouterBias bias = RouterBias::None)
-      : weight_(num_experts, model_dim),
-        bias_(bias == RouterBias::None ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {
-    if (num_experts < 1 || model_dim < 1)
-      fail("moe::LinearRouter: num_experts = ", num_experts, ", model_dim = ", model_dim, ", expected at least 1");
-  }
+      : weight_(detail::checked_size("moe::LinearRouter", "num_experts", num_experts, 1),
+                detail::checked_size("moe::LinearRouter", "model_dim", model_dim, 1)),
+        bias_(bias == RouterBias::None ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {}
 
   /// Weights from U(-1/sqrt(model_dim), 1/sqrt(model_dim)).
   static BasicLinearRouter random(Index num_experts, Index model_dim, std::uint64_t seed,
@@ -45,17 +44,23 @@ class BasicLinearRouter {
   PanelMatrix<Codec>& bias() { return bias_; }
   const PanelMatrix<Codec>& bias() const { return bias_; }
 
-  /// out [num_tokens, num_experts], overwritten. 2 * num_tokens * num_experts * model_dim operations, no allocation.
-  /// Throws std::invalid_argument on wrong shapes.
+  /// out [num_tokens, num_experts], overwritten; must not overlap tokens. 2 * num_tokens * num_experts * model_dim
+  /// operations, no allocation. Throws std::invalid_argument on wrong shapes.
   void logits(const MatrixView<Scalar>& tokens, const Step&, MatrixRef<Scalar> out) const {
+    if (!bias_.is_bias_of(weight_))
+      fail("moe::LinearRouter::logits: bias has ", bias_.outputs(), " entries, expected ", num_experts(), " or none");
     detail::require_shape("moe::LinearRouter::logits", "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape("moe::LinearRouter::logits", "out", out, tokens.rows(), num_experts());
+    detail::require_apart("moe::LinearRouter::logits", "out", out, "tokens", tokens);
     if (!bias_.empty()) return multiply(tokens, out, [&](Index panel) { return bias_.panel(panel); });
     multiply(tokens, out, [](Index) -> const Scalar* { return nullptr; });
   }
   void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape&) const {
     logits(tokens, step, out);
   }
+
+  /// Throws std::invalid_argument unless the gradient is of these sizes.
+  void require_backward(Index, const Tape&, const BasicLinearRouter& gradient) const { require_gradient(gradient); }
 
   /// gradient.W += dlogits^T tokens, gradient.b += column sums of dlogits, dtokens += dlogits W. Padding is left out,
   /// whatever its rows hold. Throws std::invalid_argument on wrong shapes.
@@ -88,16 +93,20 @@ class BasicLinearRouter {
  private:
   static constexpr Index kWidth = PanelMatrix<Codec>::kWidth;
 
+  void require_gradient(const BasicLinearRouter& gradient) const {
+    if (!gradient.weight_.is_shaped_as(weight_) || !gradient.bias_.is_shaped_as(bias_))
+      fail("moe::LinearRouter::backward: gradient is [", gradient.num_experts(), ", ", gradient.model_dim(), "] with ",
+           gradient.bias_.outputs(), " biases, expected [", num_experts(), ", ", model_dim(), "] with ",
+           bias_.outputs());
+  }
+
   void require_backward_shapes(const ConstMatrixRef<Scalar>& tokens, const ConstMatrixRef<Scalar>& dlogits,
                                const BasicLinearRouter& gradient, const MatrixRef<Scalar>& dtokens) const {
     constexpr const char* kFunction = "moe::LinearRouter::backward";
     detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
     detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
-    if (!gradient.weight_.is_shaped_as(weight_) || !gradient.bias_.is_shaped_as(bias_))
-      fail(kFunction, ": gradient is [", gradient.num_experts(), ", ", gradient.model_dim(), "] with ",
-           gradient.bias_.outputs(), " biases, expected [", num_experts(), ", ", model_dim(), "] with ",
-           bias_.outputs());
+    require_gradient(gradient);
   }
 
   /// Copies the rows of valid tokens into the tape, in panel width, zero-padded.
@@ -111,13 +120,15 @@ class BasicLinearRouter {
       tape.dlogits.matrix().row(r).head(num_experts()) = dlogits.row(tape.token[static_cast<std::size_t>(r)]);
   }
 
-  /// Splits by blocks of tokens, as a router has few panels and many rows; and by panels where the tokens are too few to
-  /// go round but the weights are worth a barrier.
+  /// Splits by blocks of tokens, as a router has few panels and many rows; and by panels where the tokens are too few
+  /// to go round but the weights are worth a barrier.
   template <class BiasOf>
   void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, const BiasOf& bias_of) const {
-    constexpr Index kRows = 8 * kernel::kTileRows, kBytesForBarrier = Index{1} << 20;  // some 20 microseconds of reading
+    constexpr Index kRows = 8 * kernel::kTileRows,
+                    kBytesForBarrier = Index{1} << 20;  // some 20 microseconds of reading
     const Index blocks = (tokens.rows() + kRows - 1) / kRows, panels = weight_.panels();
-    const bool by_panels = blocks < num_workers() && static_cast<Index>(weight_.span().size_bytes()) >= kBytesForBarrier;
+    const bool by_panels =
+        blocks < num_workers() && static_cast<Index>(weight_.span().size_bytes()) >= kBytesForBarrier;
     const Index parts = by_panels ? std::min(panels, num_workers()) : 1;
     const auto source = kernel::RowSource<Scalar>::from(tokens);
     const auto store = [&](Index row, int count, Index panel, Scalar* sums) {

@@ -18,14 +18,17 @@ class BasicNoisyRouter {
     Matrix<Scalar> noise_std;  ///< s; empty at inference
     Matrix<Scalar> dclean;     ///< gradients of a load loss, added in backward; leave empty for none
     Matrix<Scalar> dnoise_std;
-    Matrix<Scalar> spread;     ///< x V^T
+    Matrix<Scalar> spread;  ///< x V^T
     Matrix<Scalar> dspread;
     typename BasicLinearRouter<Codec>::Tape linear;
   };
 
   /// Zero weights, as the paper starts: balanced and noisy.
   BasicNoisyRouter(Index num_experts, Index model_dim, double minimum_std = 1e-2)
-      : clean_(num_experts, model_dim), noise_(num_experts, model_dim), minimum_std_(minimum_std) {
+      : clean_(detail::checked_size("moe::NoisyRouter", "num_experts", num_experts, 1),
+               detail::checked_size("moe::NoisyRouter", "model_dim", model_dim, 1)),
+        noise_(num_experts, model_dim),
+        minimum_std_(minimum_std) {
     if (!(minimum_std > 0)) fail("moe::NoisyRouter: minimum_std = ", minimum_std, ", expected > 0");
   }
   static BasicNoisyRouter random(Index num_experts, Index model_dim, std::uint64_t seed, double minimum_std = 1e-2) {
@@ -41,7 +44,7 @@ class BasicNoisyRouter {
   BasicLinearRouter<Codec>& noise() { return noise_; }
   const BasicLinearRouter<Codec>& noise() const { return noise_; }
 
-  /// Does not allocate at inference; in training without a tape it does.
+  /// `out` must not overlap `tokens`. Does not allocate at inference; in training without a tape it does.
   void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out) const {
     if (!step.training()) return clean_.logits(tokens, step, out);
     Tape tape;
@@ -49,6 +52,8 @@ class BasicNoisyRouter {
   }
 
   void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+    detail::require_shape("moe::NoisyRouter::logits", "out", out, tokens.rows(), num_experts());
+    detail::require_apart("moe::NoisyRouter::logits", "out", out, "tokens", tokens);
     tape.clean.resize(tokens.rows(), num_experts());
     clean_.logits(tokens, step, tape.clean);
     out = tape.clean;
@@ -65,19 +70,38 @@ class BasicNoisyRouter {
     });
   }
 
+  /// Throws std::invalid_argument unless the tape is that of a forward pass of so many tokens through a router of these
+  /// sizes, and the gradient of them, too.
+  void require_backward(Index num_tokens, const Tape& tape, const BasicNoisyRouter& gradient) const {
+    const auto require = [&](const char* name, const Matrix<Scalar>& matrix) {
+      detail::require_shape("moe::NoisyRouter::backward", name, matrix, num_tokens, num_experts());
+    };
+    require("tape.clean", tape.clean);
+    if (tape.noise_std.size() != 0) {
+      require("tape.noise_std", tape.noise_std);
+      require("tape.spread", tape.spread);
+    }
+    if (tape.dclean.size() != 0) require("tape.dclean", tape.dclean);
+    if (tape.dnoise_std.size() != 0) require("tape.dnoise_std", tape.dnoise_std);
+    clean_.require_backward(num_tokens, tape.linear, gradient.clean_);
+    noise_.require_backward(num_tokens, tape.linear, gradient.noise_);
+  }
+
+  /// `dtokens` must not overlap `tokens` or `dlogits`. Throws std::invalid_argument, before it writes anything, on
+  /// wrong shapes and as require_backward().
   void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicNoisyRouter& gradient, MatrixRef<Scalar> dtokens) const {
     constexpr const char* kFunction = "moe::NoisyRouter::backward";
+    require_backward(tokens.rows(), tape, gradient);
+    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
+    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dlogits", dlogits);
     Matrix<Scalar>& dspread = tape.dspread;
     dspread = dlogits;
-    if (tape.dclean.size() != 0) {
-      detail::require_shape(kFunction, "tape.dclean", tape.dclean, tokens.rows(), num_experts());
-      dspread += tape.dclean;
-    }
+    if (tape.dclean.size() != 0) dspread += tape.dclean;
     clean_.backward(tokens, step, tape.linear, dspread, gradient.clean_, dtokens);
     if (tape.noise_std.size() == 0) return;
     const bool load_loss = tape.dnoise_std.size() != 0;
-    if (load_loss) detail::require_shape(kFunction, "tape.dnoise_std", tape.dnoise_std, tokens.rows(), num_experts());
     for_each_draw(tokens.rows(), step, [&](Index t, Index e, Scalar draw) {
       const Scalar dstd = simd::fma(draw, dlogits(t, e), load_loss ? tape.dnoise_std(t, e) : Scalar{0});
       dspread(t, e) = dstd * Softplus::derivative(tape.spread(t, e));
