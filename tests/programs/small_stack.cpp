@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT
+// The promise that a thread with 128 KiB of stack can run layers, forward and backward, in float and double, for any
+// number of experts (moe::Executor says so). It ends by a signal if it does not hold.
+#include <pthread.h>
+
+#include <cstdio>
+#include <moe/moe.hpp>
+
+namespace {
+
+using moe::Index;
+
+#ifdef __OPTIMIZE__
+constexpr std::size_t kStack = 128 * 1024;
+#else
+constexpr std::size_t kStack = 512 * 1024;  // nothing is kept in registers
+#endif
+
+template <class Codec, class Gate>
+void train(const Gate& gate) {
+  using S = typename Codec::Scalar;
+  constexpr Index kTokens = 100, kDim = 64;
+  for (const Index num_experts : {40, 1200}) {  // 1024 are the most whose scratch lies on the stack
+    const moe::MoeLayer layer(moe::BasicLinearRouter<Codec>::random(num_experts, kDim, 1), gate,
+                              moe::ExpertPool<moe::BasicGlu<Codec>>::random(num_experts, kDim, kDim, 1));
+    const moe::Matrix<S> tokens = moe::Matrix<S>::Random(kTokens, kDim);
+    moe::Matrix<S> out(kTokens, kDim), dtokens(kTokens, kDim);
+    moe::BasicWorkspace<S> ws;
+    typename std::remove_const_t<decltype(layer)>::Tape tape;
+    auto gradient = moe::zeros_like(layer);
+    layer.forward(tokens, out, ws);
+    layer.forward(tokens, moe::Step::train(1), out, tape);
+    layer.backward(tokens, tape, out, moe::RoutingGradient<S>{}, gradient, dtokens);
+  }
+}
+
+void* run(void*) {
+  moe::SerialExecutor serial;  // all on this thread
+  const moe::UseExecutor use(serial);
+  train<moe::F32>(moe::TopKGate{});
+  train<moe::F64>(moe::TopKGate{});
+  train<moe::F64>(moe::NoisyTopKGate{});
+  return nullptr;
+}
+
+}  // namespace
+
+int main() {
+  pthread_attr_t attributes;
+  pthread_t thread;
+  if (pthread_attr_init(&attributes) != 0 || pthread_attr_setstacksize(&attributes, kStack) != 0 ||
+      pthread_create(&thread, &attributes, run, nullptr) != 0 || pthread_join(thread, nullptr) != 0) {
+    std::puts("cannot start a thread with a small stack");
+    return 1;
+  }
+  std::printf("layers run in %zu KiB of stack\n", kStack / 1024);
+}
