@@ -2,6 +2,7 @@
 #pragma once
 
 #include <limits>
+#include <numeric>
 #include <span>
 
 #include "moe/gate/concept.hpp"
@@ -75,6 +76,11 @@ struct SoftmaxGate {
     detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* row, S* p) {
       const std::span<Index> experts = routing.experts(t);
       const std::span<S> weights = routing.weights(t);
+      if (std::ssize(experts) == num_experts) {  // nearly always
+        std::iota(experts.begin(), experts.end(), Index{0});
+        softmax(row, num_experts, weights.data());
+        return true;
+      }
       softmax(row, num_experts, p);
       std::size_t filled = 0;
       for (Index e = 0; e < num_experts; ++e) {
