@@ -21,9 +21,10 @@ inline std::vector<std::pair<const char*, const char*>> words(const moe::FitFlag
   const auto add = [&](bool set, const char* name, const char* text) {
     if (set) all.emplace_back(name, text);
   };
-  add(flags.separated, "separated", "the gate separates the data: its coefficients are large and ill determined");
+  add(flags.separated, "separated",
+      "the gate separates the data: infinitely steep, it would fit as well (--ridge 0.01 keeps it finite)");
   add(flags.at_box, "at_box",
-      "a gate coefficient is at its bound: the maximum lies at infinity (--ridge 0.01 brings it back)");
+      "a gate coefficient or temperature is at its bound: the maximum lies beyond (--ridge 0.01 brings it back)");
   add(flags.at_floor, "at_floor",
       "a variance is at its floor: the likelihood is unbounded there, distrust that expert");
   add(flags.small_expert, "small_expert", "an expert holds fewer than 5 (d + 2) rows");

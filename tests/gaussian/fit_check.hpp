@@ -161,7 +161,6 @@ class FitCheck {
     if (f.at_floor != (lowest <= floor * (1 + 1e-8))) return "at_floor, least variance " + number(lowest);
     if (f.small_expert != (fewest < 5 * (d + 2))) return "small_expert";
     if (f.dead_expert != (fewest < d + 2)) return "dead_expert";
-    if (f.at_box && !f.separated) return "at_box but not separated";
     if (f.decreased && fit_.converged) return "decreased but converged";
     if (sparse()) return {};  // a maximum at a border has a score
     if (fit_.converged && fit_.score_norm > 10 * options_.score_tolerance)

@@ -80,9 +80,9 @@ inline void FitOptions::validate(const char* function) const {
 
 /// What happened to a fit that a careful person wants to know.
 struct FitFlags {
-  bool separated = false;     ///< the gate separates: a standardised gate coefficient above 30, or at the box
-  bool at_box = false;        ///< a gate coefficient is at gate_box: the maximum lies at infinity
-  bool at_floor = false;      ///< a variance is at the floor: the likelihood is unbounded there
+  bool separated = false;  ///< the gate separates: made infinitely steep, it loses nothing of the criterion
+  bool at_box = false;     ///< a gate coefficient is at gate_box, or a temperature at 1e-4 or 1e4: no maximum in them
+  bool at_floor = false;   ///< a variance is at the floor: the likelihood is unbounded there
   bool small_expert = false;  ///< an expert holds less than 5 (d + 2) rows
   bool revived = false;       ///< an expert without rows was started anew
   bool dead_expert = false;   ///< an expert holds less than d + 2 rows at the end

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "moe/gaussian/run.hpp"
+#include "moe/gaussian/separation.hpp"
 #include "moe/gaussian/standardise.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -86,6 +87,8 @@ class Fitting {
     fit.iterations = run.iterations;
     fit.score_norm = run.score_norm;
     fit.flags = run.flags;
+    const Separation separation(objective_, run.model);
+    fit.flags.separated = separation.exists() || (run.flags.at_box && separation.exists_beyond(bounds_.gate_box));
     for (const double value : run.path) fit.path.push_back(on_data_scale(value));
     fit.num_parameters = at_.size();
     fit.num_rows = rows_.num_rows();
