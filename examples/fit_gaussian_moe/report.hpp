@@ -31,6 +31,7 @@ inline std::vector<std::pair<const char*, const char*>> words(const moe::FitFlag
   add(flags.revived, "revived", "an expert lost all its rows on the way and was started anew");
   add(flags.dead_expert, "dead_expert", "an expert holds fewer than d + 2 rows: use fewer experts");
   add(flags.decreased, "decreased", "the search stopped where no step improves though the score is not small");
+  add(flags.far_origin, "far_origin", "the gate has no bias of its own, and x = 0 is far from the data: centre x");
   add(flags.singular, "singular", "the observed information has no full rank: some parameters are not determined");
   return all;
 }

@@ -109,7 +109,7 @@ class FitCheck {
   double ridge(Index pin) const {
     const auto& m = fit_.model;
     const auto form = m.form();
-    const bool keep_origin = form.bias == moe::BiasPlace::Outside || !form.ranks_bias;
+    const bool keep_origin = moe::detail::keeps_origin(m);
     moe::Matrix<double> slope = m.gate_slope;
     Eigen::RowVectorXd bias = m.gate_bias;
     const bool linear = std::is_same_v<typename moe::GateModel<Gate>::Inner, moe::Identity>;

@@ -88,6 +88,9 @@ struct FitFlags {
   bool dead_expert = false;   ///< an expert holds less than d + 2 rows at the end
   bool decreased = false;     ///< an iteration could not improve though its score is not small
   bool singular = false;      ///< the observed information has no full rank at the end
+  /// The gate sees beta_1 . x without a bias of its own (see GateForm), and x = 0 is farther from the mean of x than
+  /// every row: centred inputs would be another, richer model.
+  bool far_origin = false;
 };
 
 /// One of the starts.

@@ -24,11 +24,11 @@ class Fitting {
         shape_(std::move(shape)),
         form_(shape_.form()),
         at_(moe::layout(shape_)),
-        by_(standardisation_of(function, data, keeps_origin(form_))),
+        by_(standardisation_of(function, data, keeps_origin(shape_))),
         rows_((check(function, data), data), by_),
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
         bounds_{.variance_floor = floor(data.num_rows()), .gate_box = options.gate_box},
-        starts_(rows_, form_, kLinear, options.seed),
+        starts_(rows_, at_, form_, Starts::function<Inner>(), options.seed),
         runner_(objective_, bounds_, options_, starts_) {
     if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
   }
@@ -87,6 +87,7 @@ class Fitting {
     fit.iterations = run.iterations;
     fit.score_norm = run.score_norm;
     fit.flags = run.flags;
+    fit.flags.far_origin = keeps_origin(shape_) && origin_is_far(rows_);
     const Separation separation(objective_, run.model);
     fit.flags.separated = separation.exists() || (run.flags.at_box && separation.exists_beyond(bounds_.gate_box));
     for (const double value : run.path) fit.path.push_back(on_data_scale(value));
@@ -119,9 +120,6 @@ class Fitting {
     }
     return part;
   }
-
-  /// Only a bias inside of the gate, which also decides who is active, takes up a shift of x.
-  static bool keeps_origin(const GateForm& form) { return form.bias == BiasPlace::Outside || !form.ranks_bias; }
 
   /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.
   double ridge() const { return form_.active > 1 ? options_.ridge : 0; }

@@ -51,7 +51,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<Gat
   Evaluation<Gate>::check(function, model, data);
   const GateForm form = model.form();
   ScaledInformation out{.at = layout(model),
-                        .by = standardisation_of(function, data, form.bias == BiasPlace::Outside || !form.ranks_bias),
+                        .by = standardisation_of(function, data, keeps_origin(model)),
                         .model = model,
                         .score = {},
                         .information = {},
