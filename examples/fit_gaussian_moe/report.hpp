@@ -27,6 +27,8 @@ inline std::vector<std::pair<const char*, const char*>> words(const moe::FitFlag
       "a gate coefficient or temperature is at its bound: the maximum lies beyond (--ridge 0.01 brings it back)");
   add(flags.at_floor, "at_floor",
       "a variance is at its floor: the likelihood is unbounded there, distrust that expert");
+  add(flags.discarded, "discarded",
+      "an end of higher likelihood was given up, as a variance collapsed there or an expert lost its rows");
   add(flags.small_expert, "small_expert", "an expert holds fewer than 5 (d + 2) rows");
   add(flags.revived, "revived", "an expert lost all its rows on the way and was started anew");
   add(flags.dead_expert, "dead_expert", "an expert holds fewer than d + 2 rows: use fewer experts");
@@ -89,6 +91,7 @@ void print_report(const moe::GaussianFit<Gate>& fit, const Problem& problem, con
   const auto flags = words(fit.flags);
   if (!flags.empty()) std::printf("\n");
   for (const auto& [name, text] : flags) std::printf("note: %s\n", text);
+  if (fit.flags.discarded) std::printf("      (log-likelihood %.6f there)\n", fit.discarded_log_likelihood);
 }
 
 inline nlohmann::json to_json(const moe::Matrix<double>& matrix) {

@@ -10,6 +10,9 @@
 
 namespace moe::inline MOE_ABI::detail {
 
+/// Ends of runs whose criteria are no further apart are one and the same: convergence leaves 1e-6, rounding less.
+inline constexpr double kSameEnd = 1e-3;
+
 /// The end of a run from one start, on standardised data.
 struct Run {
   GaussianParameters model;
@@ -21,6 +24,7 @@ struct Run {
   Eigen::RowVectorXd expert_rows;
   FitFlags flags;
   int revivals_left = 2;
+  double given_up = -std::numeric_limits<double>::infinity();  // highest criterion left to start an expert anew
 
   /// Interior runs before the others, then by criterion; NaN last.
   bool better_than(const Run& other) const {
@@ -114,6 +118,7 @@ class Runner {
     Index poorest = 0;
     if (rows.minCoeff(&poorest) >= 1) return false;
     --run.revivals_left;
+    run.given_up = std::max(run.given_up, state.criterion);
     run.flags.revived = true;
     GaussianParameters model = state.model;
     starts_.reseed(objective_.log_density(model), objective_.rows(), poorest, model);
