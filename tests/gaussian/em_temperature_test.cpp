@@ -18,7 +18,9 @@ namespace {
 template <class Gate>
 struct Problem {
   explicit Problem(const Gate& gate, double start_temperature, Index n = 400)
-      : model(test::two_lines(), gate), data(draw(gate, n)), rows(data, moe::detail::Standardisation::none(1)),
+      : model(test::two_lines(), gate),
+        data(draw(gate, n)),
+        rows(data, moe::detail::Standardisation::none(1)),
         objective(rows, moe::layout(model), model.form()) {
     model.temperature = start_temperature;
     model.gate_bias(0) = 0.2;
@@ -55,8 +57,8 @@ Eigen::VectorXd first_step(const Problem<Gate>& problem) {
   Eigen::MatrixXd information;
   problem.objective.complete(problem.model, score, information);
   const Index first = problem.objective.linear() ? 0 : at.gate_bias(0), count = at.num_gate() - first;
-  step.tail(count) = moe::detail::solve_semidefinite(information.block(first, first, count, count),
-                                                     score.segment(first, count));
+  step.tail(count) =
+      moe::detail::solve_semidefinite(information.block(first, first, count, count), score.segment(first, count));
   return step;
 }
 
@@ -71,8 +73,8 @@ int halvings(const Problem<Gate>& problem, const Eigen::VectorXd& step) {
   const double longest = std::min(1.0, 50 / step.cwiseAbs().maxCoeff());
   for (int h = 0; h < 12; ++h) {
     const double share = longest * std::pow(0.5, h);
-    const Moved expected = moved(m.gate_bias(0), m.temperature, share * step(at.gate_bias(0)),
-                                 share * step(at.log_temperature()));
+    const Moved expected =
+        moved(m.gate_bias(0), m.temperature, share * step(at.gate_bias(0)), share * step(at.log_temperature()));
     const bool same = std::abs(to.temperature - expected.temperature) <= 1e-12 * expected.temperature &&
                       std::abs(to.gate_bias(0) - expected.bias) <= 1e-12 * (1 + std::abs(expected.bias));
     if (!same) continue;  // solutions of the same equations, and a few roundings after it
@@ -138,8 +140,7 @@ TEST_CASE("Em: a Majorise step at another temperature is that of the bound on z 
   const auto& m = problem.model;
   Eigen::MatrixXd x(400, 2);
   x << problem.data.x, Eigen::VectorXd::Ones(400);
-  const Eigen::VectorXd excess =
-      (moe::responsibilities(m, problem.data) - moe::gate_weights(m, problem.data.x)).col(0);
+  const Eigen::VectorXd excess = (moe::responsibilities(m, problem.data) - moe::gate_weights(m, problem.data.x)).col(0);
   const Eigen::Vector2d expected = 4 * 0.4 * (x.transpose() * x).inverse() * (x.transpose() * excess);
   moe::detail::Em em(problem.objective, {}, moe::GateStep::Majorise);
   moe::detail::EmState state = em.start(m);
