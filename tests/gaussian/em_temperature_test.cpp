@@ -68,7 +68,8 @@ int halvings(const Problem<Gate>& problem, const Eigen::VectorXd& step) {
   moe::detail::Em em(problem.objective, {}, moe::GateStep::Newton);
   moe::detail::EmState state = em.start(problem.model);
   REQUIRE(em.iterate(state));
-  const auto &m = problem.model, &to = state.model;
+  const auto& m = problem.model;
+  const moe::GaussianParameters& to = state.model;
   const moe::ParameterLayout at = moe::layout(m);
   const double longest = std::min(1.0, 50 / step.cwiseAbs().maxCoeff());
   for (int h = 0; h < 12; ++h) {
