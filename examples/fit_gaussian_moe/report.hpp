@@ -21,15 +21,19 @@ inline std::vector<std::pair<const char*, const char*>> words(const moe::FitFlag
   const auto add = [&](bool set, const char* name, const char* text) {
     if (set) all.emplace_back(name, text);
   };
-  add(flags.separated, "separated", "the gate separates the data: its coefficients are large and ill determined");
+  add(flags.separated, "separated",
+      "the gate separates the data: infinitely steep, it would fit as well (--ridge 0.01 keeps it finite)");
   add(flags.at_box, "at_box",
-      "a gate coefficient is at its bound: the maximum lies at infinity (--ridge 0.01 brings it back)");
+      "a gate coefficient or temperature is at its bound: the maximum lies beyond (--ridge 0.01 brings it back)");
   add(flags.at_floor, "at_floor",
       "a variance is at its floor: the likelihood is unbounded there, distrust that expert");
+  add(flags.discarded, "discarded",
+      "an end of higher likelihood was given up, as a variance collapsed there or an expert lost its rows");
   add(flags.small_expert, "small_expert", "an expert holds fewer than 5 (d + 2) rows");
   add(flags.revived, "revived", "an expert lost all its rows on the way and was started anew");
   add(flags.dead_expert, "dead_expert", "an expert holds fewer than d + 2 rows: use fewer experts");
   add(flags.decreased, "decreased", "the search stopped where no step improves though the score is not small");
+  add(flags.far_origin, "far_origin", "the gate has no bias of its own, and x = 0 is far from the data: centre x");
   add(flags.singular, "singular", "the observed information has no full rank: some parameters are not determined");
   return all;
 }
@@ -87,6 +91,7 @@ void print_report(const moe::GaussianFit<Gate>& fit, const Problem& problem, con
   const auto flags = words(fit.flags);
   if (!flags.empty()) std::printf("\n");
   for (const auto& [name, text] : flags) std::printf("note: %s\n", text);
+  if (fit.flags.discarded) std::printf("      (log-likelihood %.6f there)\n", fit.discarded_log_likelihood);
 }
 
 inline nlohmann::json to_json(const moe::Matrix<double>& matrix) {

@@ -109,7 +109,7 @@ class FitCheck {
   double ridge(Index pin) const {
     const auto& m = fit_.model;
     const auto form = m.form();
-    const bool keep_origin = form.bias == moe::BiasPlace::Outside || !form.ranks_bias;
+    const bool keep_origin = moe::detail::keeps_origin(m);
     moe::Matrix<double> slope = m.gate_slope;
     Eigen::RowVectorXd bias = m.gate_bias;
     const bool linear = std::is_same_v<typename moe::GateModel<Gate>::Inner, moe::Identity>;
@@ -161,11 +161,24 @@ class FitCheck {
     if (f.at_floor != (lowest <= floor * (1 + 1e-8))) return "at_floor, least variance " + number(lowest);
     if (f.small_expert != (fewest < 5 * (d + 2))) return "small_expert";
     if (f.dead_expert != (fewest < d + 2)) return "dead_expert";
-    if (f.at_box && !f.separated) return "at_box but not separated";
     if (f.decreased && fit_.converged) return "decreased but converged";
+    if (const std::string wrong = discarded(); !wrong.empty()) return wrong;
     if (sparse()) return {};  // a maximum at a border has a score
     if (fit_.converged && fit_.score_norm > 10 * options_.score_tolerance)
       return "converged, score " + number(fit_.score_norm);
+    return {};
+  }
+
+  /// Every value that was found is at most that of the fit, or that which it says it has given up.
+  std::string discarded() const {
+    const double taken = fit_.penalised_log_likelihood, given_up = fit_.discarded_log_likelihood;
+    const double rounding = 1e-12 * (1 + std::abs(taken));
+    if (fit_.flags.discarded != (given_up > taken + 1e-3 - rounding)) return "discarded " + number(given_up);
+    const double most = fit_.flags.discarded ? given_up : taken + 1e-3;  // within, ends are the same
+    const bool all_rows = data_.num_rows() <= 2 * options_.short_rows;
+    for (const moe::StartReport& run : fit_.runs)
+      if (run.log_likelihood > most + rounding || (all_rows && run.short_log_likelihood > most + rounding))
+        return "found " + number(std::max(run.log_likelihood, run.short_log_likelihood)) + " and said nothing";
     return {};
   }
 

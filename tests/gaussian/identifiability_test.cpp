@@ -142,7 +142,8 @@ TEST_CASE("identifiability: the same expert twice", "[gaussian]") {
 TEST_CASE("identifiability: separated gates and saddles", "[gaussian]") {
   auto steep = test::two_lines();
   steep.gate_slope(0, 0) = -200;
-  const auto separated = report_of(steep);
+  const auto step = test::simulated(moe::GaussianMoe<moe::TopKGate>(steep, {.k = 1}), 500, 61);
+  const auto separated = moe::identifiability(steep, step);
   const auto* finding = separated.find(Identifiability::SeparatedGate);
   REQUIRE(finding);
   CHECK(finding->number > 100);

@@ -3,7 +3,7 @@
 # moe.hpp and gaussian.hpp reach every header, themselves or through another one.
 cmake_minimum_required(VERSION 3.25)
 
-set(layers core numeric routing kernel router|gate|expert layer train|gaussian|io compress|serve|mpi)
+set(layers core numeric routing kernel router|gate|expert layer train|gaussian io compress|serve|mpi)
 
 # rank(<folder> <result>): place of the folder in the list above, -1 if it has none.
 function(rank folder result)

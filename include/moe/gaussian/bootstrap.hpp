@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <string>
@@ -55,6 +56,7 @@ struct Bootstrap {
   std::vector<double> log_likelihood = {};  ///< of each refit on its own sample
   std::vector<bool> usable = {};            ///< false: a variance at the floor, or an expert without rows
   Index num_usable = 0, num_not_converged = 0;
+  Index num_discarded = 0;  ///< refits that gave up an end of higher likelihood (FitFlags::discarded)
 
   /// The parameter with that name. Throws std::invalid_argument if there is none.
   const BootstrapParameter& operator[](const std::string& name) const {
@@ -154,7 +156,12 @@ GaussianFit<Gate> refit(const GaussianMoe<Gate>& model, const RegressionData& da
   const bool better = interior(other) != interior(best)
                           ? interior(other)
                           : other.penalised_log_likelihood > best.penalised_log_likelihood;
-  return better ? std::move(other) : std::move(best);
+  if (better) std::swap(best, other);
+  const double highest = std::fmax(other.penalised_log_likelihood,  // NaN is none
+                                   std::fmax(best.discarded_log_likelihood, other.discarded_log_likelihood));
+  best.flags.discarded = highest > best.penalised_log_likelihood;
+  best.discarded_log_likelihood = best.flags.discarded ? highest : std::numeric_limits<double>::quiet_NaN();
+  return best;
 }
 
 }  // namespace detail
@@ -180,7 +187,7 @@ Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
   const Index count = options.replications, width = static_cast<Index>(columns.names().size());
   Bootstrap out{.replicates = Matrix<double>(count, width)};
   out.log_likelihood.resize(static_cast<std::size_t>(count));
-  std::vector<char> usable(static_cast<std::size_t>(count)), converged(usable);
+  std::vector<char> usable(static_cast<std::size_t>(count)), converged(usable), discarded(usable);
   const RandomField seeds(Purpose::User, options.seed, 0x626f6f74);
   std::mutex mutex;
   Index done = 0;
@@ -192,12 +199,14 @@ Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
     out.log_likelihood[s] = fit.log_likelihood;
     usable[s] = !fit.flags.at_floor && !fit.flags.dead_expert;
     converged[s] = fit.converged;
+    discarded[s] = fit.flags.discarded;
     const std::lock_guard lock(mutex);
     ++done;
     if (options.progress) options.progress(done, count);
   });
   out.usable.assign(usable.begin(), usable.end());
   out.num_usable = std::count(usable.begin(), usable.end(), 1);
+  out.num_discarded = std::count(discarded.begin(), discarded.end(), 1);
   out.num_not_converged = std::count(converged.begin(), converged.end(), 0);
   detail::summarise(columns.names(), columns(model), options.level, out);
   return out;

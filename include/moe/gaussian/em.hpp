@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "moe/gaussian/fit_options.hpp"
+#include "moe/gaussian/gram.hpp"
 #include "moe/gaussian/objective.hpp"
 #include "moe/gaussian/symmetric.hpp"
 
@@ -15,7 +16,7 @@ namespace moe::inline MOE_ABI::detail {
 struct Bounds {
   double variance_floor = 1e-6, gate_box = 500;
   static constexpr double kColdest = 1e-4, kHottest = 1e4;  ///< of a free temperature
-  static constexpr double kWidest = 1e8;                    ///< a variance: nothing holds that of an expert without rows
+  static constexpr double kWidest = 1e8;  ///< a variance: nothing holds that of an expert without rows
 
   void clamp(const ParameterLayout& at, GaussianParameters& m) const {
     if (at.free_temperature) m.temperature = std::clamp(m.temperature, kColdest, kHottest);
@@ -25,6 +26,15 @@ struct Bounds {
       if (j >= at.free_slopes) continue;
       for (Index c = 0; c < at.input_dim; ++c) m.gate_slope(j, c) = std::clamp(m.gate_slope(j, c), -gate_box, gate_box);
     }
+  }
+
+  /// Is a coefficient of the gate, or a free temperature, at its bound?
+  bool hold_gate(const ParameterLayout& at, const GaussianParameters& m) const {
+    constexpr double kInside = 1 - 1e-9;
+    const double largest = std::max(m.gate_slope.cwiseAbs().maxCoeff(), m.gate_bias.cwiseAbs().maxCoeff());
+    const bool temperature =
+        at.free_temperature && (m.temperature * kInside <= kColdest || m.temperature >= kHottest * kInside);
+    return largest >= gate_box * kInside || temperature;
   }
 };
 
@@ -156,18 +166,7 @@ class Em {
 
   /// X^T X, with as much of the ridge as keeps the bound valid.
   Eigen::MatrixXd gram_matrix() const {
-    const Index n = at_.input_dim + 1;
-    std::vector<double> sums(static_cast<std::size_t>(num_pairs(n) * kDoubles));
-    PairProducts products;
-    AlignedBuffer<double> ones(kBlockRows);
-    std::fill_n(ones.data(), kBlockRows, 1.0);
-    for (Index b = 0; b < objective_.rows().num_blocks(); ++b)
-      products.add(ones.data(), 1, objective_.rows().features(b), n, sums.data());
-    std::vector<double> total(static_cast<std::size_t>(num_pairs(n)));
-    add_lanes(sums.data(), num_pairs(n), total.data());
-    Eigen::MatrixXd gram(n, n);
-    for (Index f = 0; f < n; ++f)
-      for (Index g = f; g < n; ++g) gram(f, g) = gram(g, f) = total[static_cast<std::size_t>(pair_index(f, g, n))];
+    Eigen::MatrixXd gram = gram_of(objective_.rows());
     gram.diagonal().array() += 2 * objective_.penalty().ridge * static_cast<double>(at_.num_experts);
     return gram;
   }

@@ -50,8 +50,7 @@ constexpr const char* sentence(NoStandardError reason) {
              "leaves the likelihood as it is (see identifiability()); often there are too many experts.";
     case NoStandardError::NotAMaximum:
       return "There are no standard errors: the model is not a maximum of the likelihood of these data. It may have "
-             "been "
-             "fitted with a penalty, to other data, or not to the end.";
+             "been fitted with a penalty, to other data, or not to the end, or gate_box holds it back.";
   }
   return "";
 }
@@ -74,7 +73,7 @@ struct Estimable {
     };
     if (is_hard(model))
       gate_has_none(NoStandardError::HardGate);
-    else if (known.separated || known.at_box || steepness(at.model) > kSeparated)
+    else if (known.separated || at.separated)
       gate_has_none(NoStandardError::SeparatedGate);
     else if (has_temperature_ray(model))
       reasons[static_cast<std::size_t>(at.at.log_temperature())] = NoStandardError::TemperatureRay;

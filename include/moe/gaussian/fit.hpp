@@ -12,7 +12,8 @@ namespace moe::inline MOE_ABI {
 /// Maximum likelihood (or penalised likelihood) for a Gaussian mixture of experts, by short EM runs from many random
 /// starts and long runs of EM and Newton's method from the best of them. Among the ends, those whose variances are
 /// above the floor and whose experts hold at least d + 2 rows come first: the likelihood itself is unbounded where an
-/// expert interpolates a few rows. All that happened is in the result; a fit that does not converge is no error.
+/// expert interpolates a few rows; a higher end that was given up for that is told (discarded_log_likelihood). All that
+/// happened is in the result; a fit that does not converge is no error.
 /// The result depends on data, options and seed alone, not on the number of threads. A short iteration costs O(n k
 /// d^2). Extra memory: one copy of the data. Throws std::invalid_argument for data that are not finite, constant or
 /// linearly dependent columns of x, fewer rows than parameters, num_experts < 1, and gates or options out of range.
@@ -28,7 +29,7 @@ GaussianFit<Gate> fit(const RegressionData& data, Index num_experts, const Gate&
   fitting.report_run(runs.front(), fit);
   fit.starts = options.starts;
   fit.hits = std::count_if(runs.begin(), runs.end(), [&](const detail::Run& run) {
-    return std::abs(run.criterion - runs.front().criterion) < 1e-3;
+    return std::abs(run.criterion - runs.front().criterion) < detail::kSameEnd;
   });
   fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return fit;

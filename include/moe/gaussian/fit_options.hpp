@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -80,14 +81,18 @@ inline void FitOptions::validate(const char* function) const {
 
 /// What happened to a fit that a careful person wants to know.
 struct FitFlags {
-  bool separated = false;     ///< the gate separates: a standardised gate coefficient above 30, or at the box
-  bool at_box = false;        ///< a gate coefficient is at gate_box: the maximum lies at infinity
-  bool at_floor = false;      ///< a variance is at the floor: the likelihood is unbounded there
+  bool separated = false;  ///< the gate separates: made infinitely steep, it loses nothing of the criterion
+  bool at_box = false;     ///< a gate coefficient is at gate_box, or a temperature at 1e-4 or 1e4: no maximum in them
+  bool at_floor = false;   ///< a variance is at the floor: the likelihood is unbounded there
   bool small_expert = false;  ///< an expert holds less than 5 (d + 2) rows
   bool revived = false;       ///< an expert without rows was started anew
   bool dead_expert = false;   ///< an expert holds less than d + 2 rows at the end
   bool decreased = false;     ///< an iteration could not improve though its score is not small
   bool singular = false;      ///< the observed information has no full rank at the end
+  bool discarded = false;     ///< an end of higher likelihood was given up: see GaussianFit::discarded_log_likelihood
+  /// The gate sees beta_1 . x without a bias of its own (see GateForm), and x = 0 is farther from the mean of x than
+  /// every row: centred inputs would be another, richer model.
+  bool far_origin = false;
 };
 
 /// One of the starts.
@@ -104,6 +109,10 @@ struct GaussianFit {
   GaussianMoe<Gate> model = {};         ///< experts in ascending order of intercept, gate in normal form
   double log_likelihood = 0;            ///< of y given x, natural logarithm
   double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
+  /// The highest penalised log-likelihood that was found and not taken, as a variance was at the floor there or an
+  /// expert held fewer than d + 2 rows; NaN if nothing was higher than the result. Where a part of y repeats itself
+  /// exactly, an expert on it may be the truth: give that part a model of its own.
+  double discarded_log_likelihood = std::numeric_limits<double>::quiet_NaN();
   bool converged = false;      ///< all three tolerances are met; sparse gates: or no border that was tried is better
   Index iterations = 0;        ///< EM and direct ones of the best run
   Index starts = 0, hits = 0;  ///< starts, and long runs that ended within 1e-3 of the best

@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "moe/gaussian/run.hpp"
+#include "moe/gaussian/separation.hpp"
 #include "moe/gaussian/standardise.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -23,11 +24,11 @@ class Fitting {
         shape_(std::move(shape)),
         form_(shape_.form()),
         at_(moe::layout(shape_)),
-        by_(standardisation_of(function, data, keeps_origin(form_))),
+        by_(standardisation_of(function, data, keeps_origin(shape_))),
         rows_((check(function, data), data), by_),
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
         bounds_{.variance_floor = floor(data.num_rows()), .gate_box = options.gate_box},
-        starts_(rows_, form_, kLinear, options.seed),
+        starts_(rows_, at_, form_, Starts::function<Inner>(), options.seed),
         runner_(objective_, bounds_, options_, starts_) {
     if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
   }
@@ -50,7 +51,7 @@ class Fitting {
     });
     sort(runs);
     const Index chosen = options_.long_runs > 0 ? options_.long_runs : std::max<Index>(5, count / 10);
-    runs.resize(static_cast<std::size_t>(std::min(chosen, count)));
+    drop(runs, static_cast<std::size_t>(std::min(chosen, count)));
     if (sample_) refine_on_sample(runs);
     progress_.runs = static_cast<Index>(runs.size());
     for_each_run(rows_.num_rows(), progress_.runs, [&](Index r) {
@@ -66,6 +67,7 @@ class Fitting {
     });
     sort(runs);
     if (ridge() > 0 && kLinear) try_other_pins(runs.front());
+    for (std::size_t r = 1; r < runs.size(); ++r) discard(runs[r]);
     return runs;
   }
 
@@ -86,6 +88,12 @@ class Fitting {
     fit.iterations = run.iterations;
     fit.score_norm = run.score_norm;
     fit.flags = run.flags;
+    const double highest = std::max(discarded_, run.given_up);
+    fit.flags.discarded = highest > run.criterion + kSameEnd;
+    if (fit.flags.discarded) fit.discarded_log_likelihood = on_data_scale(highest);
+    fit.flags.far_origin = keeps_origin(shape_) && origin_is_far(rows_);
+    const Separation separation(objective_, run.model);
+    fit.flags.separated = separation.exists() || (run.flags.at_box && separation.exists_beyond(bounds_.gate_box));
     for (const double value : run.path) fit.path.push_back(on_data_scale(value));
     fit.num_parameters = at_.size();
     fit.num_rows = rows_.num_rows();
@@ -116,9 +124,6 @@ class Fitting {
     }
     return part;
   }
-
-  /// Only a bias inside of the gate, which also decides who is active, takes up a shift of x.
-  static bool keeps_origin(const GateForm& form) { return form.bias == BiasPlace::Outside || !form.ranks_bias; }
 
   /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.
   double ridge() const { return form_.active > 1 ? options_.ridge : 0; }
@@ -153,6 +158,23 @@ class Fitting {
     std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.better_than(b); });
   }
 
+  /// Remembers the criterion of a run that may not be the result.
+  void discard(const Run& run) { discarded_ = std::max({discarded_, run.criterion, run.given_up}); }  // not NaN
+
+  /// Keeps the first of the short runs, and remembers the highest: also long runs may end below where they began, where
+  /// an expert is started anew or borders are moved. On a sample of the rows the highest of the others counts, by its
+  /// criterion on all rows.
+  void drop(std::vector<Run>& runs, std::size_t kept) {
+    const auto first = runs.begin() + (sample_ ? static_cast<std::ptrdiff_t>(kept) : 0);
+    const auto highest =
+        std::max_element(first, runs.end(), [](const Run& a, const Run& b) { return a.criterion < b.criterion; });
+    if (highest != runs.end()) {
+      if (sample_) highest->criterion = objective_.value(highest->model);
+      discard(*highest);
+    }
+    runs.resize(kept);
+  }
+
   /// Takes the runs to the maxima of the sample, and keeps one for each, as each costs many passes over all rows.
   void refine_on_sample(std::vector<Run>& runs) const {
     for_each_run(options_.short_rows, static_cast<Index>(runs.size()), [&](Index r) {
@@ -170,7 +192,7 @@ class Fitting {
   }
 
   /// The ridge weighs gate coefficients relative to the pinned expert, so which one is pinned matters.
-  void try_other_pins(Run& best) const {
+  void try_other_pins(Run& best) {
     const Index last = at_.num_experts - 1;
     const Run original = best;
     for (Index j = 0; j < last; ++j) {
@@ -183,7 +205,8 @@ class Fitting {
       Run run = runner_.long_run(std::move(m));
       run.start = original.start;
       run.iterations += original.iterations;
-      if (run.better_than(best)) best = std::move(run);
+      if (run.better_than(best)) std::swap(best, run);
+      discard(run);
     }
   }
 
@@ -213,6 +236,7 @@ class Fitting {
   std::unique_ptr<Sample> sample_;
   std::mutex mutex_;
   FitProgress progress_;
+  double discarded_ = -std::numeric_limits<double>::infinity();
 };
 
 template <class Gate>

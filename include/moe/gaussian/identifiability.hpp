@@ -15,13 +15,15 @@ namespace moe::inline MOE_ABI {
 ///   sign symmetry         an activation that is even, or odd up to a constant with two experts and both slopes free
 ///   coinciding experts    D^2 = mean (m_i - m_j)^2 / nu + (log nu_i - log nu_j)^2 / 2 below 4 times its mean under
 ///                         equality, (d + 2)(1 / n_i + 1 / n_j), nu the average of both
-///   separated gate        a coefficient on standardised data above 30
+///   separated gate        an infinitely steep gate, that keeps what data know of it, costs less than 1e-3 of the
+///                         log-likelihood
 ///   never active, never together      experts and pairs that a sparse gate selects in no row
 ///   rank deficient        null directions of sum s_i s_i^T, which is singular at every model, maximum or not, where no
 ///                         row changes along a direction (to first order)
 ///   not a maximum         an eigenvalue of the observed information below 1e-8 of the largest, where that sum is
 ///   regular
-/// Ranks are judged at 1e-8 of the largest eigenvalue, on standardised data, with a unit diagonal.
+/// Ranks are judged at 1e-8 of the largest eigenvalue, in coordinates in which the inputs are uncorrelated, with a unit
+/// diagonal.
 /// It looks at one model on these data: nothing found is no proof that all is well, and too many experts show only
 /// where two of them come close. A model far from the maximum may well be found fault with.
 ///   model  in normal form

@@ -92,13 +92,12 @@ class IdentifiabilityChecks {
   }
 
   void separation() {
-    const double steepest = steepness(at_.model);
-    if (model_.num_experts() < 2 || is_hard(model_) || steepest <= kSeparated) return;
+    if (!at_.separated) return;
     add({.what = Kind::SeparatedGate,
          .title = "the gate separates the experts",
-         .why = "Its weights are 0 or 1 for nearly all rows, so that the likelihood hardly changes as the slopes grow; "
-                "their maximum may lie at infinity. A small ridge gives one.",
-         .number = steepest,
+         .why = "Its weights are 0 or 1 for nearly all rows, and the likelihood is no lower where it is infinitely "
+                "steep: the slopes have no finite maximum. A small ridge gives one.",
+         .number = steepness(at_.model),
          .number_name = "largest coefficient on standardised data"});
   }
 
@@ -127,7 +126,7 @@ class IdentifiabilityChecks {
 
   /// Null directions that no finding above has named.
   void rank() {
-    const ScaledEigen scores(at_.scores), information(at_.information);
+    const ScaledEigen scores(at_.scores, at_.gram), information(at_.information, at_.gram);
     report_.score_ratio = scores.ratio();
     report_.information_ratio = information.ratio();
     if (scores.values.size() == 0) return flat(scores);
@@ -138,7 +137,7 @@ class IdentifiabilityChecks {
       if (scores.values(v) >= kSingular * scores.values.maxCoeff()) break;
       regular = false;
       Eigen::VectorXd direction = Eigen::VectorXd::Zero(at_.at.size());
-      direction(scores.regular) = scores.scale.cwiseProduct(scores.vectors.col(v));
+      direction(scores.regular) = scores.vectors.col(v);
       if (along_ray(direction, scores)) continue;
       add({.what = Kind::RankDeficient,
            .title = "a direction of the parameters is not identified",
@@ -182,8 +181,7 @@ class IdentifiabilityChecks {
 
   bool along_ray(const Eigen::VectorXd& direction, const ScaledEigen& scores) const {
     if (ray_.size() == 0) return false;
-    const Eigen::VectorXd a = direction(scores.regular).cwiseQuotient(scores.scale);
-    const Eigen::VectorXd b = ray_(scores.regular).cwiseQuotient(scores.scale);
+    const Eigen::VectorXd a = scores.to_unit(direction(scores.regular)), b = scores.to_unit(ray_(scores.regular));
     return std::abs(a.dot(b)) > 0.999 * a.norm() * b.norm();
   }
 

@@ -4,7 +4,9 @@
 #include <cmath>
 
 #include "moe/core/matrix.hpp"
+#include "moe/core/visit.hpp"
 #include "moe/gaussian/gate_model.hpp"
+#include "moe/gaussian/gate_record.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -52,6 +54,20 @@ struct GaussianMoe : GaussianParameters {
 
   /// Throws std::invalid_argument, naming `function` and the first number that is wrong.
   void validate(const char* function) const;
+
+  /// All that predictions need, for save_parameters() and load_parameters() (moe/io): the parameters, and the gate's
+  /// own numbers, which a file must agree with. See also load_gaussian_moe(), which takes the sizes from the file.
+  /// last_slope is not among them; it says which of the parameters are free.
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("gate_slope", self.gate_slope...);
+    f("gate_bias", self.gate_bias...);
+    f("temperature", self.temperature...);
+    f("slope", self.slope...);
+    f("intercept", self.intercept...);
+    f("variance", self.variance...);
+    detail::visit_records(f, "gate", detail::GateRecord(self.gate, self.num_experts())...);
+  }
 };
 
 template <class Gate>

@@ -174,12 +174,18 @@ class Newton : public DirectSearch {
     vectors_ = eigen.eigenvectors();
     score_in_basis_ = vectors_.transpose() * right;
     const double largest = values_(n - 1);
-    state_.singular = values_(0) < 1e-8 * largest;
-    state_.saddle = values_(0) < -1e-8 * largest;
+    state_.singular = values_(0) < kSingular * largest && is_singular(free);
+    state_.saddle = values_(0) < -kSingular * largest;
     state_.remaining = 0;
     for (Index a = 0; a < n; ++a)
       state_.remaining +=
           0.5 * score_in_basis_(a) * score_in_basis_(a) / std::max(std::abs(values_(a)), 1e-12 * largest);
+  }
+
+  /// Whatever the inputs: the unit diagonal alone takes collinear ones for a flat likelihood.
+  bool is_singular(const std::vector<Index>& free) const {
+    const Eigen::MatrixXd gram = parameter_gram(at_, objective_.rows());
+    return ScaledEigen(information_(free, free), gram(free, free)).ratio() < kSingular;
   }
 
   Eigen::VectorXd in_basis(double mu) const {

@@ -65,6 +65,22 @@ inline ParameterLayout layout_of(const GaussianParameters& model, const GateForm
 
 }  // namespace detail
 
+namespace detail {
+
+/// Must x keep its origin? Only where nothing in the gate takes up a shift of x: the bias of a nonlinear activation is
+/// outside of it, or the experts of a sparse gate are ranked without theirs. Then another origin is another model.
+inline bool keeps_origin(const GateForm& form, bool linear, Index num_experts) {
+  return num_experts > 1 &&
+         ((form.bias == BiasPlace::Outside && !linear) || (!form.ranks_bias && form.active < num_experts));
+}
+
+template <class Gate>
+bool keeps_origin(const GaussianMoe<Gate>& model) {
+  return keeps_origin(model.form(), std::is_same_v<typename GateModel<Gate>::Inner, Identity>, model.num_experts());
+}
+
+}  // namespace detail
+
 /// The layout of a model's free parameters. Throws std::invalid_argument for a linear gate with a free last slope.
 template <class Gate>
 ParameterLayout layout(const GaussianMoe<Gate>& model) {

@@ -113,15 +113,15 @@ class RateRunner {
     for (Index s = 0; s < options_.starts; ++s) {
       if (allocations_.empty()) {
         const auto cells = random_allocation(k_, truth_.num_experts(), keep_last, seeds.bits(s, 0));
-        starts.push_back(near(cells, {n, seeds.bits(s, 1)}));
+        starts.push_back(start_near(cells, {n, seeds.bits(s, 1)}));
       }
       for (std::size_t a = 0; a < allocations_.size(); ++a)
-        starts.push_back(near(allocations_[a], {n, seeds.bits(s, static_cast<Index>(a) + 2)}));
+        starts.push_back(start_near(allocations_[a], {n, seeds.bits(s, static_cast<Index>(a) + 2)}));
     }
     return starts;
   }
 
-  GaussianMoe<Gate> near(const std::vector<Index>& cells, const StartDraw& draw) const {
+  GaussianMoe<Gate> start_near(const std::vector<Index>& cells, const StartDraw& draw) const {
     GaussianMoe<Gate> start = near_truth(truth_, cells, options_.noise, draw);
     if (options_.active == 0) return start;
     if constexpr (std::is_same_v<Gate, TopKGate>)

@@ -10,6 +10,9 @@
 
 namespace moe::inline MOE_ABI::detail {
 
+/// Ends of runs whose criteria are no further apart are one and the same: convergence leaves 1e-6, rounding less.
+inline constexpr double kSameEnd = 1e-3;
+
 /// The end of a run from one start, on standardised data.
 struct Run {
   GaussianParameters model;
@@ -21,6 +24,7 @@ struct Run {
   Eigen::RowVectorXd expert_rows;
   FitFlags flags;
   int revivals_left = 2;
+  double given_up = -std::numeric_limits<double>::infinity();  // highest criterion left to start an expert anew
 
   /// Interior runs before the others, then by criterion; NaN last.
   bool better_than(const Run& other) const {
@@ -114,6 +118,7 @@ class Runner {
     Index poorest = 0;
     if (rows.minCoeff(&poorest) >= 1) return false;
     --run.revivals_left;
+    run.given_up = std::max(run.given_up, state.criterion);
     run.flags.revived = true;
     GaussianParameters model = state.model;
     starts_.reseed(objective_.log_density(model), objective_.rows(), poorest, model);
@@ -141,11 +146,11 @@ class Runner {
 
   template <class Method>
   void climb(Method method, EmState& state, Run& run) const {
-    run.converged = small(method.state());
+    run.converged = is_small(method.state());
     while (!run.converged && run.iterations < options_.max_iterations) {
       const bool moved = method.iterate();
       if (moved) ++run.iterations, run.path.push_back(method.state().criterion);
-      run.converged = small(method.state()) && settled(run);
+      run.converged = is_small(method.state()) && settled(run);
       run.flags.decreased = !moved;
       if (!moved) break;
     }
@@ -154,7 +159,7 @@ class Runner {
     state.information.resize(0, 0);  // its sums belong to another point
   }
 
-  bool small(const DirectState& s) const {
+  bool is_small(const DirectState& s) const {
     return s.score_norm < options_.score_tolerance && s.remaining < options_.remaining_tolerance && !s.saddle;
   }
 
@@ -194,11 +199,8 @@ class Runner {
     run.flags.at_floor = run.model.variance.minCoeff() <= bounds_.variance_floor * (1 + 1e-9);
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
-    const double largest =
-        std::max(run.model.gate_slope.cwiseAbs().maxCoeff(), run.model.gate_bias.cwiseAbs().maxCoeff());
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
-    run.flags.at_box = identified && largest >= bounds_.gate_box * (1 - 1e-9);
-    run.flags.separated = identified && (largest > 30 || run.flags.at_box);
+    run.flags.at_box = identified && bounds_.hold_gate(objective_.layout(), run.model);
     // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.
     if (objective_.linear() && objective_.layout().free_temperature) run.flags.singular = true;
     run.interior = !run.flags.at_floor && !run.flags.dead_expert;

@@ -73,7 +73,7 @@ namespace detail {
 inline void invert(const ScaledInformation& at, const StandardErrorOptions& options, StandardErrors& out) {
   const std::vector<Index>& free = out.coordinates;
   const Eigen::MatrixXd information = at.information(free, free);
-  const ScaledEigen eigen(information);
+  const ScaledEigen eigen(information, at.gram(free, free));
   out.eigenvalue_ratio = eigen.ratio();
   const bool negative = information.size() > 0 && information.diagonal().minCoeff() < 0;
   if (negative || out.eigenvalue_ratio < -kSingular) {

@@ -7,7 +7,7 @@
 
 #include "moe/core/random.hpp"
 #include "moe/gaussian/parameters.hpp"
-#include "moe/gaussian/row_sample.hpp"
+#include "moe/gaussian/start_classes.hpp"
 #include "moe/gaussian/symmetric.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -21,8 +21,23 @@ class Starts {
   static constexpr const char* kNames[kKinds] = {"narrow line", "nearest lines", "k-means",
                                                  "projection",  "partition",     "random lines"};
 
-  Starts(const RowBlocks& rows, const GateForm& form, bool linear, std::uint64_t seed)
-      : form_(form), linear_(linear), seed_(seed), d_(rows.input_dim()), sample_(every(rows)) {}
+  /// The function between beta_1 . x and the scores; null for Identity.
+  template <class Inner>
+  static constexpr double (*function())(double) {
+    if constexpr (std::is_same_v<Inner, Identity>) return nullptr;
+    return [](double u) { return Inner::value(u); };
+  }
+
+  Starts(const RowBlocks& rows, const ParameterLayout& at, const GateForm& form, double (*inner)(double),
+         std::uint64_t seed)
+      : form_(form),
+        inner_(inner),
+        linear_(inner == nullptr),
+        free_temperature_(at.free_temperature),
+        seed_(seed),
+        d_(rows.input_dim()),
+        sample_(every(rows)),
+        center_(sample_.x.leftCols(d_).colwise().mean()) {}
 
   const char* kind(Index start) const { return kNames[start % kKinds]; }
 
@@ -68,16 +83,18 @@ class Starts {
     return static_cast<Index>(random.below(static_cast<std::uint64_t>(num_rows()), draw, 1));
   }
 
-  /// Weighted least squares with a trace of ridge.
+  /// Weighted least squares with a trace of ridge, which must not see how far the inputs are from 0.
   void regress(const Matrix<double>& x, const Eigen::VectorXd& y, const Eigen::VectorXd& weight, Index expert,
                GaussianParameters& m) const {
     const double rows = weight.sum();
-    Eigen::MatrixXd gram = x.transpose() * weight.asDiagonal() * x;
+    Matrix<double> centred = x;
+    centred.leftCols(d_).rowwise() -= center_;
+    Eigen::MatrixXd gram = centred.transpose() * weight.asDiagonal() * centred;
     gram.diagonal().array() += 1e-6 * std::max(rows, 1.0);
-    const Eigen::VectorXd ab = solve_semidefinite(gram, x.transpose() * weight.cwiseProduct(y));
-    const Eigen::VectorXd e = y - x * ab;
+    const Eigen::VectorXd ab = solve_semidefinite(gram, centred.transpose() * weight.cwiseProduct(y));
+    const Eigen::VectorXd e = y - centred * ab;
     m.slope.row(expert) = ab.head(d_).transpose();
-    m.intercept(expert) = ab(d_);
+    m.intercept(expert) = ab(d_) - center_.dot(ab.head(d_));
     m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
   }
 
@@ -131,7 +148,7 @@ class Starts {
 
   std::vector<Index> labels(int kind, const RandomField& random, Index k) const {
     if (kind == 1) return nearest_lines(random, k);
-    if (kind == 2) return k_means(random, k);
+    if (kind == 2) return k_means(sample_, random, k);
     std::vector<Index> label(static_cast<std::size_t>(num_rows()));
     if (kind == 4) {
       for (Index i = 0; i < num_rows(); ++i)
@@ -174,38 +191,6 @@ class Starts {
     return label;
   }
 
-  /// k-means++ on (x, y), ten rounds of Lloyd.
-  std::vector<Index> k_means(const RandomField& random, Index k) const {
-    Matrix<double> points(num_rows(), d_ + 1);
-    points << sample_.x.leftCols(d_), sample_.y;
-    Matrix<double> centres(k, d_ + 1);
-    Eigen::VectorXd distance = Eigen::VectorXd::Constant(num_rows(), 1e300);
-    std::vector<Index> label(static_cast<std::size_t>(num_rows()));
-    for (Index j = 0; j < k; ++j) {
-      Index next = pick(random, j);
-      if (j > 0) {
-        double left = random.uniform(j, 5) * distance.sum();
-        for (next = 0; next + 1 < num_rows() && (left -= distance(next)) > 0;) ++next;
-      }
-      centres.row(j) = points.row(next);
-      distance = distance.cwiseMin((points.rowwise() - centres.row(j)).rowwise().squaredNorm());
-    }
-    for (int round = 0; round < 10; ++round) {
-      Matrix<double> sums = Matrix<double>::Zero(k, d_ + 1);
-      Eigen::VectorXd counts = Eigen::VectorXd::Zero(k);
-      for (Index i = 0; i < num_rows(); ++i) {
-        Index best = 0;
-        (centres.rowwise() - points.row(i)).rowwise().squaredNorm().minCoeff(&best);
-        label[static_cast<std::size_t>(i)] = best;
-        sums.row(best) += points.row(i);
-        counts(best) += 1;
-      }
-      for (Index j = 0; j < k; ++j)
-        if (counts(j) > 0) centres.row(j) = sums.row(j) / counts(j);
-    }
-    return label;
-  }
-
   /// The gate of the last expert back to where it is held.
   void pin(GaussianParameters& m) const {
     const Index last = m.num_experts() - 1;
@@ -227,21 +212,35 @@ class Starts {
     pin(m);
   }
 
-  /// Behind an activation a slope of 0 is a saddle: slopes of several sizes and both signs.
+  /// Behind an activation a slope of 0 is a saddle: slopes of several sizes and both signs. Where x is far from 0 and
+  /// has to stay there, beta_1 . x must not: the activation would be flat on all rows. Slopes along the mean of x are
+  /// shortened to what keeps it in place, a free temperature makes up for the smaller range, and the bias for the mean.
   void scatter_slopes(const RandomField& random, Index start, GaussianParameters& m) const {
     constexpr double kSizes[] = {1, 0.5, 2, 4};
-    const double size = kSizes[start / kKinds % 4];
+    const double size = kSizes[start / kKinds % 4], square = center_.squaredNorm();
+    const double shorter = square > 0 ? (1 - 1 / std::sqrt(1 + square)) / square : 0;
     const Index free = m.last_slope == LastSlope::Free ? m.num_experts() : m.num_experts() - 1;
-    for (Index j = 0; j < free; ++j)
+    double before = 0, after = 0;
+    for (Index j = 0; j < free; ++j) {
       for (Index c = 0; c < d_; ++c) m.gate_slope(j, c) = size * random.normal(j * d_ + c, 9);
+      before += m.gate_slope.row(j).squaredNorm();
+      m.gate_slope.row(j) -= (shorter * m.gate_slope.row(j).dot(center_)) * center_;
+      after += m.gate_slope.row(j).squaredNorm();
+    }
+    if (free_temperature_ && before > 0) m.temperature *= std::sqrt(after / before);
     m.gate_bias *= m.temperature;
+    if (form_.bias == BiasPlace::Inside) return;
+    for (Index j = 0; j < m.num_experts(); ++j) m.gate_bias(j) -= inner_(m.gate_slope.row(j).dot(center_)) - inner_(0);
+    m.gate_bias.array() -= double(m.gate_bias(m.num_experts() - 1));
   }
 
   GateForm form_;
-  bool linear_;
+  double (*inner_)(double);
+  bool linear_, free_temperature_;
   std::uint64_t seed_;
   Index d_;
   RowSample sample_;
+  Eigen::RowVectorXd center_;  // of x
 };
 
 }  // namespace moe::inline MOE_ABI::detail

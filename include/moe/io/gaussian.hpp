@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "moe/gaussian/model.hpp"
+#include "moe/io/parameters.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Loads a Gaussian mixture of experts that save_parameters(path, model) has written, with the sizes of the file: its
+/// densities and predictions have the same bits. `gate` is the gate that it was fitted with, or one like it: class,
+/// experts per row and place of the bias are compared with the file.
+///   save_parameters("model.safetensors", fit.model);
+///   const auto model = load_gaussian_moe("model.safetensors", TopKGate{.k = 2});
+///   last_slope  as the model had it: it decides what is free in standard_errors() and refits, and about no prediction
+/// Throws std::runtime_error that names the tensor for a file that cannot be read, holds something else, was written
+/// with another gate, or holds numbers that no model has.
+template <LikelihoodGate Gate = SoftmaxGate>
+GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gate& gate = {},
+                                    LastSlope last_slope = LastSlope::Zero) {
+  const std::string label = "moe::load_gaussian_moe: '" + path.string() + "'";
+  const std::vector<Index> shape = SafetensorsReader(path).tensor("slope").shape;
+  if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1)
+    fail_environment(label, ": tensor 'slope' has shape [", detail::join(shape, ", "),
+                     "], expected [num_experts, input_dim], at least [1, 1]");
+  GaussianMoe<Gate> model;
+  try {  // sizes and gate have to agree, which for a given gate is the file's fault
+    model = GaussianMoe<Gate>::zero(shape[0], shape[1], gate);
+    model.form();
+  } catch (const std::invalid_argument& error) {
+    fail_environment(label, ": holds ", shape[0], " experts, which the gate cannot have: ", error.what());
+  }
+  model.last_slope = last_slope;
+  load_parameters(path, model);
+  try {
+    model.validate("moe::GaussianMoe");
+  } catch (const std::invalid_argument& error) {
+    fail_environment(label, ": holds no model: ", error.what());
+  }
+  return model;
+}
+
+}  // namespace moe::inline MOE_ABI
