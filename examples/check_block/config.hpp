@@ -18,9 +18,9 @@ inline Normalise norm_of(const Facts& facts, const std::string& order, moe::TopK
   if (order == "topk_then_softmax" || order.ends_with("_gather_norm")) return Normalise::Sum;
   if (order == "topk_then_sigmoid" || order.ends_with("_gather_scale")) {
     if (norm != "false") facts.refuse("norm_topk_prob", "false with score_order '" + order + "'");
-    return Normalise::None;
+    return Normalise::Off;
   }
-  if (norm == "false") return Normalise::None;
+  if (norm == "false") return Normalise::Off;
   if (norm == "true") return Normalise::Sum;
   gate.norm_p = facts.number("norm_p");
   return gate.norm_p == 1 ? Normalise::Sum : gate.norm_p == 2 ? Normalise::Euclidean : Normalise::PNorm;

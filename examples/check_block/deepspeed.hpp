@@ -29,7 +29,7 @@ struct DeepSpeed {
   /// First choices of the clean logits or, at k = 1, of those with Gumbel noise; where noise samples the second choice,
   /// of what the first leaves. Weights are always of the clean logits.
   Routing choose(Variant& v) const {
-    const moe::TopKGate gate{.k = k, .normalise = moe::Normalise::None};
+    const moe::TopKGate gate{.k = k, .normalise = moe::Normalise::Off};
     if (!v.has("gumbel")) return routed(gate, logits);
     Matrix<float> noisy = logits + v.matrix("gumbel", tokens(), experts());
     Routing routing = routed(gate, k == 1 ? noisy : logits);

@@ -47,7 +47,7 @@ inline void check_fastmoe_switch(Variant& v, Matrix<float> logits, bool training
     const auto epsilon = static_cast<float>(v.number("switch_eps", 0.1));
     logits.array() += 2 * epsilon * v.matrix("rand", tokens, experts).array() + 1 - epsilon;
   }
-  Routing routing = routed(moe::TopKGate{.k = k, .normalise = moe::Normalise::None}, logits);
+  Routing routing = routed(moe::TopKGate{.k = k, .normalise = moe::Normalise::Off}, logits);
   v.near("weights", weights_of(routing));
   moe::apply_capacity(moe::conventions::fastmoe_switch(fastmoe_rate(v, training)), experts, moe::Step::train(0),
                       routing);

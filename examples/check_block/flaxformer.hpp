@@ -90,7 +90,7 @@ inline void check_tokens_choose(Variant& v, Flaxformer& router) {
     if (router.padded(t)) logits.row(t).setZero();  // all probabilities 0: equal, the scatter router takes the first k
   }
   groups.step.valid = groups.valid;
-  Routing routing = routed(moe::TopKGate{.k = k, .normalise = moe::Normalise::None}, logits, groups.step);
+  Routing routing = routed(moe::TopKGate{.k = k, .normalise = moe::Normalise::Off}, logits, groups.step);
   weigh(routing, [&](Index t, Index e) { return router.probability(t, e); });
   const auto share_of_tokens = [&](const Routing&, const moe::Step& step) {  // both means are over padding, too
     const double share = static_cast<double>(step.num_valid(groups.length)) / static_cast<double>(groups.length);

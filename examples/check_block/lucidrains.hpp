@@ -59,7 +59,7 @@ inline ReluExperts relu_experts(const Matrix<float>& w1, const Matrix<float>& w2
   const Index hidden = w1.cols();
   std::vector<moe::BasicMlp<moe::F32, moe::Relu>> pool;
   for (Index e = 0; e < w1.rows() / dim; ++e) {
-    auto& expert = pool.emplace_back(dim, hidden, moe::Bias::None);
+    auto& expert = pool.emplace_back(dim, hidden, moe::Bias::Off);
     expert.up().write(span_of(Matrix<float>(w1.middleRows(e * dim, dim).transpose())));
     expert.down().write(span_of(Matrix<float>(w2.middleRows(e * hidden, hidden).transpose())));
   }

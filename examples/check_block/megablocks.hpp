@@ -17,7 +17,7 @@ inline void check_megablocks(Variant& v) {
   const Index tokens = logits.rows(), experts = logits.cols();
   const double norm = v.number("normalize_p", 0);
   moe::TopKGate gate{.k = v.integer("top_k", 1), .norm_p = norm == 0 ? 2 : norm};
-  gate.normalise = norm == 0   ? moe::Normalise::None
+  gate.normalise = norm == 0   ? moe::Normalise::Off
                    : norm == 1 ? moe::Normalise::Sum
                    : norm == 2 ? moe::Normalise::Euclidean
                                : moe::Normalise::PNorm;

@@ -22,7 +22,7 @@ inline moe::TopKGate megatron_gate(Variant& v, Index experts) {
   moe::TopKGate gate{.k = v.integer("top_k", 2), .scale = v.number("scaling_factor", 1)};
   gate.score = megatron_score(v.text("score_function", "softmax"));
   const bool softmax = gate.score == moe::Score::Softmax, before = v.flag("use_pre_softmax", false);
-  if (softmax ? before : gate.k == 1) gate.normalise = moe::Normalise::None;
+  if (softmax ? before : gate.k == 1) gate.normalise = moe::Normalise::Off;
   if (!softmax) gate.epsilon = 1e-20;
   if (v.has("expert_bias")) {
     const auto bias = v.numbers("expert_bias", experts);

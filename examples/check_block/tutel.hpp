@@ -16,7 +16,7 @@ inline void check_tutel_cosine(Variant& v) {
   const auto bias = with_bias ? v.numbers("w_cosine_projector_bias", weight.rows()) : std::vector<float>{};
   const Matrix<float> columns = v.matrix("w_sim_matrix", weight.rows());
   moe::CosineRouter router(columns.cols(), weight.cols(), weight.rows(),
-                           with_bias ? moe::RouterBias::Zero : moe::RouterBias::None);
+                           with_bias ? moe::RouterBias::Zero : moe::RouterBias::Off);
   router.projection() = linear_router(weight, bias);
   router.vectors().write(span_of(Matrix<float>(columns.transpose())));
   router.temperature() = static_cast<double>(v.numbers("w_temperature", 1)[0]);
@@ -71,7 +71,7 @@ inline void check_tutel_gate(Variant& v) {
   const auto options = moe::conventions::tutel(tutel);
   options.validate();
   // The softmax of the logarithms of probabilities is the probabilities.
-  Routing routing = routed(moe::TopKGate{.k = k, .normalise = moe::Normalise::None}, scores.array().log());
+  Routing routing = routed(moe::TopKGate{.k = k, .normalise = moe::Normalise::Off}, scores.array().log());
   v.same("indices", experts_of(routing));
   moe::RoutingGradient<float> ignored;
   v.near("gshard_loss",

@@ -44,7 +44,7 @@ class SyntheticCheckpoint {
   /// One layer of random weights, under the names of its family.
   void write_shard(moe::Index layer, nlohmann::json& weight_map) const {
     moe::MoeConfig config{.family = "olmoe", .model_dim = 256, .hidden_dim = 128, .num_experts = 16};
-    config.gate = {.k = 4, .normalise = moe::Normalise::None};
+    config.gate = {.k = 4, .normalise = moe::Normalise::Off};
     moe::MoeBlock block(config);
     const moe::FamilyFormat& format = *std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
                                                     [](const auto& row) { return row.family == "olmoe"; });

@@ -79,7 +79,7 @@ TEST_CASE("ExpertPool: experts of different hidden sizes, with and without biase
       ExpertPool<Glu>({test::random_expert<Glu>(kDim, 40, 1), test::random_expert<Glu>(kDim, 3, 2, Bias::Zero),
                        test::random_expert<Glu>(kDim, 0, 3), test::random_expert<Glu>(kDim, 17, 4)}));
   check_as_alone(
-      ExpertPool<Mlp>({test::random_expert<Mlp>(kDim, 1, 1, Bias::None), test::random_expert<Mlp>(kDim, 33, 2)}));
+      ExpertPool<Mlp>({test::random_expert<Mlp>(kDim, 1, 1, Bias::Off), test::random_expert<Mlp>(kDim, 33, 2)}));
 }
 
 TEST_CASE("ExpertPool: a user's expert does as it does alone", "[expert]") {

@@ -45,7 +45,7 @@ TEMPLATE_TEST_CASE("Experts: forward is the reference within the error of the ar
   constexpr Index kLanes = moe::simd::kLanes<S>;
   for (const Index dim : {Index{1}, kLanes - 1, kLanes + 1, 4 * kLanes + 3})
     for (const Index other : {Index{1}, kLanes, 2 * kLanes + 1})
-      for (const Bias bias : {Bias::None, Bias::Zero})
+      for (const Bias bias : {Bias::Off, Bias::Zero})
         for (const Index rows : {0, 1, 2, 6, 13}) {
           const auto expert = test::random_expert<TestType>(dim, other, 1, bias);
           const auto x = test::random_matrix<S>(rows, expert.input_dim());
@@ -69,7 +69,7 @@ TEST_CASE("Glu: the default is SwiGLU and gelu that of the reference", "[expert]
 
 TEMPLATE_TEST_CASE("Experts: gradients are central differences, with and without biases", "[expert]",
                    moe::BasicLinear<F64>, moe::BasicMlp<F64>, moe::BasicGlu<F64>) {
-  for (const Bias bias : {Bias::None, Bias::Zero})
+  for (const Bias bias : {Bias::Off, Bias::Zero})
     for (const Index rows : {1, 7}) {
       CAPTURE(bias, rows);
       CHECK(gradient_error(test::random_expert<TestType>(6, 19, 5, bias), rows) < 1e-6);
@@ -154,7 +154,7 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
   CHECK_THROWS_WITH(expert.forward(narrow, out, context), "moe::Expert::forward: rows is [2, 3], expected [2, 4]");
   CHECK_THROWS_WITH(expert.forward(rows, three, context), "moe::Expert::forward: out is [3, 4], expected [2, 4]");
   expert.forward(rows, out, context, tape);
-  Mlp gradient(4, 7), unbiased(4, 6, Bias::None);
+  Mlp gradient(4, 7), unbiased(4, 6, Bias::Off);
   CHECK_THROWS_WITH(
       expert.backward(rows, tape, rows, out, gradient, context),
       "moe::Expert::backward: gradient of expert 0, stage 0 is [7, 4] with 7 biases, expected [6, 4] with 6");

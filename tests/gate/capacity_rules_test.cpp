@@ -16,7 +16,7 @@ using Gate = moe::WithCapacity<moe::TopKGate>;
 
 namespace {
 
-Gate gate_of(Index k, moe::CapacityOptions capacity) { return {{.k = k, .normalise = moe::Normalise::None}, capacity}; }
+Gate gate_of(Index k, moe::CapacityOptions capacity) { return {{.k = k, .normalise = moe::Normalise::Off}, capacity}; }
 
 /// dropped flags by counting, token after token and choice-major, in each group; order: tokens of the whole batch.
 std::vector<bool> expected_drops(const moe::Routing<double>& all, const std::vector<Index>& order,

@@ -66,7 +66,7 @@ TEST_CASE("NoisyTopKGate: Gaussian noise has the standard deviation that was ask
 
 TEST_CASE("NoisyTopKGate: weights come from the clean or from the noisy logits, as asked", "[gate]") {
   const auto logits = test::random_logits<double>(200, 6, 2);
-  const TopKGate raw{.k = 6, .normalise = moe::Normalise::None};
+  const TopKGate raw{.k = 6, .normalise = moe::Normalise::Off};
   const auto p = test::probabilities(moe::SoftmaxGate{}, logits);
   const NoisyTopKGate clean{.top_k = raw, .weights = WeightLogits::Clean}, noisy{.top_k = raw};
   CHECK(test::dense(test::routed(clean, logits, Step::train(1)), 6) == p);
@@ -80,7 +80,7 @@ TEST_CASE("NoisyTopKGate: weights come from the clean or from the noisy logits, 
 TEST_CASE("NoisyTopKGate: gradients agree with central differences for every combination of its axes", "[gate]") {
   for (const LogitNoise noise : {LogitNoise::Gaussian, LogitNoise::Gumbel})
     for (const WeightLogits weights : {WeightLogits::Selection, WeightLogits::Clean})
-      for (const moe::Normalise normalise : {moe::Normalise::None, moe::Normalise::Sum}) {
+      for (const moe::Normalise normalise : {moe::Normalise::Off, moe::Normalise::Sum}) {
         NoisyTopKGate gate{.top_k = {.k = 3, .normalise = normalise}, .noise = noise, .weights = weights};
         gate.top_k.weight_bias = test::random_bias(7, 3, 1);
         CAPTURE(static_cast<int>(noise), static_cast<int>(weights), static_cast<int>(normalise));

@@ -22,8 +22,8 @@ template <class F>
 void for_each_deterministic_gate(Index experts, F&& f) {
   f("softmax", moe::SoftmaxGate{});
   f("top-k", moe::TopKGate{.k = (experts + 1) / 2});
-  f("raw top-k", moe::TopKGate{.k = (experts + 1) / 2, .normalise = moe::Normalise::None});
-  f("sigmoid top-k", moe::TopKGate{.k = 1, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None});
+  f("raw top-k", moe::TopKGate{.k = (experts + 1) / 2, .normalise = moe::Normalise::Off});
+  f("sigmoid top-k", moe::TopKGate{.k = 1, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::Off});
   f("dense to sparse", moe::DenseToSparseGate<LearnableTemperature>{.threshold = 0.01});
   f("dense to sparse, clean weights", moe::DenseToSparseGate<>{.weights = moe::WeightLogits::Clean});
 }

@@ -86,7 +86,7 @@ TEMPLATE_TEST_CASE("TopKGate: so it has with ties, masks, equal and huge logits"
   const Index num_tokens = 2 * moe::simd::kLanes<TestType> + 3;
   for (const Index experts : {20, 64})
     for (const Index k : {1, 2, 8, 16})
-      for (const Normalise normalise : {Normalise::Sum, Normalise::None}) {
+      for (const Normalise normalise : {Normalise::Sum, Normalise::Off}) {
         Matrix<TestType> logits = test::random_logits<TestType>(num_tokens, experts, 64).array().round();
         const moe::RandomField random(moe::Purpose::User, 65);
         for (Index t = 0; t < num_tokens; ++t)

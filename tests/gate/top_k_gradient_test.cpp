@@ -52,7 +52,7 @@ TEST_CASE("TopKGate: raw probabilities send gradient to logits that were not cho
                   gradient);
     return dlogits;
   };
-  const auto raw = backward({.k = 2, .normalise = Normalise::None});
+  const auto raw = backward({.k = 2, .normalise = Normalise::Off});
   const double p[] = {0.609460, 0.224208, 0.135989, 0.030343}, mean = p[0] - p[1];
   for (Index e = 0; e < 4; ++e) {
     const double a = e == 0 ? 1 : e == 1 ? -1 : 0;
@@ -66,7 +66,7 @@ TEST_CASE("TopKGate: raw probabilities send gradient to logits that were not cho
 }
 
 TEST_CASE("TopKGate: with sigmoid scores only the chosen logits get gradient", "[gate]") {
-  for (const Normalise normalise : {Normalise::None, Normalise::Sum, Normalise::Euclidean}) {
+  for (const Normalise normalise : {Normalise::Off, Normalise::Sum, Normalise::Euclidean}) {
     const TopKGate gate{.k = 2, .score = Score::Sigmoid, .normalise = normalise};
     const auto logits = test::row<double>({0.1, 2, -1, 1});
     moe::Matrix<double> dlogits;

@@ -66,7 +66,7 @@ inline ReferenceChoice reference_top_k(const moe::TopKGate& gate, const std::vec
     powers += std::pow(s, p);
   }
   const double norm = gate.normalise == moe::Normalise::Sum ? sum : std::pow(powers, 1 / p);
-  const double divisor = gate.normalise == moe::Normalise::None ? 1 : std::max(norm + gate.epsilon, gate.floor);
+  const double divisor = gate.normalise == moe::Normalise::Off ? 1 : std::max(norm + gate.epsilon, gate.floor);
   for (const moe::Index e : choice.experts)
     choice.weights.push_back(gate.scale * score[static_cast<std::size_t>(e)] / divisor);
   return choice;
@@ -77,7 +77,7 @@ template <class F>
 void for_each_top_k_gate(moe::Index experts, moe::Index k, F&& f) {
   for (const moe::Score score : {moe::Score::Softmax, moe::Score::Sigmoid, moe::Score::SqrtSoftplus})
     for (const moe::Normalise normalise :
-         {moe::Normalise::None, moe::Normalise::Sum, moe::Normalise::Euclidean, moe::Normalise::PNorm})
+         {moe::Normalise::Off, moe::Normalise::Sum, moe::Normalise::Euclidean, moe::Normalise::PNorm})
       for (const auto& [epsilon, floor] : {std::pair{0.0, 0.0}, std::pair{0.05, 0.0}, std::pair{0.0, 0.6}})
         for (const bool selection : {false, true})
           for (const bool weight : {false, true})

@@ -32,12 +32,12 @@ TEMPLATE_TEST_CASE("TopKGate: by default the weights are a softmax over the two 
 }
 
 TEMPLATE_TEST_CASE("TopKGate: raw weights are probabilities over all experts", "[gate]", float, double) {
-  const TopKGate gate{.k = 2, .normalise = Normalise::None};
+  const TopKGate gate{.k = 2, .normalise = Normalise::Off};
   require_weights(test::routed(gate, test::row<TestType>({2, 1, 0.5, -1})), {0.609460, 0.224208});
 }
 
 TEST_CASE("TopKGate: sigmoid scores do not compete", "[gate]") {
-  const TopKGate gate{.k = 1, .score = Score::Sigmoid, .normalise = Normalise::None};  // Llama 4
+  const TopKGate gate{.k = 1, .score = Score::Sigmoid, .normalise = Normalise::Off};  // Llama 4
   require_weights(test::routed(gate, test::row<float>({0.3, 2, 1.9})), {0.880797});
 }
 
@@ -94,7 +94,7 @@ TEST_CASE("TopKGate: ties between groups go to the lower group", "[gate]") {
 }
 
 TEST_CASE("TopKGate: the selection bias chooses and does not weigh", "[gate]") {
-  TopKGate gate{.k = 2, .score = Score::Sigmoid, .normalise = Normalise::None};
+  TopKGate gate{.k = 2, .score = Score::Sigmoid, .normalise = Normalise::Off};
   gate.selection_bias = Eigen::RowVector3d(0, 0, 5);
   const auto routing = test::routed(gate, test::row<double>({2, 1, -3}));
   CHECK(test::experts_of(routing) == std::vector<Index>{2, 0});
@@ -141,7 +141,7 @@ TEST_CASE("TopKGate: masked experts add nothing to the rank of their group", "[g
 }
 
 TEST_CASE("TopKGate: scores that all underflow give weights of zero, never NaN", "[gate]") {
-  for (const Normalise normalise : {Normalise::None, Normalise::Sum, Normalise::Euclidean}) {
+  for (const Normalise normalise : {Normalise::Off, Normalise::Sum, Normalise::Euclidean}) {
     const TopKGate gate{.k = 2, .score = Score::Sigmoid, .normalise = normalise};
     const auto routing = test::routed(gate, test::row<float>({-300, -400, -500}));
     CHECK(test::experts_of(routing) == std::vector<Index>{0, 1});
@@ -192,7 +192,7 @@ TEMPLATE_TEST_CASE("TopKGate: with k = num_experts it is the dense softmax", "[g
     const auto expected = test::dense(test::routed(moe::SoftmaxGate{}, logits), experts);
     const double tolerance =
         static_cast<double>(experts + 8) * static_cast<double>(std::numeric_limits<TestType>::epsilon());
-    for (const Normalise normalise : {Normalise::None, Normalise::Sum}) {
+    for (const Normalise normalise : {Normalise::Off, Normalise::Sum}) {
       const auto weights = test::dense(test::routed(TopKGate{.k = experts, .normalise = normalise}, logits), experts);
       CAPTURE(experts, static_cast<int>(normalise));
       REQUIRE(test::largest(weights - expected) < tolerance);

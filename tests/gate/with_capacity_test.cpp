@@ -171,7 +171,7 @@ TEST_CASE("WithCapacity: a gate of the least kind can be limited", "[gate]") {
 TEST_CASE("WithCapacity: a token whose weights sum to zero keeps zeros and gets no gradient", "[gate]") {
   const auto weights = GENERATE(KeptWeights::Renormalised, KeptWeights::NormalisedFirst);
   const WithCapacity<moe::TopKGate> gate{
-      .gate = {.k = 2, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None},
+      .gate = {.k = 2, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::Off},
       .capacity = {.factor = 4, .weights = weights}};
   Matrix<double> logits = test::random_logits<double>(3, 4), dlogits;
   logits.row(1).setConstant(-1000);  // sigmoid(-1000) is zero, and so is its slope

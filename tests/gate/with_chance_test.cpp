@@ -70,7 +70,7 @@ TEST_CASE("WithChance: at inference it is its gate, unless it has a threshold th
 
 TEST_CASE("WithChance: gradients agree with central differences, alone and limited", "[gate]") {
   const auto logits = test::random_logits<double>(12, 6, 3);
-  const WithChance<TopKGate> gate{.gate = {.k = 3, .normalise = moe::Normalise::None}, .threshold = 0.4};
+  const WithChance<TopKGate> gate{.gate = {.k = 3, .normalise = moe::Normalise::Off}, .threshold = 0.4};
   const Step step = Step::train(2, 3);
   const auto routing = test::routed(gate, logits, step);
   CHECK(std::count(routing.dropped().begin(), routing.dropped().end(), moe::kDroppedByGate) > 0);

@@ -75,8 +75,8 @@ TEST_CASE("fit: EM alone, Newton and L-BFGS end at the same maximum", "[gaussian
   const double newton = with(moe::DirectMethod::Newton, moe::GateStep::Newton);
   // Each is within the remaining_tolerance of 1e-6 of the maximum.
   CHECK(std::abs(with(moe::DirectMethod::QuasiNewton, moe::GateStep::Newton) - newton) < 2e-6);
-  CHECK(std::abs(with(moe::DirectMethod::None, moe::GateStep::Newton) - newton) < 2e-6);
-  CHECK(std::abs(with(moe::DirectMethod::None, moe::GateStep::Majorise) - newton) < 2e-6);
+  CHECK(std::abs(with(moe::DirectMethod::Off, moe::GateStep::Newton) - newton) < 2e-6);
+  CHECK(std::abs(with(moe::DirectMethod::Off, moe::GateStep::Majorise) - newton) < 2e-6);
 }
 
 TEST_CASE("fit: short runs on a sample of the rows lead to the maximum of all rows", "[gaussian]") {

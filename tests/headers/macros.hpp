@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Macros that popular toolkits leave behind, as their headers define them: names that ours must not use. Left out are
 // those that break Eigen, xsimd or the standard library themselves (X11's Success; Windows' min and max, which NOMINMAX
-// removes; Arduino's abs, min, max and round).
+// removes; complex of complex.h; Arduino's abs, min, max, round and B0 to B11111111).
 #pragma once
 
 // Qt, qobjectdefs.h and qglobal.h
@@ -66,8 +66,6 @@
 #define SendMessage SendMessageA
 
 // C's complex.h
-#define complex _Complex
-#define imaginary _Imaginary
 #define I _Complex_I
 
 // Arduino, Arduino.h, Print.h, binary.h
@@ -90,9 +88,6 @@
 #define HEX 16
 #define OCT 8
 #define BIN 2
-#define B0 0
-#define B1 1
-#define B10 2
 #define radians(deg) ((deg)*DEG_TO_RAD)
 #define degrees(rad) ((rad)*RAD_TO_DEG)
 #define sq(x) ((x) * (x))

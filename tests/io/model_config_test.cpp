@@ -56,10 +56,10 @@ TEST_CASE("parse_moe_config: routing rules of the families", "[io]") {
   CHECK(v3.selection_bias);
   CHECK(test::config_of("glm4_moe").gate.groups.count == 1);
   const MoeConfig v2 = test::config_of("deepseek_v2");
-  CHECK((v2.gate.normalise == Normalise::None && v2.gate.groups.best == 1 && v2.gate.groups.count == 3));
+  CHECK((v2.gate.normalise == Normalise::Off && v2.gate.groups.best == 1 && v2.gate.groups.count == 3));
   CHECK(test::config_of("mixtral").gate.normalise == Normalise::Sum);
-  CHECK(test::config_of("jamba").gate.normalise == Normalise::None);
-  CHECK(test::config_of("qwen2_moe").gate.normalise == Normalise::None);
+  CHECK(test::config_of("jamba").gate.normalise == Normalise::Off);
+  CHECK(test::config_of("qwen2_moe").gate.normalise == Normalise::Off);
   CHECK(test::config_of("phimoe").sparse_mixer->jitter == 0.02);
   CHECK(test::config_of("llama4").weight_on == moe::WeightOn::Input);
   CHECK(test::config_of("ernie4_5_moe").gate.floor == 1e-12);
@@ -78,7 +78,7 @@ TEST_CASE("parse_moe_config: DBRX divides by any p-norm, or by nothing", "[io]")
   CHECK(norm("1").normalise == Normalise::Sum);
   CHECK(norm("2.0").normalise == Normalise::Euclidean);
   CHECK((norm("3").normalise == Normalise::PNorm && norm("3").norm_p == 3));
-  CHECK(norm("null").normalise == Normalise::None);
+  CHECK(norm("null").normalise == Normalise::Off);
 }
 
 TEST_CASE("parse_moe_config: Switch 1.1 has gated experts with GELU, however it says so", "[io]") {
@@ -120,7 +120,7 @@ TEST_CASE("parse_moe_config: what a missing field of a shared expert or of a nor
   json["ffn_config"].erase("moe_normalize_expert_weights");
   CHECK(moe::parse_moe_config("file", json).gate.normalise == moe::Normalise::Sum);
   json["ffn_config"]["moe_normalize_expert_weights"] = nullptr;
-  CHECK(moe::parse_moe_config("file", json).gate.normalise == moe::Normalise::None);
+  CHECK(moe::parse_moe_config("file", json).gate.normalise == moe::Normalise::Off);
   CHECK(contains(complaint(test::config_text("mixtral") + std::string(1, '\0') + "}"), "byte of value 0"));
 }
 
@@ -155,7 +155,7 @@ TEST_CASE("parse_moe_config: DeepSeek-V2 either normalises or scales", "[io]") {
   CHECK((both.normalise == Normalise::Sum && both.scale == 1 && both.epsilon == 1e-20));
   json["num_experts_per_tok"] = 1;
   const auto one = moe::parse_moe_config("file", json).gate;
-  CHECK((one.normalise == Normalise::None && one.scale == 2.5));
+  CHECK((one.normalise == Normalise::Off && one.scale == 2.5));
 }
 
 TEST_CASE("parse_moe_config: each field that is needed is named when it is missing", "[io][error]") {

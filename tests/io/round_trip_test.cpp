@@ -116,8 +116,8 @@ TEST_CASE("Round trip: every gate, with all that it can learn and with nothing",
 }
 
 TEST_CASE("Round trip: every expert, with and without biases, in float and double", "[io]") {
-  for (const Bias bias : {Bias::None, Bias::Zero}) {
-    const Index up = bias == Bias::None ? 0 : kHidden, out = bias == Bias::None ? 0 : kDim;
+  for (const Bias bias : {Bias::Off, Bias::Zero}) {
+    const Index up = bias == Bias::Off ? 0 : kHidden, out = bias == Bias::Off ? 0 : kDim;
     require_round_trip("linear", Linear(kHidden, kDim, bias), kDim * kHidden + up);
     require_round_trip("mlp", Mlp(kDim, kHidden, bias), 2 * kDim * kHidden + up + out);
     require_round_trip("relu mlp", moe::ReluMlp(kDim, kHidden, bias), 2 * kDim * kHidden + up + out);

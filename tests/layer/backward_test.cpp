@@ -65,7 +65,7 @@ struct LoadLoss {
 
 TEST_CASE("MoeLayer: gradients are central differences for every gate", "[layer]") {
   SECTION("top-K") { check_with_every_expert(TopKGate{.k = 2}); }
-  SECTION("top-1, raw") { check_with_every_expert(TopKGate{.k = 1, .normalise = moe::Normalise::None}); }
+  SECTION("top-1, raw") { check_with_every_expert(TopKGate{.k = 1, .normalise = moe::Normalise::Off}); }
   SECTION("top-K with a weight bias") {
     check_with_every_expert(TopKGate{
         .k = 2, .score = moe::Score::Sigmoid, .weight_bias = Eigen::RowVectorXd::LinSpaced(kExperts, -0.5, 0.7)});
@@ -88,13 +88,13 @@ TEST_CASE("MoeLayer: gradients are central differences for every gate", "[layer]
 
 TEST_CASE("MoeLayer: gradients are central differences for experts with other biases", "[layer]") {
   CHECK(test::layer_gradient_error(test::layer_of<Glu>(kExperts, TopKGate{}, Bias::Zero), Step{}) < kTolerance);
-  CHECK(test::layer_gradient_error(test::layer_of<Mlp>(kExperts, TopKGate{}, Bias::None), Step{}) < kTolerance);
+  CHECK(test::layer_gradient_error(test::layer_of<Mlp>(kExperts, TopKGate{}, Bias::Off), Step{}) < kTolerance);
 }
 
 TEST_CASE("MoeLayer: gradients are central differences where outputs have another width than tokens", "[layer]") {
   using Linear = moe::BasicLinear<F64>;  // kHiddenDim inputs, kModelDim outputs
   CHECK(test::layer_gradient_error(test::layer_of<Linear>(kExperts, TopKGate{}), Step{}) < kTolerance);
-  CHECK(test::layer_gradient_error(test::layer_of<Linear>(kExperts, moe::SoftmaxGate{}, Bias::None), Step{}) <
+  CHECK(test::layer_gradient_error(test::layer_of<Linear>(kExperts, moe::SoftmaxGate{}, Bias::Off), Step{}) <
         kTolerance);
 }
 

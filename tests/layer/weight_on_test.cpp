@@ -14,7 +14,7 @@ using Identity = moe::BasicScaledIdentity<moe::F64>;
 
 namespace {
 
-TopKGate sigmoid_gate(Index k) { return {.k = k, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::None}; }
+TopKGate sigmoid_gate(Index k) { return {.k = k, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::Off}; }
 
 template <class E>
 auto on_input(const test::Layer<E>& layer) {

@@ -147,7 +147,7 @@ class ProblemMaker {
     o.max_iterations = one_of({1, 100, 2000});
     o.gate_step = one_of({moe::GateStep::Automatic, moe::GateStep::Newton, moe::GateStep::Majorise});
     o.direct = one_of({moe::DirectMethod::Automatic, moe::DirectMethod::Newton, moe::DirectMethod::QuasiNewton,
-                       moe::DirectMethod::None});
+                       moe::DirectMethod::Off});
     o.ridge = one_of({0.0, 0.0, 1e-6, 0.01, 1.0});
     o.variance_penalty = one_of({0.0, 0.0, 1 / std::sqrt(static_cast<double>(n))});
     o.variance_floor = one_of({0.0, 0.0, 1e-10, 1e-3});

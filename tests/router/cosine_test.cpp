@@ -55,7 +55,7 @@ TEMPLATE_TEST_CASE("CosineRouter: logits equal the formula", "[router]", moe::F3
   for (const Index experts : {1, 3, 17})
     for (const Index proj : {1, 8, 19})
       for (const Index tokens : {0, 1, 70})
-        for (const RouterBias bias : {RouterBias::None, RouterBias::Zero}) {
+        for (const RouterBias bias : {RouterBias::Off, RouterBias::Zero}) {
           CAPTURE(experts, proj, tokens, bias);
           const auto router = random_router<TestType>(experts, 13, proj, bias);
           const auto x = test::random_matrix<S>(tokens, 13);
@@ -71,7 +71,7 @@ TEMPLATE_TEST_CASE("CosineRouter: logits equal the formula", "[router]", moe::F3
 }
 
 TEST_CASE("CosineRouter: sizes of vectors, and without bias of tokens, do not matter", "[router][property]") {
-  auto router = random_router<moe::F64>(5, 7, 4, RouterBias::None);
+  auto router = random_router<moe::F64>(5, 7, 4, RouterBias::Off);
   const auto tokens = test::random_matrix<double>(9, 7);
   const auto before = logits(router, tokens);
   for (Index i = 0; i < 4; ++i) router.vectors()(2, i) *= 1e160;  // whose square is infinite

@@ -40,7 +40,7 @@ TEMPLATE_TEST_CASE("LinearRouter: logits are x W^T + b within the error of the s
   for (const Index num_experts : {1, 2, 8, 17, 64, 130})
     for (const Index model_dim : {1, 37})
       for (const Index num_tokens : {0, 1, 6, 7, 100})
-        for (const RouterBias bias : {RouterBias::None, RouterBias::Zero}) {
+        for (const RouterBias bias : {RouterBias::Off, RouterBias::Zero}) {
           const auto router = random_router<TestType>(num_experts, model_dim, bias);
           const auto tokens = test::random_matrix<S>(num_tokens, model_dim);
           const test::Bounded<S> exact{Mat(tokens.template cast<double>())};
@@ -69,7 +69,7 @@ TEMPLATE_TEST_CASE("LinearRouter: a token alone and any number of threads give t
 }
 
 TEST_CASE("LinearRouter: backward adds central differences to gradient and dtokens", "[router]") {
-  for (const RouterBias bias : {RouterBias::None, RouterBias::Zero}) {
+  for (const RouterBias bias : {RouterBias::Off, RouterBias::Zero}) {
     auto router = random_router<F64>(5, 13, bias);
     auto tokens = test::random_matrix<double>(9, 13);
     const auto c = test::random_matrix<double>(9, 5, 3);

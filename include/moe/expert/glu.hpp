@@ -15,7 +15,7 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   using Tape = typename StagedExpert<BasicGlu, Codec>::template Buffers<BasicGlu>;
 
   /// Zero weights. Throws std::invalid_argument for negative sizes, and for what the product refuses.
-  BasicGlu(Index model_dim, Index hidden_dim, Bias bias = Bias::None, const Product& product = {})
+  BasicGlu(Index model_dim, Index hidden_dim, Bias bias = Bias::Off, const Product& product = {})
       : product_(product),
         gate_up_(2 * detail::checked_size("moe::Glu", "hidden_dim", hidden_dim),
                  detail::checked_size("moe::Glu", "model_dim", model_dim), PanelOrder::Paired),
@@ -26,7 +26,7 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   }
 
   /// Weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), zero biases.
-  static BasicGlu random(Index model_dim, Index hidden_dim, std::uint64_t seed, Bias bias = Bias::None) {
+  static BasicGlu random(Index model_dim, Index hidden_dim, std::uint64_t seed, Bias bias = Bias::Off) {
     BasicGlu expert(model_dim, hidden_dim, bias);
     expert.gate_up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(model_dim));
     expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(hidden_dim));

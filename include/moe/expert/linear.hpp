@@ -5,13 +5,13 @@
 
 namespace moe::inline MOE_ABI {
 
-enum class Bias { None, Zero };
+enum class Bias { Off, Zero };
 
 namespace detail {
 
 template <class Codec>
 PanelMatrix<Codec> make_bias(Bias bias, Index outputs, PanelOrder order = PanelOrder::Plain) {
-  return bias == Bias::None ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(outputs, order);
+  return bias == Bias::Off ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(outputs, order);
 }
 
 /// The bound of U(-b, b) for weights that read `inputs` values: 1 / sqrt(inputs), so that unit-variance rows give

@@ -25,12 +25,12 @@ struct ExpertGroups {
 ///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor)
 ///              with the scores of logits + weight_bias
 /// The default is Mixtral: the weights of a token are the softmax of its k chosen logits and sum to 1. What others ask
-/// for: Switch {.k = 1, .normalise = None}; DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
-/// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = None}.
+/// for: Switch {.k = 1, .normalise = Off}; DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
+/// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = Off}.
 /// Gradients, selection frozen:
 ///   Softmax and Sum    weights are a softmax over the chosen: logits of the others get exactly zero, and with k = 1
 ///                      so does the chosen one, as its weight is 1 whatever the logits: the router cannot learn.
-///   Softmax and None   dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
+///   Softmax and Off    dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
 ///   Sigmoid, SqrtSoftplus
 ///                      only the chosen logits get gradient; with Sum and k = 1 it is zero up to epsilon.
 /// A logit of -infinity masks an expert; each token needs k that are not masked, in the groups it may use.

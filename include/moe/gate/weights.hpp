@@ -14,7 +14,7 @@ namespace moe::inline MOE_ABI {
 
 /// What the weights of a token are divided by after selection: nothing, their sum, their Euclidean norm, or their
 /// p-norm for any p >= 1 (DBRX: moe_normalize_expert_weights).
-enum class Normalise { None, Sum, Euclidean, PNorm };
+enum class Normalise { Off, Sum, Euclidean, PNorm };
 
 /// Which logits weigh the experts that a perturbed or tempered gate has selected: those that selected them, or the
 /// logits as the router gave them.
@@ -24,7 +24,7 @@ namespace detail {
 
 /// Scores of the chosen experts to weights: w_s = scale * score_s / max(norm + epsilon, floor).
 struct WeightRule {
-  Normalise normalise = Normalise::None;
+  Normalise normalise = Normalise::Off;
   double epsilon = 0, scale = 1, floor = 0;
   double p = 2;  ///< of PNorm
 };
@@ -82,7 +82,7 @@ template <class V>
 void weigh_chosen(std::span<V> chosen, const WeightRule& rule) {
   using S = simd::Scalar<V>;
   const V scale(static_cast<S>(rule.scale));
-  if (rule.normalise == Normalise::None) {
+  if (rule.normalise == Normalise::Off) {
     for (V& score : chosen) score = score * scale;
     return;
   }
@@ -104,7 +104,7 @@ void weigh(const S* score, std::span<const Index> chosen, const WeightRule& rule
 template <class S>
 void weigh_backward(const S* score, const Choices<S>& choices, const WeightRule& rule, S* dscore) {
   const S scale = static_cast<S>(rule.scale);
-  if (rule.normalise == Normalise::None) {
+  if (rule.normalise == Normalise::Off) {
     for (std::size_t s = 0; s < choices.size(); ++s)
       dscore[choices.expert(s)] = simd::fma(scale, choices.dweight(s), dscore[choices.expert(s)]);
     return;

@@ -13,7 +13,7 @@ namespace moe::inline MOE_ABI {
 
 /// Why a parameter has no standard error.
 enum class NoStandardError {
-  None,             ///< it has one
+  Available,        ///< it has one
   TemperatureRay,   ///< tau, which the likelihood does not depend on once beta_1 / tau and beta_0 / tau are given
   HardGate,         ///< of a gate with one active expert per row
   SeparatedGate,    ///< of a gate whose slopes go to infinity
@@ -27,10 +27,10 @@ inline constexpr std::array kReasons = {NoStandardError::TemperatureRay, NoStand
                                         NoStandardError::SeparatedGate,  NoStandardError::VarianceAtFloor,
                                         NoStandardError::Singular,       NoStandardError::NotAMaximum};
 
-/// The reason in words; empty for None.
+/// The reason in words; empty for Available.
 constexpr const char* sentence(NoStandardError reason) {
   switch (reason) {
-    case NoStandardError::None:
+    case NoStandardError::Available:
       return "";
     case NoStandardError::TemperatureRay:
       return "tau has no standard error: beta_1, beta_0 and tau may grow together without any change of the "
@@ -67,7 +67,7 @@ inline double floor_of(double option, Index num_rows) {
 struct Estimable {
   template <class Gate>
   Estimable(const GaussianMoe<Gate>& model, const ScaledInformation& at, const FitFlags& known, double floor)
-      : names(identified_names(model)), reasons(names.size(), NoStandardError::None) {
+      : names(identified_names(model)), reasons(names.size(), NoStandardError::Available) {
     const auto gate_has_none = [&](NoStandardError reason) {
       for (Index i = 0; i < at.at.num_gate(); ++i) reasons[static_cast<std::size_t>(i)] = reason;
     };
@@ -83,13 +83,13 @@ struct Estimable {
   std::vector<Index> coordinates() const {
     std::vector<Index> free;
     for (std::size_t i = 0; i < reasons.size(); ++i)
-      if (reasons[i] == NoStandardError::None) free.push_back(static_cast<Index>(i));
+      if (reasons[i] == NoStandardError::Available) free.push_back(static_cast<Index>(i));
     return free;
   }
 
   std::vector<std::string> names;
   std::vector<NoStandardError> reasons;
-  NoStandardError whole = NoStandardError::None;
+  NoStandardError whole = NoStandardError::Available;
 };
 
 }  // namespace detail

@@ -24,7 +24,7 @@ enum class DirectMethod {
   Automatic,    ///< Newton up to 200 parameters, else QuasiNewton
   Newton,       ///< damped by a trust region, with the observed information
   QuasiNewton,  ///< L-BFGS
-  None          ///< EM to the end
+  Off           ///< EM to the end
 };
 
 /// Reports how far a fit is.

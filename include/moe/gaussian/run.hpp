@@ -85,7 +85,7 @@ class Runner {
     Em em(objective_, bounds_, options_.gate_step);
     EmState state = em.start(std::move(start));
     run.path.push_back(state.criterion);
-    const bool direct = options_.direct != DirectMethod::None;
+    const bool direct = options_.direct != DirectMethod::Off;
     const Index before = run.iterations;
     const Index end =
         direct ? std::min(before + options_.em_iterations, options_.max_iterations) : options_.max_iterations;

@@ -44,20 +44,20 @@ struct ParameterEstimate {
   std::string name = {};
   double estimate = 0;
   std::optional<StandardError> error = {};
-  NoStandardError reason = NoStandardError::None;  ///< why there is none
+  NoStandardError reason = NoStandardError::Available;  ///< why there is none
 };
 
 /// What standard_errors() says.
 struct StandardErrors {
   std::vector<ParameterEstimate> parameters = {};  ///< in the order of layout(model), then variances (and tau)
-  NoStandardError reason = NoStandardError::None;  ///< not None: there is no standard error at all, because of this
+  NoStandardError reason = NoStandardError::Available;  ///< not Available: there is no standard error at all, because of this
   std::string explanation = {};                    ///< a sentence per reason that occurs
   double eigenvalue_ratio = 0;                     ///< smallest over largest of the scaled information
   double distance = 0;                             ///< of the estimate from the maximum, in standard errors
   std::vector<Index> coordinates = {};             ///< of theta that have standard errors, m of them
   Eigen::MatrixXd observed = {}, sandwich = {};    ///< their covariance matrices [m, m]
 
-  bool available() const { return reason == NoStandardError::None; }
+  bool available() const { return reason == NoStandardError::Available; }
 
   /// The parameter with that name, "beta1[0,0]/tau" say. Throws std::invalid_argument if there is none.
   const ParameterEstimate& operator[](const std::string& name) const {

@@ -20,13 +20,13 @@ enum class VoronoiKind {
 
 /// Where the gates of the two models are before they are compared.
 enum class VoronoiShift {
-  None,    ///< as they are: for models in normal form (beta_1k = 0, beta_0k = 0)
+  Off,     ///< as they are: for models in normal form (beta_1k = 0, beta_0k = 0)
   Centred  ///< both at a reference cell: no common shift of either gate changes the loss
 };
 
 struct VoronoiOptions {
   VoronoiKind kind = VoronoiKind::Automatic;
-  VoronoiShift shift = VoronoiShift::None;
+  VoronoiShift shift = VoronoiShift::Off;
   double order = 1;  ///< r >= 1 of Power
 };
 
@@ -144,7 +144,7 @@ inline double largest_terms(const std::vector<VoronoiCell>& cells, Index count) 
 ///   Power       (order, order, order, order) in all cells; with a linear gate the estimates are slower than any order
 /// where rbar(2) = 4, rbar(3) = 6, and beyond 2 m, a convention. Gates may differ in type, not in
 /// activation. With one active expert (k = 1) a TopKGate's weights do not depend on the gate, and its terms mean
-/// little. Shift None compares the models as they are, which suits the normal form of normalise(). Centred moves both
+/// little. Shift Off compares the models as they are, which suits the normal form of normalise(). Centred moves both
 /// first: the truth to beta_1 = 0, beta_0 = 0 at its last expert, the fitted one to weighted mean 0 of beta_1 and mass
 /// 1 in the cell of that expert, which is the infimum over common shifts up to a factor; cells and shift take turns, at
 /// most 3 times. With an activation only beta_0 has a common shift. The weights are not normalised: an expert with

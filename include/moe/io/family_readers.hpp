@@ -50,7 +50,7 @@ inline void read_gpt_oss(const JsonFields& fields, MoeConfig& config) {
 inline void read_llama4(const JsonFields& fields, MoeConfig& config) {
   read_mixtral(fields, config);
   config.gate.score = Score::Sigmoid;
-  config.gate.normalise = Normalise::None;
+  config.gate.normalise = Normalise::Off;
   config.weight_on = WeightOn::Input;
   config.shared_dim = config.hidden_dim;
 }
@@ -61,7 +61,7 @@ inline void read_minimax(const JsonFields& fields, MoeConfig& config) {
 }
 
 inline void set_norm(bool normalises, MoeConfig& config) {
-  config.gate.normalise = normalises ? Normalise::Sum : Normalise::None;
+  config.gate.normalise = normalises ? Normalise::Sum : Normalise::Off;
 }
 inline void read_olmoe(const JsonFields& fields, MoeConfig& config) {
   read_sizes(fields, "intermediate_size", "num_experts", "num_experts_per_tok", config);
@@ -166,7 +166,7 @@ inline void read_dbrx(const JsonFields& fields, MoeConfig& config) {
   if (ffn.has("ffn_act_fn")) ffn.part("ffn_act_fn").require("name", "silu");
   const bool is_null = ffn.is_null("moe_normalize_expert_weights");
   const double p = is_null ? 0 : ffn.number("moe_normalize_expert_weights", 1);
-  config.gate.normalise = p == 0   ? Normalise::None
+  config.gate.normalise = p == 0   ? Normalise::Off
                           : p == 1 ? Normalise::Sum
                           : p == 2 ? Normalise::Euclidean
                                    : Normalise::PNorm;

@@ -174,7 +174,7 @@ class MoeBlock {
   template <class E>
   static ExpertPool<E> pool(const MoeConfig& config) {
     using Weighted = std::conditional_t<std::is_same_v<E, GluOrIdentity>, Glu, E>;
-    const Bias bias = config.expert_bias ? Bias::Zero : Bias::None;
+    const Bias bias = config.expert_bias ? Bias::Zero : Bias::Off;
     std::vector<std::optional<Weighted>> made(static_cast<std::size_t>(config.num_experts));
     parallel_for(config.num_experts, [&](Index e, Index) {
       auto& expert = made[static_cast<std::size_t>(e)];
@@ -192,7 +192,7 @@ class MoeBlock {
 
   template <class E, class Gate>
   static detail::LayerOf<Gate, E> layer_of(const MoeConfig& config, Gate gate) {
-    const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::None;
+    const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
     return {LinearRouter(config.num_logits(), config.model_dim, bias), std::move(gate), pool<E>(config),
             config.weight_on};
   }
@@ -224,11 +224,11 @@ class MoeBlock {
     if (config.output_bias) fail("moe::MoeBlock: family '", config.family, "' has a shared expert and an output bias");
     if (config.shared_dim == 0) return layer;
     Glu shared(config.model_dim, config.shared_dim);
-    if (config.shared_gate == SharedGate::None)
+    if (config.shared_gate == SharedGate::Off)
       return WithBranches<detail::GluLayer, Glu>(std::move(layer), std::move(shared));
     using Gated = GatedExpert<Glu, F32>;
     return WithBranches<detail::GluLayer, Gated>(std::move(layer),
-                                                 Gated(std::move(shared), Linear(1, config.model_dim, Bias::None)));
+                                                 Gated(std::move(shared), Linear(1, config.model_dim, Bias::Off)));
   }
 
   MoeConfig config_;

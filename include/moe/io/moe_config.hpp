@@ -22,7 +22,7 @@ enum class ExpertKind {
 };
 
 /// Whether a shared expert is scaled by a sigmoid of its own.
-enum class SharedGate { None, Sigmoid };
+enum class SharedGate { Off, Sigmoid };
 
 /// What one MoE block of a published model computes, in terms of this library's parts, and who published it. Comes from
 /// a config.json (read_moe_config) or is filled by hand; a plain value.
@@ -41,7 +41,7 @@ struct MoeConfig {
   bool expert_bias = false;
   WeightOn weight_on = WeightOn::Output;
   Index shared_dim = 0;  ///< width of the shared expert, 0 for none
-  SharedGate shared_gate = SharedGate::None;
+  SharedGate shared_gate = SharedGate::Off;
   bool output_bias = false;  ///< a vector added once per token (JetMoE)
 
   Index num_logits() const { return num_experts + num_identity_experts; }

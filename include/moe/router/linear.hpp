@@ -10,7 +10,7 @@
 
 namespace moe::inline MOE_ABI {
 
-enum class RouterBias { None, Zero };
+enum class RouterBias { Off, Zero };
 
 /// logits = tokens W^T + b: W [num_experts, model_dim], b [num_experts] or none. Immutable in use, share freely.
 template <class Codec>
@@ -24,14 +24,14 @@ class BasicLinearRouter {
   };
 
   /// Zero weights: all experts alike. Throws std::invalid_argument for num_experts < 1 or model_dim < 1.
-  BasicLinearRouter(Index num_experts, Index model_dim, RouterBias bias = RouterBias::None)
+  BasicLinearRouter(Index num_experts, Index model_dim, RouterBias bias = RouterBias::Off)
       : weight_(detail::checked_size("moe::LinearRouter", "num_experts", num_experts, 1),
                 detail::checked_size("moe::LinearRouter", "model_dim", model_dim, 1)),
-        bias_(bias == RouterBias::None ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {}
+        bias_(bias == RouterBias::Off ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {}
 
   /// Weights from U(-1/sqrt(model_dim), 1/sqrt(model_dim)).
   static BasicLinearRouter random(Index num_experts, Index model_dim, std::uint64_t seed,
-                                  RouterBias bias = RouterBias::None) {
+                                  RouterBias bias = RouterBias::Off) {
     BasicLinearRouter router(num_experts, model_dim, bias);
     router.weight_.randomise(RandomField(Purpose::Initialise, seed), 1.0 / std::sqrt(static_cast<double>(model_dim)));
     return router;
