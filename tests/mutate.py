@@ -7,8 +7,8 @@
     tests/mutate.py --sample 40 --seed 2 HEADER TEST...          # forty of them
 
 Works in a copy of the tracked files below --scratch, with the named test files alone, so that a mutant costs the
-compilation of those. A mutant that does not compile does not count; one is killed if a test fails, crashes, or takes
-ten times as long as before. The last line is "K of N killed (P%)"; the exit status is 0 if P >= --least. Some mutants
+compilation of those. A mutant that does not compile does not count; one is killed if a static assertion or a test
+fails, or a test crashes or takes ten times as long as before. The last line is "K of N killed (P%)"; the exit status is 0 if P >= --least. Some mutants
 change nothing that can be observed (a constant of speed, a check of an invariant): read the survivors.
 Needs what tests/run.sh needs, and git.
 """
@@ -91,7 +91,7 @@ class Build:
     def run(command, timeout=None):
         result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=timeout)
         if result.returncode != 0:
-            raise RuntimeError(result.stdout[-4000:] + result.stderr[-4000:])
+            raise RuntimeError(result.stdout + result.stderr)
 
     def compile(self):
         self.run(["ninja", "-C", self.build, *self.targets])
@@ -104,8 +104,8 @@ class Build:
 def outcome(build, timeout):
     try:
         build.compile()
-    except RuntimeError:
-        return "does not compile"
+    except RuntimeError as error:
+        return "killed" if "static assertion failed" in str(error) else "does not compile"
     try:
         build.test(timeout)
     except (RuntimeError, subprocess.TimeoutExpired):
