@@ -8,8 +8,9 @@
 
 Works in a copy of the tracked files below --scratch, with the named test files alone, so that a mutant costs the
 compilation of those. A mutant that does not compile does not count; one is killed if a static assertion or a test
-fails, or a test crashes or takes ten times as long as before. The last line is "K of N killed (P%)"; the exit status is 0 if P >= --least. Some mutants
-change nothing that can be observed (a constant of speed, a check of an invariant): read the survivors.
+fails, or a test crashes or takes ten times as long as before. The last line is "K of N killed (P%)"; the exit status is
+0 if P >= --least. Some mutants change nothing that can be observed (a constant of speed, a check of an invariant): read
+the survivors.
 Needs what tests/run.sh needs, and git.
 """
 import argparse
