@@ -15,6 +15,7 @@
 
 #include "moe/io/checkpoint_index.hpp"
 #include "moe/io/safetensors.hpp"
+#include "moe/io/text_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -38,10 +39,12 @@ class Checkpoint {
   /// does not name is not part of the checkpoint, and is in ignored().
   /// Throws std::runtime_error for what is missing or broken: a shard that is not there, a tensor that is not in the
   /// shard that the index says, a file name that leads out of the directory, and all that SafetensorsReader refuses.
-  static Checkpoint open(const std::filesystem::path& path) {
+  /// FileAccess::Read takes the memory of all files, and does not mind files that shrink later.
+  static Checkpoint open(const std::filesystem::path& path, FileAccess access = FileAccess::Map) {
     const std::filesystem::path file = locate(path);
     Contents contents;
     contents.path = path;
+    contents.access = access;
     if (file.extension() == ".json")
       open_shards(file, contents);
     else
@@ -77,6 +80,7 @@ class Checkpoint {
  private:
   struct Contents {
     std::filesystem::path path = {};
+    FileAccess access = FileAccess::Map;
     std::vector<SafetensorsReader> shards = {};
     std::vector<std::string> shard_names = {};
     std::map<std::string, std::size_t, std::less<>> shard_of = {};
@@ -105,7 +109,7 @@ class Checkpoint {
   }
 
   static const SafetensorsReader& add_shard(const std::filesystem::path& file, std::string name, Contents& contents) {
-    const SafetensorsReader& reader = contents.shards.emplace_back(file);
+    const SafetensorsReader& reader = contents.shards.emplace_back(file, contents.access);
     contents.shard_names.push_back(std::move(name));
     contents.metadata.insert(reader.metadata().begin(), reader.metadata().end());
     return reader;
@@ -118,9 +122,8 @@ class Checkpoint {
 
   static void open_shards(const std::filesystem::path& file, Contents& contents) {
     const std::string label = "moe::Checkpoint: '" + file.string() + "'";
-    const MappedFile text(label, file);
     const CheckpointIndex index =
-        parse_checkpoint_index(label, {reinterpret_cast<const char*>(text.bytes().data()), text.bytes().size()});
+        parse_checkpoint_index(label, detail::TextFile(label, file, kMaxCheckpointIndex).text());
     std::map<std::string, std::size_t> number;  // of the shards, by name
     for (const auto& [name, shard] : index.weight_map) number.emplace(shard, 0);
     for (auto& [shard, place] : number) {

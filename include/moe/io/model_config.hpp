@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "moe/io/family_readers.hpp"
-#include "moe/io/mapped_file.hpp"
+#include "moe/io/text_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -24,11 +24,14 @@ inline const ModelType& model_type_of(const JsonFields& top) {
   fail_environment(top.label(), ": model_type is ", in_quotes(model_type), ", expected one of", known);
 }
 
+/// Longest config.json that is read.
+inline constexpr std::size_t kMostConfigBytes = std::size_t{16} << 20;
+
 /// Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
 inline nlohmann::json parse_json(const std::string& label, std::string_view text) {
-  constexpr std::size_t kMostBytes = std::size_t{16} << 20;
   constexpr int kMostDepth = 64;
-  if (text.size() > kMostBytes) fail_environment(label, ": ", text.size(), " bytes, expected at most ", kMostBytes);
+  if (text.size() > kMostConfigBytes)
+    fail_environment(label, ": has ", text.size(), " bytes, expected at most ", kMostConfigBytes);
   bool too_deep = false;
   const auto limit = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
     too_deep = too_deep || depth > kMostDepth;
@@ -44,8 +47,7 @@ inline nlohmann::json parse_json(const std::string& label, std::string_view text
 
 /// What a config.json holds.
 inline nlohmann::json read_json(const std::string& label, const std::filesystem::path& path) {
-  const MappedFile file(label, path);
-  return parse_json(label, {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
+  return parse_json(label, TextFile(label, path, kMostConfigBytes).text());
 }
 
 }  // namespace detail

@@ -62,10 +62,12 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
 /// Sets every parameter that `layer` visits from a file of save_parameters(), bit for bit, and returns the metadata.
 /// F32 tensors may fill double parameters (exact); F64 tensors fill float parameters only with Narrowing::Allow.
 /// Throws std::runtime_error that names the tensor if one is missing, too many, of another shape or type, or cannot be
-/// read. On error the layer is untouched: it is filled as a copy and then moved into place.
+/// read. On error the layer is untouched: it is filled as a copy and then moved into place. FileAccess::Read takes the
+/// memory of the file once more, and does not mind one that shrinks meanwhile.
 template <class T>
-Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse) {
-  const SafetensorsReader file(path);
+Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse,
+                         FileAccess access = FileAccess::Map) {
+  const SafetensorsReader file(path, access);
   detail::check_parameters(std::string("moe::load_parameters: '") + path.string() + "'", file, layer);
   T loaded = layer;
   visit(
