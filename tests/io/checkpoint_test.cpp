@@ -143,11 +143,14 @@ TEST_CASE("parse_checkpoint_index: text that is no index is refused", "[io][erro
   require_refused(R"({"weight_map":[]})", "an array where none belongs");
   require_refused(R"({"weight_map":"x"})", "a string where none belongs");
   require_refused(R"({"weight_map":{},"weight_map":{}})", "'weight_map' occurs twice");
+  require_refused(R"({"metadata":{"x":1,"x":2},"weight_map":{}})", "key 'metadata.x' occurs twice");
+  require_refused(R"({"x":[{"a":1,"b":{"c":0,"c":0}}],"weight_map":{}})", "key 'x.b.c' occurs twice");
+  require_refused("{\n\"x\": NaN}", "not JSON at line 2, byte 8: found NaN, which JSON does not have");
   require_refused(index_of(R"("a":"x","a":"x")"), "tensor 'a' occurs twice");
   require_refused(index_of(R"("a":1)"), "a number where none belongs");
   require_refused(index_of(R"("a":{})"), "an object where");
   require_refused(index_of(R"("a":["x"])"), "an array where none belongs");
-  require_refused("{\"x\":" + std::string(1000000, '['), "nested more than 64 deep");
+  require_refused("{\"x\":" + std::string(1000000, '['), "nested more than 64 levels deep");
   require_refused(index_of("\"\xff\":\"x\""), "not JSON");
   require_refused(index_of(kMap) + std::string(1, '\0'), "zero byte");
 }

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "moe/io/dtype.hpp"
+#include "moe/io/json_text.hpp"
 #include "moe/io/message.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -46,6 +47,8 @@ namespace detail {
 class SafetensorsHeaderParser {
  public:
   using Json = nlohmann::json;
+
+  explicit SafetensorsHeaderParser(std::string_view text) : text_(text) {}
 
   SafetensorsHeader header;
   std::string problem;  ///< why the last event was refused
@@ -108,9 +111,9 @@ class SafetensorsHeaderParser {
     return refuse("number " + shown(text) + " is not an integer in range");
   }
   bool binary(Json::binary_t&) { return refuse("binary data"); }
-  bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) {
     name_.clear();
-    return refuse("not JSON: " + shown(error.what()));
+    return refuse(json_problem(text_, position, error.what()));
   }
 
  private:
@@ -135,6 +138,7 @@ class SafetensorsHeaderParser {
     return is_new || refuse("occurs twice");
   }
 
+  std::string_view text_;
   Place place_ = Place::Start;
   std::string name_, key_;
   TensorInfo* tensor_ = nullptr;
@@ -180,7 +184,7 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::
   const auto refuse = [&](const std::string& reason) { fail_environment(file, ": ", reason); };
   if (text.empty() || text.front() != '{') refuse("header: expected '{' as the first byte");
   if (text.find('\0') != text.npos) refuse("header: holds a zero byte");  // the parser would take it for the end
-  detail::SafetensorsHeaderParser parser;
+  detail::SafetensorsHeaderParser parser(text);
   if (!nlohmann::json::sax_parse(text, &parser)) refuse(parser.problem);
   detail::check_layout(file, parser.header, data_size);
   return std::move(parser.header);
