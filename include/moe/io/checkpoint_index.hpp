@@ -110,10 +110,12 @@ class CheckpointIndexParser {
 }  // namespace detail
 
 /// Reads the JSON text of an index. Tensors are different, as are the keys of every object, and every file name stays
-/// within the directory; anything else beside `weight_map` is skipped. Throws std::runtime_error that opens with `label` otherwise.
+/// within the directory; anything else beside `weight_map` is skipped. Throws std::runtime_error that opens with
+/// `label` otherwise.
 inline CheckpointIndex parse_checkpoint_index(const std::string& label, std::string_view text) {
   if (text.size() > kMaxCheckpointIndex)
     fail_environment(label, ": has ", text.size(), " bytes, expected at most ", kMaxCheckpointIndex);
+  detail::refuse_lfs_pointer(label, text);
   if (text.find('\0') != text.npos) fail_environment(label, ": holds a zero byte, expected JSON");
   detail::CheckpointIndexParser parser(text);
   if (!nlohmann::json::sax_parse(text, &parser)) fail_environment(label, ": ", parser.problem);

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/io/lfs_pointer.hpp"
 #include "moe/io/output_file.hpp"
 #include "moe/io/text_file.hpp"
 
@@ -62,6 +63,7 @@ class CsvParser {
   }
 
   CsvTable parse() {
+    refuse_lfs_pointer(label_, text_);
     if (text_.empty()) fail_environment(label_, " is empty, expected a line of column names and rows of numbers");
     CsvTable table{.names = header(next_line())};
     if (text_.empty()) fail_environment(label_, " has column names and no rows, expected at least one row of numbers");

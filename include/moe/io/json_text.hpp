@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "moe/core/error.hpp"
+#include "moe/io/lfs_pointer.hpp"
 #include "moe/io/message.hpp"
 
 // What all readers of JSON share. Each is one pass over the events of a parser: building an object under a callback of
@@ -110,6 +111,7 @@ class JsonCheck {
 /// levels, or has a key twice in an object. Two passes over the text.
 inline nlohmann::json parse_json(const std::string& label, std::string_view text,
                                  std::size_t most_depth = kMostJsonDepth) {
+  refuse_lfs_pointer(label, text);
   // The parser takes a zero byte for the end.
   if (text.find('\0') != text.npos) fail_environment(label, ": not JSON: it has a byte of value 0");
   JsonCheck check(text, most_depth);

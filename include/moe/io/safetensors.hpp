@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/io/lfs_pointer.hpp"
 #include "moe/io/mapped_file.hpp"
 #include "moe/io/output_file.hpp"
 #include "moe/io/safetensors_header.hpp"
@@ -31,6 +32,7 @@ struct SafetensorsContents {
 /// std::runtime_error that opens with `label` and names the tensor where there is one.
 inline SafetensorsContents parse_safetensors(const std::string& label, std::span<const std::byte> bytes) {
   constexpr std::size_t kPrefix = 8;
+  detail::refuse_lfs_pointer(label, bytes);
   if (bytes.size() < kPrefix) fail_environment(label, ": has ", bytes.size(), " bytes, expected at least 8");
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < kPrefix; ++i) length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
