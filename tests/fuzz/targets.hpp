@@ -43,9 +43,22 @@ void read_from(const moe::TensorView& tensor, moe::Index first) {
   }
 }
 
+/// A tensor of a type that is not known is refused when its values are asked for.
+inline void require_unread(const moe::TensorView& tensor) {
+  try {
+    (void)moe::read_all<float>(tensor);
+    require(false, "values of a type that is not known are not read");
+  } catch (const std::runtime_error&) {
+  }
+}
+
 /// Reads all elements in the ways that there are, and writes floats in every type.
 inline void touch(const moe::TensorView& tensor) {
   const auto size = static_cast<std::size_t>(tensor.size());
+  if (tensor.dtype == moe::Dtype::Other) {
+    require(size / 8 <= tensor.bytes.size(), "an element of any type has a bit");
+    return require_unread(tensor);
+  }
   require(size * moe::dtype_size(tensor.dtype) == tensor.bytes.size(), "a tensor has the bytes of its type");
   std::uint64_t elements = 1;
   for (const moe::Index extent : tensor.shape) elements *= static_cast<std::uint64_t>(extent);
@@ -73,7 +86,7 @@ inline void touch(const moe::TensorView& tensor) {
 inline void require_proportion(const moe::SafetensorsHeader& header, std::size_t size) {
   std::size_t said = 0;
   for (const auto& [key, value] : header.metadata) said += key.size() + value.size();
-  for (const auto& [name, info] : header.tensors) said += name.size() + info.shape.size();
+  for (const auto& [name, info] : header.tensors) said += name.size() + info.other.size() + info.shape.size();
   require(said <= size, "a header holds no more than its text");
 }
 
@@ -86,9 +99,10 @@ inline bool fuzz_safetensors(std::span<const std::byte> bytes) {
     for (const auto& [name, info] : contents.header.tensors) {
       require(info.begin <= info.end && info.end <= contents.data.size(), "a tensor lies in the data");
       used += info.end - info.begin;
-      touch({label, name, info.dtype, info.shape,
-             contents.data.subspan(static_cast<std::size_t>(info.begin),
-                                   static_cast<std::size_t>(info.end - info.begin))});
+      touch(
+          {label, name, info.dtype, info.shape,
+           contents.data.subspan(static_cast<std::size_t>(info.begin), static_cast<std::size_t>(info.end - info.begin)),
+           info.other});
     }
     require(used == contents.data.size(), "tensors fill the data");
     // What was read can be written, and says the same.

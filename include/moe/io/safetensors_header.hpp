@@ -24,6 +24,10 @@ struct TensorInfo {
   Dtype dtype = Dtype::F32;
   std::vector<Index> shape = {};
   std::uint64_t begin = 0, end = 0;
+  std::string other = {};  ///< name of a type that is Dtype::Other
+
+  /// As the file spells the type.
+  std::string_view type() const { return dtype == Dtype::Other ? other : dtype_name(dtype); }
 };
 
 /// Free text that travels with the tensors.
@@ -74,10 +78,9 @@ class SafetensorsHeaderParser {
       return true;
     }
     if (place_ != Place::Tensor || key_ != "dtype") return refuse("a string where none belongs");
-    const auto dtype = find_dtype(text);
-    if (!dtype) return refuse("dtype " + in_quotes(text) + " is not supported");
-    tensor_->dtype = *dtype;
-    return true;
+    tensor_->dtype = find_dtype(text).value_or(Dtype::Other);
+    if (tensor_->dtype == Dtype::Other) tensor_->other = text;
+    return !text.empty() || refuse("dtype '' is no type");
   }
   bool start_array(std::size_t) {
     if (place_ != Place::Tensor || key_ == "dtype") return refuse("an array where none belongs");
@@ -152,12 +155,15 @@ class SafetensorsHeaderParser {
 inline void check_layout(const std::string& file, const SafetensorsHeader& header, std::uint64_t data_size) {
   std::vector<std::pair<const std::string*, const TensorInfo*>> order;
   for (const auto& [name, info] : header.tensors) {
-    const auto bytes = tensor_bytes(info.dtype, info.shape);
+    const bool is_other = info.dtype == Dtype::Other;
+    const auto bytes = tensor_bytes(is_other ? Dtype::U8 : info.dtype, info.shape);
     if (!bytes)
       fail_environment(file, ": tensor ", in_quotes(name), ": its shape needs more bytes than can be addressed");
-    if (info.begin > info.end || info.end - info.begin != *bytes)
+    const std::uint64_t span = info.end - info.begin;
+    if (info.begin > info.end || !(is_other ? can_fill(span, info.other, info.shape) : span == *bytes))
       fail_environment(file, ": tensor ", in_quotes(name), ": data_offsets [", info.begin, ", ", info.end,
-                       "] do not span the ", *bytes, " bytes of its shape");
+                       "] do not span the ", *bytes, is_other ? " elements" : " bytes", " of its shape",
+                       is_other ? " of type " + in_quotes(info.other) : "");
     order.emplace_back(&name, &info);
   }
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
@@ -177,7 +183,8 @@ inline void check_layout(const std::string& file, const SafetensorsHeader& heade
 }  // namespace detail
 
 /// Reads and checks the JSON text of a header whose file has `data_size` bytes behind it. After it, every tensor lies
-/// inside the data section, has the bytes that its shape needs, and shares none with another.
+/// inside the data section, has the bytes that its shape needs, and shares none with another. Tensors of types that are
+/// not known are kept as Dtype::Other.
 /// Throws std::runtime_error that names the file and, where there is one, the tensor.
 inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::string_view text,
                                                   std::uint64_t data_size) {
@@ -191,10 +198,14 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::
 }
 
 /// Gives every tensor its place in the data section: wide types first, so that each lies aligned, then by name.
-/// Throws std::invalid_argument for a negative extent, more than 64 of them, or more bytes than can be addressed.
+/// Throws std::invalid_argument for a negative extent, more than 64 of them, more bytes than can be addressed, or
+/// Dtype::Other, whose elements have no size.
 inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
   std::vector<std::pair<std::size_t, TensorInfo*>> order;
   for (auto& [name, info] : header.tensors) {
+    if (info.dtype == Dtype::Other)
+      fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " is ", detail::in_quotes(info.other),
+           ", expected a type of moe::Dtype other than Other");
     const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
     if (info.shape.size() > kMaxSafetensorsExtents || is_negative || !detail::tensor_bytes(info.dtype, info.shape))
       fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has shape [", detail::join(info.shape, ", "),
@@ -231,8 +242,8 @@ inline std::string format_safetensors_header(const SafetensorsHeader& header) {
     text += "}";
   }
   for (const auto& [name, info] : header.tensors) {
-    text += std::exchange(separator, ",") + json(name) + ":{\"dtype\":\"" + std::string(dtype_name(info.dtype)) +
-            "\",\"shape\":[" + detail::join(info.shape, ",") + "],\"data_offsets\":[" + std::to_string(info.begin) +
+    text += std::exchange(separator, ",") + json(name) + ":{\"dtype\":" + json(std::string(info.type())) +
+            ",\"shape\":[" + detail::join(info.shape, ",") + "],\"data_offsets\":[" + std::to_string(info.begin) +
             "," + std::to_string(info.end) + "]}";
   }
   text += "}";

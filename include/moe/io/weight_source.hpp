@@ -103,6 +103,7 @@ class WeightSource {
   explicit WeightSource(State state) : state_(std::make_shared<const State>(std::move(state))) {}
 
   static void require(const TensorView& tensor, const std::vector<Index>& shape, bool is_right_type, const char* type) {
+    detail::require_known(tensor);
     if (!is_right_type)
       fail_environment(tensor.label, ": tensor ", detail::in_quotes(tensor.name), " is ", dtype_name(tensor.dtype),
                        ", expected ", type);
