@@ -7,6 +7,7 @@
 
 #include "moe/io/family_readers.hpp"
 #include "moe/io/json_text.hpp"
+#include "moe/io/quantisation_reader.hpp"
 #include "moe/io/text_file.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -45,7 +46,7 @@ inline nlohmann::json read_json(const std::string& label, const std::filesystem:
 /// Aria). `label` opens the messages; `layer` picks from lists with a number for every layer (HunYuan), which must be
 /// equal without it. OpenAI's own config.json of GPT-OSS, which has no model_type, is known by its fields. Throws
 /// std::runtime_error that names the field for one that is missing, of another type, out of range, or asks for what the
-/// library does not do; and the model type if no family has it.
+/// library does not do, such as a quantisation that it does not read; and the model type if no family has it.
 inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json,
                                   std::optional<Index> layer = {}) {
   if (layer && *layer < 0) fail("moe::parse_moe_config: layer is ", *layer, ", expected at least 0");
@@ -53,6 +54,7 @@ inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json
   const detail::ModelType& type = detail::model_type_of(top);
   MoeConfig config{.family = std::string(type.family)};
   type.read(top.has("text_config") ? top.part("text_config") : top, config);
+  config.quantisation = detail::read_quantisation(top);
   try {
     config.validate();
   } catch (const std::invalid_argument& error) {
@@ -61,8 +63,8 @@ inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json
   return config;
 }
 
-/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, longer than 16 MiB, or has
-/// a key twice in an object. Time grows in proportion to the text.
+/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, longer than 16 MiB, or
+/// has a key twice in an object. Time grows in proportion to the text.
 inline MoeConfig parse_moe_config(const std::string& label, std::string_view text, std::optional<Index> layer = {}) {
   return parse_moe_config(label, detail::parse_config(label, text), layer);
 }

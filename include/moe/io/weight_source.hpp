@@ -54,6 +54,8 @@ class WeightSource {
   /// Codes of 8 bits, with scales or without.
   bool is_fp8() const { return state_->kind != Kind::Mxfp4 && dtype_size(state_->codes.dtype) == 1; }
   bool has_scales() const { return state_->kind != Kind::Plain; }
+  /// Type of the stored codes; U8 for MXFP4.
+  Dtype codes() const { return state_->codes.dtype; }
   /// Opens messages about the weight: who found it, in which file.
   std::string_view label() const { return state_->codes.label; }
   /// Of the values: for MXFP4 [.., in].
