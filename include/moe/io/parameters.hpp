@@ -36,9 +36,17 @@ void check_parameters(const std::string& label, const SafetensorsReader& file, c
 /// Saves every parameter that `layer` visits to a safetensors file, under its visited name, in the logical shape
 /// ([out, in] for a weight, [] for a number) and its own precision. Equal layers give equal bytes. The file appears
 /// whole or not at all; one parameter at a time is copied. Works for optimiser states too.
-/// Throws std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a name.
+/// Whatever is no parameter (k, a temperature that is fixed) is not in the file: the program that loads it says it
+/// again. An object has to say what its parameters are: one without visit() does not compile. One whose visit() names
+/// nothing, such as a gate without biases, has said that there is nothing to lose, and is saved as a file without
+/// tensors. Throws std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a
+/// name.
 template <class T>
 void save_parameters(const std::filesystem::path& path, const T& layer, const Metadata& metadata = {}) {
+  static_assert(HasParameters<T>,
+                "moe::save_parameters: the object needs "
+                "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is saved "
+                "(see moe/core/visit.hpp)");
   SafetensorsHeader header{.metadata = metadata};
   visit(
       [&](const std::string& name, const auto& leaf) {
@@ -67,6 +75,10 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
 template <class T>
 Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse,
                          FileAccess access = FileAccess::Map) {
+  static_assert(HasParameters<T>,
+                "moe::load_parameters: the object needs "
+                "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is loaded "
+                "(see moe/core/visit.hpp)");
   const SafetensorsReader file(path, access);
   detail::check_parameters(std::string("moe::load_parameters: '") + path.string() + "'", file, layer);
   T loaded = layer;
