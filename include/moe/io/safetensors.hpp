@@ -16,6 +16,7 @@
 #include "moe/io/mapped_file.hpp"
 #include "moe/io/output_file.hpp"
 #include "moe/io/safetensors_header.hpp"
+#include "moe/io/safetensors_layout.hpp"
 #include "moe/io/tensor.hpp"
 
 namespace moe::inline MOE_ABI {
