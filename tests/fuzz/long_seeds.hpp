@@ -88,6 +88,20 @@ inline void write_long_arrays(const std::filesystem::path& folder) {
   moe::write_npy(folder / "axes", std::span<const std::uint8_t>(ones), std::vector<moe::Index>{1, 1, 1, 64000, 1, 1});
 }
 
+inline void write_long_tables(const std::filesystem::path& folder) {
+  const auto repeated = [](const std::string& text) {
+    std::string result;
+    while (result.size() + text.size() <= kLongSeed) result += text;
+    return result;
+  };
+  write_text(folder / "rows", "x\n" + repeated("1\n"));
+  write_text(folder / "columns", many([](std::size_t i) { return "n" + std::to_string(i); }, kLongSeed / 2) + "\n" +
+                                     many([](std::size_t) { return "1.5"; }, kLongSeed / 2));
+  write_text(folder / "digits", "x\n0." + std::string(kLongSeed, '1') + "\n");
+  write_text(folder / "quotes", "\"" + repeated("\"\"") + "\"\n1\n");
+  write_text(folder / "blanks", "x\n" + std::string(kLongSeed, ' ') + "1\n");
+}
+
 /// A described checkpoint with numbers of another kind in all tensors.
 inline std::string with_numbers(std::string text, const std::string& numbers) {
   for (std::size_t at = text.find("\n\n") + 2; at < text.size();) {

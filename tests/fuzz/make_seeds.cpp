@@ -101,7 +101,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config", "block"})
+  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -122,6 +122,8 @@ int main(int argc, char** argv) {
   test::write_long_indexes(root / "index");
   test::write_long_headers(root / "safetensors");
   test::write_long_arrays(root / "npy");
+  write_text(root / "csv/small", "\xEF\xBB\xBFx,\"a \"\"b\"\", c\",z\r\n1,-2.5e-3,+4\r\n 0 ,\t7,1e308 \r\n\r\n");
+  test::write_long_tables(root / "csv");
 
   const std::vector<float> floats{0, 1, 2, 3, 4, 5};
   moe::write_npy(root / "npy/f4", std::span<const float>(floats), {2, 3});

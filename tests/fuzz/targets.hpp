@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "moe/io/checkpoint_index.hpp"
+#include "moe/io/csv.hpp"
 #include "moe/io/model_config.hpp"
 #include "moe/io/npy.hpp"
 #include "moe/io/safetensors.hpp"
@@ -140,6 +142,21 @@ inline bool fuzz_config(std::span<const std::byte> bytes) {
     } catch (const std::invalid_argument&) {
       require(false, "a configuration that is read is in range");
     }
+    return true;
+  } catch (const std::runtime_error&) {
+    return false;
+  }
+}
+
+inline bool fuzz_csv(std::span<const std::byte> bytes) {
+  try {
+    const moe::CsvTable table =
+        moe::detail::CsvParser("fuzz", {reinterpret_cast<const char*>(bytes.data()), bytes.size()}).parse();
+    require(table.values.rows() > 0 && table.values.allFinite(), "a table has rows of finite numbers");
+    require(static_cast<std::size_t>(table.values.cols()) == table.names.size(), "every column has a name");
+    require(2 * static_cast<std::size_t>(table.values.size()) <= bytes.size() + 1, "a number takes a character");
+    require(std::set(table.names.begin(), table.names.end()).size() == table.names.size(), "names are different");
+    for (const std::string& name : table.names) require(!name.empty(), "a name has characters");
     return true;
   } catch (const std::runtime_error&) {
     return false;
