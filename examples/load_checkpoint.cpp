@@ -77,6 +77,16 @@ void describe(const moe::Checkpoint& checkpoint, const moe::MoeConfig& config, c
               static_cast<double>(bytes) / 1e6, tensors, location.prefix.c_str());
 }
 
+/// What lies there and is not part of the checkpoint, the first few by name.
+void show_ignored(const moe::Checkpoint& checkpoint) {
+  constexpr std::size_t kShown = 10;
+  const auto& ignored = checkpoint.ignored();
+  for (std::size_t i = 0; i < std::min(ignored.size(), kShown); ++i)
+    std::printf("ignored  %s%s%s\n", ignored[i].file.c_str(), ignored[i].tensor.empty() ? "" : ": ",
+                ignored[i].tensor.c_str());
+  if (ignored.size() > kShown) std::printf("ignored  %zu more\n", ignored.size() - kShown);
+}
+
 void show_progress(std::uint64_t done, std::uint64_t total) {
   std::fprintf(stderr, "\rloading  %.1f of %.1f GB", static_cast<double>(done) / 1e9, static_cast<double>(total) / 1e9);
   if (done == total) std::fprintf(stderr, "\n");
@@ -95,6 +105,7 @@ void show_load(const moe::DispatchPlan& plan) {
 void run(const Settings& settings) {
   const std::filesystem::path config_path = config_file(settings.directory);
   const auto checkpoint = moe::Checkpoint::open(settings.directory);
+  show_ignored(checkpoint);
   const std::string family = moe::read_moe_family(config_path);
   const moe::Index layer = choose_layer(checkpoint, family, settings);
   const moe::MoeConfig config = moe::read_moe_config(config_path, layer);

@@ -82,6 +82,23 @@ inline Routing inner_routing(const Matrix<float>& logits, const OuterBuffer& buf
   return inner;
 }
 
+/// Balance loss of one level: that of each group, averaged. Rows that do not count are zeros of the means.
+inline double balance_of_level(const Matrix<float>& logits, const Routing& routing, const Groups& groups) {
+  const auto counted_share = [](const Routing& part, const moe::Step& step) {
+    const Index length = part.num_tokens();
+    const double share = static_cast<double>(step.num_valid(length)) / static_cast<double>(length);
+    return share * share;
+  };
+  return balance_of_groups(softmax_of(logits), routing, groups, {moe::CountedChoices::First}, counted_share).loss;
+}
+
+/// The same of the mixture in an outer expert: of its rows, those count that are somebody's first choice.
+inline double balance_of_buffer(const Matrix<float>& logits, const Routing& inner, Index capacity) {
+  Groups groups(logits.rows(), capacity, true);
+  for (Index r = 0; r < logits.rows(); ++r) groups.valid.push_back(inner.dropped(r)[0] == 0);
+  return balance_of_level(logits, inner, groups);
+}
+
 inline void check_hierarchy(Variant& v) {
   const Matrix<float> tokens = v.matrix("input");
   const Index dim = tokens.cols(), length = sequence_length(v, "input");
@@ -96,6 +113,8 @@ inline void check_hierarchy(Variant& v) {
   const Groups sequences(tokens.rows(), length, false);
   const Matrix<float> logits = logits_of(linear_router(outer_weight.transpose()), tokens);
   Routing outer = routed(moe::TopKGate{.k = 2, .floor = 1e-9}, logits, sequences.step);
+  const double outer_balance = balance_of_level(logits, outer, sequences);
+  double inner_balance = 0;
   moe::Step step = sequences.step;
   step.phase = moe::Phase::Training;  // the rule has the factor of the phase already
   rule.limit(outer, outer_experts, step);
@@ -106,7 +125,9 @@ inline void check_hierarchy(Variant& v) {
   for (Index e = 0; e < outer_experts; ++e) {
     const OuterBuffer buffer(tokens, outer, e, places);
     const auto router = linear_router(inner_weight.middleRows(e * dim, dim).transpose());
-    Routing inner = inner_routing(logits_of(router, buffer.rows), buffer, outer);
+    const Matrix<float> inner_logits = logits_of(router, buffer.rows);
+    Routing inner = inner_routing(inner_logits, buffer, outer);
+    inner_balance += balance_of_buffer(inner_logits, inner, places.capacity) / static_cast<double>(outer_experts);
     const Groups buffers(buffer.rows.rows(), places.capacity, true);
     rule.limit(inner, inner_experts, buffers.step);
     const Index hidden = w1.cols();
@@ -121,6 +142,10 @@ inline void check_hierarchy(Variant& v) {
     }
   }
   v.near("output", out);
+  v.near("loss_outer", outer_balance);
+  v.near("loss_inner", inner_balance);
+  v.near("loss", outer_balance + inner_balance);
+  v.near("loss_scaled", v.number("loss_coef", 1e-2) * (outer_balance + inner_balance));
 }
 
 }  // namespace check

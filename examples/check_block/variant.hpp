@@ -6,6 +6,7 @@
 
 #include <cstring>
 #include <moe/io/json_fields.hpp>
+#include <moe/io/json_text.hpp>
 #include <moe/io/message.hpp>
 #include <set>
 #include <sstream>
@@ -28,7 +29,8 @@ class Variant {
   Variant(const moe::Checkpoint& file, std::string name) : file_(file), name_(std::move(name)) {
     const auto found = file.metadata().find("variant." + name_);
     if (found == file.metadata().end()) return;
-    facts_ = nlohmann::json::parse(found->second, refuse_depth, false);
+    // Deeper values than lists mean nothing here, and writing them in a message would recurse.
+    facts_ = moe::detail::parse_json("metadata 'variant." + name_ + "'", found->second, /*most_depth=*/4);
     if (!facts_.is_object()) moe::fail_environment("metadata 'variant.", name_, "' is not a JSON object");
   }
 
@@ -145,11 +147,6 @@ class Variant {
   }
 
  private:
-  /// Deeper values than lists mean nothing here, and writing them in a message would recurse.
-  static bool refuse_depth(int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
-    if (depth > 4) moe::fail_environment("parameters are nested more than 4 deep");
-    return true;
-  }
   std::string full(const std::string& tensor) const { return name_ + "." + tensor; }
   std::string label(const std::string& tensor) const { return moe::detail::shown(name_ + " (" + tensor + ")"); }
   static std::string text_of(Index extent) { return extent == kAny ? ".." : std::to_string(extent); }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A checkpoint described in a few lines, which a fuzzer can change without breaking offsets: a config.json, a blank
-// line, then a line "name DTYPE extent extent ..." per tensor; "-" begins the next shard. It is written to files,
-// opened, and the MoE block of layer 0 is loaded and run.
+// line, then a line "name DTYPE extent extent ... [zero|inf|nan|mixed]" per tensor; "-" begins the next shard. It is
+// written to files, opened, and the MoE block of layer 0 is loaded and run.
 #pragma once
 
 #include <unistd.h>
@@ -10,6 +10,8 @@
 #include <array>
 #include <filesystem>
 #include <fstream>
+#include <limits>
+#include <map>
 #include <sstream>
 #include <string>
 #include <string_view>
@@ -41,17 +43,26 @@ class FuzzDirectory {
   std::filesystem::path path_ = root() / ("moe_fuzz_block_" + std::to_string(getpid()));
 };
 
-/// Loops run on the calling thread: one input is one thing that happens.
-class SerialExecutor : public moe::Executor {
- public:
-  moe::Index concurrency() const override { return 1; }
-  void run(moe::TaskRef task) override { task(0); }
+/// What the numbers of a tensor are.
+enum class Numbers { Plain, Zero, Infinite, Nan, Mixed };
+
+/// A file in the making.
+struct Shard {
+  moe::SafetensorsHeader header = {};
+  std::map<std::string, Numbers> numbers = {};  // that are not plain
 };
 
+inline Numbers numbers_of(const std::string& word) {
+  if (word == "zero") return Numbers::Zero;
+  if (word == "inf") return Numbers::Infinite;
+  if (word == "nan") return Numbers::Nan;
+  return word == "mixed" ? Numbers::Mixed : Numbers::Plain;
+}
+
 /// The shards that the lines describe; none if a line is no tensor of moderate size.
-inline std::vector<moe::SafetensorsHeader> described_shards(const std::string& text) {
+inline std::vector<Shard> described_shards(const std::string& text) {
   constexpr std::uint64_t kMostBytes = 1 << 16;
-  std::vector<moe::SafetensorsHeader> shards(1);
+  std::vector<Shard> shards(1);
   std::uint64_t total = 0;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
@@ -66,34 +77,59 @@ inline std::vector<moe::SafetensorsHeader> described_shards(const std::string& t
     if (!dtype) return {};
     moe::TensorInfo info{.dtype = *dtype};
     for (moe::Index extent = 0; words >> extent;) info.shape.push_back(std::max<moe::Index>(extent, 0));
+    words.clear();
+    std::string numbers;
+    words >> numbers;
     const auto bytes = moe::detail::tensor_bytes(info.dtype, info.shape);
     if (!bytes || *bytes > kMostBytes || (total += *bytes) > kMostBytes) return {};
-    shards.back().tensors[name] = info;
+    shards.back().header.tensors[name] = info;
+    shards.back().numbers.erase(name);
+    if (numbers_of(numbers) != Numbers::Plain) shards.back().numbers[name] = numbers_of(numbers);
   }
-  return shards.size() <= 8 ? shards : std::vector<moe::SafetensorsHeader>{};
+  return shards.size() <= 8 ? shards : std::vector<Shard>{};
 }
 
-/// Writes a shard. Its bytes are such that no number of any type is zero, infinite or NaN.
-inline void write_shard(const std::filesystem::path& path, const moe::SafetensorsHeader& header) {
+/// Sets one number: of floating-point types what is asked for (in F8_E4M3, which has no infinity, NaN), of others
+/// bytes that mean the like as codes and scales of MXFP4.
+inline void set_number(Numbers numbers, moe::Dtype dtype, std::span<std::byte> bytes) {
+  const double value = numbers == Numbers::Infinite ? -std::numeric_limits<double>::infinity()
+                       : numbers == Numbers::Nan    ? std::numeric_limits<double>::quiet_NaN()
+                                                    : 0;
+  if (moe::is_floating(dtype)) return moe::detail::encode(std::span(&value, 1), dtype, bytes.data());
+  const std::byte code{static_cast<unsigned char>(numbers == Numbers::Zero ? 0 : 0xFF)};
+  std::fill(bytes.begin(), bytes.end(), code);
+}
+
+/// Writes a shard. Plain bytes are such that no number of any type is zero, infinite or NaN.
+inline void write_shard(const std::filesystem::path& path, const Shard& shard) {
   constexpr std::array<unsigned char, 7> kBytes{0x3C, 0x3D, 0x3B, 0xBC, 0x3B, 0xBD, 0x3C};
-  moe::SafetensorsWriter writer(path, header);
-  for (const auto& [name, info] : header.tensors) {
+  moe::SafetensorsWriter writer(path, shard.header);
+  for (const auto& [name, info] : shard.header.tensors) {
     std::vector<std::byte> bytes(static_cast<std::size_t>(*moe::detail::tensor_bytes(info.dtype, info.shape)));
     for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = std::byte{kBytes[(i + name.size()) % kBytes.size()]};
+    const auto found = shard.numbers.find(name);
+    const Numbers numbers = found == shard.numbers.end() ? Numbers::Plain : found->second;
+    const std::size_t size = moe::dtype_size(info.dtype);
+    for (std::size_t i = 0; numbers != Numbers::Plain && i + size <= bytes.size(); i += size) {
+      const auto nth = static_cast<Numbers>(i / size % 4);  // plain, zero, infinite, NaN
+      if (numbers != Numbers::Mixed)
+        set_number(numbers, info.dtype, std::span(bytes).subspan(i, size));
+      else if (nth != Numbers::Plain)
+        set_number(nth, info.dtype, std::span(bytes).subspan(i, size));
+    }
     writer.write_bytes(name, bytes);
   }
   writer.commit();
 }
 
 /// Writes all shards, and the index if they are many. Returns what to open, nothing for names that cannot be written.
-inline std::filesystem::path write_described(const FuzzDirectory& directory,
-                                             const std::vector<moe::SafetensorsHeader>& shards) {
+inline std::filesystem::path write_described(const FuzzDirectory& directory, const std::vector<Shard>& shards) {
   nlohmann::json index = {{"weight_map", nlohmann::json::object()}};
   try {
     for (std::size_t s = 0; s < shards.size(); ++s) {
       const std::string file = "model-" + std::to_string(s) + ".safetensors";
       write_shard(directory / file, shards[s]);
-      for (const auto& [name, info] : shards[s].tensors) index["weight_map"][name] = file;
+      for (const auto& [name, info] : shards[s].header.tensors) index["weight_map"][name] = file;
     }
   } catch (const std::invalid_argument&) {
     return {};
@@ -120,8 +156,8 @@ inline void read_weights(const moe::Checkpoint& checkpoint) {
   }
 }
 
-/// Every number of the block comes from a file, and the block runs on tokens or says why not.
-inline void use_block(const moe::MoeBlock& block) {
+/// Where no number of the file is zero, no parameter is: all come from the file.
+inline void require_filled(const moe::MoeBlock& block) {
   moe::visit(
       [](const std::string&, const auto& leaf) {
         std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
@@ -129,6 +165,10 @@ inline void use_block(const moe::MoeBlock& block) {
         for (const double value : values) require(value != 0, "no weight is left at its initial value");
       },
       block);
+}
+
+/// The block runs on tokens or says why not, whatever its numbers are.
+inline void use_block(const moe::MoeBlock& block) {
   const moe::Matrix<float> tokens = moe::Matrix<float>::Constant(3, block.model_dim(), 0.5f);
   moe::Matrix<float> output(3, block.model_dim());
   moe::Workspace workspace;
@@ -145,7 +185,7 @@ inline bool fuzz_block(std::span<const std::byte> bytes) {
   if (blank == text.npos) return false;
   const auto shards = described_shards(text.substr(blank + 2));
   if (shards.empty()) return false;
-  SerialExecutor serial;
+  moe::SerialExecutor serial;  // one input is one thing that happens
   const moe::UseExecutor use(serial);
   try {
     const moe::MoeConfig config = moe::parse_moe_config("fuzz", std::string_view(text).substr(0, blank));
@@ -153,7 +193,10 @@ inline bool fuzz_block(std::span<const std::byte> bytes) {
     if (path.empty()) return false;
     const moe::Checkpoint checkpoint = moe::Checkpoint::open(path);
     read_weights(checkpoint);
-    use_block(moe::load_moe_block(checkpoint, config));
+    const moe::MoeBlock block = moe::load_moe_block(checkpoint, config);
+    if (std::all_of(shards.begin(), shards.end(), [](const Shard& shard) { return shard.numbers.empty(); }))
+      require_filled(block);
+    use_block(block);
     return true;
   } catch (const std::runtime_error&) {
     return false;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-// make_seeds <directory>: writes small valid files for each fuzz target, below <directory>/<target>.
+// make_seeds <directory>: writes valid files for each fuzz target, small and long, below <directory>/<target>.
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <string>
 
-#include "io/family_configs.hpp"
+#include "fuzz/long_seeds.hpp"
 #include "moe/io/load_block.hpp"
 #include "moe/io/npy.hpp"
 #include "moe/io/safetensors.hpp"
@@ -29,9 +29,7 @@ void write_all_types(const std::filesystem::path& path) {
   writer.commit();
 }
 
-void write_text(const std::filesystem::path& path, const std::string& text) {
-  std::ofstream(path, std::ios::binary | std::ios::trunc) << text;
-}
+using test::write_text;
 
 /// How the expert weights of a described checkpoint are stored.
 enum class Storage { F32, Fp8, Mxfp4 };
@@ -66,6 +64,13 @@ std::string described(const std::string& config_text, const moe::FamilyFormat& f
   return config_text + "\n\n" + shards[0] + (sharded ? "-\n" + shards[1] : "");
 }
 
+/// The same block with numbers of each kind.
+void write_numbers(const std::filesystem::path& root, const std::string& name, const std::string& text) {
+  write_text(root / name, text);
+  for (const char* numbers : {"zero", "inf", "nan", "mixed"})
+    write_text(root / (name + "_" + numbers), test::with_numbers(text, numbers));
+}
+
 void write_blocks(const std::filesystem::path& root) {
   for (const auto& [model_type, rest] : test::family_configs()) {
     const std::string text = test::config_text(model_type);
@@ -73,16 +78,19 @@ void write_blocks(const std::filesystem::path& root) {
     int number = 0;
     for (const moe::FamilyFormat& format : moe::kFamilyFormats) {
       if (format.family != family) continue;
-      write_text(root / (model_type + std::to_string(number)), described(text, format, Storage::F32, number == 1));
+      write_numbers(root, model_type + std::to_string(number), described(text, format, Storage::F32, number == 1));
       ++number;
     }
     if (model_type == "deepseek_v3")
-      write_text(root / "fp8", described(text, moe::kFamilyFormats[10], Storage::Fp8, true));
+      write_numbers(root, "fp8", described(text, moe::kFamilyFormats[10], Storage::Fp8, true));
   }
   const std::string gpt_oss = R"({"model_type":"gpt_oss","hidden_size":32,"intermediate_size":32,"hidden_act":"silu",)"
                               R"("num_local_experts":3,"num_experts_per_tok":2,"swiglu_limit":7.0})";
   for (const moe::FamilyFormat& format : moe::kFamilyFormats)
-    if (format.family == "gpt_oss") write_text(root / "mxfp4", described(gpt_oss, format, Storage::Mxfp4, false));
+    if (format.family == "gpt_oss") write_numbers(root, "mxfp4", described(gpt_oss, format, Storage::Mxfp4, false));
+  const std::string many = R"({"model_type":"mixtral","hidden_size":2,"intermediate_size":1,"hidden_act":"silu",)"
+                           R"("num_local_experts":250,"num_experts_per_tok":3})";
+  write_numbers(root, "experts", described(many, moe::kFamilyFormats[0], Storage::F32, true));
 }
 
 }  // namespace
@@ -93,7 +101,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config", "block"})
+  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -110,6 +118,12 @@ int main(int argc, char** argv) {
   for (const auto& [model_type, text] : test::family_configs())
     write_text(root / "config" / model_type, test::config_text(model_type));
   write_blocks(root / "block");
+  test::write_long_configs(root / "config");
+  test::write_long_indexes(root / "index");
+  test::write_long_headers(root / "safetensors");
+  test::write_long_arrays(root / "npy");
+  write_text(root / "csv/small", "\xEF\xBB\xBFx,\"a \"\"b\"\", c\",z\r\n1,-2.5e-3,+4\r\n 0 ,\t7,1e308 \r\n\r\n");
+  test::write_long_tables(root / "csv");
 
   const std::vector<float> floats{0, 1, 2, 3, 4, 5};
   moe::write_npy(root / "npy/f4", std::span<const float>(floats), {2, 3});

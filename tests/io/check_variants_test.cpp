@@ -1,84 +1,17 @@
 // SPDX-License-Identifier: MIT
 // The checker of router, loss and dispatch vectors: on files of other code bases, and on files that must not pass.
-#include "../../examples/check_block/file.hpp"
-
 #include "catch.hpp"
-#include "io/files.hpp"
+#include "io/variant_file.hpp"
 
 namespace {
 
+using test::change;
+using test::golden;
+using test::line_of;
+using test::VariantTensor;
+using test::VariantFile;
+
 const std::vector<std::string> kCases = {"fastmoe_gates", "flaxformer_routers", "megatron_router", "st_moe_topn"};
-
-std::filesystem::path golden(const std::string& name) {
-  return std::filesystem::path(MOE_TEST_DATA) / "golden" / (name + ".safetensors");
-}
-
-struct Tensor {
-  std::string dtype;
-  std::vector<moe::Index> shape;
-  std::string bytes;
-};
-
-/// A file of variants that can be changed and checked.
-struct VariantFile {
-  std::map<std::string, std::string> metadata;
-  std::map<std::string, Tensor> tensors;
-
-  VariantFile() = default;
-  explicit VariantFile(const std::string& name) {
-    const auto file = moe::Checkpoint::open(golden(name));
-    metadata.insert(file.metadata().begin(), file.metadata().end());
-    for (const std::string& tensor : file.names()) {
-      const auto view = file.at(tensor);
-      tensors[tensor] = {std::string(moe::dtype_name(view.dtype)),
-                         view.shape,
-                         {reinterpret_cast<const char*>(view.bytes.data()), view.bytes.size()}};
-    }
-  }
-
-  std::string bytes() const {
-    nlohmann::json header = {{"__metadata__", metadata}};
-    std::string data;
-    for (const auto& [name, tensor] : tensors) {
-      header[name] = {{"dtype", tensor.dtype},
-                      {"shape", tensor.shape},
-                      {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
-      data += tensor.bytes;
-    }
-    return test::safetensors_bytes(header.dump(), data);
-  }
-
-  check::Report check() const {
-    const test::TemporaryDirectory directory;
-    test::write_bytes(directory / "case.safetensors", bytes());
-    return check::check_file(moe::Checkpoint::open(directory / "case.safetensors"));
-  }
-};
-
-/// The line of a variant, or that of all if there is none.
-std::string line_of(const check::Report& report, const std::string& variant) {
-  const nlohmann::json json = report.json();
-  for (const auto& line : json["lines"]) {
-    const auto name = line["name"].get<std::string>();
-    if (name.starts_with(variant)) return name;
-  }
-  return report.json().dump();
-}
-
-/// Adds 1 % of the largest value, or 1, to an element.
-void change(Tensor& tensor, std::size_t index) {
-  if (tensor.dtype == "F32") {
-    std::vector<float> values(tensor.bytes.size() / 4);
-    std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
-    float most = 0;
-    for (const float value : values) most = std::max(most, std::abs(value));
-    values[index] += most > 0 ? most / 100 : 1.0F;
-    std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
-  } else {
-    const std::size_t size = tensor.dtype == "I64" ? 8 : tensor.dtype == "I32" ? 4 : 1;
-    tensor.bytes[index * size] = static_cast<char>(tensor.bytes[index * size] ^ 1);
-  }
-}
 
 const std::set<std::string> kInputs = {"input",
                                        "logits",
@@ -207,7 +140,7 @@ TEST_CASE("check_block: tensors cut, stretched, of other types and full of noise
         return static_cast<moe::Index>(random.below(count, tried, column));
       };
       VariantFile other = file;
-      Tensor& victim = other.tensors[tensor];
+      VariantTensor& victim = other.tensors[tensor];
       switch (draw(5, 0)) {
         case 0:
           victim = {"F32", {0, 1 + draw(9, 1)}, ""};

@@ -37,6 +37,8 @@ TEST_CASE("Fuzz corpus: indexes are read or refused", "[io][error]") { replay("i
 
 TEST_CASE("Fuzz corpus: .npy files are read or refused", "[io][error]") { replay("npy", test::fuzz_npy); }
 
+TEST_CASE("Fuzz corpus: tables are read or refused", "[io][error]") { replay("csv", test::fuzz_csv); }
+
 TEST_CASE("Fuzz corpus: config.json files are read or refused", "[io][error]") { replay("config", test::fuzz_config); }
 
 TEST_CASE("Fuzz corpus: blocks of described checkpoints are loaded or refused", "[io][error]") {

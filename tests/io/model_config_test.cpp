@@ -205,6 +205,27 @@ TEST_CASE("parse_moe_config: broken and hostile text is refused", "[io][error]")
   for (std::size_t length = 0; length < whole.size(); ++length) CHECK(!complaint(whole.substr(0, length)).empty());
 }
 
+TEST_CASE("parse_moe_config: a key that occurs twice in an object is refused, at any depth", "[io][error]") {
+  CHECK(contains(complaint(replaced("mixtral", "\"hidden_size\": 12", "\"hidden_size\": 12, \"hidden_size\": 12")),
+                 "key 'hidden_size' occurs twice"));
+  CHECK(contains(complaint(replaced("aria", "\"moe_topk\": 2", "\"moe_topk\": 2, \"moe_topk\": 1")),
+                 "key 'text_config.moe_topk' occurs twice"));
+  CHECK(contains(complaint(R"({"x": [1, {"y": {"z": 0, "z": 1}}]})"), "key 'x.y.z' occurs twice"));
+  CHECK(
+      complaint(replaced("mixtral", "\"hidden_size\": 12", R"("hidden_size": 12, "x": [{"k": 0}, {"k": 0}])")).empty());
+}
+
+TEST_CASE("parse_moe_config: numbers that Python writes and JSON does not have are named with their place",
+          "[io][error]") {
+  for (const std::string word : {"Infinity", "-Infinity", "NaN"}) {
+    const std::string text = "{\n  \"model_type\": \"mixtral\",\n  \"x\": " + word + "\n}";
+    CHECK(contains(complaint(text), "not JSON at line 3, byte 37: found " + word + ", which JSON does not have"));
+  }
+  CHECK(contains(complaint("{\n  \"model_type\": nul\n}"), "not JSON at line 2, byte 22: "));
+  CHECK(contains(complaint("{\"x\": 1e999}"), "not JSON at line 1, byte "));
+  CHECK(contains(complaint("{"), "not JSON at line 1, byte 2: "));
+}
+
 TEST_CASE("read_moe_config: reads a file and names one that is not there", "[io]") {
   const test::TemporaryDirectory directory;
   test::write_bytes(directory / "config.json", test::config_text("olmoe"));

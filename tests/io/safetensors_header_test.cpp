@@ -36,7 +36,7 @@ bool loads(const std::filesystem::path& path) {
   try {
     moe::SafetensorsReader reader(path);
     for (const auto& [name, info] : reader.tensors()) {
-      std::vector<double> values((info.end - info.begin) / moe::dtype_size(info.dtype));
+      std::vector<double> values(static_cast<std::size_t>(reader.view(name).size()));
       reader.read(name, std::span<double>(values));
     }
     return true;
@@ -103,7 +103,7 @@ TEST_CASE("Safetensors header: fields that are missing or twice there are refuse
 }
 
 TEST_CASE("Safetensors header: numbers out of range are refused and name the tensor", "[io][error]") {
-  require_refused({{"{" + entry("a", "BF17", "1", "0,2") + "}", 2, "'a': dtype 'BF17'"},
+  require_refused({{"{" + entry("a", "", "1", "0,2") + "}", 2, "'a': dtype '' is no type"},
                    {"{" + entry("a", "F32", "-1", "0,4") + "}", 4, "'a': a negative"},
                    {"{" + entry("a", "F32", "1.0", "0,4") + "}", 4, "'a': number 1.0"},
                    {"{" + entry("a", "F32", "1e0", "0,4") + "}", 4, "'a': number 1e0"},

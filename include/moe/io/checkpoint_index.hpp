@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "moe/core/error.hpp"
+#include "moe/io/json_text.hpp"
 #include "moe/io/message.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -41,33 +42,30 @@ class CheckpointIndexParser {
  public:
   using Json = nlohmann::json;
 
+  explicit CheckpointIndexParser(std::string_view text) : text_(text) {}
+
   CheckpointIndex index;
   std::string problem;  ///< why the last event was refused
   bool has_map = false;
 
   bool start_object(std::size_t) {
-    if (depth_ == 1 && key_ == "weight_map") in_map_ = has_map = true;
-    if (depth_ == 2 && in_map_) return refuse("an object where a file name belongs");
-    return open();
+    if (nesting_.depth() == 1 && key_ == "weight_map") in_map_ = has_map = true;
+    if (nesting_.depth() == 2 && in_map_) return refuse("an object where a file name belongs");
+    return accept(nesting_.open());
   }
   bool start_array(std::size_t) {
-    if (depth_ == 0) return refuse("an array where an object belongs");
+    if (nesting_.depth() == 0) return refuse("an array where an object belongs");
     if (is_map_value()) return refuse("an array where none belongs");
-    return open();
+    return accept(nesting_.open());
   }
   bool key(std::string& text) {
-    if (depth_ == 1) {
-      key_ = text;
-      if (text == "weight_map" && has_map) return refuse("'weight_map' occurs twice");
-    }
-    if (depth_ == 2 && in_map_) {
-      name_ = text;
-      if (index.weight_map.contains(text)) return refuse("tensor " + in_quotes(text) + " occurs twice");
-    }
-    return true;
+    if (nesting_.depth() == 1) key_ = text;
+    if (!is_entry()) return accept(nesting_.key(text));
+    name_ = text;  // the map itself knows the names that it has had
+    return !index.weight_map.contains(text) || refuse("tensor " + in_quotes(text) + " occurs twice");
   }
   bool string(std::string& text) {
-    if (!(depth_ == 2 && in_map_)) return value("a string");
+    if (!is_entry()) return value("a string");
     if (!stays_below(text))
       return refuse("tensor " + in_quotes(name_) + ": " + in_quotes(text) + " is no file name within the directory");
     index.weight_map.emplace(name_, text);
@@ -81,25 +79,21 @@ class CheckpointIndexParser {
   bool number_unsigned(std::uint64_t) { return value("a number"); }
   bool number_float(double, const std::string&) { return value("a number"); }
   bool binary(Json::binary_t&) { return refuse("binary data"); }
-  bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
-    return refuse("not JSON: " + shown(error.what()));
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) {
+    return refuse(json_problem(text_, position, error.what()));
   }
 
  private:
-  static constexpr int kMaxDepth = 64;
-
-  bool is_map_value() const { return in_map_ || (depth_ == 1 && key_ == "weight_map"); }
+  bool is_entry() const { return nesting_.depth() == 2 && in_map_; }
+  bool is_map_value() const { return in_map_ || (nesting_.depth() == 1 && key_ == "weight_map"); }
   bool value(const char* what) {
-    if (depth_ == 0 || is_map_value()) return refuse(std::string(what) + " where none belongs");
+    if (nesting_.depth() == 0 || is_map_value()) return refuse(std::string(what) + " where none belongs");
     return true;
   }
-  bool open() {
-    if (depth_ == kMaxDepth) return refuse("nested more than " + std::to_string(kMaxDepth) + " deep");
-    ++depth_;
-    return true;
-  }
+  bool accept(const std::string& reason) { return reason.empty() || refuse(reason); }
   bool close() {
-    if (--depth_ == 1) in_map_ = false;
+    nesting_.close();
+    if (nesting_.depth() == 1) in_map_ = false;
     return true;
   }
   bool refuse(const std::string& reason) {
@@ -107,20 +101,23 @@ class CheckpointIndexParser {
     return false;
   }
 
-  int depth_ = 0;
+  std::string_view text_;
+  JsonNesting nesting_;
   bool in_map_ = false;
   std::string key_, name_;
 };
 
 }  // namespace detail
 
-/// Reads the JSON text of an index. Tensors are different, and every file name stays within the directory; anything
-/// beside `weight_map` is skipped. Throws std::runtime_error that opens with `label` otherwise.
+/// Reads the JSON text of an index. Tensors are different, as are the keys of every object, and every file name stays
+/// within the directory; anything else beside `weight_map` is skipped. Throws std::runtime_error that opens with
+/// `label` otherwise.
 inline CheckpointIndex parse_checkpoint_index(const std::string& label, std::string_view text) {
   if (text.size() > kMaxCheckpointIndex)
     fail_environment(label, ": has ", text.size(), " bytes, expected at most ", kMaxCheckpointIndex);
+  detail::refuse_lfs_pointer(label, text);
   if (text.find('\0') != text.npos) fail_environment(label, ": holds a zero byte, expected JSON");
-  detail::CheckpointIndexParser parser;
+  detail::CheckpointIndexParser parser(text);
   if (!nlohmann::json::sax_parse(text, &parser)) fail_environment(label, ": ", parser.problem);
   if (!parser.has_map) fail_environment(label, ": has no object 'weight_map'");
   return std::move(parser.index);

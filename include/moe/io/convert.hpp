@@ -192,6 +192,8 @@ void decode(Dtype from, const std::byte* bytes, std::span<S> values) {
       return plain(std::uint8_t{});
     case Dtype::BOOL:
       return decode_elements<std::uint8_t>(bytes, values, [](auto code) { return code != 0; });
+    case Dtype::Other:  // refused before
+      MOE_ASSERT(values.empty());
   }
 }
 

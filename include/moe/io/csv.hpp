@@ -3,12 +3,11 @@
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
+#include <limits>
 #include <set>
 #include <span>
 #include <string>
@@ -18,7 +17,9 @@
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/io/lfs_pointer.hpp"
 #include "moe/io/output_file.hpp"
+#include "moe/io/text_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -62,6 +63,7 @@ class CsvParser {
   }
 
   CsvTable parse() {
+    refuse_lfs_pointer(label_, text_);
     if (text_.empty()) fail_environment(label_, " is empty, expected a line of column names and rows of numbers");
     CsvTable table{.names = header(next_line())};
     if (text_.empty()) fail_environment(label_, " has column names and no rows, expected at least one row of numbers");
@@ -153,25 +155,8 @@ class CsvParser {
   const std::vector<std::string>* names_ = nullptr;
 };
 
-/// All bytes of a file or pipe.
-inline std::string read_text(const std::string& label, const std::filesystem::path& path) {
-  std::error_code error;
-  if (std::filesystem::is_directory(path, error)) fail_environment(label, " is a directory, expected a file");
-  errno = 0;
-  std::ifstream stream(path, std::ios::binary);
-  if (!stream) fail_environment(label, ": cannot open: ", system_reason());
-  const std::uintmax_t size = std::filesystem::file_size(path, error);  // not the case for pipes
-  const std::size_t block = error || size < 65536 ? 65536 : static_cast<std::size_t>(size) + 1;
-  std::string text;
-  while (stream) {
-    const std::size_t before = text.size();
-    text.resize(before + block);
-    stream.read(text.data() + before, static_cast<std::streamsize>(block));
-    text.resize(before + static_cast<std::size_t>(stream.gcount()));
-  }
-  if (stream.bad()) fail_environment(label, ": cannot read: ", system_reason());
-  return text;
-}
+/// Longest text that is taken from a pipe, in bytes: one without end must not take all memory.
+inline constexpr std::uintmax_t kMostPipedCsv = std::uintmax_t{1} << 30;
 
 /// A name as the header line can hold it so that the parser gives it back.
 inline std::string csv_name(const std::string& name) {
@@ -189,11 +174,15 @@ inline std::string csv_name(const std::string& name) {
 /// Numbers are rounded to the nearest double, whatever the locale. Throws std::runtime_error, naming file, line,
 /// column, what was found and what was expected: for anything that is not a finite number, a row with another number of
 /// columns, a blank line before the end, names that are missing or twice there, no rows, or a file that cannot be read.
+/// A pipe is read to its end, at most 1 GiB; a device, which may have no end, is refused.
 /// One pass, hundreds of MB/s; holds text and table.
 inline CsvTable read_csv(const std::filesystem::path& path) {
   const std::string label = "moe::read_csv: '" + path.string() + "'";
-  const std::string text = detail::read_text(label, path);
-  return detail::CsvParser(label, text).parse();
+  std::error_code error;
+  const bool is_pipe = std::filesystem::is_fifo(path, error);
+  const std::uintmax_t most = is_pipe ? detail::kMostPipedCsv : std::numeric_limits<std::uintmax_t>::max();
+  const detail::TextFile file(label, path, most, detail::TextFrom::FileOrPipe);
+  return detail::CsvParser(label, file.text()).parse();
 }
 
 /// Writes what read_csv() reads back to the same bits: names [columns], and each number in the fewest digits that do.

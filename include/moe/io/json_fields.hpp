@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "moe/io/message.hpp"
 
@@ -65,6 +66,26 @@ class JsonFields {
   }
   std::string text(const std::string& name, const std::string& otherwise) const {
     return has(name) ? text(name) : otherwise;
+  }
+
+  /// A list of strings; empty where there is none.
+  std::vector<std::string> texts(const std::string& name) const {
+    std::vector<std::string> result;
+    if (!has(name)) return result;
+    const nlohmann::json& value = at(name);
+    if (!value.is_array()) refuse(name, value, "a list of strings");
+    for (const nlohmann::json& entry : value) {
+      if (!entry.is_string()) refuse(name, value, "a list of strings");
+      result.push_back(entry.get<std::string>());
+    }
+    return result;
+  }
+
+  /// Throws unless a field is there and is this list.
+  void require_integers(const std::string& name, const std::vector<Index>& expected) const {
+    const std::string text = "[" + join(expected, ", ") + "]";
+    if (!has(name)) fail_environment(label_, ": ", name, " is missing, expected ", text);
+    if (at(name) != nlohmann::json(expected)) refuse(name, at(name), text);
   }
 
   /// A number, or that of the layer from a list with one for every layer; where no layer was asked for, a list of equal

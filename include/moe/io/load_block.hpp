@@ -9,6 +9,7 @@
 
 #include "moe/io/block_weights.hpp"
 #include "moe/io/load_weight.hpp"
+#include "moe/io/stated_storage.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -17,13 +18,6 @@ struct LoadOptions {
   Index layer = 0;          ///< number of the layer in the names
   std::string prefix = {};  ///< of the block's tensors, instead of that of the family: "decoder.block.3.layer.2.mlp."
   LoadProgress progress = {};
-};
-
-/// Where the tensors of a block are, before they are read.
-struct BlockLocation {
-  FamilyFormat format = {};
-  std::string prefix = {};
-  bool is_quantised = false;  ///< fused expert weights stored as blocks and scales (MXFP4)
 };
 
 namespace detail {
@@ -151,16 +145,6 @@ inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config,
   if (config.shared_dim != 0) require(std::string(format.shared_down), {dim, config.shared_dim});
 }
 
-/// Throws std::runtime_error for an FP8 weight without scales where another has them: they are lost, not 1.
-inline void require_all_scales(const std::vector<WeightSource>& sources) {
-  const auto scaled =
-      std::find_if(sources.begin(), sources.end(), [](const WeightSource& s) { return s.has_scales(); });
-  for (const WeightSource& source : sources)
-    if (scaled != sources.end() && source.is_fp8() && !source.has_scales())
-      fail_environment(source.label(), ": tensor ", in_quotes(source.name() + "_scale_inv"), " is missing, as ",
-                       in_quotes(scaled->name()), " has scales");
-}
-
 /// The stored weights of tensors, whose shapes must be as expected.
 inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const std::vector<BoundTensor>& tensors) {
   std::vector<WeightSource> sources;
@@ -178,8 +162,10 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
 /// layout, as float. Experts are read and converted in parallel.
 ///   const auto checkpoint = moe::Checkpoint::open(directory);
 ///   const auto block = moe::load_moe_block(checkpoint, moe::read_moe_config(directory / "config.json"), {.layer = 3});
-/// Throws std::runtime_error that names the tensor if one is missing, of another shape, or below the prefix without
-/// being part of the block; std::invalid_argument as MoeBlock and find_block do.
+/// Throws std::runtime_error that names the tensor if one is missing, of another shape, below the prefix without being
+/// part of the block, or stored otherwise than config.quantisation says; std::invalid_argument as MoeBlock and
+/// find_block do. FP8 without scales is taken as it is only where neither the configuration nor another weight of the
+/// block speaks of scales.
 /// Memory: the block, and a buffer of 16 rows per thread.
 inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
   config.validate();
@@ -188,7 +174,7 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
   MoeBlock block(config);
   const auto tensors = bind_weights(block, location.format, location.prefix, location.is_quantised);
   const auto sources = detail::sources_of(checkpoint, tensors);
-  detail::require_all_scales(sources);
+  detail::require_stated(config, location, tensors, sources);
   std::set<std::string> expected;
   for (const WeightSource& source : sources)
     for (std::string& name : source.stored_names()) expected.insert(std::move(name));
@@ -216,7 +202,9 @@ inline std::pair<LinearRouter, TopKGate> load_router(const Checkpoint& checkpoin
   detail::BlockBinder binder(config, format, prefix, false);
   binder.bind_router(loaded.first, loaded.second);
   const auto tensors = binder.take();
-  detail::load_tensors(tensors, detail::sources_of(checkpoint, tensors), {});
+  const auto sources = detail::sources_of(checkpoint, tensors);
+  detail::require_stated(config, {.format = format, .prefix = prefix}, tensors, sources);
+  detail::load_tensors(tensors, sources, {});
   return loaded;
 }
 

@@ -30,7 +30,8 @@ enum class FileAccess { Map, Read };
 
 /// The bytes of a file, read-only. Immutable, share freely; moves, never copies.
 /// Caution: a file that another program shortens while it is mapped ends this one with SIGBUS where a page that is gone
-/// is touched; no library can prevent that. is_intact() tells whether it has happened so far.
+/// is touched; no library can prevent that. is_intact() tells whether it has happened so far. FileAccess::Read avoids
+/// it, at the price of memory; whatever opens files of tensors offers it.
 class MappedFile {
  public:
   MappedFile() = default;

@@ -6,7 +6,9 @@
 #include <string_view>
 
 #include "moe/io/family_readers.hpp"
-#include "moe/io/mapped_file.hpp"
+#include "moe/io/json_text.hpp"
+#include "moe/io/quantisation_reader.hpp"
+#include "moe/io/text_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -24,28 +26,18 @@ inline const ModelType& model_type_of(const JsonFields& top) {
   fail_environment(top.label(), ": model_type is ", in_quotes(model_type), ", expected one of", known);
 }
 
-/// Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
-inline nlohmann::json parse_json(const std::string& label, std::string_view text) {
-  constexpr std::size_t kMostBytes = std::size_t{16} << 20;
-  constexpr int kMostDepth = 64;
-  if (text.size() > kMostBytes) fail_environment(label, ": ", text.size(), " bytes, expected at most ", kMostBytes);
-  bool too_deep = false;
-  const auto limit = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
-    too_deep = too_deep || depth > kMostDepth;
-    return !too_deep;
-  };
-  const nlohmann::json json = nlohmann::json::parse(text, limit, /*allow_exceptions=*/false);
-  // The parser takes a zero byte for the end.
-  if (text.find('\0') != text.npos) fail_environment(label, ": not JSON: it has a byte of value 0");
-  if (too_deep) fail_environment(label, ": more than ", kMostDepth, " levels deep");
-  if (json.is_discarded()) fail_environment(label, ": not JSON");
-  return json;
+/// Longest config.json that is read.
+inline constexpr std::size_t kMostConfigBytes = std::size_t{16} << 20;
+
+inline nlohmann::json parse_config(const std::string& label, std::string_view text) {
+  if (text.size() > kMostConfigBytes)
+    fail_environment(label, ": has ", text.size(), " bytes, expected at most ", kMostConfigBytes);
+  return parse_json(label, text);
 }
 
 /// What a config.json holds.
 inline nlohmann::json read_json(const std::string& label, const std::filesystem::path& path) {
-  const MappedFile file(label, path);
-  return parse_json(label, {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()});
+  return parse_config(label, TextFile(label, path, kMostConfigBytes).text());
 }
 
 }  // namespace detail
@@ -54,7 +46,7 @@ inline nlohmann::json read_json(const std::string& label, const std::filesystem:
 /// Aria). `label` opens the messages; `layer` picks from lists with a number for every layer (HunYuan), which must be
 /// equal without it. OpenAI's own config.json of GPT-OSS, which has no model_type, is known by its fields. Throws
 /// std::runtime_error that names the field for one that is missing, of another type, out of range, or asks for what the
-/// library does not do; and the model type if no family has it.
+/// library does not do, such as a quantisation that it does not read; and the model type if no family has it.
 inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json& json,
                                   std::optional<Index> layer = {}) {
   if (layer && *layer < 0) fail("moe::parse_moe_config: layer is ", *layer, ", expected at least 0");
@@ -62,6 +54,7 @@ inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json
   const detail::ModelType& type = detail::model_type_of(top);
   MoeConfig config{.family = std::string(type.family)};
   type.read(top.has("text_config") ? top.part("text_config") : top, config);
+  config.quantisation = detail::read_quantisation(top);
   try {
     config.validate();
   } catch (const std::invalid_argument& error) {
@@ -70,9 +63,10 @@ inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json
   return config;
 }
 
-/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, or longer than 16 MiB.
+/// The same from text. Throws std::runtime_error for what is not JSON, deeper than 64 levels, longer than 16 MiB, or
+/// has a key twice in an object. Time grows in proportion to the text.
 inline MoeConfig parse_moe_config(const std::string& label, std::string_view text, std::optional<Index> layer = {}) {
-  return parse_moe_config(label, detail::parse_json(label, text), layer);
+  return parse_moe_config(label, detail::parse_config(label, text), layer);
 }
 
 /// The same from a file. Throws std::runtime_error if it cannot be read.

@@ -8,6 +8,7 @@
 #include "moe/expert/epilogue.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/io/quantisation.hpp"
 #include "moe/layer/weight_on.hpp"
 #include "moe/routing/capacity.hpp"
 
@@ -42,7 +43,8 @@ struct MoeConfig {
   WeightOn weight_on = WeightOn::Output;
   Index shared_dim = 0;  ///< width of the shared expert, 0 for none
   SharedGate shared_gate = SharedGate::Off;
-  bool output_bias = false;  ///< a vector added once per token (JetMoE)
+  bool output_bias = false;        ///< a vector added once per token (JetMoE)
+  Quantisation quantisation = {};  ///< how expert weights are stored, to be compared with the file
 
   Index num_logits() const { return num_experts + num_identity_experts; }
 

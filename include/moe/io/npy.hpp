@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "moe/io/lfs_pointer.hpp"
 #include "moe/io/mapped_file.hpp"
 #include "moe/io/npy_header.hpp"
 #include "moe/io/output_file.hpp"
@@ -28,6 +29,7 @@ struct NpyArray {
 /// Throws std::runtime_error for anything else: pickled objects, records, big-endian numbers, a shape that does not
 /// fill the file.
 inline NpyArray parse_npy(const std::string& label, std::span<const std::byte> bytes) {
+  detail::refuse_lfs_pointer(label, bytes);
   const detail::NpyPrefix prefix = detail::parse_npy_prefix(label, bytes);
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()) + prefix.begin, prefix.size);
   const detail::NpyHeader header = detail::NpyHeaderParser(label, text).parse();
@@ -67,10 +69,12 @@ std::vector<S> rows_first(const std::vector<Index>& shape, const std::vector<S>&
 
 /// Reads a .npy file as float, double or std::int64_t, row by row whatever its order. Same type: the same bits;
 /// narrower floating-point types only if allowed, rounded to nearest. Throws std::runtime_error naming the file if it
-/// cannot be read, is no array that parse_npy() takes, or of a type that S cannot hold.
+/// cannot be read, is no array that parse_npy() takes, or of a type that S cannot hold. FileAccess::Read takes the
+/// memory of the file once more, and does not mind one that shrinks meanwhile.
 template <class S>
-NpyValues<S> read_npy(const std::filesystem::path& path, Narrowing narrowing = Narrowing::Refuse) {
-  const MappedFile file("moe::read_npy: '" + path.string() + "'", path);
+NpyValues<S> read_npy(const std::filesystem::path& path, Narrowing narrowing = Narrowing::Refuse,
+                      FileAccess access = FileAccess::Map) {
+  const MappedFile file("moe::read_npy: '" + path.string() + "'", path, access);
   const NpyArray array = parse_npy(file.label(), file.bytes());
   const Dtype stored = array.tensor.dtype;
   const bool may_round = std::is_floating_point_v<S> && narrowing == Narrowing::Allow;

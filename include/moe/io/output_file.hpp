@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <random>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,25 +15,26 @@
 
 #include "moe/core/error.hpp"
 #include "moe/io/message.hpp"
+#include "moe/io/temporary_file.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
 /// A file that appears whole or not at all: it is written beside its place under another name, and moved there by
 /// commit(). What is no regular file (a device, a pipe) is written in place. A symbolic link is replaced, not followed.
+/// Owner and permissions are those of the file that is replaced, as far as the system lets this program give them; what
+/// an earlier program left of the same name because it was killed is removed (see TemporaryFile).
 /// Other programs see the old file or the new one; after a power failure it may be neither, as nothing is forced to
 /// storage. Errors are std::runtime_error with the label and the system's reason. One per thread.
 class OutputFile {
  public:
-  OutputFile(std::string label, const std::filesystem::path& path)
-      : label_(std::move(label)), path_(path), written_(path) {
+  OutputFile(std::string label, const std::filesystem::path& path) : label_(std::move(label)) {
     std::error_code ignored;
     const auto status = std::filesystem::status(path, ignored);
-    is_moved_ = !std::filesystem::exists(status) || std::filesystem::is_regular_file(status);
-    if (is_moved_) written_ += "." + std::to_string(std::random_device{}()) + ".tmp";
+    if (!std::filesystem::exists(status) || std::filesystem::is_regular_file(status)) temporary_.emplace(label_, path);
     errno = 0;
-    stream_.open(written_, std::ios::binary | std::ios::trunc);
-    if (!stream_) fail_system("open");
+    stream_.open(temporary_ ? temporary_->path() : path, std::ios::binary | std::ios::trunc);
     is_open_ = true;
+    if (!stream_) fail_system("open");
   }
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
@@ -61,9 +62,8 @@ class OutputFile {
     errno = 0;
     stream_.close();
     if (!stream_) fail_system("write");
-    std::error_code error;
-    if (is_moved_) std::filesystem::rename(written_, path_, error);
-    if (error) fail_environment(label_, ": cannot rename '", written_.string(), "': ", error.message());
+    const std::error_code error = temporary_ ? temporary_->move() : std::error_code();
+    if (error) fail_environment(label_, ": cannot rename '", temporary_->path().string(), "': ", error.message());
     is_open_ = false;
   }
 
@@ -81,12 +81,12 @@ class OutputFile {
     if (!std::exchange(is_open_, false)) return;
     stream_.close();
     std::error_code ignored;
-    if (is_moved_) std::filesystem::remove(written_, ignored);
+    if (temporary_) std::filesystem::remove(temporary_->path(), ignored);
   }
 
   std::string label_;
-  std::filesystem::path path_, written_;
-  bool is_moved_ = true, is_open_ = false;
+  std::optional<TemporaryFile> temporary_;  // none where a device or pipe is written in place
+  bool is_open_ = false;
   std::ofstream stream_;
 };
 

@@ -36,9 +36,17 @@ void check_parameters(const std::string& label, const SafetensorsReader& file, c
 /// Saves every parameter that `layer` visits to a safetensors file, under its visited name, in the logical shape
 /// ([out, in] for a weight, [] for a number) and its own precision. Equal layers give equal bytes. The file appears
 /// whole or not at all; one parameter at a time is copied. Works for optimiser states too.
-/// Throws std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a name.
+/// Whatever is no parameter (k, a temperature that is fixed) is not in the file: the program that loads it says it
+/// again. An object has to say what its parameters are: one without visit() does not compile. One whose visit() names
+/// nothing, such as a gate without biases, has said that there is nothing to lose, and is saved as a file without
+/// tensors. Throws std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a
+/// name.
 template <class T>
 void save_parameters(const std::filesystem::path& path, const T& layer, const Metadata& metadata = {}) {
+  static_assert(HasParameters<T>,
+                "moe::save_parameters: the object needs "
+                "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is saved "
+                "(see moe/core/visit.hpp)");
   SafetensorsHeader header{.metadata = metadata};
   visit(
       [&](const std::string& name, const auto& leaf) {
@@ -62,10 +70,16 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
 /// Sets every parameter that `layer` visits from a file of save_parameters(), bit for bit, and returns the metadata.
 /// F32 tensors may fill double parameters (exact); F64 tensors fill float parameters only with Narrowing::Allow.
 /// Throws std::runtime_error that names the tensor if one is missing, too many, of another shape or type, or cannot be
-/// read. On error the layer is untouched: it is filled as a copy and then moved into place.
+/// read. On error the layer is untouched: it is filled as a copy and then moved into place. FileAccess::Read takes the
+/// memory of the file once more, and does not mind one that shrinks meanwhile.
 template <class T>
-Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse) {
-  const SafetensorsReader file(path);
+Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse,
+                         FileAccess access = FileAccess::Map) {
+  static_assert(HasParameters<T>,
+                "moe::load_parameters: the object needs "
+                "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is loaded "
+                "(see moe/core/visit.hpp)");
+  const SafetensorsReader file(path, access);
   detail::check_parameters(std::string("moe::load_parameters: '") + path.string() + "'", file, layer);
   T loaded = layer;
   visit(

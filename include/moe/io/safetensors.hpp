@@ -12,9 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "moe/io/lfs_pointer.hpp"
 #include "moe/io/mapped_file.hpp"
 #include "moe/io/output_file.hpp"
 #include "moe/io/safetensors_header.hpp"
+#include "moe/io/safetensors_layout.hpp"
 #include "moe/io/tensor.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -31,6 +33,7 @@ struct SafetensorsContents {
 /// std::runtime_error that opens with `label` and names the tensor where there is one.
 inline SafetensorsContents parse_safetensors(const std::string& label, std::span<const std::byte> bytes) {
   constexpr std::size_t kPrefix = 8;
+  detail::refuse_lfs_pointer(label, bytes);
   if (bytes.size() < kPrefix) fail_environment(label, ": has ", bytes.size(), " bytes, expected at least 8");
   std::uint64_t length = 0;
   for (std::size_t i = 0; i < kPrefix; ++i) length |= std::to_integer<std::uint64_t>(bytes[i]) << (8 * i);
@@ -44,7 +47,8 @@ inline SafetensorsContents parse_safetensors(const std::string& label, std::span
 }
 
 /// Reads a safetensors file. The constructor maps it and checks the header against the size of the file; data are read
-/// when asked for. Never reads outside the file, and allocates in proportion to the header only.
+/// when asked for. Never reads outside the file, and allocates in proportion to the header only. Tensors of types that
+/// the library does not compute with are listed, with their bytes, and refused when their values are asked for.
 /// Every error about the file is a std::runtime_error that names it and the tensor. Immutable, share freely; see
 /// MappedFile for files that shrink meanwhile.
 class SafetensorsReader {
@@ -71,7 +75,8 @@ class SafetensorsReader {
             .name = key,
             .dtype = info.dtype,
             .shape = info.shape,
-            .bytes = contents_.data.subspan(static_cast<std::size_t>(info.begin), static_cast<std::size_t>(size))};
+            .bytes = contents_.data.subspan(static_cast<std::size_t>(info.begin), static_cast<std::size_t>(size)),
+            .other = info.other};
   }
 
   /// The elements of a tensor, row by row, as float, double or std::int64_t. Same type: the same bits; wider S: exact;
@@ -81,6 +86,7 @@ class SafetensorsReader {
   void read(std::string_view name, std::span<S> values, Narrowing narrowing = Narrowing::Refuse) const {
     static_assert(!std::is_same_v<S, bool>, "moe::SafetensorsReader::read: read BOOL as std::uint8_t or wider");
     const TensorView tensor = view(name);
+    detail::require_known(tensor);
     if (values.size() != static_cast<std::size_t>(tensor.size()))
       fail(file_.label(), ": read of tensor ", detail::in_quotes(name), " into ", values.size(), " scalars, expected ",
            tensor.size());

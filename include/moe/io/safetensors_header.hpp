@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "moe/io/dtype.hpp"
+#include "moe/io/json_text.hpp"
 #include "moe/io/message.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -23,6 +24,10 @@ struct TensorInfo {
   Dtype dtype = Dtype::F32;
   std::vector<Index> shape = {};
   std::uint64_t begin = 0, end = 0;
+  std::string other = {};  ///< name of a type that is Dtype::Other
+
+  /// As the file spells the type.
+  std::string_view type() const { return dtype == Dtype::Other ? other : dtype_name(dtype); }
 };
 
 /// Free text that travels with the tensors.
@@ -46,6 +51,8 @@ namespace detail {
 class SafetensorsHeaderParser {
  public:
   using Json = nlohmann::json;
+
+  explicit SafetensorsHeaderParser(std::string_view text) : text_(text) {}
 
   SafetensorsHeader header;
   std::string problem;  ///< why the last event was refused
@@ -71,10 +78,9 @@ class SafetensorsHeaderParser {
       return true;
     }
     if (place_ != Place::Tensor || key_ != "dtype") return refuse("a string where none belongs");
-    const auto dtype = find_dtype(text);
-    if (!dtype) return refuse("dtype " + in_quotes(text) + " is not supported");
-    tensor_->dtype = *dtype;
-    return true;
+    tensor_->dtype = find_dtype(text).value_or(Dtype::Other);
+    if (tensor_->dtype == Dtype::Other) tensor_->other = text;
+    return !text.empty() || refuse("dtype '' is no type");
   }
   bool start_array(std::size_t) {
     if (place_ != Place::Tensor || key_ == "dtype") return refuse("an array where none belongs");
@@ -108,9 +114,9 @@ class SafetensorsHeaderParser {
     return refuse("number " + shown(text) + " is not an integer in range");
   }
   bool binary(Json::binary_t&) { return refuse("binary data"); }
-  bool parse_error(std::size_t, const std::string&, const Json::exception& error) {
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) {
     name_.clear();
-    return refuse("not JSON: " + shown(error.what()));
+    return refuse(json_problem(text_, position, error.what()));
   }
 
  private:
@@ -135,6 +141,7 @@ class SafetensorsHeaderParser {
     return is_new || refuse("occurs twice");
   }
 
+  std::string_view text_;
   Place place_ = Place::Start;
   std::string name_, key_;
   TensorInfo* tensor_ = nullptr;
@@ -148,12 +155,15 @@ class SafetensorsHeaderParser {
 inline void check_layout(const std::string& file, const SafetensorsHeader& header, std::uint64_t data_size) {
   std::vector<std::pair<const std::string*, const TensorInfo*>> order;
   for (const auto& [name, info] : header.tensors) {
-    const auto bytes = tensor_bytes(info.dtype, info.shape);
+    const bool is_other = info.dtype == Dtype::Other;
+    const auto bytes = tensor_bytes(is_other ? Dtype::U8 : info.dtype, info.shape);
     if (!bytes)
       fail_environment(file, ": tensor ", in_quotes(name), ": its shape needs more bytes than can be addressed");
-    if (info.begin > info.end || info.end - info.begin != *bytes)
+    const std::uint64_t span = info.end - info.begin;
+    if (info.begin > info.end || !(is_other ? can_fill(span, info.other, info.shape) : span == *bytes))
       fail_environment(file, ": tensor ", in_quotes(name), ": data_offsets [", info.begin, ", ", info.end,
-                       "] do not span the ", *bytes, " bytes of its shape");
+                       "] do not span the ", *bytes, is_other ? " elements" : " bytes", " of its shape",
+                       is_other ? " of type " + in_quotes(info.other) : "");
     order.emplace_back(&name, &info);
   }
   std::sort(order.begin(), order.end(), [](const auto& a, const auto& b) {
@@ -173,67 +183,18 @@ inline void check_layout(const std::string& file, const SafetensorsHeader& heade
 }  // namespace detail
 
 /// Reads and checks the JSON text of a header whose file has `data_size` bytes behind it. After it, every tensor lies
-/// inside the data section, has the bytes that its shape needs, and shares none with another.
+/// inside the data section, has the bytes that its shape needs, and shares none with another. Tensors of types that are
+/// not known are kept as Dtype::Other.
 /// Throws std::runtime_error that names the file and, where there is one, the tensor.
 inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::string_view text,
                                                   std::uint64_t data_size) {
   const auto refuse = [&](const std::string& reason) { fail_environment(file, ": ", reason); };
   if (text.empty() || text.front() != '{') refuse("header: expected '{' as the first byte");
   if (text.find('\0') != text.npos) refuse("header: holds a zero byte");  // the parser would take it for the end
-  detail::SafetensorsHeaderParser parser;
+  detail::SafetensorsHeaderParser parser(text);
   if (!nlohmann::json::sax_parse(text, &parser)) refuse(parser.problem);
   detail::check_layout(file, parser.header, data_size);
   return std::move(parser.header);
-}
-
-/// Gives every tensor its place in the data section: wide types first, so that each lies aligned, then by name.
-/// Throws std::invalid_argument for a negative extent, more than 64 of them, or more bytes than can be addressed.
-inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
-  std::vector<std::pair<std::size_t, TensorInfo*>> order;
-  for (auto& [name, info] : header.tensors) {
-    const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
-    if (info.shape.size() > kMaxSafetensorsExtents || is_negative || !detail::tensor_bytes(info.dtype, info.shape))
-      fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has shape [", detail::join(info.shape, ", "),
-           "], expected at most ", kMaxSafetensorsExtents, " extents, none negative, and a size that can be addressed");
-    order.emplace_back(dtype_size(info.dtype), &info);
-  }
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
-  std::uint64_t filled = 0;
-  for (const auto& [size, info] : order) {
-    info->begin = filled;
-    filled = info->end = filled + *detail::tensor_bytes(info->dtype, info->shape);
-    if (filled > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
-      fail("moe::assign_offsets: more bytes than can be addressed");
-  }
-  return filled;
-}
-
-/// The JSON text of a header, padded with spaces so that the data behind it and the length before it starts at a
-/// multiple of 8 bytes. The same header gives the same text. Throws std::invalid_argument for text that is not UTF-8.
-inline std::string format_safetensors_header(const SafetensorsHeader& header) {
-  const auto json = [](const std::string& text) {
-    try {
-      return nlohmann::json(text).dump();
-    } catch (const nlohmann::json::exception&) {
-      fail("moe::format_safetensors_header: ", detail::in_quotes(text), " is not UTF-8");
-    }
-  };
-  std::string text = "{", separator;
-  if (!header.metadata.empty()) {
-    text += "\"__metadata__\":{";
-    for (const auto& [key, value] : header.metadata) {
-      text += std::exchange(separator, ",") + json(key) + ":" + json(value);
-    }
-    text += "}";
-  }
-  for (const auto& [name, info] : header.tensors) {
-    text += std::exchange(separator, ",") + json(name) + ":{\"dtype\":\"" + std::string(dtype_name(info.dtype)) +
-            "\",\"shape\":[" + detail::join(info.shape, ",") + "],\"data_offsets\":[" + std::to_string(info.begin) +
-            "," + std::to_string(info.end) + "]}";
-  }
-  text += "}";
-  text.resize((text.size() + 7) / 8 * 8, ' ');
-  return text;
 }
 
 }  // namespace moe::inline MOE_ABI

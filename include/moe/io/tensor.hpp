@@ -22,15 +22,31 @@ struct TensorView {
   Dtype dtype = Dtype::F32;
   std::vector<Index> shape = {};          ///< {} for a number
   std::span<const std::byte> bytes = {};  ///< row-major, little-endian, anywhere aligned
+  std::string_view other = {};            ///< name of a type that is Dtype::Other
 
   /// Number of elements.
-  Index size() const { return static_cast<Index>(bytes.size() / dtype_size(dtype)); }
+  Index size() const {
+    if (dtype != Dtype::Other) return static_cast<Index>(bytes.size() / dtype_size(dtype));
+    Index count = 1;
+    for (const Index extent : shape) count *= extent;
+    return count;
+  }
+  /// As the file spells the type.
+  std::string_view type() const { return dtype == Dtype::Other ? other : dtype_name(dtype); }
 };
 
 namespace detail {
 
+/// Throws std::runtime_error for a tensor of which nothing but its bytes is known.
+inline void require_known(const TensorView& tensor) {
+  if (tensor.dtype == Dtype::Other)
+    fail_environment(tensor.label, ": tensor ", in_quotes(tensor.name), " is ", shown(tensor.other),
+                     ", a type of which moe reads no values");
+}
+
 /// The bytes of `count` elements from `first` on. Throws std::invalid_argument where the tensor has fewer.
 inline const std::byte* elements(const char* function, const TensorView& tensor, Index first, std::size_t count) {
+  require_known(tensor);
   const Index size = tensor.size();
   if (first < 0 || first > size || count > static_cast<std::size_t>(size - first))
     fail(function, ": elements [", first, ", ", first, " + ", count, ") of tensor ", detail::in_quotes(tensor.name),
@@ -72,6 +88,7 @@ inline void read_integers(const TensorView& tensor, Index first, std::span<std::
 /// All elements, row by row.
 template <class S>
 std::vector<S> read_all(const TensorView& tensor) {
+  detail::require_known(tensor);
   std::vector<S> values(static_cast<std::size_t>(tensor.size()));
   if constexpr (std::is_floating_point_v<S>)
     read_values(tensor, 0, std::span<S>(values));

@@ -54,6 +54,8 @@ class WeightSource {
   /// Codes of 8 bits, with scales or without.
   bool is_fp8() const { return state_->kind != Kind::Mxfp4 && dtype_size(state_->codes.dtype) == 1; }
   bool has_scales() const { return state_->kind != Kind::Plain; }
+  /// Type of the stored codes; U8 for MXFP4.
+  Dtype codes() const { return state_->codes.dtype; }
   /// Opens messages about the weight: who found it, in which file.
   std::string_view label() const { return state_->codes.label; }
   /// Of the values: for MXFP4 [.., in].
@@ -103,6 +105,7 @@ class WeightSource {
   explicit WeightSource(State state) : state_(std::make_shared<const State>(std::move(state))) {}
 
   static void require(const TensorView& tensor, const std::vector<Index>& shape, bool is_right_type, const char* type) {
+    detail::require_known(tensor);
     if (!is_right_type)
       fail_environment(tensor.label, ": tensor ", detail::in_quotes(tensor.name), " is ", dtype_name(tensor.dtype),
                        ", expected ", type);

@@ -60,7 +60,7 @@ def best(values, k):
 # ---- tensor2tensor's top 2 in two levels, as in lucidrains/mixture-of-experts ----
 
 def top_2(rows, weight, policy, factor, importance=None):
-    """Combine weights [row][expert][place] of one sequence."""
+    """Combine weights [row][expert][place] of one sequence, and its balance loss."""
     raw = [softmax(z) for z in product(rows, weight)]
     n, experts = len(raw), len(raw[0])
     first, second, g1, g2 = [None] * n, [None] * n, [0.0] * n, [0.0] * n
@@ -76,6 +76,10 @@ def top_2(rows, weight, policy, factor, importance=None):
             second[t] = None
         total = g1[t] + g2[t] + 1e-9
         g1[t], g2[t] = g1[t] / total, g2[t] / total
+    ones = [t for t in range(n) if importance is None or importance[t] == 1.0]
+    density = [sum(1.0 for t in ones if best(raw[t], 1)[0] == e) / n for e in range(experts)]
+    proxy = [sum(raw[t][e] for t in ones) / n for e in range(experts)]
+    loss = sum(d * p for d, p in zip(density, proxy)) / experts * experts ** 2
     places = max(min(n, int(n * factor / experts)), 4)
     combine = [[[0.0] * places for _ in range(experts)] for _ in range(n)]
     kept = [0] * experts
@@ -89,7 +93,7 @@ def top_2(rows, weight, policy, factor, importance=None):
                 combine[t][e][asked[e]] += gate[t]
                 kept[e] += 1
             asked[e] += 1
-    return combine
+    return combine, loss
 
 
 def mlp(rows, w1, w2):
@@ -119,15 +123,17 @@ def two_levels(policy, factor, mode):
     tokens, w_outer = normal(sequences, n, dim), normal(dim, outer)
     w_inner = normal(outer, dim, inner)
     w1, w2 = normal(outer, inner, dim, hidden, scale=0.3), normal(outer, inner, hidden, dim, scale=0.3)
-    output = []
+    output, loss_outer, loss_inner = [], 0.0, 0.0
     for rows in tokens:
-        combine = top_2(rows, w_outer, policy, factor)
+        combine, loss = top_2(rows, w_outer, policy, factor)
+        loss_outer += loss / sequences
         total = [[0.0] * dim for _ in range(n)]
         for e in range(outer):
             buffer = buffer_of(rows, combine, e)
             weight = [sum(combine[t][e][c] for t in range(n)) for c in range(len(buffer))]
             importance = [0.5 * ((w > 0.5) + (w > 0)) for w in weight]
-            inside = top_2(buffer, w_inner[e], policy, factor, importance)
+            inside, loss = top_2(buffer, w_inner[e], policy, factor, importance)
+            loss_inner += loss / sequences / outer
             result = [[0.0] * dim for _ in buffer]
             for f in range(inner):
                 add(result, mlp(buffer_of(buffer, inside, f), w1[e][f], w2[e][f]), inside, f)
@@ -135,7 +141,8 @@ def two_levels(policy, factor, mode):
         output.append(total)
     parameters = {"cls": "HeirarchicalMoE", "second_policy_" + mode: policy, "mode": mode, "act": "relu"}
     tensors = {"input": tokens, "w.gate_outer.w_gating": w_outer, "w.gate_inner.w_gating": w_inner,
-               "w.experts.w1": w1, "w.experts.w2": w2, "output": output}
+               "w.experts.w1": w1, "w.experts.w2": w2, "output": output, "loss_outer": [loss_outer],
+               "loss_inner": [loss_inner], "loss_scaled": [1e-2 * (loss_outer + loss_inner)]}
     return parameters, {name: ("F32", values) for name, values in tensors.items()}
 
 
@@ -244,8 +251,7 @@ def megatron(function, k=4, before=False, bias=False, groups=None, scale=1.0):
 
 def main(directory):
     random.seed(7)
-    write(directory + "/two_levels.safetensors", "rules of lucidrains/mixture-of-experts",
-          {"hier_all": two_levels("all", 1.25, "train"), "hier_none": two_levels("none", 2.0, "eval")})
+    levels = {"hier_all": two_levels("all", 1.25, "train"), "hier_none": two_levels("none", 2.0, "eval")}
     write(directory + "/t5x_padding.safetensors", "rules of google/flaxformer",
           {"experts_choose": t5x("ExpertsChooseMaskedRouter", 0, 9, False),
            "tokens_choose": t5x("TokensChooseMaskedRouter", 2, 4, False),
@@ -259,6 +265,8 @@ def main(directory):
            "sigmoid_top_1": megatron("sigmoid", k=1),
            "sqrtsoftplus_bias": megatron("sqrtsoftplus", bias=True),
            "sqrtsoftplus": megatron("sqrtsoftplus", groups=(4, 2), scale=1.7)})
+    levels["hier_all_eval"] = two_levels("all", 2.0, "eval")  # last, so that the draws of the others stay
+    write(directory + "/two_levels.safetensors", "rules of lucidrains/mixture-of-experts", levels)
 
 
 main(sys.argv[1])

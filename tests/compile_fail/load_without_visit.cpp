@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#include "moe/io/parameters.hpp"
+
+struct Fit {
+  double slope = 1;
+};
+
+void load(Fit& fit) { moe::load_parameters("fit.safetensors", fit); }
