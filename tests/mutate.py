@@ -40,7 +40,9 @@ RULES = [
 ]
 # A statement that only calls something may be left out.
 CALL = re.compile(r"^\s+[a-zA-Z_][\w.:<>\[\]]*(\(|\.|->)[^=;]*\);\s*$")
-SKIPPED = re.compile(r"^\s*(//|#|static_assert|template|using|namespace|///)|fail\(|\"")
+SKIPPED = re.compile(r"^\s*(//|#|static_assert|template|using|namespace|fail\(|fail_environment\(|\")")
+# What follows is a message or a comment; conditions before it count.
+REST = re.compile(r"//|\"|\bfail(_environment)?\(")
 
 
 def code_lines(text):
@@ -54,11 +56,11 @@ def mutants(text):
     """(line number, line, mutated line), every rule at every place."""
     found = []
     for number, line in code_lines(text):
-        code = line.split("//")[0]
+        code = line[: REST.search(line).start()] if REST.search(line) else line
         for pattern, other in RULES:
             for match in re.finditer(pattern, code):
-                found.append((number, line, code[: match.start()] + other + code[match.end() :]))
-        if CALL.match(code) and "return" not in code:
+                found.append((number, line, line[: match.start()] + other + line[match.end() :]))
+        if CALL.match(line) and code == line and "return" not in code:
             found.append((number, line, re.match(r"\s*", code).group() + ";"))
     return found
 

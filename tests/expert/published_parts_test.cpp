@@ -43,8 +43,7 @@ double expert_gradient_error(E expert, Matrix<double> rows) {
 }
 
 Gated gated_expert() {
-  return {test::random_expert<Glu>(kDim, 5, 3),
-          test::random_expert<moe::BasicLinear<F64>>(1, kDim, 4, moe::Bias::Off)};
+  return {test::random_expert<Glu>(kDim, 5, 3), test::random_expert<moe::BasicLinear<F64>>(1, kDim, 4, moe::Bias::Off)};
 }
 
 double clamped(const moe::ClampedSwiGlu& p, double gate, double up) {

@@ -8,8 +8,8 @@ namespace {
 using test::change;
 using test::golden;
 using test::line_of;
-using test::VariantTensor;
 using test::VariantFile;
+using test::VariantTensor;
 
 const std::vector<std::string> kCases = {"fastmoe_gates", "flaxformer_routers", "megatron_router", "st_moe_topn"};
 

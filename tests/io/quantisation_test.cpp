@@ -5,8 +5,8 @@
 
 namespace {
 
-using moe::QuantMethod;
 using moe::Quantisation;
+using moe::QuantMethod;
 
 const std::string kFp8 = R"({"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
                              "weight_block_size": [128, 128]})";

@@ -95,6 +95,50 @@ TEST_CASE("MoeLayer: a tape that holds no finished pass is named", "[layer][erro
   CHECK(test::num_nonzero(gradient) == 0);
 }
 
+TEST_CASE("MoeLayer: a tape of a layer that weighs elsewhere is named", "[layer][error]") {
+  const auto with = [](moe::WeightOn weight_on) {
+    return moe::MoeLayer(Router::random(4, 11, 1), TopKGate{}, ExpertPool<Glu>::random(4, 11, 9, 2), weight_on);
+  };
+  const auto input = with(moe::WeightOn::Input), output = with(moe::WeightOn::Output);
+  check_refused(input, output, input, "the tape is of a layer with another WeightOn");
+  check_refused(output, input, output, "the tape is of a layer with another WeightOn");
+}
+
+TEST_CASE("Layers: a tape that a failed replay has left behind is named", "[layer][error]") {
+  const auto check = [](const auto& layer) {
+    auto tokens = test::random_matrix<double>(kTokens, 11);
+    Matrix<double> out(kTokens, 11), dtokens(kTokens, 11);
+    auto gradient = moe::zeros_like(layer);
+    typename decltype(gradient)::Tape tape;
+    layer.forward(tokens, Step{}, out, tape);
+    tokens(2, 2) = test::kNan<double>;
+    CHECK_THROWS(layer.replay(tokens, out, tape));
+    CHECK_THROWS_WITH(layer.backward(tokens, tape, out, moe::RoutingGradient<double>{}, gradient, dtokens),
+                      ContainsSubstring("the tape holds no forward pass that has ended"));
+    CHECK(test::num_nonzero(gradient) == 0);
+  };
+  check(layer_of(4, 11, 9));
+  check(moe::WithBranches(layer_of(4, 11, 9), test::random_expert<Glu>(11, 5, 1)));
+}
+
+TEST_CASE("WithBranches: a branch that has been replaced by another of another size is named", "[layer][error]") {
+  const auto tokens = test::random_matrix<double>(kTokens, 11);
+  const auto check = [&](auto change, const std::string& message) {
+    auto layer = moe::WithBranches(layer_of(4, 11, 9), test::random_expert<Glu>(11, 5, 1));
+    change(layer);
+    Matrix<double> out = Matrix<double>::Constant(kTokens, 11, 42);
+    moe::BasicWorkspace<double> ws;
+    typename decltype(layer)::Tape tape;
+    CHECK_THROWS_WITH(layer.forward(tokens, out, ws), ContainsSubstring(message));
+    CHECK_THROWS_WITH(layer.forward(tokens, Step{}, out, tape), ContainsSubstring(message));
+    CHECK(test::same_bits(out, Matrix<double>::Constant(kTokens, 11, 42)));
+  };
+  check([](auto& layer) { layer.template branch<0>() = Glu::random(12, 9, 1); },
+        "moe::WithBranches::forward: branch 0 maps 12 to 12, expected 11 to 11");
+  check([](auto& layer) { layer.template branch<0>().down() = moe::PanelMatrix<F64>(11, 90); },
+        "stage 1 of expert 0 is [11, 90]");
+}
+
 TEST_CASE("MoeLayer: a gradient with other parameters of router or gate is named", "[layer][error]") {
   const auto layer = layer_of(4, 11, 9), biased = [] {
     return moe::MoeLayer(Router::random(4, 11, 1, moe::RouterBias::Zero), TopKGate{},
@@ -270,7 +314,7 @@ TEST_CASE("Workspace: one that is in use is refused, and free again afterwards",
     std::thread first([&] { slow.forward(tokens, Step{}, out, ws); });
     while (!entered) std::this_thread::yield();
     CHECK_THROWS_WITH(slow.forward(tokens, Step{}, other, ws),
-                      ContainsSubstring("forward: workspace is in use by another call, expected one per thread"));
+                      ContainsSubstring("forward: workspace is in use by another thread, expected one per thread"));
     leave = true;
     first.join();
     slow.forward(tokens, Step{}, other, ws);

@@ -10,6 +10,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/router/noisy.hpp"
+#include "moe/routing/sinkhorn.hpp"
 #include "moe/train/consistency.hpp"
 #include "moe/train/cross_entropy.hpp"
 
@@ -223,4 +224,14 @@ TEST_CASE("Kernels: rows over their own source are refused", "[kernel][error]") 
                     "moe::kernel::dispatch: rows overlaps tokens, expected memory of its own");
   CHECK_THROWS_WITH(moe::kernel::combine(rows, plan, routing, rows.matrix()),
                     "moe::kernel::combine: out overlaps rows, expected memory of its own");
+  CHECK_THROWS_WITH(moe::kernel::combine_backward<double>(rows.matrix(), moe::RowBuffer<double>(), plan, routing,
+                                                          kModelDim, routing.weights(), rows),
+                    "moe::kernel::combine_backward: drows overlaps dout, expected memory of its own");
+  const auto pool = moe::ExpertPool<Glu>::random(1, kModelDim, 5, 1);
+  moe::Scratch scratch;
+  CHECK_THROWS_WITH(pool.forward(rows.matrix(), plan, Step{}, rows, scratch),
+                    "moe::ExpertPool::forward: expert_out overlaps tokens, expected memory of its own");
+  Matrix<double> logits = test::random_matrix<double>(3, 2);
+  CHECK_THROWS_WITH(moe::sinkhorn<double>(logits, Step{}, {}, logits),
+                    "moe::sinkhorn: plan overlaps logits, expected memory of its own");
 }

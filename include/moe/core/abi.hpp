@@ -3,14 +3,14 @@
 
 #include "moe/version.hpp"
 
-// Every public name lives in an inline namespace that carries the version, the instruction set and whether OpenMP is on,
-// because these change the layout of types (alignment, panel width) and the number of workers that buffers are made for.
-// Translation units built with different -m or -fopenmp flags therefore do not mix silently: passing a moe type between
-// them is a link error instead of a crash.
+// Every public name lives in an inline namespace that carries the version, the instruction set and whether OpenMP is
+// on, because these change the layout of types (alignment, panel width) and the number of workers that buffers are made
+// for. Translation units built with different -m or -fopenmp flags therefore do not mix silently: passing a moe type
+// between them is a link error instead of a crash.
 
-// Modes of arithmetic that break the checks for NaN and infinity, or the promise of equal bits, as far as compilers admit
-// them by a macro. clang keeps silent about -fassociative-math, -freciprocal-math and -fno-signed-zeros given alone: do
-// not use them either.
+// Modes of arithmetic that break the checks for NaN and infinity, or the promise of equal bits, as far as compilers
+// admit them by a macro. clang keeps silent about -fassociative-math, -freciprocal-math and -fno-signed-zeros given
+// alone: do not use them either.
 #if defined(__FAST_MATH__) || defined(_M_FP_FAST)
 #error "moe: -ffast-math (-Ofast, /fp:fast) breaks infinities, NaN checks and equal bits; compile without it"
 #elif defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__

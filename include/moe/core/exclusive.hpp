@@ -2,12 +2,13 @@
 #pragma once
 
 #include <atomic>
+#include <thread>
 
 #include "moe/core/error.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Mark of working memory that one call at a time may use. Two threads that share it would overwrite each other's
+/// Mark of working memory that one thread at a time may use. Two threads that share it would overwrite each other's
 /// buffers, or wait for each other for ever; the second is refused instead. A copy starts free. Some nanoseconds a
 /// call.
 class Exclusive {
@@ -18,22 +19,28 @@ class Exclusive {
 
  private:
   friend class ExclusiveUse;
-  std::atomic<bool> taken_{false};
+  std::atomic<std::thread::id> owner_{};
 };
 
-/// Holds the mark for a scope. Throws std::invalid_argument if another call has it.
+/// Holds the mark for a scope; scopes of one thread nest. Throws std::invalid_argument if another thread has it.
 class ExclusiveUse {
  public:
   ExclusiveUse(const char* function, const char* name, Exclusive& mark) : mark_(mark) {
-    if (mark_.taken_.exchange(true, std::memory_order_acquire))
-      fail(function, ": ", name, " is in use by another call, expected one per thread");
+    const std::thread::id self = std::this_thread::get_id();
+    if (mark_.owner_.load(std::memory_order_relaxed) == self) return;  // nobody else writes this thread's id
+    std::thread::id nobody;
+    is_outermost_ = mark_.owner_.compare_exchange_strong(nobody, self, std::memory_order_acquire);
+    if (!is_outermost_) fail(function, ": ", name, " is in use by another thread, expected one per thread");
   }
-  ~ExclusiveUse() { mark_.taken_.store(false, std::memory_order_release); }
+  ~ExclusiveUse() {
+    if (is_outermost_) mark_.owner_.store(std::thread::id(), std::memory_order_release);
+  }
   ExclusiveUse(const ExclusiveUse&) = delete;
   ExclusiveUse& operator=(const ExclusiveUse&) = delete;
 
  private:
   Exclusive& mark_;
+  bool is_outermost_ = false;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

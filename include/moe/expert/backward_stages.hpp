@@ -101,8 +101,8 @@ Index backward_width(const kernel::RowGroups& groups, const ExpertOf& expert_of)
   return detail::stage_width<E, kNumStages<E> - 1>(groups, expert_of);
 }
 
-/// What backward_stages() asks of its arguments, to be called before it. Throws std::invalid_argument if a gradient or the tape has other
-/// shapes than the experts.
+/// What backward_stages() asks of its arguments, to be called before it. Throws std::invalid_argument if a gradient or
+/// the tape has other shapes than the experts.
 template <PanelExpert E, class ExpertOf, class GradientOf>
 void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& expert_of, const StageTapeOf<E>& tape,
                              const GradientOf& gradient_of) {
@@ -115,7 +115,8 @@ void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& ex
 /// Backward of forward_stages, in the same groups.
 ///   dout   [num_rows, backward_width], zero in columns from output_dim on
 ///   din    resized to [num_rows, at least input_dim], overwritten      gradient_of(g)  accumulated into
-/// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when warm.
+/// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when
+/// warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>
 void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
                      const ExpertOf& expert_of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,

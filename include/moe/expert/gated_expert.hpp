@@ -64,7 +64,10 @@ class GatedExpert {
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 GatedExpert& gradient, Context& context) const {
-    detail::require_shape("moe::GatedExpert::backward", "dout", dout, rows.rows(), output_dim());
+    constexpr const char* kFunction = "moe::GatedExpert::backward";
+    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
+    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
+    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
     require_backward(rows.rows(), tape, gradient);
     tape.dout = dout;
     tape.dscore.resize(dout.rows(), 1);

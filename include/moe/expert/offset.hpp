@@ -29,6 +29,7 @@ class BasicOffset {
   void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 BasicOffset& gradient, Context&) const {
     detail::require_shape("moe::Offset::backward", "dout", dout, dout.rows(), output_dim());
+    detail::require_shape("moe::Offset::backward", "drows", drows, dout.rows(), input_dim());
     if (!gradient.bias_.is_shaped_as(bias_))
       fail("moe::Offset::backward: gradient has ", gradient.output_dim(), " entries, expected ", output_dim());
     for (Index c = 0; c < output_dim(); ++c) {

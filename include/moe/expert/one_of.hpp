@@ -84,8 +84,11 @@ class OneOf {
         expert_);
   }
 
+  /// Throws std::invalid_argument unless all are of one alternative.
   template <class F, class Self, class... Others>
   static void visit(F&& f, Self& self, Others&... others) {
+    if (((others.expert_.index() != self.expert_.index()) || ...))
+      fail("moe::OneOf::visit: the objects are of other alternatives than ", self.expert_.index());
     std::visit(
         [&](auto& expert) {
           using E = std::remove_cvref_t<decltype(expert)>;

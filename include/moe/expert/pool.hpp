@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/overlap.hpp"
 #include "moe/expert/gathered_runner.hpp"
 #include "moe/expert/panel_runner.hpp"
 
@@ -96,14 +97,14 @@ class ExpertPool {
   /// the same dimensions only.
   void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
                RowBuffer<Scalar>& expert_out, Scratch& scratch) const {
-    require_sizes("moe::ExpertPool::forward", tokens, plan);
+    require_forward(tokens, plan, expert_out);
     Runner::forward(*this, tokens, plan, step, expert_out, scratch);
   }
   void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
                RowBuffer<Scalar>& expert_out, Tape& tape) const
     requires DifferentiableExpert<E>
   {
-    require_sizes("moe::ExpertPool::forward", tokens, plan);
+    require_forward(tokens, plan, expert_out);
     Runner::forward(*this, tokens, plan, step, expert_out, tape);
   }
   /// Columns that `dout` of backward must have, zero from output_dim on.
@@ -134,6 +135,8 @@ class ExpertPool {
     if (dout.rows() != plan.num_rows() || dout.cols() < backward_width(plan))
       fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected [", plan.num_rows(), ", at least ",
            backward_width(plan), "]");
+    if (&dout == &dtoken_rows) fail(kFunction, ": dtoken_rows is dout, expected memory of its own");
+    detail::require_apart(kFunction, "dtoken_rows", dtoken_rows.matrix(), "tokens", tokens);
     if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
     Runner::backward(*this, tokens, plan, step, tape, dout, gradient, dtoken_rows);
   }
@@ -151,6 +154,12 @@ class ExpertPool {
       fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
     detail::require_shape(function, "tokens", tokens, plan.num_tokens(), input_dim());
     Runner::require_experts(*this);
+  }
+
+  void require_forward(const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan,
+                       const RowBuffer<Scalar>& expert_out) const {
+    require_sizes("moe::ExpertPool::forward", tokens, plan);
+    detail::require_apart("moe::ExpertPool::forward", "expert_out", expert_out.matrix(), "tokens", tokens);
   }
 
   std::vector<E> experts_;

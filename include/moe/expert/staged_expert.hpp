@@ -40,6 +40,12 @@ class StagedExpert {
     run<Keep::Nothing>(rows, out, context.scratch.get<Buffers<Derived>>());
   }
 
+  /// Throws std::invalid_argument if the stages do not fit together: weights may be replaced through references.
+  void require_parts() const {
+    moe::detail::require_stages<Derived>(1, derived().input_dim(), derived().output_dim(),
+                                         [&](Index) -> const Derived& { return derived(); });
+  }
+
   /// Shared by forward and backward of one call.
   template <class D>
   struct Buffers {
@@ -99,7 +105,7 @@ class StagedExpert {
     moe::detail::require_shape("moe::Expert::forward", "out", out, rows.rows(), derived().output_dim());
     const Index offset[] = {0, rows.rows()};
     const auto self = [&](Index) -> const D& { return derived(); };
-    moe::detail::require_stages<D>(1, derived().input_dim(), derived().output_dim(), self);
+    require_parts();
     buffers.num_rows = rows.rows();
     buffers.input_dim = rows.cols();
     forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, buffers.stages, buffers.out);

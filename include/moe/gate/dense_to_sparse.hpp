@@ -28,6 +28,12 @@ namespace moe::inline MOE_ABI {
 /// (arXiv:2112.14397; there gumbel = 1).
 template <Schedule Temperature = ExponentialSchedule>
 struct DenseToSparseGate {
+  static_assert(
+      LearnableSchedule<Temperature> ||
+          !requires(const Temperature& schedule, Temperature& gradient) { schedule.backward(0.0, gradient); },
+      "moe::DenseToSparseGate: a temperature with `backward` needs visit, or it would never move "
+      "(see moe/gate/temperature.hpp)");
+
   Temperature temperature = {};
   double threshold = 1e-3;              ///< in [0, 1)
   std::uint64_t hard_from = kFinished;  ///< first update that trains one expert per token

@@ -45,7 +45,7 @@ struct LearnableTemperature {
 
 /// A schedule with parameters, which are told dL/dvalue.
 template <class T>
-concept LearnableSchedule = Schedule<T> && requires(const T& schedule, double dvalue, T& gradient) {
+concept LearnableSchedule = Schedule<T> && HasParameters<T> && requires(const T& schedule, double dvalue, T& gradient) {
   schedule.backward(dvalue, gradient);
 };
 

@@ -15,10 +15,10 @@ namespace moe::inline MOE_ABI {
 ///   z_j = (inner(u_j) + beta_0j) / tau             bias == Outside
 /// with weights softmax(z) on the `active` experts of highest rank, exactly 0 elsewhere. Ranks are those of
 /// u_j + beta_0j or of u_j alone; ties go to the lower expert.
-/// Another unit of x is another beta_1. Another origin of x is another beta_0 as long as beta_0 is added to u_j wherever
-/// u_j is used: Inside or a linear inner, and ranks with the bias. Otherwise the models of x and of x - c differ, and far
-/// from 0 they are poor (act(u_j) is nearly constant, the ranks are the same for all rows): centre x, or put the bias
-/// inside. A fit says so with FitFlags::far_origin.
+/// Another unit of x is another beta_1. Another origin of x is another beta_0 as long as beta_0 is added to u_j
+/// wherever u_j is used: Inside or a linear inner, and ranks with the bias. Otherwise the models of x and of x - c
+/// differ, and far from 0 they are poor (act(u_j) is nearly constant, the ranks are the same for all rows): centre x,
+/// or put the bias inside. A fit says so with FitFlags::far_origin.
 struct GateForm {
   Index active = 1;        ///< experts with a weight, per row; num_experts for a dense gate
   bool ranks_bias = true;  ///< does beta_0 count in the selection?
@@ -61,8 +61,8 @@ struct GateModel<TopKGate> {
 
   static GateForm form(const TopKGate& gate, Index num_experts) {
     gate.validate(num_experts);
-    if (gate.score != Score::Softmax || gate.normalise != Normalise::Sum || gate.epsilon != 0 || gate.floor != 0 || gate.scale != 1 ||
-        gate.selection_bias.size() != 0 || gate.groups.kept != gate.groups.count)
+    if (gate.score != Score::Softmax || gate.normalise != Normalise::Sum || gate.epsilon != 0 || gate.floor != 0 ||
+        gate.scale != 1 || gate.selection_bias.size() != 0 || gate.groups.kept != gate.groups.count)
       fail(
           "moe::GaussianMoe: the TopKGate has another score, norm, epsilon, scale, selection_bias or groups than the "
           "default, expected one whose weights are the softmax of the k best scores");

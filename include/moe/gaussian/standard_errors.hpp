@@ -50,12 +50,13 @@ struct ParameterEstimate {
 /// What standard_errors() says.
 struct StandardErrors {
   std::vector<ParameterEstimate> parameters = {};  ///< in the order of layout(model), then variances (and tau)
-  NoStandardError reason = NoStandardError::Available;  ///< not Available: there is no standard error at all, because of this
-  std::string explanation = {};                    ///< a sentence per reason that occurs
-  double eigenvalue_ratio = 0;                     ///< smallest over largest of the scaled information
-  double distance = 0;                             ///< of the estimate from the maximum, in standard errors
-  std::vector<Index> coordinates = {};             ///< of theta that have standard errors, m of them
-  Eigen::MatrixXd observed = {}, sandwich = {};    ///< their covariance matrices [m, m]
+  NoStandardError reason =
+      NoStandardError::Available;                ///< not Available: there is no standard error at all, because of this
+  std::string explanation = {};                  ///< a sentence per reason that occurs
+  double eigenvalue_ratio = 0;                   ///< smallest over largest of the scaled information
+  double distance = 0;                           ///< of the estimate from the maximum, in standard errors
+  std::vector<Index> coordinates = {};           ///< of theta that have standard errors, m of them
+  Eigen::MatrixXd observed = {}, sandwich = {};  ///< their covariance matrices [m, m]
 
   bool available() const { return reason == NoStandardError::Available; }
 

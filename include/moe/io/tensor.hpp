@@ -60,7 +60,7 @@ inline const std::byte* elements(const char* function, const TensorView& tensor,
 /// holds more digits. Throws std::runtime_error that names file and tensor for integers, std::invalid_argument for
 /// elements that it does not have. No allocation; about memory speed for BF16, F16 and the types themselves.
 template <class S>
-requires std::is_floating_point_v<S>
+  requires std::is_floating_point_v<S>
 void read_values(const TensorView& tensor, Index first, std::span<S> values) {
   const std::byte* const bytes = detail::elements("moe::read_values", tensor, first, values.size());
   if (!is_floating(tensor.dtype))

@@ -63,9 +63,13 @@ void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& expert_
 
 /// Gradient of combine: dweight[a] = <dout[t], expert_out[row]> (0 where dropped), drows[row] = weight * dout[t].
 /// drows is resized to [plan.num_rows(), width] with width >= model_dim; columns from model_dim on are set to zero.
+/// Throws std::invalid_argument if drows is expert_out, or dout lies in it.
 template <class S>
 void combine_backward(const MatrixView<S>& dout, const RowBuffer<S>& expert_out, const DispatchPlan& plan,
                       const Routing<S>& routing, Index width, std::span<S> dweight, RowBuffer<S>& drows) {
+  constexpr const char* kFunction = "moe::kernel::combine_backward";
+  if (&drows == &expert_out) fail(kFunction, ": drows is expert_out, expected memory of its own");
+  moe::detail::require_apart(kFunction, "drows", drows.matrix(), "dout", dout);
   drows.resize(plan.num_rows(), width);
   if (worth_streaming<S>(plan.num_rows(), width))
     detail::combine_backward<true>(dout, expert_out, plan, routing, dweight, drows);

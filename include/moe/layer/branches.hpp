@@ -38,15 +38,13 @@ class WithBranches {
     Scratch scratch;
     RowBuffer<Scalar> buffer;
     Matrix<Scalar> tokens, dout;  ///< with zeros for padding, where there is any
+    bool is_whole = false;        ///< whether a forward pass has ended
+    detail::Exclusive use;        ///< by one thread at a time
   };
 
   /// Throws std::invalid_argument if a branch has other dimensions than the layer.
   WithBranches(Layer layer, Branches... branches) : layer_(std::move(layer)), branches_(std::move(branches)...) {
-    for_each([&](auto i, const auto& branch) {
-      if (branch.input_dim() != input_dim() || branch.output_dim() != output_dim())
-        fail("moe::WithBranches: branch ", i + 0, " maps ", branch.input_dim(), " to ", branch.output_dim(),
-             ", expected ", input_dim(), " to ", output_dim(), " as the layer");
-    });
+    require_branches("moe::WithBranches");
   }
 
   Index num_experts() const { return layer_.num_experts(); }
@@ -71,9 +69,11 @@ class WithBranches {
   /// `out` may be `tokens` itself, which takes a copy of it, but not overlap other rows of it; errors as the layer's.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     constexpr const char* kFunction = "moe::WithBranches::forward";
+    require_branches(kFunction);
     step.validate(kFunction, tokens.rows());
     detail::require_shape(kFunction, "out", out, tokens.rows(), output_dim());
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
+    const detail::ExclusiveUse use(kFunction, "workspace", ws.use);
     if (detail::goes_in_chunks<WithBranches>(kFunction, tokens.rows(), ws))
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
                                             [&](const auto&... chunk) { forward(chunk..., ws); });
@@ -88,19 +88,30 @@ class WithBranches {
     static_assert((DifferentiableExpert<Branches> && ...),
                   "moe::WithBranches: training needs branches with forward(..., tape), backward and visit "
                   "(see moe/expert/concept.hpp)");
-    tape.step = step;
+    static_assert(HasParameters<Layer>,
+                  "moe::WithBranches: training needs a layer with visit (see moe/core/visit.hpp)");
+    require_branches("moe::WithBranches::forward");
+    const detail::ExclusiveUse use("moe::WithBranches::forward", "tape", tape.use);
+    tape.is_whole = false;
     layer_.forward(tokens, step, out, tape.layer);
+    tape.step = step;
     run_branches(without_padding(tokens, step, tape.tokens), out, tape);
   }
 
   /// Forward pass of the tape again with its choices frozen; see MoeLayer::replay.
   void replay(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
+    require_branches("moe::WithBranches::replay");
+    require_whole("moe::WithBranches::replay", tape);
+    const detail::ExclusiveUse use("moe::WithBranches::replay", "tape", tape.use);
+    tape.is_whole = false;
     layer_.replay(tokens, out, tape.layer);
     run_branches(without_padding(tokens, tape.step, tape.tokens), out, tape);
   }
 
   /// See MoeLayer::require_backward.
   void require_backward(Index num_tokens, const Tape& tape, const WithBranches& gradient) const {
+    require_branches("moe::WithBranches::backward");
+    require_whole("moe::WithBranches::backward", tape);
     layer_.require_backward(num_tokens, tape.layer, gradient.layer_);
     for_each([&](auto i, const auto& branch) {
       detail::require_backward_of("moe::WithBranches::backward", "gradient of a branch", branch, num_tokens,
@@ -112,6 +123,7 @@ class WithBranches {
   void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
                 const RoutingGradient<Scalar>& losses, WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
     require_backward(tokens.rows(), tape, gradient);
+    const detail::ExclusiveUse use("moe::WithBranches::backward", "tape", tape.use);
     tape.layer.step = tape.step;  // whose spans may have moved since: see LayerExpert
     layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_, dtokens);
     backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
@@ -135,6 +147,20 @@ class WithBranches {
     RowBuffer<Scalar> value;
   };
 
+  /// Layer and branches may have been replaced since the constructor saw them.
+  void require_branches(const char* function) const {
+    for_each([&](auto i, const auto& branch) {
+      if (branch.input_dim() != input_dim() || branch.output_dim() != output_dim())
+        fail(function, ": branch ", i + 0, " maps ", branch.input_dim(), " to ", branch.output_dim(), ", expected ",
+             input_dim(), " to ", output_dim(), " as the layer");
+      if constexpr (requires { branch.require_parts(); }) branch.require_parts();
+    });
+  }
+
+  static void require_whole(const char* function, const Tape& tape) {
+    if (!tape.is_whole) fail(function, ": the tape holds no forward pass that has ended");
+  }
+
   /// For experts that read every row: rows of padding may hold anything, and 0 * NaN is not 0.
   static ConstMatrixRef<Scalar> without_padding(const ConstMatrixRef<Scalar>& rows, const Step& step,
                                                 Matrix<Scalar>& copy) {
@@ -147,7 +173,6 @@ class WithBranches {
 
   void run(const ConstMatrixRef<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     layer_.forward(tokens, step, out, ws);
-    const detail::ExclusiveUse use("moe::WithBranches::forward", "workspace", ws.use);
     Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
     for_each([&](auto i, const auto& branch) {
       add(out, step_of_branch(step, i), scratch.get<Buffer>().value, scratch,
@@ -174,6 +199,7 @@ class WithBranches {
       };
       add(out, step_of_branch(tape.step, i), tape.buffer, tape.scratch, forward);
     });
+    tape.is_whole = true;
   }
 
   void backward_branches(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,

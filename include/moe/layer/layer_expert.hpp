@@ -29,6 +29,7 @@ class LayerExpert {
     layer_.forward(rows, context.step, out, context.scratch.get<typename Layer::Workspace>());
   }
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
+    static_assert(HasParameters<Layer>, "moe::LayerExpert: training needs a layer with visit (see moe/core/visit.hpp)");
     layer_.forward(rows, context.step, out, tape);
   }
   void require_backward(Index num_rows, const Tape& tape, const LayerExpert& gradient) const {

@@ -61,7 +61,8 @@ class MoeLayer {
     detail::WeightedRows<Scalar> weighted;  ///< with WeightOn::Input
     /// Of the layer that filled it; 0 until its forward pass has ended.
     detail::ZeroWhenMoved<Index> input_dim = 0, output_dim = 0;
-    detail::Exclusive use;  ///< by one call at a time
+    WeightOn weight_on = WeightOn::Output;
+    detail::Exclusive use;  ///< by one thread at a time
   };
 
   /// Throws std::invalid_argument if the parts disagree on sizes or the gate refuses the number of experts.
@@ -100,10 +101,10 @@ class MoeLayer {
     constexpr const char* kFunction = "moe::MoeLayer::forward";
     require_shapes(kFunction, tokens, step, out);
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
+    const detail::ExclusiveUse use(kFunction, "workspace", ws.use);
     if (detail::goes_in_chunks<MoeLayer>(kFunction, tokens.rows(), ws))
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
                                             [&](const auto&... chunk) { forward(chunk..., ws); });
-    const detail::ExclusiveUse use(kFunction, "workspace", ws.use);
     ws.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, ws.logits);         // [T, E]
     gate_.route(ws.logits, step, ws.routing);        // experts and weights per token
@@ -123,15 +124,13 @@ class MoeLayer {
     require_shapes(kFunction, tokens, step, out);
     detail::require_apart(kFunction, "out", out, "tokens", tokens);
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
-    tape.input_dim = tape.output_dim = 0;
+    tape.input_dim = 0;
     tape.step = step;
     tape.logits.resize(tokens.rows(), num_experts());
     router_.logits(tokens, step, tape.logits, tape.router);
     gate_.route(tape.logits, step, tape.routing);
     check_routing(tokens.rows(), step, tape.routing);
     run_experts(tokens, out, tape);
-    tape.input_dim = input_dim();
-    tape.output_dim = output_dim();
   }
 
   /// The forward pass of `tape` again with its choices frozen: new logits and weights for the same experts. What
@@ -144,6 +143,7 @@ class MoeLayer {
     require_shapes(kFunction, tokens, tape.step, out);
     detail::require_apart(kFunction, "out", out, "tokens", tokens);
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    tape.input_dim = 0;
     router_.logits(tokens, tape.step, tape.logits, tape.router);
     gate_.replay(tape.logits, tape.step, tape.routing);
     run_experts(tokens, out, tape);
@@ -191,15 +191,20 @@ class MoeLayer {
   }
 
  private:
+  /// The end of a forward pass, with which its tape is whole.
   void run_experts(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     tape.plan.build(tape.routing, experts_.size());
     if (weight_on_ == WeightOn::Input) {
       const auto& rows = tape.weighted.build(tokens, tape.plan, tape.routing, tape.step);
       experts_.forward(rows.rows(), rows.plan(), rows.step(tape.step), tape.expert_out, tape.experts);
-      return kernel::combine_unweighted(tape.expert_out, tape.plan, tape.routing, out);
+      kernel::combine_unweighted(tape.expert_out, tape.plan, tape.routing, out);
+    } else {
+      experts_.forward(tokens, tape.plan, tape.step, tape.expert_out, tape.experts);
+      kernel::combine(tape.expert_out, tape.plan, tape.routing, out);
     }
-    experts_.forward(tokens, tape.plan, tape.step, tape.expert_out, tape.experts);
-    kernel::combine(tape.expert_out, tape.plan, tape.routing, out);
+    tape.input_dim = input_dim();
+    tape.output_dim = output_dim();
+    tape.weight_on = weight_on_;
   }
 
   /// The last two lines of forward for WeightOn::Input.
@@ -274,6 +279,8 @@ class MoeLayer {
     if (tape.logits.cols() != num_experts() || tape.input_dim != input_dim() || tape.output_dim != output_dim())
       fail(function, ": the tape is of a layer of ", tape.logits.cols(), " experts that maps ", tape.input_dim, " to ",
            tape.output_dim, ", expected ", num_experts(), " experts, ", input_dim(), " to ", output_dim());
+    if (tape.weight_on != weight_on_)
+      fail(function, ": the tape is of a layer with another WeightOn, expected that of this layer");
     if (num_tokens != tape.routing.num_tokens())
       fail(function, ": tokens has ", num_tokens, " rows, expected ", tape.routing.num_tokens(),
            " as in the forward pass of the tape");

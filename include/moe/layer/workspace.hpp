@@ -34,7 +34,7 @@ struct BasicWorkspace {
   RowBuffer<S> expert_out;             ///< [plan.num_rows(), at least model_dim], unweighted, in plan order
   Scratch scratch;                     ///< of the experts
   std::vector<std::int64_t> token_id;  ///< of the tokens of a chunk
-  detail::Exclusive use;               ///< by one call at a time
+  detail::Exclusive use;               ///< by one thread at a time
 };
 
 using Workspace = BasicWorkspace<float>;

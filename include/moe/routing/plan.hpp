@@ -76,6 +76,7 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
   token_of_row_.resize(static_cast<std::size_t>(num_assignments));
   assignment_of_row_.resize(static_cast<std::size_t>(num_assignments));
   row_of_assignment_.resize(static_cast<std::size_t>(num_assignments));
+  if (num_assignments == 0) return;
 
   parallel_for(blocks, [&](Index block, Index) {
     count_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);

@@ -51,6 +51,7 @@ class Routing {
   /// std::invalid_argument for a negative count.
   template <class Count>
   void resize_ragged(Index num_tokens, Count&& count) {
+    detail::checked_size("moe::Routing", "num_tokens", num_tokens);
     token_begin_.resize(static_cast<std::size_t>(num_tokens) + 1);
     token_begin_[0] = 0;
     for (Index t = 0; t < num_tokens; ++t) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <vector>
 
+#include "moe/core/overlap.hpp"
 #include "moe/numeric/top_k.hpp"
 #include "moe/routing/token_sum.hpp"
 
@@ -83,6 +84,7 @@ template <class S>
 SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const SinkhornOptions& options,
                         Matrix<S>& plan) {
   options.validate();
+  detail::require_apart("moe::sinkhorn", "plan", plan, "logits", logits);
   detail::require_sinkhorn_logits<S>(logits, step);
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   const auto num_valid = static_cast<double>(step.num_valid(num_tokens));

@@ -56,6 +56,7 @@ struct AdamW {
   /// nothing then. Allocates only names and shapes.
   template <class Layer>
   bool step(Layer& layer, const Layer& gradient, State<Layer>& state, double learning_rate) const {
+    static_assert(HasParameters<Layer>, "moe::AdamW: what is trained declares visit (see moe/core/visit.hpp)");
     validate();
     const double update = state.update + 1;
     const Rates rates{learning_rate, learning_rate / (1 - std::pow(beta1, update)),

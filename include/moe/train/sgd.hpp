@@ -72,6 +72,7 @@ struct Sgd {
   /// nothing then. Allocates only names and shapes.
   template <class Layer>
   bool step(Layer& layer, const Layer& gradient, State<Layer>& state, double learning_rate) const {
+    static_assert(HasParameters<Layer>, "moe::Sgd: what is trained declares visit (see moe/core/visit.hpp)");
     validate();
     detail::require_factor("moe::Sgd::step", "learning_rate", learning_rate);
     detail::require_same_parameters("moe::Sgd::step", "gradient", layer, gradient);
