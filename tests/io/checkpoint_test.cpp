@@ -6,6 +6,7 @@
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
 #include "moe/io/checkpoint.hpp"
+#include "moe/io/weight_source.hpp"
 
 namespace {
 
@@ -92,6 +93,17 @@ TEST_CASE("Checkpoint: an index decides, and what it leaves out is named", "[io]
   REQUIRE(Checkpoint::open(directory / "z.safetensors").ignored().empty());
 }
 
+TEST_CASE("WeightSource: a scale that the index leaves out is not lost in silence", "[io][error]") {
+  const TemporaryDirectory directory;
+  for (const char* suffix : {"_scale", "_scale_inv"}) {
+    const std::string scale = std::string("w") + suffix;
+    test::write_tensors(directory / "z.safetensors", {number("w", 1), number(scale, 2)});
+    test::write_bytes(directory / "model.safetensors.index.json", index_of(R"("w":"z.safetensors")"));
+    REQUIRE_THROWS_WITH(moe::WeightSource::find(Checkpoint::open(directory / ""), "w"),
+                        ContainsSubstring("'" + scale + "' is in 'z.safetensors', but the index does not say so"));
+  }
+}
+
 TEST_CASE("Checkpoint: one file of a directory is read, the others are named", "[io]") {
   const TemporaryDirectory directory;
   test::write_tensors(directory / "model.safetensors", {number("a", 1)});
@@ -129,7 +141,7 @@ TEST_CASE("Checkpoint: what is missing or twice there is an error that names it"
 
 TEST_CASE("parse_checkpoint_index: file names that leave the directory are refused", "[io][error]") {
   for (const char* name :
-       {"../x", "/x", "a/../../x", "a/..", "..", ".", "", "a/", "./x", "a\\\\..\\\\x", "c:x", "x\\u0000y"})
+       {"../x", "/x", "a/../../x", "a/..", "..", ".", "", "a/", "a//x", "./x", "a\\\\..\\\\x", "c:x", "x\\u0000y"})
     require_refused(index_of(std::string(R"("a":")") + name + '"'), "is no file name within the directory");
   REQUIRE(moe::parse_checkpoint_index("index", index_of(R"("a":"a..b/..c")")).weight_map.size() == 1);
 }

@@ -41,6 +41,8 @@ class AnyGate {
     model_->backward(logits, step, routing, dweight, dprobability, dlogits, *gradient.model_);
   }
   std::vector<double> parameters() const { return model_->parameters(); }
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}  // they come out by parameters()
 
  private:
   struct Base {

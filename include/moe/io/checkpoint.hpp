@@ -72,8 +72,14 @@ class Checkpoint {
   /// Of all files together; where two disagree, of the first by name.
   const Metadata& metadata() const { return contents_->metadata; }
   /// What an index leaves out of its shards (tensors that it does not name, or names in another shard), and the
-  /// safetensors files and indexes beside the one that was opened. Sorted by file. Empty for a file opened by its name.
+  /// safetensors files and indexes beside the one that was opened. Sorted by file. Empty for a safetensors file that
+  /// was opened by its name.
   const std::vector<IgnoredPart>& ignored() const { return contents_->ignored; }
+  /// The file of a tensor that the index leaves out, or nothing.
+  std::string_view left_out(std::string_view tensor) const {
+    const auto found = contents_->left_out.find(tensor);
+    return found == contents_->left_out.end() ? std::string_view() : found->second;
+  }
   /// As it was given to open().
   const std::filesystem::path& path() const { return contents_->path; }
 
@@ -86,15 +92,16 @@ class Checkpoint {
     std::map<std::string, std::size_t, std::less<>> shard_of = {};
     std::vector<std::string> names = {};
     std::vector<IgnoredPart> ignored = {};
+    std::map<std::string, std::string, std::less<>> left_out = {};  // tensors of `ignored` that have no other place
     Metadata metadata = {};
   };
 
   Checkpoint() = default;
 
   [[noreturn]] void fail_missing(std::string_view name) const {
-    std::string elsewhere;
-    for (const IgnoredPart& part : contents_->ignored)
-      if (part.tensor == name) elsewhere += " (it is in '" + part.file + "', but the index does not say so)";
+    const std::string elsewhere =
+        left_out(name).empty() ? ""
+                               : " (it is in '" + std::string(left_out(name)) + "', but the index does not say so)";
     fail_environment("moe::Checkpoint: '", contents_->path.string(), "': tensor ", detail::in_quotes(name),
                      " is missing", elsewhere);
   }
@@ -130,6 +137,7 @@ class Checkpoint {
       place = contents.shards.size();
       for (const auto& [name, info] : add_shard(file.parent_path() / shard, shard, contents).tensors()) {
         const auto entry = index.weight_map.find(name);
+        if (entry == index.weight_map.end()) contents.left_out.emplace(name, shard);
         if (entry == index.weight_map.end() || entry->second != shard) contents.ignored.push_back({shard, name});
       }
     }

@@ -30,6 +30,7 @@ namespace detail {
 inline bool stays_below(const std::string& text) {
   constexpr std::string_view kForbidden("\0\\:", 3);  // backslashes and colons are roots on other systems
   if (text.empty() || text.back() == '/' || text.find_first_of(kForbidden) != text.npos) return false;
+  if (text.find("//") != text.npos) return false;  // another spelling of a name that may be there already
   const std::filesystem::path path(text);
   if (path.has_root_path()) return false;
   for (const std::filesystem::path& part : path)

@@ -18,15 +18,19 @@ namespace moe::inline MOE_ABI {
 ///   const auto model = load_gaussian_moe("model.safetensors", TopKGate{.k = 2});
 ///   last_slope  as the model had it: it decides what is free in standard_errors() and refits, and about no prediction
 /// Throws std::runtime_error that names the tensor for a file that cannot be read, holds something else, was written
-/// with another gate, or holds numbers that no model has.
+/// with another gate, or holds numbers that no model has. Memory in proportion to the file.
 template <LikelihoodGate Gate = SoftmaxGate>
 GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gate& gate = {},
-                                    LastSlope last_slope = LastSlope::Zero) {
+                                    LastSlope last_slope = LastSlope::Zero, FileAccess access = FileAccess::Map) {
   const std::string label = "moe::load_gaussian_moe: '" + path.string() + "'";
-  const std::vector<Index> shape = SafetensorsReader(path).tensor("slope").shape;
-  if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1)
-    fail_environment(label, ": tensor 'slope' has shape [", detail::join(shape, ", "),
-                     "], expected [num_experts, input_dim], at least [1, 1]");
+  const std::vector<Index> shape = [&] {
+    const SafetensorsReader file(path, access);
+    const TensorInfo& slope = file.tensor("slope");
+    if (slope.dtype != Dtype::F64 || slope.shape.size() != 2 || slope.shape[0] < 1 || slope.shape[1] < 1)
+      fail_environment(label, ": tensor 'slope' is ", dtype_name(slope.dtype), " of shape [",
+                       detail::join(slope.shape, ", "), "], expected F64 [num_experts, input_dim], at least [1, 1]");
+    return slope.shape;
+  }();
   GaussianMoe<Gate> model;
   try {  // sizes and gate have to agree, which for a given gate is the file's fault
     model = GaussianMoe<Gate>::zero(shape[0], shape[1], gate);
@@ -35,7 +39,7 @@ GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gat
     fail_environment(label, ": holds ", shape[0], " experts, which the gate cannot have: ", error.what());
   }
   model.last_slope = last_slope;
-  load_parameters(path, model);
+  load_parameters(path, model, Narrowing::Refuse, access);
   try {
     model.validate("moe::GaussianMoe");
   } catch (const std::invalid_argument& error) {

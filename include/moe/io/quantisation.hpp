@@ -27,7 +27,7 @@ struct Quantisation {
 
   /// Whether a tensor belongs to a module that is stored plainly: the parts of a listed name, between its dots, are
   /// parts of the tensor's name, one after the other. So "gate" is "model.layers.0.mlp.gate.weight", and no
-  /// "gate_proj". O(length of the list), no allocation.
+  /// "gate_proj". O(length of the list * length of the name), no allocation.
   bool leaves_out(std::string_view tensor) const;
 
   friend bool operator==(const Quantisation&, const Quantisation&) = default;

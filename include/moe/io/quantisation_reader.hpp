@@ -38,6 +38,11 @@ inline Quantisation read_statement(const JsonFields& fields) {
     fields.refuse("quant_method", method, "'fp8' in blocks of 128 x 128, 'mxfp4', or no such field");
   for (const char* list : {"modules_to_not_convert", "ignored_layers"})
     for (std::string& module : fields.texts(list)) result.not_converted.push_back(std::move(module));
+  constexpr std::size_t kMostModules = std::size_t{1}
+                                       << 16;  // each is compared with every tensor; models have thousands
+  if (result.not_converted.size() > kMostModules)
+    fail_environment(fields.label(), ": ", result.not_converted.size(), " modules are not converted, expected at most ",
+                     kMostModules);
   return result;
 }
 

@@ -55,9 +55,10 @@ inline void require_stated(const MoeConfig& config, const BlockLocation& locatio
     const WeightSource& source = sources[t];
     const bool is_as_stated = source.has_scales() && source.is_fp8() == is_fp8;
     const bool is_plain = !source.has_scales() && !source.is_fp8();
-    const bool may_be_plain =
-        !is_quantisable(tensors[t], location.format, location.prefix) || stated.leaves_out(tensors[t].name);
-    if (!is_as_stated && !(is_plain && may_be_plain))
+    const auto may_be_plain = [&] {
+      return !is_quantisable(tensors[t], location.format, location.prefix) || stated.leaves_out(tensors[t].name);
+    };
+    if (!is_as_stated && !(is_plain && may_be_plain()))
       fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is stored as ", source.format(),
                        ", but the configuration says ", is_fp8 ? "fp8 in blocks with scales" : "mxfp4",
                        is_plain ? " and does not list it as not converted" : "");

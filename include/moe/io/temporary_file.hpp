@@ -54,8 +54,11 @@ class TemporaryFile {
   TemporaryFile(const std::string& label, const std::filesystem::path& target) : target_(target) {
     remove_stale();
     replaces_ = stat(target_.c_str(), &replaced_) == 0;  // of what a link points to: what readers of the name could see
+    int attempts = 100;  // another save can take a file away before it is locked; not that often
     do {
+      if (descriptor_ >= 0) (void)unlink(path_.c_str());
       release();
+      if (attempts-- == 0) fail_environment(label, ": cannot lock a temporary file beside it");
       path_ = temporary_name(target_);
       descriptor_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, replaces_ ? 0600 : 0666);
       if (descriptor_ < 0 && errno != EEXIST) fail_environment(label, ": cannot open: ", system_reason());
@@ -79,8 +82,9 @@ class TemporaryFile {
   /// False where another save took the file for a stale one before it was locked, and has removed it.
   bool lock() const {
     if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
-    struct stat status;
-    return fstat(descriptor_, &status) == 0 && status.st_nlink > 0;
+    struct stat ours, named;
+    return fstat(descriptor_, &ours) == 0 && stat(path_.c_str(), &named) == 0 && ours.st_dev == named.st_dev &&
+           ours.st_ino == named.st_ino;
   }
 
   void release() {
@@ -108,7 +112,9 @@ class TemporaryFile {
   }
 
   static void remove_if_stale(const std::filesystem::path& path) {
-    const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    constexpr int kFlags = O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK;
+    int descriptor = open(path.c_str(), O_RDWR | kFlags);  // network file systems lock only what can be written
+    if (descriptor < 0) descriptor = open(path.c_str(), O_RDONLY | kFlags);
     if (descriptor < 0) return;
     struct stat status;
     if (fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && flock(descriptor, LOCK_EX | LOCK_NB) == 0)

@@ -119,6 +119,11 @@ class WeightSource {
     require(codes, codes.shape, is_floating(codes.dtype), "a floating-point type");
     State state{.name = name, .checkpoint = checkpoint, .codes = codes, .shape = codes.shape, .size = codes.size()};
     const std::string scale = name + "_scale";
+    for (const std::string& lost : {scale, scale + "_inv"})
+      if (!checkpoint.left_out(lost).empty())
+        fail_environment(codes.label, ": ", detail::in_quotes(lost), " is in '", checkpoint.left_out(lost),
+                         "', but the index does not say so, without which ", detail::in_quotes(name),
+                         " would be wrong by its scale");
     if (checkpoint.contains(scale))
       fail_environment(codes.label, ": ", detail::in_quotes(scale), " is a scale of a format that is not supported");
     if (!checkpoint.contains(scale + "_inv")) return WeightSource(std::move(state));
