@@ -92,8 +92,8 @@ class WithBranches {
                   "moe::WithBranches: training needs a layer with visit (see moe/core/visit.hpp)");
     require_branches("moe::WithBranches::forward");
     const detail::ExclusiveUse use("moe::WithBranches::forward", "tape", tape.use);
-    tape.is_whole = false;
     layer_.forward(tokens, step, out, tape.layer);
+    tape.is_whole = false;
     tape.step = step;
     run_branches(without_padding(tokens, step, tape.tokens), out, tape);
   }
@@ -103,8 +103,8 @@ class WithBranches {
     require_branches("moe::WithBranches::replay");
     require_whole("moe::WithBranches::replay", tape);
     const detail::ExclusiveUse use("moe::WithBranches::replay", "tape", tape.use);
-    tape.is_whole = false;
     layer_.replay(tokens, out, tape.layer);
+    tape.is_whole = false;
     run_branches(without_padding(tokens, tape.step, tape.tokens), out, tape);
   }
 
