@@ -39,8 +39,8 @@ void check_parameters(const std::string& label, const SafetensorsReader& file, c
 /// Whatever is no parameter (k, a temperature that is fixed) is not in the file: the program that loads it says it
 /// again. An object has to say what its parameters are: one without visit() does not compile. One whose visit() names
 /// nothing, such as a gate without biases, has said that there is nothing to lose, and is saved as a file without
-/// tensors. Throws std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a
-/// name.
+/// tensors. (A part of a layer that cannot be trained need not say it, and is then not in the file.) Throws
+/// std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a name.
 template <class T>
 void save_parameters(const std::filesystem::path& path, const T& layer, const Metadata& metadata = {}) {
   static_assert(HasParameters<T>,
