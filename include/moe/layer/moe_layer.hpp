@@ -11,6 +11,7 @@
 #include "moe/routing/gradient.hpp"
 #include "moe/routing/padding.hpp"
 
+// A few lines above 300: the checks of tapes, parts and overlaps stand beside the calls that they guard.
 namespace moe::inline MOE_ABI {
 
 /// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]), or of
