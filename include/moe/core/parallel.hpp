@@ -169,8 +169,8 @@ inline Index num_workers() {
 /// Throws std::runtime_error if an executor has left tasks undone; see Executor.
 template <class Body>
 void parallel_for(Index num_tasks, Body&& body) {
-  const Index workers = num_workers();
-  if (workers <= 1 || num_tasks <= 1) {
+  const Index workers = num_tasks <= 1 ? 1 : num_workers();
+  if (workers <= 1) {
     for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
     return;
   }

@@ -88,7 +88,8 @@ template <class S, class Weight, class Finish>
 void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, const Weight& weight,
                             GradientScratch<S>& scratch, const Finish& finish) {
   Index width = 0;
-  for (Index g = 0; g < groups.count; ++g) width = std::max(width, weight(g).width());
+  for (Index g = 0; g < groups.count; ++g)
+    if (!groups.is_empty(g)) width = std::max(width, weight(g).width());
   scratch.reserve(detail::TransposedPanel<S>::size(width));
   scratch.tasks.run(
       groups, [&](Index g) { return panels_of<S>(weight(g).inputs()); },

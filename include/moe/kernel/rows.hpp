@@ -36,6 +36,8 @@ struct RowGroups {
   Index begin(Index g) const { return std::clamp(offset[g], first_row, last_row); }
   Index end(Index g) const { return begin(g + 1); }
   Index size(Index g) const { return end(g) - begin(g); }
+  /// Whether no row is of group g, inside [first_row, last_row) or not: one comparison, for loops over many groups.
+  bool is_empty(Index g) const { return offset[g + 1] == offset[g]; }
   Index num_rows() const { return end(count - 1) - begin(0); }
 };
 

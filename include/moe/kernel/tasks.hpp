@@ -9,13 +9,14 @@
 namespace moe::inline MOE_ABI::kernel {
 
 /// The shares of one grouped product: each is some consecutive panels of one group, with all rows of the group, so that
-/// every panel is read by one thread only and all groups together have one barrier. A share costs a fixed part of what is
-/// left to do, so an expert with half of the tokens is spread over all threads, the first shares are large and the last
-/// ones, for which somebody may have to wait, small. Reused call after call it allocates only for more groups or workers.
+/// every panel is read by one thread only and all groups together have one barrier. A share costs a fixed part of what
+/// is left to do, so an expert with half of the tokens is spread over all threads, the first shares are large and the
+/// last ones, for which somebody may have to wait, small. Reused call after call it allocates only for more groups or
+/// workers.
 class TaskList {
  public:
-  /// Calls body(group, first, last, worker) in parallel, covering [0, panels(g)) of every non-empty group g. `depth(g)` is the
-  /// number of steps of a product of group g.
+  /// Calls body(group, first, last, worker) in parallel, covering [0, panels(g)) of every non-empty group g. `depth(g)`
+  /// is the number of steps of a product of group g.
   template <class Panels, class Depth, class Body>
   void run(const RowGroups& groups, const Panels& panels, const Depth& depth, const Body& body) {
     split(groups, panels, depth);
@@ -33,8 +34,8 @@ class TaskList {
   /// Reading a panel costs as much time as multiplying it with about this many rows: 132 GFLOP/s over 40 GB/s are 13
   /// operations per 4 bytes, two for each row (AVX2, Zen 5, one core).
   static constexpr Index kRowsOfReading = 8;
-  /// A share is the part 1 / (4 workers) of what is left: a thread that others slow down is waited for only little. Equal
-  /// shares, 32 per worker, lost 5% of two threads' time at 128 rows per expert.
+  /// A share is the part 1 / (4 workers) of what is left: a thread that others slow down is waited for only little.
+  /// Equal shares, 32 per worker, lost 5% of two threads' time at 128 rows per expert.
   static constexpr Index kParts = 4;
   /// Smallest share, in steps times rows: 128 KiB of AVX2 panels, some microseconds.
   static constexpr Index kLeastCost = 2048 * kRowsOfReading;
@@ -42,16 +43,18 @@ class TaskList {
   template <class Panels, class Depth>
   void split(const RowGroups& groups, const Panels& panels, const Depth& depth) {
     tasks_.clear();
-    // A share that does not end its group takes more than half of a part, so there are at most 8 ln(2^63 / kLeastCost) of
-    // them per worker: memory does not depend on how rows fall on groups.
-    tasks_.reserve(static_cast<std::size_t>(groups.count + 300 * num_workers()));
-    const auto cost_of_panel = [&](Index g) { return (groups.size(g) + kRowsOfReading) * std::max<Index>(1, depth(g)); };
+    // A share that does not end its group takes more than half of a part, so there are at most 8 ln(2^63 / kLeastCost)
+    // of them per worker: memory does not depend on how rows fall on groups.
     const Index workers = num_workers();
+    tasks_.reserve(static_cast<std::size_t>(groups.count + 300 * workers));
+    const auto cost_of_panel = [&](Index g) {
+      return (groups.size(g) + kRowsOfReading) * std::max<Index>(1, depth(g));
+    };
     Index left = 0;
     for (Index g = 0; g < groups.count; ++g)
-      if (groups.size(g) > 0) left += panels(g) * cost_of_panel(g);
+      if (!groups.is_empty(g) && groups.size(g) > 0) left += panels(g) * cost_of_panel(g);
     for (Index g = 0; g < groups.count; ++g) {
-      if (groups.size(g) == 0) continue;
+      if (groups.is_empty(g) || groups.size(g) == 0) continue;
       for (Index p = 0; p < panels(g); p = tasks_.back().last) {
         const Index share = workers == 1 ? left : std::max(kLeastCost, left / (workers * kParts));
         const Index count = std::clamp<Index>(share / cost_of_panel(g), 1, panels(g) - p);
