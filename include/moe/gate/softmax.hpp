@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <atomic>
 #include <limits>
 #include <numeric>
 #include <span>
@@ -33,6 +34,28 @@ struct SoftmaxRows {
     softmax_backward(scratch, d, num_experts, d);
   }
 };
+
+/// Routes every token to every expert, where none is masked and no token is padding: what a softmax gate does nearly
+/// always, with one look at each logit. Returns whether that was so; the routing means nothing if not.
+template <class S>
+bool route_to_all(const ConstMatrixRef<S>& logits, const Step& step, Routing<S>& routing) {
+  if (!step.valid.empty()) return false;
+  const Index num_tokens = logits.rows(), num_experts = logits.cols();
+  routing.resize(num_tokens, num_experts);
+  std::atomic<bool> all_finite{true};
+  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
+    for (Index t = begin; t < end; ++t) {
+      const S* row = logits.data() + t * logits.outerStride();
+      if (count_finite(row, num_experts) < num_experts) {
+        all_finite.store(false, std::memory_order_relaxed);
+        return;
+      }
+      std::iota(routing.experts(t).begin(), routing.experts(t).end(), Index{0});
+      softmax(row, num_experts, routing.weights(t).data());
+    }
+  });
+  return all_finite;
+}
 
 /// Gives every valid token as many choices as it has finite logits. The counts lie in the routing itself until then.
 template <class S>
@@ -72,15 +95,11 @@ struct SoftmaxGate {
     const Index num_experts = logits.cols();
     validate(num_experts);
     step.validate(kName, logits.rows());
+    if (detail::route_to_all<S>(logits, step, routing)) return;
     detail::resize_to_finite<S>(logits, step, routing);
     detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* row, S* p) {
       const std::span<Index> experts = routing.experts(t);
       const std::span<S> weights = routing.weights(t);
-      if (std::ssize(experts) == num_experts) {  // nearly always
-        std::iota(experts.begin(), experts.end(), Index{0});
-        softmax(row, num_experts, weights.data());
-        return true;
-      }
       softmax(row, num_experts, p);
       std::size_t filled = 0;
       for (Index e = 0; e < num_experts; ++e) {
