@@ -34,7 +34,8 @@ Index wave_rows(const ExpertPool<E>& pool, Index workers) {
   test::ThreadExecutor executor(workers);
   const moe::UseExecutor use(executor);
   const Index offset[] = {0, 1};
-  return moe::detail::wave_rows<E>({offset, 1}, [&](Index) -> const E& { return pool[0]; });
+  return moe::detail::wave_rows(moe::detail::require_stages<E>({offset, 1}, pool.input_dim(), pool.output_dim(),
+                                                               [&](Index) -> const E& { return pool[0]; }));
 }
 
 template <class E>
@@ -42,8 +43,10 @@ void check_waves(Index workers) {
   const auto pool = ExpertPool<E>({test::random_expert<E>(kDim, kHidden, 1), test::random_expert<E>(kDim, kHidden, 2),
                                    test::random_expert<E>(kDim, kHidden / 2, 3), test::random_expert<E>(kDim, 7, 4)});
   const Index most = wave_rows(pool, workers);
-  for (const auto& rows : {std::vector<Index>{0, 2 * most + 5, 0, 3}, {most / 2, most / 2, most / 2, most / 2},
-                           {most - 1, 2, most, most + 1}, {most, 0, 0, 0}}) {
+  for (const auto& rows : {std::vector<Index>{0, 2 * most + 5, 0, 3},
+                           {most / 2, most / 2, most / 2, most / 2},
+                           {most - 1, 2, most, most + 1},
+                           {most, 0, 0, 0}}) {
     moe::DispatchPlan plan;
     plan.build(routing_of(rows), 4);
     const auto tokens = test::random_matrix<float>(plan.num_rows(), kDim);
@@ -62,7 +65,8 @@ void check_waves(Index workers) {
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("ExpertPool: waves of inference give the bits of one pass", "[expert][property]", moe::Glu, moe::Mlp) {
+TEMPLATE_TEST_CASE("ExpertPool: waves of inference give the bits of one pass", "[expert][property]", moe::Glu,
+                   moe::Mlp) {
   check_waves<TestType>(1);
   check_waves<TestType>(3);
 }

@@ -233,6 +233,33 @@ TEST_CASE("MoeLayer: parts that have been replaced by others of another size are
   CHECK(test::largest(test::forward(narrower, tokens)) < INFINITY);
 }
 
+TEST_CASE("ExpertPool: an expert without rows is not looked at until it has some", "[expert][error]") {
+  auto pool = ExpertPool<Glu>::random(4, 11, 9, 1), gradient = moe::zeros_like(pool);
+  const auto tokens = test::random_matrix<double>(kTokens, 11);
+  const auto run = [&](Index expert, moe::RowBuffer<double>& rows) {
+    moe::Routing<double> routing;
+    routing.resize(kTokens, 1);
+    std::ranges::fill(routing.experts(), expert);
+    moe::DispatchPlan plan;
+    plan.build(routing, 4);
+    ExpertPool<Glu>::Tape tape;
+    moe::Scratch scratch;
+    moe::RowBuffer<double> kept, din;
+    pool.forward(tokens, plan, Step{}, rows, scratch);
+    pool.forward(tokens, plan, Step{}, kept, tape);
+    pool.backward(tokens, plan, Step{}, tape, rows, gradient, din);
+    return test::same_bits(rows.matrix(), kept.matrix());
+  };
+  moe::RowBuffer<double> before, after;
+  CHECK(run(1, before));
+  pool[3] = Glu::random(40, 90, 1);
+  CHECK(run(1, after));
+  CHECK(test::same_bits(before.matrix(), after.matrix()));
+  CHECK_THROWS_WITH(run(3, after), ContainsSubstring("stage 0 of expert 3 is [180, 40]"));
+  pool[3] = Glu::random(11, 90, 1);
+  CHECK_THROWS_WITH(run(3, after), ContainsSubstring("gradient of expert 3, stage 0 is [18, 11]"));
+}
+
 TEST_CASE("ExpertPool: plans and tokens of other sizes are named", "[expert][error]") {
   const auto pool = ExpertPool<Glu>::random(3, 11, 9, 1);
   moe::Routing<double> routing;

@@ -27,13 +27,13 @@ void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, RowBuf
 /// I's epilogue while it is in registers.
 template <class E, int I, class ExpertOf>
 void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& dpre_above,
-                   const ExpertOf& expert_of, StageTapeOf<E>& tape) {
+                   const ExpertOf& expert_of, const StageWidths<E>& widths, StageTapeOf<E>& tape) {
   using S = typename E::Scalar;
   using Epilogue = EpilogueOf<E, I>;
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   const RowBuffer<S>& pre = tape.pre[I];
   RowBuffer<S>& dpre = tape.dpre[I];
-  dpre.resize(groups.num_rows(), pre_width<E, I>(groups, expert_of));
+  dpre.resize(groups.num_rows(), widths.template pre<I>());
   kernel::grouped_input_gradient<S>(
       groups, dpre_above, [&](Index g) -> const auto& { return stage_weight<I + 1>(expert_of(g)); }, tape.gradient,
       [&](Index g, Index row, int count, Index panel, const S* dhidden) {
@@ -68,10 +68,13 @@ void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSour
       });
 }
 
-/// Throws std::invalid_argument unless stage I of every gradient is shaped as that of its expert: the kernels trust it.
+/// Throws std::invalid_argument unless stage I of every gradient that gets rows is shaped as that of its expert: the
+/// kernels trust it.
 template <class E, int I, class ExpertOf, class GradientOf>
-void require_gradient_shapes(Index num_groups, const ExpertOf& expert_of, const GradientOf& gradient_of) {
-  for (Index g = 0; g < num_groups; ++g) {
+void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& expert_of,
+                             const GradientOf& gradient_of) {
+  for (Index g = 0; g < groups.count; ++g) {
+    if (groups.is_empty(g)) continue;
     const auto &weight = stage_weight<I>(expert_of(g)), &dweight = stage_weight<I>(gradient_of(g));
     const auto &bias = stage_bias<I>(expert_of(g)), &dbias = stage_bias<I>(gradient_of(g));
     if (!dweight.is_shaped_as(weight) || !dbias.is_shaped_as(bias))
@@ -81,34 +84,39 @@ void require_gradient_shapes(Index num_groups, const ExpertOf& expert_of, const 
   }
 }
 
-/// Throws std::invalid_argument unless the tape holds a forward pass of these groups through experts of these sizes.
-template <class E, int I, class ExpertOf>
-void require_tape(const kernel::RowGroups& groups, const ExpertOf& expert_of, const StageTapeOf<E>& tape) {
+/// Throws std::invalid_argument unless the tape holds a forward pass of so many rows through experts of these widths.
+template <class E, int I>
+void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeOf<E>& tape) {
   const auto require = [&](const char* name, const auto& rows, Index width) {
-    if (rows.rows() != groups.num_rows() || rows.cols() != width)
+    if (rows.rows() != num_rows || rows.cols() != width)
       fail("moe::Expert::backward: ", name, " of stage ", I, " in the tape is [", rows.rows(), ", ", rows.cols(),
-           "], expected [", groups.num_rows(), ", ", width, "] as in the forward pass of these experts");
+           "], expected [", num_rows, ", ", width, "] as in the forward pass of these experts");
   };
-  if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], stage_width<E, I>(groups, expert_of));
-  if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], pre_width<E, I>(groups, expert_of));
+  if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], widths.template out<I>());
+  if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], widths.template pre<I>());
 }
 
 }  // namespace detail
 
-/// Columns that `dout` of backward_stages must have: what the epilogue of the last stage writes.
-template <PanelExpert E, class ExpertOf>
-Index backward_width(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
-  return detail::stage_width<E, kNumStages<E> - 1>(groups, expert_of);
+/// Columns that `dout` of backward_stages must have: what the epilogue of the last stage writes, the same for all
+/// experts of equal output_dim.
+template <PanelExpert E>
+Index backward_width(const E& expert) {
+  constexpr int kLast = kNumStages<E> - 1;
+  detail::StageWidths<E> widths;
+  widths.panels[kLast] = detail::stage_weight<kLast>(expert).panels();
+  return widths.template out<kLast>();
 }
 
 /// What backward_stages() asks of its arguments, to be called before it. Throws std::invalid_argument if a gradient or
-/// the tape has other shapes than the experts.
+/// the tape has other shapes than the experts, whose `widths` require_stages() has found.
 template <PanelExpert E, class ExpertOf, class GradientOf>
-void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& expert_of, const StageTapeOf<E>& tape,
+void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& expert_of,
+                             const detail::StageWidths<E>& widths, const StageTapeOf<E>& tape,
                              const GradientOf& gradient_of) {
   simd::unroll<kNumStages<E>>([&](auto i) {
-    detail::require_tape<E, i>(groups, expert_of, tape);
-    detail::require_gradient_shapes<E, i>(groups.count, expert_of, gradient_of);
+    detail::require_tape<E, i>(groups.num_rows(), widths, tape);
+    detail::require_gradient_shapes<E, i>(groups, expert_of, gradient_of);
   });
 }
 
@@ -119,8 +127,9 @@ void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& ex
 /// warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>
 void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
-                     const ExpertOf& expert_of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,
-                     const GradientOf& gradient_of, RowBuffer<typename E::Scalar>& din) {
+                     const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
+                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
+                     RowBuffer<typename E::Scalar>& din) {
   using S = typename E::Scalar;
   using Source = kernel::RowSource<S>;
   constexpr int kLast = kNumStages<E> - 1;
@@ -138,7 +147,7 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
     if constexpr (I == 0)
       detail::store_input_gradient<E>(groups, dpre, expert_of, tape, din);
     else
-      detail::backward_into<E, kBefore>(groups, dpre, expert_of, tape);
+      detail::backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
   });
 }
 

@@ -34,13 +34,13 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
 }
 
 /// Makes room in the tape for the hidden rows, and the pre-activations, of `rows` rows.
-template <Keep keep, class E, class ExpertOf>
-void resize_tape(const kernel::RowGroups& groups, Index rows, const ExpertOf& expert_of, StageTapeOf<E>& tape) {
+template <Keep keep, class E>
+void resize_tape(Index rows, const StageWidths<E>& widths, StageTapeOf<E>& tape) {
   constexpr int kLast = kNumStages<E> - 1;
   simd::unroll<kLast + 1>([&](auto i) {
-    if constexpr (i < kLast) tape.hidden[i].resize(rows, stage_width<E, i>(groups, expert_of));
+    if constexpr (i < kLast) tape.hidden[i].resize(rows, widths.template out<i>());
     if constexpr (keep == Keep::PreActivations && !EpilogueOf<E, i>::kIdentity)
-      tape.pre[i].resize(rows, pre_width<E, i>(groups, expert_of));
+      tape.pre[i].resize(rows, widths.template pre<i>());
   });
 }
 
@@ -60,12 +60,12 @@ void forward_wave(const kernel::RowGroups& groups, kernel::RowSource<typename E:
 inline constexpr Index kHiddenBytes = Index{2} << 20;
 
 /// Most rows of a wave of inference.
-template <class E, class ExpertOf>
-Index wave_rows(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
+template <class E>
+Index wave_rows(const StageWidths<E>& widths) {
   using S = typename E::Scalar;
   Index stride = 1;
   simd::unroll<kNumStages<E> - 1>(
-      [&](auto i) { stride = std::max(stride, RowBuffer<S>::stride_of(stage_width<E, i>(groups, expert_of))); });
+      [&](auto i) { stride = std::max(stride, RowBuffer<S>::stride_of(widths.template out<i>())); });
   const Index rows = kHiddenBytes / (stride * static_cast<Index>(sizeof(S)));
   return num_workers() * std::max(kernel::kLeastRows, rows);
 }
@@ -74,21 +74,24 @@ Index wave_rows(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
 
 /// Runs all stages over groups of rows, group g through expert_of(g).
 ///   in   rows of input_dim scalars      out  resized to [num_rows, at least output_dim], in group order
+///   widths  of these experts, as require_stages() has found them
 /// Keep::PreActivations fills `tape` for backward_stages. Keep::Nothing goes over the rows in waves, so that the hidden
 /// activations of a stage take at most max(2 MiB, 16 tiles of rows) per worker, whatever the number of rows and however
 /// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm.
 template <Keep keep, PanelExpert E, class ExpertOf>
 void forward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
-                    const ExpertOf& expert_of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
+                    const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
+                    RowBuffer<typename E::Scalar>& out) {
   constexpr int kLast = kNumStages<E> - 1;
   const Index rows = groups.num_rows();
-  out.resize(rows, detail::stage_width<E, kLast>(groups, expert_of));
+  out.resize(rows, widths.template out<kLast>());
   if constexpr (keep == Keep::PreActivations || kLast == 0) {
-    detail::resize_tape<keep, E>(groups, rows, expert_of, tape);
+    detail::resize_tape<keep>(rows, widths, tape);
     detail::forward_wave<keep, E>(groups, in, expert_of, tape, out);
   } else {
-    const Index most = detail::wave_rows<E>(groups, expert_of);
-    detail::resize_tape<keep, E>(groups, std::min(rows, most), expert_of, tape);
+    const Index most = detail::wave_rows(widths);
+    detail::resize_tape<keep>(std::min(rows, most), widths, tape);
+    if (rows <= most) return detail::forward_wave<keep, E>(groups, in, expert_of, tape, out);
     for (Index row = 0; row < rows;) {
       const kernel::RowGroups wave = kernel::wave_from(groups, row, most);
       detail::forward_wave<keep, E>(wave, in, expert_of, tape, out);

@@ -61,11 +61,13 @@ struct GatheredRunner {
     return rows.matrix().block(plan.offset(e), 0, plan.rows_of(e), cols);
   }
 
-  /// Throws std::invalid_argument unless all experts are of the pool's dimensions.
+  /// Throws std::invalid_argument unless the experts that have rows are of the pool's dimensions.
   template <class Pool>
-  static void require_experts(const Pool& pool) {
+  static void require_experts(const Pool& pool, const DispatchPlan& plan) {
     for (Index e = 0; e < pool.size(); ++e)
-      if (pool[e].input_dim() != pool.input_dim() || pool[e].output_dim() != pool.output_dim())
+      if (plan.rows_of(e) == 0)
+        continue;
+      else if (pool[e].input_dim() != pool.input_dim() || pool[e].output_dim() != pool.output_dim())
         fail("moe::ExpertPool: expert ", e, " maps ", pool[e].input_dim(), " to ", pool[e].output_dim(), ", expected ",
              pool.input_dim(), " to ", pool.output_dim(), " as expert 0");
   }
@@ -73,6 +75,7 @@ struct GatheredRunner {
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step& step,
                       RowBuffer<S>& expert_out, Scratch& scratch) {
+    require_experts(pool, plan);
     Inputs& inputs = scratch.get<Inputs>();
     inputs.gather(tokens, plan, step);
     expert_out.resize(plan.num_rows(), pool.output_dim());
@@ -86,6 +89,7 @@ struct GatheredRunner {
                       RowBuffer<S>& expert_out, Tape& tape)
     requires DifferentiableExpert<E>
   {
+    require_experts(pool, plan);
     tape.inputs.gather(tokens, plan, step);
     tape.experts.resize(static_cast<std::size_t>(pool.size()));
     expert_out.resize(plan.num_rows(), pool.output_dim());
@@ -95,14 +99,16 @@ struct GatheredRunner {
     });
   }
   template <class Pool>
-  static Index backward_width(const Pool& pool, const DispatchPlan&) {
+  static Index backward_width(const Pool& pool) {
     return pool.output_dim();
   }
+  /// Returns backward_width().
   template <class Pool>
-  static void require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient)
+  static Index require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient)
     requires DifferentiableExpert<E>
   {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
+    require_experts(pool, plan);
     if (static_cast<Index>(tape.experts.size()) != pool.size())
       fail(kFunction, ": the tape is of ", tape.experts.size(), " experts, expected ", pool.size());
     if (tape.inputs.rows.rows() != plan.num_rows() || tape.inputs.rows.cols() != pool.input_dim())
@@ -114,6 +120,7 @@ struct GatheredRunner {
                             tape.experts[static_cast<std::size_t>(e)].tape, gradient[e]);
       else
         require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
+    return pool.output_dim();
   }
   template <class Pool>
   static void backward(const Pool& pool, const ConstMatrixRef<S>&, const DispatchPlan& plan, const Step& step,

@@ -22,35 +22,43 @@ struct PanelRunner {
     return [&pool](Index e) -> auto& { return pool[e]; };
   }
 
-  /// Throws std::invalid_argument unless all experts are of the pool's dimensions, and their stages fit together.
+  /// Throws std::invalid_argument unless the experts that have rows are of the pool's dimensions, and their stages fit
+  /// together.
   template <class Pool>
-  static void require_experts(const Pool& pool) {
-    require_stages<E>(pool.size(), pool.input_dim(), pool.output_dim(), expert_of(pool));
+  static StageWidths<E> require_experts(const Pool& pool, const DispatchPlan& plan) {
+    return require_stages<E>(groups(plan), pool.input_dim(), pool.output_dim(), expert_of(pool));
   }
 
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
                       RowBuffer<S>& expert_out, Scratch& scratch) {
-    forward_stages<Keep::Nothing, E>(groups(plan), rows(tokens, plan), expert_of(pool), scratch.get<Tape>(),
+    const StageWidths<E> widths = require_experts(pool, plan);
+    forward_stages<Keep::Nothing, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, scratch.get<Tape>(),
                                      expert_out);
   }
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
                       RowBuffer<S>& expert_out, Tape& tape) {
-    forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, expert_out);
+    const StageWidths<E> widths = require_experts(pool, plan);
+    forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, tape,
+                                            expert_out);
   }
   template <class Pool>
-  static Index backward_width(const Pool& pool, const DispatchPlan& plan) {
-    return moe::backward_width<E>(groups(plan), expert_of(pool));
+  static Index backward_width(const Pool& pool) {
+    return moe::backward_width(pool[0]);
   }
+  /// Returns backward_width(), which it has found on the way.
   template <class Pool>
-  static void require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient) {
-    require_backward_stages<E>(groups(plan), expert_of(pool), tape, expert_of(gradient));
+  static Index require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient) {
+    const StageWidths<E> widths = require_experts(pool, plan);
+    require_backward_stages<E>(groups(plan), expert_of(pool), widths, tape, expert_of(gradient));
+    return widths.template out<kNumStages<E> - 1>();
   }
   template <class Pool>
   static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
                        Tape& tape, const RowBuffer<S>& dout, Pool& gradient, RowBuffer<S>& dtoken_rows) {
-    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, dout, expert_of(gradient), dtoken_rows);
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape, dout,
+                       expert_of(gradient), dtoken_rows);
   }
 };
 

@@ -94,7 +94,7 @@ class ExpertPool {
 
   /// expert_out[r] = expert(tokens[plan.token_of_row()[r]]); resized to [plan.num_rows(), at least output_dim].
   /// Throws std::invalid_argument if tokens, plan and experts disagree on sizes: experts may be replaced by others of
-  /// the same dimensions only.
+  /// the same dimensions only. Experts without rows are not looked at.
   void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
                RowBuffer<Scalar>& expert_out, Scratch& scratch) const {
     require_forward(tokens, plan, expert_out);
@@ -108,19 +108,17 @@ class ExpertPool {
     Runner::forward(*this, tokens, plan, step, expert_out, tape);
   }
   /// Columns that `dout` of backward must have, zero from output_dim on.
-  Index backward_width(const DispatchPlan& plan) const
+  Index backward_width(const DispatchPlan&) const
     requires DifferentiableExpert<E>
   {
-    return Runner::backward_width(*this, plan);
+    return Runner::backward_width(*this);
   }
   /// Throws std::invalid_argument unless the tape is that of a forward pass over `plan` through experts of these sizes,
   /// and the gradient another pool of them.
   void require_backward(const DispatchPlan& plan, const Tape& tape, const ExpertPool& gradient) const
     requires DifferentiableExpert<E>
   {
-    if (gradient.size() != size())
-      fail("moe::ExpertPool::backward: gradient has ", gradient.size(), " experts, expected ", size());
-    Runner::require_backward(*this, plan, tape, gradient);
+    checked_backward_width(plan, tape, gradient);
   }
   /// dtoken_rows[r] = dL/d(row r), [plan.num_rows(), at least input_dim], overwritten; accumulates into `gradient`.
   ///   dout  [plan.num_rows(), at least backward_width()]
@@ -131,10 +129,10 @@ class ExpertPool {
   {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
     require_sizes(kFunction, tokens, plan);
-    require_backward(plan, tape, gradient);
-    if (dout.rows() != plan.num_rows() || dout.cols() < backward_width(plan))
+    const Index width = checked_backward_width(plan, tape, gradient);
+    if (dout.rows() != plan.num_rows() || dout.cols() < width)
       fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected [", plan.num_rows(), ", at least ",
-           backward_width(plan), "]");
+           width, "]");
     if (&dout == &dtoken_rows) fail(kFunction, ": dtoken_rows is dout, expected memory of its own");
     detail::require_apart(kFunction, "dtoken_rows", dtoken_rows.matrix(), "tokens", tokens);
     if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
@@ -153,7 +151,13 @@ class ExpertPool {
     if (plan.num_experts() != size())
       fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
     detail::require_shape(function, "tokens", tokens, plan.num_tokens(), input_dim());
-    Runner::require_experts(*this);
+  }
+
+  /// backward_width(), after the checks of require_backward().
+  Index checked_backward_width(const DispatchPlan& plan, const Tape& tape, const ExpertPool& gradient) const {
+    if (gradient.size() != size())
+      fail("moe::ExpertPool::backward: gradient has ", gradient.size(), " experts, expected ", size());
+    return Runner::require_backward(*this, plan, tape, gradient);
   }
 
   void require_forward(const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan,

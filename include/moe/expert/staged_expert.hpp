@@ -41,10 +41,7 @@ class StagedExpert {
   }
 
   /// Throws std::invalid_argument if the stages do not fit together: weights may be replaced through references.
-  void require_parts() const {
-    moe::detail::require_stages<Derived>(1, derived().input_dim(), derived().output_dim(),
-                                         [&](Index) -> const Derived& { return derived(); });
-  }
+  void require_parts() const { widths<Derived>(); }
 
   /// Shared by forward and backward of one call.
   template <class D>
@@ -70,7 +67,7 @@ class StagedExpert {
            num_rows, ", ", derived().input_dim(), "]");
     const Index offset[] = {0, num_rows};
     require_backward_stages<D>(
-        {offset, 1}, [&](Index) -> const D& { return derived(); }, tape.stages,
+        {offset, 1}, [&](Index) -> const D& { return derived(); }, widths<D>(), tape.stages,
         [&](Index) -> const D& { return gradient; });
   }
 
@@ -89,9 +86,9 @@ class StagedExpert {
     const Index offset[] = {0, rows.rows()};
     const kernel::RowGroups groups{offset, 1};
     const auto self = [&](Index) -> const D& { return derived(); };
-    detail::copy_padded<Scalar>(dout, backward_width<D>(groups, self), tape.out);
+    detail::copy_padded<Scalar>(dout, backward_width<D>(derived()), tape.out);
     backward_stages<D>(
-        groups, kernel::RowSource<Scalar>::from(rows), self, tape.stages, tape.out,
+        groups, kernel::RowSource<Scalar>::from(rows), self, widths<D>(), tape.stages, tape.out,
         [&](Index) -> D& { return gradient; }, tape.din);
     detail::copy_rows<Scalar>(tape.din, drows);
   }
@@ -99,16 +96,24 @@ class StagedExpert {
  private:
   const Derived& derived() const { return static_cast<const Derived&>(*this); }
 
+  template <class D>
+  moe::detail::StageWidths<D> widths() const {
+    const Index any_row[] = {0, 1};
+    return moe::detail::require_stages<D>({any_row, 1}, derived().input_dim(), derived().output_dim(),
+                                          [&](Index) -> const D& { return derived(); });
+  }
+
   template <Keep keep, class D>
   void run(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Buffers<D>& buffers) const {
     moe::detail::require_shape("moe::Expert::forward", "rows", rows, rows.rows(), derived().input_dim());
     moe::detail::require_shape("moe::Expert::forward", "out", out, rows.rows(), derived().output_dim());
     const Index offset[] = {0, rows.rows()};
     const auto self = [&](Index) -> const D& { return derived(); };
-    require_parts();
+    const moe::detail::StageWidths<D> checked = widths<D>();
     buffers.num_rows = rows.rows();
     buffers.input_dim = rows.cols();
-    forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, buffers.stages, buffers.out);
+    forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, checked, buffers.stages,
+                            buffers.out);
     detail::copy_rows<Scalar>(buffers.out, out);
   }
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 
@@ -65,26 +66,32 @@ auto stage_epilogue(E& expert) {
   return std::get<I>(std::remove_const_t<E>::stages(expert)).epilogue;
 }
 
-/// Columns that stage I of any group writes: panels x registers of its epilogue.
-template <class E, int I, class ExpertOf>
-Index stage_width(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
-  Index panels = 0;
-  for (Index g = 0; g < groups.count; ++g) panels = std::max(panels, stage_weight<I>(expert_of(g)).panels());
-  return panels * EpilogueOf<E, I>::kRegisters * simd::kLanes<typename E::Scalar>;
-}
+/// How wide the stages of the widest expert that has rows are; expert 0 counts always.
+template <PanelExpert E>
+struct StageWidths {
+  std::array<Index, kNumStages<E>> panels = {};
 
-/// Columns of the pre-activations of stage I: two registers per panel.
-template <class E, int I, class ExpertOf>
-Index pre_width(const kernel::RowGroups& groups, const ExpertOf& expert_of) {
-  return stage_width<E, I>(groups, expert_of) / EpilogueOf<E, I>::kRegisters * 2;
-}
+  /// Columns that stage I writes: panels x registers of its epilogue.
+  template <int I>
+  Index out() const {
+    return panels[I] * EpilogueOf<E, I>::kRegisters * simd::kLanes<typename E::Scalar>;
+  }
+  /// Columns of its pre-activations: two registers per panel.
+  template <int I>
+  Index pre() const {
+    return panels[I] * kernel::kPanelWidth<typename E::Scalar>;
+  }
+};
 
-/// Throws std::invalid_argument unless every expert maps `inputs` columns to `outputs`, each stage reading what the
-/// stage before has written, with biases of its size: parts may be replaced through references, and the kernels trust
-/// sizes.
+/// Widths of the stages. Throws std::invalid_argument unless every expert that has rows maps `inputs` columns to
+/// `outputs`, each stage reading what the stage before has written, with biases of its size: parts may be replaced
+/// through references, and the kernels trust sizes. Others are not touched, which is what costs for one token of many
+/// small experts.
 template <class E, class ExpertOf>
-void require_stages(Index num_experts, Index inputs, Index outputs, const ExpertOf& expert_of) {
-  for (Index g = 0; g < num_experts; ++g) {
+StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Index outputs, const ExpertOf& expert_of) {
+  StageWidths<E> widths;
+  for (Index g = 0; g < groups.count; ++g) {
+    if (g > 0 && groups.is_empty(g)) continue;
     Index width = inputs;
     simd::unroll<kNumStages<E>>([&](auto i) {
       using Epilogue = EpilogueOf<E, i>;
@@ -94,10 +101,12 @@ void require_stages(Index num_experts, Index inputs, Index outputs, const Expert
              "] with ", bias.outputs(), " biases, expected [.., ", width,
              "] with none or as many, in the order of its epilogue");
       width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
+      widths.panels[i] = std::max(widths.panels[i], weight.panels());
     });
     if (width != outputs)
       fail("moe::Expert: expert ", g, " has ", width, " outputs, expected ", outputs, " as expert 0");
   }
+  return widths;
 }
 
 }  // namespace detail

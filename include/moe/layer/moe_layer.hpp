@@ -18,7 +18,7 @@ namespace moe::inline MOE_ABI {
 /// expert_e(weight_e * tokens[t]) with WeightOn::Input.
 /// Three holes, each one small class: R turns tokens into logits, G decides who goes where, X computes. Immutable in
 /// forward, share freely between threads; all working memory is in the workspace or tape. Parts may be replaced through
-/// their references by others of the same sizes; every call checks that the sizes agree.
+/// their references by others of the same sizes; every call checks that the sizes of what it uses agree.
 ///
 /// Same bits for any number of threads and, where kPerToken, whatever else is in the batch. Shapes: tokens
 /// [num_tokens, model_dim] row-major, out [num_tokens, output_dim]. A column-major argument is silently copied (Eigen).
