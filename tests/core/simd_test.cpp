@@ -116,6 +116,11 @@ TEMPLATE_TEST_CASE("max: is the second if either is NaN", "[core]", float, doubl
   CHECK(std::isnan(lanes_of(simd::max(V(TestType(2)), V(nan)))[0]));
   CHECK(lanes_of(simd::max(V(TestType(2)), V(TestType(3)))) == lanes_of(V(TestType(3))));
   CHECK(lanes_of(simd::max(V(TestType(3)), V(TestType(2)))) == lanes_of(V(TestType(3))));
+  CHECK(lanes_of(simd::min(V(nan), V(TestType(2))))[0] == 2);
+  CHECK(std::isnan(lanes_of(simd::min(V(TestType(2)), V(nan)))[0]));
+  CHECK(lanes_of(simd::min(V(TestType(2)), V(TestType(3)))) == lanes_of(V(TestType(2))));
+  CHECK(lanes_of(simd::min(V(TestType(3)), V(TestType(2)))) == lanes_of(V(TestType(2))));
+  CHECK(simd::min(TestType(3), TestType(2)) == 2);
   CHECK(simd::max(nan, TestType(2)) == 2);
   CHECK(std::isnan(simd::max(TestType(2), nan)));
 }

@@ -46,7 +46,8 @@ TEMPLATE_TEST_CASE("TopKGate: blocks of tokens agree with the definition for any
   // Sums over k weights of at most 1, and exponentials: (k + 20) eps.
   for (const Index experts : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 60, 64, 71, 128, 256, 1000, 1024, 1025}) {
     const auto logits = test::random_logits<TestType>(19, experts, 61, 2);
-    for (const Index k : {Index{1}, Index{2}, Index{3}, Index{5}, Index{8}, Index{16}, std::min<Index>(experts, 70)}) {
+    for (const Index k : {Index{1}, Index{2}, Index{3}, Index{5}, Index{8}, Index{12}, Index{16}, Index{17}, Index{64},
+                          std::min<Index>(experts, 70)}) {
       if (k > experts) continue;
       const auto routing = test::routed(TopKGate{.k = k}, logits);
       const double tolerance =
@@ -65,7 +66,7 @@ TEMPLATE_TEST_CASE("TopKGate: blocks of tokens agree with the definition for any
 TEMPLATE_TEST_CASE("TopKGate: a token has the same bits in a batch of any size", "[gate][property]", float, double) {
   for (const Index num_tokens : token_counts<TestType>())
     for (const Index experts : {1, 8, 17, 64, 71, 130})
-      for (const Index k : {1, 2, 4, 6, 7, 8, 11, 16})
+      for (const Index k : {1, 2, 4, 6, 7, 8, 11, 16, 33, 64})
         if (k <= experts)
           for (const Score score : {Score::Softmax, Score::Sigmoid, Score::SqrtSoftplus})
             require_as_alone(TopKGate{.k = k, .score = score},
@@ -85,7 +86,7 @@ TEMPLATE_TEST_CASE("TopKGate: so it has with ties, masks, equal and huge logits"
   constexpr TestType kMost = std::numeric_limits<TestType>::max();
   const Index num_tokens = 2 * moe::simd::kLanes<TestType> + 3;
   for (const Index experts : {20, 64})
-    for (const Index k : {1, 2, 8, 16})
+    for (const Index k : {1, 2, 8, 12, 16})
       for (const Normalise normalise : {Normalise::Sum, Normalise::Off}) {
         Matrix<TestType> logits = test::random_logits<TestType>(num_tokens, experts, 64).array().round();
         const moe::RandomField random(moe::Purpose::User, 65);

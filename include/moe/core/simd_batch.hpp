@@ -134,6 +134,31 @@ S max(S a, S b) {
   return a > b ? a : b;
 }
 
+/// The smaller of two; the second if either is NaN.
+template <class S, class A>
+xsimd::batch<S, A> min(const xsimd::batch<S, A>& a, const xsimd::batch<S, A>& b) {
+#if defined(__SSE2__)  // a < b ? a : b in one instruction
+  constexpr std::size_t kBytes = sizeof(a);
+  constexpr bool kFloat = sizeof(S) == 4;
+#if defined(__AVX512F__)  // the masked form: see low_bits_to_exponent
+  if constexpr (kBytes == 64 && kFloat) return _mm512_maskz_min_ps(0xFFFF, a, b);
+  if constexpr (kBytes == 64 && !kFloat) return _mm512_maskz_min_pd(0xFF, a, b);
+#endif
+#if defined(__AVX__)
+  if constexpr (kBytes == 32 && kFloat) return _mm256_min_ps(a, b);
+  if constexpr (kBytes == 32 && !kFloat) return _mm256_min_pd(a, b);
+#endif
+  if constexpr (kBytes == 16 && kFloat) return _mm_min_ps(a, b);
+  if constexpr (kBytes == 16 && !kFloat) return _mm_min_pd(a, b);
+#else
+  return xsimd::select(a < b, a, b);
+#endif
+}
+template <std::floating_point S>
+S min(S a, S b) {
+  return a < b ? a : b;
+}
+
 /// `yes` where the condition holds, else `no`; for batches and scalars alike.
 template <class S, class A>
 xsimd::batch<S, A> select(const typename xsimd::batch<S, A>::batch_bool_type& condition, const xsimd::batch<S, A>& yes,

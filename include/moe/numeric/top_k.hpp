@@ -17,12 +17,9 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// Up to here every choice is one vector pass over a copy of the scores on the stack; a heap is faster beyond.
-inline constexpr Index kTopKScores = 1024, kTopKChoices = 16;
-
-inline bool fits_passes(Index n, std::span<Index> chosen) {
-  return n <= kTopKScores && static_cast<Index>(chosen.size()) <= kTopKChoices;
-}
+/// Up to here every choice is one vector pass over a copy of the scores on the stack; a heap, which branches on the
+/// data, is slower for any number of choices.
+inline constexpr Index kTopKScores = 1024;
 
 /// A copy of a row of scores, filled up to whole registers with -inf: as equal scores go to the lower id, and as there
 /// are enough of them, a filler is never chosen.
@@ -88,7 +85,7 @@ V rankable(const V& score) {
 /// The ids of the chosen.size() highest of the scores score(0) ... score(n - 1), highest first; equal scores in
 /// ascending order of id. -inf comes last, NaN counts as -inf. Needs chosen.size() <= n.
 ///   score   a pure function of an id; its value is compared as float if it is one, else as double
-/// No allocation. O(n k / lanes) for k <= 16 and n <= 1024, else O(n log k).
+/// No allocation. O(k n / lanes) for n <= 1024, else O(n log k).
 template <class Score>
   requires std::invocable<const Score&, Index>
 void top_k(const Score& score, Index n, std::span<Index> chosen) {
@@ -96,7 +93,7 @@ void top_k(const Score& score, Index n, std::span<Index> chosen) {
   using Result = std::remove_cvref_t<std::invoke_result_t<const Score&, Index>>;
   using S = std::conditional_t<std::is_same_v<Result, float>, float, double>;
   const auto ranked = [&](Index i) { return detail::rankable(static_cast<S>(score(i))); };
-  if (!detail::fits_passes(n, chosen)) return detail::choose_by_heap(ranked, n, chosen);
+  if (n > detail::kTopKScores) return detail::choose_by_heap(ranked, n, chosen);
   detail::ScoreRow<S> row;
   for (Index i = 0; i < n; ++i) row[static_cast<std::size_t>(i)] = ranked(i);
   std::fill_n(row.data() + n, simd::kLanes<S>, -std::numeric_limits<S>::infinity());
@@ -107,7 +104,7 @@ void top_k(const Score& score, Index n, std::span<Index> chosen) {
 template <class S>
 void top_k(const S* scores, Index n, std::span<Index> chosen) {
   MOE_ASSERT(static_cast<Index>(chosen.size()) <= n);
-  if (!detail::fits_passes(n, chosen)) {
+  if (n > detail::kTopKScores) {
     const auto ranked = [scores](Index i) { return detail::rankable(scores[i]); };
     return detail::choose_by_heap(ranked, n, chosen);
   }

@@ -7,16 +7,17 @@
 #include <limits>
 
 #include "moe/core/simd_transpose.hpp"
+#include "moe/numeric/top_k_network.hpp"
 
 // The best scores of several rows at once, a row per lane. Where one row is searched by passes, every choice waits for
 // the one before and every row ends in branches that cannot be predicted; here nothing branches on the data.
 namespace moe::inline MOE_ABI::detail {
 
-/// Most choices that are kept in registers (with 16 of them, partly in the first-level cache).
-inline constexpr Index kMostLaneChoices = 16;
+/// Most choices that are made for several rows at once: up to 12 are kept in registers, more go through a network.
+inline constexpr Index kMostLaneChoices = kMostNetworkChoices;
 
-/// Ids are carried as scalars; float has room for them up to here.
-inline constexpr Index kMostLaneIds = Index{1} << 24;
+/// Ids are carried as scalars, or in the last bits of scores; there is room for them up to here.
+inline constexpr Index kMostLaneIds = kMostNetworkIds;
 
 /// The K best (score, id) of each lane, best first; among equal scores the one that was inserted first.
 template <int K, class S>
@@ -30,7 +31,8 @@ struct LaneBest {
     });
   }
 
-  void insert(const V& s, const V& i) {
+  /// Inlined by order: g++ 12 calls it from 12 places on, and everything then goes through memory.
+  [[gnu::always_inline]] void insert(const V& s, const V& i) {
     auto above = s > score[K - 1];
     simd::unroll<K - 1>([&](auto step) {
       constexpr int kPlace = K - 1 - step;
@@ -90,8 +92,8 @@ std::uint32_t top_k_lanes(const S* const* rows, Index n, S* scores, S* ids) {
   return simd::bits(!(finite == finite));  // xsimd 8.1 takes NaN != NaN for false on AVX-512
 }
 
-/// The same for a run-time k in [1, kMostLaneChoices]: the first k places are those of the k best. Writes up to
-/// kMostLaneChoices places. A few sizes serve all k, as each is some kilobyte of code.
+/// The same for a run-time k in [1, kMostLaneChoices]: the first k places are those of the k best; scores of -0 may
+/// become 0. Writes up to kMostLaneChoices places. A few sizes serve all k, as each is some kilobyte of code.
 template <class S>
 std::uint32_t top_k_lanes(Index k, const S* const* rows, Index n, S* scores, S* ids) {
   MOE_ASSERT(1 <= k && k <= kMostLaneChoices && k <= n && n <= kMostLaneIds);
@@ -100,7 +102,8 @@ std::uint32_t top_k_lanes(Index k, const S* const* rows, Index n, S* scores, S* 
   if (k <= 4) return top_k_lanes<4>(rows, n, scores, ids);
   if (k <= 6) return top_k_lanes<6>(rows, n, scores, ids);
   if (k <= 8) return top_k_lanes<8>(rows, n, scores, ids);
-  return top_k_lanes<16>(rows, n, scores, ids);
+  if (k <= 12) return top_k_lanes<12>(rows, n, scores, ids);
+  return top_k_network(k, rows, n, scores, ids);
 }
 
 }  // namespace moe::inline MOE_ABI::detail
