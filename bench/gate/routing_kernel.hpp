@@ -15,7 +15,7 @@ struct RoutingSize {
   Index num_experts, k;
 };
 inline constexpr RoutingSize kRoutingSizes[] = {{8, 2},   {16, 2},  {64, 1},  {64, 8},  {64, 12},  {64, 16},
-                                                {64, 32}, {64, 64}, {128, 8}, {256, 8}, {256, 32}, {512, 10}};
+                                                {64, 32}, {128, 8}, {128, 64}, {256, 8}, {256, 32}, {512, 10}};
 
 /// For gates that give a token to every expert.
 inline constexpr RoutingSize kDenseSizes[] = {{8, 8}, {16, 16}, {64, 64}, {128, 128}, {256, 256}, {512, 512}};
