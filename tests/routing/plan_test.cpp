@@ -86,6 +86,34 @@ TEST_CASE("DispatchPlan: all tokens on one expert stay in order", "[plan]") {
   CHECK(std::is_sorted(plan.token_of_row().begin(), plan.token_of_row().end()));
 }
 
+TEST_CASE("DispatchPlan: experts whose rows lie a power of two apart", "[plan][property]") {
+  // Their next rows share a set of the caches, and go there by lines; some begin inside a line.
+  const auto [num_experts, num_tokens, before] =
+      GENERATE(std::tuple<Index, Index, Index>{16, 512, 0}, std::tuple<Index, Index, Index>{64, 128, 0},
+               std::tuple<Index, Index, Index>{40, 512, 5}, std::tuple<Index, Index, Index>{33, 1024, 17});
+  const bool drop = GENERATE(false, true);
+  CAPTURE(num_experts, num_tokens, before, drop);
+  moe::Routing<double> routing;  // every expert, but expert 0 for some tokens only; last expert first
+  routing.resize_ragged(num_tokens, [&](Index t) { return t < before || before == 0 ? num_experts : num_experts - 1; });
+  for (Index t = 0; t < num_tokens; ++t)
+    for (std::size_t s = 0; s < routing.experts(t).size(); ++s)
+      routing.experts(t)[s] = num_experts - 1 - static_cast<Index>(s);
+  if (drop)
+    for (Index a = 0; a < routing.num_assignments(); ++a)
+      if (a % 8 == 3) routing.drop(a, moe::kDroppedByGate);
+  const auto plans = test::on_thread_counts([&] {
+    const DispatchPlan plan = plan_of(routing, num_experts);
+    for (Index a = 0; a < routing.num_assignments(); ++a) {
+      const Index row = plan.row_of_assignment()[static_cast<std::size_t>(a)];
+      if (row < 0) continue;
+      REQUIRE(plan.assignment_of_row()[static_cast<std::size_t>(row)] == a);
+    }
+    return rows_of(plan);
+  });
+  CHECK(plans.front() == expected_rows(routing));
+  CHECK(test::all_equal(plans));
+}
+
 TEST_CASE("DispatchPlan: no tokens or no experts is an empty plan", "[plan]") {
   CHECK(plan_of({}, 4).num_experts() == 4);
   CHECK(plan_of({}, 4).num_rows() == 0);

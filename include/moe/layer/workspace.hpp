@@ -14,7 +14,8 @@ namespace moe::inline MOE_ABI {
 ///
 /// Bytes that a forward pass needs, for T tokens, E experts, A assignments (T * k) and output_dim columns of scalars S:
 ///   logits      T * E * sizeof(S)
-///   routing     8 * T + 13 * A, plan 24 * A + 8 * E * (workers + 1), for S = float
+///   routing     8 * T + 13 * A, plan 24 * A + 8 * E * (workers + 1), for S = float; 264 * E * workers more where the
+///               numbers of rows of the experts are such that they share a few sets of the caches
 ///   expert_out  A * output_dim * sizeof(S)
 ///   scratch     with panel experts: one block of hidden activations per worker, max(2 MiB, 16 tiles of rows) per
 ///   stage,

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "moe/core/aligned.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/routing/routing.hpp"
 
@@ -33,10 +35,10 @@ class DispatchPlan {
   Index rows_of(Index expert) const { return offset(expert + 1) - offset(expert); }
 
   /// Token that row r reads.
-  std::span<const Index> token_of_row() const { return {token_of_row_.data(), static_cast<std::size_t>(num_rows())}; }
+  std::span<const Index> token_of_row() const { return {token_of_row_.row(0), static_cast<std::size_t>(num_rows())}; }
   /// Assignment (index into the routing) that row r serves.
   std::span<const Index> assignment_of_row() const {
-    return {assignment_of_row_.data(), static_cast<std::size_t>(num_rows())};
+    return {assignment_of_row_.row(0), static_cast<std::size_t>(num_rows())};
   }
   /// Row of each assignment, -1 where dropped.
   std::span<const Index> row_of_assignment() const {
@@ -47,14 +49,26 @@ class DispatchPlan {
   static constexpr Index kParallelFrom = 1 << 14;
 
  private:
+  /// The last rows of an expert, on their way to where they belong, two cache lines at a time.
+  struct Lines {
+    static constexpr Index kRows = 16;
+    static Index place_of(Index row) { return row & (kRows - 1); }
+
+    Index token[kRows], assignment[kRows];  // of row r at place_of(r)
+    Index begin;                            // rows before it have been written
+  };
+
   template <class S>
   void count_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* count) const;
   template <class S>
-  void place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next);
+  void place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next, Lines* lines);
   void scan_counts(Index blocks);
+  bool experts_collide() const;
 
   std::vector<Index> offset_ = {0};
-  std::vector<Index> token_of_row_, assignment_of_row_, row_of_assignment_;
+  RowBuffer<Index> token_of_row_, assignment_of_row_;  // one row, aligned to cache lines
+  std::vector<Index> row_of_assignment_;
+  std::vector<Lines> lines_;  // [blocks, num_experts] where experts collide
   std::vector<Index> count_;  // [blocks, num_experts]: histogram, then the next free row of each block in each expert
   detail::ZeroWhenMoved<Index> num_tokens_ = 0, num_assignments_ = 0;
 };
@@ -73,8 +87,8 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
   num_assignments_ = 0;  // until all experts are known to exist
   offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);
   count_.assign(static_cast<std::size_t>(blocks * num_experts), 0);
-  token_of_row_.resize(static_cast<std::size_t>(num_assignments));
-  assignment_of_row_.resize(static_cast<std::size_t>(num_assignments));
+  token_of_row_.resize(1, num_assignments);
+  assignment_of_row_.resize(1, num_assignments);
   row_of_assignment_.resize(static_cast<std::size_t>(num_assignments));
   if (num_assignments == 0) return;
 
@@ -83,8 +97,11 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
   });
   scan_counts(blocks);
   num_assignments_ = num_assignments;
+  const bool by_lines = experts_collide();
+  if (by_lines) lines_.resize(static_cast<std::size_t>(blocks * num_experts));
   parallel_for(blocks, [&](Index block, Index) {
-    place_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);
+    place_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts,
+               by_lines ? lines_.data() + block * num_experts : nullptr);
   });
 }
 
@@ -115,25 +132,69 @@ inline void DispatchPlan::scan_counts(Index blocks) {
   offset[num_experts] = row;
 }
 
+/// Whether the next rows of many experts fall on the same few sets of the caches, as those of a dense gate do when the
+/// number of tokens is a multiple of 128: every row then evicts a line that is about to be written again.
+inline bool DispatchPlan::experts_collide() const {
+  constexpr Index kSets = 64, kRowsPerLine = static_cast<Index>(kCacheLine / sizeof(Index));
+  constexpr Index kWays = 16, kTimesTheMean = 8;
+  const Index num_experts = this->num_experts();
+  if (num_experts < kWays || num_rows() < num_experts * Lines::kRows) return false;
+  std::array<Index, static_cast<std::size_t>(kSets)> experts = {};
+  for (Index e = 0; e < num_experts; ++e) ++experts[static_cast<std::size_t>(offset(e) / kRowsPerLine % kSets)];
+  const Index most = *std::ranges::max_element(experts);
+  return most >= kWays && most * kSets > kTimesTheMean * num_experts;
+}
+
+/// Writes the rows of a block of tokens, from next[e] on for expert e; through `lines` if there are some, which takes
+/// half as long again as without, where experts do not collide, and a seventh where they do.
 template <class S>
-void DispatchPlan::place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next) {
+void DispatchPlan::place_rows(const Routing<S>& routing, Index first_token, Index last_token, Index* next,
+                              Lines* lines) {
   const Index* expert = routing.experts().data();
   const std::uint8_t* dropped = routing.dropped().data();
-  Index *token_of = token_of_row_.data(), *assignment_of = assignment_of_row_.data();
+  Index *token_of = token_of_row_.row(0), *assignment_of = assignment_of_row_.row(0);
   Index* row_of = row_of_assignment_.data();
-  Index a = routing.begin(first_token);
-  for (Index t = first_token; t < last_token; ++t) {
-    for (const Index end = routing.end(t); a < end; ++a) {
-      if (dropped[a]) {
-        row_of[a] = -1;
-        continue;
+  const auto for_each_row = [&](const auto& place) {
+    Index a = routing.begin(first_token);
+    for (Index t = first_token; t < last_token; ++t)
+      for (const Index end = routing.end(t); a < end; ++a) {
+        if (dropped[a]) {
+          row_of[a] = -1;
+          continue;
+        }
+        const Index e = expert[a], row = next[e]++;
+        row_of[a] = row;
+        place(e, row, t, a);
       }
-      const Index row = next[expert[a]]++;
+  };
+  if (!lines)
+    return for_each_row([&](Index, Index row, Index t, Index a) {
       token_of[row] = t;
       assignment_of[row] = a;
-      row_of[a] = row;
+    });
+
+  const Index num_experts = this->num_experts();
+  const auto write = [&](Lines& own, Index end) {
+    if (end - own.begin == Lines::kRows) {  // all but the first and the last
+      std::copy_n(own.token, Lines::kRows, token_of + own.begin);
+      std::copy_n(own.assignment, Lines::kRows, assignment_of + own.begin);
+    } else {
+      for (Index row = own.begin; row < end; ++row) {
+        token_of[row] = own.token[Lines::place_of(row)];
+        assignment_of[row] = own.assignment[Lines::place_of(row)];
+      }
     }
-  }
+    own.begin = end;
+  };
+  for (Index e = 0; e < num_experts; ++e) lines[e].begin = next[e];
+  for_each_row([&](Index e, Index row, Index t, Index a) {
+    Lines& own = lines[e];
+    const Index at = Lines::place_of(row);
+    if (at == 0 && row > own.begin) write(own, row);
+    own.token[at] = t;
+    own.assignment[at] = a;
+  });
+  for (Index e = 0; e < num_experts; ++e) write(lines[e], next[e]);
 }
 
 }  // namespace moe::inline MOE_ABI
