@@ -63,7 +63,7 @@ TEMPLATE_TEST_CASE("top_k: agrees with a stable sort, ties and -inf included", "
   const Index lanes = moe::simd::kLanes<TestType>;
   for (const Index n : {Index{1}, lanes - 1, lanes, lanes + 1, 2 * lanes, 4 * lanes + 3, Index{8}, Index{60},
                         Index{256}, Index{1024}, Index{1025}, Index{3000}})
-    for (const std::size_t k : {0u, 1u, 2u, 3u, 8u, 16u, 17u, 200u})
+    for (const std::size_t k : {0u, 1u, 2u, 3u, 8u, 16u, 17u, 200u, 512u, 513u})
       for (const int levels : {0, 1, 4})
         for (const bool masked : {false, true}) {
           if (static_cast<Index>(k) > n) continue;

@@ -5,13 +5,18 @@
 #include <cstdlib>
 
 #include "moe/expert/glu.hpp"
+#include "moe/expert/linear.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
+#include "moe/gate/expert_choice.hpp"
+#include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/stochastic.hpp"
 #include "moe/gate/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
 #include "programs/any_gate.hpp"
 #include "programs/heap.hpp"
@@ -115,6 +120,12 @@ void check_compositions() {
   check_forward("capacity", moe::MoeLayer(router, capacity, pool));
   check_forward("noisy router", moe::MoeLayer(moe::NoisyRouter::random(kExperts, kModelDim, 1), moe::TopKGate{}, pool));
 
+  const auto cosine = moe::CosineRouter::random(kExperts, kModelDim, 8, 1);
+  check_forward("cosine router", moe::MoeLayer(cosine, moe::TopKGate{}, pool));
+  check_training("cosine router, training", moe::MoeLayer(cosine, moe::TopKGate{}, pool));
+  check_forward("expert choice", moe::MoeLayer(router, moe::ExpertChoiceGate{}, pool));
+  check_training("expert choice, training", moe::MoeLayer(router, moe::ExpertChoiceGate{}, pool));
+
   using Inner = moe::LayerExpert<std::remove_const_t<decltype(layer)>>;
   using Any = moe::OneOf<moe::Glu, moe::ScaledIdentity, Inner>;
   const std::vector<Any> experts = {Any(pool[0]), Any(moe::ScaledIdentity{kModelDim}), Any(Inner(layer))};
@@ -123,7 +134,23 @@ void check_compositions() {
                 moe::MoeLayer(moe::LinearRouter::random(3, kModelDim, 1), moe::TopKGate{}, mixed));
 }
 
+/// More experts than the stack has room for; choices that go by lanes, by parts of a row and through groups.
+void check_many_experts(const std::string& threads) {
+  constexpr Index kMany = 2052;
+  const auto router = moe::LinearRouter::random(kMany, kModelDim, 1);
+  const auto pool = moe::ExpertPool<moe::Linear>::random(kMany, kModelDim, kModelDim, 2);
+  const auto check = [&](const std::string& name, const auto& gate) {
+    check_forward(name + ", many experts, " + threads, moe::MoeLayer(router, gate, pool));
+    check_training(name + ", many experts, " + threads, moe::MoeLayer(router, gate, pool));
+  };
+  check("top 8", moe::TopKGate{.k = 8});
+  check("top 40 of groups", moe::TopKGate{.k = 40, .groups = {.count = 4, .kept = 2, .best = 2}});
+  check("noisy top 8", moe::NoisyTopKGate{.top_k = {.k = 8}});
+  check("stochastic", moe::StochasticGate{});
+}
+
 void check_all(const std::string& threads) {
+  check_many_experts(threads);
   check_other_routing(threads);
   check_panel_experts<moe::Glu>("glu, " + threads);
   check_panel_experts<moe::Mlp>("mlp, " + threads);

@@ -231,11 +231,11 @@ TEST_CASE("apply_capacity: a warm call keeps its working memory", "[capacity]") 
   auto routing = test::routing_of(std::vector<std::vector<Index>>(50, {0, 1}));
   const auto before = routing;
   moe::apply_capacity(exactly(5, ServiceOrder::ByScore), 2, Step::train(0), routing);
-  const auto* queue = routing.scratch().queue.data();
-  const Index* count = routing.scratch().count.data();
+  const auto* queue = routing.scratch().get<moe::detail::Service>().queue.data();
+  const Index* count = routing.scratch().get<moe::detail::Service>().count.data();
   routing.resize(50, 2);
   std::copy(before.experts().begin(), before.experts().end(), routing.experts().begin());
   moe::apply_capacity(exactly(5, ServiceOrder::ByScore), 2, Step::train(0), routing);
-  CHECK(routing.scratch().queue.data() == queue);
-  CHECK(routing.scratch().count.data() == count);
+  CHECK(routing.scratch().get<moe::detail::Service>().queue.data() == queue);
+  CHECK(routing.scratch().get<moe::detail::Service>().count.data() == count);
 }

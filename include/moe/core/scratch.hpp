@@ -12,9 +12,17 @@ namespace moe::inline MOE_ABI {
 /// A bag of reusable working memory: get<T>() is the one object of type T in it, made by its default constructor on
 /// first use and kept. So an expert of your own keeps its buffers between calls without being mutable itself:
 ///   auto& hidden = context.scratch.get<MyBuffers>().hidden;
-/// worker(w) is a bag of its own for each worker of a parallel loop. Not thread-safe: one per thread.
+/// worker(w) is a bag of its own for each worker of a parallel loop. A copy starts empty. Not thread-safe: one per
+/// thread.
 class Scratch {
  public:
+  Scratch() = default;
+  Scratch(const Scratch&) {}
+  Scratch(Scratch&&) = default;
+  Scratch& operator=(const Scratch&) { return *this; }
+  Scratch& operator=(Scratch&&) = default;
+  ~Scratch() = default;
+
   template <class T>
   T& get() {
     for (const Slot& slot : slots_)

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
+#include "moe/core/aligned.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/routing/capacity_options.hpp"
 
@@ -16,12 +18,14 @@ namespace detail {
 /// Tokens that compete for the places of an expert, group after group: those of group g are token[begin[g]] ...
 /// token[begin[g + 1] - 1], ascending.
 struct TokenGroups {
-  std::vector<Index> token, begin = {0};
+  std::vector<Index> token, begin;
 
-  TokenGroups(Index num_tokens, const Step& step) {
+  void build(Index num_tokens, const Step& step) {
+    token.clear();
     for (Index t = 0; t < num_tokens; ++t)
       if (step.is_valid(t)) token.push_back(t);
-    std::stable_sort(token.begin(), token.end(), [&](Index a, Index b) { return step.group(a) < step.group(b); });
+    if (!step.group_id.empty()) std::ranges::sort(token, {}, [&](Index t) { return std::pair(step.group(t), t); });
+    begin.assign(1, 0);
     for (std::size_t i = 1; i <= token.size(); ++i)
       if (i == token.size() || step.group(token[i]) != step.group(token[i - 1])) begin.push_back(static_cast<Index>(i));
   }
@@ -30,6 +34,15 @@ struct TokenGroups {
     const auto first = static_cast<std::size_t>(begin[static_cast<std::size_t>(g)]);
     return std::span(token).subspan(first, static_cast<std::size_t>(begin[static_cast<std::size_t>(g) + 1]) - first);
   }
+};
+
+/// Working memory of ExpertChoiceGate, kept in the routing.
+template <class S>
+struct ExpertChoices {
+  RowBuffer<S> p;
+  TokenGroups groups;
+  std::vector<std::uint8_t> taken;         // [num_tokens, num_experts]: 1 where the expert takes the token
+  std::vector<std::vector<Index>> chosen;  // per worker
 };
 
 }  // namespace detail
@@ -41,7 +54,9 @@ struct TokenGroups {
 /// takes min(T, capacity), or with capacity = 0 min(T, ceil(factor * T / num_experts)). Masked experts (logit
 /// -infinity) are not sent the token. What a token gets depends on the others, later ones too: not for autoregressive
 /// inference. Gradients, selection frozen: those of SoftmaxGate with the chosen entries. Needs no balance loss.
-/// Immutable, share freely. O(num_tokens * num_experts * log capacity), in parallel; allocates the probabilities.
+/// Immutable, share freely. In parallel, O(num_tokens * num_experts * capacity / lanes), or with log capacity
+/// for more than 512 places and 1024 tokens. Working memory, num_tokens * num_experts probabilities and bytes, is kept
+/// in the routing: warm calls do not allocate.
 /// All members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
 /// Zhou et al., "Mixture-of-experts with expert choice routing" (arXiv:2202.09368).
 struct ExpertChoiceGate {
@@ -73,10 +88,14 @@ struct ExpertChoiceGate {
     constexpr const char* kName = "moe::ExpertChoiceGate::route";
     const Index num_tokens = logits.rows(), num_experts = logits.cols();
     validate(num_experts);
-    Matrix<S> p;
-    detail::probabilities_of_rows<S>(kName, detail::SoftmaxRows{num_experts}, logits, step, p);
-    const std::vector<std::uint8_t> taken = choose<S>(logits, step, p);
-    const auto takes = [&](Index t, Index e) { return taken[static_cast<std::size_t>(t * num_experts + e)] != 0; };
+    auto& choices = routing.scratch().template get<detail::ExpertChoices<S>>();
+    choices.p.resize(num_tokens, num_experts);
+    detail::for_each_row<S>(kName, logits, step, 1,
+                            [&](Index t, const S* row, S*) { softmax(row, num_experts, choices.p.row(t)); });
+    choose<S>(logits, step, choices);
+    const auto takes = [&](Index t, Index e) {
+      return choices.taken[static_cast<std::size_t>(t * num_experts + e)] != 0;
+    };
     routing.resize_ragged(num_tokens, [&](Index t) {
       Index count = 0;
       for (Index e = 0; e < num_experts; ++e) count += takes(t, e) ? 1 : 0;
@@ -88,7 +107,7 @@ struct ExpertChoiceGate {
         for (Index e = 0; e < num_experts; ++e) {
           if (!takes(t, e)) continue;
           routing.experts(t)[slot] = e;
-          routing.weights(t)[slot++] = p(t, e);
+          routing.weights(t)[slot++] = choices.p.row(t)[e];
         }
       }
     });
@@ -116,27 +135,28 @@ struct ExpertChoiceGate {
   }
 
  private:
-  /// [num_tokens, num_experts]: 1 where the expert takes the token.
+  /// Fills choices.taken by choices.p.
   template <class S>
-  std::vector<std::uint8_t> choose(const ConstMatrixRef<S>& logits, const Step& step, const Matrix<S>& p) const {
+  void choose(const ConstMatrixRef<S>& logits, const Step& step, detail::ExpertChoices<S>& choices) const {
     const Index num_experts = logits.cols();
-    const detail::TokenGroups groups(logits.rows(), step);
-    std::vector<std::uint8_t> taken(static_cast<std::size_t>(logits.size()), 0);
-    parallel_for(num_experts * groups.count(), [&](Index task, Index) {
+    choices.groups.build(logits.rows(), step);
+    choices.taken.assign(static_cast<std::size_t>(logits.size()), 0);
+    choices.chosen.resize(static_cast<std::size_t>(num_workers()));
+    parallel_for(num_experts * choices.groups.count(), [&](Index task, Index worker) {
       const Index e = task % num_experts;
-      const std::span<const Index> token = groups[task / num_experts];
+      const std::span<const Index> token = choices.groups[task / num_experts];
       const auto token_of = [&](Index i) { return token[static_cast<std::size_t>(i)]; };
       const auto num_tokens = static_cast<Index>(token.size());
-      std::vector<Index> chosen(static_cast<std::size_t>(places(num_tokens, num_experts)));
+      std::vector<Index>& chosen = choices.chosen[static_cast<std::size_t>(worker)];
+      chosen.resize(static_cast<std::size_t>(places(num_tokens, num_experts)));
       const auto score = [&](Index i) {
         const bool masked = logits(token_of(i), e) == -std::numeric_limits<S>::infinity();
-        return masked ? -std::numeric_limits<S>::infinity() : p(token_of(i), e);
+        return masked ? -std::numeric_limits<S>::infinity() : choices.p.row(token_of(i))[e];
       };
       top_k(score, num_tokens, chosen);
       for (const Index i : chosen)
-        if (score(i) >= 0) taken[static_cast<std::size_t>(token_of(i) * num_experts + e)] = 1;
+        if (score(i) >= 0) choices.taken[static_cast<std::size_t>(token_of(i) * num_experts + e)] = 1;
     });
-    return taken;
   }
 };
 

@@ -25,18 +25,52 @@ namespace moe::inline MOE_ABI::detail {
 
 inline constexpr Index kScratchRows = 4;
 
-/// Scratch of one worker for a block of tokens, Rows * num_experts scalars: on the stack for up to 1024 experts.
+/// Scratch of the workers of a parallel loop over tokens, Rows * num_experts scalars each: on their stacks for up to
+/// 1024 experts, else lent by the thread that starts the loop, which keeps it for its next loan. Loans nest.
+///   RowScratch<S> scratch(num_experts);
+///   parallel_ranges(..., [&](Index begin, Index end, Index worker) {
+///     typename RowScratch<S>::Worker own(scratch, worker);  ... own.data() ...
 template <class S, Index Rows = kScratchRows>
 class RowScratch {
+  static constexpr Index kStackExperts = 1024;
+
  public:
-  explicit RowScratch(Index num_experts) : heap_(num_experts > kStackExperts ? size(num_experts) : 0) {}
-  S* data() { return heap_.empty() ? stack_.data() : heap_.data(); }
+  explicit RowScratch(Index num_experts) : size_(static_cast<std::size_t>(Rows * num_experts)) {
+    if (num_experts <= kStackExperts) return;
+    if (!shelf().empty()) {
+      lent_ = std::move(shelf().back());
+      shelf().pop_back();
+    }
+    lent_.resize(std::max(lent_.size(), static_cast<std::size_t>(num_workers()) * size_));
+  }
+  ~RowScratch() {
+    if (!lent_.empty()) shelf().push_back(std::move(lent_));
+  }
+  RowScratch(const RowScratch&) = delete;
+  RowScratch& operator=(const RowScratch&) = delete;
+
+  class Worker {
+   public:
+    Worker(RowScratch& all, Index worker)
+        : data_(all.lent_.empty() ? stack_.data() : all.lent_.data() + static_cast<std::size_t>(worker) * all.size_) {}
+    Worker(const Worker&) = delete;
+    Worker& operator=(const Worker&) = delete;
+
+    S* data() { return data_; }
+
+   private:
+    std::array<S, static_cast<std::size_t>(Rows* kStackExperts)> stack_;
+    S* data_;
+  };
 
  private:
-  static constexpr Index kStackExperts = 1024;
-  static std::size_t size(Index num_experts) { return static_cast<std::size_t>(Rows * num_experts); }
-  std::array<S, static_cast<std::size_t>(Rows* kStackExperts)> stack_;
-  std::vector<S> heap_;
+  static std::vector<std::vector<S>>& shelf() {
+    thread_local std::vector<std::vector<S>> shelf;
+    return shelf;
+  }
+
+  std::size_t size_;
+  std::vector<S> lent_;
 };
 
 /// Blocks of consecutive tokens that depend on the number of tokens alone, at most kMost: partial sums over them, added
@@ -104,11 +138,11 @@ void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const S
       return body(t, row, scratch);
     }
   };
-  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
-    RowScratch<S> scratch(num_experts);
+  RowScratch<S> scratch(num_experts);
+  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
+    typename RowScratch<S>::Worker own(scratch, worker);
     for (Index t = begin; t < end; ++t)
-      if (step.is_valid(t) && !accepted(t, logits.data() + t * logits.outerStride(), scratch.data()))
-        rejected.reject(t);
+      if (step.is_valid(t) && !accepted(t, logits.data() + t * logits.outerStride(), own.data())) rejected.reject(t);
   });
   rejected.raise<S>(function, logits, needed);
 }

@@ -56,8 +56,9 @@ struct StochasticGate {
     const RandomField random =
         distinct ? RandomField(Purpose::Draw, step.seed, step.update, step.layer) : step.random(Purpose::Draw);
     routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
-    parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
-      detail::RowScratch<Index> order(num_experts);
+    detail::RowScratch<Index, 1> scratch(num_experts);
+    parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
+      detail::RowScratch<Index, 1>::Worker order(scratch, worker);
       for (Index t = begin; t < end; ++t) {
         if (!step.is_valid(t)) continue;
         draw(random, key(step, t), num_experts, drawn, order.data());

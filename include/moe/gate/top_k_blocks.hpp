@@ -22,9 +22,12 @@ template <class S, class Gate>
 class TopKBlock {
  public:
   static constexpr Index kLanes = simd::kLanes<S>;
+  /// Ranks of a token per lane, and what rank() writes behind the last.
+  using Scratch = RowScratch<S, kLanes + 2>;
+  static_assert(kLanes + 2 >= kScratchRows);
 
-  TopKBlock(const TopKRows<S, Gate>& rows, Index k, Index num_experts)
-      : rows_(rows), k_(k), num_experts_(num_experts), scratch_(num_experts) {}
+  TopKBlock(const TopKRows<S, Gate>& rows, Index k, Index num_experts, Scratch& scratch, Index worker)
+      : rows_(rows), k_(k), num_experts_(num_experts), scratch_(scratch, worker) {}
 
   static bool fits(Index k, Index num_experts) { return k <= kMostLaneChoices && num_experts <= kMostLaneIds; }
 
@@ -128,8 +131,7 @@ class TopKBlock {
   std::array<Index, static_cast<std::size_t>(kLanes)> token_;
   std::array<const S*, static_cast<std::size_t>(kLanes)> row_;
   alignas(64) Places rank_, id_, weight_;
-  RowScratch<S, kLanes + 2> scratch_;  // ranks of a token per lane, and what rank() writes behind the last
-  static_assert(kLanes + 2 >= kScratchRows);
+  typename Scratch::Worker scratch_;
 };
 
 /// Every valid token gets k experts.
@@ -144,8 +146,9 @@ void route_top_k_blocks(const char* function, const TopKRows<S, Gate>& rows, Ind
   FirstRejected rejected;
   const auto reject = [&](Index t) { rejected.reject(t); };
   const Index grain = (TokenBlocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
-  parallel_ranges(num_tokens, grain, [&](Index begin, Index end, Index) {
-    TopKBlock<S, Gate> block(rows, k, num_experts);
+  typename TopKBlock<S, Gate>::Scratch scratch(num_experts);
+  parallel_ranges(num_tokens, grain, [&](Index begin, Index end, Index worker) {
+    TopKBlock<S, Gate> block(rows, k, num_experts, scratch, worker);
     for (Index t = begin; t < end; ++t) {
       if (step.is_valid(t)) block.add(t, logits.data() + t * logits.outerStride());
       if (block.full()) block.route(routing, reject);

@@ -107,7 +107,7 @@ class MoeLayer {
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
                                             [&](const auto&... chunk) { forward(chunk..., ws); });
     ws.logits.resize(tokens.rows(), num_experts());
-    router_.logits(tokens, step, ws.logits);         // [T, E]
+    logits(tokens, step, ws);                        // [T, E]
     gate_.route(ws.logits, step, ws.routing);        // experts and weights per token
     check_routing(tokens.rows(), step, ws.routing);  // padding reaches no expert
     ws.plan.build(ws.routing, experts_.size());      // stable sort by expert
@@ -192,6 +192,14 @@ class MoeLayer {
   }
 
  private:
+  /// router.logits(tokens, step, ws.logits), with working memory for a router that takes some.
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, Workspace& ws) const {
+    if constexpr (requires(MatrixRef<Scalar> out) { router_.logits(tokens, step, out, ws.scratch); })
+      router_.logits(tokens, step, ws.logits, ws.scratch);
+    else
+      router_.logits(tokens, step, ws.logits);
+  }
+
   /// The end of a forward pass, with which its tape is whole.
   void run_experts(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     tape.plan.build(tape.routing, experts_.size());

@@ -74,6 +74,33 @@ void choose_by_heap(const Score& score, Index n, std::span<Index> chosen) {
   std::sort_heap(chosen.begin(), chosen.end(), better);
 }
 
+/// Most choices that are made part by part.
+inline constexpr Index kTopKPartChoices = kTopKScores / 2;
+
+/// The best of n scores, kTopKScores at a time: the best so far, whose ids are lower, stand before the next part, so
+/// that equal scores keep their order. copy(first, count, to) writes scores.
+template <class S, class Copy>
+void choose_in_parts(const Copy& copy, Index n, std::span<Index> chosen) {
+  constexpr S kNone = -std::numeric_limits<S>::infinity();
+  const auto k = static_cast<Index>(chosen.size());
+  ScoreRow<S> row;
+  std::array<Index, static_cast<std::size_t>(kTopKPartChoices)> before;
+  Index end = std::min(n, kTopKScores);
+  copy(Index{0}, end, row.data());
+  std::fill_n(row.data() + end, simd::kLanes<S>, kNone);
+  choose_by_passes<S>(row, end, chosen);
+  while (end < n) {
+    const Index count = std::min(n - end, kTopKScores - k);
+    std::ranges::copy(chosen, before.begin());
+    for (Index j = 0; j < k; ++j) copy(before[static_cast<std::size_t>(j)], Index{1}, row.data() + j);
+    copy(end, count, row.data() + k);
+    std::fill_n(row.data() + k + count, simd::kLanes<S>, kNone);
+    choose_by_passes<S>(row, k + count, chosen);
+    for (Index& id : chosen) id = id < k ? before[static_cast<std::size_t>(id)] : end + id - k;
+    end += count;
+  }
+}
+
 /// NaN ranks as -inf, so that no input can lead out of the row.
 template <class V>
 V rankable(const V& score) {
@@ -85,7 +112,7 @@ V rankable(const V& score) {
 /// The ids of the chosen.size() highest of the scores score(0) ... score(n - 1), highest first; equal scores in
 /// ascending order of id. -inf comes last, NaN counts as -inf. Needs chosen.size() <= n.
 ///   score   a pure function of an id; its value is compared as float if it is one, else as double
-/// No allocation. O(k n / lanes) for n <= 1024, else O(n log k).
+/// No allocation. O(k n / lanes), and O(n log k) for k > 512 of n > 1024.
 template <class Score>
   requires std::invocable<const Score&, Index>
 void top_k(const Score& score, Index n, std::span<Index> chosen) {
@@ -93,29 +120,31 @@ void top_k(const Score& score, Index n, std::span<Index> chosen) {
   using Result = std::remove_cvref_t<std::invoke_result_t<const Score&, Index>>;
   using S = std::conditional_t<std::is_same_v<Result, float>, float, double>;
   const auto ranked = [&](Index i) { return detail::rankable(static_cast<S>(score(i))); };
-  if (n > detail::kTopKScores) return detail::choose_by_heap(ranked, n, chosen);
-  detail::ScoreRow<S> row;
-  for (Index i = 0; i < n; ++i) row[static_cast<std::size_t>(i)] = ranked(i);
-  std::fill_n(row.data() + n, simd::kLanes<S>, -std::numeric_limits<S>::infinity());
-  detail::choose_by_passes<S>(row, n, chosen);
+  const auto copy = [&](Index first, Index count, S* to) {
+    for (Index i = 0; i < count; ++i) to[i] = ranked(first + i);
+  };
+  if (n > detail::kTopKScores && static_cast<Index>(chosen.size()) > detail::kTopKPartChoices)
+    detail::choose_by_heap(ranked, n, chosen);
+  else
+    detail::choose_in_parts<S>(copy, n, chosen);
 }
 
 /// The same for scores in memory [n].
 template <class S>
 void top_k(const S* scores, Index n, std::span<Index> chosen) {
   MOE_ASSERT(static_cast<Index>(chosen.size()) <= n);
-  if (n > detail::kTopKScores) {
-    const auto ranked = [scores](Index i) { return detail::rankable(scores[i]); };
-    return detail::choose_by_heap(ranked, n, chosen);
-  }
-  detail::ScoreRow<S> row;
-  simd::for_each<S>(
-      n, [&](Index i) { simd::store(row.data() + i, detail::rankable(simd::load(scores + i))); },
-      [&](Index i, Index count) {
-        const auto filled = simd::load_partial(scores + i, count, -std::numeric_limits<S>::infinity());
-        simd::store(row.data() + i, detail::rankable(filled));
-      });
-  detail::choose_by_passes<S>(row, n, chosen);
+  const auto copy = [scores](Index first, Index count, S* to) {
+    const S* from = scores + first;
+    simd::for_each<S>(
+        count, [&](Index i) { simd::store(to + i, detail::rankable(simd::load(from + i))); },
+        [&](Index i, Index rest) {
+          simd::store_partial(to + i, detail::rankable(simd::load_partial(from + i, rest, S{0})), rest);
+        });
+  };
+  if (n > detail::kTopKScores && static_cast<Index>(chosen.size()) > detail::kTopKPartChoices)
+    detail::choose_by_heap([scores](Index i) { return detail::rankable(scores[i]); }, n, chosen);
+  else
+    detail::choose_in_parts<S>(copy, n, chosen);
 }
 
 /// Index of the first NaN or +inf of row[0, n), n if there is none: what a check of logits needs, as -inf (a masked

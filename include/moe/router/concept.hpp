@@ -13,6 +13,7 @@ namespace moe::inline MOE_ABI {
 ///   moe::Index num_experts() const, model_dim() const;
 ///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Step& step, moe::MatrixRef<float> out) const;
 /// Each row must depend on its own token (and the step's keys of it) alone.
+/// Optional: the same with `moe::Scratch& scratch` behind, for a router that needs working memory.
 template <class R>
 concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Step& step,
                           MatrixRef<typename R::Scalar> out) {

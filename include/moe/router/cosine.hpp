@@ -2,9 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <limits>
+#include <optional>
+#include <vector>
 
+#include "moe/core/scratch.hpp"
 #include "moe/router/linear.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -22,10 +25,13 @@ class BasicCosineRouter {
  public:
   using Scalar = typename Codec::Scalar;
   struct Tape {
-    Matrix<Scalar> unit;    ///< h / |h|, [num_tokens, proj_dim]
-    Matrix<Scalar> length;  ///< what h was divided by, [num_tokens, 1]
-    Matrix<Scalar> dunit;   ///< working memory of backward
+    RowBuffer<Scalar> unit;      ///< h / |h|, [num_tokens, proj_dim]
+    std::vector<Scalar> length;  ///< what h was divided by, [num_tokens]
+    RowBuffer<Scalar> dunit;     ///< working memory of backward
     typename BasicLinearRouter<Codec>::Tape projection, similarity;
+    /// scale * v / |v| as a router of the projected tokens, and its gradient.
+    std::optional<BasicLinearRouter<Codec>> direction, ddirection;
+    std::vector<Scalar> vector, dvector;  ///< working memory: of one expert
   };
 
   static constexpr double kLeastLength = 1e-12;
@@ -57,8 +63,11 @@ class BasicCosineRouter {
   double& temperature() { return temperature_; }
   double temperature() const { return temperature_; }
 
-  /// out [num_tokens, num_experts], overwritten. Allocates a projection of the tokens and a copy of the vectors. Throws
-  /// std::invalid_argument on wrong shapes.
+  /// out [num_tokens, num_experts], overwritten. A projection of the tokens and a copy of the vectors are kept in
+  /// `scratch`: warm calls do not allocate. Throws std::invalid_argument on wrong shapes.
+  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Scratch& scratch) const {
+    logits(tokens, step, out, scratch.get<Tape>());
+  }
   void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out) const {
     Tape tape;
     logits(tokens, step, out, tape);
@@ -69,12 +78,12 @@ class BasicCosineRouter {
       fail("moe::CosineRouter::logits: the vectors have ", vectors().inputs(),
            " entries, expected proj_dim = ", proj_dim());
     tape.unit.resize(tokens.rows(), proj_dim());
-    tape.length.resize(tokens.rows(), 1);
+    tape.length.resize(static_cast<std::size_t>(tokens.rows()));
     projection_.logits(tokens, step, tape.unit);
     parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
-      for (Index t = begin; t < end; ++t) tape.length(t, 0) = normalise(tape.unit.row(t).data());
+      for (Index t = begin; t < end; ++t) tape.length[static_cast<std::size_t>(t)] = normalise(tape.unit.row(t));
     });
-    scaled_directions().logits(tape.unit, step, out);
+    update_direction(tape).logits(tape.unit, step, out);
   }
 
   /// Throws std::invalid_argument unless the tape is that of a forward pass of so many tokens through a router of these
@@ -82,7 +91,6 @@ class BasicCosineRouter {
   void require_backward(Index num_tokens, const Tape& tape, const BasicCosineRouter& gradient) const {
     constexpr const char* kFunction = "moe::CosineRouter::backward";
     detail::require_shape(kFunction, "tape.unit", tape.unit, num_tokens, proj_dim());
-    detail::require_shape(kFunction, "tape.length", tape.length, num_tokens, 1);
     if (!gradient.vectors().is_shaped_as(vectors()))
       fail(kFunction, ": gradient has [", gradient.num_experts(), ", ", gradient.vectors().inputs(),
            "] vectors, expected [", num_experts(), ", ", proj_dim(), "]");
@@ -96,14 +104,16 @@ class BasicCosineRouter {
     require_backward(tokens.rows(), tape, gradient);
     detail::require_shape("moe::CosineRouter::backward", "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape("moe::CosineRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
-    const BasicLinearRouter<Codec> direction = scaled_directions();
-    BasicLinearRouter<Codec> ddirection = zeros_like(direction);
-    tape.dunit.setZero(tokens.rows(), proj_dim());
-    direction.backward(tape.unit, step, tape.similarity, dlogits, ddirection, tape.dunit);
-    add_vector_gradients(direction, ddirection, gradient);
+    const BasicLinearRouter<Codec>& direction = update_direction(tape);
+    if (!tape.ddirection || !tape.ddirection->weight().is_shaped_as(direction.weight())) tape.ddirection = direction;
+    std::ranges::fill(tape.ddirection->weight().span(), Scalar{0});
+    tape.dunit.resize(tokens.rows(), proj_dim());
+    tape.dunit.matrix().setZero();
+    direction.backward(tape.unit, step, tape.similarity, dlogits, *tape.ddirection, tape.dunit);
+    add_vector_gradients(tape, gradient);
     parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t)
-        through_normalise(tape.unit.row(t).data(), tape.length(t, 0), tape.dunit.row(t).data());
+        through_normalise(tape.unit.row(t), tape.length[static_cast<std::size_t>(t)], tape.dunit.row(t));
     });
     projection_.backward(tokens, step, tape.projection, tape.dunit, gradient.projection_, dtokens);
   }
@@ -116,7 +126,7 @@ class BasicCosineRouter {
   }
 
  private:
-  static constexpr Index kTokensPerTask = 64;
+  static constexpr Index kTokensPerTask = 64, kPanelsPerTask = 8;
 
   double scale() const { return std::exp(std::min(temperature_, largest_temperature())); }
 
@@ -137,38 +147,51 @@ class BasicCosineRouter {
     for (Index i = 0; i < proj_dim(); ++i) d[i] = (d[i] - along * unit[i]) / length;
   }
 
-  RowVector<Scalar> vector(Index e) const {
-    RowVector<Scalar> v(proj_dim());
-    for (Index i = 0; i < proj_dim(); ++i) v(i) = static_cast<Scalar>(vectors()(e, i));
-    return v;
-  }
-
-  /// scale * v_e / |v_e|.
-  BasicLinearRouter<Codec> scaled_directions() const {
-    BasicLinearRouter<Codec> result = experts_;
+  /// tape.direction = scale * v / |v|, panel by panel: the vectors of two registers of experts at once. Padding stays
+  /// zero.
+  const BasicLinearRouter<Codec>& update_direction(Tape& tape) const {
+    constexpr Index kWidth = PanelMatrix<Codec>::kWidth;
+    if (!tape.direction || !tape.direction->weight().is_shaped_as(vectors())) tape.direction = experts_;
+    PanelMatrix<Codec>& direction = tape.direction->weight();
     const auto factor = static_cast<Scalar>(scale());
-    for (Index e = 0; e < num_experts(); ++e) {
-      RowVector<Scalar> v = vector(e);
-      normalise(v.data());
-      for (Index i = 0; i < proj_dim(); ++i) result.weight()(e, i) = factor * v(i);
-    }
-    return result;
+    parallel_ranges(vectors().panels(), kPanelsPerTask, [&](Index begin, Index end, Index) {
+      for (Index p = begin; p < end; ++p) {
+        const Scalar* v = vectors().panel(p);
+        Scalar* d = direction.panel(p);
+        std::array<Scalar, static_cast<std::size_t>(kWidth)> most{}, squares{}, length;
+        const auto for_each = [&](const auto& body) {
+          for (Index i = 0; i < proj_dim(); ++i)
+            for (Index e = 0; e < kWidth; ++e) body(i * kWidth + e, static_cast<std::size_t>(e));
+        };
+        for_each([&](Index at, std::size_t e) { most[e] = std::max(most[e], std::abs(v[at])); });
+        for (Scalar& largest : most)
+          if (largest == 0) largest = 1;  // a zero vector: 0 / 1
+        for_each([&](Index at, std::size_t e) { squares[e] += (v[at] / most[e]) * (v[at] / most[e]); });
+        for (std::size_t e = 0; e < length.size(); ++e)
+          length[e] = std::max(most[e] * std::sqrt(squares[e]), static_cast<Scalar>(kLeastLength));
+        for_each([&](Index at, std::size_t e) { d[at] = factor * (v[at] / length[e]); });
+      }
+    });
+    return *tape.direction;
   }
 
-  void add_vector_gradients(const BasicLinearRouter<Codec>& direction, const BasicLinearRouter<Codec>& ddirection,
-                            BasicCosineRouter& gradient) const {
+  /// From the gradient of tape.direction to those of the vectors and of the temperature.
+  void add_vector_gradients(Tape& tape, BasicCosineRouter& gradient) const {
     double dtemperature = 0;
     const auto factor = static_cast<Scalar>(scale());
+    tape.vector.resize(static_cast<std::size_t>(proj_dim()));
+    tape.dvector.resize(static_cast<std::size_t>(proj_dim()));
+    Scalar *unit = tape.vector.data(), *d = tape.dvector.data();
     for (Index e = 0; e < num_experts(); ++e) {
-      RowVector<Scalar> unit = vector(e), d(proj_dim());
-      const Scalar length = normalise(unit.data());
+      for (Index i = 0; i < proj_dim(); ++i) unit[i] = vectors()(e, i);
+      const Scalar length = normalise(unit);
       for (Index i = 0; i < proj_dim(); ++i) {
-        const Scalar slope = ddirection.weight()(e, i);
-        dtemperature += static_cast<double>(slope) * static_cast<double>(direction.weight()(e, i));
-        d(i) = factor * slope;
+        const Scalar slope = tape.ddirection->weight()(e, i);
+        dtemperature += static_cast<double>(slope) * static_cast<double>(tape.direction->weight()(e, i));
+        d[i] = factor * slope;
       }
-      through_normalise(unit.data(), length, d.data());
-      for (Index i = 0; i < proj_dim(); ++i) gradient.vectors()(e, i) += d(i);
+      through_normalise(unit, length, d);
+      for (Index i = 0; i < proj_dim(); ++i) gradient.vectors()(e, i) += d[i];
     }
     if (temperature_ < largest_temperature()) gradient.temperature_ += dtemperature;
   }

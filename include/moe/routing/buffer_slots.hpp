@@ -11,6 +11,18 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
+/// Who waits for a place at an expert: a token, with its first choice, or a choice.
+struct Waiting {
+  double key;  // served in ascending order
+  Index token, choice;
+};
+
+/// Working memory of serving.
+struct Service {
+  std::vector<Index> count;  // per expert
+  std::vector<Waiting> queue;
+};
+
 /// Fills the queue with all that waits for a place, in order of service: valid tokens, or their choices where those
 /// have keys of their own. Groups stand together if they compete among themselves only.
 template <class S>
@@ -68,9 +80,9 @@ void serve_in_order(ServiceOrder order, std::span<Waiting> waiting, const Routin
 /// seat(a, slot) is offered the next slot of its expert and says whether it is taken.
 template <class S, class Begin, class Seat>
 void seat_choices(const CapacityOptions& options, Index num_experts, const Step& step, const Routing<S>& routing,
-                  RoutingScratch& scratch, const Begin& begin, const Seat& seat) {
-  std::vector<Index>& served = scratch.count;
-  std::vector<Waiting>& queue = scratch.queue;
+                  Service& service, const Begin& begin, const Seat& seat) {
+  std::vector<Index>& served = service.count;
+  std::vector<Waiting>& queue = service.queue;
   const bool grouped = options.scope == CapacityScope::Group;
   for (std::size_t first = 0, last = 0; first < queue.size(); first = last) {
     CapacityDemand demand;
@@ -105,10 +117,10 @@ std::vector<Index> buffer_slots(const CapacityOptions& options, Index num_expert
   detail::require_experts("moe::buffer_slots", routing, num_experts);
   step.validate("moe::buffer_slots", routing.num_tokens());
   std::vector<Index> slot(routing.experts().size(), -1);
-  RoutingScratch scratch;
-  detail::queue_for_service(options, step, routing, scratch.queue);
+  detail::Service service;
+  detail::queue_for_service(options, step, routing, service.queue);
   detail::seat_choices(
-      options, num_experts, step, routing, scratch, [](const CapacityDemand&) {},
+      options, num_experts, step, routing, service, [](const CapacityDemand&) {},
       [&](Index a, Index place) {
         slot[static_cast<std::size_t>(a)] = place;
         return true;

@@ -51,11 +51,12 @@ void apply_capacity(const CapacityOptions& options, Index num_experts, const Ste
   Index capacity = expert_capacity(options, step.phase, demand, num_experts);
   const bool limits = options.scope == CapacityScope::Group || capacity < demand.num_choices;
   const Routing<S>& asked = routing;
-  if (limits) detail::queue_for_service(options, step, asked, routing.scratch().queue);  // by the weights of the gate
+  auto& service = routing.scratch().template get<detail::Service>();
+  if (limits) detail::queue_for_service(options, step, asked, service.queue);  // by the weights of the gate
   detail::weigh_before_drops(options, routing);
   if (limits)
     detail::seat_choices(
-        options, num_experts, step, asked, routing.scratch(),
+        options, num_experts, step, asked, service,
         [&](const CapacityDemand& group) { capacity = expert_capacity(options, step.phase, group, num_experts); },
         [&](Index a, Index slot) {
           if (slot < capacity) return true;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/core/scratch.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -14,19 +15,6 @@ namespace moe::inline MOE_ABI {
 /// backward passes only: a gate finds its own drops as it left them, though a capacity limit dropped more behind it.
 inline constexpr std::uint8_t kDroppedByGate = 1;  ///< also padding
 inline constexpr std::uint8_t kDroppedByCapacity = 2;
-
-/// Who waits for a place at an expert: a token, with its first choice, or a choice.
-struct Waiting {
-  double key;  // served in ascending order
-  Index token, choice;
-};
-
-/// Working memory for what refines a routing in place (capacity, balanced assignment), kept here because gates own no
-/// buffers: it grows once and is reused call after call. Its contents mean nothing between calls.
-struct RoutingScratch {
-  std::vector<Index> count;  // per expert
-  std::vector<Waiting> queue;
-};
 
 /// Who goes where, with which weight: what every gate fills. Compressed rows for fixed-K and ragged gates alike: the
 /// assignments of token t are [token_begin[t], token_begin[t + 1]), in choice order (dense gates: ascending expert).
@@ -90,7 +78,8 @@ class Routing {
     weight_[static_cast<std::size_t>(a)] = S{0};
   }
 
-  RoutingScratch& scratch() { return scratch_; }
+  /// Working memory of gates, and of what refines a routing in place: kept here because they own no buffers.
+  Scratch& scratch() { return scratch_; }
 
  private:
   template <class V>
@@ -107,7 +96,7 @@ class Routing {
   std::vector<Index> expert_;
   std::vector<S> weight_;
   std::vector<std::uint8_t> dropped_;
-  RoutingScratch scratch_;
+  Scratch scratch_;
 };
 
 namespace detail {
