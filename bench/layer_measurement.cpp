@@ -80,20 +80,22 @@ struct LayerBench::Inputs {
   std::vector<Matrix<float>> tokens;
   std::vector<Work> work;
   Index working_set = 0;  // bytes of all sets together: touched weights; backward: and their gradients
+  Index call_bytes = 0;   // the same of the largest set
   Matrix<float> dout, out, dtokens;
 
   Inputs(const Shape& shape, const Layer& layer, const Cell& cell, moe::Workspace& workspace)
       : dout(Matrix<float>::Random(cell.tokens, shape.model_dim)),
         out(cell.tokens, shape.model_dim),
         dtokens(cell.tokens, shape.model_dim) {
+    const Index copies = cell.pass == Pass::Backward ? 2 : 1;
     std::set<Index> touched;
     for (Index set = 0; set < sets_for(cell.tokens); ++set) {
       tokens.push_back(routed_tokens(shape, cell.pattern, cell.tokens, set * cell.tokens));
       layer.forward(tokens.back(), out, workspace);
       work.push_back(work_of(shape, workspace.plan, cell.pass));
       for (const Index e : std::as_const(workspace.routing).experts()) touched.insert(e);
+      call_bytes = std::max(call_bytes, copies * touched_bytes(shape, workspace.plan));
     }
-    const Index copies = cell.pass == Pass::Backward ? 2 : 1;
     working_set = copies * static_cast<Index>(touched.size()) * shape.expert_bytes();
   }
 
@@ -187,7 +189,7 @@ CellResult LayerBench::measure(const Cell& cell, const Effort& effort) {
     else
       result.wrong.push_back(peer->name());
   }
-  const LimitMeter meter(inputs.working_set, cell.threads);
+  const LimitMeter meter(inputs.working_set, cell.threads, inputs.call_bytes);
   result.measurement = interleave(contestants, inputs.work, meter, effort);
   return result;
 }
