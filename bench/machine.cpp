@@ -9,9 +9,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef MOE_BENCH_ONEDNN
-#include <dnnl.hpp>
-#endif
 
 namespace bench {
 
@@ -77,28 +74,6 @@ int all_threads() {
   return omp_get_num_procs();
 #else
   return 1;
-#endif
-}
-
-void limit_peers_to_compiled_instruction_set([[maybe_unused]] char** argv) {
-#if defined(__x86_64__) && !defined(__AVX512F__)
-#ifdef MOE_BENCH_ONEDNN
-#ifdef __AVX2__
-  dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx2);
-#else
-  dnnl::set_max_cpu_isa(dnnl::cpu_isa::sse41);
-#endif
-#endif
-#ifdef MOE_BENCH_OPENBLAS
-#ifdef __AVX2__
-  constexpr const char* kCore = "Haswell";
-#else
-  constexpr const char* kCore = "Nehalem";
-#endif
-  // OpenBLAS chooses its kernels when it is loaded, before main.
-  if (std::getenv("OPENBLAS_CORETYPE") == nullptr && setenv("OPENBLAS_CORETYPE", kCore, 0) == 0)
-    execv("/proc/self/exe", argv);
-#endif
 #endif
 }
 

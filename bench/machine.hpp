@@ -27,8 +27,4 @@ void set_threads(int threads);
 /// Threads of the machine; 1 without OpenMP.
 int all_threads();
 
-/// Keeps the peers to the instruction set that this program is compiled for, so that they do not win or lose by it.
-/// To be called first in main: a library that reads its limit when it is loaded makes the program start once more.
-void limit_peers_to_compiled_instruction_set(char** argv);
-
 }  // namespace bench

@@ -84,6 +84,7 @@ Arguments parse(CLI::App& app, int argc, char** argv) {
 void print(const CellResult& result) {
   const bench::Measurement& m = result.measurement;
   const Timing& ours = result.ours();
+  for (const std::string& peer : bench::peer_kernels()) std::printf("peer %s\n", peer.c_str());
   std::printf("%s, %td tokens, %s routing, %s, %d thread(s), %s, %d repetitions\n", result.shape.name.c_str(),
               result.cell.tokens, bench::name_of(result.cell.pattern),
               result.cell.pass == bench::Pass::Forward ? "forward" : "backward", result.cell.threads,
@@ -105,7 +106,7 @@ void print(const CellResult& result) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  bench::limit_peers_to_compiled_instruction_set(argv);
+  bench::choose_peer_kernels(argv);
   CLI::App app(kDescription);
   Arguments arguments;
   try {

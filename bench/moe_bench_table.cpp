@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "clock.hpp"
+#include "peers/kernels.hpp"
 #include "report.hpp"
 
 namespace {
@@ -99,7 +100,7 @@ Report run(const Plan& plan) {
 }  // namespace
 
 int main(int argc, char** argv) try {
-  bench::limit_peers_to_compiled_instruction_set(argv);
+  bench::choose_peer_kernels(argv);
   CLI::App app("Layers of published models beside the machine's limits and GEMM libraries");
   bool quick = false;
   std::string directory = ".";

@@ -74,7 +74,7 @@ nlohmann::json list_of(const Results& results) {
 void print_header() {
   std::printf("%s, %d thread(s), last-level cache %td MiB, compiled for %s\n", processor_name().c_str(), all_threads(),
               last_level_cache() >> 20, instruction_set().c_str());
-  if (const char* core = std::getenv("OPENBLAS_CORETYPE")) std::printf("OPENBLAS_CORETYPE=%s\n", core);
+  for (const std::string& peer : peer_kernels()) std::printf("peer %s\n", peer.c_str());
   std::printf(
       "\nms: medians of interleaved repetitions. x peer: best peer's time / ours. %% limit: of max(FLOP / peak,\n"
       "bytes / bandwidth), both measured beside each repetition; bound: which of them (F, B). bwd follows its\n"

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "layer_measurement.hpp"
+#include "peers/kernels.hpp"
 
 namespace bench {
 
@@ -13,6 +14,7 @@ inline nlohmann::json machine_json() {
   return {{"processor", processor_name()},
           {"instruction_set", instruction_set()},
           {"last_level_cache_bytes", last_level_cache()},
+          {"peers", peer_kernels()},
           {"compiler", std::string(__VERSION__)}};
 }
 
