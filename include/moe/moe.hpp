@@ -71,6 +71,7 @@
 #include "moe/train/cross_entropy.hpp"
 #include "moe/train/schedule.hpp"
 #include "moe/train/sgd.hpp"
+#include "moe/train/squared_error.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"
