@@ -9,6 +9,7 @@
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
+#include "moe/layer/concept.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/trainable.hpp"

@@ -52,6 +52,11 @@ struct PanelRunner {
                        Tape& tape, const RowBuffer<S>& dout, Pool& gradient, RowBuffer<S>& dtoken_rows) {
     backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, dout, expert_of(gradient), dtoken_rows);
   }
+  template <class Pool>
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
+                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient) {
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), tape, dout, expert_of(gradient));
+  }
 };
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -80,9 +80,26 @@ class StagedExpert {
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
                 MatrixRef<Scalar> drows, D& gradient, Context&) const {
     constexpr const char* kFunction = "moe::Expert::backward";
+    moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
+    run_backward(rows, tape, dout, gradient, &tape.din);
+    detail::copy_rows<Scalar>(tape.din, drows);
+  }
+  /// The same without `drows`, which is not computed.
+  template <class D>
+  void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout, D& gradient,
+                Context&) const {
+    run_backward(rows, tape, dout, gradient, nullptr);
+  }
+
+ private:
+  const Derived& derived() const { return static_cast<const Derived&>(*this); }
+
+  template <class D>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Buffers<D>& tape, const ConstMatrixRef<Scalar>& dout,
+                    D& gradient, RowBuffer<Scalar>* din) const {
+    constexpr const char* kFunction = "moe::Expert::backward";
     moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
     moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
-    moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
     require_backward(rows.rows(), tape, gradient);
     if (&gradient == &derived())
       fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
@@ -90,14 +107,10 @@ class StagedExpert {
     const kernel::RowGroups groups{offset, 1};
     const auto self = [&](Index) -> const D& { return derived(); };
     detail::copy_padded<Scalar>(dout, backward_width<D>(groups, self), tape.out);
-    backward_stages<D>(
+    detail::run_backward_stages<D>(
         groups, kernel::RowSource<Scalar>::from(rows), self, tape.stages, tape.out,
-        [&](Index) -> D& { return gradient; }, tape.din);
-    detail::copy_rows<Scalar>(tape.din, drows);
+        [&](Index) -> D& { return gradient; }, din);
   }
-
- private:
-  const Derived& derived() const { return static_cast<const Derived&>(*this); }
 
   template <Keep keep, class D>
   void run(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Buffers<D>& buffers) const {
