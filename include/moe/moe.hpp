@@ -65,14 +65,18 @@
 #include "moe/routing/step.hpp"
 #include "moe/routing/z_loss.hpp"
 
-// Training: losses, clipping, optimisers, schedules.
+// Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.
 #include "moe/train/adam_w.hpp"
 #include "moe/train/clip.hpp"
+#include "moe/train/concept.hpp"
 #include "moe/train/consistency.hpp"
 #include "moe/train/cross_entropy.hpp"
+#include "moe/train/routed_pass.hpp"
 #include "moe/train/schedule.hpp"
 #include "moe/train/sgd.hpp"
 #include "moe/train/squared_error.hpp"
+#include "moe/train/trainer.hpp"
+#include "moe/train/trainer_options.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"
