@@ -253,6 +253,25 @@ TEST_CASE("Trainer: micro-batches scaled by their valid tokens are the whole bat
   for (std::size_t i = 0; i < found.size(); ++i) REQUIRE_THAT(found[i], WithinAbs(expected[i], 1e-12));
 }
 
+TEST_CASE("Trainer: a top-1 router learns with Switch's gate, and is refused without gradient", "[train]") {
+  const Batch<double> batch(12);
+  const auto router_moves = [&](const TopKGate& gate) {
+    auto layer = test::layer_of<moe::BasicMlp<moe::F64>>(4, gate);
+    const auto before = flatten(layer.router());
+    moe::Trainer trainer(layer, moe::Sgd{});
+    trainer.accumulate(batch.tokens, batch.step(), batch.loss());
+    trainer.update(0.1);
+    return flatten(layer.router()) != before;
+  };
+  CHECK(router_moves(TopKGate::switch_transformer()));
+  CHECK_FALSE(router_moves({.k = 1, .constant_weights = moe::ConstantWeights::Accept}));
+  auto layer = test::layer_of<moe::BasicMlp<moe::F64>>(4, TopKGate{.k = 1});
+  moe::Trainer trainer(layer, moe::Sgd{});
+  CHECK_THROWS_WITH(trainer.accumulate(batch.tokens, batch.step(), batch.loss()),
+                    ContainsSubstring("moe::TopKGate::backward: k is 1"));
+  CHECK_THROWS_WITH(trainer.update(0.1), ContainsSubstring("nothing was accumulated"));
+}
+
 TEST_CASE("Trainer: update clips, tells the norm and starts anew", "[train]") {
   Scale layer;
   moe::Trainer trainer(layer, moe::Sgd{}, {.max_norm = 2});

@@ -171,13 +171,14 @@ class MoeLayer {
   }
 
   /// Throws std::invalid_argument unless `tape` holds a forward pass of so many tokens through a layer of these sizes,
-  /// and `gradient` is another layer of them.
+  /// `gradient` is another layer of them, and the gate can teach its router (see TopKGate::constant_weights).
   void require_backward(Index num_tokens, const Tape& tape, const MoeLayer& gradient) const {
     constexpr const char* kFunction = "moe::MoeLayer::backward";
     require_parts(kFunction);
     require_tape(kFunction, num_tokens, tape);
     if (&gradient == this) fail(kFunction, ": gradient is the layer itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.router", router_, num_tokens, tape.router, gradient.router_);
+    if constexpr (requires { gate_.require_backward(num_experts()); }) gate_.require_backward(num_experts());
     detail::require_gradient_of(kFunction, "gradient.gate", gate_, gradient.gate_);
     detail::require_backward_of(kFunction, "gradient.experts", experts_, tape.plan, tape.experts, gradient.experts_);
   }
