@@ -24,6 +24,14 @@ struct RoutedPass {
 
 namespace detail {
 
+/// What a tape says of the routing.
+template <class S>
+struct RoutingOfTape {
+  const Matrix<S>& logits;
+  const Routing<S>& routing;
+};
+
+/// MoeLayer and the like; layers that speak for a gate of some type, as MoeBlock; layers around one, as WithBranches.
 template <class Layer, class Tape>
 concept HasGate = requires(const Layer& layer, const Tape& tape) {
   layer.gate();
@@ -31,17 +39,25 @@ concept HasGate = requires(const Layer& layer, const Tape& tape) {
   tape.routing;
 };
 template <class Layer, class Tape>
+concept SpeaksForGate =
+    requires(const Layer& layer, const Tape& tape, const Step& step, Matrix<typename Layer::Scalar>& p) {
+      layer.probabilities(tape.logits(), step, p);
+      tape.routing();
+    };
+template <class Layer, class Tape>
 concept WrapsLayer = requires(const Layer& layer, const Tape& tape) {
   layer.layer();
   tape.layer;
 };
 
-/// Calls f(gate, tape) with the gate of a layer and the tape that holds its routing: those of the layer itself, or of
-/// the one that it wraps; of a hierarchy, the outermost.
+/// Calls f(gate, RoutingOfTape) with the gate of a layer, or of the layer that it wraps; of a hierarchy, the outermost.
 template <class Layer, class Tape, class F>
 void visit_gate(const Layer& layer, const Tape& tape, const F& f) {
+  using Of = RoutingOfTape<typename Layer::Scalar>;
   if constexpr (HasGate<Layer, Tape>)
-    f(layer.gate(), tape);
+    f(layer.gate(), Of{tape.logits, tape.routing});
+  else if constexpr (SpeaksForGate<Layer, Tape>)
+    f(layer, Of{tape.logits(), tape.routing()});
   else
     visit_gate(layer.layer(), tape.layer, f);
 }
@@ -49,7 +65,7 @@ void visit_gate(const Layer& layer, const Tape& tape, const F& f) {
 /// Whether visit_gate() finds one.
 template <class Layer, class Tape>
 consteval bool finds_gate() {
-  if constexpr (HasGate<Layer, Tape>)
+  if constexpr (HasGate<Layer, Tape> || SpeaksForGate<Layer, Tape>)
     return true;
   else if constexpr (WrapsLayer<Layer, Tape>)
     return finds_gate<std::remove_cvref_t<decltype(std::declval<const Layer&>().layer())>, decltype(Tape::layer)>();
