@@ -10,6 +10,7 @@
 #include "layer/fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/layer/branches.hpp"
+#include "moe/routing/importance.hpp"
 #include "moe/train/squared_error.hpp"
 #include "sample_layer.hpp"
 #include "thread_executor.hpp"
@@ -208,7 +209,7 @@ TEST_CASE("Trainer: the gradient is that of scale times all losses, by central d
   const Batch<double> batch(9, 2);
   const moe::TrainerOptions options{.balance = 0.3, .z_loss = 0.2};
   const auto importance = [](const moe::RoutedPass<double>& pass) {
-    return moe::z_loss<double>(pass.logits, pass.step, 0.1, pass.losses);  // any other loss
+    return moe::importance_loss<double>(pass.routing, 4, pass.step, 0.1, pass.losses);  // any other loss
   };
   const auto run = [&](const LayerOf<moe::F64>& of) {
     LayerOf<moe::F64> copy = of;
@@ -223,6 +224,26 @@ TEST_CASE("Trainer: the gradient is that of scale times all losses, by central d
   const double error = test::parameter_gradient_error([&] { return run(layer).first; }, layer, gradient, &name);
   CAPTURE(name);
   CHECK(error < 1e-6);
+}
+
+TEST_CASE("Trainer: auxiliary losses of one batch are gone in the next", "[train]") {
+  auto layer = sample_layer<moe::F32>();
+  const Batch<float> batch(9), larger(12);
+  moe::Trainer trainer(layer), fresh(layer);
+  trainer.accumulate(batch.tokens, batch.step(), batch.loss(), [](const moe::RoutedPass<float>& pass) {
+    return moe::importance_loss<float>(pass.routing, 4, pass.step, 3, pass.losses) +
+           moe::importance_loss<float>(pass.probability, pass.step, 3, pass.losses) +
+           moe::z_loss<float>(pass.logits, pass.step, 3, pass.losses);
+  });
+  CHECK(trainer.auxiliary().other > 0);
+  for (const Batch<float>* next : {&batch, &larger}) {
+    trainer.discard();
+    fresh.discard();
+    trainer.accumulate(next->tokens, next->step(), next->loss());
+    fresh.accumulate(next->tokens, next->step(), next->loss());
+    CHECK(flatten(trainer.gradient()) == flatten(fresh.gradient()));
+    CHECK(trainer.auxiliary().other == 0);
+  }
 }
 
 TEST_CASE("Trainer: micro-batches scaled by their valid tokens are the whole batch", "[train][property]") {
