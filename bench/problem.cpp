@@ -85,7 +85,8 @@ Layer zero_layer(const Shape& shape) {
   std::vector<moe::Glu> experts;
   experts.reserve(static_cast<std::size_t>(shape.num_experts));
   for (Index e = 0; e < shape.num_experts; ++e) experts.emplace_back(shape.model_dim, shape.hidden_dim);
-  return Layer(moe::LinearRouter(shape.num_experts, shape.model_dim), moe::TopKGate{.k = shape.k},
+  return Layer(moe::LinearRouter(shape.num_experts, shape.model_dim),
+               moe::TopKGate{.k = shape.k, .constant_weights = moe::ConstantWeights::Accept},  // timed, not trained
                moe::ExpertPool<moe::Glu>(std::move(experts)));
 }
 

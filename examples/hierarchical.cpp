@@ -17,7 +17,7 @@ int main() {
 
   const moe::WithBranches layer(
       moe::MoeLayer(moe::LinearRouter::random(num_groups, model_dim, 1),
-                    moe::TopKGate{.k = 1, .normalise = moe::Normalise::Off},  // raw weight: the router can learn
+                    moe::TopKGate::switch_transformer(),  // its weight is the probability: the router can learn
                     moe::ExpertPool<Group>(groups)),
       moe::Glu::random(model_dim, hidden_dim, 2));
 

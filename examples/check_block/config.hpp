@@ -136,6 +136,7 @@ inline moe::MoeConfig config_of(const Facts& facts, moe::Index num_logits) {
     throw std::runtime_error("the router has " + std::to_string(num_logits) +
                              " rows, expected n_experts = " + facts.text("n_experts") + " as the metadata says");
   config.gate = gate_of(facts);
+  config.gate.constant_weights = moe::ConstantWeights::Accept;  // what is compared is the arithmetic, as it is
   const std::string order = facts.text("score_order", "");
   if (order == "sparsemixer_eval") {
     config.sparse_mixer = moe::SparseMixerGate{.jitter = facts.number("router_jitter_eps", 0.01)};

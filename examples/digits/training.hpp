@@ -46,7 +46,7 @@ class Trainer {
   struct Pass {
     typename Model::Mixture::Tape mixture;
     moe::Linear::Tape head;
-    moe::Matrix<float> hidden, scores, dscores, dhidden, dimages, probabilities;
+    moe::Matrix<float> hidden, scores, dscores, dhidden, probabilities;
     moe::RoutingGradient<float> losses;
   };
 
@@ -66,7 +66,6 @@ class Trainer {
     Pass& pass = pass_[p];
     step.pass = static_cast<std::uint32_t>(p);
     pass.dhidden.resize(images.rows(), kPixels);
-    pass.dimages.resize(images.rows(), kPixels);
     moe::Context context{step, scratch_};
     model.head.backward(pass.hidden, pass.head, pass.dscores, pass.dhidden, gradient_.head, context);
     pass.losses.clear();
@@ -75,7 +74,7 @@ class Trainer {
       model.mixture.layer().gate().probabilities(tape.logits, step, pass.probabilities);
       moe::load_balancing_loss<float>(pass.probabilities, tape.routing, step, options_.balance, pass.losses);
     }
-    model.mixture.backward(images, pass.mixture, pass.dhidden, pass.losses, gradient_.mixture, pass.dimages);
+    model.mixture.backward(images, pass.mixture, pass.dhidden, pass.losses, gradient_.mixture);
   }
 
   Options options_;

@@ -9,6 +9,7 @@
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
+#include "moe/layer/concept.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/trainable.hpp"
@@ -64,13 +65,18 @@
 #include "moe/routing/step.hpp"
 #include "moe/routing/z_loss.hpp"
 
-// Training: losses, clipping, optimisers, schedules.
+// Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.
 #include "moe/train/adam_w.hpp"
 #include "moe/train/clip.hpp"
+#include "moe/train/concept.hpp"
 #include "moe/train/consistency.hpp"
 #include "moe/train/cross_entropy.hpp"
+#include "moe/train/routed_pass.hpp"
 #include "moe/train/schedule.hpp"
 #include "moe/train/sgd.hpp"
+#include "moe/train/squared_error.hpp"
+#include "moe/train/trainer.hpp"
+#include "moe/train/trainer_options.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"

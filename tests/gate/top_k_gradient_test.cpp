@@ -33,7 +33,7 @@ TEST_CASE("TopKGate: gradients with dropped choices agree with central differenc
 
 TEMPLATE_TEST_CASE("TopKGate: with k = 1 and weights that sum to one the router gets exactly no gradient", "[gate]",
                    float, double) {
-  const TopKGate gate{.k = 1};
+  const TopKGate gate{.k = 1, .constant_weights = moe::ConstantWeights::Accept};
   const auto logits = test::random_logits<TestType>(20, 9, 23);
   const auto routing = test::routed(gate, logits);
   moe::Matrix<TestType> dlogits;

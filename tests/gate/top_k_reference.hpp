@@ -87,6 +87,7 @@ void for_each_top_k_gate(moe::Index experts, moe::Index k, F&& f) {
               moe::TopKGate gate{.k = k, .score = score, .normalise = normalise, .epsilon = epsilon, .scale = 2.5};
               gate.floor = floor;
               gate.norm_p = 3;
+              gate.constant_weights = moe::ConstantWeights::Accept;  // numbers are checked, nothing is trained
               const moe::Index size = experts / groups.count;
               if (experts % groups.count != 0 || groups.best > size || k > groups.kept * size) continue;
               if (groups.rank == moe::GroupRank::Logits && selection) continue;

@@ -152,3 +152,20 @@ TEST_CASE("MoeLayer: replay refuses tokens of another batch", "[layer][error]") 
   CHECK_THROWS_WITH(layer.replay(kTokens.topRows(3), three, tape),
                     "moe::MoeLayer::replay: tokens has 3 rows, expected 4 as in the forward pass of the tape");
 }
+
+TEST_CASE("MoeLayer: a gate that cannot teach the router is refused before any gradient is written", "[layer][error]") {
+  const auto layer = test::layer_of<moe::BasicMlp<moe::F64>>(3, TopKGate{.k = 1});
+  const auto tokens = test::random_matrix<double>(4, kModelDim);
+  moe::Matrix<double> out(4, kModelDim);
+  auto gradient = moe::zeros_like(layer);
+  decltype(layer)::Tape tape;
+  layer.forward(tokens, moe::Step::train(1), out, tape);
+  REQUIRE_THROWS_WITH(layer.backward(tokens, tape, tokens, moe::RoutingGradient<double>{}, gradient),
+                      Catch::Matchers::ContainsSubstring("moe::TopKGate::backward: k is 1"));
+  REQUIRE(moe::num_parameters(gradient) > 0);
+  moe::visit(
+      [](const std::string&, const auto& leaf) {
+        for (const double value : moe::parameter_span(leaf)) REQUIRE(value == 0);
+      },
+      gradient);
+}

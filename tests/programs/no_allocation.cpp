@@ -18,6 +18,7 @@
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
+#include "moe/train/trainer.hpp"
 #include "programs/any_gate.hpp"
 #include "programs/heap.hpp"
 
@@ -75,8 +76,26 @@ void check_training(const std::string& name, const Layer& layer) {
     expect_none(name + ", " + std::to_string(count) + " tokens", [&] {
       layer.forward(tokens.topRows(count), moe::Step::train(1), out.topRows(count), tape);
       layer.backward(tokens.topRows(count), tape, tokens.topRows(count), losses, gradient, dtokens.topRows(count));
+      layer.backward(tokens.topRows(count), tape, tokens.topRows(count), losses, gradient);
     });
   }
+}
+
+/// What a trainer adds to that allocates nothing either; losses and optimisers allocate partial sums and names.
+template <class Layer>
+void check_trainer(const std::string& name, Layer layer) {
+  moe::Trainer trainer(layer);
+  const Matrix<float> tokens = Matrix<float>::Random(kTokens, kModelDim);
+  expect_none(name, [&] {
+    trainer.accumulate(
+        tokens, moe::Step::train(1), [](const auto& output, auto& doutput) { return doutput = output, 0.0; },
+        [](const moe::RoutedPass<float>& pass) {
+          moe::detail::accumulator("test", "logits", pass.losses.logits, kTokens, pass.logits.cols()) += pass.logits;
+          moe::detail::accumulator("test", "weight", pass.losses.weight, pass.routing.num_assignments())[0] += 1;
+          return 0.0;
+        },
+        0.5);
+  });
 }
 
 /// The same sizes with another routing: first an even one, then all tokens to the same experts. With so many tokens the
@@ -116,6 +135,8 @@ void check_compositions() {
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   const moe::MoeLayer layer(router, moe::TopKGate{}, pool);
   check_forward("branches", moe::WithBranches(layer, pool[0], moe::ScaledIdentity{kModelDim}));
+  check_trainer("trainer", layer);
+  check_trainer("trainer of branches", moe::WithBranches(layer, pool[0]));
   const moe::WithCapacity<moe::TopKGate> capacity{.capacity = {.evaluation_factor = 0.5}};
   check_forward("capacity", moe::MoeLayer(router, capacity, pool));
   check_forward("noisy router", moe::MoeLayer(moe::NoisyRouter::random(kExperts, kModelDim, 1), moe::TopKGate{}, pool));

@@ -96,6 +96,32 @@ void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeO
   if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], widths.template pre<I>());
 }
 
+/// All stages from the last to the first; `din` is nullptr where nobody asks for the input gradient.
+template <class E, class ExpertOf, class GradientOf>
+void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                         const ExpertOf& expert_of, const StageWidths<E>& widths, StageTapeOf<E>& tape,
+                         const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
+                         RowBuffer<typename E::Scalar>* din) {
+  using S = typename E::Scalar;
+  using Source = kernel::RowSource<S>;
+  constexpr int kLast = kNumStages<E> - 1;
+  using LastEpilogue = EpilogueOf<E, kLast>;
+  if constexpr (!LastEpilogue::kIdentity) backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
+  simd::unroll<kLast + 1>([&](auto reversed) {
+    constexpr int I = kLast - reversed;
+    constexpr int kBefore = I > 0 ? I - 1 : 0;
+    const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);
+    kernel::grouped_weight_gradient<S>(
+        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]), dpre,
+        [&](Index g) -> auto& { return stage_weight<I>(gradient_of(g)); },
+        [&](Index g) -> auto& { return stage_bias<I>(gradient_of(g)); }, tape.gradient);
+    if constexpr (I > 0)
+      backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
+    else if (din != nullptr)
+      store_input_gradient<E>(groups, dpre, expert_of, tape, *din);
+  });
+}
+
 }  // namespace detail
 
 /// Columns that `dout` of backward_stages must have: what the epilogue of the last stage writes, the same for all
@@ -130,25 +156,15 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
                      const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
                      const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
                      RowBuffer<typename E::Scalar>& din) {
-  using S = typename E::Scalar;
-  using Source = kernel::RowSource<S>;
-  constexpr int kLast = kNumStages<E> - 1;
-  using LastEpilogue = detail::EpilogueOf<E, kLast>;
-  if constexpr (!LastEpilogue::kIdentity)
-    detail::backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
-  simd::unroll<kLast + 1>([&](auto reversed) {
-    constexpr int I = kLast - reversed;
-    constexpr int kBefore = I > 0 ? I - 1 : 0;
-    const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);
-    kernel::grouped_weight_gradient<S>(
-        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]), dpre,
-        [&](Index g) -> auto& { return detail::stage_weight<I>(gradient_of(g)); },
-        [&](Index g) -> auto& { return detail::stage_bias<I>(gradient_of(g)); }, tape.gradient);
-    if constexpr (I == 0)
-      detail::store_input_gradient<E>(groups, dpre, expert_of, tape, din);
-    else
-      detail::backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
-  });
+  detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, &din);
+}
+
+/// The same without the input gradient of the first stage, a third of the work where stages are of one size.
+template <PanelExpert E, class ExpertOf, class GradientOf>
+void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                     const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
+                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of) {
+  detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, nullptr);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -64,6 +64,13 @@ concept DifferentiableExpert =
       expert.backward(rows, tape, rows, out, gradient, context);
     };
 
+/// One that can leave out the gradient of its rows: backward without `drows`, for layers whose tokens nobody trains.
+template <class E>
+concept SkipsRowGradient =
+    DifferentiableExpert<E> &&
+    requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, Context& context, typename E::Tape& tape,
+             E& gradient) { expert.backward(rows, tape, rows, gradient, context); };
+
 namespace detail {
 
 /// The tape of an expert, or nothing for one that cannot be trained through. A type of its own for every E.

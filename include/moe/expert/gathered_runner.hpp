@@ -134,6 +134,17 @@ struct GatheredRunner {
                        block(dtoken_rows, plan, e, pool.input_dim()), gradient[e], context);
     });
   }
+  template <class Pool>
+  static void backward(const Pool& pool, const ConstMatrixRef<S>&, const DispatchPlan& plan, const Step& step,
+                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient)
+    requires SkipsRowGradient<E>
+  {
+    for_each_expert(tape.inputs, plan, step, tape.scratch, [&](Index e, Context& context) {
+      pool[e].backward(block(tape.inputs.rows, plan, e, pool.input_dim()),
+                       tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
+                       gradient[e], context);
+    });
+  }
 };
 
 }  // namespace moe::inline MOE_ABI::detail

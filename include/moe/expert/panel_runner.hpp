@@ -60,6 +60,12 @@ struct PanelRunner {
     backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape, dout,
                        expert_of(gradient), dtoken_rows);
   }
+  template <class Pool>
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
+                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient) {
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape, dout,
+                       expert_of(gradient));
+  }
 };
 
 }  // namespace moe::inline MOE_ABI::detail

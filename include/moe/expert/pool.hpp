@@ -28,7 +28,8 @@ concept ExpertSet =
 ///   moe::Index backward_width(plan) const;    columns of `dout`, those from output_dim on being zero
 ///   void backward(tokens, plan, step, Tape& tape, dout, X& gradient, dtoken_rows) const;
 /// backward accumulates into `gradient`, an object of its own type, and resizes and overwrites dtoken_rows
-/// [plan.num_rows(), at least input_dim]. Optional: `void require_backward(plan, tape, gradient) const`, which throws
+/// [plan.num_rows(), at least input_dim]. Optional: backward without dtoken_rows, which then need not be computed, and
+/// `void require_backward(plan, tape, gradient) const`, which throws
 /// std::invalid_argument for a tape or gradient of another set, before anything is written.
 template <class X>
 concept DifferentiableExpertSet =
@@ -128,15 +129,18 @@ class ExpertPool {
     requires DifferentiableExpert<E>
   {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
-    require_sizes(kFunction, tokens, plan);
-    const Index width = checked_backward_width(plan, tape, gradient);
-    if (dout.rows() != plan.num_rows() || dout.cols() < width)
-      fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected [", plan.num_rows(), ", at least ",
-           width, "]");
+    require_backward_call(tokens, plan, tape, dout, gradient);
     if (&dout == &dtoken_rows) fail(kFunction, ": dtoken_rows is dout, expected memory of its own");
     detail::require_apart(kFunction, "dtoken_rows", dtoken_rows.matrix(), "tokens", tokens);
-    if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
     Runner::backward(*this, tokens, plan, step, tape, dout, gradient, dtoken_rows);
+  }
+  /// The same without dtoken_rows, which is not computed: a third of the work of panel experts.
+  void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
+                const RowBuffer<Scalar>& dout, ExpertPool& gradient) const
+    requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsRowGradient<E>))
+  {
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    Runner::backward(*this, tokens, plan, step, tape, dout, gradient);
   }
 
   template <class F, class First, class... Rest>
@@ -158,6 +162,17 @@ class ExpertPool {
     if (gradient.size() != size())
       fail("moe::ExpertPool::backward: gradient has ", gradient.size(), " experts, expected ", size());
     return Runner::require_backward(*this, plan, tape, gradient);
+  }
+
+  void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan, const Tape& tape,
+                             const RowBuffer<Scalar>& dout, const ExpertPool& gradient) const {
+    constexpr const char* kFunction = "moe::ExpertPool::backward";
+    require_sizes(kFunction, tokens, plan);
+    const Index width = checked_backward_width(plan, tape, gradient);
+    if (dout.rows() != plan.num_rows() || dout.cols() < width)
+      fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected [", plan.num_rows(), ", at least ",
+           width, "]");
+    if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
   }
 
   void require_forward(const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan,

@@ -77,20 +77,15 @@ class StagedExpert {
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
                 MatrixRef<Scalar> drows, D& gradient, Context&) const {
     constexpr const char* kFunction = "moe::Expert::backward";
-    moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
-    moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
     moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
-    require_backward(rows.rows(), tape, gradient);
-    if (&gradient == &derived())
-      fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
-    const Index offset[] = {0, rows.rows()};
-    const kernel::RowGroups groups{offset, 1};
-    const auto self = [&](Index) -> const D& { return derived(); };
-    detail::copy_padded<Scalar>(dout, backward_width<D>(derived()), tape.out);
-    backward_stages<D>(
-        groups, kernel::RowSource<Scalar>::from(rows), self, widths<D>(), tape.stages, tape.out,
-        [&](Index) -> D& { return gradient; }, tape.din);
+    run_backward(rows, tape, dout, gradient, &tape.din);
     detail::copy_rows<Scalar>(tape.din, drows);
+  }
+  /// The same without `drows`, which is not computed.
+  template <class D>
+  void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout, D& gradient,
+                Context&) const {
+    run_backward(rows, tape, dout, gradient, nullptr);
   }
 
  private:
@@ -101,6 +96,24 @@ class StagedExpert {
     const Index any_row[] = {0, 1};
     return moe::detail::require_stages<D>({any_row, 1}, derived().input_dim(), derived().output_dim(),
                                           [&](Index) -> const D& { return derived(); });
+  }
+
+  template <class D>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Buffers<D>& tape, const ConstMatrixRef<Scalar>& dout,
+                    D& gradient, RowBuffer<Scalar>* din) const {
+    constexpr const char* kFunction = "moe::Expert::backward";
+    moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
+    moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
+    require_backward(rows.rows(), tape, gradient);
+    if (&gradient == &derived())
+      fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
+    const Index offset[] = {0, rows.rows()};
+    const kernel::RowGroups groups{offset, 1};
+    const auto self = [&](Index) -> const D& { return derived(); };
+    detail::copy_padded<Scalar>(dout, backward_width<D>(derived()), tape.out);
+    detail::run_backward_stages<D>(
+        groups, kernel::RowSource<Scalar>::from(rows), self, widths<D>(), tape.stages, tape.out,
+        [&](Index) -> D& { return gradient; }, din);
   }
 
   template <Keep keep, class D>

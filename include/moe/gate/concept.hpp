@@ -31,8 +31,9 @@ concept StatesPerToken = requires {
 template <class G, class S = float>
 concept Gate = HasRoute<G, S> && StatesPerToken<G>;
 
-/// A gate that can be trained through. It declares `visit`, empty where it has nothing to learn (see
-/// moe/core/visit.hpp). The selection is frozen in all three:
+/// A gate that can be trained through. Optional: `void require_backward(Index num_experts) const`, which throws
+/// std::invalid_argument where training makes no sense, before a layer writes any gradient. It declares `visit`, empty
+/// where it has nothing to learn (see moe/core/visit.hpp). The selection is frozen in all three:
 ///   probabilities(logits, step, p)      scores [T, E] before selection, which balance losses use; resizes p
 ///   replay(logits, step, routing)       weights anew for the experts that `routing` already names (gradient checks,
 ///                                       recomputation); dropped choices keep weight 0

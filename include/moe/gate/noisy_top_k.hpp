@@ -94,6 +94,9 @@ struct NoisyTopKGate {
       fail("moe::NoisyTopKGate: scale is ", scale, ", expected >= 0 and finite in float");
   }
 
+  /// As TopKGate::require_backward(): noise does not make weights of one choice vary.
+  void require_backward(Index num_experts) const { top_k.require_backward(num_experts); }
+
   template <class S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
     constexpr const char* kName = "moe::NoisyTopKGate::route";
@@ -117,6 +120,7 @@ struct NoisyTopKGate {
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 NoisyTopKGate& gradient) const {
     constexpr const char* kName = "moe::NoisyTopKGate::backward";
+    require_backward(logits.cols());
     detail::backward_rows<S>(kName, rows<S>(logits, step), logits, step, routing, dweight, dprobability, dlogits);
     if (top_k.weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.top_k.weight_bias);
   }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 
 #include "moe/gate/concept.hpp"
@@ -25,14 +27,15 @@ struct ExpertGroups {
 ///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor)
 ///              with the scores of logits + weight_bias
 /// The default is Mixtral: the weights of a token are the softmax of its k chosen logits and sum to 1. What others ask
-/// for: Switch {.k = 1, .normalise = Off}; DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
+/// for: Switch switch_transformer(); DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
 /// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = Off}.
 /// Gradients, selection frozen:
-///   Softmax and Sum    weights are a softmax over the chosen: logits of the others get exactly zero, and with k = 1
-///                      so does the chosen one, as its weight is 1 whatever the logits: the router cannot learn.
+///   Softmax and Sum    weights are a softmax over the chosen: logits of the others get exactly zero.
 ///   Softmax and Off    dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
 ///   Sigmoid, SqrtSoftplus
-///                      only the chosen logits get gradient; with Sum and k = 1 it is zero up to epsilon.
+///                      only the chosen logits get gradient.
+/// With k = 1 and anything but Off, the weight is 1 whatever the logits: no gradient of the task reaches the router.
+/// Inference is as good as ever; backward throws std::invalid_argument unless constant_weights accepts it.
 /// A logit of -infinity masks an expert; each token needs k that are not masked, in the groups it may use.
 /// Immutable, share freely. route is O(num_experts) per token and allocates nothing when warm (up to 1024 experts). All
 /// members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
@@ -49,11 +52,32 @@ struct TopKGate {
   Kept<Eigen::RowVectorXd> selection_bias = {};  ///< [num_experts] or empty; set by a balance controller, not learned
   Eigen::RowVectorXd weight_bias = {};           ///< [num_experts] or empty; learnable, never seen by the selection
   ExpertGroups groups = {};
+  ConstantWeights constant_weights = ConstantWeights::Refuse;  ///< in backward, with k = 1
 
   static constexpr bool kPerToken = true;
 
+  /// The gate of the Switch Transformer: the best expert, weighed by its probability as it is. Through that the router
+  /// learns, and all its logits do. Fedus, Zoph & Shazeer, "Switch Transformers", section 2.1 (arXiv:2101.03961).
+  static TopKGate switch_transformer() { return {.k = 1, .normalise = Normalise::Off}; }
+
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const;
+
+  /// Whether each weight is `scale` whatever the logits: one choice, divided by itself. An epsilon or floor that float
+  /// does not tell from nothing beside 1 changes nothing about that.
+  bool has_constant_weights() const {
+    return k == 1 && normalise != Normalise::Off && std::max(epsilon, floor) < std::numeric_limits<float>::epsilon();
+  }
+
+  /// Throws std::invalid_argument where the router of several experts would learn nothing; see constant_weights.
+  void require_backward(Index num_experts) const {
+    if (num_experts > 1 && has_constant_weights() && constant_weights == ConstantWeights::Refuse)
+      fail(
+          "moe::TopKGate::backward: k is 1 and weights are normalised, which makes each of them 1 and leaves the "
+          "router "
+          "without gradient, expected TopKGate::switch_transformer(), normalise = Normalise::Off, or "
+          "constant_weights = ConstantWeights::Accept where other losses alone train the router");
+  }
 
   template <class S>
   void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
@@ -75,6 +99,7 @@ struct TopKGate {
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 TopKGate& gradient) const {
     constexpr const char* kName = "moe::TopKGate::backward";
+    require_backward(logits.cols());
     detail::backward_rows<S>(kName, rows<S>(logits), logits, step, routing, dweight, dprobability, dlogits);
     if (weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.weight_bias);
   }

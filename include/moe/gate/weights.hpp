@@ -20,6 +20,10 @@ enum class Normalise { Off, Sum, Euclidean, PNorm };
 /// logits as the router gave them.
 enum class WeightLogits { Selection, Clean };
 
+/// What training does where each weight is a constant, so that the router learns nothing from the task: Refuse it, or
+/// Accept it, as where auxiliary losses alone are to train the router, or nothing is.
+enum class ConstantWeights { Refuse, Accept };
+
 namespace detail {
 
 /// Scores of the chosen experts to weights: w_s = scale * score_s / max(norm + epsilon, floor).

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
 #include "moe/core/simd.hpp"
 #include "moe/gate/concept.hpp"
+#include "moe/gate/weights.hpp"
 #include "moe/routing/capacity.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -19,10 +21,23 @@ template <class G>
 inline constexpr bool kHasCapacity = false;
 template <class G>
 inline constexpr bool kHasCapacity<WithCapacity<G>> = true;
+
+/// The gate that chooses k experts inside of adaptors, as a pointer; nullptr_t where none says so.
+template <class G>
+auto top_k_of(const G& gate) {
+  if constexpr (requires { gate.has_constant_weights(); })
+    return &gate;
+  else if constexpr (requires { gate.top_k; })
+    return top_k_of(gate.top_k);
+  else if constexpr (requires { gate.gate; })
+    return top_k_of(gate.gate);
+  else
+    return nullptr;
+}
 }  // namespace detail
 
 /// Any gate with a limit on how many choices an expert takes: route() is the gate's, then apply_capacity().
-///   moe::WithCapacity<moe::TopKGate> gate{.gate = {.k = 1}, .capacity = {.factor = 1.0}};
+///   moe::WithCapacity<moe::TopKGate> gate{.gate = moe::TopKGate::switch_transformer(), .capacity = {.factor = 1.0}};
 /// Trainable if the gate is. Its parameters and their names are the gate's. Immutable, share freely.
 template <class G>
 struct WithCapacity {
@@ -37,6 +52,22 @@ struct WithCapacity {
   void validate(Index num_experts) const {
     if constexpr (requires { gate.validate(num_experts); }) gate.validate(num_experts);
     capacity.validate();
+  }
+
+  /// Throws std::invalid_argument where the gate does, and where it is the capacity that divides the weight of the one
+  /// choice of a token by itself; see TopKGate::constant_weights.
+  void require_backward(Index num_experts) const {
+    if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts);
+    if constexpr (!std::is_null_pointer_v<decltype(detail::top_k_of(gate))>) {
+      const auto* top_k = detail::top_k_of(gate);
+      const bool normalises = capacity.weights != KeptWeights::AsTheyAre &&
+                              capacity.floor < static_cast<double>(std::numeric_limits<float>::epsilon());
+      if (num_experts > 1 && top_k->k == 1 && normalises && top_k->constant_weights == ConstantWeights::Refuse)
+        fail(
+            "moe::WithCapacity::backward: k is 1 and the capacity normalises weights, which makes each of them 1 and "
+            "leaves the router without gradient, expected weights = KeptWeights::AsTheyAre, or the gate's "
+            "constant_weights = ConstantWeights::Accept where other losses alone train the router");
+    }
   }
 
   template <class F, class... Self>
@@ -77,6 +108,7 @@ struct WithCapacity {
   void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithCapacity& gradient) const {
+    require_backward(logits.cols());
     if (dweight.size() != routing.weights().size())
       fail("moe::WithCapacity::backward: dweight has ", dweight.size(),
            " entries, expected num_assignments = ", routing.num_assignments());

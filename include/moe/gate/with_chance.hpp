@@ -50,6 +50,10 @@ struct WithChance {
       fail("moe::WithChance: evaluation_threshold is ", evaluation_threshold, ", expected at least 0");
   }
 
+  void require_backward(Index num_experts) const {
+    if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts);
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     moe::visit(f, self.gate...);

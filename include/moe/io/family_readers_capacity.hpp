@@ -27,7 +27,7 @@ inline void read_switch(const JsonFields& fields, MoeConfig& config) {
   config.model_dim = fields.integer("d_model");
   config.hidden_dim = fields.integer("d_ff");
   config.num_experts = fields.integer("num_experts");
-  config.gate = {.k = 1, .normalise = Normalise::Off};
+  config.gate = TopKGate::switch_transformer();
   config.router_bias = fields.flag("router_bias", false);
   config.expert = switch_expert(fields);
   config.capacity = CapacityOptions{.factor = 0,

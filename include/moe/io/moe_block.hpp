@@ -133,18 +133,16 @@ class MoeBlock {
         layer_);
   }
 
-  /// See MoeLayer::backward; `gradient` is a block of the same configuration.
+  /// See MoeLayer::backward; `gradient` is a block of the same configuration. Where k is 1 and weights are normalised,
+  /// config.gate.constant_weights must accept that (see TopKGate).
   void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
                 const RoutingGradient<float>& losses, MoeBlock& gradient, MatrixRef<float> dtokens) const {
-    if (gradient.layer_.index() != layer_.index())
-      fail("moe::MoeBlock::backward: gradient is of family '", gradient.config_.family, "', expected '", config_.family,
-           "'");
-    std::visit(
-        [&](const auto& layer) {
-          using L = std::remove_cvref_t<decltype(layer)>;
-          layer.backward(tokens, tape.of<L>(), dout, losses, std::get<L>(gradient.layer_), dtokens);
-        },
-        layer_);
+    run_backward(tokens, tape, dout, losses, gradient, dtokens);
+  }
+  /// The same without dL/dtokens.
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
+                const RoutingGradient<float>& losses, MoeBlock& gradient) const {
+    run_backward(tokens, tape, dout, losses, gradient);
   }
 
   /// What the gate makes of logits [num_tokens, num_logits]; as in forward.
@@ -170,6 +168,20 @@ class MoeBlock {
   }
 
  private:
+  template <class... Tokens>
+  void run_backward(const ConstMatrixRef<float>& tokens, Tape& tape, const ConstMatrixRef<float>& dout,
+                    const RoutingGradient<float>& losses, MoeBlock& gradient, Tokens&... dtokens) const {
+    if (gradient.layer_.index() != layer_.index())
+      fail("moe::MoeBlock::backward: gradient is of family '", gradient.config_.family, "', expected '", config_.family,
+           "'");
+    std::visit(
+        [&](const auto& layer) {
+          using L = std::remove_cvref_t<decltype(layer)>;
+          layer.backward(tokens, tape.of<L>(), dout, losses, std::get<L>(gradient.layer_), dtokens...);
+        },
+        layer_);
+  }
+
   /// One expert per place, all of the same shape. Made in parallel: zeroing them is as much work as loading them.
   template <class E>
   static ExpertPool<E> pool(const MoeConfig& config) {

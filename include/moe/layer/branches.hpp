@@ -9,7 +9,7 @@
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/layer/chunks.hpp"
-#include "moe/routing/gradient.hpp"
+#include "moe/layer/concept.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -127,7 +127,19 @@ class WithBranches {
     tape.layer.step = tape.step;  // whose spans may have moved since: see LayerExpert
     layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_, dtokens);
     backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
-                      without_padding(dout, tape.step, tape.dout), gradient, dtokens);
+                      without_padding(dout, tape.step, tape.dout), gradient, &dtokens);
+  }
+  /// The same without dL/dtokens; see MoeLayer::backward.
+  void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
+                const RoutingGradient<Scalar>& losses, WithBranches& gradient) const
+    requires SkipsTokenGradient<Layer>
+  {
+    require_backward(tokens.rows(), tape, gradient);
+    const detail::ExclusiveUse use("moe::WithBranches::backward", "tape", tape.use);
+    tape.layer.step = tape.step;
+    layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_);
+    backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
+                      without_padding(dout, tape.step, tape.dout), gradient, nullptr);
   }
 
   template <class F, class... Self>
@@ -202,13 +214,24 @@ class WithBranches {
     tape.is_whole = true;
   }
 
+  /// `dtokens` is nullptr where nobody asks for it: branches that can then leave it out.
   void backward_branches(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
-                         WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
+                         WithBranches& gradient, MatrixRef<Scalar>* dtokens) const {
     for_each([&](auto i, const auto& branch) {
+      auto& branch_tape = std::get<i>(tape.branches);
+      auto& branch_gradient = std::get<i>(gradient.branches_);
+      const Step step = step_of_branch(tape.step, i);
       const auto backward = [&](MatrixRef<Scalar> buffer, Context& context) {
-        branch.backward(tokens, std::get<i>(tape.branches), dout, buffer, std::get<i>(gradient.branches_), context);
+        branch.backward(tokens, branch_tape, dout, buffer, branch_gradient, context);
       };
-      add(dtokens, step_of_branch(tape.step, i), tape.buffer, tape.scratch, backward);
+      if (dtokens != nullptr) return add(*dtokens, step, tape.buffer, tape.scratch, backward);
+      Context context{step, tape.scratch};
+      if constexpr (SkipsRowGradient<std::remove_cvref_t<decltype(branch)>>) {
+        branch.backward(tokens, branch_tape, dout, branch_gradient, context);
+      } else {
+        tape.buffer.resize(tokens.rows(), tokens.cols());
+        backward(tape.buffer.matrix(), context);
+      }
     });
   }
 

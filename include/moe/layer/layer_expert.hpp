@@ -5,7 +5,7 @@
 
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
-#include "moe/routing/gradient.hpp"
+#include "moe/layer/concept.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -39,6 +39,14 @@ class LayerExpert {
                 LayerExpert& gradient, Context& context) const {
     tape.step = context.step;  // equal to that of forward, whose spans may have moved
     layer_.backward(rows, tape, dout, RoutingGradient<Scalar>{}, gradient.layer_, drows);
+  }
+  /// The same without `drows`; see MoeLayer::backward.
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, LayerExpert& gradient,
+                Context& context) const
+    requires SkipsTokenGradient<Layer>
+  {
+    tape.step = context.step;
+    layer_.backward(rows, tape, dout, RoutingGradient<Scalar>{}, gradient.layer_);
   }
 
   template <class F, class... Self>

@@ -6,12 +6,12 @@
 #include "moe/core/overlap.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/layer/chunks.hpp"
+#include "moe/layer/concept.hpp"
 #include "moe/layer/trainable.hpp"
 #include "moe/layer/weight_on.hpp"
-#include "moe/routing/gradient.hpp"
 #include "moe/routing/padding.hpp"
 
-// A few lines above 300: the checks of tapes, parts and overlaps stand beside the calls that they guard.
+// Some lines above 300: the checks of tapes, parts and overlaps stand beside the calls that they guard.
 namespace moe::inline MOE_ABI {
 
 /// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]), or of
@@ -58,6 +58,7 @@ class MoeLayer {
     detail::TapeOf<X> experts;
     std::vector<Scalar> dweight;
     RowBuffer<Scalar> dexpert_out, dtoken_rows;
+    RowBuffer<Scalar> dtokens;  ///< where nobody asks for them, but the router writes them
     Matrix<Scalar> dlogits;
     detail::WeightedRows<Scalar> weighted;  ///< with WeightOn::Input
     /// Of the layer that filled it; 0 until its forward pass has ended.
@@ -158,28 +159,26 @@ class MoeLayer {
   /// and as require_backward().
   void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
                 const RoutingGradient<Scalar>& losses, MoeLayer& gradient, MatrixRef<Scalar> dtokens) const {
-    static_cast<void>(detail::RequireTrainable<R, G, X>{});
-    require_backward(tokens.rows(), tape, gradient);
-    require_backward_shapes(tokens, dout, dtokens);
-    require_loss_shapes(tape, losses);
-    const detail::ExclusiveUse use("moe::MoeLayer::backward", "tape", tape.use);
-    tape.dweight.resize(static_cast<std::size_t>(tape.routing.num_assignments()));
-    backward_experts(tokens, tape, dout, gradient, dtokens);
-    add(losses.weight, tape.dweight);
-    gate_.backward(tape.logits, tape.step, tape.routing, std::span<const Scalar>(tape.dweight), losses.probability,
-                   tape.dlogits, gradient.gate_);
-    if (losses.logits.size() != 0) tape.dlogits += losses.logits;
-    router_.backward(tokens, tape.step, tape.router, tape.dlogits, gradient.router_, dtokens);
+    run_backward(tokens, tape, dout, losses, gradient, &dtokens);
+  }
+
+  /// The same without dL/dtokens, for a first layer, whose tokens nobody trains: the same gradient in two thirds of the
+  /// time. The input gradient of the experts' first stage is then not computed, unless weights are on the inputs, as
+  /// dL/dweight is taken from it, or parts of one's own offer no backward without it.
+  void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
+                const RoutingGradient<Scalar>& losses, MoeLayer& gradient) const {
+    run_backward(tokens, tape, dout, losses, gradient, nullptr);
   }
 
   /// Throws std::invalid_argument unless `tape` holds a forward pass of so many tokens through a layer of these sizes,
-  /// and `gradient` is another layer of them.
+  /// `gradient` is another layer of them, and the gate can teach its router (see TopKGate::constant_weights).
   void require_backward(Index num_tokens, const Tape& tape, const MoeLayer& gradient) const {
     constexpr const char* kFunction = "moe::MoeLayer::backward";
     require_parts(kFunction);
     require_tape(kFunction, num_tokens, tape);
     if (&gradient == this) fail(kFunction, ": gradient is the layer itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.router", router_, num_tokens, tape.router, gradient.router_);
+    if constexpr (requires { gate_.require_backward(num_experts()); }) gate_.require_backward(num_experts());
     detail::require_gradient_of(kFunction, "gradient.gate", gate_, gradient.gate_);
     detail::require_backward_of(kFunction, "gradient.experts", experts_, tape.plan, tape.experts, gradient.experts_);
   }
@@ -223,9 +222,26 @@ class MoeLayer {
     kernel::combine_unweighted(ws.expert_out, ws.plan, ws.routing, out);
   }
 
+  /// Both backward(); `dtokens` is nullptr where nobody asks for it.
+  void run_backward(const ConstMatrixRef<Scalar>& tokens, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                    const RoutingGradient<Scalar>& losses, MoeLayer& gradient, MatrixRef<Scalar>* dtokens) const {
+    static_cast<void>(detail::RequireTrainable<R, G, X>{});
+    require_backward(tokens.rows(), tape, gradient);
+    require_backward_shapes(tokens, dout, dtokens);
+    require_loss_shapes(tape, losses);
+    const detail::ExclusiveUse use("moe::MoeLayer::backward", "tape", tape.use);
+    tape.dweight.resize(static_cast<std::size_t>(tape.routing.num_assignments()));
+    backward_experts(tokens, tape, dout, gradient, dtokens);
+    add(losses.weight, tape.dweight);
+    gate_.backward(tape.logits, tape.step, tape.routing, std::span<const Scalar>(tape.dweight), losses.probability,
+                   tape.dlogits, gradient.gate_);
+    if (losses.logits.size() != 0) tape.dlogits += losses.logits;
+    backward_router(tokens, tape, gradient, dtokens);
+  }
+
   /// From dout to tape.dweight, gradient.experts_ and dtokens.
-  void backward_experts(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
-                        MoeLayer& gradient, MatrixRef<Scalar> dtokens) const {
+  void backward_experts(const ConstMatrixRef<Scalar>& tokens, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                        MoeLayer& gradient, MatrixRef<Scalar>* dtokens) const {
     const Index width = experts_.backward_width(tape.plan);
     if (weight_on_ == WeightOn::Input) {
       const auto& rows = tape.weighted;
@@ -233,13 +249,36 @@ class MoeLayer {
       experts_.backward(rows.rows(), rows.plan(), rows.step(tape.step), tape.experts, tape.dexpert_out,
                         gradient.experts_, tape.dtoken_rows);
       detail::input_weight_gradient<Scalar>(tokens, tape.plan, tape.dtoken_rows, tape.dweight);
-      return kernel::combine(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
+      if (dtokens != nullptr) kernel::combine(tape.dtoken_rows, tape.plan, tape.routing, *dtokens);
+      return;
     }
     kernel::combine_backward<Scalar>(dout, tape.expert_out, tape.plan, tape.routing, width, std::span(tape.dweight),
                                      tape.dexpert_out);
-    experts_.backward(tokens, tape.plan, tape.step, tape.experts, tape.dexpert_out, gradient.experts_,
-                      tape.dtoken_rows);
-    kernel::combine_unweighted(tape.dtoken_rows, tape.plan, tape.routing, dtokens);
+    const auto backward = [&](auto&... dtoken_rows) {
+      experts_.backward(tokens, tape.plan, tape.step, tape.experts, tape.dexpert_out, gradient.experts_,
+                        dtoken_rows...);
+    };
+    if constexpr (requires {
+                    experts_.backward(tokens, tape.plan, tape.step, tape.experts, tape.dexpert_out, gradient.experts_);
+                  })
+      if (dtokens == nullptr) return backward();
+    backward(tape.dtoken_rows);
+    if (dtokens != nullptr) kernel::combine_unweighted(tape.dtoken_rows, tape.plan, tape.routing, *dtokens);
+  }
+
+  void backward_router(const ConstMatrixRef<Scalar>& tokens, Tape& tape, MoeLayer& gradient,
+                       MatrixRef<Scalar>* dtokens) const {
+    const auto backward = [&](auto... all_or_no_tokens) {
+      router_.backward(tokens, tape.step, tape.router, tape.dlogits, gradient.router_, all_or_no_tokens...);
+    };
+    if (dtokens != nullptr) return backward(*dtokens);
+    if constexpr (requires { router_.backward(tokens, tape.step, tape.router, tape.dlogits, gradient.router_); }) {
+      backward();
+    } else {
+      tape.dtokens.resize(tokens.rows(), tokens.cols());
+      tape.dtokens.matrix().setZero();  // routers add
+      backward(MatrixRef<Scalar>(tape.dtokens.matrix()));
+    }
   }
 
   /// Parts may have been replaced since the constructor saw them, or moved away.
@@ -259,14 +298,15 @@ class MoeLayer {
     step.validate(function, tokens.rows());
   }
 
-  void require_backward_shapes(const MatrixView<Scalar>& tokens, const MatrixView<Scalar>& dout,
-                               const MatrixRef<Scalar>& dtokens) const {
+  void require_backward_shapes(const ConstMatrixRef<Scalar>& tokens, const ConstMatrixRef<Scalar>& dout,
+                               const MatrixRef<Scalar>* dtokens) const {
     constexpr const char* kFunction = "moe::MoeLayer::backward";
     detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape(kFunction, "dout", dout, tokens.rows(), output_dim());
-    detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
-    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
-    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout);
+    if (dtokens == nullptr) return;
+    detail::require_shape(kFunction, "dtokens", *dtokens, tokens.rows(), model_dim());
+    detail::require_apart(kFunction, "dtokens", *dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", *dtokens, "dout", dout);
   }
 
   static void require_loss_shapes(const Tape& tape, const RoutingGradient<Scalar>& losses) {

@@ -26,8 +26,9 @@ concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scal
 /// fills a tape, and
 ///   backward(tokens, step, tape, dlogits, gradient, dtokens)
 /// accumulates into `gradient`, an object of its own type, and ADDS to dtokens [num_tokens, model_dim], which is memory
-/// apart from tokens and dlogits. Optional: `void require_backward(num_tokens, tape, gradient) const`, which throws
-/// std::invalid_argument for a tape or gradient of another router, before anything is written.
+/// apart from tokens and dlogits. Optional: backward without dtokens, which then need not be computed, and
+/// `void require_backward(num_tokens, tape, gradient) const`, which throws std::invalid_argument for a tape or gradient
+/// of another router, before anything is written.
 template <class R>
 concept DifferentiableRouter =
     Router<R> && HasParameters<R> && std::default_initializable<typename R::Tape> &&

@@ -66,22 +66,33 @@ class BasicLinearRouter {
   /// whatever its rows hold. Throws std::invalid_argument on wrong shapes.
   void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicLinearRouter& gradient, MatrixRef<Scalar> dtokens) const {
-    require_backward_shapes(tokens, dlogits, gradient, dtokens);
-    keep_valid(dlogits, step, tape);
+    detail::require_shape("moe::LinearRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
+    backward(tokens, step, tape, dlogits, gradient);
     const Index* token = tape.token.data();
     const Index offset[] = {0, tape.dlogits.rows()};
-    const kernel::RowGroups groups{offset, 1};
-    const auto dout = kernel::RowSource<Scalar>::from(tape.dlogits);
-    kernel::grouped_weight_gradient<Scalar>(
-        groups, kernel::RowSource<Scalar>::from(tokens, token), dout, [&](Index) -> auto& { return gradient.weight_; },
-        [&](Index) -> auto& { return gradient.bias_; }, tape.scratch);
     kernel::grouped_input_gradient<Scalar>(
-        groups, dout, [&](Index) -> const auto& { return weight_; }, tape.scratch,
+        {offset, 1}, kernel::RowSource<Scalar>::from(tape.dlogits), [&](Index) -> const auto& { return weight_; },
+        tape.scratch,
         [&](Index, Index row, int count, Index panel, const Scalar* sums) {
           const Index first = panel * kWidth, inputs = std::min(kWidth, model_dim() - first);
           for (Index r = 0; r < count; ++r)
             for (Index i = 0; i < inputs; ++i) dtokens(token[row + r], first + i) += sums[r * kWidth + i];
         });
+  }
+
+  /// The same without dtokens.
+  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+                BasicLinearRouter& gradient) const {
+    constexpr const char* kFunction = "moe::LinearRouter::backward";
+    detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
+    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
+    require_gradient(gradient);
+    keep_valid(dlogits, step, tape);
+    const Index offset[] = {0, tape.dlogits.rows()};
+    kernel::grouped_weight_gradient<Scalar>(
+        {offset, 1}, kernel::RowSource<Scalar>::from(tokens, tape.token.data()),
+        kernel::RowSource<Scalar>::from(tape.dlogits), [&](Index) -> auto& { return gradient.weight_; },
+        [&](Index) -> auto& { return gradient.bias_; }, tape.scratch);
   }
 
   template <class F, class First, class... Rest>
@@ -98,15 +109,6 @@ class BasicLinearRouter {
       fail("moe::LinearRouter::backward: gradient is [", gradient.num_experts(), ", ", gradient.model_dim(), "] with ",
            gradient.bias_.outputs(), " biases, expected [", num_experts(), ", ", model_dim(), "] with ",
            bias_.outputs());
-  }
-
-  void require_backward_shapes(const ConstMatrixRef<Scalar>& tokens, const ConstMatrixRef<Scalar>& dlogits,
-                               const BasicLinearRouter& gradient, const MatrixRef<Scalar>& dtokens) const {
-    constexpr const char* kFunction = "moe::LinearRouter::backward";
-    detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
-    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
-    detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
-    require_gradient(gradient);
   }
 
   /// Copies the rows of valid tokens into the tape, in panel width, zero-padded.

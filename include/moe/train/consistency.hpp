@@ -66,13 +66,8 @@ double squared_distance(const MatrixView<S>& a, const MatrixView<S>& b, const St
   da.setZero(a.rows(), a.cols());
   db.setZero(a.rows(), a.cols());
   return detail::mean_over_rows(a.rows(), step, [&](Index t, double weight) {
-    double sum = 0;
-    for (Index j = 0; j < a.cols(); ++j) {
-      const double difference = static_cast<double>(a(t, j)) - static_cast<double>(b(t, j));
-      sum = simd::fma(difference, difference, sum);
-      da(t, j) = static_cast<S>(2 * weight * difference);
-      db(t, j) = -da(t, j);
-    }
+    const double sum = detail::squared_row(a.row(t).data(), b.row(t).data(), a.cols(), weight, da.row(t).data());
+    for (Index j = 0; j < a.cols(); ++j) db(t, j) = -da(t, j);
     return sum;
   });
 }

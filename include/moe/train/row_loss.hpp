@@ -5,10 +5,11 @@
 #include <cmath>
 
 #include "moe/core/overlap.hpp"
+#include "moe/core/simd.hpp"
 #include "moe/numeric/softmax.hpp"
 #include "moe/routing/token_sum.hpp"
 
-// What the losses over rows of logits share.
+// What the losses over rows share.
 namespace moe::inline MOE_ABI::detail {
 
 /// Mean of loss(t, weight) over the valid rows, 0 if there are none; weight = 1 / num_valid is what a row counts in it.
@@ -20,6 +21,18 @@ double mean_over_rows(Index num_rows, const Step& step, Loss&& loss) {
   const double weight = 1.0 / static_cast<double>(num_valid);
   const auto sum = sum_over_tokens(num_rows, 1, step, [&](Index t, double* total) { *total += loss(t, weight); });
   return sum[0] / static_cast<double>(num_valid);
+}
+
+/// |a - b|^2 of a row of n, summed in double, columns ascending; da = weight * its gradient by a.
+template <class S>
+double squared_row(const S* a, const S* b, Index n, double weight, S* da) {
+  double sum = 0;
+  for (Index j = 0; j < n; ++j) {
+    const double difference = static_cast<double>(a[j]) - static_cast<double>(b[j]);
+    sum = simd::fma(difference, difference, sum);
+    da[j] = static_cast<S>(2 * weight * difference);
+  }
+  return sum;
 }
 
 /// Softmax of a row together with its logarithm. log p_j = (z_j - max z) + log p_max, where p_max >= 1 / n: the

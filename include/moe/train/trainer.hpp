@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "moe/routing/load_balancing.hpp"
+#include "moe/routing/z_loss.hpp"
+#include "moe/train/adam_w.hpp"
+#include "moe/train/clip.hpp"
+#include "moe/train/concept.hpp"
+#include "moe/train/routed_pass.hpp"
+#include "moe/train/trainer_options.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What one training step needs beside the layer, and the step itself:
+///   moe::Trainer trainer(layer, moe::AdamW{.weight_decay = 0}, {.max_norm = 1.0, .balance = 0.01});
+///   for (std::uint64_t update = 0; update < kUpdates; ++update) {
+///     const moe::Step step = moe::Step::train(update, seed);
+///     const double loss = trainer.accumulate(tokens, step, [&](const auto& output, auto& doutput) {
+///       return moe::squared_error(output, target, step, doutput);
+///     });
+///     trainer.update(rate(update));
+///   }
+/// Several accumulate() before an update() are micro-batches: their gradients add up, each times its scale. With a
+/// scale of (valid tokens of the part) / (valid tokens of all parts), means over tokens become those of the whole
+/// batch. So does the load-balancing loss once it knows what all parts choose (see count_choices()), given to it by
+/// hand:
+///   trainer.accumulate(part.tokens, part.step, loss_of(part), [&](const moe::RoutedPass<float>& pass) {
+///     return moe::load_balancing_loss<float>(pass.probability, pass.routing, pass.step, /*weight=*/0.01, pass.losses,
+///                                            {.counts = counts});
+///   }, scale_of(part));
+/// The same bits as the loop written out with forward, backward, clip_by_norm and step, for any number of threads.
+/// Auxiliary losses are those of the layer's own router, also below branches; inner routers of a hierarchy have none.
+///
+/// Refers to the layer, which must stay where it is; everything else is the trainer's own: gradient, optimiser state,
+/// tape. May be moved, not copied. Not thread-safe; one layer, one trainer. While batches keep their size it allocates
+/// what forward, backward, the losses and the optimiser do: names, shapes and partial sums.
+template <class Layer, class Optimiser = AdamW>
+class Trainer {
+  static_assert(!std::is_const_v<Layer>, "moe::Trainer: the layer is const, expected one that training may change");
+  static_assert(TrainableLayer<std::remove_const_t<Layer>>,
+                "moe::Trainer: a Layer needs `Scalar`, `Tape`, `input_dim()`, `output_dim()`, `forward(..., tape)`, "
+                "`backward` and `visit` (see moe/layer/concept.hpp)");
+  static_assert(OptimiserOf<Optimiser, std::remove_const_t<Layer>>,
+                "moe::Trainer: an Optimiser needs `template <class Layer> struct State` and "
+                "`bool step(Layer&, const Layer& gradient, State<Layer>&, double learning_rate) const` "
+                "(see moe/train/concept.hpp)");
+
+ public:
+  using Scalar = typename Layer::Scalar;
+  using Tape = typename Layer::Tape;
+  using State = typename Optimiser::template State<Layer>;
+
+  /// Throws std::invalid_argument for numbers out of range, or an auxiliary loss of a layer without a router.
+  explicit Trainer(Layer& layer, Optimiser optimiser = {}, TrainerOptions options = {})
+      : layer_(&layer),
+        optimiser_(std::move(optimiser)),
+        options_(options),
+        gradient_(zeros_like(layer)),
+        state_(std::as_const(layer)) {
+    options_.validate();
+    if constexpr (requires { optimiser_.validate(); }) optimiser_.validate();
+    if (!kHasGate && (options_.balance != 0 || options_.z_loss != 0))
+      fail("moe::Trainer: balance is ", options_.balance, " and z_loss is ", options_.z_loss,
+           ", expected 0 with a layer that shows no gate and tape of its router");
+  }
+  Trainer(Trainer&&) = default;
+  Trainer& operator=(Trainer&&) = default;
+
+  /// Forward, the task's loss and the auxiliary losses of the options, and backward: the gradient of scale * (loss +
+  /// auxiliary losses) is added up. Returns the loss, before the scale.
+  ///   tokens  [num_tokens, input_dim]
+  ///   loss    double(const Matrix<Scalar>& output, Matrix<Scalar>& doutput): the value of a loss of output
+  ///           [num_tokens, output_dim] and its gradient, written over doutput of the same shape, whose rows of padding
+  ///           nobody reads; doutput is NaN before
+  /// Throws std::invalid_argument as forward and backward do, and what `loss` throws; nothing is added up then.
+  template <class Loss>
+  double accumulate(const MatrixView<Scalar>& tokens, const Step& step, Loss&& loss, double scale = 1) {
+    forward(tokens, step, scale);
+    const double value = value_of(loss);
+    if constexpr (kHasGate)
+      if (options_.balance != 0 || options_.z_loss != 0)
+        add_losses(step, options_.balance != 0, [](const RoutedPass<Scalar>&) { return 0.0; });
+    backward(tokens, scale);
+    return value;
+  }
+
+  /// The same with auxiliary losses of one's own, beside those of the options.
+  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own
+  template <class Loss, class Auxiliary>
+    requires(!std::convertible_to<Auxiliary, double>)
+  double accumulate(const MatrixView<Scalar>& tokens, const Step& step, Loss&& loss, Auxiliary&& auxiliary,
+                    double scale = 1) {
+    static_assert(
+        kHasGate,
+        "moe::Trainer: auxiliary losses need a layer that shows its router's part: `gate()` with `tape.logits` "
+        "and `tape.routing`, as MoeLayer, or `layer()` with `tape.layer`, as WithBranches");
+    static_assert(std::is_invocable_r_v<double, Auxiliary&, const RoutedPass<Scalar>&>,
+                  "moe::Trainer: an auxiliary loss is `double(const moe::RoutedPass<Scalar>& pass)` "
+                  "(see moe/train/routed_pass.hpp)");
+    forward(tokens, step, scale);
+    const double value = value_of(loss);
+    add_losses(step, true, auxiliary);
+    backward(tokens, scale);
+    return value;
+  }
+
+  /// Clips what has been accumulated, takes a step of the optimiser and starts a new gradient. A gradient that is not
+  /// finite is treated as the optimiser's non_finite says, Refuse without one; it is the norm that tells, so that the
+  /// optimiser need not look again. Throws std::invalid_argument for nothing accumulated, a learning rate that the
+  /// optimiser refuses or a gradient that is not finite: layer, state and gradient are as they were (but for clipping).
+  UpdateResult update(double learning_rate) {
+    if (!has_gradient_) fail("moe::Trainer::update: nothing was accumulated since the last update, expected a batch");
+    const double norm = clip_by_norm(gradient_, options_.max_norm);
+    const bool taken = accepts(norm) && take_step(learning_rate);
+    discard();
+    return {taken, norm};
+  }
+
+  /// Forgets what has been accumulated, as after a batch that update() refused.
+  void discard() {
+    set_zero(gradient_);
+    has_gradient_ = false;
+  }
+
+  const Layer& layer() const { return *layer_; }
+  const Optimiser& optimiser() const { return optimiser_; }
+  const TrainerOptions& options() const { return options_; }
+  const Layer& gradient() const { return gradient_; }
+  /// Of the optimiser; to be saved and restored with the layer.
+  State& state() { return state_; }
+  const State& state() const { return state_; }
+  /// Of the last accumulate().
+  const Tape& tape() const { return tape_; }
+  const Matrix<Scalar>& output() const { return output_; }
+  const AuxiliaryLosses& auxiliary() const { return auxiliary_; }
+
+ private:
+  static constexpr bool kHasGate = detail::finds_gate<Layer, Tape>();
+
+  void forward(const ConstMatrixRef<Scalar>& tokens, const Step& step, double scale) {
+    if (!std::isfinite(scale)) fail("moe::Trainer::accumulate: scale is ", scale, ", expected a finite number");
+    output_.resize(tokens.rows(), layer_->output_dim());
+    layer_->forward(tokens, step, output_, tape_);
+    clear_losses();
+  }
+
+  template <class Loss>
+  double value_of(Loss& loss) {
+    static_assert(std::is_invocable_r_v<double, Loss&, const Matrix<Scalar>&, Matrix<Scalar>&>,
+                  "moe::Trainer: a loss is `double(const moe::Matrix<Scalar>& output, moe::Matrix<Scalar>& doutput)` "
+                  "(see moe/train/squared_error.hpp)");
+    doutput_.setConstant(output_.rows(), output_.cols(), std::numeric_limits<Scalar>::quiet_NaN());
+    const double value = loss(std::as_const(output_), doutput_);
+    detail::require_shape("moe::Trainer::accumulate", "doutput", doutput_, output_.rows(), output_.cols());
+    return value;
+  }
+
+  template <class Auxiliary>
+  void add_losses(const Step& step, bool needs_probability, Auxiliary&& auxiliary) {
+    detail::visit_gate(*layer_, tape_, [&](const auto& gate, const auto& tape) {
+      if (needs_probability) gate.probabilities(tape.logits, step, probability_);
+      if (options_.balance != 0)
+        auxiliary_.balance = load_balancing_loss<Scalar>(probability_, tape.routing, step, options_.balance, losses_);
+      if (options_.z_loss != 0) auxiliary_.z_loss = z_loss<Scalar>(tape.logits, step, options_.z_loss, losses_);
+      auxiliary_.other = auxiliary(RoutedPass<Scalar>{tape.logits, probability_, tape.routing, step, losses_});
+    });
+  }
+
+  void backward(const ConstMatrixRef<Scalar>& tokens, double scale) {
+    if (scale != 1) {
+      const auto factor = static_cast<Scalar>(scale);
+      doutput_ *= factor;
+      losses_.probability *= factor;
+      losses_.logits *= factor;
+      for (Scalar& weight : losses_.weight) weight *= factor;
+    }
+    if constexpr (SkipsTokenGradient<Layer>) {
+      layer_->backward(tokens, tape_, doutput_, losses_, gradient_);
+    } else {
+      dtokens_.resize(tokens.rows(), tokens.cols());
+      layer_->backward(tokens, tape_, doutput_, losses_, gradient_, dtokens_);
+    }
+    has_gradient_ = true;
+  }
+
+  /// Zero and of the batch's size where they have memory: RoutingGradient::clear() would give it back.
+  void clear_losses() {
+    for (Matrix<Scalar>* matrix : {&losses_.probability, &losses_.logits})
+      if (matrix->size() != 0) {
+        if (matrix->rows() == output_.rows())
+          matrix->setZero();
+        else
+          matrix->resize(0, 0);
+      }
+    losses_.weight.clear();
+    auxiliary_ = {};
+  }
+
+  /// Whether a step may be taken with a gradient of this norm.
+  bool accepts(double norm) const {
+    if (std::isfinite(norm)) return true;
+    NonFinite policy = NonFinite::Refuse;
+    if constexpr (requires { policy = optimiser_.non_finite; }) policy = optimiser_.non_finite;
+    if (policy == NonFinite::Refuse) {
+      constexpr const char* kName = "moe::Trainer::update";
+      detail::accepts_gradient(kName, policy, gradient_);  // names the parameter
+      fail(kName, ": the norm of the gradient is ", norm, ", expected a finite number");
+    }
+    return policy == NonFinite::Apply;
+  }
+
+  bool take_step(double learning_rate) {
+    if constexpr (requires { optimiser_.non_finite = NonFinite::Apply; }) {
+      Optimiser unchecked = optimiser_;
+      unchecked.non_finite = NonFinite::Apply;
+      return unchecked.step(*layer_, gradient_, state_, learning_rate);
+    } else {
+      return optimiser_.step(*layer_, gradient_, state_, learning_rate);
+    }
+  }
+
+  Layer* layer_;
+  Optimiser optimiser_;
+  TrainerOptions options_;
+  Layer gradient_;
+  State state_;
+  bool has_gradient_ = false;
+  Tape tape_;
+  Matrix<Scalar> output_, doutput_, dtokens_, probability_;
+  RoutingGradient<Scalar> losses_;
+  AuxiliaryLosses auxiliary_;
+};
+
+}  // namespace moe::inline MOE_ABI
