@@ -104,6 +104,38 @@ TEST_CASE("MoeLayer: a tape of a layer that weighs elsewhere is named", "[layer]
   check_refused(output, input, output, "the tape is of a layer with another WeightOn");
 }
 
+/// An identity that gives up when it is told to.
+struct Unreliable : Identity {
+  bool gives_up = false;
+
+  using Identity::forward;
+  void forward(const moe::MatrixView<double>& rows, moe::MatrixRef<double> out, moe::Context& context, Tape&) const {
+    if (gives_up) throw std::runtime_error("gave up");
+    forward(rows, out, context);
+  }
+};
+
+TEST_CASE("WithBranches: a tape that a failing branch has left behind is named", "[layer][error]") {
+  moe::WithBranches layer(layer_of(4, 11, 9), Unreliable{{.dim = 11}});
+  const auto tokens = test::random_matrix<double>(kTokens, 11);
+  Matrix<double> out(kTokens, 11), dtokens(kTokens, 11);
+  auto gradient = moe::zeros_like(layer);
+  decltype(layer)::Tape tape;
+  const auto backward = [&] {
+    layer.backward(tokens, tape, tokens, moe::RoutingGradient<double>{}, gradient, dtokens);
+  };
+  layer.forward(tokens, Step{}, out, tape);
+  layer.branch<0>().gives_up = true;
+  CHECK_THROWS_WITH(layer.forward(tokens, Step{}, out, tape), "gave up");
+  CHECK_THROWS_WITH(backward(), ContainsSubstring("the tape holds no forward pass that has ended"));
+  layer.branch<0>().gives_up = false;
+  layer.forward(tokens, Step{}, out, tape);
+  layer.branch<0>().gives_up = true;
+  CHECK_THROWS_WITH(layer.replay(tokens, out, tape), "gave up");
+  CHECK_THROWS_WITH(backward(), ContainsSubstring("the tape holds no forward pass that has ended"));
+  CHECK(test::num_nonzero(gradient) == 0);
+}
+
 TEST_CASE("Layers: a tape that a failed replay has left behind is named", "[layer][error]") {
   const auto check = [](const auto& layer) {
     auto tokens = test::random_matrix<double>(kTokens, 11);
