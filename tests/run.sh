@@ -2,8 +2,8 @@
 # Builds and runs all tests, from any directory, on a bare Debian 12 too: packages that are missing are installed.
 #   tests/run.sh            g++, and clang++ with AddressSanitizer and UndefinedBehaviorSanitizer
 #   tests/run.sh --quick    g++ only
-#   tests/run.sh --full     also clang++ as it optimises, ThreadSanitizer, benchmarks, and all ways to use the library from
-#                           other projects
+#   tests/run.sh --full     also clang++ as it optimises, ThreadSanitizer, benchmarks, all ways to use the library from
+#                           other projects, and what the README tells to do
 # Build directories go below ${MOE_BUILD_DIR:-build}, which git ignores. The last line is "N passed, M failed", counted
 # over all stages; the exit status is 0 if nothing failed. Says beforehand how long it will take: about an hour on two
 # cores, 25 minutes with --quick.
@@ -29,6 +29,7 @@ if [ "$mode" != quick ]; then
 fi
 if [ "$mode" = full ]; then
   need pkg-config pkg-config
+  need git git
 fi
 
 # minutes_of <stage>: with the cores of this machine and nothing compiled before. Core minutes of an AMD Zen 5 guest;
@@ -41,6 +42,7 @@ minutes_of() {
     tsan) core_minutes=90 ;;
     release) core_minutes=60 ;;
     packaging) core_minutes=6 ;;
+    readme) core_minutes=12 ;;
   esac
   echo $(((core_minutes + jobs - 1) / jobs))
 }
@@ -49,7 +51,7 @@ jobs=$(nproc)
 case "$mode" in
   quick) stages="ci-gcc" ;;
   default) stages="ci-gcc asan" ;;
-  full) stages="ci-gcc asan ci-clang tsan release packaging" ;;
+  full) stages="ci-gcc asan ci-clang tsan release packaging readme" ;;
 esac
 total=0
 for name in $stages; do total=$((total + $(minutes_of "$name"))); done
@@ -96,6 +98,18 @@ stage() {
   if [ "$all" ]; then note "$preset" $((all - bad)) "$bad"; else note "$preset (ran no tests)" 0 1; fi
 }
 
+# script_stage <folder of tests/> <arguments...>: its run.sh, whose last line is "N passed, M failed".
+script_stage() {
+  name=$1
+  shift
+  started=$(date +%s)
+  echo "=== $name: about $(minutes_of "$name") min, in $build/$name"
+  sh "$root/tests/$name/run.sh" "$@" 2>&1 | tee "$build/$name.log" || true
+  counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/$name.log")
+  # shellcheck disable=SC2086  # two numbers, none if it broke off
+  note "$name" ${counts:-0 1}
+}
+
 # works_with <compiler option>: does an empty program with this sanitizer run here?
 works_with() {
   echo 'int main() {}' >"$build/probe.cpp"
@@ -125,11 +139,8 @@ if [ "$mode" = full ]; then
   stage tsan -DCMAKE_CXX_COMPILER=g++
   without_aslr=
   stage release -DCMAKE_CXX_COMPILER=g++ -DMOE_BENCH=ON
-  started=$(date +%s)
-  echo "=== packaging: about $(minutes_of packaging) min, in $build/packaging"
-  sh "$root/tests/packaging/run.sh" "$build/packaging" g++ clang++ 2>&1 | tee "$build/packaging.log" || true
-  # shellcheck disable=SC2046  # two numbers
-  note packaging $(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/packaging.log")
+  script_stage packaging "$build/packaging" g++ clang++
+  script_stage readme "$build/readme" g++
 fi
 
 echo
