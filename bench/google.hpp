@@ -86,7 +86,8 @@ void measure(benchmark::State& state, const Work& work, Call&& call) {
 /// The rest of main(). Fails if the filter matches nothing. Shows ratios to the reference, but with --benchmark_format.
 inline int run(int argc, char** argv) {
   bool own_format = true;
-  for (int i = 1; i < argc; ++i) own_format = own_format && !std::string_view(argv[i]).starts_with("--benchmark_format");
+  for (int i = 1; i < argc; ++i)
+    own_format = own_format && !std::string_view(argv[i]).starts_with("--benchmark_format");
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
   RatioReporter ratios;

@@ -12,8 +12,8 @@
 
 namespace bench {
 
-/// Tables of counters as they come, and at the end the ratios. A benchmark belongs to the one whose name has "reference"
-/// where it has its own name, or where it has nothing: a/mine/8 and a/8 to a/reference/8.
+/// Tables of counters as they come, and at the end the ratios. A benchmark belongs to the one whose name has
+/// "reference" where it has its own name, or where it has nothing: a/mine/8 and a/8 to a/reference/8.
 class RatioReporter : public benchmark::ConsoleReporter {
  public:
   RatioReporter() : ConsoleReporter(OO_Tabular) {}

@@ -90,7 +90,8 @@ inline std::vector<moe::Index> by_favourite_digit(const moe::Matrix<double>& sha
   return order;
 }
 
-/// Writes `path`.gp and, if gnuplot is installed, draws the picture from it: accuracy against epochs, and who serves which digit.
+/// Writes `path`.gp and, if gnuplot is installed, draws the picture from it: accuracy against epochs, and who serves
+/// which digit.
 inline void write_picture(const std::vector<Run>& runs, const std::string& heat_gate, const std::string& path) {
   const auto heat = std::find_if(runs.begin(), runs.end(), [&](const Run& run) { return run.gate == heat_gate; });
   const std::vector<std::string> gates = gates_of(runs);

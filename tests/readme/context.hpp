@@ -17,7 +17,7 @@ using moe::Index;
 using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<moe::Glu>>;
 using MyGate = moe::TopKGate;
 
-#define MOE_README_CONTEXT                                                                                     \
-  [[maybe_unused]] const moe::Matrix<double>&x, [[maybe_unused]] const Eigen::VectorXd &y,                     \
-      [[maybe_unused]] const moe::Matrix<float>&tokens, [[maybe_unused]] moe::Matrix<float>&output,            \
+#define MOE_README_CONTEXT                                                                          \
+  [[maybe_unused]] const moe::Matrix<double>&x, [[maybe_unused]] const Eigen::VectorXd &y,          \
+      [[maybe_unused]] const moe::Matrix<float>&tokens, [[maybe_unused]] moe::Matrix<float>&output, \
       [[maybe_unused]] Layer &layer
