@@ -1,6 +1,6 @@
 # What moe is compiled for. Part of the installed package.
 
-# moe_make_native(<target>): makes it moe::moe with -march=${MOE_MARCH}, or the options of this machine if that is empty.
+# moe_make_native(<target>): makes it moe::moe with -march=${MOE_MARCH}, or for this machine if that is empty.
 function(moe_make_native target)
   target_link_libraries(${target} INTERFACE moe::moe)
   if(MOE_MARCH)

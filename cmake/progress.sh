@@ -1,9 +1,9 @@
 # shellcheck shell=sh
 # Sourced by the scripts that build.
 
-# watched <what> <command...>: runs a command that may take a while. It gets no terminal: one that reads from the terminal,
-# or changes its settings, as apt-get does, would be stopped for ever under timeout(1) or in the background. Its output
-# goes to a log, which is shown if it fails; meanwhile stderr counts the seconds and shows the last line of the log.
+# watched <what> <command...>: runs a command that may take a while. It gets no terminal: one that reads from it, or
+# changes its settings, as apt-get does, would be stopped for ever under timeout(1) or in the background. Its output goes
+# to a log, which is shown if it fails; meanwhile stderr counts the seconds and shows the last line of the log.
 watched() {
   watched_what=$1
   shift

@@ -1,9 +1,9 @@
 #!/bin/sh
-# Compiles the main example, `digits`, for this machine and runs it: it trains a mixture of experts per gate on handwritten
-# digits, prints a table and draws a picture. Works on a bare Debian 12: packages that are missing are installed.
-#   examples/run.sh                the table, half a minute to a minute after the packages; then the picture
-#   examples/run.sh --quick        this and any other argument goes to digits: try --help
-#   examples/run.sh --build-all    first of all arguments: builds the other examples, too, after the table: minutes
+# Compiles the main example, `digits`, for this machine and runs it: it trains a mixture of experts per gate on
+# handwritten digits, prints a table and draws a picture. Packages that are missing are installed on Debian.
+#   examples/run.sh               the table, half a minute to a minute after the packages; then the picture
+#   examples/run.sh --quick       this and any other argument goes to digits: try --help
+#   examples/run.sh --build-all   first of all arguments: builds the other examples, too, after the table: minutes
 # Programs go to ${MOE_BUILD_DIR:-build}/examples/examples, what digits writes to ${MOE_BUILD_DIR:-build}/examples/output.
 set -eu
 
@@ -19,7 +19,7 @@ for library in libeigen3-dev libxsimd-dev libcli11-dev nlohmann-json3-dev; do ne
 
 cores=$(nproc)
 if [ "$cores" -gt 1 ]; then compile="half a minute"; else compile="a minute"; fi
-echo "What follows: ${missing:+packages, as fast as the network is; }compiling, about $compile on $cores core(s); training, 3 s."
+echo "What follows: ${missing:+packages, as fast as the network is; }compiling, $compile on $cores core(s); training, 3 s."
 install_needed
 
 build=${MOE_BUILD_DIR:-$root/build}

@@ -55,7 +55,7 @@ case "$mode" in
 esac
 total=0
 for name in $stages; do total=$((total + $(minutes_of "$name"))); done
-echo "About $total minutes on $jobs core(s)${missing:+, after packages}; less where ccache or an earlier run has compiled:"
+echo "About $total min on $jobs core(s)${missing:+, after packages}; less where ccache or an earlier run has compiled:"
 for name in $stages; do echo "  $name: about $(minutes_of "$name") min"; done
 install_needed
 

@@ -46,7 +46,7 @@ with_cmake() {
     cmake --build "$work/consumer" && "$work/consumer/consumer"
 }
 
-# says <lines> <compiler> <flags> <cmake arguments...>: configures; is there one line about the instruction set, or none?
+# says <lines> <compiler> <flags> <cmake arguments...>: is there one line about the instruction set, or none?
 says() {
   expected=$1 compiler=$2 flags=$3
   shift 3
