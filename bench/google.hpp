@@ -6,11 +6,13 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "clock.hpp"
 #include "limits.hpp"
 #include "measure.hpp"
 #include "moe/core/parallel.hpp"
+#include "ratios.hpp"
 #include "routing_patterns.hpp"
 #include "shapes.hpp"
 
@@ -81,11 +83,15 @@ void measure(benchmark::State& state, const Work& work, Call&& call) {
       state, work, [] {}, call);
 }
 
-/// The rest of main(). Fails if the filter matches nothing.
+/// The rest of main(). Fails if the filter matches nothing. Shows ratios to the reference, but with --benchmark_format.
 inline int run(int argc, char** argv) {
+  bool own_format = true;
+  for (int i = 1; i < argc; ++i)
+    own_format = own_format && !std::string_view(argv[i]).starts_with("--benchmark_format");
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 2;
-  return benchmark::RunSpecifiedBenchmarks() > 0 ? 0 : 1;
+  RatioReporter ratios;
+  return benchmark::RunSpecifiedBenchmarks(own_format ? &ratios : nullptr) > 0 ? 0 : 1;
 }
 
 }  // namespace bench

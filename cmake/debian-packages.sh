@@ -1,5 +1,8 @@
 # shellcheck shell=sh
-# Sourced by the scripts that build: need <command or -> <package> notes what is missing, install_needed installs it.
+# Sourced by the scripts that build, which set root: need <command or -> <package> notes what is missing, install_needed
+# installs it.
+# shellcheck source=cmake/progress.sh
+. "${root:?}/cmake/progress.sh"
 missing=
 
 # A command counts as there wherever it comes from; "-" stands for a library, which is looked up as a package.
@@ -14,6 +17,7 @@ need() {
   missing="$missing $2"
 }
 
+# How long it takes is a matter of the network: apt-get says how much it is.
 install_needed() {
   [ "$missing" ] || return 0
   as_root=
@@ -24,7 +28,12 @@ install_needed() {
     exit 1
   fi
   echo "Installing$missing"
-  $as_root apt-get update -q || echo "apt-get update failed; going on with the lists as they are"
-  # shellcheck disable=SC2086  # a list
-  $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing
+  apt="$as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q -o Dpkg::Use-Pty=0"
+  # shellcheck disable=SC2086  # lists
+  {
+    watched "apt-get update" $apt update || echo "apt-get update failed; going on with the lists as they are"
+    $apt install --assume-no --no-install-recommends $missing 2>/dev/null </dev/null |
+      sed -n -e 's/.* \([0-9]* newly installed\).*/  with what they need \1/p' -e 's/^Need to get /  to download: /p'
+    watched "apt-get install" $apt install -y --no-install-recommends $missing
+  }
 }

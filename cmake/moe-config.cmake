@@ -1,5 +1,5 @@
-# find_package(moe [COMPONENTS io]) defines moe::moe and, where nlohmann-json is found, moe::io.
-# MOE_OPENMP=OFF, set before, keeps OpenMP out.
+# find_package(moe [COMPONENTS io]) defines moe::moe, moe::native and, where nlohmann-json is found, moe::io.
+# MOE_OPENMP=OFF, set before, keeps OpenMP out; MOE_MARCH is the -march of moe::native, "native" by default.
 if(NOT TARGET moe::moe)
   # Dependencies are searched without a version, see moe_require in the sources; the headers check it.
   include(CMakeFindDependencyMacro)
@@ -18,6 +18,15 @@ if(NOT TARGET moe::moe)
     if(TARGET OpenMP::OpenMP_CXX)
       target_link_libraries(moe::moe INTERFACE OpenMP::OpenMP_CXX)
     endif()
+  endif()
+endif()
+
+if(NOT TARGET moe::native)
+  include("${CMAKE_CURRENT_LIST_DIR}/moe-native.cmake")
+  add_library(moe::native INTERFACE IMPORTED)
+  moe_make_native(moe::native)
+  if(NOT moe_FIND_QUIETLY)
+    moe_say_instruction_set()
   endif()
 endif()
 

@@ -26,7 +26,8 @@ endif()
 # Before 1.0 a minor version may break its users.
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/moe-config-version.cmake"
   COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
-install(FILES cmake/moe-config.cmake cmake/moe-xsimd.cmake "${PROJECT_BINARY_DIR}/moe-config-version.cmake"
+install(FILES cmake/moe-config.cmake cmake/moe-native.cmake cmake/moe-xsimd.cmake
+  "${PROJECT_BINARY_DIR}/moe-config-version.cmake"
   DESTINATION "${moe_config_dir}")
 
 configure_file(cmake/moe.pc.in moe.pc @ONLY)

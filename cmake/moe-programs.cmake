@@ -1,5 +1,5 @@
-# How this repository compiles its own tests, examples and benchmarks; users of moe::moe get none of it.
-set(MOE_MARCH "" CACHE STRING "-march of tests, examples and benchmarks: native, x86-64-v3, ... (empty: compiler's)")
+# How this repository compiles its own tests, examples and benchmarks; users of moe::moe get none of it. MOE_MARCH is an
+# option of the top file.
 set(MOE_SANITIZE "" CACHE STRING "-fsanitize of tests, examples and benchmarks, for example address,undefined")
 option(MOE_STRICT "Strict warnings, as errors" OFF)
 

@@ -2,17 +2,18 @@
 # Builds and runs all tests, from any directory, on a bare Debian 12 too: packages that are missing are installed.
 #   tests/run.sh            g++, and clang++ with AddressSanitizer and UndefinedBehaviorSanitizer
 #   tests/run.sh --quick    g++ only
-#   tests/run.sh --full     also clang++ as it optimises, ThreadSanitizer, benchmarks, and all ways to use the library from
-#                           other projects
+#   tests/run.sh --full     also clang++ as it optimises, ThreadSanitizer, benchmarks, all ways to use the library from
+#                           other projects, and what the README tells to do
 # Build directories go below ${MOE_BUILD_DIR:-build}, which git ignores. The last line is "N passed, M failed", counted
-# over all stages; the exit status is 0 if nothing failed.
+# over all stages; the exit status is 0 if nothing failed. Says beforehand how long it will take: about an hour on two
+# cores, 25 minutes with --quick.
 set -eu
 
 mode=default
 case "${1:-}" in
   "") ;;
   --quick | --full) mode=${1#--} ;;
-  *) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -28,13 +29,39 @@ if [ "$mode" != quick ]; then
 fi
 if [ "$mode" = full ]; then
   need pkg-config pkg-config
+  need git git
 fi
+
+# minutes_of <stage>: with the cores of this machine and nothing compiled before. Core minutes of an AMD Zen 5 guest;
+# those of ci-clang, tsan and release are estimates. Most of it is compiling: a second run takes a few minutes a stage.
+minutes_of() {
+  case "$1" in
+    ci-gcc) core_minutes=50 ;;
+    asan) core_minutes=70 ;;
+    ci-clang) core_minutes=45 ;;
+    tsan) core_minutes=90 ;;
+    release) core_minutes=60 ;;
+    packaging) core_minutes=6 ;;
+    readme) core_minutes=12 ;;
+  esac
+  echo $(((core_minutes + jobs - 1) / jobs))
+}
+
+jobs=$(nproc)
+case "$mode" in
+  quick) stages="ci-gcc" ;;
+  default) stages="ci-gcc asan" ;;
+  full) stages="ci-gcc asan ci-clang tsan release packaging readme" ;;
+esac
+total=0
+for name in $stages; do total=$((total + $(minutes_of "$name"))); done
+echo "About $total min on $jobs core(s)${missing:+, after packages}; less where ccache or an earlier run has compiled:"
+for name in $stages; do echo "  $name: about $(minutes_of "$name") min"; done
 install_needed
 
 build=${MOE_BUILD_DIR:-$root/build}
 mkdir -p "$build"
 build=$(cd "$build" && pwd)
-jobs=$(nproc)
 export OMP_WAIT_POLICY=passive  # several tests share the cores: no spinning at barriers
 if command -v ccache >/dev/null 2>&1; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_SLOPPINESS=pch_defines,time_macros
@@ -55,7 +82,7 @@ stage() {
   preset=$1
   shift
   started=$(date +%s)
-  echo "=== $preset: $build/$preset"
+  echo "=== $preset: about $(minutes_of "$preset") min, in $build/$preset"
   if ! cmake -S "$root" --preset "$preset" -B "$build/$preset" "$@"; then
     note "$preset, configuration" 0 1
     return 0
@@ -69,6 +96,18 @@ stage() {
   all=$(sed -n 's/.*tests passed, [0-9]* tests* failed out of \([0-9]*\).*/\1/p' "$log")
   if [ "$built" -ne 0 ]; then note "$preset, build" 0 1; fi
   if [ "$all" ]; then note "$preset" $((all - bad)) "$bad"; else note "$preset (ran no tests)" 0 1; fi
+}
+
+# script_stage <folder of tests/> <arguments...>: its run.sh, whose last line is "N passed, M failed".
+script_stage() {
+  name=$1
+  shift
+  started=$(date +%s)
+  echo "=== $name: about $(minutes_of "$name") min, in $build/$name"
+  sh "$root/tests/$name/run.sh" "$@" 2>&1 | tee "$build/$name.log" || true
+  counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/$name.log")
+  # shellcheck disable=SC2086  # two numbers, none if it broke off
+  note "$name" ${counts:-0 1}
 }
 
 # works_with <compiler option>: does an empty program with this sanitizer run here?
@@ -100,10 +139,8 @@ if [ "$mode" = full ]; then
   stage tsan -DCMAKE_CXX_COMPILER=g++
   without_aslr=
   stage release -DCMAKE_CXX_COMPILER=g++ -DMOE_BENCH=ON
-  started=$(date +%s)
-  sh "$root/tests/packaging/run.sh" "$build/packaging" g++ clang++ 2>&1 | tee "$build/packaging.log" || true
-  # shellcheck disable=SC2046  # two numbers
-  note packaging $(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/packaging.log")
+  script_stage packaging "$build/packaging" g++ clang++
+  script_stage readme "$build/readme" g++
 fi
 
 echo

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "data.hpp"
 
@@ -15,6 +16,7 @@ template <class Gate, class Expert>
 struct Classifier {
   using Layer = moe::MoeLayer<moe::LinearRouter, Gate, moe::ExpertPool<Expert>>;
   using Mixture = moe::WithBranches<Layer, moe::ScaledIdentity>;
+  static constexpr bool kDrawsExperts = std::is_same_v<Gate, moe::StochasticGate>;
 
   Mixture mixture;
   moe::Linear head;

@@ -90,7 +90,8 @@ inline std::vector<moe::Index> by_favourite_digit(const moe::Matrix<double>& sha
   return order;
 }
 
-/// Writes `path`.gp and, if gnuplot is installed, the picture: accuracy against epochs, and who serves which digit.
+/// Writes `path`.gp and, if gnuplot is installed, draws the picture from it: accuracy against epochs, and who serves
+/// which digit.
 inline void write_picture(const std::vector<Run>& runs, const std::string& heat_gate, const std::string& path) {
   const auto heat = std::find_if(runs.begin(), runs.end(), [&](const Run& run) { return run.gate == heat_gate; });
   const std::vector<std::string> gates = gates_of(runs);
@@ -129,10 +130,12 @@ inline void write_picture(const std::vector<Run>& runs, const std::string& heat_
             "with labels font ',10' textcolor rgb variable\n";
   script.close();
   if (!script) moe::fail_environment("digits: cannot write ", path, ".gp");
-  if (std::system(("gnuplot '" + path + ".gp'").c_str()) == 0)
-    std::cout << "picture: " << path << '\n';
+  if (std::system("command -v gnuplot >/dev/null 2>&1") != 0)
+    std::cout << "\nno picture yet, as gnuplot is missing; it draws with: gnuplot '" << path << ".gp'\n";
+  else if (std::system(("gnuplot '" + path + ".gp'").c_str()) == 0)
+    std::cout << "\npicture: " << path << '\n';
   else
-    std::cout << "no picture: install gnuplot and run: gnuplot '" << path << ".gp'\n";
+    std::cout << "\nno picture: gnuplot failed on " << path << ".gp\n";
 }
 
 }  // namespace digits

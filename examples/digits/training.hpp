@@ -132,7 +132,7 @@ Run train(const std::string& name, int seed, Model model, const Data& data, cons
   if constexpr (requires { model.mixture.layer().experts()[0].hidden_dim(); })
     run.kiloflops =
         run.active_experts * 4e-3 * static_cast<double>(kPixels * model.mixture.layer().experts()[0].hidden_dim());
-  if (name == "stochastic") run.ensemble_accuracy = ensemble_accuracy(model, data.test);
+  if constexpr (Model::kDrawsExperts) run.ensemble_accuracy = ensemble_accuracy(model, data.test);
   run.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return run;
 }

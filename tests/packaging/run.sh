@@ -46,6 +46,24 @@ with_cmake() {
     cmake --build "$work/consumer" && "$work/consumer/consumer"
 }
 
+# says <lines> <compiler> <flags> <cmake arguments...>: is there one line about the instruction set, or none?
+says() {
+  expected=$1 compiler=$2 flags=$3
+  shift 3
+  rm -rf "$work/consumer"
+  cmake -S "$here/consumer" -B "$work/consumer" "-DCMAKE_CXX_COMPILER=$compiler" "-DCMAKE_CXX_FLAGS=$flags" "$@" \
+    >"$work/says" 2>&1 || { cat "$work/says"; return 1; }
+  lines=$(grep -c "moe::moe is compiled for .*moe::native" "$work/says") || true
+  [ "$lines" -eq "$expected" ] || { cat "$work/says"; echo "$lines lines, expected $expected"; return 1; }
+}
+
+# native <-march option> <compiler> <cmake arguments...>: moe::native compiles for it, and what it makes runs.
+native() {
+  option=$1
+  shift
+  with_cmake "$1" "" -DLINK=moe::native "$@" && grep -e "$option " "$work/consumer/compile_commands.json"
+}
+
 # without_cmake <compiler> <flags>: what pkg-config says, Eigen as system headers as it is not clean of these warnings.
 without_cmake() {
   includes=$(PKG_CONFIG_PATH="$prefix/share/pkgconfig" pkg-config --cflags moe | sed 's|-I/usr|-isystem /usr|g')
@@ -71,6 +89,15 @@ check "install" install_moe "$1"
 if [ "$quick" ]; then
   check "find_package, $1" with_cmake "$1" "" -DFROM=find_package "-DCMAKE_PREFIX_PATH=$prefix"
 else
+  for from in "find_package -DCMAKE_PREFIX_PATH=$prefix" "add_subdirectory -DMOE_SOURCE=$root" \
+    "fetch_content -DFETCHCONTENT_SOURCE_DIR_MOE=$root"; do
+    how=${from%% *} where=${from#* }
+    check "$how says the instruction set" says 1 "$1" "" "-DFROM=$how" "$where"
+    check "$how is silent with -mavx2" says 0 "$1" "-mavx2 -mfma" "-DFROM=$how" "$where"
+    check "$how is silent with MOE_MARCH" says 0 "$1" "" "-DFROM=$how" "$where" -DMOE_MARCH=x86-64-v2
+    check "$how, moe::native" native -m...*=native "$1" "-DFROM=$how" "$where"
+    check "$how, moe::native with MOE_MARCH" native -march=x86-64-v2 "$1" "-DFROM=$how" "$where" -DMOE_MARCH=x86-64-v2
+  done
   for compiler; do
     for flags in "" -march=native; do
       what="$compiler${flags:+ $flags}"
