@@ -108,7 +108,7 @@ class MoeLayer {
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
                                             [&](const auto&... chunk) { forward(chunk..., ws); });
     ws.logits.resize(tokens.rows(), num_experts());
-    logits(tokens, step, ws);                        // [T, E]
+    logits(tokens, step, ws);                        // [T, E], by the router
     gate_.route(ws.logits, step, ws.routing);        // experts and weights per token
     check_routing(tokens.rows(), step, ws.routing);  // padding reaches no expert
     ws.plan.build(ws.routing, experts_.size());      // stable sort by expert
