@@ -3,8 +3,8 @@
 # handwritten digits, prints a table and draws a picture. Packages that are missing are installed on Debian.
 #   examples/run.sh               the table, half a minute to a minute after the packages; then the picture
 #   examples/run.sh --quick       this and any other argument goes to digits: try --help
-#   examples/run.sh --build-all   first of all arguments: builds the other examples, too, after the table: minutes
-# Programs go to ${MOE_BUILD_DIR:-build}/examples/examples, what digits writes to ${MOE_BUILD_DIR:-build}/examples/output.
+#   examples/run.sh --build-all   before other arguments: afterwards compiles the other examples, in 5 core minutes
+# Programs go to examples/examples below ${MOE_BUILD_DIR:-build}, what digits writes to examples/output there.
 set -eu
 
 others=
@@ -19,7 +19,7 @@ for library in libeigen3-dev libxsimd-dev libcli11-dev nlohmann-json3-dev; do ne
 
 cores=$(nproc)
 if [ "$cores" -gt 1 ]; then compile="half a minute"; else compile="a minute"; fi
-echo "What follows: ${missing:+packages, as fast as the network is; }compiling, $compile on $cores core(s); training, 3 s."
+echo "Next: ${missing:+packages, as fast as the network is; }compiling, $compile on $cores core(s); training, 3 s."
 install_needed
 
 build=${MOE_BUILD_DIR:-$root/build}
@@ -49,6 +49,6 @@ for script in ./*.svg.gp; do
 done
 
 if [ "$others" ]; then
-  watched "compiling the other examples, some minutes" cmake --build "$build"
+  watched "compiling the other examples, about $(((5 + cores - 1) / cores)) min" cmake --build "$build"
   echo "Examples: $build/examples"
 fi
