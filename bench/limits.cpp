@@ -120,8 +120,10 @@ double memcpy_bandwidth(Index bytes, int threads, double budget) {
 
 LimitMeter::LimitMeter(Index working_set_bytes, int threads, Index call_bytes)
     : is_warm_(working_set_bytes <= last_level_cache()), threads_(threads) {
-  const Index warm_bytes = std::max<Index>(call_bytes > 0 ? call_bytes : working_set_bytes, 1 << 14);
-  buffer_ = written<float>((is_warm_ ? warm_bytes : 4 * last_level_cache()) / static_cast<Index>(sizeof(float)));
+  constexpr Index kFloat = static_cast<Index>(sizeof(float)), kLeast = 1 << 14;
+  buffer_ = written<float>((is_warm_ ? std::max(working_set_bytes, kLeast) : 4 * last_level_cache()) / kFloat);
+  call_ = static_cast<std::size_t>(
+      std::clamp(call_bytes > 0 ? call_bytes : working_set_bytes, kLeast, buffer_.size() * kFloat) / kFloat);
 }
 
 Limits LimitMeter::measure() const {
@@ -135,10 +137,11 @@ Limits LimitMeter::measure() const {
   // The best of a few passes, as many as give half a millisecond: a short pass ends with waiting for the other thread.
   const auto best_of = [&](std::span<const float> part) {
     read_once(part, threads_);
+    const std::size_t size = std::min(call_, part.size()), parts = part.size() / size;
     double best = 0;
     const double begin = seconds_now();
-    do best = std::max(best, read_once(part, threads_).bytes_per_second);
-    while (seconds_now() - begin < 5e-4);
+    for (std::size_t call = 0; call < parts || seconds_now() - begin < 5e-4; ++call)
+      best = std::max(best, read_once(part.subspan(call % parts * size, size), threads_).bytes_per_second);
     return best;
   };
   limits.bytes = best_of(all);

@@ -43,10 +43,10 @@ Reading read_once(std::span<const float> buffer, int threads);
 double memcpy_bandwidth(Index bytes, int threads, double budget = 2e-3);
 
 /// Measures both limits for the level of memory where a working set lives: a working set that fits the last-level cache
-/// is read warm, from a buffer of the size that one call reads; a larger one from memory, through a buffer of four
-/// times that cache. The latter also leaves nothing else in the caches: what runs next starts cold. Of a buffer above a
-/// quarter of the last-level cache, part of which neighbours may hold, the better of the whole and its half counts: a
-/// limit is not below what some working set could reach.
+/// is read warm, from a buffer of its own size, as much as a call reads at a time and in turns as calls do; a larger
+/// one from memory, through a buffer of four times that cache. The latter also leaves nothing else in the caches: what
+/// runs next starts cold. Of a buffer above a quarter of the last-level cache, part of which neighbours may hold, the
+/// better of the whole and its half counts: a limit is not below what some working set could reach.
 class LimitMeter {
  public:
   /// call_bytes: the most that one call reads of the working set; 0: all of it.
@@ -60,6 +60,7 @@ class LimitMeter {
   bool is_warm_;
   int threads_;
   moe::AlignedBuffer<float> buffer_;
+  std::size_t call_ = 0;  ///< floats of a call
 };
 
 }  // namespace bench

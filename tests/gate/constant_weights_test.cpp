@@ -65,6 +65,12 @@ TEST_CASE("TopKGate: backward refuses k = 1 with normalised weights, and names w
       gate.epsilon = 0;
       gate.floor = 1e-12;  // ERNIE's
       CHECK(refused(gate));
+      gate.floor = 0;
+      gate.epsilon = 1e-6;  // weights from 0.99999 on
+      CHECK(refused(gate));
+      gate.epsilon = 0;
+      gate.floor = score == Score::Softmax ? 0.2 : 0.005;  // the best of five probabilities is not below a fifth
+      CHECK(refused(gate));
       gate.constant_weights = ConstantWeights::Accept;
       CHECK_FALSE(refused(gate));
     }
@@ -121,6 +127,11 @@ TEST_CASE("WithCapacity: backward refuses to normalise the weight of one choice"
     CHECK_FALSE(refused(normalised_by_capacity(accepted, weights)));
     CHECK(test::largest(backward(normalised_by_capacity(accepted, weights))) == 0);
     CHECK_FALSE(refused(normalised_by_capacity({.k = 2}, weights)));
+    auto with_floor = normalised_by_capacity(raw, weights);
+    with_floor.capacity.floor = std::numeric_limits<float>::epsilon();  // DeepSpeed's and NLLB's
+    CHECK(refused(with_floor));
+    with_floor.capacity.floor = 0.9;
+    CHECK_FALSE(refused(with_floor));
     using Chance = moe::WithChance<NoisyTopKGate>;
     CHECK(refused(moe::WithCapacity<Chance>{.gate = {.gate = {.top_k = raw}}, .capacity = {.weights = weights}}));
   }

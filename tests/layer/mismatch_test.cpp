@@ -310,6 +310,8 @@ TEST_CASE("ExpertPool: plans and tokens of other sizes are named", "[expert][err
   ExpertPool<Glu>::Tape tape;
   pool.forward(tokens, plan, Step{}, rows, tape);
   auto gradient = moe::zeros_like(pool);
+  for (const auto& other : {of_four, moe::DispatchPlan()})
+    CHECK_THROWS_WITH(pool.require_backward(other, tape, gradient), ContainsSubstring("experts, expected 3"));
   din.resize(kTokens, 3);
   CHECK_THROWS_WITH(pool.backward(tokens, plan, Step{}, tape, din, gradient, rows),
                     ContainsSubstring("dout is [6, 3]"));

@@ -155,6 +155,25 @@ TEMPLATE_TEST_CASE("top_k_lanes: ids of many experts are told apart", "[numeric]
   }
 }
 
+#if defined(__SSE2__)
+TEST_CASE("top_k_lanes: flushing denormals to zero mixes no ids up", "[numeric]") {
+  Matrix<float> scores = draw<float>(simd::kLanes<float>, 40, false) * std::numeric_limits<float>::min() / 16;
+  const unsigned before = _mm_getcsr();
+  for (const unsigned mode : {0x8000u, 0x8040u}) {  // results, and operands as well
+    _mm_setcsr(before | mode);
+    const LanesOf<float> lanes(scores, 16);
+    _mm_setcsr(before);
+    for (Index lane = 0; lane < simd::kLanes<float>; ++lane) {
+      std::vector<Index> ids;
+      for (Index s = 0; s < 16; ++s) ids.push_back(lanes.id(s, lane));
+      if (mode == 0x8000u) REQUIRE(ids == sorted_top(scores.row(lane).data(), 40, 16));
+      std::ranges::sort(ids);
+      REQUIRE(std::ranges::adjacent_find(ids) == ids.end());
+    }
+  }
+}
+#endif
+
 TEST_CASE("sort_lanes: sorts every row of zeros and ones, and so every row", "[numeric][property]") {
   using Key = moe::detail::RankKey<double>;
   constexpr Index kLanes = simd::kLanes<double>;

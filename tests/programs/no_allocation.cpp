@@ -130,28 +130,29 @@ void check_panel_experts(const std::string& name) {
 }
 
 /// Layers in layers, capacity, padding, noise.
-void check_compositions() {
+void check_compositions(const std::string& threads) {
   const auto router = moe::LinearRouter::random(kExperts, kModelDim, 1);
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   const moe::MoeLayer layer(router, moe::TopKGate{}, pool);
-  check_forward("branches", moe::WithBranches(layer, pool[0], moe::ScaledIdentity{kModelDim}));
+  check_forward("branches, " + threads, moe::WithBranches(layer, pool[0], moe::ScaledIdentity{kModelDim}));
   check_trainer("trainer", layer);
   check_trainer("trainer of branches", moe::WithBranches(layer, pool[0]));
   const moe::WithCapacity<moe::TopKGate> capacity{.capacity = {.evaluation_factor = 0.5}};
-  check_forward("capacity", moe::MoeLayer(router, capacity, pool));
-  check_forward("noisy router", moe::MoeLayer(moe::NoisyRouter::random(kExperts, kModelDim, 1), moe::TopKGate{}, pool));
+  check_forward("capacity, " + threads, moe::MoeLayer(router, capacity, pool));
+  check_forward("noisy router, " + threads,
+                moe::MoeLayer(moe::NoisyRouter::random(kExperts, kModelDim, 1), moe::TopKGate{}, pool));
 
   const auto cosine = moe::CosineRouter::random(kExperts, kModelDim, 8, 1);
-  check_forward("cosine router", moe::MoeLayer(cosine, moe::TopKGate{}, pool));
-  check_training("cosine router, training", moe::MoeLayer(cosine, moe::TopKGate{}, pool));
-  check_forward("expert choice", moe::MoeLayer(router, moe::ExpertChoiceGate{}, pool));
-  check_training("expert choice, training", moe::MoeLayer(router, moe::ExpertChoiceGate{}, pool));
+  check_forward("cosine router, " + threads, moe::MoeLayer(cosine, moe::TopKGate{}, pool));
+  check_training("cosine router, training, " + threads, moe::MoeLayer(cosine, moe::TopKGate{}, pool));
+  check_forward("expert choice, " + threads, moe::MoeLayer(router, moe::ExpertChoiceGate{}, pool));
+  check_training("expert choice, training, " + threads, moe::MoeLayer(router, moe::ExpertChoiceGate{}, pool));
 
   using Inner = moe::LayerExpert<std::remove_const_t<decltype(layer)>>;
   using Any = moe::OneOf<moe::Glu, moe::ScaledIdentity, Inner>;
   const std::vector<Any> experts = {Any(pool[0]), Any(moe::ScaledIdentity{kModelDim}), Any(Inner(layer))};
   const moe::ExpertPool<Any> mixed(experts);
-  check_forward("hierarchy of several types",
+  check_forward("hierarchy of several types, " + threads,
                 moe::MoeLayer(moe::LinearRouter::random(3, kModelDim, 1), moe::TopKGate{}, mixed));
 }
 
@@ -171,6 +172,7 @@ void check_many_experts(const std::string& threads) {
 }
 
 void check_all(const std::string& threads) {
+  check_compositions(threads);
   check_many_experts(threads);
   check_other_routing(threads);
   check_panel_experts<moe::Glu>("glu, " + threads);
@@ -192,7 +194,6 @@ int main() {
   omp_set_num_threads(1);
 #endif
   check_all("one thread");
-  check_compositions();
 #ifdef _OPENMP
   omp_set_num_threads(3);
   check_all("three OpenMP threads");

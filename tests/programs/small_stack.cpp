@@ -20,7 +20,7 @@ template <class Codec, class Gate>
 void train(const Gate& gate) {
   using S = typename Codec::Scalar;
   constexpr Index kTokens = 100, kDim = 64;
-  for (const Index num_experts : {40, 1200}) {  // 1024 are the most whose scratch lies on the stack
+  for (const Index num_experts : {40, 200, 1200}) {  // some hundred have their scratch on the stack
     const moe::MoeLayer layer(moe::BasicLinearRouter<Codec>::random(num_experts, kDim, 1), gate,
                               moe::ExpertPool<moe::BasicGlu<Codec>>::random(num_experts, kDim, kDim, 1));
     const moe::Matrix<S> tokens = moe::Matrix<S>::Random(kTokens, kDim);
@@ -39,6 +39,8 @@ void* run(void*) {
   const moe::UseExecutor use(serial);
   train<moe::F32>(moe::TopKGate{});
   train<moe::F64>(moe::TopKGate{});
+  train<moe::F32>(moe::TopKGate{.k = 40});  // a sorting network
+  train<moe::F64>(moe::TopKGate{.k = 40});
   train<moe::F64>(moe::NoisyTopKGate{});
   return nullptr;
 }

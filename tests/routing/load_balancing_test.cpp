@@ -294,6 +294,8 @@ TEST_CASE("load_balancing_loss: counts that cannot be are errors", "[loss][error
                     "moe::load_balancing_loss: count of expert 0 is nan, expected 0 to 2^53");
   CHECK_THROWS_AS(complaint({std::numeric_limits<double>::infinity(), 2}), std::invalid_argument);
   CHECK_THROWS_WITH(complaint({0, 0}),
-                    "moe::load_balancing_loss: counts are all 0, expected the choices of this routing among them");
+                    "moe::load_balancing_loss: counts add up to 0, expected a positive number, as this routing has "
+                    "choices");
+  CHECK_THROWS_AS(complaint({1e-320, 1e-320}), std::invalid_argument);  // 1 / sum is infinite
   CHECK(value(p, test::routing_of({{}, {}}), LoadBalancingOptions{.counts = std::vector<double>{0, 0}}) == 0);
 }

@@ -12,6 +12,7 @@
 #include "moe/layer/branches.hpp"
 #include "moe/routing/importance.hpp"
 #include "moe/train/squared_error.hpp"
+#include "routing/fixtures.hpp"
 #include "sample_layer.hpp"
 #include "thread_executor.hpp"
 
@@ -150,6 +151,17 @@ struct Scale {
   }
 };
 
+/// The same, which gives up half-way when it is told to.
+struct Failing : Scale {
+  bool* fails = nullptr;
+
+  void backward(const moe::ConstMatrixRef<double>& tokens, Tape& tape, const moe::ConstMatrixRef<double>& dout,
+                const moe::RoutingGradient<double>& losses, Failing& gradient, moe::MatrixRef<double> dtokens) const {
+    Scale::backward(tokens, tape, dout, losses, gradient, dtokens);
+    if (*fails) throw std::runtime_error("gave up");
+  }
+};
+
 /// An optimiser as a user may write it.
 struct Descent {
   template <class Layer>
@@ -197,11 +209,22 @@ TEST_CASE("Trainer: the same bits as the loop written by hand", "[train][propert
 }
 
 TEST_CASE("Trainer: the same bits for any number of threads", "[train][property]") {
+  // More tokens and parameters than go to one thread.
   const moe::TrainerOptions options{.max_norm = 0.5, .balance = 0.1, .z_loss = 0.01};
-  const auto serial = train(sample_layer<moe::F32>(), moe::AdamW{}, options);
-  test::ThreadExecutor executor(3);
-  const moe::UseExecutor use(executor);
-  CHECK(train(sample_layer<moe::F32>(), moe::AdamW{}, options) == serial);
+  const moe::MoeLayer layer(moe::LinearRouter::random(8, kModelDim, 1), TopKGate{},
+                            moe::ExpertPool<moe::Mlp>::random(8, kModelDim, 400, 2));
+  REQUIRE(moe::num_parameters(layer) > 3 * moe::detail::kElementGrain);
+  const Batch<float> batch(900, 40);
+  const auto trained = test::on_thread_counts([&] {
+    auto own = layer;
+    moe::Trainer trainer(own, moe::AdamW{}, options);
+    for (std::uint64_t update = 0; update < 2; ++update) {
+      trainer.accumulate(batch.tokens, batch.step(update), batch.loss());
+      trainer.update(0.01);
+    }
+    return flatten(own);
+  });
+  CHECK(test::all_equal(trained));
 }
 
 TEST_CASE("Trainer: the gradient is that of scale times all losses, by central differences", "[train][property]") {
@@ -407,8 +430,67 @@ TEST_CASE("Trainer: what a loss refuses adds nothing up", "[train][error]") {
   CHECK_THROWS_WITH(trainer.accumulate(tokens, Step::train(0), sum_loss, test::kNan<double>),
                     ContainsSubstring("scale is nan"));
   CHECK_THROWS_WITH(trainer.update(0.1), ContainsSubstring("nothing was accumulated"));
+  auto floats = sample_layer<moe::F32>();
+  moe::Trainer of_floats(floats, moe::Sgd{});
+  const Batch<float> batch(6);
+  for (const double scale : {1e39, 1e-50})
+    CHECK_THROWS_WITH(of_floats.accumulate(batch.tokens, batch.step(), batch.loss(), scale),
+                      ContainsSubstring("expected a number that the scalar of the layer holds"));
   trainer.accumulate(tokens, Step::train(0), [](const auto&, auto&) { return 0.0; });  // forgets doutput
   CHECK_THROWS_WITH(trainer.update(0.1), ContainsSubstring("the gradient of 'factor' holds nan"));
+}
+
+TEST_CASE("Trainer: a part that fails in the middle of backward leaves nothing behind", "[train][error]") {
+  bool fails = false;
+  Failing layer;
+  layer.fails = &fails;
+  moe::Trainer trainer(layer, moe::Sgd{});
+  const Matrix<double> tokens = Matrix<double>::Ones(2, 3);
+  trainer.accumulate(tokens, Step::train(0), sum_loss);
+  fails = true;
+  CHECK_THROWS_WITH(trainer.accumulate(tokens, Step::train(0), sum_loss), "gave up");
+  CHECK(trainer.gradient().factor == 0);
+  CHECK_THROWS_WITH(trainer.update(0.1), ContainsSubstring("nothing was accumulated"));
+  fails = false;
+  trainer.accumulate(tokens, Step::train(0), sum_loss);
+  CHECK(trainer.update(0.5).gradient_norm == 6);
+}
+
+TEST_CASE("Trainer: what a wrong auxiliary loss leaves does not stay", "[train][error]") {
+  auto layer = sample_layer<moe::F32>();
+  moe::Trainer trainer(layer, moe::Sgd{});
+  const Batch<float> batch(6);
+  CHECK_THROWS_WITH(trainer.accumulate(batch.tokens, batch.step(), batch.loss(),
+                                       [](const moe::RoutedPass<float>& pass) {
+                                         pass.losses.logits = Matrix<float>::Zero(6, 2);
+                                         return 0.0;
+                                       }),
+                    ContainsSubstring("losses.logits is [6, 2]"));
+  CHECK_NOTHROW(trainer.accumulate(batch.tokens, batch.step(), batch.loss()));
+}
+
+TEST_CASE("Trainer: tokens that are its own output are refused", "[train][error]") {
+  auto layer = sample_layer<moe::F32>();
+  moe::Trainer trainer(layer, moe::Sgd{});
+  const Batch<float> batch(60), half = batch.part(0, 30);
+  trainer.accumulate(batch.tokens, batch.step(), batch.loss());
+  for (const Index count : {60, 30}) {
+    const auto& same = count == 60 ? batch : half;
+    CHECK_THROWS_WITH(trainer.accumulate(trainer.output().topRows(count), same.step(), same.loss()),
+                      ContainsSubstring("moe::Trainer::accumulate: tokens overlaps output() of the trainer"));
+  }
+}
+
+TEST_CASE("Trainer: gradients can be changed before the update, options between batches", "[train]") {
+  Scale layer;
+  moe::Trainer trainer(layer, moe::Sgd{});
+  trainer.accumulate(Matrix<double>::Ones(2, 3), Step::train(0), sum_loss);
+  trainer.gradient().factor *= 2;  // as the sum over two ranks
+  trainer.options().max_norm = 3;
+  CHECK(trainer.update(0.5).gradient_norm == 12);
+  CHECK(layer.factor == 0.5);
+  trainer.options().max_norm = 0;
+  CHECK_THROWS_AS(trainer.accumulate(Matrix<double>::Ones(2, 3), Step::train(0), sum_loss), std::invalid_argument);
 }
 
 TEST_CASE("Trainer: a learning rate that is refused keeps the gradient", "[train][error]") {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+
 #include "moe/core/simd.hpp"
 
 // Between floats in memory and registers of double: as many numbers as such a register has lanes.
 namespace moe::inline MOE_ABI::simd {
 
-/// Exact. Reads kLanes<double> floats.
+/// Exact. Reads kLanes<double> floats, which lie on a multiple of 8 bytes.
 inline Batch<double> load_widened(const float* from) {
 #if defined(__AVX512F__)  // the masked form: see low_bits_to_exponent
   return _mm512_maskz_cvtps_pd(0xFF, _mm256_loadu_ps(from));
@@ -21,7 +23,7 @@ inline Batch<double> load_widened(const float* from) {
 #endif
 }
 
-/// Rounds to the nearest float; beyond the largest one to infinity.
+/// Rounds to the nearest float; beyond the largest one to infinity. To a multiple of 8 bytes.
 inline void store_narrowed(float* to, const Batch<double>& value) {
 #if defined(__AVX512F__)
   _mm256_storeu_ps(to, _mm512_maskz_cvtpd_ps(0xFF, value));

@@ -159,7 +159,7 @@ void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<ty
   detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, &din);
 }
 
-/// The same without the input gradient of the first stage, a third of the work where stages are of one size.
+/// The same without the input gradient of the first stage: a third of the work of a GLU, a quarter of that of an MLP.
 template <PanelExpert E, class ExpertOf, class GradientOf>
 void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
                      const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,

@@ -65,9 +65,7 @@ struct GatheredRunner {
   template <class Pool>
   static void require_experts(const Pool& pool, const DispatchPlan& plan) {
     for (Index e = 0; e < pool.size(); ++e)
-      if (plan.rows_of(e) == 0)
-        continue;
-      else if (pool[e].input_dim() != pool.input_dim() || pool[e].output_dim() != pool.output_dim())
+      if (plan.rows_of(e) > 0 && (pool[e].input_dim() != pool.input_dim() || pool[e].output_dim() != pool.output_dim()))
         fail("moe::ExpertPool: expert ", e, " maps ", pool[e].input_dim(), " to ", pool[e].output_dim(), ", expected ",
              pool.input_dim(), " to ", pool.output_dim(), " as expert 0");
   }

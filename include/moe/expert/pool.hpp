@@ -112,7 +112,7 @@ class ExpertPool {
   Index backward_width(const DispatchPlan&) const
     requires DifferentiableExpert<E>
   {
-    return Runner::backward_width(*this);
+    return experts_.empty() ? 0 : Runner::backward_width(*this);
   }
   /// Throws std::invalid_argument unless the tape is that of a forward pass over `plan` through experts of these sizes,
   /// and the gradient another pool of them.
@@ -134,7 +134,7 @@ class ExpertPool {
     detail::require_apart(kFunction, "dtoken_rows", dtoken_rows.matrix(), "tokens", tokens);
     Runner::backward(*this, tokens, plan, step, tape, dout, gradient, dtoken_rows);
   }
-  /// The same without dtoken_rows, which is not computed: a third of the work of panel experts.
+  /// The same without dtoken_rows, which is not computed: a third of the work of Glu, a quarter of that of Mlp.
   void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
                 const RowBuffer<Scalar>& dout, ExpertPool& gradient) const
     requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsRowGradient<E>))
@@ -159,8 +159,10 @@ class ExpertPool {
 
   /// backward_width(), after the checks of require_backward().
   Index checked_backward_width(const DispatchPlan& plan, const Tape& tape, const ExpertPool& gradient) const {
-    if (gradient.size() != size())
-      fail("moe::ExpertPool::backward: gradient has ", gradient.size(), " experts, expected ", size());
+    constexpr const char* kFunction = "moe::ExpertPool::backward";
+    if (plan.num_experts() != size())
+      fail(kFunction, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
+    if (gradient.size() != size()) fail(kFunction, ": gradient has ", gradient.size(), " experts, expected ", size());
     return Runner::require_backward(*this, plan, tape, gradient);
   }
 

@@ -22,7 +22,7 @@ namespace moe::inline MOE_ABI {
 /// tau is learnt when `Temperature` is LearnableTemperature. It is a scale of the logits, so with a router that can
 /// rescale them it is not identifiable: see ActivationGate.
 /// Immutable, share freely. route is O(num_experts) per token, done twice where the number of experts varies, and
-/// allocates nothing when warm (up to 1024 experts). All members throw std::invalid_argument for a NaN or +infinity in
+/// allocates nothing when warm. All members throw std::invalid_argument for a NaN or +infinity in
 /// the logits of a valid token.
 /// Nie et al., "EvoMoE: an evolutional mixture-of-experts training framework via dense-to-sparse gate"
 /// (arXiv:2112.14397; there gumbel = 1).

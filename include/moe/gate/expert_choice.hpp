@@ -141,7 +141,12 @@ struct ExpertChoiceGate {
     const Index num_experts = logits.cols();
     choices.groups.build(logits.rows(), step);
     choices.taken.assign(static_cast<std::size_t>(logits.size()), 0);
-    choices.chosen.resize(static_cast<std::size_t>(num_workers()));
+    // Room for every worker, whichever tasks it will get: warm calls do not allocate.
+    Index most = 0;
+    for (Index g = 0; g < choices.groups.count(); ++g)
+      most = std::max(most, places(std::ssize(choices.groups[g]), num_experts));
+    choices.chosen.resize(std::max(choices.chosen.size(), static_cast<std::size_t>(num_workers())));
+    for (std::vector<Index>& chosen : choices.chosen) chosen.reserve(static_cast<std::size_t>(most));
     parallel_for(num_experts * choices.groups.count(), [&](Index task, Index worker) {
       const Index e = task % num_experts;
       const std::span<const Index> token = choices.groups[task / num_experts];

@@ -25,18 +25,20 @@ namespace moe::inline MOE_ABI::detail {
 
 inline constexpr Index kScratchRows = 4;
 
-/// Scratch of the workers of a parallel loop over tokens, Rows * num_experts scalars each: on their stacks for up to
-/// 1024 experts, else lent by the thread that starts the loop, which keeps it for its next loan. Loans nest.
+/// Scratch of the workers of a parallel loop over tokens, Rows * num_experts scalars each: on their stacks up to 32 KiB
+/// for doubles (with Rows = 4 for up to 1024 experts), else lent by the thread that starts the loop, which keeps it for
+/// its next loan. Loans nest.
 ///   RowScratch<S> scratch(num_experts);
 ///   parallel_ranges(..., [&](Index begin, Index end, Index worker) {
 ///     typename RowScratch<S>::Worker own(scratch, worker);  ... own.data() ...
 template <class S, Index Rows = kScratchRows>
 class RowScratch {
-  static constexpr Index kStackExperts = 1024;
+  static constexpr Index kStackExperts = 1024 * kScratchRows / std::max(Rows, kScratchRows);
 
  public:
   explicit RowScratch(Index num_experts) : size_(static_cast<std::size_t>(Rows * num_experts)) {
     if (num_experts <= kStackExperts) return;
+    shelf().reserve(shelf().size() + 1);  // for the way back, which must not fail
     if (!shelf().empty()) {
       lent_ = std::move(shelf().back());
       shelf().pop_back();

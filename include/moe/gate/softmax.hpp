@@ -36,7 +36,8 @@ struct SoftmaxRows {
 };
 
 /// Routes every token to every expert, where none is masked and no token is padding: what a softmax gate does nearly
-/// always, with one look at each logit. Returns whether that was so; the routing means nothing if not.
+/// always, with one look at each logit. Returns whether that was so; the routing means nothing if not, which costs the
+/// time until then and room for all choices.
 template <class S>
 bool route_to_all(const ConstMatrixRef<S>& logits, const Step& step, Routing<S>& routing) {
   if (!step.valid.empty()) return false;

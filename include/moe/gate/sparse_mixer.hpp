@@ -75,7 +75,7 @@ class SparseMixerRows {
 /// The weights are not normalised against each other: both are near 1 where few experts come close. With the sets
 /// frozen the gradient is that of two softmaxes; the sampling and the estimator of the training of SparseMixer are not
 /// part of it. probabilities() is the softmax over all experts. Needs num_experts >= 2.
-/// Immutable, share freely. O(num_experts) per token; allocates nothing when warm (up to 1024 experts).
+/// Immutable, share freely. O(num_experts) per token; allocates nothing when warm.
 /// All members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
 /// Liu, Gao & Chen, "Sparse Backpropagation for MoE Training" (arXiv:2310.00811); Phi-3 (arXiv:2404.14219).
 struct SparseMixerGate {

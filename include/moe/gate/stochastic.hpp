@@ -21,7 +21,7 @@ enum class Passes { Independent, Distinct };
 /// The draw is a function of the step and of the token's id or group alone, so a token is routed the same way in any
 /// batch, also where it shares its draw with others: hence kPerToken. With Passes::Distinct, pass p takes the choices
 /// [p k, (p + 1) k) of one random order of the experts.
-/// Immutable, share freely. O(num_experts) per token, no allocation when warm (up to 1024 experts).
+/// Immutable, share freely. O(num_experts) per token, no allocation when warm.
 /// Zuo et al., "Taming sparsely activated transformer with stochastic experts" (THOR, arXiv:2110.04260): k = 1, one
 /// draw per batch in training, one per token at inference.
 struct StochasticGate {

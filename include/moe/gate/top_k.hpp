@@ -34,10 +34,11 @@ struct ExpertGroups {
 ///   Softmax and Off    dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
 ///   Sigmoid, SqrtSoftplus
 ///                      only the chosen logits get gradient.
-/// With k = 1 and anything but Off, the weight is 1 whatever the logits: no gradient of the task reaches the router.
-/// Inference is as good as ever; backward throws std::invalid_argument unless constant_weights accepts it.
+/// With k = 1 and anything but Off, the weight is 1 whatever the logits (but for a large epsilon or floor, see
+/// has_constant_weights()): no gradient of the task reaches the router. Inference is as good as ever; backward throws
+/// std::invalid_argument unless constant_weights accepts it.
 /// A logit of -infinity masks an expert; each token needs k that are not masked, in the groups it may use.
-/// Immutable, share freely. route is O(num_experts) per token and allocates nothing when warm (up to 1024 experts). All
+/// Immutable, share freely. route is O(num_experts) per token and allocates nothing when warm. All
 /// members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
 /// Shazeer et al. (arXiv:1701.06538); Fedus et al., "Switch Transformers" (arXiv:2101.03961); selection bias: Wang et
 /// al. (arXiv:2408.15664); groups: DeepSeek-V2 (arXiv:2405.04434); weight bias: Nguyen et al. (arXiv:2309.13850).
@@ -63,20 +64,20 @@ struct TopKGate {
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const;
 
-  /// Whether each weight is `scale` whatever the logits: one choice, divided by itself. An epsilon or floor that float
-  /// does not tell from nothing beside 1 changes nothing about that.
-  bool has_constant_weights() const {
-    return k == 1 && normalise != Normalise::Off && std::max(epsilon, floor) < std::numeric_limits<float>::epsilon();
+  /// Whether each weight is `scale`, or so near to it that a router learns nothing, whatever the logits: one choice,
+  /// divided by itself. An epsilon below 1/100, and a floor that the best of num_experts scores does not fall below (of
+  /// a softmax 1 / num_experts, else taken as 1/100), change nothing about that.
+  bool has_constant_weights(Index num_experts) const {
+    const double least = score == Score::Softmax ? 1.0 / static_cast<double>(num_experts) : 0.01;
+    return k == 1 && normalise != Normalise::Off && epsilon < 0.01 && floor <= least;
   }
 
   /// Throws std::invalid_argument where the router of several experts would learn nothing; see constant_weights.
   void require_backward(Index num_experts) const {
-    if (num_experts > 1 && has_constant_weights() && constant_weights == ConstantWeights::Refuse)
-      fail(
-          "moe::TopKGate::backward: k is 1 and weights are normalised, which makes each of them 1 and leaves the "
-          "router "
-          "without gradient, expected TopKGate::switch_transformer(), normalise = Normalise::Off, or "
-          "constant_weights = ConstantWeights::Accept where other losses alone train the router");
+    if (num_experts > 1 && has_constant_weights(num_experts) && constant_weights == ConstantWeights::Refuse)
+      fail("moe::TopKGate::backward: k is 1 and weights are normalised, which makes each of them 1 and leaves the ",
+           "router without gradient, expected TopKGate::switch_transformer(), normalise = Normalise::Off, or ",
+           "constant_weights = ConstantWeights::Accept where other losses alone train the router");
   }
 
   template <class S>

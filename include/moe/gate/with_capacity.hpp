@@ -25,7 +25,7 @@ inline constexpr bool kHasCapacity<WithCapacity<G>> = true;
 /// The gate that chooses k experts inside of adaptors, as a pointer; nullptr_t where none says so.
 template <class G>
 auto top_k_of(const G& gate) {
-  if constexpr (requires { gate.has_constant_weights(); })
+  if constexpr (requires { gate.has_constant_weights(Index{}), gate.k, gate.constant_weights; })
     return &gate;
   else if constexpr (requires { gate.top_k; })
     return top_k_of(gate.top_k);
@@ -60,8 +60,8 @@ struct WithCapacity {
     if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts);
     if constexpr (!std::is_null_pointer_v<decltype(detail::top_k_of(gate))>) {
       const auto* top_k = detail::top_k_of(gate);
-      const bool normalises = capacity.weights != KeptWeights::AsTheyAre &&
-                              capacity.floor < static_cast<double>(std::numeric_limits<float>::epsilon());
+      const bool normalises =  // the best of num_experts probabilities is not below that floor
+          capacity.weights != KeptWeights::AsTheyAre && capacity.floor * static_cast<double>(num_experts) <= 1;
       if (num_experts > 1 && top_k->k == 1 && normalises && top_k->constant_weights == ConstantWeights::Refuse)
         fail(
             "moe::WithCapacity::backward: k is 1 and the capacity normalises weights, which makes each of them 1 and "

@@ -14,7 +14,8 @@ namespace moe::inline MOE_ABI {
 ///   void forward(tokens, const moe::Step& step, out, Tape& tape) const;
 ///   void backward(tokens, Tape& tape, dout, const moe::RoutingGradient<Scalar>& losses, Layer& gradient,
 ///                 dtokens) const;
-/// backward accumulates into `gradient`, an object of its own type, and overwrites dtokens.
+/// backward accumulates into `gradient`, an object of its own type, and overwrites dtokens. Optional, as of routers:
+/// `void require_backward(num_tokens, tape, gradient) const`, which throws before backward writes anything.
 template <class L>
 concept TrainableLayer = HasParameters<L> && std::default_initializable<typename L::Tape> &&
                          requires(const L& layer, const ConstMatrixRef<typename L::Scalar>& tokens, const Step& step,

@@ -21,6 +21,8 @@ namespace moe::inline MOE_ABI {
 ///   stage,
 ///               and a list of shares, 24 * (E + 300 * workers)
 ///   token_id    8 * max_tokens, in chunks
+/// Gates that need room for more than some hundred experts have it from the thread that calls, which keeps some
+/// 10 * E * sizeof(S) bytes per worker until it ends.
 /// rows of logits, expert_out and hidden activations being padded to an odd number of cache lines. max_tokens bounds T,
 /// and so all four.
 template <class S>

@@ -106,7 +106,7 @@ class BasicCosineRouter {
     detail::require_shape("moe::CosineRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
     const BasicLinearRouter<Codec>& direction = update_direction(tape);
     if (!tape.ddirection || !tape.ddirection->weight().is_shaped_as(direction.weight())) tape.ddirection = direction;
-    std::ranges::fill(tape.ddirection->weight().span(), Scalar{0});
+    std::ranges::fill(tape.ddirection->weight().span(), Scalar{0});  // all it has: directions have no bias
     tape.dunit.resize(tokens.rows(), proj_dim());
     tape.dunit.matrix().setZero();
     direction.backward(tape.unit, step, tape.similarity, dlogits, *tape.ddirection, tape.dunit);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -21,8 +23,8 @@ struct LoadBalancingOptions {
   /// Count: f as chosen, before any drop (Switch, GShard), so that a full expert still pushes tokens away.
   /// Ignore: f as served.
   DroppedChoices dropped = DroppedChoices::Count;
-  /// [num_experts]: f is taken from these, as of a global batch of which this routing is a part; empty: of this
-  /// routing.
+  /// [num_experts]: f is taken from these, as of a global batch of which this routing is a part, or of a moving
+  /// average; empty: of this routing. Memory of the caller.
   std::span<const double> counts = {};
 };
 
@@ -81,8 +83,8 @@ std::vector<double> count_choices(const Routing<S>& routing, Index num_experts, 
 ///   probability  [num_tokens, num_experts], rows that sum to 1      routing  of the same tokens
 /// Returns the loss before `weight`; adds weight * dL/dprobability to gradient.probability (f is a constant). The
 /// expert-level balance of DeepSeekMoE is the same function. Throws std::invalid_argument on shapes that differ, and
-/// for counts that are negative, NaN, or all zero where this routing has some. O(num_tokens * num_experts), in
-/// parallel, the same bits for any number of threads; allocates partial sums. Fedus, Zoph & Shazeer, "Switch
+/// for counts that are negative, NaN, above 2^53, or all zero where this routing has some. O(num_tokens * num_experts),
+/// in parallel, the same bits for any number of threads; allocates partial sums. Fedus, Zoph & Shazeer, "Switch
 /// Transformers", eq. 4 (arXiv:2101.03961); Lepikhin et al., GShard (arXiv:2006.16668); counts: Qiu et al., "Demons in
 /// the Detail: On Implementing Load Balancing Loss for Training Specialized Mixture-of-Expert Models"
 /// (arXiv:2501.11873).
@@ -107,9 +109,10 @@ double load_balancing_loss(const MatrixView<S>& probability, const Routing<S>& r
   const double* probability_sum = sums.data();
   double* count = sums.data() + num_experts;
   if (!options.counts.empty()) {
-    const auto is_zero = [](double value) { return value == 0; };
-    if (std::ranges::all_of(options.counts, is_zero) && !std::all_of(count, count + num_experts, is_zero))
-      fail(kName, ": counts are all 0, expected the choices of this routing among them");
+    const double sum = std::accumulate(options.counts.begin(), options.counts.end(), 0.0);
+    const bool has_choices = std::any_of(count, count + num_experts, [](double value) { return value > 0; });
+    if (sum < std::numeric_limits<double>::min() && (sum > 0 || has_choices))
+      fail(kName, ": counts add up to ", sum, ", expected a positive number, as this routing has choices");
     std::ranges::copy(options.counts, count);
   }
   double product = 0, choices = 0;

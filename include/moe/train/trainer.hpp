@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "moe/core/overlap.hpp"
 #include "moe/routing/load_balancing.hpp"
 #include "moe/routing/z_loss.hpp"
 #include "moe/train/adam_w.hpp"
@@ -28,8 +29,9 @@ namespace moe::inline MOE_ABI {
 ///   }
 /// Several accumulate() before an update() are micro-batches: their gradients add up, each times its scale. With a
 /// scale of (valid tokens of the part) / (valid tokens of all parts), means over tokens become those of the whole
-/// batch. So does the load-balancing loss once it knows what all parts choose (see count_choices()), given to it by
-/// hand:
+/// batch; random draws do, too, where the parts have the step.token_id of the whole, while a capacity is that of the
+/// part. So does the load-balancing loss once it knows what all parts choose, which takes a forward pass over them
+/// beforehand (see count_choices()), given to it by hand:
 ///   trainer.accumulate(part.tokens, part.step, loss_of(part), [&](const moe::RoutedPass<float>& pass) {
 ///     return moe::load_balancing_loss<float>(pass.probability, pass.routing, pass.step, /*weight=*/0.01, pass.losses,
 ///                                            {.counts = counts});
@@ -77,12 +79,13 @@ class Trainer {
   ///   tokens  [num_tokens, input_dim]
   ///   loss    double(const Matrix<Scalar>& output, Matrix<Scalar>& doutput): the value of a loss of output
   ///           [num_tokens, output_dim] and its gradient, written over doutput of the same shape, whose rows of padding
-  ///           nobody reads; doutput is NaN before
-  /// Throws std::invalid_argument as forward and backward do, and what `loss` throws; nothing is added up then.
+  ///           become zero afterwards; doutput is NaN before
+  /// Throws std::invalid_argument as forward and backward do, and what `loss` throws; nothing is added up then. Where a
+  /// part of one's own throws in the middle of backward, what was accumulated is lost with it: discard() is called.
   template <class Loss>
   double accumulate(const MatrixView<Scalar>& tokens, const Step& step, Loss&& loss, double scale = 1) {
     forward(tokens, step, scale);
-    const double value = value_of(loss);
+    const double value = value_of(loss, step);
     if constexpr (kHasGate)
       if (options_.balance != 0 || options_.z_loss != 0)
         add_losses(step, options_.balance != 0, [](const RoutedPass<Scalar>&) { return 0.0; });
@@ -104,7 +107,7 @@ class Trainer {
                   "moe::Trainer: an auxiliary loss is `double(const moe::RoutedPass<Scalar>& pass)` "
                   "(see moe/train/routed_pass.hpp)");
     forward(tokens, step, scale);
-    const double value = value_of(loss);
+    const double value = value_of(loss, step);
     add_losses(step, true, auxiliary);
     backward(tokens, scale);
     return value;
@@ -113,7 +116,8 @@ class Trainer {
   /// Clips what has been accumulated, takes a step of the optimiser and starts a new gradient. A gradient that is not
   /// finite is treated as the optimiser's non_finite says, Refuse without one; it is the norm that tells, so that the
   /// optimiser need not look again. Throws std::invalid_argument for nothing accumulated, a learning rate that the
-  /// optimiser refuses or a gradient that is not finite: layer, state and gradient are as they were (but for clipping).
+  /// optimiser refuses or a gradient that is not finite: layer and state are as they were, and so is the gradient, but
+  /// clipped where the norm was finite; discard() it, or call update() again.
   UpdateResult update(double learning_rate) {
     if (!has_gradient_) fail("moe::Trainer::update: nothing was accumulated since the last update, expected a batch");
     const double norm = clip_by_norm(gradient_, options_.max_norm);
@@ -130,7 +134,11 @@ class Trainer {
 
   const Layer& layer() const { return *layer_; }
   const Optimiser& optimiser() const { return optimiser_; }
+  /// May be changed between batches.
+  TrainerOptions& options() { return options_; }
   const TrainerOptions& options() const { return options_; }
+  /// What has been accumulated: to be added up over ranks, or masked, before update().
+  Layer& gradient() { return gradient_; }
   const Layer& gradient() const { return gradient_; }
   /// Of the optimiser; to be saved and restored with the layer.
   State& state() { return state_; }
@@ -144,20 +152,27 @@ class Trainer {
   static constexpr bool kHasGate = detail::finds_gate<Layer, Tape>();
 
   void forward(const ConstMatrixRef<Scalar>& tokens, const Step& step, double scale) {
-    if (!std::isfinite(scale)) fail("moe::Trainer::accumulate: scale is ", scale, ", expected a finite number");
+    constexpr const char* kName = "moe::Trainer::accumulate";
+    options_.validate();
+    if (const auto factor = static_cast<Scalar>(scale); !std::isfinite(factor) || (factor == 0 && scale != 0))
+      fail(kName, ": scale is ", scale, ", expected a number that the scalar of the layer holds");
+    detail::require_apart(kName, "tokens", tokens, "output() of the trainer", output_);
+    if (!std::exchange(has_ended_, false)) losses_ = {};  // whatever an auxiliary loss that failed has left there
     output_.resize(tokens.rows(), layer_->output_dim());
     layer_->forward(tokens, step, output_, tape_);
     clear_losses();
   }
 
   template <class Loss>
-  double value_of(Loss& loss) {
+  double value_of(Loss& loss, const Step& step) {
     static_assert(std::is_invocable_r_v<double, Loss&, const Matrix<Scalar>&, Matrix<Scalar>&>,
                   "moe::Trainer: a loss is `double(const moe::Matrix<Scalar>& output, moe::Matrix<Scalar>& doutput)` "
                   "(see moe/train/squared_error.hpp)");
     doutput_.setConstant(output_.rows(), output_.cols(), std::numeric_limits<Scalar>::quiet_NaN());
     const double value = loss(std::as_const(output_), doutput_);
     detail::require_shape("moe::Trainer::accumulate", "doutput", doutput_, output_.rows(), output_.cols());
+    for (Index t = 0; t < doutput_.rows() && !step.valid.empty(); ++t)
+      if (!step.is_valid(t)) doutput_.row(t).setZero();
     return value;
   }
 
@@ -180,13 +195,21 @@ class Trainer {
       losses_.logits *= factor;
       for (Scalar& weight : losses_.weight) weight *= factor;
     }
-    if constexpr (SkipsTokenGradient<Layer>) {
-      layer_->backward(tokens, tape_, doutput_, losses_, gradient_);
-    } else {
-      dtokens_.resize(tokens.rows(), tokens.cols());
-      layer_->backward(tokens, tape_, doutput_, losses_, gradient_, dtokens_);
+    if constexpr (requires { layer_->require_backward(tokens.rows(), tape_, gradient_); })
+      layer_->require_backward(tokens.rows(), tape_, gradient_);  // before anything is written
+    try {
+      if constexpr (SkipsTokenGradient<Layer>) {
+        layer_->backward(tokens, tape_, doutput_, losses_, gradient_);
+      } else {
+        detail::require_apart("moe::Trainer::accumulate", "tokens", tokens, "a buffer of the trainer", dtokens_);
+        dtokens_.resize(tokens.rows(), tokens.cols());
+        layer_->backward(tokens, tape_, doutput_, losses_, gradient_, dtokens_);
+      }
+    } catch (...) {
+      discard();
+      throw;
     }
-    has_gradient_ = true;
+    has_gradient_ = has_ended_ = true;
   }
 
   /// Zero and of the batch's size where they have memory: RoutingGradient::clear() would give it back.
@@ -216,7 +239,7 @@ class Trainer {
   }
 
   bool take_step(double learning_rate) {
-    if constexpr (requires { optimiser_.non_finite = NonFinite::Apply; }) {
+    if constexpr (std::copy_constructible<Optimiser> && requires { optimiser_.non_finite = NonFinite::Apply; }) {
       Optimiser unchecked = optimiser_;
       unchecked.non_finite = NonFinite::Apply;
       return unchecked.step(*layer_, gradient_, state_, learning_rate);
@@ -230,7 +253,7 @@ class Trainer {
   TrainerOptions options_;
   Layer gradient_;
   State state_;
-  bool has_gradient_ = false;
+  bool has_gradient_ = false, has_ended_ = true;  ///< has_ended_: the last accumulate()
   Tape tape_;
   Matrix<Scalar> output_, doutput_, dtokens_, probability_;
   RoutingGradient<Scalar> losses_;
