@@ -11,6 +11,7 @@
 #include "moe/core/parallel.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/simd.hpp"
+#include "moe/core/unroll.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -24,16 +25,26 @@ enum class NonFinite { Refuse, Skip, Apply };
 // What optimisers and clipping share: one pass over all parameters of same-shaped objects, register by register.
 namespace moe::inline MOE_ABI::detail {
 
-/// What the lanes of a sum of x * 0 say: zero where every x is finite, else NaN.
+/// What the lanes of sums of x * 0 say: zero where every x is finite, else NaN. Eight sums, as one would wait for
+/// itself: memory is then what limits it.
 template <class S>
 bool all_finite(const S* values, Index n) {
   using V = simd::Batch<S>;
+  constexpr Index kLanes = simd::kLanes<S>;
+  constexpr int kSums = 8;
   const V zero(S{0});
-  V sum = zero;
+  V sum[kSums];
+  simd::unroll<kSums>([&](auto i) { sum[i] = zero; });
+  const Index body = n - n % (kSums * kLanes);
+  for (Index at = 0; at < body; at += kSums * kLanes)
+    simd::unroll<kSums>([&](auto i) { sum[i] = simd::fma(simd::load<S>(values + at + i * kLanes), zero, sum[i]); });
   simd::for_each<S>(
-      n, [&](Index i) { sum = simd::fma(simd::load<S>(values + i), zero, sum); },
-      [&](Index i, Index count) { sum = simd::fma(simd::load_partial<S>(values + i, count, S{0}), zero, sum); });
-  return simd::reduce_add(sum) == S{0};
+      n - body, [&](Index i) { sum[0] = simd::fma(simd::load<S>(values + body + i), zero, sum[0]); },
+      [&](Index i, Index count) {
+        sum[0] = simd::fma(simd::load_partial<S>(values + body + i, count, S{0}), zero, sum[0]);
+      });
+  simd::unroll<kSums - 1>([&](auto i) { sum[0] = sum[0] + sum[i + 1]; });
+  return simd::reduce_add(sum[0]) == S{0};
 }
 
 /// Scalars per parallel task: 64 KiB of floats, some microseconds of work; a multiple of every register width.
