@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "google.hpp"
+#include "moe/gate/softmax.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/routing/plan.hpp"
 
@@ -49,11 +50,23 @@ void reference(benchmark::State& state, const Shape& shape, Pattern pattern) {
   });
 }
 
+/// All tokens to all experts: with a multiple of 128 tokens the rows of the experts share a few sets of the caches.
+void dense(benchmark::State& state) {
+  constexpr Index kExperts = 64;
+  const Index tokens = state.range(0);
+  moe::Routing<float> routing;
+  moe::SoftmaxGate{}.route<float>(moe::Matrix<float>::Random(tokens, kExperts), moe::Step{}, routing);
+  moe::DispatchPlan plan;
+  bench::measure(state, {.flop = 0, .bytes = 16.0 * static_cast<double>(tokens * kExperts)},
+                 [&] { plan.build(routing, kExperts); });
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const bench::OneThread one_thread;
   bench::add_for_all("routing/plan", plan);
   bench::add_for_all("routing/plan/reference", reference);
+  bench::add("routing/plan/dense/experts:64", dense);
   return bench::run(argc, argv);
 }
