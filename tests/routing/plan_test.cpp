@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "moe/routing/plan.hpp"
 
+#include <array>
 #include <tuple>
 
 #include "catch.hpp"
@@ -88,9 +89,9 @@ TEST_CASE("DispatchPlan: all tokens on one expert stay in order", "[plan]") {
 
 TEST_CASE("DispatchPlan: experts whose rows lie a power of two apart", "[plan][property]") {
   // Their next rows share a set of the caches, and go there by lines; some begin inside a line.
-  const auto [num_experts, num_tokens, before] =
-      GENERATE(std::tuple<Index, Index, Index>{16, 512, 0}, std::tuple<Index, Index, Index>{64, 128, 0},
-               std::tuple<Index, Index, Index>{40, 512, 5}, std::tuple<Index, Index, Index>{33, 1024, 17});
+  const auto sizes = GENERATE(std::array<Index, 3>{16, 512, 0}, std::array<Index, 3>{64, 128, 0},
+                              std::array<Index, 3>{40, 512, 5}, std::array<Index, 3>{33, 1024, 17});
+  const Index num_experts = sizes[0], num_tokens = sizes[1], before = sizes[2];
   const bool drop = GENERATE(false, true);
   CAPTURE(num_experts, num_tokens, before, drop);
   moe::Routing<double> routing;  // every expert, but expert 0 for some tokens only; last expert first
