@@ -19,6 +19,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 
+unset CDPATH  # with it, cd prints
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/cmake/debian-packages.sh"
 need g++ g++
@@ -27,6 +28,11 @@ need ninja ninja-build
 need gnuplot gnuplot-nox
 for library in libeigen3-dev libxsimd-dev libbenchmark-dev libcli11-dev nlohmann-json3-dev; do need - $library; done
 for peer in libopenblas-dev libdnnl-dev; do need - $peer; done
+case "$options" in
+  *--quick* | *--shape*) measuring="two to five minutes" ;;
+  *) measuring="half an hour" ;;
+esac
+echo "What follows: ${missing:+packages, as fast as the network is; }compiling, a minute or two; measuring, $measuring." >&2
 install_needed >&2
 
 build=${MOE_BUILD_DIR:-$root/build}
@@ -36,7 +42,8 @@ if command -v ccache >/dev/null 2>&1; then
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_SLOPPINESS=pch_defines,time_macros
 fi
 {
-  cmake -S "$root" --preset release -B "$build" -DCMAKE_CXX_COMPILER="${CXX:-g++}" -DMOE_MARCH="$march" \
+  if [ -z "${CXX:-}" ]; then export CXX=g++; fi
+  cmake -S "$root" --preset release -B "$build" -DMOE_MARCH="$march" \
     -DMOE_TESTS=OFF -DMOE_EXAMPLES=OFF -DMOE_BENCH=ON >/dev/null
   cmake --build "$build" --target moe_bench_table moe_bench_shape
 } >&2

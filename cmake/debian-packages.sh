@@ -28,7 +28,7 @@ install_needed() {
     exit 1
   fi
   echo "Installing$missing"
-  apt="$as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q -o Dpkg::Use-Pty=0"
+  apt="$as_root env DEBIAN_FRONTEND=noninteractive LC_ALL=C apt-get -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300"
   # shellcheck disable=SC2086  # lists
   {
     watched "apt-get update" $apt update || echo "apt-get update failed; going on with the lists as they are"

@@ -3,7 +3,7 @@
 # moe_make_native(<target>): makes it moe::moe with -march=${MOE_MARCH}, or for this machine if that is empty.
 function(moe_make_native target)
   target_link_libraries(${target} INTERFACE moe::moe)
-  if(MOE_MARCH)
+  if(MOE_MARCH AND NOT MOE_MARCH STREQUAL "native")
     target_compile_options(${target} INTERFACE -march=${MOE_MARCH})
   elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
     target_compile_options(${target} INTERFACE -march=native)

@@ -25,7 +25,7 @@ watched() {
 # A line that is written over every second on a terminal; elsewhere a new one every ten. Ends with the script.
 show_clock() {
   if [ -t 2 ]; then pause=1 begin='\r\033[K' end=''; else pause=10 begin='' end='\n'; fi
-  while sleep "$pause" && kill -0 "$$" 2>/dev/null; do
+  while sleep "$pause" >/dev/null 2>&1 && kill -0 "$$" 2>/dev/null; do
     # shellcheck disable=SC2059  # escape sequences
     printf "$begin%s: %s s  %s$end" "$watched_what" "$(($(date +%s) - watched_since))" \
       "$(grep -v 'Re-checking glob' "$watched_log" | tail -n 1 | tr -cd '[:print:]' | cut -c1-50)" >&2

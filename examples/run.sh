@@ -2,7 +2,7 @@
 # Compiles the main example, `digits`, for this machine and runs it: it trains a mixture of experts per gate on
 # handwritten digits, prints a table and draws a picture. Packages that are missing are installed on Debian.
 #   examples/run.sh               the table, half a minute to a minute after the packages; then the picture
-#   examples/run.sh --quick       this and any other argument goes to digits: try --help
+#   examples/run.sh --quick       this and any other argument goes to digits: try --help; files by absolute paths
 #   examples/run.sh --build-all   before other arguments: afterwards compiles the other examples, in 5 core minutes
 # Programs go to examples/examples below ${MOE_BUILD_DIR:-build}, what digits writes to examples/output there.
 set -eu
@@ -10,6 +10,7 @@ set -eu
 others=
 if [ "${1:-}" = --build-all ]; then others=yes; shift; fi
 
+unset CDPATH  # with it, cd prints
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/cmake/debian-packages.sh"
 need g++ g++
@@ -26,7 +27,7 @@ build=${MOE_BUILD_DIR:-$root/build}
 mkdir -p "$build/examples/output"
 build=$(cd "$build" && pwd)/examples
 if command -v ccache >/dev/null 2>&1; then export CMAKE_CXX_COMPILER_LAUNCHER=ccache; fi
-# -O2 compiles faster than -O3 and gives examples nothing away.
+# -O2 compiles faster than -O3 and costs the examples no speed.
 watched "configuring" cmake -S "$root" --preset release -B "$build" -DCMAKE_CXX_FLAGS_RELEASE="-O2 -DNDEBUG" \
   -DMOE_TESTS=OFF -DMOE_BENCH=OFF
 watched "compiling" cmake --build "$build" --target digits
@@ -43,7 +44,7 @@ for script in ./*.svg.gp; do
   if [ ! -e "$picture" ]; then
     missing=
     need gnuplot gnuplot-nox
-    if (install_needed); then gnuplot "$script"; fi
+    if (install_needed); then gnuplot "$script" || echo "No picture: gnuplot failed"; fi
   fi
   if [ -e "$picture" ]; then echo "Picture: $picture"; fi
 done

@@ -10,12 +10,14 @@
 set -eu
 
 mode=default
+if [ $# -gt 1 ]; then set -- --help; fi
 case "${1:-}" in
   "") ;;
   --quick | --full) mode=${1#--} ;;
   *) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
 
+unset CDPATH  # with it, cd prints
 root=$(cd "$(dirname "$0")/.." && pwd)
 . "$root/cmake/debian-packages.sh"
 need g++ g++
@@ -24,6 +26,7 @@ need ninja ninja-build
 for library in libeigen3-dev libxsimd-dev catch2 nlohmann-json3-dev libcli11-dev; do need - $library; done
 if [ "$mode" != quick ]; then
   need clang++ clang
+  need - libclang-rt-dev  # the sanitizers and libFuzzer, which clang only recommends
   need - libomp-dev
   need - libbenchmark-dev
 fi
@@ -92,8 +95,8 @@ stage() {
   log=$build/$preset/ctest.log
   $without_aslr ctest --test-dir "$build/$preset" --output-on-failure -j "$jobs" 2>&1 | tee "$log"
   # ctest's own summary: "97% tests passed, 2 tests failed out of 61"
-  bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests* failed out of [0-9]*.*/\1/p' "$log")
-  all=$(sed -n 's/.*tests passed, [0-9]* tests* failed out of \([0-9]*\).*/\1/p' "$log")
+  bad=$(sed -n 's/.*tests passed, \([0-9]*\) tests* failed out of [0-9]*.*/\1/p' "$log" | tail -n 1)
+  all=$(sed -n 's/.*tests passed, [0-9]* tests* failed out of \([0-9]*\).*/\1/p' "$log" | tail -n 1)
   if [ "$built" -ne 0 ]; then note "$preset, build" 0 1; fi
   if [ "$all" ]; then note "$preset" $((all - bad)) "$bad"; else note "$preset (ran no tests)" 0 1; fi
 }
@@ -105,15 +108,15 @@ script_stage() {
   started=$(date +%s)
   echo "=== $name: about $(minutes_of "$name") min, in $build/$name"
   sh "$root/tests/$name/run.sh" "$@" 2>&1 | tee "$build/$name.log" || true
-  counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/$name.log")
+  counts=$(sed -n 's/^\([0-9]*\) passed, \([0-9]*\) failed$/\1 \2/p' "$build/$name.log" | tail -n 1)
   # shellcheck disable=SC2086  # two numbers, none if it broke off
   note "$name" ${counts:-0 1}
 }
 
-# works_with <compiler option>: does an empty program with this sanitizer run here?
+# works_with <compiler> <option>: does an empty program with this sanitizer run here?
 works_with() {
   echo 'int main() {}' >"$build/probe.cpp"
-  g++ "$1" "$build/probe.cpp" -o "$build/probe" && $without_aslr "$build/probe" >/dev/null 2>&1
+  "$1" "$2" "$build/probe.cpp" -o "$build/probe" && $without_aslr "$build/probe" >/dev/null 2>&1
 }
 
 # can_fuzz: does clang++ come with libFuzzer?
@@ -127,7 +130,7 @@ without_aslr=
 if [ "$mode" = quick ]; then stage ci-gcc; else stage ci-gcc -DMOE_BENCH=ON; fi
 if [ "$mode" != quick ]; then
   # The leak check needs ptrace, which some containers forbid.
-  works_with -fsanitize=address || export ASAN_OPTIONS=detect_leaks=0
+  works_with clang++ -fsanitize=address || export ASAN_OPTIONS="${ASAN_OPTIONS:+$ASAN_OPTIONS:}detect_leaks=0"
   # clang, as g++ takes three times as long over the sanitizers, and the memory of the machine.
   # The fuzz targets take two minutes in all.
   if can_fuzz; then stage asan -DMOE_FUZZ=ON; else stage asan -DMOE_FUZZ=OFF; fi
@@ -135,7 +138,7 @@ fi
 if [ "$mode" = full ]; then
   stage ci-clang
   # The ThreadSanitizer of g++ 12 does not start where the kernel randomises more than 28 bits of addresses.
-  works_with -fsanitize=thread || without_aslr="setarch -R"
+  works_with g++ -fsanitize=thread || without_aslr="setarch -R"
   stage tsan -DCMAKE_CXX_COMPILER=g++
   without_aslr=
   stage release -DCMAKE_CXX_COMPILER=g++ -DMOE_BENCH=ON

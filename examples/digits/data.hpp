@@ -2,6 +2,8 @@
 // Reads the handwritten digits of examples/data/digits.csv.
 #pragma once
 
+#include <algorithm>
+#include <charconv>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -32,6 +34,13 @@ inline Images to_images(const std::vector<std::vector<int>>& rows) {
   return images;
 }
 
+/// A field that is a whole number from 0 to `most`, else -1.
+inline int to_number(const std::string& field, int most) {
+  int value = -1;
+  const auto [end, error] = std::from_chars(field.data(), field.data() + field.size(), value);
+  return error == std::errc() && end == field.data() + field.size() && value >= 0 && value <= most ? value : -1;
+}
+
 /// Throws std::runtime_error if the file is missing or a line is not 64 grey levels and a class.
 inline Data load(const std::string& path) {
   std::ifstream file(path);
@@ -41,9 +50,10 @@ inline Data load(const std::string& path) {
   for (std::size_t i = 0; std::getline(file, line); ++i) {
     std::istringstream fields(line);
     std::vector<int> row;
-    for (std::string field; std::getline(fields, field, ',');) row.push_back(std::stoi(field));
-    if (row.size() != kPixels + 1 || row.back() < 0 || row.back() >= kClasses)
-      moe::fail_environment("digits: line ", i + 1, " of ", path, " is not 64 grey levels and a class 0 to 9");
+    for (std::string field; std::getline(fields, field, ',');)
+      row.push_back(to_number(field, std::ssize(row) < kPixels ? 16 : static_cast<int>(kClasses) - 1));
+    if (row.size() != kPixels + 1 || std::ranges::count(row, -1) > 0)
+      moe::fail_environment("digits: line ", i + 1, " of ", path, " is not 64 grey levels 0 to 16 and a class 0 to 9");
     (i % 4 == 3 ? test : train).push_back(row);
   }
   if (train.empty() || test.empty()) moe::fail_environment("digits: ", path, " has fewer than 4 lines");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The table of contents: everything but moe/io (needs nlohmann-json), moe/mpi (needs MPI) and the statistics of
-// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose
+// The table of contents: everything but moe/io (needs nlohmann-json) and the statistics of moe/gaussian.hpp, whose
+// matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose
 // forward() is the whole method in five lines. To plug in a part of your own, read the concept.hpp of its folder. Every
 // header also stands alone.
 

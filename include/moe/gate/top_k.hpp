@@ -21,27 +21,29 @@ struct ExpertGroups {
   GroupRank rank = GroupRank::Scores;
 };
 
-/// Sends every token to its k best experts, in descending order of score; ties go to the lower expert.
+/// Sends every token to its k best experts, in descending order of what they are selected by; ties go to the lower
+/// expert.
 ///   score_i  = softmax(logits)_i, sigmoid(logits_i) or sqrt(softplus(logits_i))
 ///   select     the k largest score_i + selection_bias_i, among the experts of the best groups
 ///   weight_i = scale * score_i / max(norm of the chosen scores + epsilon, floor)
-///              with the scores of logits + weight_bias
+///              with the scores of logits + weight_bias; with Normalise::Off scale * score_i
 /// The default is Mixtral: the weights of a token are the softmax of its k chosen logits and sum to 1. What others ask
-/// for: Switch switch_transformer(); DeepSeek-V3 {.k = 8, .score = Sigmoid, .epsilon = 1e-20, .scale = 2.5,
-/// .selection_bias, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Sigmoid, .normalise = Off}.
+/// for: Switch switch_transformer(); DeepSeek-V3 {.k = 8, .score = Score::Sigmoid, .epsilon = 1e-20, .scale = 2.5,
+/// .selection_bias = b, .groups = {8, 4, 2}}; Llama 4 {.k = 1, .score = Score::Sigmoid, .normalise = Normalise::Off}.
 /// Gradients, selection frozen:
 ///   Softmax and Sum    weights are a softmax over the chosen: logits of the others get exactly zero.
 ///   Softmax and Off    dL/dlogits_i = scale * sum_{j chosen} dw_j p_j ([i = j] - p_i): all logits learn, at k = 1 too.
 ///   Sigmoid, SqrtSoftplus
 ///                      only the chosen logits get gradient.
-/// With k = 1 and anything but Off, the weight is 1 whatever the logits (but for a large epsilon or floor, see
+/// With k = 1 and anything but Off, the weight is `scale` whatever the logits (but for a large epsilon or floor, see
 /// has_constant_weights()): no gradient of the task reaches the router. Inference is as good as ever; backward throws
 /// std::invalid_argument unless constant_weights accepts it.
 /// A logit of -infinity masks an expert; each token needs k that are not masked, in the groups it may use.
-/// Immutable, share freely. route is O(num_experts) per token and allocates nothing when warm. All
-/// members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
-/// Shazeer et al. (arXiv:1701.06538); Fedus et al., "Switch Transformers" (arXiv:2101.03961); selection bias: Wang et
-/// al. (arXiv:2408.15664); groups: DeepSeek-V2 (arXiv:2405.04434); weight bias: Nguyen et al. (arXiv:2309.13850).
+/// Immutable, share freely. route is O(k num_experts / lanes) per token, with groups their
+/// number squared more, and allocates nothing when warm. All members throw std::invalid_argument for a NaN or +infinity
+/// in the logits of a valid token. Shazeer et al. (arXiv:1701.06538); Fedus et al., "Switch Transformers"
+/// (arXiv:2101.03961); selection bias: Wang et al. (arXiv:2408.15664); groups: DeepSeek-V2 (arXiv:2405.04434); weight
+/// bias: Nguyen et al. (arXiv:2309.13850).
 struct TopKGate {
   Index k = 2;  ///< in [1, num_experts]
   Score score = Score::Softmax;
@@ -75,9 +77,11 @@ struct TopKGate {
   /// Throws std::invalid_argument where the router of several experts would learn nothing; see constant_weights.
   void require_backward(Index num_experts) const {
     if (num_experts > 1 && has_constant_weights(num_experts) && constant_weights == ConstantWeights::Refuse)
-      fail("moe::TopKGate::backward: k is 1 and weights are normalised, which makes each of them 1 and leaves the ",
-           "router without gradient, expected TopKGate::switch_transformer(), normalise = Normalise::Off, or ",
-           "constant_weights = ConstantWeights::Accept where other losses alone train the router");
+      fail(
+          "moe::TopKGate::backward: k is 1 and weights are normalised, which makes each of them the same and leaves "
+          "the ",
+          "router without gradient, expected TopKGate::switch_transformer(), normalise = Normalise::Off, or ",
+          "constant_weights = ConstantWeights::Accept where other losses alone train the router");
   }
 
   template <class S>

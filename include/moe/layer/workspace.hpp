@@ -17,14 +17,12 @@ namespace moe::inline MOE_ABI {
 ///   routing     8 * T + 13 * A, plan 24 * A + 8 * E * (workers + 1), for S = float; 264 * E * workers more where the
 ///               numbers of rows of the experts are such that they share a few sets of the caches
 ///   expert_out  A * output_dim * sizeof(S)
-///   scratch     with panel experts: one block of hidden activations per worker, max(2 MiB, 16 tiles of rows) per
-///   stage,
-///               and a list of shares, 24 * (E + 300 * workers)
+///   scratch     with panel experts: for each layer of weights a block of hidden activations per worker, max(2 MiB, 16
+///               tiles of rows), and a list of shares, 24 * (E + 300 * workers)
 ///   token_id    8 * max_tokens, in chunks
-/// Gates that need room for more than some hundred experts have it from the thread that calls, which keeps some
-/// 10 * E * sizeof(S) bytes per worker until it ends.
 /// rows of logits, expert_out and hidden activations being padded to an odd number of cache lines. max_tokens bounds T,
-/// and so all four.
+/// and so all of them. Gates that need room for more than some hundred experts have it from the thread that calls,
+/// which keeps some 10 * E * sizeof(S) bytes per worker until it ends.
 template <class S>
 struct BasicWorkspace {
   /// Most tokens that go through a layer at once; 0: all of them. More go in chunks of so many, which gives the same

@@ -31,7 +31,7 @@ namespace moe::inline MOE_ABI {
 /// scale of (valid tokens of the part) / (valid tokens of all parts), means over tokens become those of the whole
 /// batch; random draws do, too, where the parts have the step.token_id of the whole, while a capacity is that of the
 /// part. So does the load-balancing loss once it knows what all parts choose, which takes a forward pass over them
-/// beforehand (see count_choices()), given to it by hand:
+/// beforehand (see count_choices()), given to it by hand, with options.balance = 0:
 ///   trainer.accumulate(part.tokens, part.step, loss_of(part), [&](const moe::RoutedPass<float>& pass) {
 ///     return moe::load_balancing_loss<float>(pass.probability, pass.routing, pass.step, /*weight=*/0.01, pass.losses,
 ///                                            {.counts = counts});
@@ -65,11 +65,8 @@ class Trainer {
         options_(options),
         gradient_(zeros_like(layer)),
         state_(std::as_const(layer)) {
-    options_.validate();
+    require_options();
     if constexpr (requires { optimiser_.validate(); }) optimiser_.validate();
-    if (!kHasGate && (options_.balance != 0 || options_.z_loss != 0))
-      fail("moe::Trainer: balance is ", options_.balance, " and z_loss is ", options_.z_loss,
-           ", expected 0 with a layer that shows no gate and tape of its router");
   }
   Trainer(Trainer&&) = default;
   Trainer& operator=(Trainer&&) = default;
@@ -151,9 +148,16 @@ class Trainer {
  private:
   static constexpr bool kHasGate = detail::finds_gate<Layer, Tape>();
 
+  void require_options() const {
+    options_.validate();
+    if (!kHasGate && (options_.balance != 0 || options_.z_loss != 0))
+      fail("moe::Trainer: balance is ", options_.balance, " and z_loss is ", options_.z_loss,
+           ", expected 0 with a layer that shows no gate and tape of its router");
+  }
+
   void forward(const ConstMatrixRef<Scalar>& tokens, const Step& step, double scale) {
     constexpr const char* kName = "moe::Trainer::accumulate";
-    options_.validate();
+    require_options();
     if (const auto factor = static_cast<Scalar>(scale); !std::isfinite(factor) || (factor == 0 && scale != 0))
       fail(kName, ": scale is ", scale, ", expected a number that the scalar of the layer holds");
     detail::require_apart(kName, "tokens", tokens, "output() of the trainer", output_);
