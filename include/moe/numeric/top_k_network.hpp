@@ -41,8 +41,9 @@ struct RankKey<float> {
   void decode(Index n, float* score, float* id) const {
     constexpr double kRound = 0x1.8p52;  // x + kRound has no bits behind the point
     simd::store_narrowed(score, key);
-    const V far = key * V(0x1p29);  // exact, so that fusing changes nothing
-    const V d = (key + far) - far;  // key rounded to the 24 bits of a float; a float itself may be flushed to zero
+    const V shifted = key * V(0x1p29);  // exact, so that fusing changes nothing
+    const V d =
+        (key + shifted) - shifted;  // key rounded to the 24 bits of a float; a float itself may be flushed to zero
     const V found = (simd::divide(d - key, simd::abs(d) * V(kStep)) + V(kRound)) - V(kRound);
     const V last(static_cast<double>(n - 1));
     simd::store_narrowed(id, simd::select(found >= V(0.0), simd::min(found, last), V(0.0)));
