@@ -63,11 +63,9 @@ struct WithCapacity {
       const bool normalises =  // the best of num_experts probabilities is not below that floor
           capacity.weights != KeptWeights::AsTheyAre && capacity.floor * static_cast<double>(num_experts) <= 1;
       if (num_experts > 1 && top_k->k == 1 && normalises && top_k->constant_weights == ConstantWeights::Refuse)
-        fail(
-            "moe::WithCapacity::backward: k is 1 and the capacity normalises weights, which makes each of them the "
-            "same "
-            "and leaves the router without gradient, expected weights = KeptWeights::AsTheyAre, or the gate's "
-            "constant_weights = ConstantWeights::Accept where other losses alone train the router");
+        fail("moe::WithCapacity::backward: k is 1 and the capacity normalises weights, which makes each of them the ",
+             "same and leaves the router without gradient, expected weights = KeptWeights::AsTheyAre, or the gate's ",
+             "constant_weights = ConstantWeights::Accept where other losses alone train the router");
     }
   }
 
