@@ -7,11 +7,11 @@
 #include "moe/kernel/tasks.hpp"
 #include "moe/kernel/tile.hpp"
 
-// Products of many groups of rows, each with a weight matrix of its own: expert e has rows [begin(e), end(e)). One order
-// of loops serves all numbers of rows: for every panel, for every tile of rows. The panel comes from memory once, ahead
-// of time, and stays in L2 while the tiles pass over it; rows are read in place, through pointers. Packing rows into
-// tile order, or blocking the depth so that a panel's block stays in L1, was measured and lost (90% and 91% against 95%
-// of the FMA peak at 512 rows, 74% against 84% at 64; AVX2, Zen 5, 2026-11-25).
+// Products of many groups of rows, each with a weight matrix of its own: expert e has rows [begin(e), end(e)). One
+// order of loops serves all numbers of rows: for every panel, for every tile of rows. The panel comes from memory once,
+// ahead of time, and stays in L2 while the tiles pass over it; rows are read in place, through pointers. Packing rows
+// into tile order, or blocking the depth so that a panel's block stays in L1, was measured and lost (90% and 91%
+// against 95% of the FMA peak at 512 rows, 74% against 84% at 64; AVX2, Zen 5, 2026-11-25).
 namespace moe::inline MOE_ABI::kernel {
 
 /// Rows that make it worth to read a panel: 16 tiles. Blocks of rows are no smaller; above, reading weights costs a
@@ -30,8 +30,8 @@ inline constexpr Index kRowBytes = Index{4} << 20;
 
 /// Most rows whose sums wait between two blocks of the depth: 64 KiB of stack.
 template <class S>
-inline constexpr Index kWaitingRows = (Index{64} << 10) / (kPanelWidth<S> * static_cast<Index>(sizeof(S))) / kTileRows *
-                                      kTileRows;
+inline constexpr Index kWaitingRows =
+    (Index{64} << 10) / (kPanelWidth<S> * static_cast<Index>(sizeof(S))) / kTileRows * kTileRows;
 
 /// How far ahead of its use a line is fetched: at 40 GB/s, 8 KiB are 200 ns, twice the latency of memory.
 inline constexpr Index kLinesAhead = 128;
@@ -74,8 +74,8 @@ void multiply_streams(const RowSource<S>& in, Index row, const Matrix& matrix, I
   for (Index p = first + kStreams * each; p < last; ++p) run(p, 0, std::integral_constant<int, 1>{});
 }
 
-/// Steps [begin, end) of one panel for all tiles. Tile t of n fetches its n-th part of what comes kLinesAhead behind the
-/// place where tile 0 will need it.
+/// Steps [begin, end) of one panel for all tiles. Tile t of n fetches its n-th part of what comes kLinesAhead behind
+/// the place where tile 0 will need it.
 template <class S, class Matrix, class Done>
 void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const Matrix& matrix, Index p, Index begin, Index end,
                     const S* last, S* sums, Index sums_per_tile, const Done& done) {
@@ -123,7 +123,8 @@ void multiply_rows(const RowSource<S>& in, Index begin, Index end, const Matrix&
 
 }  // namespace detail
 
-/// in x W^T for rows [begin, end) and panels [first, last): hands the sums of `count` rows from `row` on and one panel to
+/// in x W^T for rows [begin, end) and panels [first, last): hands the sums of `count` rows from `row` on and one panel
+/// to
 ///   finish(row, count, panel, S* sums)    sums [count, 2 * lanes], aligned, may be overwritten
 /// which adds the bias, applies the activation and stores. One thread; no allocation.
 template <class S, class Matrix, class Finish>
@@ -143,7 +144,8 @@ void multiply(const RowSource<S>& in, Index begin, Index end, const Matrix& matr
     detail::multiply_rows(in, r, std::min(end, r + size), matrix, first, last, finish);
 }
 
-/// multiply for every group in parallel, where weight(g) is the PanelMatrix of group g: finish(g, row, count, panel, S* sums).
+/// multiply for every group in parallel, where weight(g) is the PanelMatrix of group g: finish(g, row, count, panel, S*
+/// sums).
 template <class S, class Weight, class Finish>
 void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Weight& weight, TaskList& tasks,
                       const Finish& finish) {

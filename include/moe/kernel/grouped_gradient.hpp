@@ -68,7 +68,8 @@ class TransposedPanel {
       for (Index o = 0; o < kWidth; o += kLanes) simd::transpose(row + i, o, to + o * kWidth + i, kWidth);
   }
 
-  /// The pieces of different panels lie far apart, where no hardware prefetch finds them: 6 KiB ahead (AVX2), as forward.
+  /// The pieces of different panels lie far apart, where no hardware prefetch finds them: 6 KiB ahead (AVX2), as
+  /// forward.
   static constexpr Index kPanelsAhead = 6;
   static void fetch(const S* piece, Index count) {
     for (Index i = 0; i < count; i += ReadAhead<S>::kLine) __builtin_prefetch(piece + i);
@@ -92,8 +93,7 @@ void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, c
     if (!groups.is_empty(g)) width = std::max(width, weight(g).width());
   scratch.reserve(detail::TransposedPanel<S>::size(width));
   scratch.tasks.run(
-      groups, [&](Index g) { return panels_of<S>(weight(g).inputs()); },
-      [&](Index g) { return weight(g).width(); },
+      groups, [&](Index g) { return panels_of<S>(weight(g).inputs()); }, [&](Index g) { return weight(g).width(); },
       [&](Index g, Index first, Index last, Index worker) {
         for (Index p = first; p < last; ++p) {
           const detail::TransposedPanel<S> panel(weight(g), p, scratch.buffer[static_cast<std::size_t>(worker)].data());
@@ -109,15 +109,15 @@ namespace detail {
 /// heights of x86; packed rows of 48 do not fall on the same cache sets, as rows of a token matrix would.
 inline constexpr Index kGradientRows = 256, kGradientInputs = 48;
 
-/// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count; `next` is what
-/// comes after.
+/// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count; `next` is
+/// what comes after.
 template <class S>
 void add_outer_products(Index num_rows, const S* packed, Index count, const S* douts, Index stride, S* gradient,
                         const S* next) {
   for (Index i = 0; i < count; i += kTileRows)
     with_constant<kTileRows>(static_cast<int>(std::min<Index>(kTileRows, count - i)), [&](auto inputs) {
-      outer_product_tile<inputs>(num_rows, packed + i, kGradientInputs, douts, stride,
-                                 gradient + i * kPanelWidth<S>, next + i * kPanelWidth<S>);
+      outer_product_tile<inputs>(num_rows, packed + i, kGradientInputs, douts, stride, gradient + i * kPanelWidth<S>,
+                                 next + i * kPanelWidth<S>);
     });
 }
 

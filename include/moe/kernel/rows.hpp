@@ -41,8 +41,8 @@ struct RowGroups {
   Index num_rows() const { return end(count - 1) - begin(0); }
 };
 
-/// The part of `groups` from row `begin` on that a pass over at most `most` rows takes: as many whole groups as fit, or an
-/// even share of a group that does not. Whole groups, because a group that is cut has its weights read twice.
+/// The part of `groups` from row `begin` on that a pass over at most `most` rows takes: as many whole groups as fit, or
+/// an even share of a group that does not. Whole groups, because a group that is cut has its weights read twice.
 inline RowGroups wave_from(const RowGroups& groups, Index begin, Index most) {
   Index end = begin;
   for (Index g = 0; g < groups.count; ++g) {

@@ -10,8 +10,8 @@
 // The innermost loops: register tiles of the products that a layer needs. Every product starts at +0 and does one fused
 // multiply-add per step, in ascending order, in one accumulator; what a tile computes for one row and one column is
 // therefore the same whatever else is in the tile. The loops over accumulators are fully unrolled through fold
-// expressions: left as loops, g++ 12 keeps the accumulators on the stack and runs at a third of the speed. Tiles are not
-// inlined, so that their registers are nobody else's business.
+// expressions: left as loops, g++ 12 keeps the accumulators on the stack and runs at a third of the speed. Tiles are
+// not inlined, so that their registers are nobody else's business.
 namespace moe::inline MOE_ABI::kernel {
 
 /// Columns of a panel: two registers.
@@ -24,9 +24,9 @@ constexpr Index panels_of(Index columns) {
   return (columns + kPanelWidth<S> - 1) / kPanelWidth<S>;
 }
 
-/// Rows of a tile. 16 registers hold 6 x 2 accumulators, one panel row (2) and a broadcast; 32 hold 12 x 2 likewise, with
-/// as many again to spare. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and more run at
-/// full speed; the more rows, the less often the panel is read from L2.
+/// Rows of a tile. 16 registers hold 6 x 2 accumulators, one panel row (2) and a broadcast; 32 hold 12 x 2 likewise,
+/// with as many again to spare. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and more
+/// run at full speed; the more rows, the less often the panel is read from L2.
 #if defined(__aarch64__)  // g++ 12 moves loads up before it assigns registers: with 11 x 2 accumulators it spills
 inline constexpr int kTileRows = 10;
 #else
@@ -52,9 +52,10 @@ void add_to_rows(const S* row, Index count, S* rows) {
   }
 }
 
-/// Cache lines that a tile fetches on the side while it computes: `next` moves towards `end` by `per_block` scalars every
-/// kStepsPerBlock steps. Fetching at the pace of the arithmetic hides the memory almost entirely: with 16 rows a product
-/// over cold weights runs at 91% of the FMA peak instead of 58%, with 64 at 93% instead of 84% (AVX2, Zen 5, 2026-11-25).
+/// Cache lines that a tile fetches on the side while it computes: `next` moves towards `end` by `per_block` scalars
+/// every kStepsPerBlock steps. Fetching at the pace of the arithmetic hides the memory almost entirely: with 16 rows a
+/// product over cold weights runs at 91% of the FMA peak instead of 58%, with 64 at 93% instead of 84% (AVX2, Zen 5,
+/// 2026-11-25).
 template <class S>
 struct ReadAhead {
   const S* next = nullptr;
@@ -95,15 +96,14 @@ template <int Rows, bool Continues, class S>
       });
     }
   }
-  unroll<Rows>([&](auto r) {
-    unroll<2>([&](auto c) { simd::store(sums + r * kWidth + c * kLanes, sum[r][c]); });
-  });
+  unroll<Rows>([&](auto r) { unroll<2>([&](auto c) { simd::store(sums + r * kWidth + c * kLanes, sum[r][c]); }); });
 }
 
 /// The same for Streams panels `distance` apart, without reading ahead: each is a long stream of its own, which the
 /// hardware prefetches better than any instruction could. sums is [Streams, Rows, 2 * lanes].
 template <int Rows, int Streams, class S>
-[[gnu::noinline]] void stream_tile(const S* const* rows, const S* panel, Index distance, Index depth, S* sums) noexcept {
+[[gnu::noinline]] void stream_tile(const S* const* rows, const S* panel, Index distance, Index depth,
+                                   S* sums) noexcept {
   using Batch = simd::Batch<S>;
   constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;
   constexpr int kColumns = 2 * Streams;
@@ -123,8 +123,8 @@ template <int Rows, int Streams, class S>
 }
 
 /// gradient[i][c] += sum_r rows[r][i] * douts[r][c] for Inputs consecutive inputs and the two registers of one panel,
-/// ascending r. rows and douts point at the first of the inputs and of the columns; their rows lie a stride apart. Fetches
-/// what lies at `next` for another tile, as gradients do not fit into caches.
+/// ascending r. rows and douts point at the first of the inputs and of the columns; their rows lie a stride apart.
+/// Fetches what lies at `next` for another tile, as gradients do not fit into caches.
 template <int Inputs, class S>
 [[gnu::noinline]] void outer_product_tile(Index num_rows, const S* rows, Index stride, const S* douts,
                                           Index dout_stride, S* gradient, const S* next) noexcept {
@@ -132,9 +132,8 @@ template <int Inputs, class S>
   constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;
   for (Index line = 0; line < Inputs * kWidth; line += ReadAhead<S>::kLine) __builtin_prefetch(next + line, 1);
   Batch sum[Inputs][2];
-  unroll<Inputs>([&](auto i) {
-    unroll<2>([&](auto c) { sum[i][c] = simd::load(gradient + i * kWidth + c * kLanes); });
-  });
+  unroll<Inputs>(
+      [&](auto i) { unroll<2>([&](auto c) { sum[i][c] = simd::load(gradient + i * kWidth + c * kLanes); }); });
   for (Index r = 0; r < num_rows; ++r) {
     const S *row = rows + r * stride, *dout = douts + r * dout_stride;
     const Batch low = simd::load(dout), high = simd::load(dout + kLanes);
@@ -144,9 +143,8 @@ template <int Inputs, class S>
       sum[i][1] = simd::fma(value, high, sum[i][1]);
     });
   }
-  unroll<Inputs>([&](auto i) {
-    unroll<2>([&](auto c) { simd::store(gradient + i * kWidth + c * kLanes, sum[i][c]); });
-  });
+  unroll<Inputs>(
+      [&](auto i) { unroll<2>([&](auto c) { simd::store(gradient + i * kWidth + c * kLanes, sum[i][c]); }); });
 }
 
 }  // namespace moe::inline MOE_ABI::kernel
