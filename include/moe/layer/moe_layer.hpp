@@ -11,7 +11,9 @@
 #include "moe/layer/weight_on.hpp"
 #include "moe/routing/padding.hpp"
 
-// Some lines above 300: the checks of tapes, parts and overlaps stand beside the calls that they guard.
+// Above 300 lines: inference, training, replay and backward, with and without dL/dtokens and with weights on either
+// side, are one method that is read together, and the checks of tapes, parts and overlaps stand beside the calls they
+// guard.
 namespace moe::inline MOE_ABI {
 
 /// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]), or of
