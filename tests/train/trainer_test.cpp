@@ -510,6 +510,16 @@ TEST_CASE("Trainer: numbers out of range are refused", "[train][error]") {
   CHECK_THROWS_AS(moe::Trainer(layer, moe::AdamW{.beta1 = 1}), std::invalid_argument);
 }
 
+TEST_CASE("Trainer: losses of a router that is not there are refused, when they are set later, too", "[train][error]") {
+  Scale layer;
+  CHECK_THROWS_WITH(moe::Trainer(layer, moe::Sgd{}, {.balance = 0.1}), ContainsSubstring("balance is 0.1"));
+  moe::Trainer trainer(layer, moe::Sgd{});
+  trainer.options().z_loss = 0.5;
+  CHECK_THROWS_WITH(trainer.accumulate(Matrix<double>::Ones(2, 3), Step::train(0), sum_loss),
+                    ContainsSubstring("z_loss is 0.5, expected 0 with a layer that shows no gate"));
+  CHECK(trainer.gradient().factor == 0);
+}
+
 TEST_CASE("Trainer: a moved trainer goes on with the same bits", "[train]") {
   auto layer = sample_layer<moe::F32>(), other = layer;
   const Batch<float> batch(9);
