@@ -12,8 +12,8 @@ namespace moe::inline MOE_ABI {
 /// A bag of reusable working memory: get<T>() is the one object of type T in it, made by its default constructor on
 /// first use and kept. So an expert of your own keeps its buffers between calls without being mutable itself:
 ///   auto& hidden = context.scratch.get<MyBuffers>().hidden;
-/// worker(w) is a bag of its own for each worker of a parallel loop. A copy starts empty. Not thread-safe: one per
-/// thread.
+/// part(i) is a bag of its own for task i of a parallel loop: for the task, not for whoever runs it, so that the same
+/// call finds everything warm whichever thread gets which task. A copy starts empty. Not thread-safe: one per thread.
 class Scratch {
  public:
   Scratch() = default;
@@ -31,11 +31,11 @@ class Scratch {
     return *static_cast<T*>(slots_.back().object.get());
   }
 
-  /// Makes worker(0) ... worker(count - 1) available; to be called before the loop, by one thread.
-  void reserve_workers(Index count) {
-    while (static_cast<Index>(workers_.size()) < count) workers_.push_back(std::make_unique<Scratch>());
+  /// Makes part(0) ... part(count - 1) available; to be called before the loop, by one thread.
+  void reserve_parts(Index count) {
+    while (static_cast<Index>(parts_.size()) < count) parts_.push_back(std::make_unique<Scratch>());
   }
-  Scratch& worker(Index w) { return *workers_[static_cast<std::size_t>(w)]; }
+  Scratch& part(Index i) { return *parts_[static_cast<std::size_t>(i)]; }
 
  private:
   struct Slot {
@@ -43,7 +43,7 @@ class Scratch {
     std::unique_ptr<void, void (*)(void*)> object;
   };
   std::vector<Slot> slots_;
-  std::vector<std::unique_ptr<Scratch>> workers_;
+  std::vector<std::unique_ptr<Scratch>> parts_;
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -48,11 +48,11 @@ struct GatheredRunner {
   template <class Body>
   static void for_each_expert(const Inputs& inputs, const DispatchPlan& plan, const Step& step, Scratch& scratch,
                               const Body& body) {
-    scratch.reserve_workers(num_workers());
-    parallel_for(plan.num_experts(), [&](Index e, Index worker) {
+    scratch.reserve_parts(plan.num_experts());
+    parallel_for(plan.num_experts(), [&](Index e, Index) {
       if (plan.rows_of(e) == 0) return;
       const Step own = inputs.step_of(e, plan, step);
-      Context context{own, scratch.worker(worker)};
+      Context context{own, scratch.part(e)};
       body(e, context);
     });
   }
