@@ -3,8 +3,8 @@
 #pragma once
 
 #include "moe/core/random.hpp"
-#include "moe/gaussian/data.hpp"
-#include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/model/data.hpp"
+#include "moe/gaussian/predict/sample.hpp"
 
 namespace bench {
 

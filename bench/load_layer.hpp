@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "moe/expert/glu.hpp"
-#include "moe/io/load_weight.hpp"
+#include "moe/io/checkpoint/load_weight.hpp"
 
 namespace bench {
 

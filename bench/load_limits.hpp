@@ -16,7 +16,7 @@
 
 #include "clock.hpp"
 #include "moe/core/parallel.hpp"
-#include "moe/io/mapped_file.hpp"
+#include "moe/io/file/mapped_file.hpp"
 
 namespace bench {
 

@@ -19,8 +19,8 @@
 #include "clock.hpp"
 #include "gaussian_problem.hpp"
 #include "measure.hpp"
-#include "moe/gaussian/em.hpp"
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/fit/em.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 
 namespace {
 

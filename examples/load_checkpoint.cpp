@@ -5,9 +5,9 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
-#include <moe/io/load_block.hpp>
-#include <moe/io/model_config.hpp>
-#include <moe/io/moe_layers.hpp>
+#include <moe/io/block/load_block.hpp>
+#include <moe/io/families/model_config.hpp>
+#include <moe/io/families/moe_layers.hpp>
 #include <optional>
 
 #include "load_checkpoint/synthetic.hpp"

@@ -3,7 +3,7 @@
 // measured in the same run is moe_bench_gaussian.
 #include "gaussian_problem.hpp"
 #include "google.hpp"
-#include "moe/gaussian/objective.hpp"
+#include "moe/gaussian/pass/objective.hpp"
 
 namespace {
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <limits>
-#include <moe/io/family_table.hpp>
-#include <moe/io/moe_config.hpp>
+#include <moe/io/families/family_table.hpp>
+#include <moe/io/families/moe_config.hpp>
 
 #include "facts.hpp"
 

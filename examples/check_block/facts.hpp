@@ -6,7 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <initializer_list>
-#include <moe/io/checkpoint.hpp>
+#include <moe/io/checkpoint/checkpoint.hpp>
 #include <stdexcept>
 #include <string>
 #include <vector>

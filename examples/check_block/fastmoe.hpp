@@ -2,8 +2,8 @@
 // The gates of FastMoE.
 #pragma once
 
-#include <moe/gate/with_chance.hpp>
-#include <moe/routing/importance.hpp>
+#include <moe/gate/wrap/with_chance.hpp>
+#include <moe/routing/balance/importance.hpp>
 
 #include "noisy.hpp"
 

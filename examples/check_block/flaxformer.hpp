@@ -3,7 +3,7 @@
 #pragma once
 
 #include <moe/gate/expert_choice.hpp>
-#include <moe/routing/z_loss.hpp>
+#include <moe/routing/balance/z_loss.hpp>
 
 #include "routers.hpp"
 

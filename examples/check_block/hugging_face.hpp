@@ -2,7 +2,7 @@
 // The auxiliary losses of Hugging Face's models, by themselves.
 #pragma once
 
-#include <moe/routing/z_loss.hpp>
+#include <moe/routing/balance/z_loss.hpp>
 
 #include "routers.hpp"
 

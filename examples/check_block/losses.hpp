@@ -3,8 +3,8 @@
 #pragma once
 
 #include <moe/gate/top_k.hpp>
-#include <moe/routing/load_balancing.hpp>
-#include <moe/routing/z_loss.hpp>
+#include <moe/routing/balance/load_balancing.hpp>
+#include <moe/routing/balance/z_loss.hpp>
 #include <vector>
 
 namespace check {

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <moe/expert/mlp.hpp>
-#include <moe/gate/with_chance.hpp>
-#include <moe/routing/z_loss.hpp>
+#include <moe/gate/wrap/with_chance.hpp>
+#include <moe/routing/balance/z_loss.hpp>
 
 #include "routers.hpp"
 

@@ -4,7 +4,7 @@
 
 #include <numeric>
 
-#include <moe/routing/z_loss.hpp>
+#include <moe/routing/balance/z_loss.hpp>
 
 #include "routers.hpp"
 

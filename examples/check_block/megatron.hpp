@@ -2,8 +2,8 @@
 // The router of Megatron-LM: scores, losses, balanced plans, drops and the update of the bias.
 #pragma once
 
-#include <moe/routing/selection_bias.hpp>
-#include <moe/routing/sinkhorn.hpp>
+#include <moe/routing/balance/selection_bias.hpp>
+#include <moe/routing/balance/sinkhorn.hpp>
 
 #include "hugging_face.hpp"
 

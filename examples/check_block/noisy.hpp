@@ -3,8 +3,8 @@
 #pragma once
 
 #include <moe/expert/mlp.hpp>
-#include <moe/routing/importance.hpp>
-#include <moe/routing/load.hpp>
+#include <moe/routing/balance/importance.hpp>
+#include <moe/routing/balance/load.hpp>
 
 #include "routers.hpp"
 

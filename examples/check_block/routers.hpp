@@ -7,12 +7,12 @@
 #include <moe/gate/top_k.hpp>
 #include <moe/kernel/combine.hpp>
 #include <moe/router/linear.hpp>
-#include <moe/routing/buffer_slots.hpp>
-#include <moe/routing/capacity.hpp>
-#include <moe/routing/conventions.hpp>
-#include <moe/routing/load_balancing.hpp>
+#include <moe/routing/balance/load_balancing.hpp>
+#include <moe/routing/balance/statistics.hpp>
+#include <moe/routing/capacity/buffer_slots.hpp>
+#include <moe/routing/capacity/capacity.hpp>
+#include <moe/routing/capacity/conventions.hpp>
 #include <moe/routing/plan.hpp>
-#include <moe/routing/statistics.hpp>
 
 #include "variant.hpp"
 

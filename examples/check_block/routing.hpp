@@ -2,8 +2,8 @@
 // Who goes where, compared with what the file says.
 #pragma once
 
-#include <moe/gate/with_capacity.hpp>
-#include <moe/routing/buffer_slots.hpp>
+#include <moe/gate/wrap/with_capacity.hpp>
+#include <moe/routing/capacity/buffer_slots.hpp>
 
 #include "report.hpp"
 #include "tensors.hpp"

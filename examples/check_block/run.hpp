@@ -3,7 +3,7 @@
 #pragma once
 
 #include <map>
-#include <moe/io/load_block.hpp>
+#include <moe/io/block/load_block.hpp>
 
 #include "config.hpp"
 #include "losses.hpp"

@@ -4,7 +4,7 @@
 
 #include <cmath>
 #include <moe/core/matrix.hpp>
-#include <moe/io/checkpoint.hpp>
+#include <moe/io/checkpoint/checkpoint.hpp>
 #include <set>
 #include <string>
 #include <vector>

@@ -5,9 +5,9 @@
 #pragma once
 
 #include <cstring>
-#include <moe/io/json_fields.hpp>
-#include <moe/io/json_text.hpp>
-#include <moe/io/message.hpp>
+#include <moe/io/file/json_fields.hpp>
+#include <moe/io/file/json_text.hpp>
+#include <moe/io/file/message.hpp>
 #include <set>
 #include <sstream>
 

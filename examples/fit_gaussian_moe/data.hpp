@@ -6,7 +6,7 @@
 #include <vector>
 
 #include <moe/gaussian.hpp>
-#include <moe/io/csv.hpp>
+#include <moe/io/file/csv.hpp>
 
 namespace fitting {
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/io/parameters.hpp"
+#include "moe/io/file/parameters.hpp"
 
 struct Fit {
   double slope = 1;

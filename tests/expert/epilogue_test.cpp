@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What follows a product, for every activation: the activation itself is tested in numeric/.
-#include "moe/expert/epilogue.hpp"
+#include "moe/expert/stage/epilogue.hpp"
 
 #include <array>
 

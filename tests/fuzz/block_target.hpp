@@ -18,7 +18,7 @@
 #include <vector>
 
 #include "fuzz/targets.hpp"
-#include "moe/io/load_block.hpp"
+#include "moe/io/block/load_block.hpp"
 
 namespace test {
 

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "io/family_configs.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 namespace test {
 

@@ -6,9 +6,9 @@
 #include <string>
 
 #include "fuzz/long_seeds.hpp"
-#include "moe/io/load_block.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/block/load_block.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 namespace {
 

@@ -15,11 +15,11 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/io/checkpoint_index.hpp"
-#include "moe/io/csv.hpp"
-#include "moe/io/model_config.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/families/model_config.hpp"
+#include "moe/io/file/csv.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 namespace test {
 

@@ -5,7 +5,7 @@
 #include "catch.hpp"
 #include "gate/gate_check.hpp"
 #include "moe/gate/top_k.hpp"
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 
 using moe::CapacityScope;
 using moe::Index;

@@ -6,8 +6,8 @@
 #include "gate/gate_check.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/top_k.hpp"
-#include "moe/gate/with_capacity.hpp"
-#include "moe/gate/with_chance.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
+#include "moe/gate/wrap/with_chance.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::ConstantWeights;

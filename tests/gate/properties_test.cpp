@@ -8,7 +8,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
-#include "moe/gate/with_chance.hpp"
+#include "moe/gate/wrap/with_chance.hpp"
 #include "thread_executor.hpp"
 
 using moe::Index;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 
 #include "moe/gate/top_k.hpp"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/bootstrap.hpp"
+#include "moe/gaussian/inference/bootstrap.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -7,7 +7,7 @@
 
 #include "catch.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/standard_errors.hpp"
+#include "moe/gaussian/inference/standard_errors.hpp"
 #include "thread_executor.hpp"
 
 namespace {

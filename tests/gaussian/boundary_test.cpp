@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/boundary.hpp"
+#include "moe/gaussian/fit/boundary.hpp"
 
 #include <Eigen/QR>
 #include <cmath>

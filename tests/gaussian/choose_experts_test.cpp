@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/choose_experts.hpp"
+#include "moe/gaussian/inference/choose_experts.hpp"
 
 #include <cmath>
 
 #include "catch.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/dendrogram.hpp"
+#include "moe/gaussian/inference/dendrogram.hpp"
 
 namespace {
 

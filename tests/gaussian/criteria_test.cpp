@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/criteria.hpp"
+#include "moe/gaussian/inference/criteria.hpp"
 
 #include <cmath>
 

@@ -5,7 +5,7 @@
 #include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/bootstrap.hpp"
+#include "moe/gaussian/inference/bootstrap.hpp"
 
 using moe::Index;
 

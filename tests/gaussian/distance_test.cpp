@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/distance.hpp"
+#include "moe/gaussian/theory/distance.hpp"
 
 #include "catch.hpp"
 #include "gaussian/models.hpp"

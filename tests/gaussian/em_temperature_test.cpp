@@ -6,9 +6,9 @@
 #include "catch.hpp"
 #include "gaussian/samples.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/em.hpp"
-#include "moe/gaussian/gate_weights.hpp"
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/fit/em.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 
 using moe::Index;
 

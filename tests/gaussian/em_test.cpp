@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/em.hpp"
+#include "moe/gaussian/fit/em.hpp"
 
 #include <Eigen/QR>
 
 #include "catch.hpp"
 #include "gaussian/mixtures.hpp"
-#include "moe/gaussian/newton.hpp"
-#include "moe/gaussian/quasi_newton.hpp"
-#include "moe/gaussian/likelihood.hpp"
-#include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/fit/newton.hpp"
+#include "moe/gaussian/fit/quasi_newton.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
+#include "moe/gaussian/predict/sample.hpp"
 
 namespace {
 

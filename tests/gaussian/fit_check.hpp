@@ -7,8 +7,8 @@
 #include <sstream>
 #include <string>
 
-#include "moe/gaussian/fit.hpp"
-#include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
 
 namespace test {
 

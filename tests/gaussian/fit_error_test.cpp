@@ -4,7 +4,7 @@
 
 #include "catch.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/fit.hpp"
+#include "moe/gaussian/fit/fit.hpp"
 
 namespace {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/fit.hpp"
+#include "moe/gaussian/fit/fit.hpp"
 
 #include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/mixtures.hpp"
-#include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/predict/sample.hpp"
 #include "thread_executor.hpp"
 
 namespace {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "gaussian/models.hpp"
-#include "moe/gaussian/data.hpp"
-#include "moe/io/csv.hpp"
+#include "moe/gaussian/model/data.hpp"
+#include "moe/io/file/csv.hpp"
 
 namespace test {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/identifiability.hpp"
+#include "moe/gaussian/inference/identifiability.hpp"
 
 #include <cmath>
 
 #include "catch.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/fit.hpp"
+#include "moe/gaussian/fit/fit.hpp"
 
 namespace {
 

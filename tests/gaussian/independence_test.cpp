@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/independence.hpp"
+#include "moe/gaussian/inference/independence.hpp"
 
 #include "catch.hpp"
 

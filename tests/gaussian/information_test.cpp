@@ -4,7 +4,7 @@
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/oracle_information.hpp"
 #include "gaussian/samples.hpp"
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 #include "thread_executor.hpp"
 
 using moe::Index;

@@ -5,7 +5,7 @@
 #include "catch.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 
 using moe::Index;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 
 #include "catch.hpp"
 #include "gaussian/errors.hpp"

@@ -6,8 +6,8 @@
 #include <cstdint>
 
 #include "moe/core/random.hpp"
-#include "moe/gaussian/model.hpp"
-#include "moe/gaussian/normal_mixture.hpp"
+#include "moe/gaussian/model/model.hpp"
+#include "moe/gaussian/predict/normal_mixture.hpp"
 
 namespace test {
 

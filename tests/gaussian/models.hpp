@@ -5,7 +5,7 @@
 #include <initializer_list>
 
 #include "moe/core/random.hpp"
-#include "moe/gaussian/model.hpp"
+#include "moe/gaussian/model/model.hpp"
 
 namespace test {
 

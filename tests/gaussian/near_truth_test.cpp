@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/near_truth.hpp"
+#include "moe/gaussian/theory/near_truth.hpp"
 
 #include <set>
 
 #include "catch.hpp"
 #include "gaussian/models.hpp"
-#include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
 
 namespace {
 

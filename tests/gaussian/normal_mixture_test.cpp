@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/normal_mixture.hpp"
+#include "moe/gaussian/predict/normal_mixture.hpp"
 
 #include <limits>
 #include <string>

@@ -4,8 +4,8 @@
 
 #include "catch.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/fit.hpp"
-#include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

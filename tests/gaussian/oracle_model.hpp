@@ -5,8 +5,8 @@
 #include <cmath>
 #include <vector>
 
-#include "moe/gaussian/data.hpp"
-#include "moe/gaussian/model.hpp"
+#include "moe/gaussian/model/data.hpp"
+#include "moe/gaussian/model/model.hpp"
 
 namespace oracle {
 

@@ -5,8 +5,8 @@
 #include "catch.hpp"
 #include "gaussian/samples.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/fit.hpp"
-#include "moe/gaussian/standard_errors.hpp"
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/inference/standard_errors.hpp"
 
 using moe::Index;
 using moe::RegressionData;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/predict.hpp"
+#include "moe/gaussian/predict/predict.hpp"
 
 #include <array>
 #include <limits>

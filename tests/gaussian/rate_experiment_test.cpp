@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/rate_experiment.hpp"
+#include "moe/gaussian/theory/rate_experiment.hpp"
 
 #include "catch.hpp"
 #include "thread_executor.hpp"

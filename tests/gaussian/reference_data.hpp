@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "gaussian/reference_simulations.hpp"
-#include "moe/gaussian/data.hpp"
-#include "moe/gaussian/model.hpp"
+#include "moe/gaussian/model/data.hpp"
+#include "moe/gaussian/model/model.hpp"
 
 namespace test {
 

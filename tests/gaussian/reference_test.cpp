@@ -5,7 +5,7 @@
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/reference_data.hpp"
 #include "matrices.hpp"
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 
 using Catch::Matchers::WithinRel;
 using moe::Index;

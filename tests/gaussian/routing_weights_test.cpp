@@ -4,7 +4,7 @@
 #include "gate/gate_check.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
-#include "moe/gaussian/gate_weights.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
 #include "thread_executor.hpp"
 
 using moe::Index;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/predict/sample.hpp"
 
 #include <algorithm>
 #include <cmath>

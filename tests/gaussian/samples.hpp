@@ -7,8 +7,8 @@
 #include <string>
 
 #include "matrices.hpp"
-#include "moe/gaussian/data.hpp"
-#include "moe/gaussian/parameters.hpp"
+#include "moe/gaussian/model/data.hpp"
+#include "moe/gaussian/model/parameters.hpp"
 
 namespace test {
 

@@ -5,7 +5,7 @@
 #include "gaussian/errors.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
-#include "moe/gaussian/likelihood.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 #include "thread_executor.hpp"
 
 using moe::Index;

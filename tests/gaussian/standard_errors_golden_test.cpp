@@ -3,8 +3,8 @@
 
 #include "catch.hpp"
 #include "gaussian/golden.hpp"
-#include "moe/gaussian/fit.hpp"
-#include "moe/gaussian/standard_errors.hpp"
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/inference/standard_errors.hpp"
 
 namespace {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/standard_errors.hpp"
+#include "moe/gaussian/inference/standard_errors.hpp"
 
 #include <cmath>
 
 #include "catch.hpp"
 #include "gaussian/simulated.hpp"
-#include "moe/gaussian/fit.hpp"
+#include "moe/gaussian/fit/fit.hpp"
 
 namespace {
 

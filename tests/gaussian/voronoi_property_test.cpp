@@ -3,7 +3,7 @@
 
 #include "catch.hpp"
 #include "gaussian/models.hpp"
-#include "moe/gaussian/voronoi.hpp"
+#include "moe/gaussian/theory/voronoi.hpp"
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/gaussian/voronoi.hpp"
+#include "moe/gaussian/theory/voronoi.hpp"
 
 #include "catch.hpp"
 #include "gaussian/models.hpp"

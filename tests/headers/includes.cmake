@@ -1,9 +1,12 @@
 # cmake -DINCLUDE=<include directory> -P includes.cmake
-# Checks that includes point to the same folder or to a lower layer, that only core/simd*.hpp know xsimd, and that
-# moe.hpp and gaussian.hpp reach every header, themselves or through another one.
+# Checks that includes point to the same folder, to one before it in the list below or to the concept of the folder above,
+# that only core/simd*.hpp know xsimd, and that moe.hpp and gaussian.hpp reach every header, themselves or through another
+# one.
 cmake_minimum_required(VERSION 3.25)
 
-set(layers core numeric routing kernel router|gate|expert layer train|gaussian io compress|serve|mpi)
+set(layers core numeric routing routing/balance routing/capacity kernel gate/rule|expert/stage router|gate|expert gate/wrap
+  layer train|gaussian/model gaussian/pass|gaussian/predict gaussian/fit gaussian/inference|gaussian/theory
+  io/file io/checkpoint io/families io/block io compress|serve|policy|mpi)
 
 # rank(<folder> <result>): place of the folder in the list above, -1 if it has none.
 function(rank folder result)
@@ -36,10 +39,11 @@ foreach(header IN LISTS headers)
   foreach(include IN LISTS includes)
     if(include MATCHES "[<\"]xsimd" AND NOT header MATCHES "^core/simd")
       message(SEND_ERROR "moe/${header}: ${include}, only moe/core/simd*.hpp may")
-    elseif(include MATCHES "\"moe/([^/]+)/")
+    elseif(include MATCHES "\"moe/(.+)/[^/]+[.]hpp\"")
       set(other ${CMAKE_MATCH_1})
       rank(${other} other_rank)
-      if(NOT other STREQUAL folder AND NOT other_rank LESS own_rank)
+      cmake_path(GET folder PARENT_PATH above)
+      if(NOT other STREQUAL folder AND NOT other_rank LESS own_rank AND NOT include MATCHES "\"moe/${above}/concept[.]hpp\"")
         message(SEND_ERROR "moe/${header}: ${include}, expected ${folder} or a lower layer")
       endif()
     elseif(include MATCHES "\"" AND NOT include MATCHES "\"moe/version.hpp\"")

@@ -7,7 +7,7 @@
 
 #include "catch.hpp"
 #include "io/family_files.hpp"
-#include "moe/io/model_config.hpp"
+#include "moe/io/families/model_config.hpp"
 
 using oracle::Family;
 using oracle::FileOptions;

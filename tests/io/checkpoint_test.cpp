@@ -5,8 +5,8 @@
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
-#include "moe/io/checkpoint.hpp"
-#include "moe/io/weight_source.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
+#include "moe/io/checkpoint/weight_source.hpp"
 
 namespace {
 

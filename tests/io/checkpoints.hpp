@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "io/files.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 namespace test {
 

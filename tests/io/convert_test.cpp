@@ -7,7 +7,7 @@
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
-#include "moe/io/convert.hpp"
+#include "moe/io/file/convert.hpp"
 
 namespace {
 

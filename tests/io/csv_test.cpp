@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/io/csv.hpp"
+#include "moe/io/file/csv.hpp"
 
 #include <bit>
 #include <clocale>

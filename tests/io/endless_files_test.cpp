@@ -10,11 +10,11 @@
 
 #include "catch.hpp"
 #include "io/files.hpp"
-#include "moe/io/checkpoint.hpp"
-#include "moe/io/csv.hpp"
-#include "moe/io/model_config.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/parameters.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
+#include "moe/io/families/model_config.hpp"
+#include "moe/io/file/csv.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/parameters.hpp"
 
 namespace {
 

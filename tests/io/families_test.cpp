@@ -3,7 +3,7 @@
 
 #include "catch.hpp"
 #include "io/family_blocks.hpp"
-#include "moe/io/moe_layers.hpp"
+#include "moe/io/families/moe_layers.hpp"
 
 using moe::FamilyFormat;
 using moe::MoeBlock;

@@ -8,7 +8,7 @@
 #include "expert/fixtures.hpp"
 #include "io/family_configs.hpp"
 #include "io/files.hpp"
-#include "moe/io/load_block.hpp"
+#include "moe/io/block/load_block.hpp"
 
 namespace test {
 

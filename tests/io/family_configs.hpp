@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "moe/io/model_config.hpp"
+#include "moe/io/families/model_config.hpp"
 
 namespace test {
 

@@ -6,9 +6,9 @@
 #include "catch.hpp"
 #include "gaussian/samples.hpp"
 #include "io/files.hpp"
-#include "moe/gaussian/gate_weights.hpp"
-#include "moe/gaussian/likelihood.hpp"
-#include "moe/gaussian/predict.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
+#include "moe/gaussian/predict/predict.hpp"
 
 namespace {
 

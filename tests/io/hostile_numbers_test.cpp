@@ -8,9 +8,9 @@
 #include "catch.hpp"
 #include "io/family_configs.hpp"
 #include "io/files.hpp"
-#include "moe/io/checkpoint_index.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 namespace {
 

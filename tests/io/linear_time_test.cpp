@@ -8,10 +8,10 @@
 
 #include "catch.hpp"
 #include "io/family_configs.hpp"
-#include "moe/io/checkpoint_index.hpp"
-#include "moe/io/csv.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/safetensors_header.hpp"
+#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/file/csv.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/safetensors_header.hpp"
 
 namespace {
 

@@ -6,7 +6,7 @@
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
-#include "moe/io/npy.hpp"
+#include "moe/io/file/npy.hpp"
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 #include "catch.hpp"
 #include "io/files.hpp"
-#include "moe/io/weight_source.hpp"
+#include "moe/io/checkpoint/weight_source.hpp"
 
 namespace {
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Who may read a file that is replaced, and what remains of programs that were killed while they wrote one.
-#include "moe/io/output_file.hpp"
+#include "moe/io/file/output_file.hpp"
 
 #include <string>
 #include <vector>
 
 #include "catch.hpp"
 #include "io/files.hpp"
-#include "moe/io/csv.hpp"
-#include "moe/io/npy.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/file/csv.hpp"
+#include "moe/io/file/npy.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 #if defined(__unix__)
 #include <sys/stat.h>

@@ -6,7 +6,7 @@
 #include "catch.hpp"
 #include "io/files.hpp"
 #include "io/patterns.hpp"
-#include "moe/io/parameters.hpp"
+#include "moe/io/file/parameters.hpp"
 #include "moe/train/adam_w.hpp"
 #include "train/sample_layer.hpp"
 

@@ -10,8 +10,8 @@
 #include "io/patterns.hpp"
 #include "io/plain_reader.hpp"
 #include "moe/gate/stochastic.hpp"
-#include "moe/io/moe_block.hpp"
-#include "moe/io/parameters.hpp"
+#include "moe/io/block/moe_block.hpp"
+#include "moe/io/file/parameters.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/moe.hpp"
 
@@ -178,15 +178,29 @@ TEST_CASE("Round trip: the block of every published family", "[io]") {
 
 TEST_CASE("Round trip: no type with parameters is left out above", "[io]") {
   std::set<std::string> found;
+  const std::filesystem::path include = std::string(MOE_TEST_DATA) + "/../../include/moe/";
   for (const char* folder : {"layer", "expert", "router", "gate"})
-    for (const auto& file :
-         std::filesystem::directory_iterator(std::string(MOE_TEST_DATA) + "/../../include/moe/" + folder))
-      if (test::read_bytes(file.path()).find("static void visit(F&& f") != std::string::npos)
-        found.insert(std::string(folder) + "/" + file.path().stem().string());
-  REQUIRE(found ==
-          std::set<std::string>{"expert/gated_expert",  "expert/glu",       "expert/linear",    "expert/mlp",
-                                "expert/offset",        "expert/one_of",    "expert/pool",      "gate/activation",
-                                "gate/dense_to_sparse", "gate/noisy_top_k", "gate/temperature", "gate/top_k",
-                                "gate/with_capacity",   "gate/with_chance", "layer/branches",   "layer/layer_expert",
-                                "layer/moe_layer",      "router/cosine",    "router/linear",    "router/noisy"});
+    for (const auto& file : std::filesystem::recursive_directory_iterator(include / folder))
+      if (file.is_regular_file() && test::read_bytes(file.path()).find("static void visit(F&& f") != std::string::npos)
+        found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
+  REQUIRE(found == std::set<std::string>{"expert/gated_expert",
+                                         "expert/glu",
+                                         "expert/linear",
+                                         "expert/mlp",
+                                         "expert/offset",
+                                         "expert/one_of",
+                                         "expert/pool",
+                                         "gate/activation",
+                                         "gate/dense_to_sparse",
+                                         "gate/noisy_top_k",
+                                         "gate/rule/temperature",
+                                         "gate/top_k",
+                                         "gate/wrap/with_capacity",
+                                         "gate/wrap/with_chance",
+                                         "layer/branches",
+                                         "layer/layer_expert",
+                                         "layer/moe_layer",
+                                         "router/cosine",
+                                         "router/linear",
+                                         "router/noisy"});
 }

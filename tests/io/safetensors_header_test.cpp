@@ -4,7 +4,7 @@
 
 #include "catch.hpp"
 #include "io/files.hpp"
-#include "moe/io/safetensors.hpp"
+#include "moe/io/file/safetensors.hpp"
 
 namespace {
 

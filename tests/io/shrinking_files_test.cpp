@@ -6,8 +6,8 @@
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
-#include "moe/io/checkpoint.hpp"
-#include "moe/io/parameters.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
+#include "moe/io/file/parameters.hpp"
 
 namespace {
 

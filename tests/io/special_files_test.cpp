@@ -13,8 +13,8 @@
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
-#include "moe/io/csv.hpp"
-#include "moe/io/npy.hpp"
+#include "moe/io/file/csv.hpp"
+#include "moe/io/file/npy.hpp"
 
 namespace {
 

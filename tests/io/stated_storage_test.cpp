@@ -7,7 +7,7 @@
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
 #include "io/family_configs.hpp"
-#include "moe/io/load_block.hpp"
+#include "moe/io/block/load_block.hpp"
 
 namespace {
 

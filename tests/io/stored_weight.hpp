@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "io/checkpoints.hpp"
-#include "moe/io/load_weight.hpp"
+#include "moe/io/checkpoint/load_weight.hpp"
 
 namespace test {
 

@@ -6,7 +6,7 @@
 
 #include "catch.hpp"
 #include "io/checkpoints.hpp"
-#include "moe/io/weight_source.hpp"
+#include "moe/io/checkpoint/weight_source.hpp"
 
 namespace {
 

@@ -5,12 +5,12 @@
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/router/noisy.hpp"
-#include "moe/routing/importance.hpp"
-#include "moe/routing/load.hpp"
-#include "moe/routing/load_balancing.hpp"
-#include "moe/routing/z_loss.hpp"
+#include "moe/routing/balance/importance.hpp"
+#include "moe/routing/balance/load.hpp"
+#include "moe/routing/balance/load_balancing.hpp"
+#include "moe/routing/balance/z_loss.hpp"
 
 using moe::Bias;
 using moe::F64;

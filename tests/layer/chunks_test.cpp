@@ -4,7 +4,7 @@
 #include "layer/fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/stochastic.hpp"
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
 
@@ -45,7 +45,8 @@ TEST_CASE("max_tokens: chunks give the bits of one pass", "[layer][property]") {
   check_chunks(test::layer_of<Glu>(5, TopKGate{.k = 2}), Step{});
 }
 
-TEST_CASE("max_tokens: tokens draw what they draw in one pass, with and without ids of their own", "[layer][property]") {
+TEST_CASE("max_tokens: tokens draw what they draw in one pass, with and without ids of their own",
+          "[layer][property]") {
   const auto layer = test::layer_of<Glu>(5, moe::StochasticGate{.k = 2, .training = moe::DrawPer::Token});
   check_chunks(layer, Step::train(3, 5));
   std::vector<std::int64_t> id(kTokens), group(kTokens);

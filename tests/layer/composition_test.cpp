@@ -7,7 +7,7 @@
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/stochastic.hpp"
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "routing/fixtures.hpp"

@@ -4,7 +4,7 @@
 #include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/gate/softmax.hpp"
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 
 using moe::F32;
 using moe::F64;

@@ -10,7 +10,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/router/noisy.hpp"
-#include "moe/routing/sinkhorn.hpp"
+#include "moe/routing/balance/sinkhorn.hpp"
 #include "moe/train/consistency.hpp"
 #include "moe/train/cross_entropy.hpp"
 

@@ -2,8 +2,8 @@
 // A fit takes one copy of the data and what does not grow with the number of rows. Exits with 1 if it takes more.
 #include <cstdio>
 
-#include "moe/gaussian/fit.hpp"
-#include "moe/gaussian/sample.hpp"
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/predict/sample.hpp"
 #include "programs/heap.hpp"
 
 namespace {

@@ -5,8 +5,8 @@
 #include <string>
 
 #include "io/checkpoints.hpp"
-#include "moe/io/load_block.hpp"
-#include "moe/io/model_config.hpp"
+#include "moe/io/block/load_block.hpp"
+#include "moe/io/families/model_config.hpp"
 #include "programs/heap.hpp"
 #include "thread_executor.hpp"
 

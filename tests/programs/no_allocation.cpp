@@ -12,7 +12,7 @@
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/stochastic.hpp"
-#include "moe/gate/with_capacity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"

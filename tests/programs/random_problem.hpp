@@ -8,8 +8,8 @@
 #include <string>
 
 #include "moe/core/random.hpp"
-#include "moe/gaussian/data.hpp"
-#include "moe/gaussian/fit_options.hpp"
+#include "moe/gaussian/fit/fit_options.hpp"
+#include "moe/gaussian/model/data.hpp"
 
 namespace test {
 

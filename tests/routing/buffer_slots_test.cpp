@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/buffer_slots.hpp"
+#include "moe/routing/capacity/buffer_slots.hpp"
 
 #include <map>
 
 #include "catch.hpp"
-#include "moe/routing/capacity.hpp"
+#include "moe/routing/capacity/capacity.hpp"
 #include "routing/fixtures.hpp"
 
 using moe::CapacityOptions;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/capacity_options.hpp"
+#include "moe/routing/capacity/capacity_options.hpp"
 
 #include "catch.hpp"
 

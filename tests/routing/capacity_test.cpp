@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/capacity.hpp"
+#include "moe/routing/capacity/capacity.hpp"
 
 #include "catch.hpp"
-#include "moe/routing/statistics.hpp"
+#include "moe/routing/balance/statistics.hpp"
 #include "routing/fixtures.hpp"
 
 using Catch::Matchers::WithinAbs;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Capacities and drops of public code bases, by their own formulas in whole numbers.
-#include "moe/routing/conventions.hpp"
+#include "moe/routing/capacity/conventions.hpp"
 
 #include "catch.hpp"
-#include "moe/routing/capacity.hpp"
-#include "moe/routing/statistics.hpp"
+#include "moe/routing/balance/statistics.hpp"
+#include "moe/routing/capacity/capacity.hpp"
 #include "routing/fixtures.hpp"
 
 using moe::CapacityOptions;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/entropy.hpp"
+#include "moe/routing/balance/entropy.hpp"
 
 #include "catch.hpp"
 #include "gradient.hpp"

@@ -2,8 +2,8 @@
 #include "moe/routing/gradient.hpp"
 
 #include "catch.hpp"
-#include "moe/routing/entropy.hpp"
-#include "moe/routing/z_loss.hpp"
+#include "moe/routing/balance/entropy.hpp"
+#include "moe/routing/balance/z_loss.hpp"
 #include "routing/fixtures.hpp"
 
 using moe::RoutingGradient;

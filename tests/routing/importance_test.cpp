@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/importance.hpp"
+#include "moe/routing/balance/importance.hpp"
 
 #include "catch.hpp"
 #include "gradient.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/load_balancing.hpp"
+#include "moe/routing/balance/load_balancing.hpp"
 
 #include <algorithm>
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/load.hpp"
+#include "moe/routing/balance/load.hpp"
 
 #include "catch.hpp"
 #include "gradient.hpp"

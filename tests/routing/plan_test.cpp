@@ -5,7 +5,7 @@
 #include <tuple>
 
 #include "catch.hpp"
-#include "moe/routing/statistics.hpp"
+#include "moe/routing/balance/statistics.hpp"
 #include "routing/fixtures.hpp"
 
 using moe::DispatchPlan;

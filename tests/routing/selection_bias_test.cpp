@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/selection_bias.hpp"
+#include "moe/routing/balance/selection_bias.hpp"
 
 #include <cmath>
 #include <vector>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/sinkhorn.hpp"
+#include "moe/routing/balance/sinkhorn.hpp"
 
 #include "catch.hpp"
 #include "routing/fixtures.hpp"

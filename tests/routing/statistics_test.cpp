@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/statistics.hpp"
+#include "moe/routing/balance/statistics.hpp"
 
 #include "catch.hpp"
 #include "routing/fixtures.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "moe/routing/z_loss.hpp"
+#include "moe/routing/balance/z_loss.hpp"
 
 #include "catch.hpp"
 #include "gradient.hpp"

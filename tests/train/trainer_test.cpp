@@ -10,7 +10,7 @@
 #include "layer/fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/layer/branches.hpp"
-#include "moe/routing/importance.hpp"
+#include "moe/routing/balance/importance.hpp"
 #include "moe/train/squared_error.hpp"
 #include "routing/fixtures.hpp"
 #include "sample_layer.hpp"

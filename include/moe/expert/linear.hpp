@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "moe/expert/staged_expert.hpp"
+#include "moe/expert/stage/staged_expert.hpp"
 
 namespace moe::inline MOE_ABI {
 

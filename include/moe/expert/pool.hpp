@@ -7,7 +7,7 @@
 
 #include "moe/core/overlap.hpp"
 #include "moe/expert/gathered_runner.hpp"
-#include "moe/expert/panel_runner.hpp"
+#include "moe/expert/stage/panel_runner.hpp"
 
 namespace moe::inline MOE_ABI {
 

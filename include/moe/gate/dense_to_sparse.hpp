@@ -5,7 +5,7 @@
 #include <span>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/tempered.hpp"
+#include "moe/gate/rule/tempered.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -32,7 +32,7 @@ struct DenseToSparseGate {
       LearnableSchedule<Temperature> ||
           !requires(const Temperature& schedule, Temperature& gradient) { schedule.backward(0.0, gradient); },
       "moe::DenseToSparseGate: a temperature with `backward` needs visit, or it would never move "
-      "(see moe/gate/temperature.hpp)");
+      "(see moe/gate/rule/temperature.hpp)");
 
   Temperature temperature = {};
   double threshold = 1e-3;              ///< in [0, 1)

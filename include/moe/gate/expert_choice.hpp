@@ -9,7 +9,7 @@
 
 #include "moe/core/aligned.hpp"
 #include "moe/gate/softmax.hpp"
-#include "moe/routing/capacity_options.hpp"
+#include "moe/routing/capacity/capacity_options.hpp"
 
 namespace moe::inline MOE_ABI {
 

@@ -7,7 +7,7 @@
 #include <span>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/weights.hpp"
+#include "moe/gate/rule/weights.hpp"
 #include "moe/numeric/softmax.hpp"
 
 namespace moe::inline MOE_ABI {

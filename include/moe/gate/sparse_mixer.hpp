@@ -6,7 +6,7 @@
 #include <span>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/top_k_rows.hpp"
+#include "moe/gate/rule/top_k_rows.hpp"
 
 namespace moe::inline MOE_ABI {
 

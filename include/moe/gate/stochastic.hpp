@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/rows.hpp"
+#include "moe/gate/rule/rows.hpp"
 
 namespace moe::inline MOE_ABI {
 

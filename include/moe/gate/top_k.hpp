@@ -7,7 +7,7 @@
 #include <span>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/top_k_blocks.hpp"
+#include "moe/gate/rule/top_k_blocks.hpp"
 
 namespace moe::inline MOE_ABI {
 

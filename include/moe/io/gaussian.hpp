@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "moe/gaussian/model.hpp"
-#include "moe/io/parameters.hpp"
+#include "moe/gaussian/model/model.hpp"
+#include "moe/io/file/parameters.hpp"
 
 namespace moe::inline MOE_ABI {
 

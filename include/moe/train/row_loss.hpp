@@ -7,7 +7,7 @@
 #include "moe/core/overlap.hpp"
 #include "moe/core/simd.hpp"
 #include "moe/numeric/softmax.hpp"
-#include "moe/routing/token_sum.hpp"
+#include "moe/routing/balance/token_sum.hpp"
 
 // What the losses over rows share.
 namespace moe::inline MOE_ABI::detail {

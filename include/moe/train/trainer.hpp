@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "moe/core/overlap.hpp"
-#include "moe/routing/load_balancing.hpp"
-#include "moe/routing/z_loss.hpp"
+#include "moe/routing/balance/load_balancing.hpp"
+#include "moe/routing/balance/z_loss.hpp"
 #include "moe/train/adam_w.hpp"
 #include "moe/train/clip.hpp"
 #include "moe/train/concept.hpp"

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include "moe/expert/stage/stages.hpp"
+#include "moe/kernel/grouped_gradient.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// dpre = dout * Epilogue'(pre), row by row; columns of `dout` beyond what a narrower expert wrote must be finite.
+template <class Epilogue, class S>
+void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, RowBuffer<S>& dpre) {
+  static_assert(std::is_empty_v<Epilogue>, "moe::backward_stages: the last epilogue must be the same for all experts");
+  constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
+  dpre.resize(pre.rows(), pre.cols());
+  parallel_ranges(pre.rows(), 16, [&](Index begin, Index end, Index) {
+    for (Index r = begin; r < end; ++r)
+      for (Index p = 0; p < pre.cols() / kWidth; ++p)
+        Epilogue{}.backward(pre.row(r) + p * kWidth, dout.row(r) + p * kOut, dpre.row(r) + p * kWidth);
+  });
+}
+
+/// tape.dpre[I] from the gradient of what stage I + 1 computed: its input gradient goes through the derivative of stage
+/// I's epilogue while it is in registers.
+template <class E, int I, class ExpertOf>
+void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& dpre_above,
+                   const ExpertOf& expert_of, const StageWidths<E>& widths, StageTapeOf<E>& tape) {
+  using S = typename E::Scalar;
+  using Epilogue = EpilogueOf<E, I>;
+  constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
+  const RowBuffer<S>& pre = tape.pre[I];
+  RowBuffer<S>& dpre = tape.dpre[I];
+  dpre.resize(groups.num_rows(), widths.template pre<I>());
+  kernel::grouped_input_gradient<S>(
+      groups, dpre_above, [&](Index g) -> const auto& { return stage_weight<I + 1>(expert_of(g)); }, tape.gradient,
+      [&](Index g, Index row, int count, Index panel, const S* dhidden) {
+        const Index panels = stage_weight<I>(expert_of(g)).panels();
+        [[maybe_unused]] const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
+        for (Index c = 0; c < kWidth; c += kOut) {
+          const Index p = (panel * kWidth + c) / kOut;
+          if (p >= panels) break;
+          for (Index r = 0; r < count; ++r) {
+            if constexpr (Epilogue::kIdentity)
+              std::copy_n(dhidden + r * kWidth, kWidth, dpre.row(row + r) + p * kWidth);
+            else
+              epilogue.backward(pre.row(row + r) + p * kWidth, dhidden + r * kWidth + c,
+                                dpre.row(row + r) + p * kWidth);
+          }
+        }
+      });
+}
+
+/// din = the input gradient of stage 0.
+template <class E, class ExpertOf>
+void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& dpre,
+                          const ExpertOf& expert_of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& din) {
+  using S = typename E::Scalar;
+  constexpr Index kWidth = kernel::kPanelWidth<S>;
+  const Index inputs = stage_weight<0>(expert_of(0)).inputs();
+  din.resize(groups.num_rows(), kernel::panels_of<S>(inputs) * kWidth);
+  kernel::grouped_input_gradient<S>(
+      groups, dpre, [&](Index g) -> const auto& { return stage_weight<0>(expert_of(g)); }, tape.gradient,
+      [&](Index, Index row, int count, Index panel, const S* sums) {
+        for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, din.row(row + r) + panel * kWidth);
+      });
+}
+
+/// Throws std::invalid_argument unless stage I of every gradient that gets rows is shaped as that of its expert: the
+/// kernels trust it.
+template <class E, int I, class ExpertOf, class GradientOf>
+void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& expert_of,
+                             const GradientOf& gradient_of) {
+  for (Index g = 0; g < groups.count; ++g) {
+    if (groups.is_empty(g)) continue;
+    const auto &weight = stage_weight<I>(expert_of(g)), &dweight = stage_weight<I>(gradient_of(g));
+    const auto &bias = stage_bias<I>(expert_of(g)), &dbias = stage_bias<I>(gradient_of(g));
+    if (!dweight.is_shaped_as(weight) || !dbias.is_shaped_as(bias))
+      fail("moe::Expert::backward: gradient of expert ", g, ", stage ", I, " is [", dweight.outputs(), ", ",
+           dweight.inputs(), "] with ", dbias.outputs(), " biases, expected [", weight.outputs(), ", ", weight.inputs(),
+           "] with ", bias.outputs());
+  }
+}
+
+/// Throws std::invalid_argument unless the tape holds a forward pass of so many rows through experts of these widths.
+template <class E, int I>
+void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeOf<E>& tape) {
+  const auto require = [&](const char* name, const auto& rows, Index width) {
+    if (rows.rows() != num_rows || rows.cols() != width)
+      fail("moe::Expert::backward: ", name, " of stage ", I, " in the tape is [", rows.rows(), ", ", rows.cols(),
+           "], expected [", num_rows, ", ", width, "] as in the forward pass of these experts");
+  };
+  if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], widths.template out<I>());
+  if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], widths.template pre<I>());
+}
+
+/// All stages from the last to the first; `din` is nullptr where nobody asks for the input gradient.
+template <class E, class ExpertOf, class GradientOf>
+void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                         const ExpertOf& expert_of, const StageWidths<E>& widths, StageTapeOf<E>& tape,
+                         const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
+                         RowBuffer<typename E::Scalar>* din) {
+  using S = typename E::Scalar;
+  using Source = kernel::RowSource<S>;
+  constexpr int kLast = kNumStages<E> - 1;
+  using LastEpilogue = EpilogueOf<E, kLast>;
+  if constexpr (!LastEpilogue::kIdentity) backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
+  simd::unroll<kLast + 1>([&](auto reversed) {
+    constexpr int I = kLast - reversed;
+    constexpr int kBefore = I > 0 ? I - 1 : 0;
+    const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);
+    kernel::grouped_weight_gradient<S>(
+        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]), dpre,
+        [&](Index g) -> auto& { return stage_weight<I>(gradient_of(g)); },
+        [&](Index g) -> auto& { return stage_bias<I>(gradient_of(g)); }, tape.gradient);
+    if constexpr (I > 0)
+      backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
+    else if (din != nullptr)
+      store_input_gradient<E>(groups, dpre, expert_of, tape, *din);
+  });
+}
+
+}  // namespace detail
+
+/// Columns that `dout` of backward_stages must have: what the epilogue of the last stage writes, the same for all
+/// experts of equal output_dim.
+template <PanelExpert E>
+Index backward_width(const E& expert) {
+  constexpr int kLast = kNumStages<E> - 1;
+  detail::StageWidths<E> widths;
+  widths.panels[kLast] = detail::stage_weight<kLast>(expert).panels();
+  return widths.template out<kLast>();
+}
+
+/// What backward_stages() asks of its arguments, to be called before it. Throws std::invalid_argument if a gradient or
+/// the tape has other shapes than the experts, whose `widths` require_stages() has found.
+template <PanelExpert E, class ExpertOf, class GradientOf>
+void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& expert_of,
+                             const detail::StageWidths<E>& widths, const StageTapeOf<E>& tape,
+                             const GradientOf& gradient_of) {
+  simd::unroll<kNumStages<E>>([&](auto i) {
+    detail::require_tape<E, i>(groups.num_rows(), widths, tape);
+    detail::require_gradient_shapes<E, i>(groups, expert_of, gradient_of);
+  });
+}
+
+/// Backward of forward_stages, in the same groups.
+///   dout   [num_rows, backward_width], zero in columns from output_dim on
+///   din    resized to [num_rows, at least input_dim], overwritten      gradient_of(g)  accumulated into
+/// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when
+/// warm.
+template <PanelExpert E, class ExpertOf, class GradientOf>
+void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                     const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
+                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
+                     RowBuffer<typename E::Scalar>& din) {
+  detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, &din);
+}
+
+/// The same without the input gradient of the first stage: a third of the work of a GLU, a quarter of that of an MLP.
+template <PanelExpert E, class ExpertOf, class GradientOf>
+void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                     const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
+                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of) {
+  detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, nullptr);
+}
+
+}  // namespace moe::inline MOE_ABI

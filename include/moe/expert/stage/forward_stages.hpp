@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+
+#include "moe/expert/stage/stages.hpp"
+
+namespace moe::inline MOE_ABI {
+
+enum class Keep { Nothing, PreActivations };
+
+namespace detail {
+
+/// Stage I for the rows of `groups`; `out` holds those rows, or all rows from 0 on in the last stage.
+template <Keep keep, class E, int I, class ExpertOf>
+void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                   const ExpertOf& expert_of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
+  using S = typename E::Scalar;
+  using Epilogue = EpilogueOf<E, I>;
+  constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
+  constexpr bool kKeepPre = keep == Keep::PreActivations && !Epilogue::kIdentity;
+  const Index origin = I + 1 == kNumStages<E> ? 0 : groups.begin(0);
+  RowBuffer<S>& pre = tape.pre[I];
+  kernel::grouped_multiply<S>(
+      groups, in, [&](Index g) -> const auto& { return stage_weight<I>(expert_of(g)); }, tape.tasks,
+      [&](Index g, Index row, int count, Index panel, S* sums) {
+        const auto& bias = stage_bias<I>(expert_of(g));
+        const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
+        if (!bias.empty()) kernel::add_to_rows(bias.panel(panel), count, sums);
+        if constexpr (kKeepPre)
+          for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, pre.row(row + r) + panel * kWidth);
+        for (Index r = 0; r < count; ++r) epilogue.forward(sums + r * kWidth, out.row(row - origin + r) + panel * kOut);
+      });
+}
+
+/// Makes room in the tape for the hidden rows, and the pre-activations, of `rows` rows.
+template <Keep keep, class E>
+void resize_tape(Index rows, const StageWidths<E>& widths, StageTapeOf<E>& tape) {
+  constexpr int kLast = kNumStages<E> - 1;
+  simd::unroll<kLast + 1>([&](auto i) {
+    if constexpr (i < kLast) tape.hidden[i].resize(rows, widths.template out<i>());
+    if constexpr (keep == Keep::PreActivations && !EpilogueOf<E, i>::kIdentity)
+      tape.pre[i].resize(rows, widths.template pre<i>());
+  });
+}
+
+/// All stages for the rows of `groups`, the hidden rows of which lie in the tape.
+template <Keep keep, class E, class ExpertOf>
+void forward_wave(const kernel::RowGroups& groups, kernel::RowSource<typename E::Scalar> in, const ExpertOf& expert_of,
+                  StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
+  constexpr int kLast = kNumStages<E> - 1;
+  simd::unroll<kLast + 1>([&](auto i) {
+    forward_stage<keep, E, i>(groups, in, expert_of, tape, i == kLast ? out : tape.hidden[i]);
+    if constexpr (i < kLast) in = kernel::RowSource<typename E::Scalar>::from(tape.hidden[i], groups.begin(0));
+  });
+}
+
+/// Bytes of hidden activations per worker and stage that inference works on at a time: what the next stage reads is
+/// still in the worker's share of L3 (of which 4 MiB a core are the least that servers have).
+inline constexpr Index kHiddenBytes = Index{2} << 20;
+
+/// Most rows of a wave of inference.
+template <class E>
+Index wave_rows(const StageWidths<E>& widths) {
+  using S = typename E::Scalar;
+  Index stride = 1;
+  simd::unroll<kNumStages<E> - 1>(
+      [&](auto i) { stride = std::max(stride, RowBuffer<S>::stride_of(widths.template out<i>())); });
+  const Index rows = kHiddenBytes / (stride * static_cast<Index>(sizeof(S)));
+  return num_workers() * std::max(kernel::kLeastRows, rows);
+}
+
+}  // namespace detail
+
+/// Runs all stages over groups of rows, group g through expert_of(g).
+///   in   rows of input_dim scalars      out  resized to [num_rows, at least output_dim], in group order
+///   widths  of these experts, as require_stages() has found them
+/// Keep::PreActivations fills `tape` for backward_stages. Keep::Nothing goes over the rows in waves, so that the hidden
+/// activations of a stage take at most max(2 MiB, 16 tiles of rows) per worker, whatever the number of rows and however
+/// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm.
+template <Keep keep, PanelExpert E, class ExpertOf>
+void forward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                    const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
+                    RowBuffer<typename E::Scalar>& out) {
+  constexpr int kLast = kNumStages<E> - 1;
+  const Index rows = groups.num_rows();
+  out.resize(rows, widths.template out<kLast>());
+  if constexpr (keep == Keep::PreActivations || kLast == 0) {
+    detail::resize_tape<keep>(rows, widths, tape);
+    detail::forward_wave<keep, E>(groups, in, expert_of, tape, out);
+  } else {
+    const Index most = detail::wave_rows(widths);
+    detail::resize_tape<keep>(std::min(rows, most), widths, tape);
+    if (rows <= most) return detail::forward_wave<keep, E>(groups, in, expert_of, tape, out);
+    for (Index row = 0; row < rows;) {
+      const kernel::RowGroups wave = kernel::wave_from(groups, row, most);
+      detail::forward_wave<keep, E>(wave, in, expert_of, tape, out);
+      row = wave.last_row;
+    }
+  }
+}
+
+}  // namespace moe::inline MOE_ABI

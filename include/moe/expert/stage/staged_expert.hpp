@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/core/overlap.hpp"
+#include "moe/expert/stage/backward_stages.hpp"
+#include "moe/expert/stage/forward_stages.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// Copies the first out.cols() columns of every row.
+template <class S>
+void copy_rows(const RowBuffer<S>& rows, MatrixRef<S> out) {
+  for (Index r = 0; r < out.rows(); ++r) std::copy_n(rows.row(r), out.cols(), out.data() + r * out.outerStride());
+}
+
+/// Copies a matrix into rows of `width` columns, zero-padded.
+template <class S>
+void copy_padded(const ConstMatrixRef<S>& matrix, Index width, RowBuffer<S>& rows) {
+  rows.resize(matrix.rows(), width);
+  for (Index r = 0; r < matrix.rows(); ++r) {
+    std::copy_n(matrix.data() + r * matrix.outerStride(), matrix.cols(), rows.row(r));
+    std::fill(rows.row(r) + matrix.cols(), rows.row(r) + width, S{0});
+  }
+}
+
+}  // namespace detail
+
+/// Base of experts that list their stages: makes `Derived` an Expert of its own, usable outside a pool (as a shared
+/// expert, say). Derived offers stages(self), input_dim() and output_dim(); see BasicMlp for a complete one.
+template <class Derived, class Codec>
+class StagedExpert {
+ public:
+  using Scalar = typename Codec::Scalar;
+
+  /// out = expert(rows): rows [num_rows, input_dim], out [num_rows, output_dim]; they may overlap.
+  /// Throws std::invalid_argument on other shapes. 2 * num_rows * num_parameters operations; no allocation when warm.
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+    run<Keep::Nothing>(rows, out, context.scratch.get<Buffers<Derived>>());
+  }
+
+  /// Throws std::invalid_argument if the stages do not fit together: weights may be replaced through references.
+  void require_parts() const { widths<Derived>(); }
+
+  /// Shared by forward and backward of one call.
+  template <class D>
+  struct Buffers {
+    StageTapeOf<D> stages;
+    RowBuffer<Scalar> out, din;
+    Index num_rows = 0, input_dim = 0;  // of the forward pass
+  };
+
+  /// The same with what backward needs kept in `tape`; `out` must not overlap `rows`, which backward reads again.
+  template <class D>
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&, Buffers<D>& tape) const {
+    moe::detail::require_apart("moe::Expert::forward", "out", out, "rows", rows);
+    run<Keep::PreActivations>(rows, out, tape);
+  }
+
+  /// Throws std::invalid_argument unless the tape is that of a forward pass of so many rows through an expert of these
+  /// sizes, and the gradient of these sizes, too.
+  template <class D>
+  void require_backward(Index num_rows, const Buffers<D>& tape, const D& gradient) const {
+    if (tape.num_rows != num_rows || tape.input_dim != derived().input_dim())
+      fail("moe::Expert::backward: the tape is of [", tape.num_rows, ", ", tape.input_dim, "] rows, expected [",
+           num_rows, ", ", derived().input_dim(), "]");
+    const Index offset[] = {0, num_rows};
+    require_backward_stages<D>(
+        {offset, 1}, [&](Index) -> const D& { return derived(); }, widths<D>(), tape.stages,
+        [&](Index) -> const D& { return gradient; });
+  }
+
+  /// Throws std::invalid_argument, before it writes anything, on wrong shapes and as require_backward(). `drows` may
+  /// overlap `rows` and `dout`.
+  template <class D>
+  void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
+                MatrixRef<Scalar> drows, D& gradient, Context&) const {
+    constexpr const char* kFunction = "moe::Expert::backward";
+    moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
+    run_backward(rows, tape, dout, gradient, &tape.din);
+    detail::copy_rows<Scalar>(tape.din, drows);
+  }
+  /// The same without `drows`, which is not computed.
+  template <class D>
+  void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout, D& gradient,
+                Context&) const {
+    run_backward(rows, tape, dout, gradient, nullptr);
+  }
+
+ private:
+  const Derived& derived() const { return static_cast<const Derived&>(*this); }
+
+  template <class D>
+  moe::detail::StageWidths<D> widths() const {
+    const Index any_row[] = {0, 1};
+    return moe::detail::require_stages<D>({any_row, 1}, derived().input_dim(), derived().output_dim(),
+                                          [&](Index) -> const D& { return derived(); });
+  }
+
+  template <class D>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Buffers<D>& tape, const ConstMatrixRef<Scalar>& dout,
+                    D& gradient, RowBuffer<Scalar>* din) const {
+    constexpr const char* kFunction = "moe::Expert::backward";
+    moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
+    moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
+    require_backward(rows.rows(), tape, gradient);
+    if (&gradient == &derived())
+      fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
+    const Index offset[] = {0, rows.rows()};
+    const kernel::RowGroups groups{offset, 1};
+    const auto self = [&](Index) -> const D& { return derived(); };
+    detail::copy_padded<Scalar>(dout, backward_width<D>(derived()), tape.out);
+    detail::run_backward_stages<D>(
+        groups, kernel::RowSource<Scalar>::from(rows), self, widths<D>(), tape.stages, tape.out,
+        [&](Index) -> D& { return gradient; }, din);
+  }
+
+  template <Keep keep, class D>
+  void run(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Buffers<D>& buffers) const {
+    moe::detail::require_shape("moe::Expert::forward", "rows", rows, rows.rows(), derived().input_dim());
+    moe::detail::require_shape("moe::Expert::forward", "out", out, rows.rows(), derived().output_dim());
+    const Index offset[] = {0, rows.rows()};
+    const auto self = [&](Index) -> const D& { return derived(); };
+    const moe::detail::StageWidths<D> checked = widths<D>();
+    buffers.num_rows = rows.rows();
+    buffers.input_dim = rows.cols();
+    forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, checked, buffers.stages,
+                            buffers.out);
+    detail::copy_rows<Scalar>(buffers.out, out);
+  }
+};
+
+}  // namespace moe::inline MOE_ABI

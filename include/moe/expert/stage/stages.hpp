@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <tuple>
+
+#include "moe/expert/concept.hpp"
+#include "moe/expert/stage/epilogue.hpp"
+#include "moe/kernel/grouped_gradient.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// One stage of an expert: out = epilogue(in x weight^T + bias). M is PanelMatrix<Codec>, const or not; an empty bias
+/// means none. The epilogue is a value, as it may hold numbers.
+template <class E, class M>
+struct Stage {
+  using Epilogue = E;
+  M& weight;
+  M& bias;
+  [[no_unique_address]] E epilogue = {};
+};
+
+template <class Epilogue, class M>
+Stage<Epilogue, M> make_stage(M& weight, M& bias, const Epilogue& epilogue = {}) {
+  return {weight, bias, epilogue};
+}
+
+/// An expert that lists its stages: `stages(self)` returns a std::tuple of Stage. An ExpertPool then runs stage i of
+/// all experts in one parallel loop and reads the routed rows in place.
+template <class E>
+concept PanelExpert = Expert<E> && requires(const E& expert) { std::get<0>(E::stages(expert)); };
+
+template <PanelExpert E>
+inline constexpr int kNumStages = std::tuple_size_v<decltype(E::stages(std::declval<const E&>()))>;
+
+/// What backward needs of a run over the stages, and the working memory of both passes. A plain value; one per thread.
+template <class S, int N>
+struct StageTape {
+  std::array<RowBuffer<S>, N> pre;     ///< per stage with an activation: pre-activations, in panel order
+  std::array<RowBuffer<S>, N> hidden;  ///< output of every stage but the last; for inference, of one wave of rows
+  std::array<RowBuffer<S>, N> dpre;
+  kernel::TaskList tasks;
+  kernel::GradientScratch<S> gradient;
+};
+
+template <PanelExpert E>
+using StageTapeOf = StageTape<typename E::Scalar, kNumStages<E>>;
+
+namespace detail {
+
+template <class E, int I>
+using EpilogueOf = typename std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>::Epilogue;
+
+template <int I, class E>
+auto& stage_weight(E& expert) {
+  return std::get<I>(std::remove_const_t<E>::stages(expert)).weight;
+}
+template <int I, class E>
+auto& stage_bias(E& expert) {
+  return std::get<I>(std::remove_const_t<E>::stages(expert)).bias;
+}
+
+template <int I, class E>
+auto stage_epilogue(E& expert) {
+  return std::get<I>(std::remove_const_t<E>::stages(expert)).epilogue;
+}
+
+/// How wide the stages of the widest expert that has rows are; expert 0 counts always.
+template <PanelExpert E>
+struct StageWidths {
+  std::array<Index, kNumStages<E>> panels = {};
+
+  /// Columns that stage I writes: panels x registers of its epilogue.
+  template <int I>
+  Index out() const {
+    return panels[I] * EpilogueOf<E, I>::kRegisters * simd::kLanes<typename E::Scalar>;
+  }
+  /// Columns of its pre-activations: two registers per panel.
+  template <int I>
+  Index pre() const {
+    return panels[I] * kernel::kPanelWidth<typename E::Scalar>;
+  }
+};
+
+/// Widths of the stages. Throws std::invalid_argument unless every expert that has rows maps `inputs` columns to
+/// `outputs`, each stage reading what the stage before has written, with biases of its size: parts may be replaced
+/// through references, and the kernels trust sizes. Others are not touched, which is what costs for one token of many
+/// small experts.
+template <class E, class ExpertOf>
+StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Index outputs, const ExpertOf& expert_of) {
+  StageWidths<E> widths;
+  for (Index g = 0; g < groups.count; ++g) {
+    if (g > 0 && groups.is_empty(g)) continue;
+    Index width = inputs;
+    simd::unroll<kNumStages<E>>([&](auto i) {
+      using Epilogue = EpilogueOf<E, i>;
+      const auto &weight = stage_weight<i>(expert_of(g)), &bias = stage_bias<i>(expert_of(g));
+      if (weight.inputs() != width || weight.order() != Epilogue::kOrder || !bias.is_bias_of(weight))
+        fail("moe::Expert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
+             "] with ", bias.outputs(), " biases, expected [.., ", width,
+             "] with none or as many, in the order of its epilogue");
+      width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
+      widths.panels[i] = std::max(widths.panels[i], weight.panels());
+    });
+    if (width != outputs)
+      fail("moe::Expert: expert ", g, " has ", width, " outputs, expected ", outputs, " as expert 0");
+  }
+  return widths;
+}
+
+}  // namespace detail
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <span>
+
+#include "moe/gate/rule/temperature.hpp"
+#include "moe/gate/rule/weights.hpp"
+#include "moe/numeric/softmax.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What an annealed gate does at inference: the best expert alone, or every expert of positive probability.
+enum class AtInference { TopOne, Dense };
+
+namespace detail {
+
+struct NoTransform {
+  template <class S>
+  void operator()(const S* row, Index num_experts, S* z) const {
+    std::copy_n(row, num_experts, z);
+  }
+};
+
+/// One token of a gate that anneals z = transform(logits).
+template <class S, class Gate, class Transform = NoTransform>
+class TemperedRows {
+ public:
+  TemperedRows(const Gate& gate, const Step& step, const ConstMatrixRef<S>& logits, Transform transform = {})
+      : gate_(gate),
+        step_(step),
+        num_experts_(logits.cols()),
+        blocks_(logits.rows()),
+        transform_(transform),
+        random_(step.random(Purpose::Gumbel)) {
+    gate.validate(num_experts_);
+    tau_ = gate.tau(step);
+    require_temperature("moe::DenseToSparseGate", tau_, " at this update");
+  }
+
+  bool chooses_one() const {
+    return step_.training() ? step_.update >= gate_.hard_from : gate_.at_inference == AtInference::TopOne;
+  }
+
+  /// Number of experts the token is sent to, or 0 if all are masked.
+  Index count(Index t, const S* row, S* scratch) const {
+    Index count = 0;
+    for_each_chosen(t, row, scratch, [&](Index) { ++count; });
+    return count;
+  }
+
+  /// Chooses as many experts as there is room for, which is what count() told, and weighs them.
+  bool choose(Index t, const S* row, std::span<Index> experts, std::span<S> weights, S* scratch) const {
+    std::size_t filled = 0;
+    for_each_chosen(t, row, scratch, [&](Index e) { experts[filled++] = e; });
+    if (filled == 0) return false;
+    if (gate_.weights == WeightLogits::Selection)
+      detail::weigh<S>(scratch, experts, {}, weights);
+    else
+      weigh(t, row, experts, weights, scratch);
+    return true;
+  }
+
+  void probabilities(Index t, const S* row, S* p, S* scratch) const {
+    perturbed(t, row, scratch);
+    softmax_tempered(scratch, num_experts_, tau_, p);
+  }
+
+  void weigh(Index t, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
+    S* p = scratch + num_experts_;
+    if (gate_.weights == WeightLogits::Selection)
+      probabilities(t, row, p, scratch);
+    else
+      clean_softmax(row, p);
+    detail::weigh<S>(p, experts, {}, weights);
+  }
+
+  /// d becomes dL/dz; dL/dtau is added up for dtau().
+  void backward(Index t, const S* row, const Choices<S>& choices, S* d, S* scratch) {
+    S *z = scratch, *p = scratch + num_experts_, *dclean = scratch + 2 * num_experts_;
+    const bool clean = gate_.weights == WeightLogits::Clean;
+    probabilities(t, row, p, z);
+    if (!clean) weigh_backward<S>(p, choices, {}, d);
+    softmax_backward(p, d, num_experts_, d);
+    for (Index e = 0; e < num_experts_; ++e) d[e] = static_cast<S>(static_cast<double>(d[e]) / tau_);
+    if constexpr (LearnableSchedule<decltype(Gate::temperature)>)
+      dtau_.block[static_cast<std::size_t>(blocks_.of(t))] += tau_gradient(z, d);
+    if (!clean) return;
+    clean_softmax(row, p);
+    std::fill_n(dclean, num_experts_, S{0});
+    weigh_backward<S>(p, choices, {}, dclean);
+    softmax_backward(p, dclean, num_experts_, dclean);
+    for (Index e = 0; e < num_experts_; ++e) d[e] += dclean[e];
+  }
+
+  /// dL/dtau over all tokens that went through backward().
+  double dtau() const { return dtau_.total(); }
+
+ private:
+  static constexpr S kMasked = -std::numeric_limits<S>::infinity();
+
+  void perturbed(Index t, const S* row, S* z) const {
+    transform_(row, num_experts_, z);
+    if (!step_.training() || gate_.gumbel == 0) return;
+    for (Index e = 0; e < num_experts_; ++e) z[e] += static_cast<S>(gate_.gumbel * random_.gumbel(step_.id(t), e));
+  }
+
+  void clean_softmax(const S* row, S* p) const {
+    transform_(row, num_experts_, p);
+    softmax(p, num_experts_, p);
+  }
+
+  /// Leaves the probabilities in `p`. The best expert is taken from z, as probabilities tie when they underflow.
+  template <class F>
+  void for_each_chosen(Index t, const S* row, S* p, F&& f) const {
+    perturbed(t, row, p);
+    const Index best = static_cast<Index>(std::max_element(p, p + num_experts_) - p);
+    if (p[best] == kMasked) return;
+    softmax_tempered(p, num_experts_, tau_, p);
+    if (chooses_one()) return f(best);
+    const S threshold = step_.training() ? static_cast<S>(gate_.threshold) : S{0};
+    for (Index e = 0; e < num_experts_; ++e)
+      if (p[e] > threshold || e == best) f(e);
+  }
+
+  /// As the dz of a token sum to zero, z may be taken from its maximum: no cancellation between large logits.
+  double tau_gradient(const S* z, const S* dz) const {
+    const double largest = static_cast<double>(*std::max_element(z, z + num_experts_));
+    double sum = 0;
+    for (Index e = 0; e < num_experts_; ++e)
+      if (z[e] > kMasked) sum += static_cast<double>(dz[e]) * (static_cast<double>(z[e]) - largest);
+    return -sum / tau_;
+  }
+
+  const Gate& gate_;
+  const Step& step_;
+  Index num_experts_;
+  TokenBlocks blocks_;
+  Transform transform_;
+  RandomField random_;
+  double tau_ = 1;
+  BlockSums dtau_;
+};
+
+/// Counts, sizes, fills. The counts lie in the routing itself until it is sized.
+template <class S, class Rows>
+void route_tempered(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Step& step,
+                    Routing<S>& routing) {
+  step.validate(function, logits.rows());
+  const bool one = rows.chooses_one();
+  if (!one) {
+    routing.resize(logits.rows(), 1);
+    for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
+      return (routing.experts(t)[0] = rows.count(t, row, scratch)) > 0;
+    });
+  }
+  routing.resize_ragged(logits.rows(), [&](Index t) {
+    return !step.is_valid(t) ? 0 : one ? 1 : routing.experts()[static_cast<std::size_t>(t)];
+  });
+  for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
+    return rows.choose(t, row, routing.experts(t), routing.weights(t), scratch);
+  });
+}
+
+}  // namespace detail
+
+}  // namespace moe::inline MOE_ABI

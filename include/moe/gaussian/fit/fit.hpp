@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+
+#include "moe/gaussian/fit/fitting.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Maximum likelihood (or penalised likelihood) for a Gaussian mixture of experts, by short EM runs from many random
+/// starts and long runs of EM and Newton's method from the best of them. Among the ends, those whose variances are
+/// above the floor and whose experts hold at least d + 2 rows come first: the likelihood itself is unbounded where an
+/// expert interpolates a few rows; a higher end that was given up for that is told (discarded_log_likelihood). All that
+/// happened is in the result; a fit that does not converge is no error.
+/// The result depends on data, options and seed alone, not on the number of threads. A short iteration costs O(n k
+/// d^2). Extra memory: one copy of the data. Throws std::invalid_argument for data that are not finite, constant or
+/// linearly dependent columns of x, fewer rows than parameters, num_experts < 1, and gates or options out of range.
+template <LikelihoodGate Gate = SoftmaxGate>
+GaussianFit<Gate> fit(const RegressionData& data, Index num_experts, const Gate& gate = {},
+                      const FitOptions& options = {}) {
+  const auto started = std::chrono::steady_clock::now();
+  constexpr const char* kName = "moe::fit";
+  detail::Fitting<Gate> fitting(kName, data, detail::shape_of(kName, data, num_experts, gate, options.last_slope),
+                                options);
+  GaussianFit<Gate> fit;
+  const std::vector<detail::Run> runs = fitting.search(fit.runs);
+  fitting.report_run(runs.front(), fit);
+  fit.starts = options.starts;
+  fit.hits = std::count_if(runs.begin(), runs.end(), [&](const detail::Run& run) {
+    return std::abs(run.criterion - runs.front().criterion) < detail::kSameEnd;
+  });
+  fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  return fit;
+}
+
+/// The same from one given model, by a single long run: for simulations that start near the truth, and for refits.
+/// Errors as for fit, and for a model that is bad or not in normal form.
+template <LikelihoodGate Gate>
+GaussianFit<Gate> fit_from(const RegressionData& data, const GaussianMoe<Gate>& start, const FitOptions& options = {}) {
+  const auto started = std::chrono::steady_clock::now();
+  detail::require_normal_form("moe::fit_from", start);
+  detail::Evaluation<Gate>::check("moe::fit_from", start, data);
+  const detail::Fitting<Gate> fitting("moe::fit_from", data, start, options);
+  GaussianFit<Gate> fit;
+  fitting.report_run(fitting.from(start), fit);
+  fit.starts = fit.hits = 1;
+  fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
+  return fit;
+}
+
+}  // namespace moe::inline MOE_ABI

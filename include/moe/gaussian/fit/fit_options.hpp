@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "moe/gaussian/model/model.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// How the gate is improved within EM.
+enum class GateStep {
+  Automatic,  ///< Newton up to 200 gate parameters, else Majorise
+  Newton,     ///< IRLS; with an activation Newton on (beta_0, tau) and Gauss-Newton on beta_1 in turn
+  Majorise,   ///< fixed curvature of Boehning & Lindsay 1988: one factorisation for all iterations (linear gates)
+};
+
+/// What maximises the likelihood itself once EM is near.
+enum class DirectMethod {
+  Automatic,    ///< Newton up to 200 parameters, else QuasiNewton
+  Newton,       ///< damped by a trust region, with the observed information
+  QuasiNewton,  ///< L-BFGS
+  Off           ///< EM to the end
+};
+
+/// Reports how far a fit is.
+struct FitProgress {
+  Index starts_done = 0, starts = 0;  ///< short runs
+  Index runs_done = 0, runs = 0;      ///< long runs
+  double log_likelihood = 0;          ///< best so far
+};
+
+/// All numbers of an estimation; every one has a default that suits.
+struct FitOptions {
+  Index starts = 50;            ///< random starts; short runs of EM
+  Index short_iterations = 20;  ///< EM iterations of a short run
+  Index short_rows = 20'000;    ///< rows that short runs see, evenly spaced, where there are more than twice as many
+  Index long_runs = 0;          ///< best short runs that go on to the end; 0: a tenth of the starts, at least 5
+  Index em_iterations = 40;     ///< EM iterations of a long run before direct maximisation takes over
+  Index max_iterations = 2000;  ///< all iterations of a long run
+  GateStep gate_step = GateStep::Automatic;
+  DirectMethod direct = DirectMethod::Automatic;
+  double relative_tolerance = 1e-8;   ///< |change of l| / (1 + |l|)
+  double remaining_tolerance = 1e-6;  ///< gain still to come, extrapolated (Aitken; Newton: half the decrement)
+  double score_tolerance = 1e-6;      ///< largest score per row, on the standardised scale
+  double ridge = 0;  ///< lambda of lambda / 2 |standardised gate coefficients|^2; >= 0; none where one expert is active
+  double variance_floor = 0;    ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
+  double variance_penalty = 0;  ///< a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j); >= 0
+  double gate_box = 500;        ///< bound of the standardised gate coefficients; > 0
+  LastSlope last_slope = LastSlope::Zero;
+  std::uint64_t seed = 1;
+  std::function<void(const FitProgress&)> progress = {};  ///< called from one thread at a time
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(const char* function) const;
+};
+
+inline void FitOptions::validate(const char* function) const {
+  const auto at_least = [&](const char* name, double value, double least) {
+    if (!(value >= least && std::isfinite(value)))
+      fail(function, ": ", name, " is ", value, ", expected a finite number >= ", least);
+  };
+  at_least("starts", static_cast<double>(starts), 1);
+  at_least("short_iterations", static_cast<double>(short_iterations), 0);
+  at_least("short_rows", static_cast<double>(short_rows), 100);
+  at_least("long_runs", static_cast<double>(long_runs), 0);
+  at_least("em_iterations", static_cast<double>(em_iterations), 0);
+  at_least("max_iterations", static_cast<double>(max_iterations), 1);
+  at_least("relative_tolerance", relative_tolerance, 0);
+  at_least("remaining_tolerance", remaining_tolerance, 0);
+  at_least("score_tolerance", score_tolerance, 0);
+  at_least("ridge", ridge, 0);
+  at_least("variance_floor", variance_floor, 0);
+  at_least("variance_penalty", variance_penalty, 0);
+  if (!(gate_box > 0 && std::isfinite(gate_box))) fail(function, ": gate_box is ", gate_box, ", expected > 0");
+}
+
+/// What happened to a fit that a careful person wants to know.
+struct FitFlags {
+  bool separated = false;  ///< the gate separates: made infinitely steep, it loses nothing of the criterion
+  bool at_box = false;     ///< a gate coefficient is at gate_box, or a temperature at 1e-4 or 1e4: no maximum in them
+  bool at_floor = false;   ///< a variance is at the floor: the likelihood is unbounded there
+  bool small_expert = false;  ///< an expert holds less than 5 (d + 2) rows
+  bool revived = false;       ///< an expert without rows was started anew
+  bool dead_expert = false;   ///< an expert holds less than d + 2 rows at the end
+  bool decreased = false;     ///< an iteration could not improve though its score is not small
+  bool singular = false;      ///< the observed information has no full rank at the end
+  bool discarded = false;     ///< an end of higher likelihood was given up: see GaussianFit::discarded_log_likelihood
+  /// The gate sees beta_1 . x without a bias of its own (see GateForm), and x = 0 is farther from the mean of x than
+  /// every row: centred inputs would be another, richer model.
+  bool far_origin = false;
+};
+
+/// One of the starts.
+struct StartReport {
+  const char* kind = "";            ///< how it began
+  double short_log_likelihood = 0;  ///< criterion after the short run
+  double log_likelihood = 0;        ///< criterion after the long run, NaN without one
+  bool interior = false;            ///< not at the variance floor and every expert holds at least d + 2 rows
+};
+
+/// A fitted model and how it came about. Numbers are on the original scale of the data.
+template <class Gate>
+struct GaussianFit {
+  GaussianMoe<Gate> model = {};         ///< experts in ascending order of intercept, gate in normal form
+  double log_likelihood = 0;            ///< of y given x, natural logarithm
+  double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
+  /// The highest penalised log-likelihood that was found and not taken, as a variance was at the floor there or an
+  /// expert held fewer than d + 2 rows; NaN if nothing was higher than the result. Where a part of y repeats itself
+  /// exactly, an expert on it may be the truth: give that part a model of its own.
+  double discarded_log_likelihood = std::numeric_limits<double>::quiet_NaN();
+  bool converged = false;      ///< all three tolerances are met; sparse gates: or no border that was tried is better
+  Index iterations = 0;        ///< EM and direct ones of the best run
+  Index starts = 0, hits = 0;  ///< starts, and long runs that ended within 1e-3 of the best
+  double seconds = 0;
+  double score_norm = 0;                ///< largest score per row, standardised scale, at free coordinates
+  std::vector<double> path = {};        ///< criterion per iteration of the best run
+  Eigen::RowVectorXd expert_rows = {};  ///< n_j = sum_i r_ij
+  FitFlags flags = {};
+  std::vector<StartReport> runs = {};
+
+  Index num_parameters = 0;  ///< free ones
+  Index num_rows = 0;
+};
+
+}  // namespace moe::inline MOE_ABI

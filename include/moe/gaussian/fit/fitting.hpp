@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <numeric>
+
+#include "moe/gaussian/fit/run.hpp"
+#include "moe/gaussian/fit/separation.hpp"
+#include "moe/gaussian/pass/standardise.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Everything that is fixed during a fit, of data that have been validated.
+template <class Gate>
+class Fitting {
+ public:
+  using Inner = typename GateModel<Gate>::Inner;
+  static constexpr bool kLinear = std::is_same_v<Inner, Identity>;
+
+  Fitting(const char* function, const RegressionData& data, GaussianMoe<Gate> shape, const FitOptions& options)
+      : options_((options.validate(function), options)),
+        shape_(std::move(shape)),
+        form_(shape_.form()),
+        at_(moe::layout(shape_)),
+        by_(standardisation_of(function, data, keeps_origin(shape_))),
+        rows_((check(function, data), data), by_),
+        objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
+        bounds_{.variance_floor = floor(data.num_rows()), .gate_box = options.gate_box},
+        starts_(rows_, at_, form_, Starts::function<Inner>(), options.seed),
+        runner_(objective_, bounds_, options_, starts_) {
+    if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
+  }
+
+  /// Short runs from all starts, long runs from the best of them; the best first.
+  std::vector<Run> search(std::vector<StartReport>& reports) {
+    const Index count = options_.starts;
+    std::vector<Run> runs(static_cast<std::size_t>(count));
+    reports.resize(runs.size());
+    progress_.starts = count;
+    for_each_run(sample_ ? options_.short_rows : rows_.num_rows(), count, [&](Index s) {
+      Run& run = runs[static_cast<std::size_t>(s)];
+      run = (sample_ ? sample_->runner : runner_).short_run(starts_(s, shape_));
+      run.start = s;
+      if (sample_) run.criterion *= static_cast<double>(rows_.num_rows()) / static_cast<double>(options_.short_rows);
+      reports[static_cast<std::size_t>(s)] = {.kind = starts_.kind(s),
+                                              .short_log_likelihood = on_data_scale(run.criterion),
+                                              .log_likelihood = std::numeric_limits<double>::quiet_NaN()};
+      report([&](FitProgress& p) { ++p.starts_done; }, run);
+    });
+    sort(runs);
+    const Index chosen = options_.long_runs > 0 ? options_.long_runs : std::max<Index>(5, count / 10);
+    drop(runs, static_cast<std::size_t>(std::min(chosen, count)));
+    if (sample_) refine_on_sample(runs);
+    progress_.runs = static_cast<Index>(runs.size());
+    for_each_run(rows_.num_rows(), progress_.runs, [&](Index r) {
+      Run& run = runs[static_cast<std::size_t>(r)];
+      const Index start = run.start, before = run.iterations;
+      run = runner_.long_run(std::move(run.model));
+      run.start = start;
+      run.iterations += before;
+      StartReport& at = reports[static_cast<std::size_t>(start)];
+      at.log_likelihood = on_data_scale(run.criterion);
+      at.interior = run.interior;
+      report([&](FitProgress& p) { ++p.runs_done; }, run);
+    });
+    sort(runs);
+    if (ridge() > 0 && kLinear) try_other_pins(runs.front());
+    for (std::size_t r = 1; r < runs.size(); ++r) discard(runs[r]);
+    return runs;
+  }
+
+  /// One long run from given parameters on the data's scale.
+  Run from(GaussianParameters start) const {
+    to_standard_scale(by_, start);
+    return runner_.long_run(std::move(start));
+  }
+
+  void report_run(const Run& run, GaussianFit<Gate>& fit) const {
+    fit.model = GaussianMoe<Gate>(run.model, shape_.gate);
+    fit.log_likelihood = on_data_scale(run.criterion + objective_.penalty()(run.model, at_));
+    fit.penalised_log_likelihood = on_data_scale(run.criterion);
+    to_data_scale(by_, fit.model);
+    fit.expert_rows = run.expert_rows;
+    sort_experts(fit);
+    fit.converged = run.converged;
+    fit.iterations = run.iterations;
+    fit.score_norm = run.score_norm;
+    fit.flags = run.flags;
+    const double highest = std::max(discarded_, run.given_up);
+    fit.flags.discarded = highest > run.criterion + kSameEnd;
+    if (fit.flags.discarded) fit.discarded_log_likelihood = on_data_scale(highest);
+    fit.flags.far_origin = keeps_origin(shape_) && origin_is_far(rows_);
+    const Separation separation(objective_, run.model);
+    fit.flags.separated = separation.exists() || (run.flags.at_box && separation.exists_beyond(bounds_.gate_box));
+    for (const double value : run.path) fit.path.push_back(on_data_scale(value));
+    fit.num_parameters = at_.size();
+    fit.num_rows = rows_.num_rows();
+  }
+
+  double on_data_scale(double criterion) const {
+    return criterion - static_cast<double>(rows_.num_rows()) * std::log(by_.y_scale);
+  }
+
+ private:
+  /// Evenly spaced rows, for the short runs of large data: they rank starts as well, and cost a fraction.
+  struct Sample {
+    Sample(const RegressionData& data, const Fitting& f)
+        : rows(thinned(data, f.options_.short_rows), f.by_),
+          objective(rows, f.at_, f.form_, f.objective_.penalty()),
+          runner(objective, f.bounds_, f.options_, f.starts_) {}
+    RowBlocks rows;
+    ObjectiveOf<Inner> objective;
+    Runner runner;
+  };
+
+  static RegressionData thinned(const RegressionData& data, Index count) {
+    RegressionData part{Matrix<double>(count, data.input_dim()), Eigen::VectorXd(count)};
+    for (Index i = 0; i < count; ++i) {
+      const Index row = i * (data.num_rows() / count);
+      part.x.row(i) = data.x.row(row);
+      part.y(i) = data.y(row);
+    }
+    return part;
+  }
+
+  /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.
+  double ridge() const { return form_.active > 1 ? options_.ridge : 0; }
+
+  double floor(Index n) const { return options_.variance_floor > 0 ? options_.variance_floor : n < 500 ? 1e-5 : 1e-6; }
+
+  void check(const char* function, const RegressionData& data) const {
+    if (data.num_rows() < at_.size())
+      fail(function, ": there are ", data.num_rows(), " rows, expected at least as many as parameters, ", at_.size());
+    require_independent_columns(function, data, by_);
+  }
+
+  /// Over runs in parallel while a run is small, else one run after the other with its rows in parallel.
+  template <class F>
+  void for_each_run(Index num_rows, Index count, F&& f) const {
+    if (num_rows <= 100'000 && count > 1) return parallel_for(count, [&](Index r, Index) { f(r); });
+    for (Index r = 0; r < count; ++r) f(r);
+  }
+
+  template <class Count>
+  void report(Count&& count, const Run& run) {
+    if (!options_.progress) return;
+    const std::lock_guard lock(mutex_);
+    count(progress_);
+    const double value = on_data_scale(run.criterion);
+    const bool first = progress_.starts_done == 1 || progress_.runs_done == 1;  // of a phase: samples do not compare
+    if (first || value > progress_.log_likelihood) progress_.log_likelihood = value;
+    options_.progress(progress_);
+  }
+
+  static void sort(std::vector<Run>& runs) {
+    std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.better_than(b); });
+  }
+
+  /// Remembers the criterion of a run that may not be the result.
+  void discard(const Run& run) { discarded_ = std::max({discarded_, run.criterion, run.given_up}); }  // not NaN
+
+  /// Keeps the first of the short runs, and remembers the highest: also long runs may end below where they began, where
+  /// an expert is started anew or borders are moved. On a sample of the rows the highest of the others counts, by its
+  /// criterion on all rows.
+  void drop(std::vector<Run>& runs, std::size_t kept) {
+    const auto first = runs.begin() + (sample_ ? static_cast<std::ptrdiff_t>(kept) : 0);
+    const auto highest =
+        std::max_element(first, runs.end(), [](const Run& a, const Run& b) { return a.criterion < b.criterion; });
+    if (highest != runs.end()) {
+      if (sample_) highest->criterion = objective_.value(highest->model);
+      discard(*highest);
+    }
+    runs.resize(kept);
+  }
+
+  /// Takes the runs to the maxima of the sample, and keeps one for each, as each costs many passes over all rows.
+  void refine_on_sample(std::vector<Run>& runs) const {
+    for_each_run(options_.short_rows, static_cast<Index>(runs.size()), [&](Index r) {
+      Run& run = runs[static_cast<std::size_t>(r)];
+      const Index start = run.start, before = run.iterations;
+      run = sample_->runner.long_run(std::move(run.model));
+      run.start = start;
+      run.iterations += before;
+    });
+    sort(runs);
+    const auto same = [](const Run& a, const Run& b) {
+      return std::abs(a.criterion - b.criterion) <= 1e-7 * (1 + std::abs(a.criterion));
+    };
+    runs.erase(std::unique(runs.begin(), runs.end(), same), runs.end());
+  }
+
+  /// The ridge weighs gate coefficients relative to the pinned expert, so which one is pinned matters.
+  void try_other_pins(Run& best) {
+    const Index last = at_.num_experts - 1;
+    const Run original = best;
+    for (Index j = 0; j < last; ++j) {
+      std::vector<Index> order(static_cast<std::size_t>(last + 1));
+      std::iota(order.begin(), order.end(), Index{0});
+      std::swap(order[static_cast<std::size_t>(j)], order.back());
+      GaussianParameters m = permuted(original.model, order);
+      m.gate_slope.rowwise() -= Eigen::RowVectorXd(m.gate_slope.row(last));
+      m.gate_bias.array() -= double(m.gate_bias(last));
+      Run run = runner_.long_run(std::move(m));
+      run.start = original.start;
+      run.iterations += original.iterations;
+      if (run.better_than(best)) std::swap(best, run);
+      discard(run);
+    }
+  }
+
+  /// Ascending intercepts, among the experts that may change places: a slope pinned at 0 stays with the last one.
+  void sort_experts(GaussianFit<Gate>& fit) const {
+    const bool all = kLinear || fit.model.last_slope == LastSlope::Free;
+    std::vector<Index> order(static_cast<std::size_t>(at_.num_experts));
+    std::iota(order.begin(), order.end(), Index{0});
+    std::stable_sort(order.begin(), all ? order.end() : order.end() - 1,
+                     [&](Index a, Index b) { return fit.model.intercept(a) < fit.model.intercept(b); });
+    const Eigen::RowVectorXd rows = fit.expert_rows;
+    for (std::size_t i = 0; i < order.size(); ++i) fit.expert_rows(static_cast<Index>(i)) = rows(order[i]);
+    fit.model = permuted(fit.model, order);
+    normalise(fit.model);
+  }
+
+  FitOptions options_;
+  GaussianMoe<Gate> shape_;
+  GateForm form_;
+  ParameterLayout at_;
+  Standardisation by_;
+  RowBlocks rows_;
+  ObjectiveOf<Inner> objective_;
+  Bounds bounds_;
+  Starts starts_;
+  Runner runner_;
+  std::unique_ptr<Sample> sample_;
+  std::mutex mutex_;
+  FitProgress progress_;
+  double discarded_ = -std::numeric_limits<double>::infinity();
+};
+
+template <class Gate>
+GaussianMoe<Gate> shape_of(const char* function, const RegressionData& data, Index num_experts, const Gate& gate,
+                           LastSlope last_slope) {
+  if (num_experts < 1) fail(function, ": num_experts is ", num_experts, ", expected at least 1");
+  data.validate(function);
+  GaussianMoe<Gate> shape = GaussianMoe<Gate>::zero(num_experts, data.input_dim(), gate);
+  shape.last_slope = last_slope;
+  return shape;
+}
+
+}  // namespace moe::inline MOE_ABI::detail

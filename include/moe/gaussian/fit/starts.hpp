@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "moe/core/random.hpp"
+#include "moe/gaussian/fit/start_classes.hpp"
+#include "moe/gaussian/fit/symmetric.hpp"
+#include "moe/gaussian/model/parameters.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Random starting values of experts on standardised data, of six kinds in turn. Starts are drawn from fewer than
+/// 4000 rows, evenly spaced, so that they cost nothing beside the fit. Immutable; the start of a number is always the
+/// same.
+class Starts {
+ public:
+  static constexpr int kKinds = 6;
+  static constexpr const char* kNames[kKinds] = {"narrow line", "nearest lines", "k-means",
+                                                 "projection",  "partition",     "random lines"};
+
+  /// The function between beta_1 . x and the scores; null for Identity.
+  template <class Inner>
+  static constexpr double (*function())(double) {
+    if constexpr (std::is_same_v<Inner, Identity>) return nullptr;
+    return [](double u) { return Inner::value(u); };
+  }
+
+  Starts(const RowBlocks& rows, const ParameterLayout& at, const GateForm& form, double (*inner)(double),
+         std::uint64_t seed)
+      : form_(form),
+        inner_(inner),
+        linear_(inner == nullptr),
+        free_temperature_(at.free_temperature),
+        seed_(seed),
+        d_(rows.input_dim()),
+        sample_(every(rows)),
+        center_(sample_.x.leftCols(d_).colwise().mean()) {}
+
+  const char* kind(Index start) const { return kNames[start % kKinds]; }
+
+  /// Start number `start`: experts in random order, the gate flat but for the shares of the experts.
+  GaussianParameters operator()(Index start, GaussianParameters m) const {
+    const RandomField random(Purpose::Initialise, seed_, start);
+    const Index k = m.num_experts();
+    const int kind = static_cast<int>(start % kKinds);
+    if (kind == 0)
+      narrow_line(random, m);
+    else if (kind == 5)
+      random_lines(random, m);
+    else
+      from_labels(labels(kind, random, k), random, m);
+    shuffle(random, m);
+    if (!linear_) scatter_slopes(random, start, m);
+    return m;
+  }
+
+  /// The rows whose log density is lowest: where an expert that has lost all rows starts anew.
+  void reseed(const Eigen::VectorXd& log_density, const RowBlocks& rows, Index expert, GaussianParameters& m) const {
+    std::vector<Index> order(static_cast<std::size_t>(log_density.size()));
+    std::iota(order.begin(), order.end(), Index{0});
+    const auto count = static_cast<std::ptrdiff_t>(
+        std::clamp<Index>(rows.num_rows() / 10, std::min(d_ + 2, rows.num_rows()), rows.num_rows()));
+    std::partial_sort(order.begin(), order.begin() + count, order.end(),
+                      [&](Index a, Index b) { return std::pair(log_density(a), a) < std::pair(log_density(b), b); });
+    const RowSample worst(rows, count, [&](Index s) { return order[static_cast<std::size_t>(s)]; });
+    regress(worst.x, worst.y, Eigen::VectorXd::Ones(count), expert, m);
+    m.gate_slope.row(expert) = m.gate_slope.colwise().mean().eval();
+    m.gate_bias(expert) = m.gate_bias.mean();
+    pin(m);
+  }
+
+ private:
+  static RowSample every(const RowBlocks& rows) {
+    const Index stride = std::max<Index>(1, rows.num_rows() / 2000), count = (rows.num_rows() + stride - 1) / stride;
+    return {rows, count, [&](Index s) { return s * stride; }};
+  }
+
+  Index num_rows() const { return sample_.y.size(); }
+  Index pick(const RandomField& random, std::int64_t draw) const {
+    return static_cast<Index>(random.below(static_cast<std::uint64_t>(num_rows()), draw, 1));
+  }
+
+  /// Weighted least squares with a trace of ridge, which must not see how far the inputs are from 0.
+  void regress(const Matrix<double>& x, const Eigen::VectorXd& y, const Eigen::VectorXd& weight, Index expert,
+               GaussianParameters& m) const {
+    const double rows = weight.sum();
+    Matrix<double> centred = x;
+    centred.leftCols(d_).rowwise() -= center_;
+    Eigen::MatrixXd gram = centred.transpose() * weight.asDiagonal() * centred;
+    gram.diagonal().array() += 1e-6 * std::max(rows, 1.0);
+    const Eigen::VectorXd ab = solve_semidefinite(gram, centred.transpose() * weight.cwiseProduct(y));
+    const Eigen::VectorXd e = y - centred * ab;
+    m.slope.row(expert) = ab.head(d_).transpose();
+    m.intercept(expert) = ab(d_) - center_.dot(ab.head(d_));
+    m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
+  }
+
+  /// A line through d + 1 random rows.
+  void line(const RandomField& random, std::int64_t draw, Index expert, GaussianParameters& m) const {
+    Eigen::VectorXd weight = Eigen::VectorXd::Zero(num_rows());
+    for (Index i = 0; i <= d_; ++i) weight(pick(random, draw + i)) += 1;
+    regress(sample_.x, sample_.y, weight, expert, m);
+  }
+
+  void set_shares(const Eigen::VectorXd& rows, GaussianParameters& m) const {
+    const Index last = m.num_experts() - 1;
+    for (Index j = 0; j <= last; ++j) m.gate_bias(j) = std::log(std::max(rows(j), 0.5) / std::max(rows(last), 0.5));
+  }
+
+  /// One expert is a narrow line through a few rows, the others are wide around the whole: some optima have an expert
+  /// so exact that nothing that starts wide ever finds it.
+  void narrow_line(const RandomField& random, GaussianParameters& m) const {
+    const Index k = m.num_experts();
+    for (Index j = 1; j < k; ++j) {
+      line(random, 100 * (j + 1), j, m);
+      if (j == 1 || random.uniform(j, 7) < 0.5) regress(sample_.x, sample_.y, Eigen::VectorXd::Ones(num_rows()), j, m);
+      m.variance(j) = 0.3;
+    }
+    line(random, 1, 0, m);
+    m.variance(0) = std::pow(10.0, -4 + 2 * random.uniform(0, 6));
+    m.gate_bias.setZero();
+  }
+
+  void random_lines(const RandomField& random, GaussianParameters& m) const {
+    for (Index j = 0; j < m.num_experts(); ++j) {
+      line(random, 100 * (j + 1), j, m);
+      m.variance(j) = std::pow(10.0, -2 + 2 * random.uniform(j, 6));
+    }
+    m.gate_bias.setZero();
+  }
+
+  void from_labels(const std::vector<Index>& label, const RandomField& random, GaussianParameters& m) const {
+    Eigen::VectorXd shares(m.num_experts());
+    for (Index j = 0; j < m.num_experts(); ++j) {
+      Eigen::VectorXd weight(num_rows());
+      for (Index i = 0; i < num_rows(); ++i) weight(i) = label[static_cast<std::size_t>(i)] == j ? 1 : 0;
+      shares(j) = weight.sum();
+      if (shares(j) > static_cast<double>(d_) + 1)
+        regress(sample_.x, sample_.y, weight, j, m);
+      else
+        line(random, 1000 * (j + 1), j, m);
+    }
+    set_shares(shares, m);
+  }
+
+  std::vector<Index> labels(int kind, const RandomField& random, Index k) const {
+    if (kind == 1) return nearest_lines(random, k);
+    if (kind == 2) return k_means(sample_, random, k);
+    std::vector<Index> label(static_cast<std::size_t>(num_rows()));
+    if (kind == 4) {
+      for (Index i = 0; i < num_rows(); ++i)
+        label[static_cast<std::size_t>(i)] = static_cast<Index>(random.below(static_cast<std::uint64_t>(k), i, 2));
+      return label;
+    }
+    return projection(random, k);
+  }
+
+  /// Quantiles of a random projection of x; cuts are drawn, so that classes differ in size.
+  std::vector<Index> projection(const RandomField& random, Index k) const {
+    Eigen::VectorXd direction(d_ + 1);
+    for (Index c = 0; c < d_; ++c) direction(c) = random.normal(c, 3);
+    direction(d_) = 0;
+    const Eigen::VectorXd at = sample_.x * direction;
+    std::vector<double> sorted(at.data(), at.data() + at.size()), cuts;
+    std::sort(sorted.begin(), sorted.end());
+    for (Index j = 1; j < k; ++j) {
+      const auto rank = static_cast<std::size_t>(random.uniform(j, 4) * static_cast<double>(sorted.size()));
+      cuts.push_back(sorted[std::min(rank, sorted.size() - 1)]);
+    }
+    std::vector<Index> label;
+    for (const double value : at)
+      label.push_back(std::count_if(cuts.begin(), cuts.end(), [&](double cut) { return value > cut; }));
+    return label;
+  }
+
+  std::vector<Index> nearest_lines(const RandomField& random, Index k) const {
+    GaussianParameters lines;
+    lines.slope.setZero(k, d_);
+    lines.intercept = lines.variance = Eigen::RowVectorXd::Zero(k);
+    for (Index j = 0; j < k; ++j) line(random, 100 * (j + 1), j, lines);
+    std::vector<Index> label;
+    for (Index i = 0; i < num_rows(); ++i) {
+      const Eigen::VectorXd e = lines.slope * sample_.x.row(i).head(d_).transpose() + lines.intercept.transpose();
+      Index best = 0;
+      (e.array() - sample_.y(i)).abs().minCoeff(&best);
+      label.push_back(best);
+    }
+    return label;
+  }
+
+  /// The gate of the last expert back to where it is held.
+  void pin(GaussianParameters& m) const {
+    const Index last = m.num_experts() - 1;
+    if (linear_) m.gate_slope.rowwise() -= Eigen::RowVectorXd(m.gate_slope.row(last));
+    if (m.last_slope == LastSlope::Zero) m.gate_slope.row(last).setZero();
+    if (linear_ || form_.bias == BiasPlace::Outside || m.last_slope == LastSlope::Zero)
+      m.gate_bias.array() -= double(m.gate_bias(last));
+  }
+
+  /// Random order, as the last expert is special: its gate is pinned.
+  void shuffle(const RandomField& random, GaussianParameters& m) const {
+    for (Index j = m.num_experts() - 1; j > 0; --j) {
+      const auto other = static_cast<Index>(random.below(static_cast<std::uint64_t>(j + 1), j, 8));
+      m.slope.row(j).swap(m.slope.row(other));
+      std::swap(m.intercept(j), m.intercept(other));
+      std::swap(m.variance(j), m.variance(other));
+      std::swap(m.gate_bias(j), m.gate_bias(other));
+    }
+    pin(m);
+  }
+
+  /// Behind an activation a slope of 0 is a saddle: slopes of several sizes and both signs. Where x is far from 0 and
+  /// has to stay there, beta_1 . x must not: the activation would be flat on all rows. Slopes along the mean of x are
+  /// shortened to what keeps it in place, a free temperature makes up for the smaller range, and the bias for the mean.
+  void scatter_slopes(const RandomField& random, Index start, GaussianParameters& m) const {
+    constexpr double kSizes[] = {1, 0.5, 2, 4};
+    const double size = kSizes[start / kKinds % 4], square = center_.squaredNorm();
+    const double shorter = square > 0 ? (1 - 1 / std::sqrt(1 + square)) / square : 0;
+    const Index free = m.last_slope == LastSlope::Free ? m.num_experts() : m.num_experts() - 1;
+    double before = 0, after = 0;
+    for (Index j = 0; j < free; ++j) {
+      for (Index c = 0; c < d_; ++c) m.gate_slope(j, c) = size * random.normal(j * d_ + c, 9);
+      before += m.gate_slope.row(j).squaredNorm();
+      m.gate_slope.row(j) -= (shorter * m.gate_slope.row(j).dot(center_)) * center_;
+      after += m.gate_slope.row(j).squaredNorm();
+    }
+    if (free_temperature_ && before > 0) m.temperature *= std::sqrt(after / before);
+    m.gate_bias *= m.temperature;
+    if (form_.bias == BiasPlace::Inside) return;
+    for (Index j = 0; j < m.num_experts(); ++j) m.gate_bias(j) -= inner_(m.gate_slope.row(j).dot(center_)) - inner_(0);
+    m.gate_bias.array() -= double(m.gate_bias(m.num_experts() - 1));
+  }
+
+  GateForm form_;
+  double (*inner_)(double);
+  bool linear_, free_temperature_;
+  std::uint64_t seed_;
+  Index d_;
+  RowSample sample_;
+  Eigen::RowVectorXd center_;  // of x
+};
+
+}  // namespace moe::inline MOE_ABI::detail

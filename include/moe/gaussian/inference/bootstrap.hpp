@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/inference/relabel.hpp"
+#include "moe/gaussian/model/identified.hpp"
+#include "moe/gaussian/predict/sample.hpp"
+
+namespace moe::inline MOE_ABI {
+
+struct BootstrapOptions {
+  Index replications = 200;  ///< >= 2; some thousand for the ends of 99 % intervals
+  std::uint64_t seed = 1;
+  double level = 0.95;      ///< of the intervals, in (0, 1)
+  Index random_starts = 0;  ///< besides the start from the model itself; the better end counts
+  FitOptions fit = {};      ///< of every refit: penalties and floor as in the fit itself; its own progress is not used
+  std::function<void(Index done, Index replications)> progress = {};  ///< called from one thread at a time
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(const char* function) const {
+    if (replications < 2) fail(function, ": replications is ", replications, ", expected at least 2");
+    if (!(level > 0 && level < 1)) fail(function, ": level is ", level, ", expected a number in (0, 1)");
+    if (random_starts < 0) fail(function, ": random_starts is ", random_starts, ", expected at least 0");
+    fit.validate(function);
+  }
+};
+
+/// Spread of the replicates of a parameter.
+struct BootstrapError {
+  double standard_error = 0;    ///< standard deviation, divisor m - 1
+  double bias = 0;              ///< mean minus estimate
+  double lower = 0, upper = 0;  ///< percentile interval, linear between order statistics
+};
+
+struct BootstrapParameter {
+  std::string name = {};
+  double estimate = 0;
+  std::optional<BootstrapError> error = {};  ///< none with less than two usable replications
+};
+
+/// What bootstrap() says. Columns are as in StandardErrors: theta (ratios where there is a temperature ray), variances,
+/// and an identified temperature.
+struct Bootstrap {
+  std::vector<BootstrapParameter> parameters = {};
+  Matrix<double> replicates = {};           ///< [replications, parameters], experts matched
+  std::vector<double> log_likelihood = {};  ///< of each refit on its own sample
+  std::vector<bool> usable = {};            ///< false: a variance at the floor, or an expert without rows
+  Index num_usable = 0, num_not_converged = 0;
+  Index num_discarded = 0;  ///< refits that gave up an end of higher likelihood (FitFlags::discarded)
+
+  /// The parameter with that name. Throws std::invalid_argument if there is none.
+  const BootstrapParameter& operator[](const std::string& name) const {
+    for (const BootstrapParameter& p : parameters)
+      if (p.name == name) return p;
+    fail("moe::Bootstrap: there is no parameter \"", name, "\", expected one of `parameters`");
+  }
+};
+
+namespace detail {
+
+/// The numbers of a model that a bootstrap compares, all comparable between fits.
+template <class Gate>
+class BootstrapColumns {
+ public:
+  explicit BootstrapColumns(const GaussianMoe<Gate>& model)
+      : at_(layout(model)), ray_(has_temperature_ray(model)), hard_(is_hard(model) && model.num_experts() > 1) {
+    const std::vector<std::string> all = identified_names(model);
+    for (Index i = 0; i < at_.size(); ++i)
+      if (!(ray_ && i == at_.log_temperature())) {
+        kept_.push_back(i);
+        names_.push_back(all[static_cast<std::size_t>(i)]);
+      }
+    for (Index j = 0; j < at_.num_experts; ++j) names_.push_back("variance[" + std::to_string(j) + ']');
+    if (at_.free_temperature && !ray_) names_.push_back("tau");
+    if (hard_) gate_norm_ = gate_of(pack(model, at_)).norm();
+  }
+
+  const std::vector<std::string>& names() const { return names_; }
+
+  Eigen::RowVectorXd operator()(GaussianMoe<Gate> model) const {
+    if (ray_) to_unit_temperature(model);
+    Eigen::VectorXd theta = pack(model, at_);
+    const double norm = hard_ ? gate_of(theta).norm() : 0;
+    if (norm > 0) theta.head(at_.num_gate()) *= gate_norm_ / norm;  // a factor moves no boundary
+    Eigen::RowVectorXd row(static_cast<Index>(names_.size()));
+    Index column = 0;
+    for (const Index i : kept_) row(column++) = theta(i);
+    for (Index j = 0; j < at_.num_experts; ++j) row(column++) = model.variance(j);
+    if (column < row.size()) row(column) = model.temperature;
+    return row;
+  }
+
+ private:
+  Eigen::VectorXd gate_of(const Eigen::VectorXd& theta) const { return theta.head(at_.num_gate()); }
+
+  ParameterLayout at_;
+  bool ray_, hard_;
+  double gate_norm_ = 0;
+  std::vector<Index> kept_;
+  std::vector<std::string> names_;
+};
+
+/// Standard deviation and percentiles of some values, at least two.
+inline BootstrapError bootstrap_error(std::vector<double> values, double estimate, double level) {
+  const double n = static_cast<double>(values.size());
+  double mean = 0, squares = 0;
+  for (const double v : values) mean += v / n;
+  for (const double v : values) squares += (v - mean) * (v - mean);
+  std::sort(values.begin(), values.end());
+  const auto percentile = [&](double p) {
+    const double place = p * (n - 1), below = std::floor(place);
+    const auto i = static_cast<std::size_t>(below);
+    return values[i] + (place - below) * (values[std::min(i + 1, values.size() - 1)] - values[i]);
+  };
+  return {.standard_error = std::sqrt(squares / (n - 1)),
+          .bias = mean - estimate,
+          .lower = percentile((1 - level) / 2),
+          .upper = percentile((1 + level) / 2)};
+}
+
+/// Fills `parameters` from the usable replicates.
+inline void summarise(const std::vector<std::string>& names, const Eigen::RowVectorXd& estimates, double level,
+                      Bootstrap& out) {
+  for (Index c = 0; c < out.replicates.cols(); ++c) {
+    std::vector<double> values;
+    for (Index r = 0; r < out.replicates.rows(); ++r)
+      if (out.usable[static_cast<std::size_t>(r)]) values.push_back(out.replicates(r, c));
+    BootstrapParameter p{.name = names[static_cast<std::size_t>(c)], .estimate = estimates(c)};
+    if (values.size() >= 2) p.error = bootstrap_error(std::move(values), p.estimate, level);
+    out.parameters.push_back(std::move(p));
+  }
+}
+
+/// One refit to a sample from the model.
+template <class Gate>
+GaussianFit<Gate> refit(const GaussianMoe<Gate>& model, const RegressionData& data, FitOptions options, Index starts,
+                        std::uint64_t seed) {
+  options.progress = {};
+  options.last_slope = model.last_slope;
+  GaussianFit<Gate> best = fit_from(data, model, options);
+  if (starts == 0) return best;
+  options.starts = starts;
+  options.seed = seed;
+  GaussianFit<Gate> other = moe::fit(data, model.num_experts(), model.gate, options);
+  const auto interior = [](const GaussianFit<Gate>& f) { return !f.flags.at_floor && !f.flags.dead_expert; };
+  const bool better = interior(other) != interior(best)
+                          ? interior(other)
+                          : other.penalised_log_likelihood > best.penalised_log_likelihood;
+  if (better) std::swap(best, other);
+  const double highest = std::fmax(other.penalised_log_likelihood,  // NaN is none
+                                   std::fmax(best.discarded_log_likelihood, other.discarded_log_likelihood));
+  best.flags.discarded = highest > best.penalised_log_likelihood;
+  best.discarded_log_likelihood = best.flags.discarded ? highest : std::numeric_limits<double>::quiet_NaN();
+  return best;
+}
+
+}  // namespace detail
+
+/// Parametric bootstrap: refits the model to samples drawn from it at the same x [n, d], and takes standard errors and
+/// percentile intervals from the replicates. Experts are matched to those of the model by the assignment of least total
+/// distance (means, variances and gate weights over x), never by index. Refits start at the model.
+/// It assumes that the model is right; it asks for no derivatives, so it serves where standard_errors() has none or n
+/// is small. It is not valid for more experts than the truth (estimates at the boundary of what is identified), nor for
+/// a separated gate, whose replicates have no finite spread. Sparse gates: a refit moves boundaries only as far as EM
+/// from the model does (with one active expert not at all), so that the spread of the gate is too small, and that of
+/// the experts is given the boundaries; random_starts help. Gates with one active expert are scaled to the length of
+/// the model's gate.
+/// The result depends on arguments alone, not on the number of threads. Costs `replications` fits, in parallel. Throws
+/// as fit_from does, and for options out of range.
+/// Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; for mixtures: McLachlan & Peel 2000, section 2.16.
+template <class Gate>
+Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
+  constexpr const char* kName = "moe::bootstrap";
+  options.validate(kName);
+  detail::require_normal_form(kName, model);
+  const detail::BootstrapColumns<Gate> columns(model);
+  const Index count = options.replications, width = static_cast<Index>(columns.names().size());
+  Bootstrap out{.replicates = Matrix<double>(count, width)};
+  out.log_likelihood.resize(static_cast<std::size_t>(count));
+  std::vector<char> usable(static_cast<std::size_t>(count)), converged(usable), discarded(usable);
+  const RandomField seeds(Purpose::User, options.seed, 0x626f6f74);
+  std::mutex mutex;
+  Index done = 0;
+  parallel_for(count, [&](Index r, Index) {
+    const RegressionData data{.x = x, .y = sample(model, x, seeds.bits(r, 0))};
+    const GaussianFit<Gate> fit = detail::refit(model, data, options.fit, options.random_starts, seeds.bits(r, 1));
+    const auto s = static_cast<std::size_t>(r);
+    out.replicates.row(r) = columns(detail::relabelled(model, fit.model, x));
+    out.log_likelihood[s] = fit.log_likelihood;
+    usable[s] = !fit.flags.at_floor && !fit.flags.dead_expert;
+    converged[s] = fit.converged;
+    discarded[s] = fit.flags.discarded;
+    const std::lock_guard lock(mutex);
+    ++done;
+    if (options.progress) options.progress(done, count);
+  });
+  out.usable.assign(usable.begin(), usable.end());
+  out.num_usable = std::count(usable.begin(), usable.end(), 1);
+  out.num_discarded = std::count(discarded.begin(), discarded.end(), 1);
+  out.num_not_converged = std::count(converged.begin(), converged.end(), 0);
+  detail::summarise(columns.names(), columns(model), options.level, out);
+  return out;
+}
+
+/// The same for the model of a fit.
+template <class Gate>
+Bootstrap bootstrap(const GaussianFit<Gate>& fit, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
+  return bootstrap(fit.model, x, options);
+}
+
+}  // namespace moe::inline MOE_ABI

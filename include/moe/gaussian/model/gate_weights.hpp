@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "moe/gaussian/model/model.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// Weights of one row: softmax(z) on the active experts, exactly 0 elsewhere; pi [k] is overwritten.
+template <class Gate>
+class GateRow {
+ public:
+  explicit GateRow(const GaussianMoe<Gate>& model)
+      : model_(model),
+        form_(model.form()),
+        order_(static_cast<std::size_t>(model.num_experts())),
+        u_(model.num_experts()),
+        z_(model.num_experts()) {}
+
+  template <class Row>
+  void operator()(const Row& x, Eigen::Ref<Eigen::RowVectorXd> pi) {
+    using Inner = typename GateModel<Gate>::Inner;
+    const Index k = model_.num_experts();
+    const bool inside = form_.bias == BiasPlace::Inside;
+    for (Index j = 0; j < k; ++j) {
+      u_(j) = model_.gate_slope.row(j).dot(x);
+      const double outside = inside ? 0.0 : model_.gate_bias(j),
+                   argument = inside ? u_(j) + model_.gate_bias(j) : u_(j);
+      z_(j) = (Inner::value(argument) + outside) / model_.temperature;
+      if (form_.ranks_bias) u_(j) = z_(j);
+    }
+    if (form_.active < k) mask();
+    const double largest = z_.maxCoeff();
+    for (Index j = 0; j < k; ++j) pi(j) = std::exp(z_(j) - largest);  // 0 at -infinity, where Eigen has 5.6e-309
+    pi /= pi.sum();
+  }
+
+ private:
+  /// Takes all but the `active` experts of highest rank out; ties go to the lower one.
+  void mask() {
+    for (std::size_t j = 0; j < order_.size(); ++j) order_[j] = static_cast<Index>(j);
+    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return u_(a) > u_(b); });
+    for (std::size_t rank = static_cast<std::size_t>(form_.active); rank < order_.size(); ++rank)
+      z_(order_[rank]) = -std::numeric_limits<double>::infinity();
+  }
+
+  const GaussianMoe<Gate>& model_;
+  GateForm form_;
+  std::vector<Index> order_;
+  Eigen::RowVectorXd u_, z_;  // rank scores and scores
+};
+
+}  // namespace detail
+
+/// Gate weights pi_j(x) [n, k] of rows x [n, d]; each row sums to 1, inactive experts are exactly 0.
+/// Throws std::invalid_argument for a bad model or another number of columns. O(n k d).
+template <class Gate>
+Matrix<double> gate_weights(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  model.validate("moe::gate_weights");
+  detail::require_shape("moe::gate_weights", "x", x, x.rows(), model.input_dim());
+  Matrix<double> pi(x.rows(), model.num_experts());
+  detail::GateRow<Gate> weigh(model);
+  for (Index i = 0; i < x.rows(); ++i) weigh(x.row(i), pi.row(i));
+  return pi;
+}
+
+/// Means m_j(x) = a_j . x + b_j of the experts, [n, k].
+inline Matrix<double> expert_means(const GaussianParameters& model, const MatrixView<double>& x) {
+  detail::require_shape("moe::expert_means", "x", x, x.rows(), model.input_dim());
+  Matrix<double> means = x * model.slope.transpose();
+  means.rowwise() += model.intercept;
+  return means;
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "moe/gaussian/model/parameters.hpp"
+
+// What a likelihood can tell about the gate of a model.
+namespace moe::inline MOE_ABI::detail {
+
+/// Points at which an activation is looked at; its kinks, if any, are at 0.
+inline constexpr std::array<double, 8> kProbes = {-4.3, -1.9, -0.7, -0.25, 0.25, 0.7, 1.9, 4.3};
+
+/// p > 0 if act(c u) = c^p act(u) + constant for all c > 0, else 0: 1 for Identity and Relu. Such functions, and among
+/// those that are continuous at 0 only such, solve u act'(u) = p (act(u) - act(0)).
+template <Activation Act>
+double homogeneity() {
+  const double origin = Act::value(0.0);
+  double exponent = 0;
+  for (const double u : kProbes)
+    if (Act::value(u) != origin) exponent = u * Act::derivative(u) / (Act::value(u) - origin);
+  for (const double u : kProbes) {
+    const double left = u * Act::derivative(u), right = exponent * (Act::value(u) - origin);
+    if (std::abs(left - right) > 1e-12 * (std::abs(left) + std::abs(right))) return 0;
+  }
+  return exponent > 0 ? exponent : 0;
+}
+
+/// Is act(-u) = constant + sign act(u)? sign -1: odd up to a constant; +1: even.
+template <Activation Act>
+bool symmetric_activation(double sign) {
+  const double constant = (1 - sign) * Act::value(0.0);
+  for (const double u : kProbes)
+    if (std::abs(Act::value(-u) - constant - sign * Act::value(u)) > 1e-14 * (1 + std::abs(Act::value(u))))
+      return false;
+  return true;
+}
+
+/// Is there a ray of gates with one and the same likelihood, along which slopes, biases and the free temperature grow?
+template <class Gate>
+bool has_temperature_ray(const GaussianMoe<Gate>& model) {
+  return GateModel<Gate>::kFreeTemperature && model.num_experts() > 1 &&
+         homogeneity<typename GateModel<Gate>::Inner>() > 0;
+}
+
+/// Has every row one active expert, with weight 1 whatever the gate's numbers are?
+template <class Gate>
+bool is_hard(const GaussianMoe<Gate>& model) {
+  return model.form().active == 1;
+}
+
+/// Moves the temperature to 1 along the ray: beta_1 / tau^(1 / p) and beta_0 / tau, or tau^(1 / p) where it is an
+/// argument of the activation. No weight changes.
+template <class Gate>
+void to_unit_temperature(GaussianMoe<Gate>& model) {
+  const double p = homogeneity<typename GateModel<Gate>::Inner>();
+  MOE_ASSERT(p > 0);
+  const double root = p == 1 ? model.temperature : std::pow(model.temperature, 1 / p);
+  const bool outside = model.form().bias == BiasPlace::Outside;
+  model.gate_slope /= root;
+  model.gate_bias /= outside ? model.temperature : root;
+  model.temperature = 1;
+}
+
+/// The names of layout(model); along a ray, those of the ratios that are identified.
+template <class Gate>
+std::vector<std::string> identified_names(const GaussianMoe<Gate>& model) {
+  const ParameterLayout at = layout(model);
+  std::vector<std::string> names = at.names();
+  if (!has_temperature_ray(model)) return names;
+  const bool linear = homogeneity<typename GateModel<Gate>::Inner>() == 1;
+  const bool outside = model.form().bias == BiasPlace::Outside;
+  for (Index i = 0; i < at.log_temperature(); ++i) {
+    const bool plain = linear || (outside && i >= at.gate_bias(0));
+    names[static_cast<std::size_t>(i)] += plain ? "/tau" : "/tau^(1/p)";
+  }
+  return names;
+}
+
+/// Dimension of the set of densities that the gates describe: free gate parameters without the ray; boundaries alone
+/// where one expert is active, which a common positive factor does not move.
+template <class Gate>
+Index num_identified_gate(const GaussianMoe<Gate>& model) {
+  const ParameterLayout at = layout(model);
+  const Index k = at.num_experts, d = at.input_dim;
+  if (k == 1) return 0;
+  if (is_hard(model)) return (k - 1) * (model.form().ranks_bias ? d + 1 : d) - 1;
+  return at.num_gate() - (has_temperature_ray(model) ? 1 : 0);
+}
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <Eigen/Cholesky>
+#include <Eigen/Eigenvalues>
+#include <algorithm>
+#include <vector>
+
+#include "moe/gaussian/model/parameters.hpp"
+#include "moe/gaussian/pass/sweep.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// X^T X of the rows, X = (x, 1) [d + 1, d + 1]. O(n d^2).
+inline Eigen::MatrixXd gram_of(const RowBlocks& rows) {
+  const Index n = rows.input_dim() + 1;
+  std::vector<double> sums(static_cast<std::size_t>(num_pairs(n) * kDoubles));
+  PairProducts products;
+  AlignedBuffer<double> ones(kBlockRows);
+  std::fill_n(ones.data(), kBlockRows, 1.0);
+  for (Index b = 0; b < rows.num_blocks(); ++b) products.add(ones.data(), 1, rows.features(b), n, sums.data());
+  std::vector<double> total(static_cast<std::size_t>(num_pairs(n)));
+  add_lanes(sums.data(), num_pairs(n), total.data());
+  Eigen::MatrixXd gram(n, n);
+  for (Index f = 0; f < n; ++f)
+    for (Index g = f; g < n; ++g) gram(f, g) = gram(g, f) = total[static_cast<std::size_t>(pair_index(f, g, n))];
+  return gram;
+}
+
+/// Is x = 0 farther from the mean of the rows than every row, in units of their covariance? O(n d^2).
+inline bool origin_is_far(const RowBlocks& rows) {
+  const Index d = rows.input_dim();
+  const Eigen::MatrixXd gram = gram_of(rows) / static_cast<double>(rows.num_rows());
+  const Eigen::VectorXd mean = gram.col(d).head(d);
+  const Eigen::LLT<Eigen::MatrixXd> covariance(gram.topLeftCorner(d, d) - mean * mean.transpose());
+  const auto distance = [&](const Eigen::VectorXd& x) { return covariance.matrixL().solve(x - mean).squaredNorm(); };
+  double farthest = 0;
+  Eigen::VectorXd x(d);
+  for (Index b = 0; b < rows.num_blocks(); ++b)
+    for (Index i = 0; i < rows.rows(b); ++i) {
+      for (Index c = 0; c < d; ++c) x(c) = rows.features(b)[c * kBlockRows + i];
+      farthest = std::max(farthest, distance(x));
+    }
+  return distance(Eigen::VectorXd::Zero(d)) > (1 + 1e-9) * farthest;  // a row at the origin is not farther
+}
+
+/// How far scores, means and logarithms move with the parameters, as mean squares over rows: X^T X / n for the gate and
+/// for the line of each expert, 1 for temperature and variances [p, p]. An information judged against it knows neither
+/// units nor origin nor any other linear map of the inputs, nor that some of them are nearly collinear.
+inline Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
+  const Eigen::MatrixXd gram = gram_of(rows) / static_cast<double>(rows.num_rows());
+  const Index d = at.input_dim;
+  Eigen::MatrixXd out = Eigen::MatrixXd::Identity(at.size(), at.size());
+  const auto place = [&](Index slope, Index constant) {
+    if (slope >= 0) out.block(slope, slope, d, d) = gram.topLeftCorner(d, d);
+    if (constant >= 0) out(constant, constant) = gram(d, d);
+    if (slope < 0 || constant < 0) return;
+    out.col(constant).segment(slope, d) = gram.col(d).head(d);
+    out.row(constant).segment(slope, d) = gram.row(d).head(d);
+  };
+  for (Index j = 0; j < at.num_experts; ++j) {
+    place(j < at.free_slopes ? at.gate_slope(j) : -1, j < at.free_biases ? at.gate_bias(j) : -1);
+    place(at.slope(j), at.intercept(j));
+  }
+  return out;
+}
+
+/// An information matrix counts as singular below this ratio of eigenvalues.
+inline constexpr double kSingular = 1e-8;
+
+/// Eigenvalues of a symmetric matrix in coordinates in which `gram` is the identity, and then with a unit diagonal.
+/// Coordinates whose diagonal is not positive are apart.
+struct ScaledEigen {
+  ScaledEigen(const Eigen::MatrixXd& a, const Eigen::MatrixXd& gram) {
+    const double largest = a.size() > 0 ? a.diagonal().cwiseAbs().maxCoeff() : 0;
+    for (Index i = 0; i < a.rows(); ++i) (a(i, i) > 1e-14 * largest ? regular : flat).push_back(i);
+    if (regular.empty()) return;
+    const Index n = static_cast<Index>(regular.size());
+    const Eigen::LLT<Eigen::MatrixXd> cholesky(gram(regular, regular));
+    basis = cholesky.matrixU().solve(Eigen::MatrixXd::Identity(n, n));
+    const Eigen::MatrixXd white = basis.transpose() * a(regular, regular) * basis;
+    const double top = white.diagonal().cwiseAbs().maxCoeff();
+    basis *= white.diagonal().cwiseMax(1e-14 * top).cwiseSqrt().cwiseInverse().asDiagonal();
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(basis.transpose() * a(regular, regular) * basis);
+    values = eigen.eigenvalues();
+    vectors = basis * eigen.eigenvectors();
+  }
+
+  /// Smallest over largest eigenvalue; 0 if there is a flat coordinate.
+  double ratio() const { return flat.empty() && values.size() > 0 ? values(0) / values(values.size() - 1) : 0; }
+
+  /// The inverse; every coordinate must be regular and all eigenvalues positive.
+  Eigen::MatrixXd inverse() const {
+    const Eigen::MatrixXd half = vectors * values.cwiseSqrt().cwiseInverse().asDiagonal();
+    return half * half.transpose();
+  }
+
+  /// A direction at the regular coordinates, in the coordinates of unit diagonal.
+  Eigen::VectorXd to_unit(const Eigen::VectorXd& direction) const {
+    return basis.triangularView<Eigen::Upper>().solve(direction);
+  }
+
+  std::vector<Index> regular, flat;
+  Eigen::VectorXd values;          // ascending
+  Eigen::MatrixXd basis, vectors;  // columns at the regular coordinates; vectors^T a vectors = values
+};
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+
+#include "moe/core/aligned.hpp"
+#include "moe/core/parallel.hpp"
+#include "moe/core/simd.hpp"
+#include "moe/gaussian/model/data.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Rows of a block of data, and the distance between its columns. 128 rows of 3 experts and 5 inputs fill 20 KB: L1.
+inline constexpr Index kBlockRows = 128;
+
+/// x~ = (x - x_center) / x_scale, y~ = (y - y_center) / y_scale. Variances are the population's (1 / n).
+struct Standardisation {
+  Eigen::RowVectorXd x_center, x_scale;
+  double y_center = 0, y_scale = 1;
+
+  static Standardisation none(Index input_dim) {
+    return {Eigen::RowVectorXd::Zero(input_dim), Eigen::RowVectorXd::Ones(input_dim)};
+  }
+};
+
+/// A copy of the data that the likelihood streams through: blocks of kBlockRows rows, each stored by columns, x_1 ...
+/// x_d, ones, y, so that a register holds one column of several rows. Rows that fill the last block are zero, in the
+/// column of ones too: a sum of products with it, or with x, ignores them. Immutable, share freely.
+class RowBlocks {
+ public:
+  RowBlocks(const RegressionData& data, const Standardisation& by)
+      : num_rows_(data.num_rows()),
+        input_dim_(data.input_dim()),
+        columns_(AlignedBuffer<double>::uninitialised(num_blocks() * block_size())) {
+    const Eigen::RowVectorXd inverse = by.x_scale.cwiseInverse();
+    const double y_inverse = 1 / by.y_scale;
+    parallel_ranges(num_blocks(), /*grain=*/64, [&](Index begin, Index end, Index) {
+      for (Index b = begin; b < end; ++b) {
+        double* to = columns_.data() + b * block_size();
+        std::fill_n(to, block_size(), 0.0);
+        for (Index i = 0; i < rows(b); ++i) {
+          const Index row = b * kBlockRows + i;
+          for (Index c = 0; c < input_dim_; ++c)
+            to[c * kBlockRows + i] = (data.x(row, c) - by.x_center(c)) * inverse(c);
+          to[input_dim_ * kBlockRows + i] = 1;
+          to[(input_dim_ + 1) * kBlockRows + i] = (data.y(row) - by.y_center) * y_inverse;
+        }
+      }
+    });
+  }
+
+  Index num_rows() const { return num_rows_; }
+  Index input_dim() const { return input_dim_; }
+  Index num_blocks() const { return (num_rows_ + kBlockRows - 1) / kBlockRows; }
+  /// Rows of block b that are data.
+  Index rows(Index b) const { return std::min(kBlockRows, num_rows_ - b * kBlockRows); }
+
+  /// Columns of block b: inputs and ones [d + 1][kBlockRows], then y.
+  const double* features(Index b) const { return columns_.data() + b * block_size(); }
+  const double* output(Index b) const { return features(b) + (input_dim_ + 1) * kBlockRows; }
+
+  /// Asks memory for block b where all blocks exceed the caches: a column is too short for the processor to see a
+  /// stream. Inlined, as GCC drops calls of functions that only prefetch.
+  [[gnu::always_inline]] void prefetch(Index b) const {
+    constexpr Index kLine = 64 / static_cast<Index>(sizeof(double));
+    if (b >= num_blocks() || num_blocks() * block_size() < kCached) return;
+    for (Index i = 0; i < block_size(); i += kLine) __builtin_prefetch(features(b) + i);
+  }
+
+ private:
+  static constexpr Index kCached = Index{1} << 20;  // doubles: 8 MB
+
+  Index block_size() const { return (input_dim_ + 2) * kBlockRows; }
+
+  Index num_rows_, input_dim_;
+  AlignedBuffer<double> columns_;
+};
+
+}  // namespace moe::inline MOE_ABI::detail

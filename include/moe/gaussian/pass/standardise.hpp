@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <Eigen/Eigenvalues>
+#include <algorithm>
+#include <cmath>
+
+#include "moe/gaussian/model/model.hpp"
+#include "moe/gaussian/pass/row_blocks.hpp"
+
+namespace moe::inline MOE_ABI::detail {
+
+/// Mean and population standard deviation of a column, relative to its first number, so that equal numbers differ by
+/// exactly 0 however many, and in units of its spread, so that no square overflows.
+struct Moments {
+  double center = 0, scale = 0;
+
+  template <class Column>
+  explicit Moments(const Column& column) : center(column(0)) {
+    const double n = static_cast<double>(column.size()), origin = column(0);
+    double reach = 0, sum = 0, squares = 0;
+    for (Index i = 0; i < column.size(); ++i) reach = std::max(reach, std::abs(column(i) - origin));
+    if (!(reach > 0)) return;
+    for (Index i = 0; i < column.size(); ++i) sum += (column(i) - origin) / reach;
+    for (Index i = 0; i < column.size(); ++i) squares += std::pow((column(i) - origin) / reach - sum / n, 2);
+    center = origin + reach * (sum / n);
+    scale = reach * std::sqrt(squares / n);
+  }
+
+  /// Numbers that differ in their last digits alone tell nothing.
+  bool constant() const { return scale <= 1e-13 * std::abs(center); }
+};
+
+/// Throws std::invalid_argument where variances, slopes or their products would leave the range of double.
+inline void require_moderate(const char* function, const char* name, const Moments& m) {
+  if (!(m.scale > 1e-100 && m.scale < 1e100))
+    fail(function, ": ", name, " has standard deviation ", m.scale, ", expected 1e-100 to 1e100: choose another unit");
+}
+
+/// Means and population standard deviations of the data. x keeps its origin where the gate has no bias beside
+/// beta_1 . x that could take a shift up (`keep_origin`). Throws std::invalid_argument for a constant column of x and
+/// for absurd units; a constant y keeps scale 1.
+inline Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
+  Standardisation by = Standardisation::none(data.input_dim());
+  for (Index c = 0; c < data.input_dim(); ++c) {
+    const Moments moments(data.x.col(c));
+    if (moments.constant())
+      fail(function, ": column ", c, " of x is constant, ", data.x(0, c), ", expected columns that vary");
+    require_moderate(function, "a column of x", moments);
+    by.x_scale(c) = moments.scale;
+    if (!keep_origin) by.x_center(c) = moments.center;
+  }
+  const Moments y(data.y);
+  by.y_center = y.center;
+  if (y.constant()) return by;
+  require_moderate(function, "y", y);
+  by.y_scale = y.scale;
+  return by;
+}
+
+/// Throws std::invalid_argument, naming columns, if those of x (with ones) are linearly dependent.
+inline void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by) {
+  const Index d = data.input_dim();
+  Eigen::MatrixXd correlation = Eigen::MatrixXd::Zero(d, d);
+  Eigen::RowVectorXd center = Eigen::RowVectorXd::Zero(d), row(d);
+  for (Index i = 0; i < data.num_rows(); ++i) center += data.x.row(i) / static_cast<double>(data.num_rows());
+  for (Index i = 0; i < data.num_rows(); ++i) {
+    row = (data.x.row(i) - center).cwiseQuotient(by.x_scale);
+    for (Index a = 0; a < d; ++a)
+      for (Index b = a; b < d; ++b) correlation(a, b) += row(a) * row(b);
+  }
+  correlation /= static_cast<double>(data.num_rows());
+  for (Index a = 0; a < d; ++a)
+    for (Index b = a + 1; b < d; ++b) {
+      correlation(b, a) = correlation(a, b);
+      if (std::abs(correlation(a, b)) > 1 - 1e-10)
+        fail(function, ": columns ", a, " and ", b,
+             " of x are the same up to shift and scale, expected independent ones");
+    }
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(correlation);
+  if (eigen.eigenvalues()(0) > 1e-10) return;
+  Index worst = 0;
+  eigen.eigenvectors().col(0).cwiseAbs().maxCoeff(&worst);
+  fail(function, ": column ", worst, " of x is a linear combination of others, expected independent columns");
+}
+
+/// The model on standardised data, of a model on the data's own scale.
+inline void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
+  for (Index j = 0; j < m.num_experts(); ++j) {
+    m.gate_bias(j) += m.gate_slope.row(j).dot(by.x_center);
+    m.intercept(j) = (m.intercept(j) + m.slope.row(j).dot(by.x_center) - by.y_center) / by.y_scale;
+    m.gate_slope.row(j) = m.gate_slope.row(j).cwiseProduct(by.x_scale);
+    m.slope.row(j) = m.slope.row(j).cwiseProduct(by.x_scale) / by.y_scale;
+    m.variance(j) /= by.y_scale * by.y_scale;
+  }
+}
+
+/// And back.
+inline void to_data_scale(const Standardisation& by, GaussianParameters& m) {
+  for (Index j = 0; j < m.num_experts(); ++j) {
+    m.gate_slope.row(j) = m.gate_slope.row(j).cwiseQuotient(by.x_scale);
+    m.slope.row(j) = m.slope.row(j).cwiseQuotient(by.x_scale) * by.y_scale;
+    m.gate_bias(j) -= m.gate_slope.row(j).dot(by.x_center);
+    m.intercept(j) = m.intercept(j) * by.y_scale + by.y_center - m.slope.row(j).dot(by.x_center);
+    m.variance(j) *= by.y_scale * by.y_scale;
+  }
+}
+
+}  // namespace moe::inline MOE_ABI::detail

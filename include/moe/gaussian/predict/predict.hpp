@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cmath>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "moe/core/parallel.hpp"
+#include "moe/gaussian/model/gate_weights.hpp"
+#include "moe/gaussian/predict/normal_mixture.hpp"
+
+namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+inline void require_finite_rows(const char* function, const MatrixView<double>& x) {
+  for (Index i = 0; i < x.rows(); ++i)
+    for (Index c = 0; c < x.cols(); ++c)
+      if (!std::isfinite(x(i, c)))
+        fail(function, ": x is ", x(i, c), " in row ", i, ", column ", c, ", expected finite numbers");
+}
+
+/// Calls body(i, mixture), in parallel, with the distribution of y at every row i of x [n, d].
+template <class Gate, class Body>
+void for_each_conditional(const char* function, const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+                          Body&& body) {
+  model.validate(function);
+  require_shape(function, "x", x, x.rows(), model.input_dim());
+  require_finite_rows(function, x);
+  constexpr Index kGrain = 256;  // rows; at some 50 ns each, a task is worth its start
+  parallel_ranges(x.rows(), kGrain, [&](Index begin, Index end, Index) {
+    GateRow<Gate> weigh(model);
+    Eigen::RowVectorXd weights(model.num_experts()), means(model.num_experts());
+    NormalMixture mixture;
+    for (Index i = begin; i < end; ++i) {
+      weigh(x.row(i), weights);
+      means = model.intercept + x.row(i) * model.slope.transpose();
+      mixture.assign(weights, means, model.variance);
+      body(i, std::as_const(mixture));
+    }
+  });
+}
+
+}  // namespace detail
+
+/// What the model says about y at one x [d] (or [1, d]). Throws std::invalid_argument for a bad model, another number
+/// of inputs, or inputs that are not finite; so do all functions below. O(k d).
+template <class Gate>
+NormalMixture conditional(const GaussianMoe<Gate>& model, const Eigen::Ref<const Eigen::RowVectorXd>& x) {
+  NormalMixture result;
+  detail::for_each_conditional("moe::conditional", model, x, [&](Index, const NormalMixture& at) { result = at; });
+  return result;
+}
+
+/// Mean and variance of y, [n] each.
+struct Moments {
+  Eigen::VectorXd mean = {}, variance = {};
+};
+
+/// E[y | x] = sum_j pi_j m_j and Var[y | x] = sum_j pi_j (nu_j + (m_j - E[y | x])^2) at rows x [n, d].
+/// O(n k d), in parallel, the same bits for any number of threads; so are all functions below.
+template <class Gate>
+Moments predict_moments(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  Moments moments{Eigen::VectorXd(x.rows()), Eigen::VectorXd(x.rows())};
+  detail::for_each_conditional("moe::predict_moments", model, x, [&](Index i, const NormalMixture& at) {
+    moments.mean(i) = at.mean();
+    moments.variance(i) = at.variance();
+  });
+  return moments;
+}
+
+/// E[y | x] at rows x [n, d].
+template <class Gate>
+Eigen::VectorXd predict_mean(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  return predict_moments(model, x).mean;
+}
+
+/// Var[y | x] at rows x [n, d].
+template <class Gate>
+Eigen::VectorXd predict_variance(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  return predict_moments(model, x).variance;
+}
+
+/// The highest peak of the density of y at rows x [n, d].
+template <class Gate>
+Eigen::VectorXd predict_mode(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  Eigen::VectorXd modes(x.rows());
+  detail::for_each_conditional("moe::predict_mode", model, x,
+                               [&](Index i, const NormalMixture& at) { modes(i) = at.mode(); });
+  return modes;
+}
+
+/// Quantiles of y at rows x [n, d], one column per level: [n, levels]. Throws std::invalid_argument for a level outside
+/// of (0, 1).
+template <class Gate>
+Matrix<double> predict_quantiles(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+                                 std::span<const double> levels) {
+  Matrix<double> quantiles(x.rows(), static_cast<Index>(levels.size()));
+  detail::for_each_conditional("moe::predict_quantiles", model, x, [&](Index i, const NormalMixture& at) {
+    for (std::size_t l = 0; l < levels.size(); ++l) quantiles(i, static_cast<Index>(l)) = at.quantile(levels[l]);
+  });
+  return quantiles;
+}
+
+/// Densities p(y_c | x_i) of every row of x [n, d] at every value of y [m]: [n, m].
+template <class Gate>
+Matrix<double> density_grid(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+                            const Eigen::Ref<const Eigen::VectorXd>& y) {
+  Matrix<double> grid(x.rows(), y.size());
+  detail::for_each_conditional("moe::density_grid", model, x, [&](Index i, const NormalMixture& at) {
+    for (Index c = 0; c < y.size(); ++c) grid(i, c) = at.density(y(c));
+  });
+  return grid;
+}
+
+/// Densities p(y_i | x_i) of rows (x [n, d], y [n]). The likelihood is faster by moe/gaussian/pass/likelihood.hpp.
+template <class Gate>
+Eigen::VectorXd predict_density(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+                                const Eigen::Ref<const Eigen::VectorXd>& y) {
+  detail::require_shape("moe::predict_density", "y", y, x.rows(), 1);
+  Eigen::VectorXd densities(x.rows());
+  detail::for_each_conditional("moe::predict_density", model, x,
+                               [&](Index i, const NormalMixture& at) { densities(i) = at.density(y(i)); });
+  return densities;
+}
+
+/// P(Y <= y_i | x_i) of rows (x [n, d], y [n]): uniform on (0, 1) if the model is right, which residuals of a mixture
+/// are judged by.
+template <class Gate>
+Eigen::VectorXd predict_cdf(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+                            const Eigen::Ref<const Eigen::VectorXd>& y) {
+  detail::require_shape("moe::predict_cdf", "y", y, x.rows(), 1);
+  Eigen::VectorXd values(x.rows());
+  detail::for_each_conditional("moe::predict_cdf", model, x,
+                               [&](Index i, const NormalMixture& at) { values(i) = at.cdf(y(i)); });
+  return values;
+}
+
+/// The expert with the largest weight pi_j(x) at rows x [n, d]; ties go to the lower one.
+template <class Gate>
+std::vector<Index> predict_expert(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  std::vector<Index> experts(static_cast<std::size_t>(x.rows()));
+  detail::for_each_conditional("moe::predict_expert", model, x, [&](Index i, const NormalMixture& at) {
+    experts[static_cast<std::size_t>(i)] = at.expert();
+  });
+  return experts;
+}
+
+/// The expert that most probably made y_i at x_i, of rows (x [n, d], y [n]): largest responsibility, ties to the lower.
+template <class Gate>
+std::vector<Index> predict_expert(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+                                  const Eigen::Ref<const Eigen::VectorXd>& y) {
+  detail::require_shape("moe::predict_expert", "y", y, x.rows(), 1);
+  std::vector<Index> experts(static_cast<std::size_t>(x.rows()));
+  detail::for_each_conditional("moe::predict_expert", model, x, [&](Index i, const NormalMixture& at) {
+    experts[static_cast<std::size_t>(i)] = at.expert(y(i));
+  });
+  return experts;
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <vector>
+
+#include "moe/gaussian/theory/voronoi_measure.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Which powers of the errors a Voronoi loss adds up; see voronoi_loss().
+enum class VoronoiKind {
+  Automatic,   ///< Softmax for linear gates, Activation for the others
+  Softmax,     ///< of (beta_1, beta_0) / tau, which is what a linear gate with a temperature identifies
+  Activation,  ///< of beta_1 and tau, where the gate does not interact with the experts
+  Power        ///< of beta_1 and tau, the same power `order` everywhere
+};
+
+/// Where the gates of the two models are before they are compared.
+enum class VoronoiShift {
+  Off,     ///< as they are: for models in normal form (beta_1k = 0, beta_0k = 0)
+  Centred  ///< both at a reference cell: no common shift of either gate changes the loss
+};
+
+struct VoronoiOptions {
+  VoronoiKind kind = VoronoiKind::Automatic;
+  VoronoiShift shift = VoronoiShift::Off;
+  double order = 1;  ///< r >= 1 of Power
+};
+
+/// An expert of the fitted model: the true expert whose cell it is in, and how far it is from that one.
+struct VoronoiAtom {
+  Index cell = 0;
+  double weight = 0;       ///< omega = exp(beta_0 / tau)
+  double gate_slope = 0;   ///< |Delta beta_1|, Euclidean; of beta_1 / tau for Softmax
+  double temperature = 0;  ///< |Delta tau|; 0 for Softmax
+  double slope = 0;        ///< |Delta a|, Euclidean
+  double intercept = 0;    ///< |Delta b|
+  double variance = 0;     ///< |Delta nu|
+};
+
+/// The terms of one true expert.
+struct VoronoiCell {
+  Index atoms = 0;        ///< fitted experts in the cell
+  double parameters = 0;  ///< sum over them of omega * (powers of their errors)
+  double mass = 0;        ///< |sum over them of omega - omega*|
+
+  double loss() const { return parameters + mass; }
+};
+
+/// Result of voronoi_loss().
+struct VoronoiLoss {
+  double total = 0;                     ///< >= 0; +infinity if a fitted omega overflows
+  std::vector<VoronoiCell> cells = {};  ///< one per true expert
+  std::vector<VoronoiAtom> atoms = {};  ///< one per fitted expert
+};
+
+/// rbar(m): the power of errors in a cell of m >= 1 experts. 1, 4 and 6 for m = 1, 2, 3 are known (rbar(2), rbar(3):
+/// the smallest order at which a system of polynomial equations has no solution); from m = 4 on it is open, and 2 m a
+/// convention. Throws std::invalid_argument for m < 1. Nguyen, Nguyen & Ho (arXiv:2305.03288).
+inline double voronoi_exponent(Index m) {
+  if (m < 1) fail("moe::voronoi_exponent: m is ", m, ", expected at least 1");
+  return m == 1 ? 1 : 2 * static_cast<double>(m);
+}
+
+namespace detail {
+
+/// omega * (powers of the errors) of a fitted expert in a cell of m.
+inline double voronoi_term(const VoronoiAtom& atom, Index m, VoronoiKind kind, double order) {
+  double gate = order, slope = order, intercept = order, variance = order;  // powers
+  if (kind != VoronoiKind::Power && m == 1) gate = slope = intercept = variance = 1;
+  if (kind != VoronoiKind::Power && m > 1) {
+    const double rbar = voronoi_exponent(m);
+    const bool interacts = kind == VoronoiKind::Softmax;
+    gate = interacts ? rbar : 2;
+    slope = interacts ? rbar / 2 : 2;
+    intercept = rbar;
+    variance = rbar / 2;
+  }
+  const double errors = std::pow(atom.gate_slope, gate) + std::pow(atom.temperature, gate) +
+                        std::pow(atom.slope, slope) + std::pow(atom.intercept, intercept) +
+                        std::pow(atom.variance, variance);
+  return atom.weight > 0 && errors > 0 ? atom.weight * errors : 0;  // no 0 times infinity
+}
+
+/// All but the total.
+inline VoronoiLoss voronoi_terms(VoronoiMeasure fitted, VoronoiMeasure truth, bool linear,
+                                 const VoronoiOptions& options) {
+  const auto cells = options.shift == VoronoiShift::Centred ? centre(fitted, truth, linear)
+                                                            : voronoi_cells(fitted, truth, /*with_gate=*/true);
+  VoronoiLoss loss;
+  loss.cells.resize(static_cast<std::size_t>(truth.size()));
+  std::vector<double> mass(loss.cells.size());
+  for (Index i = 0; i < fitted.size(); ++i) {
+    const Index j = cells[static_cast<std::size_t>(i)];
+    loss.atoms.push_back({.cell = j,
+                          .weight = std::exp(fitted.log_weight(i)),
+                          .gate_slope = (fitted.gate_slope.row(i) - truth.gate_slope.row(j)).norm(),
+                          .temperature = std::abs(fitted.temperature - truth.temperature),
+                          .slope = (fitted.slope.row(i) - truth.slope.row(j)).norm(),
+                          .intercept = std::abs(fitted.intercept(i) - truth.intercept(j)),
+                          .variance = std::abs(fitted.variance(i) - truth.variance(j))});
+    ++loss.cells[static_cast<std::size_t>(j)].atoms;
+    mass[static_cast<std::size_t>(j)] += loss.atoms.back().weight;
+  }
+  for (const VoronoiAtom& atom : loss.atoms) {
+    VoronoiCell& cell = loss.cells[static_cast<std::size_t>(atom.cell)];
+    cell.parameters += voronoi_term(atom, cell.atoms, options.kind, options.order);
+  }
+  for (std::size_t j = 0; j < mass.size(); ++j) {
+    const double weight = std::exp(truth.log_weight(static_cast<Index>(j)));
+    if (!std::isfinite(weight))
+      fail("moe::voronoi_loss: exp(beta_0 / tau) of true expert ", j, " overflows, expected a smaller gate_bias");
+    loss.cells[j].mass = std::abs(mass[j] - weight);
+  }
+  return loss;
+}
+
+/// Sum of the `count` largest terms.
+inline double largest_terms(const std::vector<VoronoiCell>& cells, Index count) {
+  std::vector<double> terms;
+  for (const VoronoiCell& cell : cells) terms.push_back(cell.loss());
+  std::sort(terms.begin(), terms.end(), std::greater<>());
+  double sum = 0;
+  for (Index j = 0; j < count; ++j) sum += terms[static_cast<std::size_t>(j)];
+  return sum;
+}
+
+}  // namespace detail
+
+/// Voronoi loss between a fitted model and the truth: how far estimates are off, expert by expert, at the rates of the
+/// theory. Cell A_j holds the fitted experts that are nearest to true expert j in (beta_1, a, b, nu), ties to the lower
+/// j; tau is the same for all experts of a model and decides no cell. With omega_i = exp(beta_0i / tau),
+///   cell_j = sum_{i in A_j} omega_i (|D beta_1|^p1 + |D tau|^p1 + |D a|^p2 + |D b|^p3 + |D nu|^p4)
+///            + |sum_{i in A_j} omega_i - omega*_j|
+///   total  = sum of the K largest cells; K = k of a TopKGate of the truth (the largest sum over K true experts),
+///            all of them for other gates
+/// Powers (p1, p2, p3, p4) by kind are, in cells of one expert, (1, 1, 1, 1); in cells of m > 1, r = rbar(m):
+///   Softmax     (r, r/2, r, r/2) of gamma = (beta_1, beta_0) / tau at tau = 1: D1 and D2. A linear gate's temperature
+///               is not identified, gamma is
+///   Activation  (2, 2, r, r/2)
+///   Power       (order, order, order, order) in all cells; with a linear gate the estimates are slower than any order
+/// where rbar(2) = 4, rbar(3) = 6, and beyond 2 m, a convention. Gates may differ in type, not in
+/// activation. With one active expert (k = 1) a TopKGate's weights do not depend on the gate, and its terms mean
+/// little. Shift Off compares the models as they are, which suits the normal form of normalise(). Centred moves both
+/// first: the truth to beta_1 = 0, beta_0 = 0 at its last expert, the fitted one to weighted mean 0 of beta_1 and mass
+/// 1 in the cell of that expert, which is the infimum over common shifts up to a factor; cells and shift take turns, at
+/// most 3 times. With an activation only beta_0 has a common shift. The weights are not normalised: an expert with
+/// beta_0 = -8 counts 3e-4. In over-specified models the singleton cells and the masses dominate, so a loss of order
+/// n^-1/2 goes with errors of order n^-1/8. Throws std::invalid_argument for a bad model, models of different
+/// input_dim, order < 1, a true weight that overflows, kind Softmax with an activation, and a bias inside of an
+/// activation, where exp(beta_0 / tau) is no mass. O(k k* d), allocates. Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K:
+/// Nguyen et al. (arXiv:2309.13850); temperature and activation: Nguyen, Akbarian & Ho (arXiv:2401.13875), whose
+/// over-specified powers are read off its Laplace-gated sibling (arXiv:2402.03226).
+template <class FittedGate, class TrueGate>
+VoronoiLoss voronoi_loss(const GaussianMoe<FittedGate>& fitted, const GaussianMoe<TrueGate>& truth,
+                         VoronoiOptions options = {}) {
+  constexpr const char* kName = "moe::voronoi_loss";
+  using Inner = typename GateModel<TrueGate>::Inner;
+  static_assert(std::is_same_v<typename GateModel<FittedGate>::Inner, Inner>,
+                "moe::voronoi_loss: both gates need the same activation (Identity for linear gates)");
+  constexpr bool kLinear = std::is_same_v<Inner, Identity>;
+  fitted.validate(kName);
+  truth.validate(kName);
+  if (fitted.input_dim() != truth.input_dim())
+    fail(kName, ": fitted has ", fitted.input_dim(), " inputs, expected as many as the truth, ", truth.input_dim());
+  if (!(options.order >= 1 && std::isfinite(options.order)))
+    fail(kName, ": order is ", options.order, ", expected a finite number >= 1");
+  if (options.kind == VoronoiKind::Automatic) options.kind = kLinear ? VoronoiKind::Softmax : VoronoiKind::Activation;
+  const bool ratio = options.kind == VoronoiKind::Softmax;
+  if (!kLinear && ratio) fail(kName, ": kind is Softmax with an activation, expected Activation or Power");
+  if (!kLinear && (fitted.form().bias == BiasPlace::Inside || truth.form().bias == BiasPlace::Inside))
+    fail(kName, ": the bias is inside of the activation, expected Outside");
+  VoronoiLoss loss = detail::voronoi_terms({fitted, ratio}, {truth, ratio}, kLinear, options);
+  loss.total = detail::largest_terms(loss.cells, truth.form().active);
+  return loss;
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "moe/io/block/block_weights.hpp"
+#include "moe/io/block/stated_storage.hpp"
+#include "moe/io/checkpoint/load_weight.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// Which block of a checkpoint to load, and whom to tell about it.
+struct LoadOptions {
+  Index layer = 0;          ///< number of the layer in the names
+  std::string prefix = {};  ///< of the block's tensors, instead of that of the family: "decoder.block.3.layer.2.mlp."
+  LoadProgress progress = {};
+};
+
+namespace detail {
+
+/// Throws std::runtime_error unless the tensors below the prefix are those in `expected`. A prefix that is a whole
+/// transformer layer holds other parts, too: there the folders of the expected tensors are looked into.
+inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& location,
+                             const std::set<std::string>& expected) {
+  const std::string& prefix = location.prefix;
+  std::set<std::string> owned{prefix};
+  if (location.format.prefix.ends_with("{}.")) {
+    owned.clear();
+    for (const std::string& name : expected) owned.insert(name.substr(0, name.find('.', prefix.size()) + 1));
+  }
+  const std::string_view shared = location.format.shared_down;
+  if (!shared.empty() && shared.find('.') != shared.npos)
+    owned.insert(prefix + std::string(shared.substr(0, shared.find('.') + 1)));
+  const std::string neighbour = prefix + std::string(location.format.neighbour);
+  for (const std::string& folder : owned)
+    for (auto name = std::lower_bound(checkpoint.names().begin(), checkpoint.names().end(), folder);
+         name != checkpoint.names().end() && name->starts_with(folder); ++name)
+      if (!expected.contains(*name) && *name != neighbour)
+        fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", *name,
+                         "' is not part of a block of family '", location.format.family, "'");
+}
+
+/// A matrix with the slices that fill it: one, or gates and ups from two.
+struct MatrixSlices {
+  PanelMatrix<F32>* matrix;
+  std::vector<WeightSlice> slices;
+};
+
+/// The jobs of a load, in the order of the tensors.
+inline std::vector<MatrixSlices> slices_of(const std::vector<BoundTensor>& tensors,
+                                           const std::vector<WeightSource>& sources) {
+  std::vector<MatrixSlices> jobs;
+  std::map<PanelMatrix<F32>*, std::size_t> place;
+  for (std::size_t t = 0; t < tensors.size(); ++t)
+    for (const WeightPiece& piece : tensors[t].pieces) {
+      const auto [entry, is_new] = place.emplace(piece.matrix, jobs.size());
+      if (is_new) jobs.push_back({piece.matrix, {}});
+      jobs[entry->second].slices.push_back({.source = sources[t],
+                                            .outputs = piece.outputs,
+                                            .inputs = piece.matrix->inputs(),
+                                            .first = piece.first,
+                                            .output_stride = piece.output_stride,
+                                            .input_stride = piece.input_stride});
+    }
+  return jobs;
+}
+
+/// Reads all tensors, in parallel.
+inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources,
+                         const LoadOptions& options) {
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    if (!tensors[t].numbers) continue;
+    std::vector<float> values(static_cast<std::size_t>(tensors[t].numbers->size()));
+    sources[t].read_values(0, std::span(values));
+    for (std::size_t i = 0; i < values.size(); ++i) (*tensors[t].numbers)(static_cast<Index>(i)) = values[i];
+  }
+  WeightLoader loader;
+  for (const MatrixSlices& job : slices_of(tensors, sources)) {
+    if (job.slices.size() == 2)
+      loader.add(GateUpSlices{job.slices[0], job.slices[1]}, *job.matrix);
+    else if (job.matrix->order() == PanelOrder::Paired)
+      loader.add(gate_up_halves(job.slices[0]), *job.matrix);
+    else
+      loader.add(job.slices[0], *job.matrix);
+  }
+  loader.run(options.progress);
+}
+
+}  // namespace detail
+
+/// Finds the tensors of a block: the first format of the family whose router and last expert weight are there, below
+/// the family's prefix with the number of the layer in it, or below options.prefix.
+/// Throws std::invalid_argument for a family that is not in kFamilyFormats, std::runtime_error if nothing is found.
+inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& config,
+                                const LoadOptions& options = {}) {
+  bool known = false;
+  std::string tried;
+  for (const FamilyFormat& format : kFamilyFormats) {
+    if (format.family != config.family) continue;
+    known = true;
+    if (format.gate.empty() != (config.expert == ExpertKind::ReluPlain)) continue;
+    const std::string prefix = options.prefix.empty() ? numbered_name(format.prefix, options.layer) : options.prefix;
+    const std::string router = prefix + std::string(format.router);
+    const std::string down = prefix + numbered_name(format.down, std::max<Index>(config.num_experts, 1) - 1);
+    const bool has_router = checkpoint.contains(router), has_down = WeightSource::exists(checkpoint, down);
+    if (has_router && has_down) return {format, prefix, !checkpoint.contains(down)};
+    const std::string router_text = has_router ? "" : "'" + router + "'", down_text = has_down ? "" : "'" + down + "'";
+    tried += (tried.empty() ? "" : ", or ") + router_text + (has_router || has_down ? "" : " and ") + down_text;
+  }
+  if (!known) fail("moe::find_block: family '", config.family, "' is not known");
+  fail_environment("moe::find_block: '", checkpoint.path().string(), "' has no MoE block of family '", config.family,
+                   "' there: missing tensors ", tried);
+}
+
+namespace detail {
+
+[[noreturn]] inline void refuse_shape(const Checkpoint& checkpoint, const std::string& name,
+                                      const std::vector<Index>& found, const std::vector<Index>& expected) {
+  fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", name, "' has shape [",
+                   join(found, ", "), "], expected [", join(expected, ", "), "]");
+}
+
+/// The sizes of a configuration must be those of the file before memory is taken for them.
+inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockLocation& location) {
+  const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
+    const std::vector<Index> found = WeightSource::find(checkpoint, location.prefix + name).shape();
+    if (found != expected) refuse_shape(checkpoint, location.prefix + name, found, expected);
+  };
+  const FamilyFormat& format = location.format;
+  const Index count = config.num_experts, hidden = config.hidden_dim, dim = config.model_dim;
+  require(std::string(format.router), {config.num_logits(), dim});
+  if (format.layout == ExpertLayout::PerExpert) {
+    for (Index e = 0; e < count; ++e) require(numbered_name(format.down, e), {dim, hidden});
+  } else if (format.layout == ExpertLayout::StackedRows) {
+    require(std::string(format.down), {count * hidden, dim});
+  } else {
+    const bool in_out = format.layout == ExpertLayout::FusedInOut || format.layout == ExpertLayout::FusedInterleaved;
+    const bool turned = in_out && !location.is_quantised;
+    require(std::string(format.down), {count, turned ? hidden : dim, turned ? dim : hidden});
+  }
+  if (config.shared_dim != 0) require(std::string(format.shared_down), {dim, config.shared_dim});
+}
+
+/// The stored weights of tensors, whose shapes must be as expected.
+inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const std::vector<BoundTensor>& tensors) {
+  std::vector<WeightSource> sources;
+  for (const BoundTensor& tensor : tensors) {
+    sources.push_back(WeightSource::find(checkpoint, tensor.name));
+    if (sources.back().shape() != tensor.shape)
+      refuse_shape(checkpoint, tensor.name, sources.back().shape(), tensor.shape);
+  }
+  return sources;
+}
+
+}  // namespace detail
+
+/// Loads the MoE block of a published model from its own files: every weight of the block, whatever its type and
+/// layout, as float. Experts are read and converted in parallel.
+///   const auto checkpoint = moe::Checkpoint::open(directory);
+///   const auto block = moe::load_moe_block(checkpoint, moe::read_moe_config(directory / "config.json"), {.layer = 3});
+/// Throws std::runtime_error that names the tensor if one is missing, of another shape, below the prefix without being
+/// part of the block, or stored otherwise than config.quantisation says; std::invalid_argument as MoeBlock and
+/// find_block do. FP8 without scales is taken as it is only where neither the configuration nor another weight of the
+/// block speaks of scales.
+/// Memory: the block, and a buffer of 16 rows per thread.
+inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
+  config.validate();
+  const BlockLocation location = find_block(checkpoint, config, options);
+  detail::require_sizes(checkpoint, config, location);
+  MoeBlock block(config);
+  const auto tensors = bind_weights(block, location.format, location.prefix, location.is_quantised);
+  const auto sources = detail::sources_of(checkpoint, tensors);
+  detail::require_stated(config, location, tensors, sources);
+  std::set<std::string> expected;
+  for (const WeightSource& source : sources)
+    for (std::string& name : source.stored_names()) expected.insert(std::move(name));
+  Index filled = 0;
+  for (const BoundTensor& tensor : tensors) {
+    if (tensor.numbers) filled += tensor.numbers->size();
+    for (const WeightPiece& piece : tensor.pieces) filled += piece.outputs * piece.matrix->inputs();
+  }
+  if (filled != num_parameters(block))
+    fail("moe::load_moe_block: the tensors of family '", config.family, "' hold ", filled, " weights, expected ",
+         num_parameters(block), " as in the block");
+  detail::require_no_other(checkpoint, location, expected);
+  detail::load_tensors(tensors, sources, options);
+  return block;
+}
+
+/// The router and the gate of a block alone, by the names of `format` below `prefix`; other tensors are not looked at.
+/// For families with a TopKGate. Throws as load_moe_block does.
+inline std::pair<LinearRouter, TopKGate> load_router(const Checkpoint& checkpoint, const MoeConfig& config,
+                                                     const FamilyFormat& format, const std::string& prefix) {
+  config.validate();
+  const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
+  std::pair loaded(LinearRouter(config.num_logits(), config.model_dim, bias), config.gate);
+  if (config.selection_bias) loaded.second.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
+  detail::BlockBinder binder(config, format, prefix, false);
+  binder.bind_router(loaded.first, loaded.second);
+  const auto tensors = binder.take();
+  const auto sources = detail::sources_of(checkpoint, tensors);
+  detail::require_stated(config, {.format = format, .prefix = prefix}, tensors, sources);
+  detail::load_tensors(tensors, sources, {});
+  return loaded;
+}
+
+}  // namespace moe::inline MOE_ABI

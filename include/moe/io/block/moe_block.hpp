@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <optional>
+#include <type_traits>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "moe/expert/gated_expert.hpp"
+#include "moe/expert/glu.hpp"
+#include "moe/expert/mlp.hpp"
+#include "moe/expert/offset.hpp"
+#include "moe/expert/one_of.hpp"
+#include "moe/expert/scaled_identity.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
+#include "moe/io/families/moe_config.hpp"
+#include "moe/layer/branches.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/router/linear.hpp"
+
+namespace moe::inline MOE_ABI {
+
+using ClampedGlu = BasicGlu<F32, ClampedSwiGlu>;
+using GeluGlu = BasicGlu<F32, GatedBy<GeluTanh>>;
+using ReluMlp = BasicMlp<F32, Relu>;
+using GluOrIdentity = OneOf<Glu, ScaledIdentity>;
+
+namespace detail {
+
+template <class Gate, class E>
+using LayerOf = MoeLayer<LinearRouter, Gate, ExpertPool<E>>;
+using GluLayer = LayerOf<TopKGate, Glu>;
+
+/// The innermost layer of one with branches, and its tape.
+template <class L>
+auto& innermost(L& layer) {
+  if constexpr (requires { layer.layer(); })
+    return layer.layer();
+  else
+    return layer;
+}
+template <class T>
+auto& innermost_tape(T& tape) {
+  if constexpr (requires { tape.layer; })
+    return tape.layer;
+  else
+    return tape;
+}
+
+}  // namespace detail
+
+/// The MoE block of a published model: one of a closed set of layers, each made of the library's router, gates, experts
+/// and branches, behind one interface. A std::variant and not a class with virtual functions: the set is known, and the
+/// block stays a value that is copied, visited and trained as the layer in it is (visit, zeros_like, save_parameters
+/// and optimisers work); std::visit on layer() reaches the concrete type. Immutable in forward, share freely.
+class MoeBlock {
+ public:
+  using Scalar = float;
+  using Layer = std::variant<detail::GluLayer,                                       // Mixtral, OLMoE, DBRX, ...
+                             WithBranches<detail::GluLayer, Glu>,                    // shared expert: DeepSeek, ...
+                             WithBranches<detail::GluLayer, GatedExpert<Glu, F32>>,  // Qwen2-MoE
+                             WithBranches<detail::GluLayer, Offset>,                 // JetMoE
+                             detail::LayerOf<TopKGate, ClampedGlu>,                  // GPT-OSS
+                             detail::LayerOf<TopKGate, GluOrIdentity>,               // LongCat
+                             detail::LayerOf<SparseMixerGate, Glu>,                  // Phi-3.5-MoE
+                             detail::LayerOf<WithCapacity<TopKGate>, ReluMlp>,       // Switch, NLLB
+                             detail::LayerOf<WithCapacity<TopKGate>, GeluGlu>>;      // Switch 1.1
+
+  /// What forward leaves for backward; see MoeLayer::Tape.
+  class Tape {
+    template <class Variant>
+    struct TapesOf;
+    template <class... Layers>
+    struct TapesOf<std::variant<Layers...>> {
+      // One alternative per layer, as different layers may have the same tape.
+      using type = std::variant<std::monostate, std::pair<Layers*, typename Layers::Tape>...>;
+    };
+
+    template <class L>
+    typename L::Tape& of() {
+      using Entry = std::pair<L*, typename L::Tape>;
+      if (!std::holds_alternative<Entry>(tape_)) tape_.template emplace<Entry>();
+      return std::get<Entry>(tape_).second;
+    }
+    template <class Result, class Member>
+    const Result& read(const Member& member) const {
+      const auto visitor = [&]<class Entry>(const Entry& entry) -> const Result& {
+        if constexpr (std::is_same_v<Entry, std::monostate>)
+          fail("moe::MoeBlock::Tape: no forward pass has been recorded");
+        else
+          return member(detail::innermost_tape(entry.second));
+      };
+      return std::visit(visitor, tape_);
+    }
+    friend MoeBlock;
+    typename TapesOf<Layer>::type tape_;
+
+   public:
+    /// Of the last forward pass, [num_tokens, num_logits]. Both throw std::invalid_argument if there was none.
+    const Matrix<float>& logits() const {
+      return read<Matrix<float>>([](const auto& tape) -> const auto& { return tape.logits; });
+    }
+    const Routing<float>& routing() const {
+      return read<Routing<float>>([](const auto& tape) -> const auto& { return tape.routing; });
+    }
+  };
+
+  /// A block of this configuration with all weights zero. Throws std::invalid_argument for numbers out of range or a
+  /// combination of parts that no published model has.
+  explicit MoeBlock(const MoeConfig& config) : config_(config), layer_(make(config)) {}
+
+  const MoeConfig& config() const { return config_; }
+  Layer& layer() { return layer_; }
+  const Layer& layer() const { return layer_; }
+  Index model_dim() const { return config_.model_dim; }
+  Index input_dim() const { return config_.model_dim; }
+  Index output_dim() const { return config_.model_dim; }
+  Index num_experts() const { return config_.num_logits(); }
+  const LinearRouter& router() const {
+    return std::visit([](const auto& layer) -> const LinearRouter& { return detail::innermost(layer).router(); },
+                      layer_);
+  }
+
+  /// out [num_tokens, model_dim]; with step.group_id of the sequences where the capacity is per sequence (Switch). The
+  /// workspace then holds logits and routing. Throws as MoeLayer::forward does.
+  void forward(const MatrixView<float>& tokens, const Step& step, MatrixRef<float> out, Workspace& ws) const {
+    std::visit([&](const auto& layer) { layer.forward(tokens, step, out, ws); }, layer_);
+  }
+  void forward(const MatrixView<float>& tokens, const Step& step, MatrixRef<float> out, Tape& tape) const {
+    std::visit(
+        [&](const auto& layer) { layer.forward(tokens, step, out, tape.of<std::remove_cvref_t<decltype(layer)>>()); },
+        layer_);
+  }
+
+  /// See MoeLayer::backward; `gradient` is a block of the same configuration. Where k is 1 and weights are normalised,
+  /// config.gate.constant_weights must accept that (see TopKGate).
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
+                const RoutingGradient<float>& losses, MoeBlock& gradient, MatrixRef<float> dtokens) const {
+    run_backward(tokens, tape, dout, losses, gradient, dtokens);
+  }
+  /// The same without dL/dtokens.
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
+                const RoutingGradient<float>& losses, MoeBlock& gradient) const {
+    run_backward(tokens, tape, dout, losses, gradient);
+  }
+
+  /// What the gate makes of logits [num_tokens, num_logits]; as in forward.
+  void route(const MatrixView<float>& logits, const Step& step, Routing<float>& routing) const {
+    with_gate([&](const auto& gate) { gate.route(logits, step, routing); });
+  }
+  /// Scores of all experts before selection.
+  void probabilities(const MatrixView<float>& logits, const Step& step, Matrix<float>& p) const {
+    with_gate([&](const auto& gate) { gate.probabilities(logits, step, p); });
+  }
+
+  /// Calls f(gate) with the gate that this block has.
+  template <class F>
+  void with_gate(F&& f) const {
+    std::visit([&](const auto& layer) { f(detail::innermost(layer).gate()); }, layer_);
+  }
+
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    std::visit(
+        [&](auto& layer) { moe::visit(f, layer, std::get<std::remove_cvref_t<decltype(layer)>>(rest.layer_)...); },
+        first.layer_);
+  }
+
+ private:
+  template <class... Tokens>
+  void run_backward(const ConstMatrixRef<float>& tokens, Tape& tape, const ConstMatrixRef<float>& dout,
+                    const RoutingGradient<float>& losses, MoeBlock& gradient, Tokens&... dtokens) const {
+    if (gradient.layer_.index() != layer_.index())
+      fail("moe::MoeBlock::backward: gradient is of family '", gradient.config_.family, "', expected '", config_.family,
+           "'");
+    std::visit(
+        [&](const auto& layer) {
+          using L = std::remove_cvref_t<decltype(layer)>;
+          layer.backward(tokens, tape.of<L>(), dout, losses, std::get<L>(gradient.layer_), dtokens...);
+        },
+        layer_);
+  }
+
+  /// One expert per place, all of the same shape. Made in parallel: zeroing them is as much work as loading them.
+  template <class E>
+  static ExpertPool<E> pool(const MoeConfig& config) {
+    using Weighted = std::conditional_t<std::is_same_v<E, GluOrIdentity>, Glu, E>;
+    const Bias bias = config.expert_bias ? Bias::Zero : Bias::Off;
+    std::vector<std::optional<Weighted>> made(static_cast<std::size_t>(config.num_experts));
+    parallel_for(config.num_experts, [&](Index e, Index) {
+      auto& expert = made[static_cast<std::size_t>(e)];
+      if constexpr (std::is_same_v<E, ClampedGlu>)
+        expert.emplace(config.model_dim, config.hidden_dim, bias, config.clamp);
+      else
+        expert.emplace(config.model_dim, config.hidden_dim, bias);
+    });
+    std::vector<E> experts;
+    for (auto& expert : made) experts.emplace_back(std::move(*expert));
+    if constexpr (std::is_same_v<E, GluOrIdentity>)
+      experts.resize(static_cast<std::size_t>(config.num_logits()), GluOrIdentity(ScaledIdentity{config.model_dim}));
+    return ExpertPool<E>(std::move(experts));
+  }
+
+  template <class E, class Gate>
+  static detail::LayerOf<Gate, E> layer_of(const MoeConfig& config, Gate gate) {
+    const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
+    return {LinearRouter(config.num_logits(), config.model_dim, bias), std::move(gate), pool<E>(config),
+            config.weight_on};
+  }
+
+  static Layer make(const MoeConfig& config) {
+    config.validate();
+    TopKGate gate = config.gate;
+    if (config.selection_bias) gate.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
+    const bool branches = config.shared_dim != 0 || config.output_bias, identities = config.num_identity_experts != 0;
+    const bool plain = !branches && !identities;
+    if (plain && config.capacity && !config.sparse_mixer) {
+      WithCapacity<TopKGate> limited{std::move(gate), *config.capacity};
+      if (config.expert == ExpertKind::ReluPlain) return layer_of<ReluMlp>(config, std::move(limited));
+      if (config.expert == ExpertKind::GeluGated) return layer_of<GeluGlu>(config, std::move(limited));
+    }
+    if (config.expert == ExpertKind::ClampedGated && plain && !config.capacity && !config.sparse_mixer)
+      return layer_of<ClampedGlu>(config, std::move(gate));
+    if (config.expert == ExpertKind::SiluGated && !config.capacity) {
+      if (config.sparse_mixer && plain) return layer_of<Glu>(config, *config.sparse_mixer);
+      if (!config.sparse_mixer && identities && !branches) return layer_of<GluOrIdentity>(config, std::move(gate));
+      if (!config.sparse_mixer && !identities) return with_branches(config, layer_of<Glu>(config, std::move(gate)));
+    }
+    fail("moe::MoeBlock: family '", config.family, "' asks for parts together that no published model has");
+  }
+
+  static Layer with_branches(const MoeConfig& config, detail::GluLayer layer) {
+    if (config.output_bias && config.shared_dim == 0)
+      return WithBranches<detail::GluLayer, Offset>(std::move(layer), Offset(config.model_dim));
+    if (config.output_bias) fail("moe::MoeBlock: family '", config.family, "' has a shared expert and an output bias");
+    if (config.shared_dim == 0) return layer;
+    Glu shared(config.model_dim, config.shared_dim);
+    if (config.shared_gate == SharedGate::Off)
+      return WithBranches<detail::GluLayer, Glu>(std::move(layer), std::move(shared));
+    using Gated = GatedExpert<Glu, F32>;
+    return WithBranches<detail::GluLayer, Gated>(std::move(layer),
+                                                 Gated(std::move(shared), Linear(1, config.model_dim, Bias::Off)));
+  }
+
+  MoeConfig config_;
+  Layer layer_;
+};
+
+}  // namespace moe::inline MOE_ABI

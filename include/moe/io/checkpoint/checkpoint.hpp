@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <compare>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/file/safetensors.hpp"
+#include "moe/io/file/text_file.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What lies beside a checkpoint, or in its files, and is not part of it.
+struct IgnoredPart {
+  std::string file = {};    ///< relative to the directory of the checkpoint
+  std::string tensor = {};  ///< empty where the whole file is meant
+
+  friend auto operator<=>(const IgnoredPart&, const IgnoredPart&) = default;
+};
+
+/// The tensors of a model in one safetensors file or in many (shards). Files are mapped, so opening one of hundreds of
+/// GB takes as long as reading its headers. A handle: copies share the files, which stay open until the last is gone.
+/// Immutable, share freely; see MappedFile for files that shrink meanwhile.
+///   const auto checkpoint = moe::Checkpoint::open("OLMoE-1B-7B-0924");
+///   moe::TensorView gate = checkpoint.at("model.layers.0.mlp.gate.weight");
+class Checkpoint {
+ public:
+  /// `path` is a safetensors file, an index (.json), or a directory with `model.safetensors.index.json` or, where that
+  /// is not there, `model.safetensors`. All shards are opened and checked against the index, which decides: what it
+  /// does not name is not part of the checkpoint, and is in ignored().
+  /// Throws std::runtime_error for what is missing or broken: a shard that is not there, a tensor that is not in the
+  /// shard that the index says, a file name that leads out of the directory, and all that SafetensorsReader refuses.
+  /// FileAccess::Read takes the memory of all files, and does not mind files that shrink later.
+  static Checkpoint open(const std::filesystem::path& path, FileAccess access = FileAccess::Map) {
+    const std::filesystem::path file = locate(path);
+    Contents contents;
+    contents.path = path;
+    contents.access = access;
+    if (file.extension() == ".json")
+      open_shards(file, contents);
+    else
+      open_file(file, contents);
+    for (const auto& [name, shard] : contents.shard_of) contents.names.push_back(name);
+    // Whoever names one file wants that file; a directory or an index stands for all that is there.
+    if (file != path || file.extension() == ".json") ignore_files(file, contents);
+    std::sort(contents.ignored.begin(), contents.ignored.end());
+    Checkpoint checkpoint;
+    checkpoint.contents_ = std::make_shared<const Contents>(std::move(contents));
+    return checkpoint;
+  }
+
+  bool contains(std::string_view name) const { return contents_->shard_of.contains(name); }
+
+  /// Throws std::runtime_error naming checkpoint and tensor if it is missing or its file has become shorter.
+  TensorView at(std::string_view name) const {
+    const auto found = contents_->shard_of.find(name);
+    if (found == contents_->shard_of.end()) fail_missing(name);
+    return contents_->shards[found->second].view(name);
+  }
+
+  /// Sorted.
+  const std::vector<std::string>& names() const { return contents_->names; }
+  /// Of all files together; where two disagree, of the first by name.
+  const Metadata& metadata() const { return contents_->metadata; }
+  /// What an index leaves out of its shards (tensors that it does not name, or names in another shard), and the
+  /// safetensors files and indexes beside the one that was opened. Sorted by file. Empty for a safetensors file that
+  /// was opened by its name.
+  const std::vector<IgnoredPart>& ignored() const { return contents_->ignored; }
+  /// The file of a tensor that the index leaves out, or nothing.
+  std::string_view left_out(std::string_view tensor) const {
+    const auto found = contents_->left_out.find(tensor);
+    return found == contents_->left_out.end() ? std::string_view() : found->second;
+  }
+  /// As it was given to open().
+  const std::filesystem::path& path() const { return contents_->path; }
+
+ private:
+  struct Contents {
+    std::filesystem::path path = {};
+    FileAccess access = FileAccess::Map;
+    std::vector<SafetensorsReader> shards = {};
+    std::vector<std::string> shard_names = {};
+    std::map<std::string, std::size_t, std::less<>> shard_of = {};
+    std::vector<std::string> names = {};
+    std::vector<IgnoredPart> ignored = {};
+    std::map<std::string, std::string, std::less<>> left_out = {};  // tensors of `ignored` that have no other place
+    Metadata metadata = {};
+  };
+
+  Checkpoint() = default;
+
+  [[noreturn]] void fail_missing(std::string_view name) const {
+    const std::string elsewhere =
+        left_out(name).empty() ? ""
+                               : " (it is in '" + std::string(left_out(name)) + "', but the index does not say so)";
+    fail_environment("moe::Checkpoint: '", contents_->path.string(), "': tensor ", detail::in_quotes(name),
+                     " is missing", elsewhere);
+  }
+
+  static std::filesystem::path locate(const std::filesystem::path& path) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(path, error)) return path;
+    for (const char* name : {"model.safetensors.index.json", "model.safetensors"})
+      if (std::filesystem::exists(path / name, error)) return path / name;
+    fail_environment("moe::Checkpoint: directory '", path.string(),
+                     "' has neither model.safetensors nor model.safetensors.index.json");
+  }
+
+  static const SafetensorsReader& add_shard(const std::filesystem::path& file, std::string name, Contents& contents) {
+    const SafetensorsReader& reader = contents.shards.emplace_back(file, contents.access);
+    contents.shard_names.push_back(std::move(name));
+    contents.metadata.insert(reader.metadata().begin(), reader.metadata().end());
+    return reader;
+  }
+
+  static void open_file(const std::filesystem::path& file, Contents& contents) {
+    for (const auto& [name, info] : add_shard(file, file.filename().string(), contents).tensors())
+      contents.shard_of.emplace(name, 0);
+  }
+
+  static void open_shards(const std::filesystem::path& file, Contents& contents) {
+    const std::string label = "moe::Checkpoint: '" + file.string() + "'";
+    const CheckpointIndex index =
+        parse_checkpoint_index(label, detail::TextFile(label, file, kMaxCheckpointIndex).text());
+    std::map<std::string, std::size_t> number;  // of the shards, by name
+    for (const auto& [name, shard] : index.weight_map) number.emplace(shard, 0);
+    for (auto& [shard, place] : number) {
+      place = contents.shards.size();
+      for (const auto& [name, info] : add_shard(file.parent_path() / shard, shard, contents).tensors()) {
+        const auto entry = index.weight_map.find(name);
+        if (entry == index.weight_map.end()) contents.left_out.emplace(name, shard);
+        if (entry == index.weight_map.end() || entry->second != shard) contents.ignored.push_back({shard, name});
+      }
+    }
+    for (const auto& [name, shard] : index.weight_map) {
+      if (!contents.shards[number.at(shard)].tensors().contains(name))
+        fail_environment(label, ": tensor ", detail::in_quotes(name), " is not in '", shard, "' as the index says");
+      contents.shard_of.emplace(name, number.at(shard));
+    }
+  }
+
+  /// Names the files beside `file` that could be taken for the checkpoint. A directory that cannot be listed does not
+  /// keep its files from being read.
+  static void ignore_files(const std::filesystem::path& file, Contents& contents) {
+    const std::set<std::string> used(contents.shard_names.begin(), contents.shard_names.end());
+    const std::filesystem::path folder = file.has_parent_path() ? file.parent_path() : ".";
+    std::error_code error;
+    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end;
+         entry.increment(error)) {
+      const std::string name = entry->path().filename().string();
+      const bool is_checkpoint = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+      if (is_checkpoint && name != file.filename() && !used.contains(name)) contents.ignored.push_back({name, {}});
+    }
+  }
+
+  std::shared_ptr<const Contents> contents_;
+};
+
+}  // namespace moe::inline MOE_ABI
