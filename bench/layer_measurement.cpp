@@ -54,8 +54,8 @@ Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan) {
 Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass) {
   const auto rows = static_cast<double>(plan.num_rows()), count = static_cast<double>(plan.num_tokens());
   const auto dim = static_cast<double>(shape.model_dim);
-  const double flop = 6 * dim * static_cast<double>(shape.hidden_dim) * rows +
-                      2 * dim * static_cast<double>(shape.num_experts) * count;
+  const double flop =
+      6 * dim * static_cast<double>(shape.hidden_dim) * rows + 2 * dim * static_cast<double>(shape.num_experts) * count;
   const auto weights = static_cast<double>(touched_bytes(shape, plan) + shape.router_bytes());
   const double activations = count * dim * sizeof(float);
   if (pass == Pass::Forward) return {flop, weights + 2 * activations};
@@ -92,9 +92,9 @@ struct LayerBench::Inputs {
     for (Index set = 0; set < sets_for(cell.tokens); ++set) {
       tokens.push_back(routed_tokens(shape, cell.pattern, cell.tokens, set * cell.tokens));
       layer.forward(tokens.back(), out, workspace);
-      work.push_back(work_of(shape, workspace.plan, cell.pass));
+      work.push_back(work_of(shape, workspace.plan(), cell.pass));
       for (const Index e : std::as_const(workspace.routing).experts()) touched.insert(e);
-      call_bytes = std::max(call_bytes, copies * touched_bytes(shape, workspace.plan));
+      call_bytes = std::max(call_bytes, copies * touched_bytes(shape, workspace.plan()));
     }
     working_set = copies * static_cast<Index>(touched.size()) * shape.expert_bytes();
   }
@@ -127,21 +127,18 @@ Contestant LayerBench::our_contestant(Inputs& inputs, Pass pass) {
     return {"moe", {}, [&](Index set) {
               layer_.forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out, workspace_);
             }};
-  return {"moe",
-          [&](Index set) {
-            layer_.forward(inputs.tokens[static_cast<std::size_t>(set)], moe::Step{}, inputs.out, tape_);
-          },
-          [&](Index set) {
-            layer_.backward(inputs.tokens[static_cast<std::size_t>(set)], tape_, inputs.dout, {}, *gradient_,
-                            inputs.dtokens);
-          }};
+  return {
+      "moe",
+      [&](Index set) { layer_.forward(inputs.tokens[static_cast<std::size_t>(set)], moe::Step{}, inputs.out, tape_); },
+      [&](Index set) {
+        layer_.backward(inputs.tokens[static_cast<std::size_t>(set)], tape_, inputs.dout, *gradient_, inputs.dtokens);
+      }};
 }
 
 Contestant LayerBench::peer_contestant(Peer& peer, Inputs& inputs, Pass pass) {
   if (pass == Pass::Forward)
-    return {peer.name(), {}, [&](Index set) {
-              peer.forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out);
-            }};
+    return {
+        peer.name(), {}, [&](Index set) { peer.forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out); }};
   return {peer.name(),
           [&](Index set) { peer.forward_with_tape(inputs.tokens[static_cast<std::size_t>(set)], inputs.out); },
           [&](Index set) {
@@ -160,8 +157,8 @@ bool LayerBench::agrees(const Inputs& peers, const Inputs& ours, Pass pass) cons
   moe::parallel_for(shape_.num_experts, [&](Index e, Index) {
     const auto expert = static_cast<std::size_t>(e);
     const moe::Glu& glu = gradient_->experts()[e];
-    if (tape_.plan.rows_of(e) > 0 && !(equal(peer_gradient_->gate_up[expert], glu.gate_up()) &&
-                                       equal(peer_gradient_->down[expert], glu.down())))
+    if (tape_.mixture.plan.rows_of(e) > 0 &&
+        !(equal(peer_gradient_->gate_up[expert], glu.gate_up()) && equal(peer_gradient_->down[expert], glu.down())))
       all_equal = false;
   });
   return all_equal;

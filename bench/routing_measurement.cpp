@@ -60,9 +60,8 @@ MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
   MovementResult result{.shape = shape.name, .tokens = num_tokens};
   std::vector<double> dispatch, combine, copy, dispatch_percent, combine_percent, speedup;
   for (int repetition = 0; repetition < kRepetitions; ++repetition) {
-    dispatch.push_back(rows.dispatch_bytes() / mean_seconds(kBudget, [&] {
-                         moe::kernel::dispatch<float>(rows.tokens, rows.plan, rows.rows);
-                       }));
+    dispatch.push_back(rows.dispatch_bytes() /
+                       mean_seconds(kBudget, [&] { moe::kernel::dispatch<float>(rows.tokens, rows.plan, rows.rows); }));
     copy.push_back(2 * memcpy_bandwidth(static_cast<Index>(rows.dispatch_bytes() / 2), /*threads=*/1, kBudget));
     const double seconds =
         mean_seconds(kBudget, [&] { moe::kernel::combine(rows.rows, rows.plan, rows.routing, rows.out); });
@@ -83,14 +82,16 @@ MovementResult measure_movement_of(const Shape& shape, Index num_tokens) {
 constexpr std::size_t kParts = 5;
 using PartSeconds = std::array<double, kParts>;  // router, gate, plan, experts, combine
 
-/// The lines of MoeLayer::forward, with a clock between them.
+/// The lines of MoeLayer::forward and RoutedExperts::forward, with a clock between them.
 PartSeconds seconds_of_parts(const Layer& layer, const Matrix<float>& tokens, Matrix<float>& out, moe::Workspace& ws) {
   const moe::Step step;
-  return {seconds_of([&] { layer.router().logits(tokens, step, ws.logits); }),
-          seconds_of([&] { layer.gate().route<float>(ws.logits, step, ws.routing); }),
-          seconds_of([&] { ws.plan.build(ws.routing, layer.num_experts()); }),
-          seconds_of([&] { layer.experts().forward(tokens, ws.plan, step, ws.expert_out, ws.scratch); }),
-          seconds_of([&] { moe::kernel::combine(ws.expert_out, ws.plan, ws.routing, out); })};
+  const moe::Context context(step, ws.scratch);
+  auto& [plan, rows, weighted] = ws.scratch.get<moe::detail::RoutedRows<float>>();
+  return {seconds_of([&] { layer.router().logits(tokens, context, ws.logits); }),
+          seconds_of([&] { layer.gate().route<float>(ws.logits, context, ws.routing); }),
+          seconds_of([&] { plan.build(ws.routing, layer.num_experts()); }),
+          seconds_of([&] { layer.experts().forward(tokens, plan, context, rows); }),
+          seconds_of([&] { moe::kernel::combine(rows, plan, ws.routing, out); })};
 }
 
 }  // namespace
@@ -120,7 +121,7 @@ ShareResult measure_share(const Shape& shape, const Layer& layer, Index tokens, 
   Matrix<float> out(tokens, shape.model_dim);
   moe::Workspace ws;
   layer.forward(input, out, ws);
-  const LimitMeter meter(touched_bytes(shape, ws.plan), threads);
+  const LimitMeter meter(touched_bytes(shape, ws.plan()), threads);
   std::array<std::vector<double>, kParts> percent;
   for (int repetition = 0; repetition < kRepetitions; ++repetition) {
     static_cast<void>(meter.measure());  // flushes the caches, if the weights do not fit

@@ -16,5 +16,5 @@ int main() {
   layer.forward(tokens, output, workspace);  // inference: the same as with moe::Step{}
 
   for (const moe::Index expert : workspace.routing.experts(0)) std::cout << "token 0 -> expert " << expert << '\n';
-  std::cout << "load imbalance (max / mean) " << moe::load_imbalance(workspace.plan) << '\n';
+  std::cout << "load imbalance (max / mean) " << moe::load_imbalance(workspace.plan()) << '\n';
 }

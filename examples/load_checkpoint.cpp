@@ -127,7 +127,7 @@ void run(const Settings& settings) {
     block.forward(tokens, moe::Step{}, out, workspace);
   const double rate = static_cast<double>(passes * settings.tokens) / seconds_since(begin);
   std::printf("speed    %.0f tokens per second in batches of %td\n\n", rate, settings.tokens);
-  show_load(workspace.plan);
+  show_load(workspace.plan());
 }
 
 }  // namespace

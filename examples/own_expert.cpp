@@ -18,15 +18,15 @@ struct RmsScale {
     return 1.0f / std::sqrt(row.squaredNorm() / static_cast<float>(row.size()));
   }
 
-  void forward(const Rows& rows, moe::MatrixRef<float> out, moe::Context&) const {
+  void forward(const Rows& rows, moe::MatrixRef<float> out, const moe::Context&) const {
     for (moe::Index r = 0; r < rows.rows(); ++r)
       out.row(r) = inverse_rms(rows.row(r)) * rows.row(r).cwiseProduct(scale);
   }
-  void forward(const Rows& rows, moe::MatrixRef<float> out, moe::Context& context, Tape&) const {
+  void forward(const Rows& rows, moe::MatrixRef<float> out, const moe::Context& context, Tape&) const {
     forward(rows, out, context);
   }
   void backward(const Rows& rows, Tape&, const Rows& dout, moe::MatrixRef<float> drows, RmsScale& gradient,
-                moe::Context&) const {
+                const moe::Context&) const {
     for (moe::Index r = 0; r < rows.rows(); ++r) {
       const float inverse = inverse_rms(rows.row(r));
       const Eigen::RowVectorXf unit = inverse * rows.row(r), dunit = dout.row(r).cwiseProduct(scale);

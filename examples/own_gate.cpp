@@ -9,7 +9,7 @@ struct BiasedTopKGate {
   Eigen::RowVectorXf bias = {};  // [num_experts], steers selection only
   static constexpr bool kPerToken = true;
 
-  void route(const moe::Logits<float>& logits, const moe::Step&, moe::Routing<float>& routing) const {
+  void route(const moe::Logits<float>& logits, const moe::Context&, moe::Routing<float>& routing) const {
     routing.resize(logits.rows(), k);
     for (moe::Index t = 0; t < logits.rows(); ++t) {
       const auto biased = [&](moe::Index e) { return logits(t, e) + bias(e); };
@@ -32,9 +32,9 @@ int main() {
   for (int update = 0; update <= 200; ++update) {
     layer.forward(tokens, output, workspace);
     if (update % 50 == 0)
-      std::cout << "update " << update << ": max / mean load " << moe::load_imbalance(workspace.plan) << '\n';
-    const float mean = static_cast<float>(workspace.plan.num_rows()) / static_cast<float>(num_experts);
+      std::cout << "update " << update << ": max / mean load " << moe::load_imbalance(workspace.plan()) << '\n';
+    const float mean = static_cast<float>(workspace.plan().num_rows()) / static_cast<float>(num_experts);
     for (moe::Index e = 0; e < num_experts; ++e)
-      layer.gate().bias(e) += static_cast<float>(workspace.plan.rows_of(e)) > mean ? -0.01f : 0.01f;
+      layer.gate().bias(e) += static_cast<float>(workspace.plan().rows_of(e)) > mean ? -0.01f : 0.01f;
   }
 }

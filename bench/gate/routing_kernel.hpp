@@ -14,7 +14,7 @@ namespace bench {
 struct RoutingSize {
   Index num_experts, k;
 };
-inline constexpr RoutingSize kRoutingSizes[] = {{8, 2},   {16, 2},  {64, 1},  {64, 8},  {64, 12},  {64, 16},
+inline constexpr RoutingSize kRoutingSizes[] = {{8, 2},   {16, 2},  {64, 1},   {64, 8},  {64, 12},  {64, 16},
                                                 {64, 32}, {128, 8}, {128, 64}, {256, 8}, {256, 32}, {512, 10}};
 
 /// For gates that give a token to every expert.
@@ -43,8 +43,9 @@ void add_routing_kernel(const std::string& name, const Route& route,
 /// The same for a gate: make(k) returns one.
 template <class Make>
 void add_gate(const std::string& name, const Make& make, std::span<const RoutingSize> sizes = kRoutingSizes) {
-  const auto route = [make](const moe::Matrix<float>& logits, Index k, moe::Routing<float>& routing) {
-    make(k).route(moe::Logits<float>(logits), moe::Step{}, routing);
+  const auto route = [make, step = moe::Step{}, scratch = moe::Scratch()](const moe::Matrix<float>& logits, Index k,
+                                                                          moe::Routing<float>& routing) mutable {
+    make(k).route(moe::Logits<float>(logits), {step, scratch}, routing);
   };
   add_routing_kernel(name, route, sizes);
 }

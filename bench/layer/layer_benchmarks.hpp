@@ -52,7 +52,7 @@ struct LayerInputs {
         dout(Matrix<float>::Random(num_tokens, both.shape.model_dim)),
         dtokens(num_tokens, both.shape.model_dim) {
     both.layer.forward(tokens, out, workspace);
-    work = work_of(both.shape, workspace.plan, pass);
+    work = work_of(both.shape, workspace.plan(), pass);
   }
 };
 
@@ -74,12 +74,14 @@ inline void add_layer(const std::string& name, const Shape& shape, Pattern patte
     measure(state, in.work, [&] { both.twin->forward(in.tokens, in.out); });
   });
   with("backward", Pass::Backward, [](benchmark::State& state, LayerAndTwin& both, LayerInputs& in) {
-    measure_after(state, in.work, [&] { both.layer.forward(in.tokens, moe::Step{}, in.out, in.tape); },
-                  [&] { both.layer.backward(in.tokens, in.tape, in.dout, {}, both.gradient(), in.dtokens); });
+    measure_after(
+        state, in.work, [&] { both.layer.forward(in.tokens, moe::Step{}, in.out, in.tape); },
+        [&] { both.layer.backward(in.tokens, in.tape, in.dout, both.gradient(), in.dtokens); });
   });
   with("backward/reference", Pass::Backward, [](benchmark::State& state, LayerAndTwin& both, LayerInputs& in) {
-    measure_after(state, in.work, [&] { both.twin->forward_with_tape(in.tokens, in.out); },
-                  [&] { both.twin->backward(in.tokens, in.dout, both.gradient_of_twin(), in.dtokens); });
+    measure_after(
+        state, in.work, [&] { both.twin->forward_with_tape(in.tokens, in.out); },
+        [&] { both.twin->backward(in.tokens, in.dout, both.gradient_of_twin(), in.dtokens); });
   });
 }
 

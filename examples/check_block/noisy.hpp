@@ -68,7 +68,7 @@ struct SoftmaxMlp {
 
   Index input_dim() const { return mlp.input_dim(); }
   Index output_dim() const { return mlp.output_dim(); }
-  void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, moe::Context& context) const {
+  void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, const moe::Context& context) const {
     mlp.forward(rows, out, context);
     for (Index r = 0; r < out.rows(); ++r) {
       float* row = out.data() + r * out.outerStride();

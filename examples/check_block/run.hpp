@@ -66,7 +66,7 @@ class Run {
     const std::string grad = reference_.prefix() + "grad.";
     moe::MoeBlock gradient = moe::zeros_like(block_);
     Matrix<float> dtokens(tokens_.rows(), tokens_.cols());
-    block_.backward(tokens_, tape_, reference_.matrix("cotangent", tokens_.cols()), {}, gradient, dtokens);
+    block_.backward(tokens_, tape_, reference_.matrix("cotangent", tokens_.cols()), gradient, dtokens);
     report.add_values(grad + "input", span_of(dtokens), span_of(reference_.read<float>("grad.input", tokens_.cols())),
                       kForward);
     std::map<std::string, std::vector<moe::BoundTensor>> layouts;  // quantised weights may have theirs in the plain one

@@ -31,7 +31,7 @@ struct Classifier {
     moe::Matrix<float> hidden(images.rows(), kPixels);
     mixture.forward(images, hidden, workspace);
     const moe::Step step;
-    moe::Context context{step, workspace.scratch};
+    const moe::Context context(step, workspace.scratch);
     out.resize(images.rows(), kClasses);
     head.forward(hidden, out, context);
   }
@@ -51,7 +51,7 @@ inline double accuracy(const moe::Matrix<float>& scores, const std::vector<Index
 struct FixedGate {
   Index expert = 0;
   static constexpr bool kPerToken = true;
-  void route(const moe::Logits<float>& logits, const moe::Step&, moe::Routing<float>& routing) const {
+  void route(const moe::Logits<float>& logits, const moe::Context&, moe::Routing<float>& routing) const {
     routing.resize(logits.rows(), 1);
     std::ranges::fill(routing.experts(), expert);
     std::ranges::fill(routing.weights(), 1.0f);

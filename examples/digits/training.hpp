@@ -47,7 +47,6 @@ class Trainer {
     typename Model::Mixture::Tape mixture;
     moe::Linear::Tape head;
     moe::Matrix<float> hidden, scores, dscores, dhidden, probabilities;
-    moe::RoutingGradient<float> losses;
   };
 
   void forward(const Model& model, const moe::Matrix<float>& images, const std::vector<Index>& labels, moe::Step step,
@@ -57,7 +56,7 @@ class Trainer {
     pass.hidden.resize(images.rows(), kPixels);
     pass.scores.resize(images.rows(), kClasses);
     model.mixture.forward(images, step, pass.hidden, pass.mixture);
-    moe::Context context{step, scratch_};
+    const moe::Context context(step, scratch_);
     model.head.forward(pass.hidden, pass.scores, context, pass.head);
     moe::cross_entropy<float>(pass.scores, labels, step, pass.dscores);
   }
@@ -66,15 +65,14 @@ class Trainer {
     Pass& pass = pass_[p];
     step.pass = static_cast<std::uint32_t>(p);
     pass.dhidden.resize(images.rows(), kPixels);
-    moe::Context context{step, scratch_};
+    const moe::Context context(step, scratch_);
     model.head.backward(pass.hidden, pass.head, pass.dscores, pass.dhidden, gradient_.head, context);
-    pass.losses.clear();
     if (options_.balance > 0) {
-      const auto& tape = pass.mixture.layer;
-      model.mixture.layer().gate().probabilities(tape.logits, step, pass.probabilities);
-      moe::load_balancing_loss<float>(pass.probabilities, tape.routing, step, options_.balance, pass.losses);
+      auto& tape = pass.mixture.layer;
+      model.mixture.layer().gate().probabilities(tape.logits, {step, scratch_}, pass.probabilities);
+      moe::load_balancing_loss<float>(pass.probabilities, tape.routing, step, options_.balance, tape.losses);
     }
-    model.mixture.backward(images, pass.mixture, pass.dhidden, pass.losses, gradient_.mixture);
+    model.mixture.backward(images, pass.mixture, pass.dhidden, gradient_.mixture);
   }
 
   Options options_;
@@ -127,7 +125,7 @@ Run train(const std::string& name, int seed, Model model, const Data& data, cons
   }
   run.test_accuracy = run.accuracy_history.back();
   run.active_experts = moe::mean_active_experts(workspace.routing);
-  run.load_imbalance = moe::load_imbalance(workspace.plan);
+  run.load_imbalance = moe::load_imbalance(workspace.plan());
   run.share = digit_share(workspace.routing, data.test.labels, model.mixture.num_experts());
   if constexpr (requires { model.mixture.layer().experts()[0].hidden_dim(); })
     run.kiloflops =

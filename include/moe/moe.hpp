@@ -11,7 +11,9 @@
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/layer_expert.hpp"
+#include "moe/layer/mixture.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/routed_experts.hpp"
 #include "moe/layer/trainable.hpp"
 #include "moe/layer/weight_on.hpp"
 #include "moe/layer/workspace.hpp"
@@ -37,6 +39,7 @@
 
 // Experts: rows -> rows, alone and in pools.
 #include "moe/expert/concept.hpp"
+#include "moe/expert/expert_set.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
@@ -59,9 +62,11 @@
 #include "moe/routing/capacity/capacity.hpp"
 #include "moe/routing/capacity/capacity_options.hpp"
 #include "moe/routing/capacity/conventions.hpp"
+#include "moe/routing/context.hpp"
 #include "moe/routing/gradient.hpp"
 #include "moe/routing/padding.hpp"
 #include "moe/routing/plan.hpp"
+#include "moe/routing/plan_view.hpp"
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 

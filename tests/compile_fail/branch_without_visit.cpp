@@ -11,9 +11,9 @@ struct Branch {
   struct Tape {};
   moe::Index input_dim() const { return 3; }
   moe::Index output_dim() const { return 3; }
-  void forward(const Rows&, moe::MatrixRef<float>, moe::Context&) const {}
-  void forward(const Rows&, moe::MatrixRef<float>, moe::Context&, Tape&) const {}
-  void backward(const Rows&, Tape&, const Rows&, moe::MatrixRef<float>, Branch&, moe::Context&) const {}
+  void forward(const Rows&, moe::MatrixRef<float>, const moe::Context&) const {}
+  void forward(const Rows&, moe::MatrixRef<float>, const moe::Context&, Tape&) const {}
+  void backward(const Rows&, Tape&, const Rows&, moe::MatrixRef<float>, Branch&, const moe::Context&) const {}
 };
 
 using Inner = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<moe::Mlp>>;

@@ -7,8 +7,8 @@ struct Layer {
   moe::Index input_dim() const { return 1; }
   moe::Index output_dim() const { return 1; }
   void forward(const moe::ConstMatrixRef<float>&, const moe::Step&, moe::MatrixRef<float>, Tape&) const {}
-  void backward(const moe::ConstMatrixRef<float>&, Tape&, const moe::ConstMatrixRef<float>&,
-                const moe::RoutingGradient<float>&, Layer&, moe::MatrixRef<float>) const {}
+  void backward(const moe::ConstMatrixRef<float>&, Tape&, const moe::ConstMatrixRef<float>&, Layer&,
+                moe::MatrixRef<float>) const {}
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}
 };

@@ -7,7 +7,7 @@ struct Expert {
   using Scalar = float;
   moe::Index input_dim() const { return 3; }
   moe::Index output_dim() const { return 3; }
-  void forward(const moe::ConstMatrixRef<float>&, moe::MatrixRef<float>, moe::Context&) const {}
+  void forward(const moe::ConstMatrixRef<float>&, moe::MatrixRef<float>, const moe::Context&) const {}
 };
 
 using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<Expert>>;

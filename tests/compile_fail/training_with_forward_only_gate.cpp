@@ -11,5 +11,5 @@ struct Gate {
 using Layer = moe::MoeLayer<moe::LinearRouter, Gate, moe::ExpertPool<moe::Mlp>>;
 
 void train(const Layer& layer, Layer::Tape& tape, Layer& gradient, moe::Matrix<float>& tokens) {
-  layer.backward(tokens, tape, tokens, moe::RoutingGradient<float>{}, gradient, tokens);
+  layer.backward(tokens, tape, tokens, gradient, tokens);
 }

@@ -10,9 +10,9 @@ struct Expert {
   struct Tape {};
   moe::Index input_dim() const { return 3; }
   moe::Index output_dim() const { return 3; }
-  void forward(const Rows&, moe::MatrixRef<float>, moe::Context&) const {}
-  void forward(const Rows&, moe::MatrixRef<float>, moe::Context&, Tape&) const {}
-  void backward(const Rows&, Tape&, const Rows&, moe::MatrixRef<float>, Expert&, moe::Context&) const {}
+  void forward(const Rows&, moe::MatrixRef<float>, const moe::Context&) const {}
+  void forward(const Rows&, moe::MatrixRef<float>, const moe::Context&, Tape&) const {}
+  void backward(const Rows&, Tape&, const Rows&, moe::MatrixRef<float>, Expert&, const moe::Context&) const {}
 };
 
 using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<Expert>>;

@@ -63,7 +63,7 @@ template <class E>
 moe::Matrix<typename E::Scalar> run(const E& expert, const moe::Matrix<typename E::Scalar>& rows) {
   moe::Scratch scratch;
   const moe::Step step;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   auto out = nan_matrix<typename E::Scalar>(rows.rows(), expert.output_dim());
   expert.forward(rows, out, context);
   return out;
@@ -76,7 +76,7 @@ struct AddTokenId {
 
   Index input_dim() const { return dim; }
   Index output_dim() const { return dim; }
-  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, moe::Context& context) const {
+  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context& context) const {
     for (Index r = 0; r < rows.rows(); ++r)
       for (Index c = 0; c < dim; ++c) out(r, c) = rows(r, c) + static_cast<double>(context.step.id(r));
   }
@@ -90,15 +90,15 @@ struct Diagonal {
 
   Index input_dim() const { return factor.size(); }
   Index output_dim() const { return factor.size(); }
-  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, moe::Context&) const {
+  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context&) const {
     for (Index r = 0; r < rows.rows(); ++r) out.row(r) = rows.row(r).cwiseProduct(factor);
   }
-  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, moe::Context& context,
+  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context& context,
                Tape&) const {
     forward(rows, out, context);
   }
   void backward(const moe::ConstMatrixRef<double>& rows, Tape&, const moe::ConstMatrixRef<double>& dout,
-                moe::MatrixRef<double> drows, Diagonal& gradient, moe::Context& context) const {
+                moe::MatrixRef<double> drows, Diagonal& gradient, const moe::Context& context) const {
     forward(dout, drows, context);
     for (Index r = 0; r < rows.rows(); ++r) gradient.factor += rows.row(r).cwiseProduct(dout.row(r));
   }

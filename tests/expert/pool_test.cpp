@@ -24,7 +24,7 @@ constexpr Index kDim = 11, kTokens = 23;
 
 /// Everything that one pass through a pool gives.
 struct Pass {
-  Matrix<double> out, dtoken_rows;
+  Matrix<double> out, drows;
   moe::DispatchPlan plan;
 };
 
@@ -33,11 +33,21 @@ template <class E>
 Pass pass(const ExpertPool<E>& pool, const moe::DispatchPlan& plan, const Matrix<double>& tokens,
           const Matrix<double>& dout, ExpertPool<E>& gradient) {
   typename ExpertPool<E>::Tape tape;
-  moe::RowBuffer<double> out, padded, dtoken_rows;
+  moe::RowBuffer<double> out, padded;
+  out.resize(plan.num_rows(), pool.row_width());
   pool.forward(tokens, plan, moe::Step{}, out, tape);
-  moe::detail::copy_padded<double>(dout, pool.backward_width(plan), padded);
-  pool.backward(tokens, plan, moe::Step{}, tape, padded, gradient, dtoken_rows);
-  return {out.matrix().leftCols(kDim), dtoken_rows.matrix().leftCols(kDim), plan};
+  moe::kernel::gather<double>(
+      dout, plan.num_rows(), pool.row_width(), [](Index r) { return r; }, padded);
+  auto dtokens = test::nan_matrix<double>(tokens.rows(), kDim);
+  pool.backward(tokens, plan, moe::Step{}, tape, padded, gradient, dtokens);
+  for (Index t = 0; t < tokens.rows(); ++t) {  // in the order of the assignments
+    Matrix<double> sum = Matrix<double>::Zero(1, kDim);
+    for (Index a = plan.begin(t); a < plan.end(t); ++a)
+      if (const Index row = plan.row_of_assignment()[std::size_t(a)]; row >= 0)
+        sum += tape.drows.matrix().row(row).leftCols(kDim);
+    CHECK(test::same_bits(dtokens.row(t), sum));
+  }
+  return {out.matrix().leftCols(kDim), tape.drows.matrix().leftCols(kDim), plan};
 }
 
 /// Expects of every expert of a pool what it does when it runs alone on its rows, bit for bit.
@@ -53,7 +63,7 @@ void check_as_alone(ExpertPool<E> pool) {
   for (Index e = 0; e < pool.size(); ++e) {
     const moe::Step step;
     moe::Scratch scratch;
-    moe::Context context{step, scratch};
+    const moe::Context context(step, scratch);
     const Index begin = plan.offset(e), count = plan.rows_of(e);
     Matrix<double> rows(count, kDim), out(count, kDim), drows(count, kDim);
     for (Index r = 0; r < count; ++r) rows.row(r) = tokens.row(plan.token_of_row()[std::size_t(begin + r)]);
@@ -62,7 +72,7 @@ void check_as_alone(ExpertPool<E> pool) {
     pool[e].backward(rows, tape, dout.middleRows(begin, count), drows, alone_gradient[e], context);
     CAPTURE(e, count);
     CHECK(test::same_bits(all.out.middleRows(begin, count), out));
-    CHECK(test::same_bits(all.dtoken_rows.middleRows(begin, count), drows));
+    CHECK(test::same_bits(all.drows.middleRows(begin, count), drows));
   }
   CHECK(test::same_parameters(gradient, alone_gradient));
 }
@@ -108,7 +118,7 @@ TEST_CASE("OneOf: a tape serves another alternative afterwards", "[expert]") {
   const auto rows = test::random_matrix<double>(4, kDim);
   const moe::Step step;
   moe::Scratch scratch;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   Any::Tape reused;
   for (const std::size_t e : {0u, 3u, 1u, 2u, 0u, 4u}) {
     Any::Tape fresh;
@@ -137,8 +147,8 @@ TEST_CASE("ExpertPool: a user's expert is told the ids of the tokens in its rows
     moe::Step step;
     if (named) step.token_id = id;
     moe::RowBuffer<double> out;
-    moe::Scratch scratch;
-    pool.forward(tokens, plan, step, out, scratch);
+    out.resize(plan.num_rows(), pool.row_width());
+    pool.forward(tokens, plan, step, out);
     for (Index r = 0; r < plan.num_rows(); ++r) {
       const Index token = plan.token_of_row()[std::size_t(r)];
       CAPTURE(named, r, token);
@@ -196,16 +206,16 @@ TEST_CASE("ExpertPool: no experts, experts that do not fit together, and a forei
 
 namespace {
 
-/// An expert set that says nothing of the width of its gradient.
-struct WithoutWidth : ExpertPool<Mlp> {
+/// An expert set without a backward pass.
+struct ForwardOnly : ExpertPool<Mlp> {
   using ExpertPool<Mlp>::ExpertPool;
-  void backward_width(const moe::DispatchPlan&) const = delete;
+  void backward() const = delete;
 };
 
 }  // namespace
 
 TEST_CASE("DifferentiableExpertSet: asks for all that a layer calls", "[expert]") {
   STATIC_REQUIRE(moe::DifferentiableExpertSet<ExpertPool<Mlp>>);
-  STATIC_REQUIRE(moe::ExpertSet<WithoutWidth>);
-  STATIC_REQUIRE_FALSE(moe::DifferentiableExpertSet<WithoutWidth>);
+  STATIC_REQUIRE(moe::ExpertSet<ForwardOnly>);
+  STATIC_REQUIRE_FALSE(moe::DifferentiableExpertSet<ForwardOnly>);
 }

@@ -25,7 +25,7 @@ double expert_gradient_error(E expert, Matrix<double> rows) {
   const auto c = test::random_matrix<double>(rows.rows(), expert.output_dim(), 9);
   moe::Scratch scratch;
   const moe::Step step;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   typename E::Tape tape;
   Matrix<double> out(rows.rows(), expert.output_dim()), drows = test::nan_matrix<double>(rows.rows(), rows.cols());
   E gradient = moe::zeros_like(expert);

@@ -20,7 +20,7 @@ double gradient_error(E expert, Index num_rows) {
   const auto c = test::random_matrix<double>(num_rows, expert.output_dim(), 4);
   const moe::Step step;
   moe::Scratch scratch;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   typename E::Tape tape;
   auto out = test::nan_matrix<double>(num_rows, expert.output_dim());
   auto drows = test::nan_matrix<double>(num_rows, expert.input_dim());
@@ -88,7 +88,7 @@ TEST_CASE("Experts: buffers full of NaN do not change a bit, forward or backward
   const auto x = test::random_matrix<double>(7, 13), c = test::random_matrix<double>(7, 13, 2);
   const moe::Step step;
   moe::Scratch scratch;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   const auto run = [&](Glu::Tape& tape) {
     auto out = test::nan_matrix<double>(7, 13), dx = out;
     auto gradient = moe::zeros_like(expert);
@@ -117,7 +117,7 @@ TEMPLATE_TEST_CASE("Experts: the padding of gradients stays zero", "[expert]", m
   const auto dout = test::random_matrix<double>(7, expert.output_dim());
   const moe::Step step;
   moe::Scratch scratch;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   typename TestType::Tape tape;
   Matrix<double> out(7, expert.output_dim()), dx(7, expert.input_dim());
   auto gradient = moe::zeros_like(expert);
@@ -133,7 +133,7 @@ TEST_CASE("Experts: the tape of another expert is refused", "[expert][error]") {
   const Matrix<double> rows = Matrix<double>::Zero(2, 4);
   const moe::Step step;
   moe::Scratch scratch;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   Mlp::Tape tape;
   Matrix<double> out(2, 4);
   narrow.forward(rows, out, context, tape);
@@ -147,7 +147,7 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
   Mlp expert(4, 6);
   const moe::Step step;
   moe::Scratch scratch;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   Mlp::Tape tape;
   Matrix<double> rows(2, 4), out(2, 4), narrow(2, 3), three(3, 4);
   for (auto* matrix : {&rows, &narrow, &three}) matrix->setZero();

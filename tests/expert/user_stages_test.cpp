@@ -118,7 +118,7 @@ TEST_CASE("PanelExpert: a user's stages have the same gradient outside a pool, a
   const test::TrainingPass pass(layer, rows, dout);
   moe::Scratch scratch;
   const Step step;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   Chain::Tape tape;
   Chain gradient = moe::zeros_like(expert);
   Matrix<double> out(7, kDim), drows(7, kDim);

@@ -53,11 +53,13 @@ void check_waves(Index workers) {
     test::ThreadExecutor executor(workers);
     const moe::UseExecutor use(executor);
     moe::RowBuffer<float> inferred, trained;
+    const moe::Step step;
     moe::Scratch scratch;
     typename ExpertPool<E>::Tape tape;
     test::poison(inferred, plan.num_rows(), 64);
-    pool.forward(tokens, plan, moe::Step{}, inferred, scratch);
-    pool.forward(tokens, plan, moe::Step{}, trained, tape);
+    trained.resize(plan.num_rows(), pool.row_width());
+    pool.forward(tokens, plan, {step, scratch}, inferred);
+    pool.forward(tokens, plan, {step, scratch}, trained, tape);
     CAPTURE(workers, most, rows);
     CHECK(test::same_bits(inferred.matrix().leftCols(kDim), trained.matrix().leftCols(kDim)));
   }

@@ -28,40 +28,40 @@ struct ThresholdGate {
   }
 
   template <class S>
-  void probabilities(const moe::Logits<S>& logits, const Step&, Matrix<S>& p) const {
+  void probabilities(const moe::Logits<S>& logits, const moe::Context&, Matrix<S>& p) const {
     p = logits * static_cast<S>(scale);
     for (Index t = 0; t < p.rows(); ++t) moe::softmax(p.row(t).data(), p.cols(), p.row(t).data());
   }
 
   template <class S>
-  void route(const moe::Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void route(const moe::Logits<S>& logits, const moe::Context& context, Routing<S>& routing) const {
     Matrix<S> p;
-    probabilities(logits, step, p);
+    probabilities(logits, context, p);
     const auto count = [&](Index t) { return (p.row(t).array() > static_cast<S>(threshold)).count(); };
-    routing.resize_ragged(p.rows(), [&](Index t) { return step.is_valid(t) ? count(t) : 0; });
+    routing.resize_ragged(p.rows(), [&](Index t) { return context.step.is_valid(t) ? count(t) : 0; });
     for (Index t = 0; t < p.rows(); ++t) {
       if (routing.experts(t).empty()) continue;
       moe::top_k(p.row(t).data(), p.cols(), routing.experts(t));
-      if (drops_itself && step.id(t) % 2 == 1) routing.drop(routing.end(t) - 1, moe::kDroppedByGate);
+      if (drops_itself && context.step.id(t) % 2 == 1) routing.drop(routing.end(t) - 1, moe::kDroppedByGate);
     }
-    replay(logits, step, routing);
+    replay(logits, context, routing);
   }
 
   template <class S>
-  void replay(const moe::Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void replay(const moe::Logits<S>& logits, const moe::Context& context, Routing<S>& routing) const {
     Matrix<S> p;
-    probabilities(logits, step, p);
+    probabilities(logits, context, p);
     for (Index t = 0; t < p.rows(); ++t)
       for (std::size_t s = 0; s < routing.experts(t).size(); ++s)
         routing.weights(t)[s] = routing.dropped(t)[s] ? S{0} : p(t, routing.experts(t)[s]) / divisor(p, routing, t);
   }
 
   template <class S>
-  void backward(const moe::Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const moe::Logits<S>& logits, const moe::Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const moe::MatrixView<S>& dprobability,
                 Matrix<S>& dlogits, ThresholdGate& gradient) const {
     Matrix<S> p, dp = Matrix<S>::Zero(logits.rows(), logits.cols());
-    probabilities(logits, step, p);
+    probabilities(logits, context, p);
     if (dprobability.size() != 0) dp = dprobability;
     for (Index t = 0; t < p.rows(); ++t) {
       const auto first = static_cast<std::size_t>(routing.begin(t)), last = static_cast<std::size_t>(routing.end(t));

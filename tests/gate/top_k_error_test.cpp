@@ -107,7 +107,7 @@ TEST_CASE("TopKGate: replay, probabilities and backward refuse NaN too", "[gate]
   auto logits = test::random_logits<double>(3, 4, 3);
   auto routing = test::routed(gate, logits);
   logits(2, 1) = NAN;
-  CHECK(test::contains(test::message_of([&] { gate.replay(logits, {}, routing); }),
+  CHECK(test::contains(test::message_of([&] { gate.replay(logits, moe::Step{}, routing); }),
                        "replay: logit of token 2 for expert 1"));
   CHECK(
       test::contains(test::message_of([&] { test::probabilities(gate, logits); }), "probabilities: logit of token 2"));
@@ -123,15 +123,16 @@ TEST_CASE("TopKGate: what does not fit the logits is refused", "[gate][error]") 
   moe::Matrix<double> dlogits, none, wrong = moe::Matrix<double>::Zero(3, 5);
   TopKGate gradient;
   const auto backward = [&](const auto& dw, const auto& dp) {
-    return test::message_of([&] { gate.backward(logits, {}, routing, dw, dp, dlogits, gradient); });
+    return test::message_of([&] { gate.backward(logits, moe::Step{}, routing, dw, dp, dlogits, gradient); });
   };
   CHECK(backward(dweight, none) == "");
   CHECK(test::contains(backward(short_dweight, none), "dweight has 5 entries, expected one per assignment = 6"));
   CHECK(test::contains(backward(dweight, wrong), "dprobability is [3, 5], expected [3, 4]"));
   const auto fewer_tokens = test::random_logits<double>(2, 4, 3), fewer_experts = test::random_logits<double>(3, 2, 3);
-  CHECK(test::contains(test::message_of([&] { gate.replay(fewer_tokens, {}, routing); }), "routing has 3 tokens"));
+  CHECK(test::contains(test::message_of([&] { gate.replay(fewer_tokens, moe::Step{}, routing); }),
+                       "routing has 3 tokens"));
   routing.experts()[0] = 3;
-  CHECK(test::contains(test::message_of([&] { gate.replay(fewer_experts, {}, routing); }), "names expert 3"));
+  CHECK(test::contains(test::message_of([&] { gate.replay(fewer_experts, moe::Step{}, routing); }), "names expert 3"));
 }
 
 TEST_CASE("TopKGate: a gradient without room for the weight bias is refused", "[gate][error]") {
@@ -141,8 +142,8 @@ TEST_CASE("TopKGate: a gradient without room for the weight bias is refused", "[
   moe::Matrix<double> dlogits;
   TopKGate gradient;
   CHECK(test::contains(test::message_of([&] {
-                         gate.backward(logits, {}, routing, std::vector<double>(6), moe::Matrix<double>(), dlogits,
-                                       gradient);
+                         gate.backward(logits, moe::Step{}, routing, std::vector<double>(6), moe::Matrix<double>(),
+                                       dlogits, gradient);
                        }),
                        "gradient of the bias has 0 entries, expected num_experts = 4"));
 }

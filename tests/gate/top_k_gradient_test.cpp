@@ -38,7 +38,7 @@ TEMPLATE_TEST_CASE("TopKGate: with k = 1 and weights that sum to one the router 
   const auto routing = test::routed(gate, logits);
   moe::Matrix<TestType> dlogits;
   TopKGate gradient;
-  gate.backward(logits, {}, routing, std::vector<TestType>(20, 3), moe::Matrix<TestType>(), dlogits, gradient);
+  gate.backward(logits, moe::Step{}, routing, std::vector<TestType>(20, 3), moe::Matrix<TestType>(), dlogits, gradient);
   CHECK(dlogits.isZero(0));
 }
 
@@ -48,8 +48,8 @@ TEST_CASE("TopKGate: raw probabilities send gradient to logits that were not cho
   const auto backward = [&](const TopKGate& gate) {
     moe::Matrix<double> dlogits;
     TopKGate gradient;
-    gate.backward(logits, {}, test::routed(gate, logits), std::vector<double>{1, -1}, moe::Matrix<double>(), dlogits,
-                  gradient);
+    gate.backward(logits, moe::Step{}, test::routed(gate, logits), std::vector<double>{1, -1}, moe::Matrix<double>(),
+                  dlogits, gradient);
     return dlogits;
   };
   const auto raw = backward({.k = 2, .normalise = Normalise::Off});
@@ -71,8 +71,8 @@ TEST_CASE("TopKGate: with sigmoid scores only the chosen logits get gradient", "
     const auto logits = test::row<double>({0.1, 2, -1, 1});
     moe::Matrix<double> dlogits;
     TopKGate gradient;
-    gate.backward(logits, {}, test::routed(gate, logits), std::vector<double>{1, -1}, moe::Matrix<double>(), dlogits,
-                  gradient);
+    gate.backward(logits, moe::Step{}, test::routed(gate, logits), std::vector<double>{1, -1}, moe::Matrix<double>(),
+                  dlogits, gradient);
     CHECK(dlogits(0, 0) == 0);
     CHECK(dlogits(0, 2) == 0);
     CHECK(dlogits(0, 1) != 0);
@@ -97,6 +97,6 @@ TEST_CASE("TopKGate: gradients are added to what the gradient holds", "[gate]") 
   const auto routing = test::routed(gate, logits);
   test::Backward<double, TopKGate> back(gate, logits, {}, routing);
   const Eigen::RowVectorXd once = back.gradient.weight_bias;
-  gate.backward(logits, {}, routing, back.dweight, back.dprobability, back.dlogits, back.gradient);
+  gate.backward(logits, moe::Step{}, routing, back.dweight, back.dprobability, back.dlogits, back.gradient);
   CHECK((back.gradient.weight_bias - 2 * once).isZero(0));
 }

@@ -160,8 +160,8 @@ TEST_CASE("TopKGate: the softmax over the chosen survives where their probabilit
 TEST_CASE("TopKGate: reads logits from the middle of a wider matrix", "[gate]") {
   const auto wide = test::random_logits<float>(6, 20, 12);
   moe::Routing<float> of_block, of_copy;
-  TopKGate{}.route(wide.block(1, 3, 4, 9), {}, of_block);
-  TopKGate{}.route(moe::Matrix<float>(wide.block(1, 3, 4, 9)), {}, of_copy);
+  TopKGate{}.route(wide.block(1, 3, 4, 9), moe::Step{}, of_block);
+  TopKGate{}.route(moe::Matrix<float>(wide.block(1, 3, 4, 9)), moe::Step{}, of_copy);
   CHECK(test::equal_bits(of_block, of_copy));
 }
 

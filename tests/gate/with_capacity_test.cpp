@@ -23,7 +23,7 @@ namespace {
 /// The least that a user writes.
 struct FirstExpertGate {
   static constexpr bool kPerToken = true;
-  void route(const moe::Logits<float>& logits, const Step&, Routing<float>& routing) const {
+  void route(const moe::Logits<float>& logits, const moe::Context&, Routing<float>& routing) const {
     routing.resize(logits.rows(), 1);
     std::fill(routing.experts().begin(), routing.experts().end(), 0);
     std::fill(routing.weights().begin(), routing.weights().end(), 1.0f);

@@ -33,12 +33,12 @@ std::vector<double> gradient_of(const MoeBlock& block, const Batch& batch) {
   const Step step = Step::train(0, 1);
   block.forward(batch.tokens, step, output, tape);
   batch.loss()(output, doutput);
-  moe::RoutingGradient<float> losses;
+  moe::RoutingGradient<float>& losses = tape.losses();
   block.probabilities(tape.logits(), step, probability);
   moe::load_balancing_loss<float>(probability, tape.routing(), step, kOptions.balance, losses);
   moe::z_loss<float>(tape.logits(), step, kOptions.z_loss, losses);
   MoeBlock gradient = moe::zeros_like(block);
-  block.backward(batch.tokens, tape, doutput, losses, gradient, dtokens);
+  block.backward(batch.tokens, tape, doutput, gradient, dtokens);
   return flatten(gradient);
 }
 

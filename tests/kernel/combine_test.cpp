@@ -67,7 +67,7 @@ TEMPLATE_TEST_CASE("combine: is the weighted sum over kept slots, in slot order,
       const Case<S> c(num_tokens, cols);
       Matrix<S> out = test::nan_matrix<S>(num_tokens, cols), plain = out;
       kernel::combine(c.rows, c.plan, c.routing, out);
-      kernel::combine_unweighted(c.rows, c.plan, c.routing, plain);
+      kernel::combine_unweighted<S>(c.rows, c.plan, plain);
       for (Index t = 0; t < num_tokens; ++t)
         for (Index i = 0; i < cols; ++i) {
           S sum = 0, count = 0;

@@ -163,7 +163,7 @@ TEST_CASE("MoeLayer: backward adds to the gradient and overwrites dtokens", "[la
   test::TrainingPass once(layer, tokens, tokens);
   auto twice = once.gradient;
   auto dtokens = test::nan_matrix<double>(7, kModelDim);
-  layer.backward(tokens, once.tape, tokens, moe::RoutingGradient<double>{}, twice, dtokens);
+  layer.backward(tokens, once.tape, tokens, twice, dtokens);
   CHECK(test::same_bits(dtokens, once.dtokens));
   moe::visit(
       [](const std::string& name, const auto& two, const auto& one) {
@@ -192,7 +192,7 @@ TEST_CASE("MoeLayer: several tapes may be live, and a tape may be used again", "
   const auto backward = [&](const Matrix<double>& tokens, Layer::Tape& tape) {
     Layer gradient = moe::zeros_like(layer);
     auto dtokens = test::nan_matrix<double>(tokens.rows(), kModelDim);
-    layer.backward(tokens, tape, tokens, moe::RoutingGradient<double>{}, gradient, dtokens);
+    layer.backward(tokens, tape, tokens, gradient, dtokens);
     return std::pair{gradient, dtokens};
   };
   const test::TrainingPass expected(layer, first, first);

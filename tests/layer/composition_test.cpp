@@ -180,8 +180,8 @@ TEST_CASE("LayerExpert: inner layers draw by token, each its own numbers", "[lay
   moe::DispatchPlan plan;  // both experts see every token
   plan.build(test::routing_of<double>(std::vector<std::vector<Index>>(40, {0, 1})), 2);
   moe::RowBuffer<double> rows;
-  moe::Scratch scratch;
-  layer.experts().forward(tokens, plan, step, rows, scratch);
+  rows.resize(plan.num_rows(), kModelDim);
+  layer.experts().forward(tokens, plan, step, rows);
   Index same = 0;
   for (Index t = 0; t < 40; ++t) same += rows.matrix().row(t) == rows.matrix().row(40 + t) ? 1 : 0;
   CHECK(same < 25);  // expected 10 of 40 by chance; 25 or more has a probability below 1e-6

@@ -19,7 +19,7 @@ struct WrongGate {
   static constexpr bool kPerToken = true;
   Index missing = 1, expert = 0;
 
-  void route(const moe::Logits<double>& logits, const moe::Step&, moe::Routing<double>& routing) const {
+  void route(const moe::Logits<double>& logits, const moe::Context&, moe::Routing<double>& routing) const {
     routing.resize(logits.rows() - missing, 1);
     std::ranges::fill(routing.experts(), expert);
     std::ranges::fill(routing.weights(), 1.0);
@@ -30,7 +30,7 @@ struct ThrowingExpert {
   using Scalar = double;
   Index input_dim() const { return kModelDim; }
   Index output_dim() const { return kModelDim; }
-  void forward(const moe::ConstMatrixRef<double>&, moe::MatrixRef<double> out, moe::Context&) const {
+  void forward(const moe::ConstMatrixRef<double>&, moe::MatrixRef<double> out, const moe::Context&) const {
     out.setZero();
     moe::fail("no, says the expert");
   }
@@ -124,7 +124,8 @@ TEST_CASE("MoeLayer: backward refuses other shapes before it writes anything", "
   layer.forward(kTokens, moe::Step{}, out, tape);
   const auto refused = [&](const Matrix<double>& tokens, const Matrix<double>& dout, moe::MatrixRef<double> dx,
                            const moe::RoutingGradient<double>& losses, const std::string& message) {
-    CHECK_THROWS_WITH(layer.backward(tokens, tape, dout, losses, gradient, dx), "moe::MoeLayer::backward: " + message);
+    tape.losses = losses;
+    CHECK_THROWS_WITH(layer.backward(tokens, tape, dout, gradient, dx), "moe::MoeLayer::backward: " + message);
   };
   Matrix<double> narrow = Matrix<double>::Zero(4, 10);
   refused(kTokens.topRows(3), out, dtokens, {}, "tokens has 3 rows, expected 4 as in the forward pass of the tape");
@@ -160,7 +161,7 @@ TEST_CASE("MoeLayer: a gate that cannot teach the router is refused before any g
   auto gradient = moe::zeros_like(layer);
   decltype(layer)::Tape tape;
   layer.forward(tokens, moe::Step::train(1), out, tape);
-  REQUIRE_THROWS_WITH(layer.backward(tokens, tape, tokens, moe::RoutingGradient<double>{}, gradient),
+  REQUIRE_THROWS_WITH(layer.backward(tokens, tape, tokens, gradient),
                       Catch::Matchers::ContainsSubstring("moe::TopKGate::backward: k is 1"));
   REQUIRE(moe::num_parameters(gradient) > 0);
   moe::visit(

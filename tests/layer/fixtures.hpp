@@ -66,8 +66,17 @@ struct TrainingPass {
         dtokens(nan_matrix<S>(tokens.rows(), layer.input_dim())),
         gradient(moe::zeros_like(layer)) {
     layer.forward(tokens, step, out, tape);
-    layer.backward(tokens, tape, dout, moe::RoutingGradient<S>{}, gradient, dtokens);
+    layer.backward(tokens, tape, dout, gradient, dtokens);
   }
 };
+
+/// Where the losses of a tape add up their gradients, also below branches.
+template <class Tape>
+auto& losses_of(Tape& tape) {
+  if constexpr (requires { tape.losses; })
+    return tape.losses;
+  else
+    return losses_of(tape.layer);
+}
 
 }  // namespace test

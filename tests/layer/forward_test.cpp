@@ -30,7 +30,7 @@ void check_against_reference(Index num_tokens, Index num_experts, Index k) {
                           .linear(test::in_double(layer.router().weight()), test::in_double(layer.router().bias()));
   CAPTURE(num_tokens, num_experts, k);
   CHECK(logits.worst(ws.logits.matrix()) <= 1);
-  CHECK(ws.plan.num_rows() == num_tokens * k);
+  CHECK(ws.plan().num_rows() == num_tokens * k);
   CHECK(test::reference_of(layer, tokens.template cast<double>(), ws.routing).worst(out) <= 1);
 }
 
@@ -41,7 +41,7 @@ struct Counting {
 
   Index input_dim() const { return kModelDim; }
   Index output_dim() const { return kModelDim; }
-  void forward(const moe::ConstMatrixRef<double>& in, moe::MatrixRef<double> out, moe::Context&) const {
+  void forward(const moe::ConstMatrixRef<double>& in, moe::MatrixRef<double> out, const moe::Context&) const {
     *rows += in.rows();
     out = in;
   }
@@ -108,7 +108,7 @@ TEST_CASE("MoeLayer: a dropped choice contributes exactly nothing", "[layer]") {
   moe::BasicWorkspace<double> ws;
   auto out = test::nan_matrix<double>(7, kModelDim);
   layer.forward(tokens, out, ws);
-  CHECK(ws.plan.num_rows() == 8);
+  CHECK(ws.plan().num_rows() == 8);
   CHECK(test::reference_of(layer, tokens, ws.routing).worst(out) <= 1);
   CHECK(test::all_zero(out.bottomRows(3)));
 }
@@ -182,7 +182,7 @@ TEST_CASE("MoeLayer: a workspace full of NaN and one that served another layer g
   auto& stages = ws.scratch.get<moe::StageTapeOf<Glu>>();
   for (auto* buffers : {&stages.pre, &stages.hidden})
     for (auto& buffer : *buffers) test::poison(buffer, 32, 128);
-  test::poison(ws.expert_out, 32, 128);
+  test::poison(ws.scratch.get<moe::detail::RoutedRows<double>>().rows, 32, 128);
   test::poison(ws.logits, 40, 40);
   Matrix<double> out = test::nan_matrix<double>(6, kModelDim);
   layer.forward(tokens, out, ws);

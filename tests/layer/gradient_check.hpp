@@ -33,10 +33,9 @@ double layer_gradient_error(Layer layer, const moe::Step& step, Index num_tokens
   auto dtokens = nan_matrix<double>(num_tokens, layer.input_dim());
   typename Layer::Tape tape;
   layer.forward(tokens, step, out, tape);
-  moe::RoutingGradient<double> losses;
-  auxiliary(layer, tape, losses);
+  auxiliary(layer, tape, losses_of(tape));
   Layer gradient = moe::zeros_like(layer);
-  layer.backward(tokens, tape, c, losses, gradient, dtokens);
+  layer.backward(tokens, tape, c, gradient, dtokens);
   const auto loss = [&] {
     layer.replay(tokens, out, tape);
     moe::RoutingGradient<double> ignored;

@@ -52,8 +52,7 @@ void check_refused(const Layer& layer, const Layer& taped, const Layer& shaped, 
   const auto dout = test::random_matrix<double>(kTokens, layer.output_dim());
   taped.forward(own, Step{}, out, tape);
   Layer gradient = moe::zeros_like(shaped);
-  CHECK_THROWS_WITH(layer.backward(tokens, tape, dout, moe::RoutingGradient<double>{}, gradient, dtokens),
-                    ContainsSubstring(message));
+  CHECK_THROWS_WITH(layer.backward(tokens, tape, dout, gradient, dtokens), ContainsSubstring(message));
   CHECK(test::num_nonzero(gradient) == 0);
   CHECK(test::same_bits(dtokens, Matrix<double>::Constant(kTokens, layer.input_dim(), 42)));
 }
@@ -82,7 +81,7 @@ TEST_CASE("MoeLayer: a tape that holds no finished pass is named", "[layer][erro
   auto gradient = moe::zeros_like(layer);
   decltype(gradient)::Tape tape;
   const auto refused = [&] {
-    CHECK_THROWS_WITH(layer.backward(tokens, tape, tokens, moe::RoutingGradient<double>{}, gradient, dtokens),
+    CHECK_THROWS_WITH(layer.backward(tokens, tape, tokens, gradient, dtokens),
                       "moe::MoeLayer::backward: the tape holds no forward pass that has ended");
     CHECK_THROWS_WITH(layer.replay(tokens, out, tape),
                       "moe::MoeLayer::replay: the tape holds no forward pass that has ended");
@@ -100,8 +99,8 @@ TEST_CASE("MoeLayer: a tape of a layer that weighs elsewhere is named", "[layer]
     return moe::MoeLayer(Router::random(4, 11, 1), TopKGate{}, ExpertPool<Glu>::random(4, 11, 9, 2), weight_on);
   };
   const auto input = with(moe::WeightOn::Input), output = with(moe::WeightOn::Output);
-  check_refused(input, output, input, "the tape is of a layer with another WeightOn");
-  check_refused(output, input, output, "the tape is of a layer with another WeightOn");
+  check_refused(input, output, input, "the tape is of a mixture with another WeightOn");
+  check_refused(output, input, output, "the tape is of a mixture with another WeightOn");
 }
 
 /// An identity that gives up when it is told to.
@@ -109,7 +108,8 @@ struct Unreliable : Identity {
   bool gives_up = false;
 
   using Identity::forward;
-  void forward(const moe::MatrixView<double>& rows, moe::MatrixRef<double> out, moe::Context& context, Tape&) const {
+  void forward(const moe::MatrixView<double>& rows, moe::MatrixRef<double> out, const moe::Context& context,
+               Tape&) const {
     if (gives_up) throw std::runtime_error("gave up");
     forward(rows, out, context);
   }
@@ -121,9 +121,7 @@ TEST_CASE("WithBranches: a tape that a failing branch has left behind is named",
   Matrix<double> out(kTokens, 11), dtokens(kTokens, 11);
   auto gradient = moe::zeros_like(layer);
   decltype(layer)::Tape tape;
-  const auto backward = [&] {
-    layer.backward(tokens, tape, tokens, moe::RoutingGradient<double>{}, gradient, dtokens);
-  };
+  const auto backward = [&] { layer.backward(tokens, tape, tokens, gradient, dtokens); };
   layer.forward(tokens, Step{}, out, tape);
   layer.branch<0>().gives_up = true;
   CHECK_THROWS_WITH(layer.forward(tokens, Step{}, out, tape), "gave up");
@@ -145,7 +143,7 @@ TEST_CASE("Layers: a tape that a failed replay has left behind is named", "[laye
     layer.forward(tokens, Step{}, out, tape);
     tokens(2, 2) = test::kNan<double>;
     CHECK_THROWS(layer.replay(tokens, out, tape));
-    CHECK_THROWS_WITH(layer.backward(tokens, tape, out, moe::RoutingGradient<double>{}, gradient, dtokens),
+    CHECK_THROWS_WITH(layer.backward(tokens, tape, out, gradient, dtokens),
                       ContainsSubstring("the tape holds no forward pass that has ended"));
     CHECK(test::num_nonzero(gradient) == 0);
   };
@@ -186,7 +184,7 @@ TEST_CASE("MoeLayer: a gradient with other parameters of router or gate is named
   const auto tokens = test::random_matrix<double>(kTokens, 11);
   Matrix<double> out(kTokens, 11), dtokens(kTokens, 11);
   itself.forward(tokens, Step{}, out, tape);
-  CHECK_THROWS_WITH(itself.backward(tokens, tape, out, moe::RoutingGradient<double>{}, itself, dtokens),
+  CHECK_THROWS_WITH(itself.backward(tokens, tape, out, itself, dtokens),
                     ContainsSubstring("gradient is the layer itself"));
 }
 
@@ -275,11 +273,12 @@ TEST_CASE("ExpertPool: an expert without rows is not looked at until it has some
     moe::DispatchPlan plan;
     plan.build(routing, 4);
     ExpertPool<Glu>::Tape tape;
-    moe::Scratch scratch;
-    moe::RowBuffer<double> kept, din;
-    pool.forward(tokens, plan, Step{}, rows, scratch);
+    moe::RowBuffer<double> kept;
+    rows.resize(kTokens, pool.row_width());
+    kept.resize(kTokens, pool.row_width());
+    pool.forward(tokens, plan, Step{}, rows);
     pool.forward(tokens, plan, Step{}, kept, tape);
-    pool.backward(tokens, plan, Step{}, tape, rows, gradient, din);
+    pool.backward(tokens, plan, Step{}, tape, rows, gradient);
     return test::same_bits(rows.matrix(), kept.matrix());
   };
   moe::RowBuffer<double> before, after;
@@ -300,21 +299,20 @@ TEST_CASE("ExpertPool: plans and tokens of other sizes are named", "[expert][err
   moe::DispatchPlan plan, of_four;
   plan.build(routing, 3);
   of_four.build(routing, 4);
-  moe::RowBuffer<double> rows, din;
-  moe::Scratch scratch;
+  moe::RowBuffer<double> rows, narrow;
+  rows.resize(kTokens, pool.row_width());
   const auto tokens = test::random_matrix<double>(kTokens, 11);
-  CHECK_THROWS_WITH(pool.forward(tokens, of_four, Step{}, rows, scratch),
+  CHECK_THROWS_WITH(pool.forward(tokens, of_four, Step{}, rows),
                     "moe::ExpertPool::forward: the plan is of 4 experts, expected 3");
-  CHECK_THROWS_WITH(pool.forward(tokens.topRows(5), plan, Step{}, rows, scratch),
+  CHECK_THROWS_WITH(pool.forward(tokens.topRows(5), plan, Step{}, rows),
                     "moe::ExpertPool::forward: tokens is [5, 11], expected [6, 11]");
   ExpertPool<Glu>::Tape tape;
   pool.forward(tokens, plan, Step{}, rows, tape);
   auto gradient = moe::zeros_like(pool);
   for (const auto& other : {of_four, moe::DispatchPlan()})
     CHECK_THROWS_WITH(pool.require_backward(other, tape, gradient), ContainsSubstring("experts, expected 3"));
-  din.resize(kTokens, 3);
-  CHECK_THROWS_WITH(pool.backward(tokens, plan, Step{}, tape, din, gradient, rows),
-                    ContainsSubstring("dout is [6, 3]"));
+  narrow.resize(kTokens, 3);
+  CHECK_THROWS_WITH(pool.backward(tokens, plan, Step{}, tape, narrow, gradient), ContainsSubstring("dout is [6, 3]"));
 }
 
 TEST_CASE("Layers: what has been moved from is empty, and says so", "[layer][error]") {
@@ -326,7 +324,7 @@ TEST_CASE("Layers: what has been moved from is empty, and says so", "[layer][err
   layer.forward(tokens, Step{}, out, tape);
   auto gradient = moe::zeros_like(layer);
   const auto moved_tape = std::move(tape);
-  CHECK_THROWS_WITH(layer.backward(tokens, tape, out, moe::RoutingGradient<double>{}, gradient, out),
+  CHECK_THROWS_WITH(layer.backward(tokens, tape, out, gradient, out),
                     "moe::MoeLayer::backward: the tape holds no forward pass that has ended");
   layer.forward(tokens, out, ws);
   const auto expected = out;
@@ -357,7 +355,7 @@ TEST_CASE("Workspace: one that is in use is refused, and free again afterwards",
     std::atomic<bool>*entered, *leave;
     Index input_dim() const { return 11; }
     Index output_dim() const { return 11; }
-    void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, moe::Context&) const {
+    void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context&) const {
       *entered = true;
       while (!*leave) std::this_thread::yield();
       out = rows;

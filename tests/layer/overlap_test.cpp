@@ -75,10 +75,9 @@ void check_training(const Layer& layer) {
     CHECK_THROWS_WITH(layer.replay(rows_of(all, 0), rows_of(all, first), tape),
                       "moe::MoeLayer::replay: out overlaps tokens, expected memory of its own");
     auto gradient = moe::zeros_like(layer);
-    const moe::RoutingGradient<double> none;
-    CHECK_THROWS_WITH(layer.backward(rows_of(all, 0), tape, out, none, gradient, rows_of(all, first)),
+    CHECK_THROWS_WITH(layer.backward(rows_of(all, 0), tape, out, gradient, rows_of(all, first)),
                       "moe::MoeLayer::backward: dtokens overlaps tokens, expected memory of its own");
-    CHECK_THROWS_WITH(layer.backward(tokens, tape, rows_of(all, 0), none, gradient, rows_of(all, first)),
+    CHECK_THROWS_WITH(layer.backward(tokens, tape, rows_of(all, 0), gradient, rows_of(all, first)),
                       "moe::MoeLayer::backward: dtokens overlaps dout, expected memory of its own");
     CHECK(test::num_nonzero(gradient) == 0);
   }
@@ -93,7 +92,7 @@ void check_expert(const E& expert) {
   const auto expected = test::run(expert, rows);
   moe::Scratch scratch;
   const Step step;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   Matrix<double> in_place = rows, out(kTokens, kModelDim), drows(kTokens, kModelDim);
   expert.forward(in_place, in_place, context);
   CHECK(test::same_bits(in_place, expected));
@@ -158,7 +157,7 @@ TEST_CASE("Experts: outputs may lie over inputs", "[expert]") {
   Matrix<double> all = test::random_matrix<double>(kTokens + 1, kModelDim);
   moe::Scratch scratch;
   const Step step;
-  moe::Context context{step, scratch};
+  const moe::Context context(step, scratch);
   CHECK_THROWS_WITH((moe::BasicScaledIdentity<F64>{kModelDim}).forward(rows_of(all, 0), rows_of(all, 1), context),
                     ContainsSubstring("moe::ScaledIdentity::forward: out overlaps other rows of rows"));
   Gated::Tape tape;
@@ -170,7 +169,7 @@ TEST_CASE("Routers and gates: outputs over inputs are refused", "[router][gate][
   const Index dim = 4;
   Matrix<double> square = test::random_matrix<double>(kTokens, dim);
   const auto before = square;
-  CHECK_THROWS_WITH(moe::BasicLinearRouter<F64>(dim, dim).logits(square, Step{}, square),
+  CHECK_THROWS_WITH(moe::BasicLinearRouter<F64>(dim, dim).logits(square, moe::Step{}, square),
                     "moe::LinearRouter::logits: out overlaps tokens, expected memory of its own");
   const moe::BasicNoisyRouter<F64> noisy(dim, dim);
   CHECK_THROWS_WITH(noisy.logits(square, Step::train(1), square),
@@ -187,12 +186,12 @@ TEST_CASE("Routers and gates: outputs over inputs are refused", "[router][gate][
   const moe::SoftmaxGate gate;
   moe::SoftmaxGate none;
   moe::Routing<double> routing;
-  gate.route<double>(square, Step{}, routing);
+  gate.route<double>(square, moe::Step{}, routing);
   const std::vector<double> dweight(static_cast<std::size_t>(routing.num_assignments()), 1.0);
-  CHECK_THROWS_WITH(gate.probabilities<double>(square, Step{}, square), ContainsSubstring("overlaps logits"));
-  CHECK_THROWS_WITH(gate.backward<double>(square, Step{}, routing, dweight, Matrix<double>(), square, none),
+  CHECK_THROWS_WITH(gate.probabilities<double>(square, moe::Step{}, square), ContainsSubstring("overlaps logits"));
+  CHECK_THROWS_WITH(gate.backward<double>(square, moe::Step{}, routing, dweight, Matrix<double>(), square, none),
                     ContainsSubstring("overlaps logits"));
-  CHECK_THROWS_WITH(gate.backward<double>(square, Step{}, routing, dweight, logits, logits, none),
+  CHECK_THROWS_WITH(gate.backward<double>(square, moe::Step{}, routing, dweight, logits, logits, none),
                     "moe::SoftmaxGate::backward: dlogits overlaps dprobability, expected memory of its own");
   CHECK(test::same_bits(square, before));
 }
@@ -228,9 +227,13 @@ TEST_CASE("Kernels: rows over their own source are refused", "[kernel][error]") 
                                                           kModelDim, routing.weights(), rows),
                     "moe::kernel::combine_backward: drows overlaps dout, expected memory of its own");
   const auto pool = moe::ExpertPool<Glu>::random(1, kModelDim, 5, 1);
-  moe::Scratch scratch;
-  CHECK_THROWS_WITH(pool.forward(rows.matrix(), plan, Step{}, rows, scratch),
-                    "moe::ExpertPool::forward: expert_out overlaps tokens, expected memory of its own");
+  moe::RowBuffer<double> source;
+  CHECK_THROWS_WITH(pool.forward(rows.matrix(), plan, moe::Step{}, source),
+                    "moe::ExpertPool::forward: rows is [0, 0], expected at least [" + std::to_string(kTokens) + ", " +
+                        std::to_string(pool.row_width()) + "]");
+  rows.resize(kTokens, pool.row_width());
+  CHECK_THROWS_WITH(pool.forward(rows.matrix().leftCols(kModelDim), plan, moe::Step{}, rows),
+                    "moe::ExpertPool::forward: rows overlaps tokens, expected memory of its own");
   Matrix<double> logits = test::random_matrix<double>(3, 2);
   CHECK_THROWS_WITH(moe::sinkhorn<double>(logits, Step{}, {}, logits),
                     "moe::sinkhorn: plan overlaps logits, expected memory of its own");

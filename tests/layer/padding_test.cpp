@@ -59,7 +59,8 @@ auto pass_with(const Layer& layer, double filling) {
            Matrix<double>(kTokens, kModelDim), moe::zeros_like(layer)};
   typename Layer::Tape tape;
   layer.forward(tokens, step, result.out, tape);
-  layer.backward(tokens, tape, dout, losses, result.gradient, result.dtokens);
+  test::losses_of(tape) = losses;
+  layer.backward(tokens, tape, dout, result.gradient, result.dtokens);
   layer.replay(tokens, result.replayed, tape);
   for (const Index t : {Index{0}, Index{3}, Index{7}}) {
     CHECK(test::all_zero(result.out.row(t)));
@@ -110,7 +111,7 @@ void check_masked(const Gate& gate, const Step& step = Step::train(1, 2)) {
   CHECK(test::same_bits(pass.dtokens, expected.dtokens));
   CHECK(test::same_parameters(pass.gradient, expected.gradient));
   CHECK(test::num_nonzero(pass.gradient.experts()[1]) == 0);
-  CHECK(pass.tape.plan.rows_of(1) == 0);
+  CHECK(pass.tape.mixture.plan.rows_of(1) == 0);
 }
 
 }  // namespace

@@ -29,16 +29,16 @@ class AnyGate {
   std::string name;
 
   void validate(moe::Index num_experts) const { model_->validate(num_experts); }
-  void route(const moe::Logits<S>& logits, const moe::Step& step, moe::Routing<S>& routing) const {
-    model_->route(logits, step, routing);
+  void route(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const {
+    model_->route(logits, context, routing);
   }
   // Declared only: training asks for them, but these programs call neither.
-  void replay(const moe::Logits<S>& logits, const moe::Step& step, moe::Routing<S>& routing) const;
-  void probabilities(const moe::Logits<S>& logits, const moe::Step& step, moe::Matrix<S>& p) const;
-  void backward(const moe::Logits<S>& logits, const moe::Step& step, const moe::Routing<S>& routing,
+  void replay(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const;
+  void probabilities(const moe::Logits<S>& logits, const moe::Context& context, moe::Matrix<S>& p) const;
+  void backward(const moe::Logits<S>& logits, const moe::Context& context, const moe::Routing<S>& routing,
                 std::span<const S> dweight, const moe::MatrixView<S>& dprobability, moe::Matrix<S>& dlogits,
                 AnyGate& gradient) const {
-    model_->backward(logits, step, routing, dweight, dprobability, dlogits, *gradient.model_);
+    model_->backward(logits, context, routing, dweight, dprobability, dlogits, *gradient.model_);
   }
   std::vector<double> parameters() const { return model_->parameters(); }
   template <class F, class... Self>
@@ -49,8 +49,8 @@ class AnyGate {
     virtual ~Base() = default;
     virtual std::unique_ptr<Base> clone() const = 0;
     virtual void validate(moe::Index) const = 0;
-    virtual void route(const moe::Logits<S>&, const moe::Step&, moe::Routing<S>&) const = 0;
-    virtual void backward(const moe::Logits<S>&, const moe::Step&, const moe::Routing<S>&, std::span<const S>,
+    virtual void route(const moe::Logits<S>&, const moe::Context&, moe::Routing<S>&) const = 0;
+    virtual void backward(const moe::Logits<S>&, const moe::Context&, const moe::Routing<S>&, std::span<const S>,
                           const moe::MatrixView<S>&, moe::Matrix<S>&, Base&) const = 0;
     virtual std::vector<double> parameters() const = 0;
   };
@@ -62,13 +62,13 @@ class AnyGate {
     explicit Model(G gate_) : gate(std::move(gate_)) {}
     std::unique_ptr<Base> clone() const override { return std::make_unique<Model>(gate); }
     void validate(moe::Index num_experts) const override { gate.validate(num_experts); }
-    void route(const moe::Logits<S>& logits, const moe::Step& step, moe::Routing<S>& routing) const override {
-      gate.route(logits, step, routing);
+    void route(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const override {
+      gate.route(logits, context, routing);
     }
-    void backward(const moe::Logits<S>& logits, const moe::Step& step, const moe::Routing<S>& routing,
+    void backward(const moe::Logits<S>& logits, const moe::Context& context, const moe::Routing<S>& routing,
                   std::span<const S> dweight, const moe::MatrixView<S>& dprobability, moe::Matrix<S>& dlogits,
                   Base& gradient) const override {
-      gate.backward(logits, step, routing, dweight, dprobability, dlogits, static_cast<Model&>(gradient).gate);
+      gate.backward(logits, context, routing, dweight, dprobability, dlogits, static_cast<Model&>(gradient).gate);
     }
     std::vector<double> parameters() const override {
       std::vector<double> all;

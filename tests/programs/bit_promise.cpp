@@ -77,7 +77,7 @@ Result run(const Layer& layer, moe::Step step, const Tokens& ids) {
   Layer gradient = moe::zeros_like(layer);
   layer.forward(tokens, step, inferred, ws);
   layer.forward(tokens, step, out, tape);
-  layer.backward(tokens, tape, dout, moe::RoutingGradient<S>{}, gradient, dtokens);
+  layer.backward(tokens, tape, dout, gradient, dtokens);
   Result result{bytes_of(inferred), bytes_of(out), bytes_of(dtokens), {}};
   moe::visit([&](const std::string&, const auto& leaf) { append<S>(result.gradient, moe::parameter_span(leaf)); },
              gradient);

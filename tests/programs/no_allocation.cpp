@@ -70,13 +70,12 @@ void check_training(const std::string& name, const Layer& layer) {
   const Matrix<float> tokens = Matrix<float>::Random(kTokens, kModelDim);
   Matrix<float> out(kTokens, kModelDim), dtokens = out;
   Layer gradient = moe::zeros_like(layer);
-  const moe::RoutingGradient<float> losses;
   for (const Index count : {kTokens, Index{0}, Index{1}, Index{17}}) {
     typename Layer::Tape tape;
     expect_none(name + ", " + std::to_string(count) + " tokens", [&] {
       layer.forward(tokens.topRows(count), moe::Step::train(1), out.topRows(count), tape);
-      layer.backward(tokens.topRows(count), tape, tokens.topRows(count), losses, gradient, dtokens.topRows(count));
-      layer.backward(tokens.topRows(count), tape, tokens.topRows(count), losses, gradient);
+      layer.backward(tokens.topRows(count), tape, tokens.topRows(count), gradient, dtokens.topRows(count));
+      layer.backward(tokens.topRows(count), tape, tokens.topRows(count), gradient);
     });
   }
 }

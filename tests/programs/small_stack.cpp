@@ -30,7 +30,7 @@ void train(const Gate& gate) {
     auto gradient = moe::zeros_like(layer);
     layer.forward(tokens, out, ws);
     layer.forward(tokens, moe::Step::train(1), out, tape);
-    layer.backward(tokens, tape, out, moe::RoutingGradient<S>{}, gradient, dtokens);
+    layer.backward(tokens, tape, out, gradient, dtokens);
   }
 }
 

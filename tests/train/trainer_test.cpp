@@ -83,7 +83,7 @@ const auto& routed(const Layer& layer) {
     return layer;
 }
 template <class Tape>
-const auto& routed_tape(const Tape& tape) {
+auto& routed_tape(Tape& tape) {
   if constexpr (requires { tape.layer; })
     return tape.layer;
   else
@@ -103,14 +103,14 @@ std::vector<double> train_by_hand(Layer layer, const Optimiser& optimiser, const
     const Step step = batch.step(update);
     layer.forward(batch.tokens, step, output, tape);
     moe::squared_error(output, batch.target, step, doutput);
-    moe::RoutingGradient<S> losses;
+    auto& losses = routed_tape(tape).losses;
     if (options.balance != 0) {
       routed(layer).gate().probabilities(routed_tape(tape).logits, step, probabilities);
       moe::load_balancing_loss<S>(probabilities, routed_tape(tape).routing, step, options.balance, losses);
     }
     if (options.z_loss != 0) moe::z_loss<S>(routed_tape(tape).logits, step, options.z_loss, losses);
     moe::set_zero(gradient);
-    layer.backward(batch.tokens, tape, doutput, losses, gradient, dtokens);
+    layer.backward(batch.tokens, tape, doutput, gradient, dtokens);
     moe::clip_by_norm(gradient, options.max_norm);
     optimiser.step(layer, gradient, state, 0.01);
   }
@@ -140,7 +140,7 @@ struct Scale {
     out = factor * tokens;
   }
   void backward(const moe::ConstMatrixRef<double>& tokens, Tape&, const moe::ConstMatrixRef<double>& dout,
-                const moe::RoutingGradient<double>&, Scale& gradient, moe::MatrixRef<double> dtokens) const {
+                Scale& gradient, moe::MatrixRef<double> dtokens) const {
     for (Index t = 0; t < tokens.rows(); ++t)
       for (Index j = 0; j < 3; ++j) gradient.factor += tokens(t, j) * dout(t, j);
     dtokens = factor * dout;
@@ -156,8 +156,8 @@ struct Failing : Scale {
   bool* fails = nullptr;
 
   void backward(const moe::ConstMatrixRef<double>& tokens, Tape& tape, const moe::ConstMatrixRef<double>& dout,
-                const moe::RoutingGradient<double>& losses, Failing& gradient, moe::MatrixRef<double> dtokens) const {
-    Scale::backward(tokens, tape, dout, losses, gradient, dtokens);
+                Failing& gradient, moe::MatrixRef<double> dtokens) const {
+    Scale::backward(tokens, tape, dout, gradient, dtokens);
     if (*fails) throw std::runtime_error("gave up");
   }
 };

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <typeinfo>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
@@ -26,8 +25,8 @@ class Scratch {
   template <class T>
   T& get() {
     for (const Slot& slot : slots_)
-      if (*slot.type == typeid(T)) return *static_cast<T*>(slot.object.get());
-    slots_.push_back({&typeid(T), {new T(), [](void* object) { delete static_cast<T*>(object); }}});
+      if (slot.type == &kKey<T>) return *static_cast<T*>(slot.object.get());
+    slots_.push_back({&kKey<T>, {new T(), [](void* object) { delete static_cast<T*>(object); }}});
     return *static_cast<T*>(slots_.back().object.get());
   }
 
@@ -38,8 +37,13 @@ class Scratch {
   Scratch& part(Index i) { return *parts_[static_cast<std::size_t>(i)]; }
 
  private:
+  /// A place in memory for every type, which nobody writes: a constant could share its place with others. Two libraries
+  /// of one program may have two for one type, which costs an object more; comparing type_info compares long names.
+  template <class T>
+  inline static char kKey = 0;
+
   struct Slot {
-    const std::type_info* type;
+    const char* type;  // the address of its kKey
     std::unique_ptr<void, void (*)(void*)> object;
   };
   std::vector<Slot> slots_;

@@ -3,18 +3,10 @@
 
 #include <concepts>
 
-#include "moe/core/scratch.hpp"
 #include "moe/core/visit.hpp"
-#include "moe/routing/step.hpp"
+#include "moe/routing/context.hpp"
 
 namespace moe::inline MOE_ABI {
-
-/// What an expert gets beside its rows. `step` speaks of these rows: step.token_id[r] is the id of the token in row r.
-/// `scratch` is working memory that survives the call and belongs to the calling thread.
-struct Context {
-  const Step& step;
-  Scratch& scratch;
-};
 
 namespace detail {
 
@@ -31,10 +23,11 @@ inline Step step_of_part(const Step& step, Index part) {
 /// threads may call one expert at once. One of your own needs:
 ///   using Scalar = float;
 ///   moe::Index input_dim() const, output_dim() const;
-///   void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, moe::Context& context) const;
+///   void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, const moe::Context& context)
+///   const;
 template <class E>
 concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows,
-                          MatrixRef<typename E::Scalar> out, Context& context) {
+                          MatrixRef<typename E::Scalar> out, const Context& context) {
   { expert.input_dim() } -> std::convertible_to<Index>;
   { expert.output_dim() } -> std::convertible_to<Index>;
   { expert.forward(rows, out, context) } -> std::same_as<void>;
@@ -50,7 +43,7 @@ inline constexpr bool kIsPerToken<T> = T::kPerToken;
 
 /// An expert that can be trained through. Its tape is a default-constructible struct that forward fills:
 ///   void forward(rows, out, context, Tape& tape) const;
-///   void backward(rows, Tape& tape, dout, drows, E& gradient, Context& context) const;
+///   void backward(rows, Tape& tape, dout, drows, E& gradient, const Context& context) const;
 /// and declares `visit`, empty where it has nothing to learn (see moe/core/visit.hpp). backward accumulates into
 /// `gradient`, an object of its own type, and overwrites drows [num_rows, input_dim]. Layers give it memory for `out`
 /// and `drows` that is apart from what it reads. Optional: `void require_backward(num_rows, tape, gradient) const`,
@@ -59,7 +52,7 @@ template <class E>
 concept DifferentiableExpert =
     Expert<E> && HasParameters<E> && std::default_initializable<typename E::Tape> &&
     requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, MatrixRef<typename E::Scalar> out,
-             Context& context, typename E::Tape& tape, E& gradient) {
+             const Context& context, typename E::Tape& tape, E& gradient) {
       expert.forward(rows, out, context, tape);
       expert.backward(rows, tape, rows, out, gradient, context);
     };
@@ -68,8 +61,8 @@ concept DifferentiableExpert =
 template <class E>
 concept SkipsRowGradient =
     DifferentiableExpert<E> &&
-    requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, Context& context, typename E::Tape& tape,
-             E& gradient) { expert.backward(rows, tape, rows, gradient, context); };
+    requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, const Context& context,
+             typename E::Tape& tape, E& gradient) { expert.backward(rows, tape, rows, gradient, context); };
 
 namespace detail {
 

@@ -40,14 +40,14 @@ class GatedExpert {
   const BasicLinear<Codec>& gate() const { return gate_; }
 
   /// out [num_rows, output_dim]; throws std::invalid_argument on other shapes.
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
     Matrix<Scalar>& score = context.scratch.get<Score>().value;
     score.resize(rows.rows(), 1);
     gate_.forward(rows, score, context);  // first: `out` may overlap `rows` where the expert allows it
     expert_.forward(rows, out, context);
     apply(score, out);
   }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const {
     detail::require_apart("moe::GatedExpert::forward", "out", out, "rows", rows);
     tape.score.resize(rows.rows(), 1);
     gate_.forward(rows, tape.score, context, tape.gate);
@@ -63,7 +63,7 @@ class GatedExpert {
     gate_.require_backward(num_rows, tape.gate, gradient.gate_);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                GatedExpert& gradient, Context& context) const {
+                GatedExpert& gradient, const Context& context) const {
     constexpr const char* kFunction = "moe::GatedExpert::backward";
     detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
     detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());

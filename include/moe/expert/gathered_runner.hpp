@@ -5,7 +5,9 @@
 
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
+#include "moe/kernel/combine.hpp"
 #include "moe/kernel/dispatch.hpp"
+#include "moe/routing/plan_view.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -14,56 +16,53 @@ template <Expert E>
 struct GatheredRunner {
   using S = typename E::Scalar;
 
-  /// Gathered rows, and a Step that speaks of them.
+  /// The rows that the experts read, and what a Step says of them.
   struct Inputs {
-    RowBuffer<S> rows;
-    std::vector<std::int64_t> token_id, group_id;
+    RowBuffer<S> rows;  ///< those of the view from 0 on
+    RowKeys keys;
 
-    void gather(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step& step) {
-      kernel::dispatch<S>(tokens, plan, rows);
-      token_id.clear();
-      group_id.clear();
-      for (const Index token : plan.token_of_row()) {
-        token_id.push_back(step.id(token));
-        group_id.push_back(step.group(token));
-      }
-    }
-    /// The step of expert e: its own rows, and draws that are independent of the other experts'.
-    Step step_of(Index e, const DispatchPlan& plan, const Step& step) const {
-      Step own = step_of_part(step, e);
-      own.valid = {};
-      const auto begin = static_cast<std::size_t>(plan.offset(e)), size = static_cast<std::size_t>(plan.rows_of(e));
-      own.token_id = std::span(token_id).subspan(begin, size);
-      own.group_id = std::span(group_id).subspan(begin, size);
-      return own;
+    void gather(const ConstMatrixRef<S>& tokens, const PlanView& plan, const Step& step) {
+      if (plan.num_rows() == plan.plan().num_rows())
+        kernel::dispatch<S>(tokens, plan.plan(), rows);
+      else
+        kernel::gather<S>(
+            tokens, plan.num_rows(), tokens.cols(), [&](Index r) { return plan.token_of_row(plan.first_row() + r); },
+            rows);
+      keys.build(step, plan);
     }
   };
   struct Tape {
     Inputs inputs;
     std::vector<ExpertTape<E>> experts;
-    Scratch scratch;
+    RowBuffer<S> drows;  ///< as inputs.rows
   };
 
-  /// Calls body(e, context) in parallel for every expert that has rows.
+  template <class Pool>
+  static Index row_width(const Pool& pool) {
+    return pool.output_dim();
+  }
+
+  /// Calls body(e, context) in parallel for every expert that has rows; its draws are independent of the others'.
   template <class Body>
-  static void for_each_expert(const Inputs& inputs, const DispatchPlan& plan, const Step& step, Scratch& scratch,
-                              const Body& body) {
-    scratch.reserve_parts(plan.num_experts());
+  static void for_each_expert(const Inputs& inputs, const PlanView& plan, const Context& context, const Body& body) {
+    context.scratch.reserve_parts(plan.num_experts());
     parallel_for(plan.num_experts(), [&](Index e, Index) {
       if (plan.rows_of(e) == 0) return;
-      const Step own = inputs.step_of(e, plan, step);
-      Context context{own, scratch.part(e)};
-      body(e, context);
+      const Step step = inputs.keys.of_rows(step_of_part(context.step, e), plan.offset(e), plan.offset(e + 1));
+      body(e, Context{step, context.scratch.part(e)});
     });
   }
-  template <class Buffer>
-  static auto block(Buffer& rows, const DispatchPlan& plan, Index e, Index cols) {
+  /// The rows of an expert in a buffer of all rows of the plan, and in one of those of the view.
+  static auto block(auto& rows, const PlanView& plan, Index e, Index cols) {
     return rows.matrix().block(plan.offset(e), 0, plan.rows_of(e), cols);
+  }
+  static auto own_block(auto& rows, const PlanView& plan, Index e, Index cols) {
+    return rows.matrix().block(plan.offset(e) - plan.first_row(), 0, plan.rows_of(e), cols);
   }
 
   /// Throws std::invalid_argument unless the experts that have rows are of the pool's dimensions.
   template <class Pool>
-  static void require_experts(const Pool& pool, const DispatchPlan& plan) {
+  static void require_experts(const Pool& pool, const PlanView& plan) {
     for (Index e = 0; e < pool.size(); ++e)
       if (plan.rows_of(e) > 0 && (pool[e].input_dim() != pool.input_dim() || pool[e].output_dim() != pool.output_dim()))
         fail("moe::ExpertPool: expert ", e, " maps ", pool[e].input_dim(), " to ", pool[e].output_dim(), ", expected ",
@@ -71,38 +70,30 @@ struct GatheredRunner {
   }
 
   template <class Pool>
-  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step& step,
-                      RowBuffer<S>& expert_out, Scratch& scratch) {
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
+                      RowBuffer<S>& out) {
     require_experts(pool, plan);
-    Inputs& inputs = scratch.get<Inputs>();
-    inputs.gather(tokens, plan, step);
-    expert_out.resize(plan.num_rows(), pool.output_dim());
-    for_each_expert(inputs, plan, step, scratch, [&](Index e, Context& context) {
-      pool[e].forward(block(inputs.rows, plan, e, pool.input_dim()), block(expert_out, plan, e, pool.output_dim()),
-                      context);
+    Inputs& inputs = context.scratch.get<Inputs>();
+    inputs.gather(tokens, plan, context.step);
+    for_each_expert(inputs, plan, context, [&](Index e, const Context& own) {
+      pool[e].forward(own_block(inputs.rows, plan, e, pool.input_dim()), block(out, plan, e, pool.output_dim()), own);
     });
   }
   template <class Pool>
-  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step& step,
-                      RowBuffer<S>& expert_out, Tape& tape)
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
+                      RowBuffer<S>& out, Tape& tape)
     requires DifferentiableExpert<E>
   {
     require_experts(pool, plan);
-    tape.inputs.gather(tokens, plan, step);
+    tape.inputs.gather(tokens, plan, context.step);
     tape.experts.resize(static_cast<std::size_t>(pool.size()));
-    expert_out.resize(plan.num_rows(), pool.output_dim());
-    for_each_expert(tape.inputs, plan, step, tape.scratch, [&](Index e, Context& context) {
-      pool[e].forward(block(tape.inputs.rows, plan, e, pool.input_dim()), block(expert_out, plan, e, pool.output_dim()),
-                      context, tape.experts[static_cast<std::size_t>(e)].tape);
+    for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
+      pool[e].forward(own_block(tape.inputs.rows, plan, e, pool.input_dim()), block(out, plan, e, pool.output_dim()),
+                      own, tape.experts[static_cast<std::size_t>(e)].tape);
     });
   }
   template <class Pool>
-  static Index backward_width(const Pool& pool) {
-    return pool.output_dim();
-  }
-  /// Returns backward_width().
-  template <class Pool>
-  static Index require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient)
+  static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Pool& gradient)
     requires DifferentiableExpert<E>
   {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
@@ -118,29 +109,29 @@ struct GatheredRunner {
                             tape.experts[static_cast<std::size_t>(e)].tape, gradient[e]);
       else
         require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
-    return pool.output_dim();
   }
   template <class Pool>
-  static void backward(const Pool& pool, const ConstMatrixRef<S>&, const DispatchPlan& plan, const Step& step,
-                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, RowBuffer<S>& dtoken_rows)
+  static void backward(const Pool& pool, const ConstMatrixRef<S>&, const PlanView& plan, const Context& context,
+                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, MatrixRef<S> dtokens)
     requires DifferentiableExpert<E>
   {
-    dtoken_rows.resize(plan.num_rows(), pool.input_dim());
-    for_each_expert(tape.inputs, plan, step, tape.scratch, [&](Index e, Context& context) {
-      pool[e].backward(block(tape.inputs.rows, plan, e, pool.input_dim()),
+    tape.drows.resize(plan.num_rows(), pool.input_dim());
+    for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
+      pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
                        tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
-                       block(dtoken_rows, plan, e, pool.input_dim()), gradient[e], context);
+                       own_block(tape.drows, plan, e, pool.input_dim()), gradient[e], own);
     });
+    kernel::combine_unweighted(tape.drows, plan, dtokens);
   }
   template <class Pool>
-  static void backward(const Pool& pool, const ConstMatrixRef<S>&, const DispatchPlan& plan, const Step& step,
+  static void backward(const Pool& pool, const ConstMatrixRef<S>&, const PlanView& plan, const Context& context,
                        Tape& tape, const RowBuffer<S>& dout, Pool& gradient)
     requires SkipsRowGradient<E>
   {
-    for_each_expert(tape.inputs, plan, step, tape.scratch, [&](Index e, Context& context) {
-      pool[e].backward(block(tape.inputs.rows, plan, e, pool.input_dim()),
+    for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
+      pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
                        tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
-                       gradient[e], context);
+                       gradient[e], own);
     });
   }
 };

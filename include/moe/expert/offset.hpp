@@ -22,12 +22,12 @@ class BasicOffset {
   PanelMatrix<Codec>& bias() { return bias_; }
   const PanelMatrix<Codec>& bias() const { return bias_; }
 
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&) const { fill(rows, out); }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&, Tape&) const { fill(rows, out); }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&) const { fill(rows, out); }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&, Tape&) const { fill(rows, out); }
 
   /// gradient.b += column sums of dout, in double, rows ascending.
   void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                BasicOffset& gradient, Context&) const {
+                BasicOffset& gradient, const Context&) const {
     detail::require_shape("moe::Offset::backward", "dout", dout, dout.rows(), output_dim());
     detail::require_shape("moe::Offset::backward", "drows", drows, dout.rows(), input_dim());
     if (!gradient.bias_.is_shaped_as(bias_))

@@ -15,7 +15,7 @@ template <class First, class... Rest>
 class OneOf {
   static_assert(Expert<First> && (Expert<Rest> && ...),
                 "moe::OneOf: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
-                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, Context&) const` "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, const Context&) const` "
                 "(see moe/expert/concept.hpp)");
   static constexpr bool kDifferentiable = DifferentiableExpert<First> && (DifferentiableExpert<Rest> && ...);
 
@@ -40,10 +40,10 @@ class OneOf {
     return std::visit([](const auto& expert) -> Index { return expert.output_dim(); }, expert_);
   }
 
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
     std::visit([&](const auto& expert) { expert.forward(rows, out, context); }, expert_);
   }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const
     requires kDifferentiable
   {
     std::visit(
@@ -71,7 +71,7 @@ class OneOf {
         expert_);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                OneOf& gradient, Context& context) const
+                OneOf& gradient, const Context& context) const
     requires kDifferentiable
   {
     require_backward(rows.rows(), tape, gradient);

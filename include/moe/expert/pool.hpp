@@ -6,40 +6,11 @@
 #include <vector>
 
 #include "moe/core/overlap.hpp"
+#include "moe/expert/expert_set.hpp"
 #include "moe/expert/gathered_runner.hpp"
 #include "moe/expert/stage/panel_runner.hpp"
 
 namespace moe::inline MOE_ABI {
-
-/// All experts of a layer over the rows that a plan gives them: the seam where quantised, cached or sharded experts
-/// plug in. expert_out holds unweighted rows in plan order, so that combine alone applies weights.
-template <class X>
-concept ExpertSet =
-    requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const DispatchPlan& plan,
-             const Step& step, RowBuffer<typename X::Scalar>& expert_out, Scratch& scratch) {
-      { experts.size() } -> std::convertible_to<Index>;
-      { experts.input_dim() } -> std::convertible_to<Index>;
-      { experts.output_dim() } -> std::convertible_to<Index>;
-      { experts.forward(tokens, plan, step, expert_out, scratch) } -> std::same_as<void>;
-    };
-
-/// An expert set that can be trained through:
-///   void forward(tokens, plan, step, expert_out, Tape& tape) const;
-///   moe::Index backward_width(plan) const;    columns of `dout`, those from output_dim on being zero
-///   void backward(tokens, plan, step, Tape& tape, dout, X& gradient, dtoken_rows) const;
-/// backward accumulates into `gradient`, an object of its own type, and resizes and overwrites dtoken_rows
-/// [plan.num_rows(), at least input_dim]. Optional: backward without dtoken_rows, which then need not be computed, and
-/// `void require_backward(plan, tape, gradient) const`, which throws
-/// std::invalid_argument for a tape or gradient of another set, before anything is written.
-template <class X>
-concept DifferentiableExpertSet =
-    ExpertSet<X> && HasParameters<X> && std::default_initializable<typename X::Tape> &&
-    requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const DispatchPlan& plan,
-             const Step& step, RowBuffer<typename X::Scalar>& rows, typename X::Tape& tape, X& gradient) {
-      experts.forward(tokens, plan, step, rows, tape);
-      { experts.backward_width(plan) } -> std::convertible_to<Index>;
-      experts.backward(tokens, plan, step, tape, rows, gradient, rows);
-    };
 
 namespace detail {
 
@@ -59,7 +30,7 @@ template <class E>
 class ExpertPool {
   static_assert(Expert<E>,
                 "moe::ExpertPool: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
-                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, Context&) const` "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, const Context&) const` "
                 "(see moe/expert/concept.hpp)");
 
  public:
@@ -93,54 +64,56 @@ class ExpertPool {
   E& operator[](Index e) { return experts_[static_cast<std::size_t>(e)]; }
   const E& operator[](Index e) const { return experts_[static_cast<std::size_t>(e)]; }
 
-  /// expert_out[r] = expert(tokens[plan.token_of_row()[r]]); resized to [plan.num_rows(), at least output_dim].
-  /// Throws std::invalid_argument if tokens, plan and experts disagree on sizes: experts may be replaced by others of
+  /// Columns of the rows that forward writes and backward reads; 0 in a pool that has been moved from.
+  Index row_width() const { return experts_.empty() ? 0 : Runner::row_width(*this); }
+
+  /// rows[r] = expert(tokens[plan.token_of_row(r)]) for the rows of `plan`; see ExpertSet. Throws
+  /// std::invalid_argument if tokens, plan, rows and experts disagree on sizes: experts may be replaced by others of
   /// the same dimensions only. Experts without rows are not looked at.
-  void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
-               RowBuffer<Scalar>& expert_out, Scratch& scratch) const {
-    require_forward(tokens, plan, expert_out);
-    Runner::forward(*this, tokens, plan, step, expert_out, scratch);
+  void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context,
+               RowBuffer<Scalar>& rows) const {
+    require_forward(tokens, plan, rows);
+    Runner::forward(*this, tokens, plan, context, rows);
   }
-  void forward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step,
-               RowBuffer<Scalar>& expert_out, Tape& tape) const
+  void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, RowBuffer<Scalar>& rows,
+               Tape& tape) const
     requires DifferentiableExpert<E>
   {
-    require_forward(tokens, plan, expert_out);
-    Runner::forward(*this, tokens, plan, step, expert_out, tape);
-  }
-  /// Columns that `dout` of backward must have, zero from output_dim on.
-  Index backward_width(const DispatchPlan&) const
-    requires DifferentiableExpert<E>
-  {
-    return experts_.empty() ? 0 : Runner::backward_width(*this);
+    require_forward(tokens, plan, rows);
+    Runner::forward(*this, tokens, plan, context, rows, tape);
   }
   /// Throws std::invalid_argument unless the tape is that of a forward pass over `plan` through experts of these sizes,
   /// and the gradient another pool of them.
-  void require_backward(const DispatchPlan& plan, const Tape& tape, const ExpertPool& gradient) const
+  void require_backward(const PlanView& plan, const Tape& tape, const ExpertPool& gradient) const
     requires DifferentiableExpert<E>
   {
-    checked_backward_width(plan, tape, gradient);
+    constexpr const char* kFunction = "moe::ExpertPool::backward";
+    require_experts(kFunction, plan);
+    if (gradient.size() != size()) fail(kFunction, ": gradient has ", gradient.size(), " experts, expected ", size());
+    if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
+    Runner::require_backward(*this, plan, tape, gradient);
   }
-  /// dtoken_rows[r] = dL/d(row r), [plan.num_rows(), at least input_dim], overwritten; accumulates into `gradient`.
-  ///   dout  [plan.num_rows(), at least backward_width()]
+  /// dtokens[t] = sum of dL/d(row) over the rows of token t in `plan`, overwritten; accumulates into `gradient`.
+  ///   dout  [all rows of the plan, at least row_width()]
   /// Throws std::invalid_argument, before it writes anything, if sizes or require_backward() say no.
-  void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
-                const RowBuffer<Scalar>& dout, ExpertPool& gradient, RowBuffer<Scalar>& dtoken_rows) const
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, ExpertPool& gradient, MatrixRef<Scalar> dtokens) const
     requires DifferentiableExpert<E>
   {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
     require_backward_call(tokens, plan, tape, dout, gradient);
-    if (&dout == &dtoken_rows) fail(kFunction, ": dtoken_rows is dout, expected memory of its own");
-    detail::require_apart(kFunction, "dtoken_rows", dtoken_rows.matrix(), "tokens", tokens);
-    Runner::backward(*this, tokens, plan, step, tape, dout, gradient, dtoken_rows);
+    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
+    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
+    Runner::backward(*this, tokens, plan, context, tape, dout, gradient, dtokens);
   }
-  /// The same without dtoken_rows, which is not computed: a third of the work of Glu, a quarter of that of Mlp.
-  void backward(const MatrixView<Scalar>& tokens, const DispatchPlan& plan, const Step& step, Tape& tape,
+  /// The same without dtokens, which are not computed: a third of the work of Glu, a quarter of that of Mlp.
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
                 const RowBuffer<Scalar>& dout, ExpertPool& gradient) const
     requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsRowGradient<E>))
   {
     require_backward_call(tokens, plan, tape, dout, gradient);
-    Runner::backward(*this, tokens, plan, step, tape, dout, gradient);
+    Runner::backward(*this, tokens, plan, context, tape, dout, gradient);
   }
 
   template <class F, class First, class... Rest>
@@ -151,36 +124,31 @@ class ExpertPool {
  private:
   using Runner = typename detail::RunnerOf<E>::type;
 
-  void require_sizes(const char* function, const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan) const {
+  void require_experts(const char* function, const PlanView& plan) const {
     if (plan.num_experts() != size())
       fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
+  }
+
+  /// `rows` are those of the whole plan.
+  void require_sizes(const char* function, const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const char* name,
+                     const RowBuffer<Scalar>& rows) const {
+    require_experts(function, plan);
     detail::require_shape(function, "tokens", tokens, plan.num_tokens(), input_dim());
+    if (rows.rows() < plan.last_row() || rows.cols() < row_width())
+      fail(function, ": ", name, " is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(),
+           ", ", row_width(), "]");
   }
 
-  /// backward_width(), after the checks of require_backward().
-  Index checked_backward_width(const DispatchPlan& plan, const Tape& tape, const ExpertPool& gradient) const {
-    constexpr const char* kFunction = "moe::ExpertPool::backward";
-    if (plan.num_experts() != size())
-      fail(kFunction, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
-    if (gradient.size() != size()) fail(kFunction, ": gradient has ", gradient.size(), " experts, expected ", size());
-    return Runner::require_backward(*this, plan, tape, gradient);
+  void require_forward(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan,
+                       const RowBuffer<Scalar>& rows) const {
+    require_sizes("moe::ExpertPool::forward", tokens, plan, "rows", rows);
+    detail::require_apart("moe::ExpertPool::forward", "rows", rows.matrix(), "tokens", tokens);
   }
 
-  void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan, const Tape& tape,
+  void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Tape& tape,
                              const RowBuffer<Scalar>& dout, const ExpertPool& gradient) const {
-    constexpr const char* kFunction = "moe::ExpertPool::backward";
-    require_sizes(kFunction, tokens, plan);
-    const Index width = checked_backward_width(plan, tape, gradient);
-    if (dout.rows() != plan.num_rows() || dout.cols() < width)
-      fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected [", plan.num_rows(), ", at least ",
-           width, "]");
-    if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
-  }
-
-  void require_forward(const ConstMatrixRef<Scalar>& tokens, const DispatchPlan& plan,
-                       const RowBuffer<Scalar>& expert_out) const {
-    require_sizes("moe::ExpertPool::forward", tokens, plan);
-    detail::require_apart("moe::ExpertPool::forward", "expert_out", expert_out.matrix(), "tokens", tokens);
+    require_sizes("moe::ExpertPool::backward", tokens, plan, "dout", dout);
+    require_backward(plan, tape, gradient);
   }
 
   std::vector<E> experts_;

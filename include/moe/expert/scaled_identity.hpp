@@ -22,14 +22,14 @@ struct BasicScaledIdentity {
   Index output_dim() const { return dim; }
 
   /// Both [num_rows, dim]; `out` may be `rows` itself. Throws std::invalid_argument on other shapes and overlaps.
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&) const {
     multiply("moe::ScaledIdentity::forward", "out", out, "rows", rows);
   }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape&) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape&) const {
     forward(rows, out, context);
   }
   void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                BasicScaledIdentity&, Context&) const {
+                BasicScaledIdentity&, const Context&) const {
     multiply("moe::ScaledIdentity::backward", "drows", drows, "dout", dout);
   }
 

@@ -79,30 +79,31 @@ struct ActivationGate {
   }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::route_tempered<S>("moe::ActivationGate::route", rows<S>(logits, step), logits, step, routing);
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::route_tempered<S>("moe::ActivationGate::route", rows<S>(logits, context.step), logits, context, routing);
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::ActivationGate::probabilities", rows<S>(logits, step), logits, step, p);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
+    detail::probabilities_of_rows<S>("moe::ActivationGate::probabilities", rows<S>(logits, context.step), logits,
+                                     context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::ActivationGate::replay", rows<S>(logits, step), logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::replay_rows<S>("moe::ActivationGate::replay", rows<S>(logits, context.step), logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 ActivationGate& gradient) const {
     constexpr const char* kName = "moe::ActivationGate::backward";
-    auto tempered = rows<S>(logits, step);
-    detail::backward_rows<S>(kName, tempered, logits, step, routing, dweight, dprobability, dlogits);  // dL/dz
+    auto tempered = rows<S>(logits, context.step);
+    detail::backward_rows<S>(kName, tempered, logits, context, routing, dweight, dprobability, dlogits);  // dL/dz
     const bool biased = bias.size() != 0;
     if (biased && bias_place == BiasPlace::Outside) detail::add_column_sums(kName, dlogits, gradient.bias);
-    detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* u, S* scratch) {
+    detail::for_each_row<S>(kName, logits, context, 1, [&](Index t, const S* u, S* scratch) {
       transform().backward(u, logits.cols(), dlogits.row(t).data(), scratch);
     });
     if (biased && bias_place == BiasPlace::Inside) detail::add_column_sums(kName, dlogits, gradient.bias);

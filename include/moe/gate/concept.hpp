@@ -5,15 +5,15 @@
 #include <span>
 
 #include "moe/core/visit.hpp"
+#include "moe/routing/context.hpp"
 #include "moe/routing/routing.hpp"
-#include "moe/routing/step.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// Has `route`: a pure function of (logits, step) that fills a routing.
+/// Has `route`: a pure function of (logits, context) that fills a routing.
 template <class G, class S>
-concept HasRoute = requires(const G& gate, const Matrix<S>& logits, const Step& step, Routing<S>& routing) {
-  { gate.route(logits, step, routing) } -> std::same_as<void>;
+concept HasRoute = requires(const G& gate, const Matrix<S>& logits, const Context& context, Routing<S>& routing) {
+  { gate.route(logits, context, routing) } -> std::same_as<void>;
 };
 
 /// Says at compile time whether each token is decided by itself, from its own logits, id and group alone.
@@ -34,21 +34,21 @@ concept Gate = HasRoute<G, S> && StatesPerToken<G>;
 /// A gate that can be trained through. Optional: `void require_backward(Index num_experts) const`, which throws
 /// std::invalid_argument where training makes no sense, before a layer writes any gradient. It declares `visit`, empty
 /// where it has nothing to learn (see moe/core/visit.hpp). The selection is frozen in all three:
-///   probabilities(logits, step, p)      scores [T, E] before selection, which balance losses use; resizes p
-///   replay(logits, step, routing)       weights anew for the experts that `routing` already names (gradient checks,
+///   probabilities(logits, context, p)      scores [T, E] before selection, which balance losses use; resizes p
+///   replay(logits, context, routing)       weights anew for the experts that `routing` already names (gradient checks,
 ///                                       recomputation); dropped choices keep weight 0
-///   backward(logits, step, routing, dweight, dprobability, dlogits, gradient)
+///   backward(logits, context, routing, dweight, dprobability, dlogits, gradient)
 ///     dweight       [num_assignments], dL/dweight per assignment; ignored where dropped
 ///     dprobability  [T, E], dL/dprobabilities, or empty (0 x 0) for none
 ///     dlogits       [T, E], overwritten (resized); not the memory of logits or dprobability
 ///     gradient      same type as the gate; its parameters are accumulated into
 template <class G, class S = float>
 concept DifferentiableGate = Gate<G, S> && HasParameters<G> &&
-                             requires(const G& gate, const Matrix<S>& logits, const Step& step, Routing<S>& routing,
-                                      std::span<const S> dweight, Matrix<S>& out, G& gradient) {
-                               gate.probabilities(logits, step, out);
-                               gate.replay(logits, step, routing);
-                               gate.backward(logits, step, routing, dweight, logits, out, gradient);
+                             requires(const G& gate, const Matrix<S>& logits, const Context& context,
+                                      Routing<S>& routing, std::span<const S> dweight, Matrix<S>& out, G& gradient) {
+                               gate.probabilities(logits, context, out);
+                               gate.replay(logits, context, routing);
+                               gate.backward(logits, context, routing, dweight, logits, out, gradient);
                              };
 
 }  // namespace moe::inline MOE_ABI

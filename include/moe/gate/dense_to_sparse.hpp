@@ -57,29 +57,29 @@ struct DenseToSparseGate {
   double tau(const Step& step) const { return temperature(step.training() ? step.update : kFinished); }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, step, logits);
-    detail::route_tempered<S>("moe::DenseToSparseGate::route", rows, logits, step, routing);
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
+    detail::route_tempered<S>("moe::DenseToSparseGate::route", rows, logits, context, routing);
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
-    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, step, logits);
-    detail::probabilities_of_rows<S>("moe::DenseToSparseGate::probabilities", rows, logits, step, p);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
+    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
+    detail::probabilities_of_rows<S>("moe::DenseToSparseGate::probabilities", rows, logits, context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, step, logits);
-    detail::replay_rows<S>("moe::DenseToSparseGate::replay", rows, logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
+    detail::replay_rows<S>("moe::DenseToSparseGate::replay", rows, logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 DenseToSparseGate& gradient) const {
-    detail::TemperedRows<S, DenseToSparseGate> rows(*this, step, logits);
-    detail::backward_rows<S>("moe::DenseToSparseGate::backward", rows, logits, step, routing, dweight, dprobability,
+    detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
+    detail::backward_rows<S>("moe::DenseToSparseGate::backward", rows, logits, context, routing, dweight, dprobability,
                              dlogits);
     if constexpr (LearnableSchedule<Temperature>) temperature.backward(rows.dtau(), gradient.temperature);
   }

@@ -36,7 +36,7 @@ struct TokenGroups {
   }
 };
 
-/// Working memory of ExpertChoiceGate, kept in the routing.
+/// Working memory of ExpertChoiceGate.
 template <class S>
 struct ExpertChoices {
   RowBuffer<S> p;
@@ -56,7 +56,7 @@ struct ExpertChoices {
 /// inference. Gradients, selection frozen: those of SoftmaxGate with the chosen entries. Needs no balance loss.
 /// Immutable, share freely. In parallel, O(num_tokens * num_experts * capacity / lanes), or with log capacity
 /// for more than 512 places and 1024 tokens. Working memory, num_tokens * num_experts probabilities and bytes, is kept
-/// in the routing: warm calls do not allocate.
+/// in the context: warm calls do not allocate.
 /// All members throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
 /// Zhou et al., "Mixture-of-experts with expert choice routing" (arXiv:2202.09368).
 struct ExpertChoiceGate {
@@ -84,15 +84,15 @@ struct ExpertChoiceGate {
   }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     constexpr const char* kName = "moe::ExpertChoiceGate::route";
     const Index num_tokens = logits.rows(), num_experts = logits.cols();
     validate(num_experts);
-    auto& choices = routing.scratch().template get<detail::ExpertChoices<S>>();
+    auto& choices = context.scratch.get<detail::ExpertChoices<S>>();
     choices.p.resize(num_tokens, num_experts);
-    detail::for_each_row<S>(kName, logits, step, 1,
+    detail::for_each_row<S>(kName, logits, context, 1,
                             [&](Index t, const S* row, S*) { softmax(row, num_experts, choices.p.row(t)); });
-    choose<S>(logits, step, choices);
+    choose<S>(logits, context.step, choices);
     const auto takes = [&](Index t, Index e) {
       return choices.taken[static_cast<std::size_t>(t * num_experts + e)] != 0;
     };
@@ -114,24 +114,24 @@ struct ExpertChoiceGate {
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
     const detail::SoftmaxRows rows{logits.cols()};
-    detail::probabilities_of_rows<S>("moe::ExpertChoiceGate::probabilities", rows, logits, step, p);
+    detail::probabilities_of_rows<S>("moe::ExpertChoiceGate::probabilities", rows, logits, context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     const detail::SoftmaxRows rows{logits.cols()};
-    detail::replay_rows<S>("moe::ExpertChoiceGate::replay", rows, logits, step, routing);
+    detail::replay_rows<S>("moe::ExpertChoiceGate::replay", rows, logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 ExpertChoiceGate& /*gradient*/) const {
     constexpr const char* kName = "moe::ExpertChoiceGate::backward";
     const detail::SoftmaxRows rows{logits.cols()};
-    detail::backward_rows<S>(kName, rows, logits, step, routing, dweight, dprobability, dlogits);
+    detail::backward_rows<S>(kName, rows, logits, context, routing, dweight, dprobability, dlogits);
   }
 
  private:

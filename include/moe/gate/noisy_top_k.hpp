@@ -98,30 +98,32 @@ struct NoisyTopKGate {
   void require_backward(Index num_experts) const { top_k.require_backward(num_experts); }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     constexpr const char* kName = "moe::NoisyTopKGate::route";
-    const auto noisy = rows<S>(logits, step);
-    if (noisy.is_clean()) return detail::route_top_k_blocks<S>(kName, noisy.clean(), top_k.k, logits, step, routing);
-    detail::route_top_k<S>(kName, noisy, top_k.k, logits, step, routing);
+    const auto noisy = rows<S>(logits, context.step);
+    if (noisy.is_clean()) return detail::route_top_k_blocks<S>(kName, noisy.clean(), top_k.k, logits, context, routing);
+    detail::route_top_k<S>(kName, noisy, top_k.k, logits, context, routing);
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::NoisyTopKGate::probabilities", rows<S>(logits, step), logits, step, p);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
+    detail::probabilities_of_rows<S>("moe::NoisyTopKGate::probabilities", rows<S>(logits, context.step), logits,
+                                     context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::NoisyTopKGate::replay", rows<S>(logits, step), logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::replay_rows<S>("moe::NoisyTopKGate::replay", rows<S>(logits, context.step), logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 NoisyTopKGate& gradient) const {
     constexpr const char* kName = "moe::NoisyTopKGate::backward";
     require_backward(logits.cols());
-    detail::backward_rows<S>(kName, rows<S>(logits, step), logits, step, routing, dweight, dprobability, dlogits);
+    detail::backward_rows<S>(kName, rows<S>(logits, context.step), logits, context, routing, dweight, dprobability,
+                             dlogits);
     if (top_k.weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.top_k.weight_bias);
   }
 

@@ -39,8 +39,8 @@ struct SoftmaxRows {
 /// always, with one look at each logit. Returns whether that was so; the routing means nothing if not, which costs the
 /// time until then and room for all choices.
 template <class S>
-bool route_to_all(const ConstMatrixRef<S>& logits, const Step& step, Routing<S>& routing) {
-  if (!step.valid.empty()) return false;
+bool route_to_all(const ConstMatrixRef<S>& logits, const Context& context, Routing<S>& routing) {
+  if (!context.step.valid.empty()) return false;
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   routing.resize(num_tokens, num_experts);
   std::atomic<bool> all_finite{true};
@@ -60,13 +60,13 @@ bool route_to_all(const ConstMatrixRef<S>& logits, const Step& step, Routing<S>&
 
 /// Gives every valid token as many choices as it has finite logits. The counts lie in the routing itself until then.
 template <class S>
-void resize_to_finite(const ConstMatrixRef<S>& logits, const Step& step, Routing<S>& routing) {
+void resize_to_finite(const ConstMatrixRef<S>& logits, const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows();
   routing.resize(num_tokens, 1);
   parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
     for (Index t = begin; t < end; ++t)
       routing.experts(t)[0] =
-          step.is_valid(t) ? count_finite(logits.data() + t * logits.outerStride(), logits.cols()) : 0;
+          context.step.is_valid(t) ? count_finite(logits.data() + t * logits.outerStride(), logits.cols()) : 0;
   });
   routing.resize_ragged(num_tokens, [&](Index t) { return routing.experts()[static_cast<std::size_t>(t)]; });
 }
@@ -91,14 +91,14 @@ struct SoftmaxGate {
   }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     constexpr const char* kName = "moe::SoftmaxGate::route";
     const Index num_experts = logits.cols();
     validate(num_experts);
-    step.validate(kName, logits.rows());
-    if (detail::route_to_all<S>(logits, step, routing)) return;
-    detail::resize_to_finite<S>(logits, step, routing);
-    detail::for_each_row<S>(kName, logits, step, 1, [&](Index t, const S* row, S* p) {
+    context.step.validate(kName, logits.rows());
+    if (detail::route_to_all<S>(logits, context, routing)) return;
+    detail::resize_to_finite<S>(logits, context, routing);
+    detail::for_each_row<S>(kName, logits, context, 1, [&](Index t, const S* row, S* p) {
       const std::span<Index> experts = routing.experts(t);
       const std::span<S> weights = routing.weights(t);
       softmax(row, num_experts, p);
@@ -113,23 +113,24 @@ struct SoftmaxGate {
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
     const detail::SoftmaxRows rows{logits.cols()};
-    detail::probabilities_of_rows<S>("moe::SoftmaxGate::probabilities", rows, logits, step, p);
+    detail::probabilities_of_rows<S>("moe::SoftmaxGate::probabilities", rows, logits, context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     const detail::SoftmaxRows rows{logits.cols()};
-    detail::replay_rows<S>("moe::SoftmaxGate::replay", rows, logits, step, routing);
+    detail::replay_rows<S>("moe::SoftmaxGate::replay", rows, logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 SoftmaxGate& /*gradient*/) const {
     const detail::SoftmaxRows rows{logits.cols()};
-    detail::backward_rows<S>("moe::SoftmaxGate::backward", rows, logits, step, routing, dweight, dprobability, dlogits);
+    detail::backward_rows<S>("moe::SoftmaxGate::backward", rows, logits, context, routing, dweight, dprobability,
+                             dlogits);
   }
 };
 

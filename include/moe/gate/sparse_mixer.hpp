@@ -95,25 +95,25 @@ struct SparseMixerGate {
   }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::route_top_k<S>("moe::SparseMixerGate::route", rows<S>(logits), kChoices, logits, step, routing);
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::route_top_k<S>("moe::SparseMixerGate::route", rows<S>(logits), kChoices, logits, context, routing);
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::SparseMixerGate::probabilities", rows<S>(logits), logits, step, p);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
+    detail::probabilities_of_rows<S>("moe::SparseMixerGate::probabilities", rows<S>(logits), logits, context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::SparseMixerGate::replay", rows<S>(logits), logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::replay_rows<S>("moe::SparseMixerGate::replay", rows<S>(logits), logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 SparseMixerGate&) const {
-    detail::backward_rows<S>("moe::SparseMixerGate::backward", rows<S>(logits), logits, step, routing, dweight,
+    detail::backward_rows<S>("moe::SparseMixerGate::backward", rows<S>(logits), logits, context, routing, dweight,
                              dprobability, dlogits);
   }
 

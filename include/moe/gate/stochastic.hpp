@@ -43,8 +43,9 @@ struct StochasticGate {
 
   /// Throws std::invalid_argument if distinct passes need more experts than there are.
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     constexpr const char* kName = "moe::StochasticGate::route";
+    const Step& step = context.step;
     const Index num_experts = logits.cols(), num_tokens = logits.rows();
     validate(num_experts);
     step.validate(kName, num_tokens);
@@ -56,7 +57,7 @@ struct StochasticGate {
     const RandomField random =
         distinct ? RandomField(Purpose::Draw, step.seed, step.update, step.layer) : step.random(Purpose::Draw);
     routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
-    detail::RowScratch<Index, 1> scratch(num_experts);
+    detail::RowScratch<Index, 1> scratch(num_experts, context.scratch);
     parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
       detail::RowScratch<Index, 1>::Worker order(scratch, worker);
       for (Index t = begin; t < end; ++t) {
@@ -69,22 +70,22 @@ struct StochasticGate {
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
-    step.validate("moe::StochasticGate::probabilities", logits.rows());
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
+    context.step.validate("moe::StochasticGate::probabilities", logits.rows());
     p.resize(logits.rows(), logits.cols());
     for (Index t = 0; t < p.rows(); ++t)
-      p.row(t).setConstant(step.is_valid(t) ? S{1} / static_cast<S>(p.cols()) : S{0});
+      p.row(t).setConstant(context.step.is_valid(t) ? S{1} / static_cast<S>(p.cols()) : S{0});
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step&, Routing<S>& routing) const {
+  void replay(const Logits<S>& logits, const Context&, Routing<S>& routing) const {
     detail::require_routing<S>("moe::StochasticGate::replay", logits, routing);
     for (std::size_t a = 0; a < routing.weights().size(); ++a)
       routing.weights()[a] = routing.dropped()[a] ? S{0} : weight<S>();
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step&, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context&, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> /*dweight*/, const MatrixView<S>& /*dprobability*/,
                 Matrix<S>& dlogits, StochasticGate& /*gradient*/) const {
     detail::require_routing<S>("moe::StochasticGate::backward", logits, routing);

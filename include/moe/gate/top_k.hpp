@@ -85,27 +85,27 @@ struct TopKGate {
   }
 
   template <class S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::route_top_k_blocks<S>("moe::TopKGate::route", rows<S>(logits), k, logits, step, routing);
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::route_top_k_blocks<S>("moe::TopKGate::route", rows<S>(logits), k, logits, context, routing);
   }
 
   template <class S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::TopKGate::probabilities", rows<S>(logits), logits, step, p);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
+    detail::probabilities_of_rows<S>("moe::TopKGate::probabilities", rows<S>(logits), logits, context, p);
   }
 
   template <class S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::TopKGate::replay", rows<S>(logits), logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    detail::replay_rows<S>("moe::TopKGate::replay", rows<S>(logits), logits, context, routing);
   }
 
   template <class S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 TopKGate& gradient) const {
     constexpr const char* kName = "moe::TopKGate::backward";
     require_backward(logits.cols());
-    detail::backward_rows<S>(kName, rows<S>(logits), logits, step, routing, dweight, dprobability, dlogits);
+    detail::backward_rows<S>(kName, rows<S>(logits), logits, context, routing, dweight, dprobability, dlogits);
     if (weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.weight_bias);
   }
 

@@ -8,6 +8,7 @@
 #include "moe/core/unroll.hpp"
 #include "moe/kernel/combine_backward.hpp"
 #include "moe/kernel/dispatch.hpp"
+#include "moe/routing/plan_view.hpp"
 
 // Combine gathers: each token's row is summed by one thread in slot order, so no atomics, and the same bits always.
 namespace moe::inline MOE_ABI::kernel {
@@ -24,12 +25,15 @@ template <class S>
 struct Slots {
   static constexpr std::size_t kMost = 32;
 
-  /// Takes assignments from `a` on, and returns the first that is left.
+  /// Takes assignments from `a` on, and returns the first that is left. `rows` holds the rows of the plan from `first`
+  /// on.
   template <class Weight>
-  Index collect(const RowBuffer<S>& rows, std::span<const Index> row_of, const Weight& weight_of, Index a, Index end) {
+  Index collect(const RowBuffer<S>& rows, std::span<const Index> row_of, Index first, const Weight& weight_of, Index a,
+                Index end) {
+    const auto num_rows = static_cast<std::size_t>(rows.rows());
     for (count = 0; a < end && count < kMost; ++a) {
-      const Index from = row_of[static_cast<std::size_t>(a)];
-      if (from < 0) continue;
+      const Index from = row_of[static_cast<std::size_t>(a)] - first;
+      if (static_cast<std::size_t>(from) >= num_rows) continue;  // dropped, or of another part of the plan
       row[count] = rows.row(from);
       weight[count++] = weight_of(a);
     }
@@ -77,23 +81,25 @@ void sum_row(const Slots<S>& kept, bool first, Index cols, S* to) {
   simd::store_partial(to + body, total, rest);
 }
 
-/// out[t] = sum over the kept slots of t of weight(assignment) * rows[row], each a fused multiply-add from +0.
+/// out[t] = sum over the kept slots of t of weight(assignment) * rows[row], each a fused multiply-add from +0; `rows`
+/// holds the rows of the plan from `first` on.
 template <class S, class Weight>
-void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, const Routing<S>& routing,
-                      const Weight& weight, MatrixRef<S> out) {
+void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, Index first_row, const Weight& weight,
+                      MatrixRef<S> out) {
   moe::detail::require_apart("moe::kernel::combine", "out", out, "rows", rows.matrix());
   const auto row_of = plan.row_of_assignment();
-  parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index begin, Index end, Index) {
+  parallel_ranges(plan.num_tokens(), kRowsPerTask, [&](Index begin, Index end, Index) {
     Slots<S> kept;
     for (Index t = begin; t < end; ++t) {
       S* to = out.data() + t * out.outerStride();
       bool first = true;
-      Index a = routing.begin(t);
+      const Index end_of_token = plan.end(t);
+      Index a = plan.begin(t);
       do {
-        a = kept.collect(rows, row_of, weight, a, routing.end(t));
+        a = kept.collect(rows, row_of, first_row, weight, a, end_of_token);
         sum_row(kept, first, out.cols(), to);
         first = false;
-      } while (a < routing.end(t));
+      } while (a < end_of_token);
     }
   });
 }
@@ -108,15 +114,15 @@ void combine(const RowBuffer<S>& expert_out, const DispatchPlan& plan, const Rou
              std::type_identity_t<MatrixRef<S>> out) {
   const auto weights = routing.weights();
   detail::combine_weighted(
-      expert_out, plan, routing, [&](Index a) { return weights[static_cast<std::size_t>(a)]; }, out);
+      expert_out, plan, 0, [&](Index a) { return weights[static_cast<std::size_t>(a)]; }, out);
 }
 
-/// out[t] = sum_slots rows[row]: the gradient of dispatch.
+/// out[t] = sum over the slots of t in `plan` of rows[row - plan.first_row()]: the gradient of dispatch. Overwrites
+/// out [num_tokens, at most the columns of rows].
 template <class S>
-void combine_unweighted(const RowBuffer<S>& rows, const DispatchPlan& plan, const Routing<S>& routing,
-                        std::type_identity_t<MatrixRef<S>> out) {
+void combine_unweighted(const RowBuffer<S>& rows, const PlanView& plan, std::type_identity_t<MatrixRef<S>> out) {
   detail::combine_weighted(
-      rows, plan, routing, [](Index) { return S{1}; }, out);
+      rows, plan.plan(), plan.first_row(), [](Index) { return S{1}; }, out);
 }
 
 }  // namespace moe::inline MOE_ABI::kernel

@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "moe/core/aligned.hpp"
 #include "moe/core/overlap.hpp"
-#include "moe/core/parallel.hpp"
+#include "moe/kernel/gather.hpp"
 #include "moe/kernel/stream.hpp"
 #include "moe/routing/plan.hpp"
 
 namespace moe::inline MOE_ABI::kernel {
-
-/// Rows per task of the memory-bound loops: some hundred kilobytes at common widths, far above the cost of a hand-out.
-inline constexpr Index kRowsPerTask = 64;
 
 namespace detail {
 

@@ -21,7 +21,7 @@ template <class Layer, class... Branches>
 class WithBranches {
   static_assert((Expert<Branches> && ...),
                 "moe::WithBranches: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
-                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, Context&) const` "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, const Context&) const` "
                 "(see moe/expert/concept.hpp)");
 
  public:
@@ -60,6 +60,12 @@ class WithBranches {
   template <std::size_t I>
   const auto& branch() const {
     return std::get<I>(branches_);
+  }
+
+  /// Calls f(std::integral_constant I, branch<I>()) for every branch.
+  template <class F>
+  void for_each_branch(const F& f) const {
+    for_each(f);
   }
 
   /// Inference: the same as with Step{}.
@@ -120,24 +126,24 @@ class WithBranches {
   }
 
   /// See MoeLayer::backward.
-  void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
-                const RoutingGradient<Scalar>& losses, WithBranches& gradient, MatrixRef<Scalar> dtokens) const {
+  void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout, WithBranches& gradient,
+                MatrixRef<Scalar> dtokens) const {
     require_backward(tokens.rows(), tape, gradient);
     const detail::ExclusiveUse use("moe::WithBranches::backward", "tape", tape.use);
     tape.layer.step = tape.step;  // whose spans may have moved since: see LayerExpert
-    layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_, dtokens);
+    layer_.backward(tokens, tape.layer, dout, gradient.layer_, dtokens);
     backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
                       without_padding(dout, tape.step, tape.dout), gradient, &dtokens);
   }
   /// The same without dL/dtokens; see MoeLayer::backward.
   void backward(const MatrixView<Scalar>& tokens, Tape& tape, const MatrixView<Scalar>& dout,
-                const RoutingGradient<Scalar>& losses, WithBranches& gradient) const
+                WithBranches& gradient) const
     requires SkipsTokenGradient<Layer>
   {
     require_backward(tokens.rows(), tape, gradient);
     const detail::ExclusiveUse use("moe::WithBranches::backward", "tape", tape.use);
     tape.layer.step = tape.step;
-    layer_.backward(tokens, tape.layer, dout, losses, gradient.layer_);
+    layer_.backward(tokens, tape.layer, dout, gradient.layer_);
     backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
                       without_padding(dout, tape.step, tape.dout), gradient, nullptr);
   }
@@ -188,7 +194,7 @@ class WithBranches {
     Scratch& scratch = ws.scratch.template get<BranchScratch>().scratch;
     for_each([&](auto i, const auto& branch) {
       add(out, step_of_branch(step, i), scratch.get<Buffer>().value, scratch,
-          [&](MatrixRef<Scalar> buffer, Context& context) { branch.forward(tokens, buffer, context); });
+          [&](MatrixRef<Scalar> buffer, const Context& context) { branch.forward(tokens, buffer, context); });
     });
   }
 
@@ -206,7 +212,7 @@ class WithBranches {
 
   void run_branches(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     for_each([&](auto i, const auto& branch) {
-      const auto forward = [&](MatrixRef<Scalar> buffer, Context& context) {
+      const auto forward = [&](MatrixRef<Scalar> buffer, const Context& context) {
         branch.forward(tokens, buffer, context, std::get<i>(tape.branches));
       };
       add(out, step_of_branch(tape.step, i), tape.buffer, tape.scratch, forward);
@@ -221,11 +227,11 @@ class WithBranches {
       auto& branch_tape = std::get<i>(tape.branches);
       auto& branch_gradient = std::get<i>(gradient.branches_);
       const Step step = step_of_branch(tape.step, i);
-      const auto backward = [&](MatrixRef<Scalar> buffer, Context& context) {
+      const auto backward = [&](MatrixRef<Scalar> buffer, const Context& context) {
         branch.backward(tokens, branch_tape, dout, buffer, branch_gradient, context);
       };
       if (dtokens != nullptr) return add(*dtokens, step, tape.buffer, tape.scratch, backward);
-      Context context{step, tape.scratch};
+      const Context context(step, tape.scratch);
       if constexpr (SkipsRowGradient<std::remove_cvref_t<decltype(branch)>>) {
         branch.backward(tokens, branch_tape, dout, branch_gradient, context);
       } else {
@@ -245,7 +251,7 @@ class WithBranches {
   static void add(MatrixRef<Scalar> to, const Step& step, RowBuffer<Scalar>& buffer, Scratch& scratch,
                   const Fill& fill) {
     buffer.resize(to.rows(), to.cols());
-    Context context{step, scratch};
+    const Context context(step, scratch);
     fill(buffer, context);
     if (step.valid.empty()) {
       to += buffer.matrix();

@@ -4,7 +4,6 @@
 #include <concepts>
 
 #include "moe/core/visit.hpp"
-#include "moe/routing/gradient.hpp"
 #include "moe/routing/step.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -12,26 +11,25 @@ namespace moe::inline MOE_ABI {
 /// A layer that can be trained through, as MoeLayer and WithBranches: `Scalar`, `Tape`, `visit` and
 ///   moe::Index input_dim() const, output_dim() const;
 ///   void forward(tokens, const moe::Step& step, out, Tape& tape) const;
-///   void backward(tokens, Tape& tape, dout, const moe::RoutingGradient<Scalar>& losses, Layer& gradient,
-///                 dtokens) const;
+///   void backward(tokens, Tape& tape, dout, Layer& gradient, dtokens) const;
 /// backward accumulates into `gradient`, an object of its own type, and overwrites dtokens. Optional, as of routers:
 /// `void require_backward(num_tokens, tape, gradient) const`, which throws before backward writes anything.
 template <class L>
 concept TrainableLayer = HasParameters<L> && std::default_initializable<typename L::Tape> &&
                          requires(const L& layer, const ConstMatrixRef<typename L::Scalar>& tokens, const Step& step,
-                                  MatrixRef<typename L::Scalar> out, typename L::Tape& tape,
-                                  const RoutingGradient<typename L::Scalar>& losses, L& gradient) {
+                                  MatrixRef<typename L::Scalar> out, typename L::Tape& tape, L& gradient) {
                            { layer.input_dim() } -> std::convertible_to<Index>;
                            { layer.output_dim() } -> std::convertible_to<Index>;
                            layer.forward(tokens, step, out, tape);
-                           layer.backward(tokens, tape, tokens, losses, gradient, out);
+                           layer.backward(tokens, tape, tokens, gradient, out);
                          };
 
 /// One that can leave out dL/dtokens, as a first layer may: backward without the last argument.
 template <class L>
 concept SkipsTokenGradient =
-    TrainableLayer<L> && requires(const L& layer, const ConstMatrixRef<typename L::Scalar>& tokens,
-                                  typename L::Tape& tape, const RoutingGradient<typename L::Scalar>& losses,
-                                  L& gradient) { layer.backward(tokens, tape, tokens, losses, gradient); };
+    TrainableLayer<L> &&
+    requires(const L& layer, const ConstMatrixRef<typename L::Scalar>& tokens, typename L::Tape& tape, L& gradient) {
+      layer.backward(tokens, tape, tokens, gradient);
+    };
 
 }  // namespace moe::inline MOE_ABI

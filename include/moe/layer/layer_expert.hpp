@@ -10,7 +10,8 @@
 namespace moe::inline MOE_ABI {
 
 /// A whole layer as an expert: hierarchical mixtures (Jordan & Jacobs, "Hierarchical mixtures of experts", Neural
-/// Computation 1994). Every inner layer draws its own random numbers. Immutable in forward, share freely.
+/// Computation 1994). Every inner layer draws its own random numbers, and has losses of its own: what they add to the
+/// `losses` of its tape goes through backward (see for_each_routed()). Immutable in forward, share freely.
 template <class Layer>
 class LayerExpert {
  public:
@@ -25,10 +26,10 @@ class LayerExpert {
   Index input_dim() const { return layer_.input_dim(); }
   Index output_dim() const { return layer_.output_dim(); }
 
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
     layer_.forward(rows, context.step, out, context.scratch.get<typename Layer::Workspace>());
   }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context, Tape& tape) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const {
     static_assert(HasParameters<Layer>, "moe::LayerExpert: training needs a layer with visit (see moe/core/visit.hpp)");
     layer_.forward(rows, context.step, out, tape);
   }
@@ -36,17 +37,17 @@ class LayerExpert {
     detail::require_backward_of("moe::LayerExpert::backward", "gradient", layer_, num_rows, tape, gradient.layer_);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                LayerExpert& gradient, Context& context) const {
+                LayerExpert& gradient, const Context& context) const {
     tape.step = context.step;  // equal to that of forward, whose spans may have moved
-    layer_.backward(rows, tape, dout, RoutingGradient<Scalar>{}, gradient.layer_, drows);
+    layer_.backward(rows, tape, dout, gradient.layer_, drows);
   }
   /// The same without `drows`; see MoeLayer::backward.
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, LayerExpert& gradient,
-                Context& context) const
+                const Context& context) const
     requires SkipsTokenGradient<Layer>
   {
     tape.step = context.step;
-    layer_.backward(rows, tape, dout, RoutingGradient<Scalar>{}, gradient.layer_);
+    layer_.backward(rows, tape, dout, gradient.layer_);
   }
 
   template <class F, class... Self>

@@ -3,22 +3,22 @@
 
 #include "moe/expert/pool.hpp"
 #include "moe/gate/concept.hpp"
+#include "moe/layer/routed_experts.hpp"
 #include "moe/router/concept.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
-/// T::Tape, or nothing for a part that cannot be trained through.
-template <class T>
-struct TapeOfPart {
-  struct type {};
+/// The mixture that a layer makes of X: X itself if it is one, else the routed experts of a set.
+template <class X>
+struct MixtureOfPart {
+  using type = RoutedExperts<X>;
 };
-template <class T>
-  requires requires { typename T::Tape; }
-struct TapeOfPart<T> {
-  using type = typename T::Tape;
+template <Mixture X>
+struct MixtureOfPart<X> {
+  using type = X;
 };
-template <class T>
-using TapeOf = typename TapeOfPart<T>::type;
+template <class X>
+using MixtureOf = typename MixtureOfPart<X>::type;
 
 /// Says in a sentence which part of a layer cannot be trained through. A class, as compilers look into it where it is
 /// named, before they stumble over the missing members.
@@ -30,9 +30,12 @@ struct RequireTrainable {
   static_assert(DifferentiableGate<G, typename R::Scalar>,
                 "moe::MoeLayer: training needs a Gate with probabilities, replay, backward and visit "
                 "(see moe/gate/concept.hpp)");
-  static_assert(DifferentiableExpertSet<X>,
+  static_assert(Mixture<X> || DifferentiableExpertSet<X>,
                 "moe::MoeLayer: training needs experts with forward(..., tape), backward and visit "
                 "(see moe/expert/concept.hpp)");
+  static_assert(!Mixture<X> || DifferentiableMixture<X>,
+                "moe::MoeLayer: training needs a Mixture with forward(..., tape), backward and visit "
+                "(see moe/layer/mixture.hpp)");
 };
 
 }  // namespace moe::inline MOE_ABI::detail

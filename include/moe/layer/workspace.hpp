@@ -4,7 +4,7 @@
 #include "moe/core/aligned.hpp"
 #include "moe/core/exclusive.hpp"
 #include "moe/core/scratch.hpp"
-#include "moe/routing/plan.hpp"
+#include "moe/layer/routed_experts.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -16,13 +16,14 @@ namespace moe::inline MOE_ABI {
 ///   logits      T * E * sizeof(S)
 ///   routing     8 * T + 13 * A, plan 24 * A + 8 * E * (workers + 1), for S = float; 264 * E * workers more where the
 ///               numbers of rows of the experts are such that they share a few sets of the caches
-///   expert_out  A * output_dim * sizeof(S)
+///   rows        of the experts: A * output_dim * sizeof(S); with WeightOn::Input A * input_dim * sizeof(S) and a plan
+///               more
 ///   scratch     with panel experts: for each layer of weights a block of hidden activations per worker, max(2 MiB, 16
-///               tiles of rows), and a list of shares, 24 * (E + 300 * workers)
+///               tiles of rows), and a list of shares, 24 * (E + 300 * workers); with other experts their rows, and
+///               what each of them keeps; with more experts than some hundred 10 * E * sizeof(S) per worker for gates
 ///   token_id    8 * max_tokens, in chunks
-/// rows of logits, expert_out and hidden activations being padded to an odd number of cache lines. max_tokens bounds T,
-/// and so all of them. Gates that need room for more than some hundred experts have it from the thread that calls,
-/// which keeps some 10 * E * sizeof(S) bytes per worker until it ends.
+/// rows of logits, experts and hidden activations being padded to an odd number of cache lines. max_tokens bounds T,
+/// and so every one of them.
 template <class S>
 struct BasicWorkspace {
   /// Most tokens that go through a layer at once; 0: all of them. More go in chunks of so many, which gives the same
@@ -31,11 +32,12 @@ struct BasicWorkspace {
 
   RowBuffer<S> logits;                 ///< [num_tokens, num_experts]
   Routing<S> routing;                  ///< what the gate decided
-  DispatchPlan plan;                   ///< the routing sorted by expert
-  RowBuffer<S> expert_out;             ///< [plan.num_rows(), at least model_dim], unweighted, in plan order
-  Scratch scratch;                     ///< of the experts
+  Scratch scratch;                     ///< of router, gate and mixture
   std::vector<std::int64_t> token_id;  ///< of the tokens of a chunk
   detail::Exclusive use;               ///< by one thread at a time
+
+  /// The routing sorted by expert, by the last forward pass of RoutedExperts.
+  const DispatchPlan& plan() { return scratch.get<detail::RoutedRows<S>>().plan; }
 };
 
 using Workspace = BasicWorkspace<float>;

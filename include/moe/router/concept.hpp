@@ -4,27 +4,27 @@
 #include <concepts>
 
 #include "moe/core/visit.hpp"
-#include "moe/routing/step.hpp"
+#include "moe/routing/context.hpp"
 
 namespace moe::inline MOE_ABI {
 
 /// Maps tokens [num_tokens, model_dim] to logits [num_tokens, num_experts]. Immutable in use. One of your own:
 ///   using Scalar = float;
 ///   moe::Index num_experts() const, model_dim() const;
-///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Step& step, moe::MatrixRef<float> out) const;
-/// Each row must depend on its own token (and the step's keys of it) alone.
-/// Optional: the same with `moe::Scratch& scratch` behind, for a router that needs working memory.
+///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Context& context, moe::MatrixRef<float> out)
+///   const;
+/// Each row must depend on its own token (and the step's keys of it) alone. Working memory is in context.scratch.
 template <class R>
-concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Step& step,
+concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Context& context,
                           MatrixRef<typename R::Scalar> out) {
   { router.num_experts() } -> std::convertible_to<Index>;
   { router.model_dim() } -> std::convertible_to<Index>;
-  { router.logits(tokens, step, out) } -> std::same_as<void>;
+  { router.logits(tokens, context, out) } -> std::same_as<void>;
 };
 
-/// A router that can be trained through: it declares `visit` (see moe/core/visit.hpp), logits(tokens, step, out, tape)
-/// fills a tape, and
-///   backward(tokens, step, tape, dlogits, gradient, dtokens)
+/// A router that can be trained through: it declares `visit` (see moe/core/visit.hpp), logits(tokens, context, out,
+/// tape) fills a tape, and
+///   backward(tokens, context, tape, dlogits, gradient, dtokens)
 /// accumulates into `gradient`, an object of its own type, and ADDS to dtokens [num_tokens, model_dim], which is memory
 /// apart from tokens and dlogits. Optional: backward without dtokens, which then need not be computed, and
 /// `void require_backward(num_tokens, tape, gradient) const`, which throws std::invalid_argument for a tape or gradient
@@ -32,10 +32,10 @@ concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scal
 template <class R>
 concept DifferentiableRouter =
     Router<R> && HasParameters<R> && std::default_initializable<typename R::Tape> &&
-    requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Step& step,
+    requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Context& context,
              MatrixRef<typename R::Scalar> out, typename R::Tape& tape, R& gradient) {
-      router.logits(tokens, step, out, tape);
-      router.backward(tokens, step, tape, tokens, gradient, out);
+      router.logits(tokens, context, out, tape);
+      router.backward(tokens, context, tape, tokens, gradient, out);
     };
 
 }  // namespace moe::inline MOE_ABI

@@ -64,26 +64,22 @@ class BasicCosineRouter {
   double temperature() const { return temperature_; }
 
   /// out [num_tokens, num_experts], overwritten. A projection of the tokens and a copy of the vectors are kept in
-  /// `scratch`: warm calls do not allocate. Throws std::invalid_argument on wrong shapes.
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Scratch& scratch) const {
-    logits(tokens, step, out, scratch.get<Tape>());
-  }
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out) const {
-    Tape tape;
-    logits(tokens, step, out, tape);
+  /// the scratch: warm calls do not allocate. Throws std::invalid_argument on wrong shapes.
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out) const {
+    logits(tokens, context, out, context.scratch.get<Tape>());
   }
 
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out, Tape& tape) const {
     if (vectors().inputs() != proj_dim())
       fail("moe::CosineRouter::logits: the vectors have ", vectors().inputs(),
            " entries, expected proj_dim = ", proj_dim());
     tape.unit.resize(tokens.rows(), proj_dim());
     tape.length.resize(static_cast<std::size_t>(tokens.rows()));
-    projection_.logits(tokens, step, tape.unit);
+    projection_.logits(tokens, context, tape.unit);
     parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t) tape.length[static_cast<std::size_t>(t)] = normalise(tape.unit.row(t));
     });
-    update_direction(tape).logits(tape.unit, step, out);
+    update_direction(tape).logits(tape.unit, context, out);
   }
 
   /// Throws std::invalid_argument unless the tape is that of a forward pass of so many tokens through a router of these
@@ -99,7 +95,7 @@ class BasicCosineRouter {
 
   /// Gradients of all parameters and of the tokens. With u = h / |h|: dh = (du - u (u . du)) / |h|, and likewise for v.
   /// Throws std::invalid_argument, before it writes anything, on wrong shapes and as require_backward().
-  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicCosineRouter& gradient, MatrixRef<Scalar> dtokens) const {
     require_backward(tokens.rows(), tape, gradient);
     detail::require_shape("moe::CosineRouter::backward", "tokens", tokens, tokens.rows(), model_dim());
@@ -109,13 +105,13 @@ class BasicCosineRouter {
     std::ranges::fill(tape.ddirection->weight().span(), Scalar{0});  // all it has: directions have no bias
     tape.dunit.resize(tokens.rows(), proj_dim());
     tape.dunit.matrix().setZero();
-    direction.backward(tape.unit, step, tape.similarity, dlogits, *tape.ddirection, tape.dunit);
+    direction.backward(tape.unit, context, tape.similarity, dlogits, *tape.ddirection, tape.dunit);
     add_vector_gradients(tape, gradient);
     parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t)
         through_normalise(tape.unit.row(t), tape.length[static_cast<std::size_t>(t)], tape.dunit.row(t));
     });
-    projection_.backward(tokens, step, tape.projection, tape.dunit, gradient.projection_, dtokens);
+    projection_.backward(tokens, context, tape.projection, tape.dunit, gradient.projection_, dtokens);
   }
 
   template <class F, class... Self>

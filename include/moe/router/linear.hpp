@@ -46,7 +46,7 @@ class BasicLinearRouter {
 
   /// out [num_tokens, num_experts], overwritten; must not overlap tokens. 2 * num_tokens * num_experts * model_dim
   /// operations, no allocation. Throws std::invalid_argument on wrong shapes.
-  void logits(const MatrixView<Scalar>& tokens, const Step&, MatrixRef<Scalar> out) const {
+  void logits(const MatrixView<Scalar>& tokens, const Context&, MatrixRef<Scalar> out) const {
     if (!bias_.is_bias_of(weight_))
       fail("moe::LinearRouter::logits: bias has ", bias_.outputs(), " entries, expected ", num_experts(), " or none");
     detail::require_shape("moe::LinearRouter::logits", "tokens", tokens, tokens.rows(), model_dim());
@@ -55,8 +55,8 @@ class BasicLinearRouter {
     if (!bias_.empty()) return multiply(tokens, out, [&](Index panel) { return bias_.panel(panel); });
     multiply(tokens, out, [](Index) -> const Scalar* { return nullptr; });
   }
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape&) const {
-    logits(tokens, step, out);
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out, Tape&) const {
+    logits(tokens, context, out);
   }
 
   /// Throws std::invalid_argument unless the gradient is of these sizes.
@@ -64,10 +64,10 @@ class BasicLinearRouter {
 
   /// gradient.W += dlogits^T tokens, gradient.b += column sums of dlogits, dtokens += dlogits W. Padding is left out,
   /// whatever its rows hold. Throws std::invalid_argument on wrong shapes.
-  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicLinearRouter& gradient, MatrixRef<Scalar> dtokens) const {
     detail::require_shape("moe::LinearRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
-    backward(tokens, step, tape, dlogits, gradient);
+    backward(tokens, context, tape, dlogits, gradient);
     const Index* token = tape.token.data();
     const Index offset[] = {0, tape.dlogits.rows()};
     kernel::grouped_input_gradient<Scalar>(
@@ -81,13 +81,13 @@ class BasicLinearRouter {
   }
 
   /// The same without dtokens.
-  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicLinearRouter& gradient) const {
     constexpr const char* kFunction = "moe::LinearRouter::backward";
     detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
     require_gradient(gradient);
-    keep_valid(dlogits, step, tape);
+    keep_valid(dlogits, context.step, tape);
     const Index offset[] = {0, tape.dlogits.rows()};
     kernel::grouped_weight_gradient<Scalar>(
         {offset, 1}, kernel::RowSource<Scalar>::from(tokens, tape.token.data()),

@@ -44,27 +44,26 @@ class BasicNoisyRouter {
   BasicLinearRouter<Codec>& noise() { return noise_; }
   const BasicLinearRouter<Codec>& noise() const { return noise_; }
 
-  /// `out` must not overlap `tokens`. Does not allocate at inference; in training without a tape it does.
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out) const {
-    if (!step.training()) return clean_.logits(tokens, step, out);
-    Tape tape;
-    logits(tokens, step, out, tape);
+  /// `out` must not overlap `tokens`.
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out) const {
+    if (!context.step.training()) return clean_.logits(tokens, context, out);
+    logits(tokens, context, out, context.scratch.get<Tape>());
   }
 
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out, Tape& tape) const {
     detail::require_shape("moe::NoisyRouter::logits", "out", out, tokens.rows(), num_experts());
     detail::require_apart("moe::NoisyRouter::logits", "out", out, "tokens", tokens);
     tape.clean.resize(tokens.rows(), num_experts());
-    clean_.logits(tokens, step, tape.clean);
+    clean_.logits(tokens, context, tape.clean);
     out = tape.clean;
     tape.dclean.resize(0, 0);
     tape.dnoise_std.resize(0, 0);
     tape.noise_std.resize(0, 0);
-    if (!step.training()) return;
+    if (!context.step.training()) return;
     tape.spread.resize(tokens.rows(), num_experts());
-    noise_.logits(tokens, step, tape.spread);
+    noise_.logits(tokens, context, tape.spread);
     tape.noise_std.resize(tokens.rows(), num_experts());
-    for_each_draw(tokens.rows(), step, [&](Index t, Index e, Scalar draw) {
+    for_each_draw(tokens.rows(), context.step, [&](Index t, Index e, Scalar draw) {
       tape.noise_std(t, e) = Softplus::value(tape.spread(t, e)) + static_cast<Scalar>(minimum_std_);
       out(t, e) = simd::fma(draw, tape.noise_std(t, e), tape.clean(t, e));
     });
@@ -89,7 +88,7 @@ class BasicNoisyRouter {
 
   /// `dtokens` must not overlap `tokens` or `dlogits`. Throws std::invalid_argument, before it writes anything, on
   /// wrong shapes and as require_backward().
-  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicNoisyRouter& gradient, MatrixRef<Scalar> dtokens) const {
     constexpr const char* kFunction = "moe::NoisyRouter::backward";
     require_backward(tokens.rows(), tape, gradient);
@@ -99,14 +98,14 @@ class BasicNoisyRouter {
     Matrix<Scalar>& dspread = tape.dspread;
     dspread = dlogits;
     if (tape.dclean.size() != 0) dspread += tape.dclean;
-    clean_.backward(tokens, step, tape.linear, dspread, gradient.clean_, dtokens);
+    clean_.backward(tokens, context, tape.linear, dspread, gradient.clean_, dtokens);
     if (tape.noise_std.size() == 0) return;
     const bool load_loss = tape.dnoise_std.size() != 0;
-    for_each_draw(tokens.rows(), step, [&](Index t, Index e, Scalar draw) {
+    for_each_draw(tokens.rows(), context.step, [&](Index t, Index e, Scalar draw) {
       const Scalar dstd = simd::fma(draw, dlogits(t, e), load_loss ? tape.dnoise_std(t, e) : Scalar{0});
       dspread(t, e) = dstd * Softplus::derivative(tape.spread(t, e));
     });
-    noise_.backward(tokens, step, tape.linear, dspread, gradient.noise_, dtokens);
+    noise_.backward(tokens, context, tape.linear, dspread, gradient.noise_, dtokens);
   }
 
   template <class F, class... Self>

@@ -17,6 +17,17 @@ struct RoutingGradient {
   std::vector<S> weight;  // [num_assignments]
 
   void clear() { *this = {}; }
+  /// The same for a batch of so many tokens, keeping the memory of one of that size: its matrices are then zero.
+  void clear(Index num_tokens, Index num_experts) {
+    for (Matrix<S>* matrix : {&probability, &logits}) {
+      if (matrix->size() == 0) continue;
+      if (matrix->rows() == num_tokens && matrix->cols() == num_experts)
+        matrix->setZero();
+      else
+        matrix->resize(0, 0);
+    }
+    weight.clear();
+  }
 };
 
 namespace detail {

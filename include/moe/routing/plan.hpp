@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
@@ -25,6 +26,17 @@ class DispatchPlan {
   template <class S>
   void build(const Routing<S>& routing, Index num_experts);
 
+  /// A plan over rows that are sorted already: expert e has the count(e) rows that follow those of the experts before
+  /// it, and token r is row r. For shards, waves and mixtures that make the rows of experts themselves. Throws
+  /// std::invalid_argument for a negative count; the plan is then empty.
+  template <class Count>
+  void build_from_counts(Index num_experts, const Count& count);
+  static DispatchPlan from_counts(std::span<const Index> counts) {
+    DispatchPlan plan;
+    plan.build_from_counts(std::ssize(counts), [&](Index e) { return counts[static_cast<std::size_t>(e)]; });
+    return plan;
+  }
+
   Index num_experts() const { return std::max<Index>(0, static_cast<Index>(offset_.size()) - 1); }
   Index num_tokens() const { return num_tokens_; }
   /// Assignments that reach an expert: dropped ones have no row.
@@ -33,6 +45,12 @@ class DispatchPlan {
   /// All offsets, [num_experts + 1].
   std::span<const Index> offsets() const { return offset_; }
   Index rows_of(Index expert) const { return offset(expert + 1) - offset(expert); }
+
+  /// First assignment of token t; begin(num_tokens()) is the number of assignments.
+  Index begin(Index t) const {
+    return choices_per_token_ >= 0 ? t * choices_per_token_ : token_begin_[static_cast<std::size_t>(t)];
+  }
+  Index end(Index t) const { return begin(t + 1); }
 
   /// Token that row r reads.
   std::span<const Index> token_of_row() const { return {token_of_row_.row(0), static_cast<std::size_t>(num_rows())}; }
@@ -68,9 +86,11 @@ class DispatchPlan {
   std::vector<Index> offset_ = {0};
   RowBuffer<Index> token_of_row_, assignment_of_row_;  // one row, aligned to cache lines
   std::vector<Index> row_of_assignment_;
-  std::vector<Lines> lines_;  // [blocks, num_experts] where experts collide
+  std::vector<Index> token_begin_;  // of a ragged routing
+  std::vector<Lines> lines_;        // [blocks, num_experts] where experts collide
   std::vector<Index> count_;  // [blocks, num_experts]: histogram, then the next free row of each block in each expert
   detail::ZeroWhenMoved<Index> num_tokens_ = 0, num_assignments_ = 0;
+  Index choices_per_token_ = 0;
 };
 
 template <class S>
@@ -84,6 +104,8 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
 
   detail::checked_size("moe::DispatchPlan::build", "num_experts", num_experts);
   num_tokens_ = num_tokens;
+  choices_per_token_ = routing.choices_per_token();
+  if (choices_per_token_ < 0) token_begin_.assign(routing.token_begin().begin(), routing.token_begin().end());
   num_assignments_ = 0;  // until all experts are known to exist
   offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);
   count_.assign(static_cast<std::size_t>(blocks * num_experts), 0);
@@ -103,6 +125,28 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
     place_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts,
                by_lines ? lines_.data() + block * num_experts : nullptr);
   });
+}
+
+template <class Count>
+void DispatchPlan::build_from_counts(Index num_experts, const Count& count) {
+  constexpr const char* kName = "moe::DispatchPlan::build_from_counts";
+  detail::checked_size(kName, "num_experts", num_experts);
+  num_tokens_ = num_assignments_ = 0;
+  offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);
+  Index rows = 0;
+  for (Index e = 0; e < num_experts; ++e) rows += detail::checked_size(kName, "count", count(e));
+  token_of_row_.resize(1, rows);
+  assignment_of_row_.resize(1, rows);
+  row_of_assignment_.resize(static_cast<std::size_t>(rows));
+  for (Index e = 0; e < num_experts; ++e) {
+    const auto at = static_cast<std::size_t>(e);
+    offset_[at + 1] = offset_[at] + count(e);
+  }
+  std::iota(token_of_row_.row(0), token_of_row_.row(0) + rows, Index{0});
+  std::iota(assignment_of_row_.row(0), assignment_of_row_.row(0) + rows, Index{0});
+  std::ranges::copy(token_of_row(), row_of_assignment_.begin());
+  num_tokens_ = num_assignments_ = rows;
+  choices_per_token_ = 1;
 }
 
 template <class S>

@@ -2,8 +2,12 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <concepts>
 #include <cstdint>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
@@ -31,6 +35,7 @@ class Routing {
                             detail::checked_size(kName, "k", k));
     token_begin_.resize(static_cast<std::size_t>(num_tokens) + 1);
     for (Index t = 0; t <= num_tokens; ++t) token_begin_[static_cast<std::size_t>(t)] = t * k;
+    choices_per_token_ = k;
     resize_assignments(num_tokens * k);
   }
 
@@ -42,6 +47,7 @@ class Routing {
     detail::checked_size("moe::Routing", "num_tokens", num_tokens);
     token_begin_.resize(static_cast<std::size_t>(num_tokens) + 1);
     token_begin_[0] = 0;
+    choices_per_token_ = -1;
     for (Index t = 0; t < num_tokens; ++t) {
       const Index choices = count(t);
       if (choices < 0) fail("moe::Routing: token ", t, " has ", choices, " choices, expected at least 0");
@@ -50,12 +56,52 @@ class Routing {
     resize_assignments(token_begin_.back());
   }
 
+  /// Choices made elsewhere: the same number for every of num_tokens tokens, in order.
+  ///   experts  [num_tokens, k] of any integer type, -1 where a token has fewer choices: these are dropped
+  ///   weights  [num_tokens, k], or empty where somebody else will weigh the choices (see MoeLayer::replay)
+  /// Throws std::invalid_argument, naming the first that is wrong, for experts outside [-1, num_experts), weights that
+  /// are not finite, and lengths that do not fit. An expert that a token names twice has two rows of it.
+  template <std::integral Id>
+  static Routing from(Index num_tokens, std::span<const Id> experts, std::type_identity_t<std::span<const S>> weights,
+                      Index num_experts) {
+    constexpr const char* kName = "moe::Routing::from";
+    const Index total = std::ssize(experts), tokens = detail::checked_size(kName, "num_tokens", num_tokens);
+    if (tokens == 0 ? total != 0 : total % tokens != 0)
+      fail(kName, ": ", total, " experts, expected a multiple of num_tokens = ", tokens);
+    Routing routing;
+    routing.resize(tokens, tokens == 0 ? 0 : total / tokens);
+    routing.fill(experts, weights, num_experts);
+    return routing;
+  }
+  /// The same with any number of choices per token: those of token t are [token_begin[t], token_begin[t + 1]), where
+  /// token_begin starts at 0, does not fall and ends at the number of experts.
+  template <std::integral Id>
+  static Routing from(std::span<const Index> token_begin, std::span<const Id> experts,
+                      std::type_identity_t<std::span<const S>> weights, Index num_experts) {
+    constexpr const char* kName = "moe::Routing::from";
+    if (token_begin.empty() || token_begin.front() != 0 || token_begin.back() != std::ssize(experts))
+      fail(kName, ": token_begin goes from ", token_begin.empty() ? 0 : token_begin.front(), " to ",
+           token_begin.empty() ? 0 : token_begin.back(),
+           ", expected from 0 to the number of experts = ", experts.size());
+    Routing routing;
+    routing.resize_ragged(std::ssize(token_begin) - 1, [&](Index t) {
+      return token_begin[static_cast<std::size_t>(t) + 1] - token_begin[static_cast<std::size_t>(t)];
+    });
+    routing.fill(experts, weights, num_experts);
+    return routing;
+  }
+
   Index num_tokens() const { return std::max<Index>(0, static_cast<Index>(token_begin_.size()) - 1); }
   Index num_assignments() const { return static_cast<Index>(expert_.size()); }
 
   /// First assignment of token t; begin(num_tokens()) is num_assignments().
   Index begin(Index t) const { return token_begin_[static_cast<std::size_t>(t)]; }
   Index end(Index t) const { return begin(t + 1); }
+  /// All of them, [num_tokens + 1].
+  std::span<const Index> token_begin() const { return token_begin_; }
+
+  /// k where resize(num_tokens, k) has made every token the same number of choices, -1 where they may differ.
+  Index choices_per_token() const { return choices_per_token_; }
 
   std::span<Index> experts(Index t) { return slice(expert_, t); }
   std::span<const Index> experts(Index t) const { return slice(expert_, t); }
@@ -78,10 +124,28 @@ class Routing {
     weight_[static_cast<std::size_t>(a)] = S{0};
   }
 
-  /// Working memory of gates, and of what refines a routing in place: kept here because they own no buffers.
+  /// Working memory of what refines a routing in place, as apply_capacity().
   Scratch& scratch() { return scratch_; }
 
  private:
+  template <class Id>
+  void fill(std::span<const Id> experts, std::span<const S> weights, Index num_experts) {
+    constexpr const char* kName = "moe::Routing::from";
+    if (!weights.empty() && weights.size() != experts.size())
+      fail(kName, ": ", weights.size(), " weights, expected none or one per expert = ", experts.size());
+    for (std::size_t a = 0; a < experts.size(); ++a) {
+      const S weight = weights.empty() ? S{0} : weights[a];
+      if (std::cmp_less(experts[a], -1) || std::cmp_greater_equal(experts[a], num_experts))
+        fail(kName, ": assignment ", a, " names expert ", +experts[a],
+             ", expected -1 <= expert < num_experts = ", num_experts);
+      if (!std::isfinite(weight))
+        fail(kName, ": weight of assignment ", a, " is ", weight, ", expected a finite number");
+      const bool none = std::cmp_equal(experts[a], -1);
+      expert_[a] = none ? 0 : static_cast<Index>(experts[a]);
+      weight_[a] = none ? S{0} : weight;
+      dropped_[a] = none ? kDroppedByGate : 0;
+    }
+  }
   template <class V>
   auto slice(V& all, Index t) const {
     return std::span(all).subspan(static_cast<std::size_t>(begin(t)), static_cast<std::size_t>(end(t) - begin(t)));
@@ -96,6 +160,7 @@ class Routing {
   std::vector<Index> expert_;
   std::vector<S> weight_;
   std::vector<std::uint8_t> dropped_;
+  Index choices_per_token_ = -1;
   Scratch scratch_;
 };
 

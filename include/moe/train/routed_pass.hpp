@@ -2,8 +2,11 @@
 #pragma once
 
 #include <utility>
+#include <variant>
 
-#include "moe/layer/concept.hpp"
+#include "moe/expert/concept.hpp"
+#include "moe/routing/context.hpp"
+#include "moe/routing/gradient.hpp"
 #include "moe/routing/routing.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -29,40 +32,33 @@ template <class S>
 struct RoutingOfTape {
   const Matrix<S>& logits;
   const Routing<S>& routing;
+  const Step& step;
+  RoutingGradient<S>& losses;
 };
 
 /// MoeLayer and the like; layers that speak for a gate of some type, as MoeBlock; layers around one, as WithBranches.
 template <class Layer, class Tape>
-concept HasGate = requires(const Layer& layer, const Tape& tape) {
+concept HasGate = requires(const Layer& layer, Tape& tape) {
   layer.gate();
   tape.logits;
   tape.routing;
+  tape.losses;
 };
 template <class Layer, class Tape>
 concept SpeaksForGate =
-    requires(const Layer& layer, const Tape& tape, const Step& step, Matrix<typename Layer::Scalar>& p) {
-      layer.probabilities(tape.logits(), step, p);
+    requires(const Layer& layer, Tape& tape, const Context& context, Matrix<typename Layer::Scalar>& p) {
+      layer.probabilities(tape.logits(), context, p);
       tape.routing();
+      tape.losses();
+      tape.step();
     };
 template <class Layer, class Tape>
-concept WrapsLayer = requires(const Layer& layer, const Tape& tape) {
+concept WrapsLayer = requires(const Layer& layer, Tape& tape) {
   layer.layer();
   tape.layer;
 };
 
-/// Calls f(gate, RoutingOfTape) with the gate of a layer, or of the layer that it wraps; of a hierarchy, the outermost.
-template <class Layer, class Tape, class F>
-void visit_gate(const Layer& layer, const Tape& tape, const F& f) {
-  using Of = RoutingOfTape<typename Layer::Scalar>;
-  if constexpr (HasGate<Layer, Tape>)
-    f(layer.gate(), Of{tape.logits, tape.routing});
-  else if constexpr (SpeaksForGate<Layer, Tape>)
-    f(layer, Of{tape.logits(), tape.routing()});
-  else
-    visit_gate(layer.layer(), tape.layer, f);
-}
-
-/// Whether visit_gate() finds one.
+/// Whether a layer shows the gate and tape of its own router.
 template <class Layer, class Tape>
 consteval bool finds_gate() {
   if constexpr (HasGate<Layer, Tape> || SpeaksForGate<Layer, Tape>)
@@ -73,6 +69,66 @@ consteval bool finds_gate() {
     return false;
 }
 
+template <class Layer, class Tape, class F>
+void visit_gates(const Layer& layer, Tape& tape, const F& f);
+
+/// The gates inside an expert: of a layer as an expert, in one of several types, behind a gate of its own.
+template <class E, class Tape, class F>
+void visit_gates_of_expert(const E& expert, Tape& tape, const F& f) {
+  if constexpr (requires { expert.layer(); })
+    visit_gates(expert.layer(), tape, f);
+  else if constexpr (requires { std::visit([](const auto&) {}, expert.get()); })
+    std::visit(
+        [&](const auto& one) {
+          using One = std::remove_cvref_t<decltype(one)>;
+          visit_gates_of_expert(one, std::get<ExpertTape<One>>(tape).tape, f);
+        },
+        expert.get());
+  else if constexpr (requires { tape.expert, expert.expert(); })
+    visit_gates_of_expert(expert.expert(), tape.expert, f);
+}
+
+/// Calls f(gate, RoutingOfTape) with the gate of a layer, or of the layer that it wraps, and then with those of layers
+/// among its experts that have had rows, and among its branches.
+template <class Layer, class Tape, class F>
+void visit_gates(const Layer& layer, Tape& tape, const F& f) {
+  using Of = RoutingOfTape<typename Layer::Scalar>;
+  if constexpr (HasGate<Layer, Tape>) {
+    f(layer.gate(), Of{tape.logits, tape.routing, tape.step, tape.losses});
+    if constexpr (requires { layer.experts()[0], tape.mixture.experts.experts[0].tape; })
+      for (Index e = 0; e < layer.num_experts(); ++e)
+        if (tape.mixture.plan.rows_of(e) > 0)
+          visit_gates_of_expert(layer.experts()[e], tape.mixture.experts.experts[static_cast<std::size_t>(e)].tape, f);
+  } else if constexpr (SpeaksForGate<Layer, Tape>) {
+    f(layer, Of{tape.logits(), tape.routing(), tape.step(), tape.losses()});
+  } else if constexpr (WrapsLayer<Layer, Tape>) {
+    visit_gates(layer.layer(), tape.layer, f);
+    if constexpr (requires { tape.branches; })
+      layer.for_each_branch(
+          [&](auto i, const auto& branch) { visit_gates_of_expert(branch, std::get<i>(tape.branches), f); });
+  }
+}
+
 }  // namespace detail
+
+/// Calls f(pass) for every routing that a forward pass into `tape` has made, that of the layer's own router first, then
+/// those of the layers among its experts and branches: where losses of a hierarchy add up their gradients, which
+/// backward reads.
+///   moe::for_each_routed(layer, tape, [](const moe::RoutedPass<float>& pass) {
+///     moe::load_balancing_loss<float>(pass.probability, pass.routing, pass.step, 0.01, pass.losses);
+///   });
+/// Layers inside parts of one's own are not found. Allocates the probabilities.
+template <class Layer, class F>
+void for_each_routed(const Layer& layer, typename Layer::Tape& tape, const F& f) {
+  using S = typename Layer::Scalar;
+  static_assert(detail::finds_gate<Layer, typename Layer::Tape>(),
+                "moe::for_each_routed: the layer shows no gate and tape of its router");
+  Scratch scratch;
+  Matrix<S> probability;
+  detail::visit_gates(layer, tape, [&](const auto& gate, const detail::RoutingOfTape<S>& routed) {
+    gate.probabilities(routed.logits, Context{routed.step, scratch}, probability);
+    f(RoutedPass<S>{routed.logits, probability, routed.routing, routed.step, routed.losses});
+  });
+}
 
 }  // namespace moe::inline MOE_ABI

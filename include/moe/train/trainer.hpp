@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "moe/core/overlap.hpp"
+#include "moe/layer/concept.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
 #include "moe/routing/balance/z_loss.hpp"
 #include "moe/train/adam_w.hpp"
@@ -37,7 +38,8 @@ namespace moe::inline MOE_ABI {
 ///                                            {.counts = counts});
 ///   }, scale_of(part));
 /// The same bits as the loop written out with forward, backward, clip_by_norm and step, for any number of threads.
-/// Auxiliary losses are those of the layer's own router, also below branches; inner routers of a hierarchy have none.
+/// Auxiliary losses are those of all routers that for_each_routed() finds: the layer's own, also below branches, and
+/// those of layers among its experts, each with the same weight.
 ///
 /// Refers to the layer, which must stay where it is; everything else is the trainer's own: gradient, optimiser state,
 /// tape. May be moved, not copied. Not thread-safe; one layer, one trainer. While batches keep their size it allocates
@@ -85,13 +87,15 @@ class Trainer {
     const double value = value_of(loss, step);
     if constexpr (kHasGate)
       if (options_.balance != 0 || options_.z_loss != 0)
-        add_losses(step, options_.balance != 0, [](const RoutedPass<Scalar>&) { return 0.0; });
+        add_losses(options_.balance != 0, [](const RoutedPass<Scalar>&) { return 0.0; });
     backward(tokens, scale);
     return value;
   }
 
   /// The same with auxiliary losses of one's own, beside those of the options.
-  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own
+  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own; called
+  ///   for
+  ///              the layer's own router and for those of layers among its experts
   template <class Loss, class Auxiliary>
     requires(!std::convertible_to<Auxiliary, double>)
   double accumulate(const MatrixView<Scalar>& tokens, const Step& step, Loss&& loss, Auxiliary&& auxiliary,
@@ -105,7 +109,7 @@ class Trainer {
                   "(see moe/train/routed_pass.hpp)");
     forward(tokens, step, scale);
     const double value = value_of(loss, step);
-    add_losses(step, true, auxiliary);
+    add_losses(true, auxiliary);
     backward(tokens, scale);
     return value;
   }
@@ -161,10 +165,9 @@ class Trainer {
     if (const auto factor = static_cast<Scalar>(scale); !std::isfinite(factor) || (factor == 0 && scale != 0))
       fail(kName, ": scale is ", scale, ", expected a number that the scalar of the layer holds");
     detail::require_apart(kName, "tokens", tokens, "output() of the trainer", output_);
-    if (!std::exchange(has_ended_, false)) losses_ = {};  // whatever an auxiliary loss that failed has left there
     output_.resize(tokens.rows(), layer_->output_dim());
     layer_->forward(tokens, step, output_, tape_);
-    clear_losses();
+    auxiliary_ = {};
   }
 
   template <class Loss>
@@ -181,13 +184,14 @@ class Trainer {
   }
 
   template <class Auxiliary>
-  void add_losses(const Step& step, bool needs_probability, Auxiliary&& auxiliary) {
-    detail::visit_gate(*layer_, tape_, [&](const auto& gate, const auto& tape) {
-      if (needs_probability) gate.probabilities(tape.logits, step, probability_);
+  void add_losses(bool needs_probability, Auxiliary&& auxiliary) {
+    detail::visit_gates(*layer_, tape_, [&](const auto& gate, const detail::RoutingOfTape<Scalar>& routed) {
+      const auto& [logits, routing, step, losses] = routed;
+      if (needs_probability) gate.probabilities(logits, Context{step, scratch_}, probability_);
       if (options_.balance != 0)
-        auxiliary_.balance = load_balancing_loss<Scalar>(probability_, tape.routing, step, options_.balance, losses_);
-      if (options_.z_loss != 0) auxiliary_.z_loss = z_loss<Scalar>(tape.logits, step, options_.z_loss, losses_);
-      auxiliary_.other = auxiliary(RoutedPass<Scalar>{tape.logits, probability_, tape.routing, step, losses_});
+        auxiliary_.balance += load_balancing_loss<Scalar>(probability_, routing, step, options_.balance, losses);
+      if (options_.z_loss != 0) auxiliary_.z_loss += z_loss<Scalar>(logits, step, options_.z_loss, losses);
+      auxiliary_.other += auxiliary(RoutedPass<Scalar>{logits, probability_, routing, step, losses});
     });
   }
 
@@ -195,38 +199,27 @@ class Trainer {
     if (scale != 1) {
       const auto factor = static_cast<Scalar>(scale);
       doutput_ *= factor;
-      losses_.probability *= factor;
-      losses_.logits *= factor;
-      for (Scalar& weight : losses_.weight) weight *= factor;
+      detail::visit_gates(*layer_, tape_, [&](const auto&, const detail::RoutingOfTape<Scalar>& routed) {
+        routed.losses.probability *= factor;
+        routed.losses.logits *= factor;
+        for (Scalar& weight : routed.losses.weight) weight *= factor;
+      });
     }
     if constexpr (requires { layer_->require_backward(tokens.rows(), tape_, gradient_); })
       layer_->require_backward(tokens.rows(), tape_, gradient_);  // before anything is written
     try {
       if constexpr (SkipsTokenGradient<Layer>) {
-        layer_->backward(tokens, tape_, doutput_, losses_, gradient_);
+        layer_->backward(tokens, tape_, doutput_, gradient_);
       } else {
         detail::require_apart("moe::Trainer::accumulate", "tokens", tokens, "a buffer of the trainer", dtokens_);
         dtokens_.resize(tokens.rows(), tokens.cols());
-        layer_->backward(tokens, tape_, doutput_, losses_, gradient_, dtokens_);
+        layer_->backward(tokens, tape_, doutput_, gradient_, dtokens_);
       }
     } catch (...) {
       discard();
       throw;
     }
-    has_gradient_ = has_ended_ = true;
-  }
-
-  /// Zero and of the batch's size where they have memory: RoutingGradient::clear() would give it back.
-  void clear_losses() {
-    for (Matrix<Scalar>* matrix : {&losses_.probability, &losses_.logits})
-      if (matrix->size() != 0) {
-        if (matrix->rows() == output_.rows())
-          matrix->setZero();
-        else
-          matrix->resize(0, 0);
-      }
-    losses_.weight.clear();
-    auxiliary_ = {};
+    has_gradient_ = true;
   }
 
   /// Whether a step may be taken with a gradient of this norm.
@@ -257,10 +250,10 @@ class Trainer {
   TrainerOptions options_;
   Layer gradient_;
   State state_;
-  bool has_gradient_ = false, has_ended_ = true;  ///< has_ended_: the last accumulate()
+  bool has_gradient_ = false;
   Tape tape_;
   Matrix<Scalar> output_, doutput_, dtokens_, probability_;
-  RoutingGradient<Scalar> losses_;
+  Scratch scratch_;
   AuxiliaryLosses auxiliary_;
 };
 

@@ -10,16 +10,17 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// dpre = dout * Epilogue'(pre), row by row; columns of `dout` beyond what a narrower expert wrote must be finite.
+/// dpre = dout * Epilogue'(pre), row by row, for the rows of dout from `first` on; columns of `dout` beyond what a
+/// narrower expert wrote must be finite.
 template <class Epilogue, class S>
-void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, RowBuffer<S>& dpre) {
+void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, Index first, RowBuffer<S>& dpre) {
   static_assert(std::is_empty_v<Epilogue>, "moe::backward_stages: the last epilogue must be the same for all experts");
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   dpre.resize(pre.rows(), pre.cols());
   parallel_ranges(pre.rows(), 16, [&](Index begin, Index end, Index) {
     for (Index r = begin; r < end; ++r)
       for (Index p = 0; p < pre.cols() / kWidth; ++p)
-        Epilogue{}.backward(pre.row(r) + p * kWidth, dout.row(r) + p * kOut, dpre.row(r) + p * kWidth);
+        Epilogue{}.backward(pre.row(r) + p * kWidth, dout.row(first + r) + p * kOut, dpre.row(r) + p * kWidth);
   });
 }
 
@@ -33,6 +34,7 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   const RowBuffer<S>& pre = tape.pre[I];
   RowBuffer<S>& dpre = tape.dpre[I];
+  const Index first = groups.begin(0);
   dpre.resize(groups.num_rows(), widths.template pre<I>());
   kernel::grouped_input_gradient<S>(
       groups, dpre_above, [&](Index g) -> const auto& { return stage_weight<I + 1>(expert_of(g)); }, tape.gradient,
@@ -44,10 +46,10 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
           if (p >= panels) break;
           for (Index r = 0; r < count; ++r) {
             if constexpr (Epilogue::kIdentity)
-              std::copy_n(dhidden + r * kWidth, kWidth, dpre.row(row + r) + p * kWidth);
+              std::copy_n(dhidden + r * kWidth, kWidth, dpre.row(row - first + r) + p * kWidth);
             else
-              epilogue.backward(pre.row(row + r) + p * kWidth, dhidden + r * kWidth + c,
-                                dpre.row(row + r) + p * kWidth);
+              epilogue.backward(pre.row(row - first + r) + p * kWidth, dhidden + r * kWidth + c,
+                                dpre.row(row - first + r) + p * kWidth);
           }
         }
       });
@@ -60,11 +62,13 @@ void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSour
   using S = typename E::Scalar;
   constexpr Index kWidth = kernel::kPanelWidth<S>;
   const Index inputs = stage_weight<0>(expert_of(0)).inputs();
+  const Index first = groups.begin(0);
   din.resize(groups.num_rows(), kernel::panels_of<S>(inputs) * kWidth);
   kernel::grouped_input_gradient<S>(
       groups, dpre, [&](Index g) -> const auto& { return stage_weight<0>(expert_of(g)); }, tape.gradient,
       [&](Index, Index row, int count, Index panel, const S* sums) {
-        for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, din.row(row + r) + panel * kWidth);
+        for (Index r = 0; r < count; ++r)
+          std::copy_n(sums + r * kWidth, kWidth, din.row(row - first + r) + panel * kWidth);
       });
 }
 
@@ -106,13 +110,15 @@ void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSourc
   using Source = kernel::RowSource<S>;
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = EpilogueOf<E, kLast>;
-  if constexpr (!LastEpilogue::kIdentity) backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, tape.dpre[kLast]);
+  const Index first = groups.begin(0);
+  if constexpr (!LastEpilogue::kIdentity)
+    backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, first, tape.dpre[kLast]);
   simd::unroll<kLast + 1>([&](auto reversed) {
     constexpr int I = kLast - reversed;
     constexpr int kBefore = I > 0 ? I - 1 : 0;
-    const Source dpre = Source::from(I == kLast && LastEpilogue::kIdentity ? dout : tape.dpre[I]);
+    const Source dpre = I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(tape.dpre[I], first);
     kernel::grouped_weight_gradient<S>(
-        groups, I == 0 ? in : Source::from(tape.hidden[kBefore]), dpre,
+        groups, I == 0 ? in : Source::from(tape.hidden[kBefore], first), dpre,
         [&](Index g) -> auto& { return stage_weight<I>(gradient_of(g)); },
         [&](Index g) -> auto& { return stage_bias<I>(gradient_of(g)); }, tape.gradient);
     if constexpr (I > 0)
@@ -123,16 +129,6 @@ void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSourc
 }
 
 }  // namespace detail
-
-/// Columns that `dout` of backward_stages must have: what the epilogue of the last stage writes, the same for all
-/// experts of equal output_dim.
-template <PanelExpert E>
-Index backward_width(const E& expert) {
-  constexpr int kLast = kNumStages<E> - 1;
-  detail::StageWidths<E> widths;
-  widths.panels[kLast] = detail::stage_weight<kLast>(expert).panels();
-  return widths.template out<kLast>();
-}
 
 /// What backward_stages() asks of its arguments, to be called before it. Throws std::invalid_argument if a gradient or
 /// the tape has other shapes than the experts, whose `widths` require_stages() has found.
@@ -147,8 +143,8 @@ void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& ex
 }
 
 /// Backward of forward_stages, in the same groups.
-///   dout   [num_rows, backward_width], zero in columns from output_dim on
-///   din    resized to [num_rows, at least input_dim], overwritten      gradient_of(g)  accumulated into
+///   dout   [from row 0 to the last of the groups, at least row_width()], zero in columns from output_dim on
+///   din    resized to [rows of the groups, at least input_dim], overwritten      gradient_of(g)  accumulated into
 /// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when
 /// warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>

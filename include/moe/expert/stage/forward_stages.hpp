@@ -11,7 +11,8 @@ enum class Keep { Nothing, PreActivations };
 
 namespace detail {
 
-/// Stage I for the rows of `groups`; `out` holds those rows, or all rows from 0 on in the last stage.
+/// Stage I for the rows of `groups`. The tape holds those rows, as `out` does, but in the last stage, where it holds
+/// all rows from 0 on.
 template <Keep keep, class E, int I, class ExpertOf>
 void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
                    const ExpertOf& expert_of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
@@ -19,7 +20,7 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
   using Epilogue = EpilogueOf<E, I>;
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   constexpr bool kKeepPre = keep == Keep::PreActivations && !Epilogue::kIdentity;
-  const Index origin = I + 1 == kNumStages<E> ? 0 : groups.begin(0);
+  const Index first = groups.begin(0), origin = I + 1 == kNumStages<E> ? 0 : first;
   RowBuffer<S>& pre = tape.pre[I];
   kernel::grouped_multiply<S>(
       groups, in, [&](Index g) -> const auto& { return stage_weight<I>(expert_of(g)); }, tape.tasks,
@@ -28,7 +29,8 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
         const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
         if (!bias.empty()) kernel::add_to_rows(bias.panel(panel), count, sums);
         if constexpr (kKeepPre)
-          for (Index r = 0; r < count; ++r) std::copy_n(sums + r * kWidth, kWidth, pre.row(row + r) + panel * kWidth);
+          for (Index r = 0; r < count; ++r)
+            std::copy_n(sums + r * kWidth, kWidth, pre.row(row - first + r) + panel * kWidth);
         for (Index r = 0; r < count; ++r) epilogue.forward(sums + r * kWidth, out.row(row - origin + r) + panel * kOut);
       });
 }
@@ -73,8 +75,8 @@ Index wave_rows(const StageWidths<E>& widths) {
 }  // namespace detail
 
 /// Runs all stages over groups of rows, group g through expert_of(g).
-///   in   rows of input_dim scalars      out  resized to [num_rows, at least output_dim], in group order
-///   widths  of these experts, as require_stages() has found them
+///   in   rows of input_dim scalars      out  [from row 0 to the last of the groups, at least row_width()], of which
+///   the rows of the groups are overwritten widths  of these experts, as require_stages() has found them
 /// Keep::PreActivations fills `tape` for backward_stages. Keep::Nothing goes over the rows in waves, so that the hidden
 /// activations of a stage take at most max(2 MiB, 16 tiles of rows) per worker, whatever the number of rows and however
 /// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm.
@@ -84,7 +86,6 @@ void forward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typ
                     RowBuffer<typename E::Scalar>& out) {
   constexpr int kLast = kNumStages<E> - 1;
   const Index rows = groups.num_rows();
-  out.resize(rows, widths.template out<kLast>());
   if constexpr (keep == Keep::PreActivations || kLast == 0) {
     detail::resize_tape<keep>(rows, widths, tape);
     detail::forward_wave<keep, E>(groups, in, expert_of, tape, out);
@@ -92,7 +93,7 @@ void forward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typ
     const Index most = detail::wave_rows(widths);
     detail::resize_tape<keep>(std::min(rows, most), widths, tape);
     if (rows <= most) return detail::forward_wave<keep, E>(groups, in, expert_of, tape, out);
-    for (Index row = 0; row < rows;) {
+    for (Index row = groups.begin(0), last = row + rows; row < last;) {
       const kernel::RowGroups wave = kernel::wave_from(groups, row, most);
       detail::forward_wave<keep, E>(wave, in, expert_of, tape, out);
       row = wave.last_row;

@@ -3,7 +3,8 @@
 
 #include "moe/expert/stage/backward_stages.hpp"
 #include "moe/expert/stage/forward_stages.hpp"
-#include "moe/routing/plan.hpp"
+#include "moe/kernel/combine.hpp"
+#include "moe/routing/plan_view.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -11,60 +12,64 @@ namespace moe::inline MOE_ABI::detail {
 template <PanelExpert E>
 struct PanelRunner {
   using S = typename E::Scalar;
-  using Tape = StageTapeOf<E>;
+  struct Tape {
+    StageTapeOf<E> stages;
+    RowBuffer<S> drows;  ///< gradients of the rows that the experts read
+  };
 
-  static kernel::RowGroups groups(const DispatchPlan& plan) { return {plan.offsets().data(), plan.num_experts()}; }
-  static kernel::RowSource<S> rows(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan) {
-    return kernel::RowSource<S>::from(tokens, plan.token_of_row().data());
+  static kernel::RowGroups groups(const PlanView& plan) {
+    return {plan.plan_offsets().data(), plan.num_experts(), plan.first_row(), plan.last_row()};
+  }
+  static kernel::RowSource<S> rows(const ConstMatrixRef<S>& tokens, const PlanView& plan) {
+    return kernel::RowSource<S>::from(tokens, plan.plan().token_of_row().data());
   }
   template <class Pool>
   static auto expert_of(Pool& pool) {
     return [&pool](Index e) -> auto& { return pool[e]; };
   }
+  template <class Pool>
+  static Index row_width(const Pool& pool) {
+    return moe::row_width(pool[0]);
+  }
 
   /// Throws std::invalid_argument unless the experts that have rows are of the pool's dimensions, and their stages fit
   /// together.
   template <class Pool>
-  static StageWidths<E> require_experts(const Pool& pool, const DispatchPlan& plan) {
+  static StageWidths<E> require_experts(const Pool& pool, const PlanView& plan) {
     return require_stages<E>(groups(plan), pool.input_dim(), pool.output_dim(), expert_of(pool));
   }
 
   template <class Pool>
-  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
-                      RowBuffer<S>& expert_out, Scratch& scratch) {
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
+                      RowBuffer<S>& out) {
     const StageWidths<E> widths = require_experts(pool, plan);
-    forward_stages<Keep::Nothing, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, scratch.get<Tape>(),
-                                     expert_out);
+    forward_stages<Keep::Nothing, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths,
+                                     context.scratch.get<StageTapeOf<E>>(), out);
   }
   template <class Pool>
-  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
-                      RowBuffer<S>& expert_out, Tape& tape) {
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
+                      RowBuffer<S>& out, Tape& tape) {
     const StageWidths<E> widths = require_experts(pool, plan);
-    forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, tape,
-                                            expert_out);
+    forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, tape.stages,
+                                            out);
   }
   template <class Pool>
-  static Index backward_width(const Pool& pool) {
-    return moe::backward_width(pool[0]);
-  }
-  /// Returns backward_width(), which it has found on the way.
-  template <class Pool>
-  static Index require_backward(const Pool& pool, const DispatchPlan& plan, const Tape& tape, const Pool& gradient) {
-    const StageWidths<E> widths = require_experts(pool, plan);
-    require_backward_stages<E>(groups(plan), expert_of(pool), widths, tape, expert_of(gradient));
-    return widths.template out<kNumStages<E> - 1>();
+  static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Pool& gradient) {
+    require_backward_stages<E>(groups(plan), expert_of(pool), require_experts(pool, plan), tape.stages,
+                               expert_of(gradient));
   }
   template <class Pool>
-  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
-                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, RowBuffer<S>& dtoken_rows) {
-    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape, dout,
-                       expert_of(gradient), dtoken_rows);
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
+                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, MatrixRef<S> dtokens) {
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape.stages,
+                       dout, expert_of(gradient), tape.drows);
+    kernel::combine_unweighted(tape.drows, plan, dtokens);
   }
   template <class Pool>
-  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, const Step&,
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
                        Tape& tape, const RowBuffer<S>& dout, Pool& gradient) {
-    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape, dout,
-                       expert_of(gradient));
+    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape.stages,
+                       dout, expert_of(gradient));
   }
 };
 

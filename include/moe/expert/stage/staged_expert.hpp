@@ -4,6 +4,7 @@
 #include "moe/core/overlap.hpp"
 #include "moe/expert/stage/backward_stages.hpp"
 #include "moe/expert/stage/forward_stages.hpp"
+#include "moe/kernel/gather.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -13,16 +14,6 @@ namespace detail {
 template <class S>
 void copy_rows(const RowBuffer<S>& rows, MatrixRef<S> out) {
   for (Index r = 0; r < out.rows(); ++r) std::copy_n(rows.row(r), out.cols(), out.data() + r * out.outerStride());
-}
-
-/// Copies a matrix into rows of `width` columns, zero-padded.
-template <class S>
-void copy_padded(const ConstMatrixRef<S>& matrix, Index width, RowBuffer<S>& rows) {
-  rows.resize(matrix.rows(), width);
-  for (Index r = 0; r < matrix.rows(); ++r) {
-    std::copy_n(matrix.data() + r * matrix.outerStride(), matrix.cols(), rows.row(r));
-    std::fill(rows.row(r) + matrix.cols(), rows.row(r) + width, S{0});
-  }
 }
 
 }  // namespace detail
@@ -36,7 +27,7 @@ class StagedExpert {
 
   /// out = expert(rows): rows [num_rows, input_dim], out [num_rows, output_dim]; they may overlap.
   /// Throws std::invalid_argument on other shapes. 2 * num_rows * num_parameters operations; no allocation when warm.
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context& context) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
     run<Keep::Nothing>(rows, out, context.scratch.get<Buffers<Derived>>());
   }
 
@@ -53,7 +44,7 @@ class StagedExpert {
 
   /// The same with what backward needs kept in `tape`; `out` must not overlap `rows`, which backward reads again.
   template <class D>
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Context&, Buffers<D>& tape) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&, Buffers<D>& tape) const {
     moe::detail::require_apart("moe::Expert::forward", "out", out, "rows", rows);
     run<Keep::PreActivations>(rows, out, tape);
   }
@@ -75,7 +66,7 @@ class StagedExpert {
   /// overlap `rows` and `dout`.
   template <class D>
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
-                MatrixRef<Scalar> drows, D& gradient, Context&) const {
+                MatrixRef<Scalar> drows, D& gradient, const Context&) const {
     constexpr const char* kFunction = "moe::Expert::backward";
     moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
     run_backward(rows, tape, dout, gradient, &tape.din);
@@ -84,7 +75,7 @@ class StagedExpert {
   /// The same without `drows`, which is not computed.
   template <class D>
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout, D& gradient,
-                Context&) const {
+                const Context&) const {
     run_backward(rows, tape, dout, gradient, nullptr);
   }
 
@@ -110,7 +101,8 @@ class StagedExpert {
     const Index offset[] = {0, rows.rows()};
     const kernel::RowGroups groups{offset, 1};
     const auto self = [&](Index) -> const D& { return derived(); };
-    detail::copy_padded<Scalar>(dout, backward_width<D>(derived()), tape.out);
+    kernel::gather<Scalar>(
+        dout, dout.rows(), row_width<D>(derived()), [](Index r) { return r; }, tape.out);
     detail::run_backward_stages<D>(
         groups, kernel::RowSource<Scalar>::from(rows), self, widths<D>(), tape.stages, tape.out,
         [&](Index) -> D& { return gradient; }, din);
@@ -125,6 +117,7 @@ class StagedExpert {
     const moe::detail::StageWidths<D> checked = widths<D>();
     buffers.num_rows = rows.rows();
     buffers.input_dim = rows.cols();
+    buffers.out.resize(rows.rows(), row_width<D>(derived()));
     forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, checked, buffers.stages,
                             buffers.out);
     detail::copy_rows<Scalar>(buffers.out, out);

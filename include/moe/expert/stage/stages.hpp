@@ -34,6 +34,15 @@ concept PanelExpert = Expert<E> && requires(const E& expert) { std::get<0>(E::st
 template <PanelExpert E>
 inline constexpr int kNumStages = std::tuple_size_v<decltype(E::stages(std::declval<const E&>()))>;
 
+/// Columns of the rows that the last stage writes, and of the gradients that backward reads: output_dim in whole
+/// registers of its epilogue, the same for all experts of equal output_dim.
+template <PanelExpert E>
+Index row_width(const E& expert) {
+  using Last = std::tuple_element_t<kNumStages<E> - 1, decltype(E::stages(expert))>;
+  return std::get<kNumStages<E> - 1>(E::stages(expert)).weight.panels() * Last::Epilogue::kRegisters *
+         simd::kLanes<typename E::Scalar>;
+}
+
 /// What backward needs of a run over the stages, and the working memory of both passes. A plain value; one per thread.
 template <class S, int N>
 struct StageTape {

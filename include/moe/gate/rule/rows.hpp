@@ -13,8 +13,8 @@
 #include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/numeric/top_k.hpp"
+#include "moe/routing/context.hpp"
 #include "moe/routing/routing.hpp"
-#include "moe/routing/step.hpp"
 
 // The loops over tokens that all gates share. A gate contributes a `Rows` object that knows one token at a time:
 //   probabilities(t, row, p, scratch)              scores before selection, [E]
@@ -26,35 +26,26 @@ namespace moe::inline MOE_ABI::detail {
 inline constexpr Index kScratchRows = 4;
 
 /// Scratch of the workers of a parallel loop over tokens, Rows * num_experts scalars each: on their stacks up to 32 KiB
-/// for doubles (with Rows = 4 for up to 1024 experts), else lent by the thread that starts the loop, which keeps it for
-/// its next loan. Loans nest.
-///   RowScratch<S> scratch(num_experts);
+/// for doubles (with Rows = 4 for up to 1024 experts), else in the scratch of the call. One such loop at a time.
+///   RowScratch<S> rows(num_experts, context.scratch);
 ///   parallel_ranges(..., [&](Index begin, Index end, Index worker) {
-///     typename RowScratch<S>::Worker own(scratch, worker);  ... own.data() ...
+///     typename RowScratch<S>::Worker own(rows, worker);  ... own.data() ...
 template <class S, Index Rows = kScratchRows>
 class RowScratch {
   static constexpr Index kStackExperts = 1024 * kScratchRows / std::max(Rows, kScratchRows);
 
  public:
-  explicit RowScratch(Index num_experts) : size_(static_cast<std::size_t>(Rows * num_experts)) {
+  RowScratch(Index num_experts, Scratch& scratch) : size_(static_cast<std::size_t>(Rows * num_experts)) {
     if (num_experts <= kStackExperts) return;
-    shelf().reserve(shelf().size() + 1);  // for the way back, which must not fail
-    if (!shelf().empty()) {
-      lent_ = std::move(shelf().back());
-      shelf().pop_back();
-    }
-    lent_.resize(std::max(lent_.size(), static_cast<std::size_t>(num_workers()) * size_));
+    std::vector<S>& memory = scratch.get<Memory>().scalars;
+    memory.resize(std::max(memory.size(), static_cast<std::size_t>(num_workers()) * size_));
+    heap_ = memory.data();
   }
-  ~RowScratch() {
-    if (!lent_.empty()) shelf().push_back(std::move(lent_));
-  }
-  RowScratch(const RowScratch&) = delete;
-  RowScratch& operator=(const RowScratch&) = delete;
 
   class Worker {
    public:
     Worker(RowScratch& all, Index worker)
-        : data_(all.lent_.empty() ? stack_.data() : all.lent_.data() + static_cast<std::size_t>(worker) * all.size_) {}
+        : data_(all.heap_ ? all.heap_ + static_cast<std::size_t>(worker) * all.size_ : stack_.data()) {}
     Worker(const Worker&) = delete;
     Worker& operator=(const Worker&) = delete;
 
@@ -66,13 +57,12 @@ class RowScratch {
   };
 
  private:
-  static std::vector<std::vector<S>>& shelf() {
-    thread_local std::vector<std::vector<S>> shelf;
-    return shelf;
-  }
+  struct Memory {
+    std::vector<S> scalars;
+  };
 
   std::size_t size_;
-  std::vector<S> lent_;
+  S* heap_ = nullptr;
 };
 
 /// Blocks of consecutive tokens that depend on the number of tokens alone, at most kMost: partial sums over them, added
@@ -127,8 +117,10 @@ class FirstRejected {
 /// Calls body(t, row, scratch) for every valid token, in parallel. Tokens with a NaN or +infinity are not passed on;
 /// they and those for which the body returns false end in std::invalid_argument that names the lowest one.
 template <class S, class Body>
-void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const Step& step, Index needed, Body&& body) {
+void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const Context& context, Index needed,
+                  Body&& body) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
+  const Step& step = context.step;
   step.validate(function, num_tokens);
   FirstRejected rejected;
   const auto accepted = [&](Index t, const S* row, S* scratch) {
@@ -140,7 +132,7 @@ void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const S
       return body(t, row, scratch);
     }
   };
-  RowScratch<S> scratch(num_experts);
+  RowScratch<S> scratch(num_experts, context.scratch);
   parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
     typename RowScratch<S>::Worker own(scratch, worker);
     for (Index t = begin; t < end; ++t)
@@ -178,18 +170,18 @@ void require_routing(const char* function, const ConstMatrixRef<S>& logits, cons
 }
 
 template <class S, class Rows>
-void probabilities_of_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Step& step,
-                           Matrix<S>& p) {
-  resize_rows<S>(function, logits, step, p);
-  for_each_row<S>(function, logits, step, 1,
+void probabilities_of_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits,
+                           const Context& context, Matrix<S>& p) {
+  resize_rows<S>(function, logits, context.step, p);
+  for_each_row<S>(function, logits, context, 1,
                   [&](Index t, const S* row, S* scratch) { rows.probabilities(t, row, p.row(t).data(), scratch); });
 }
 
 template <class S, class Rows>
-void replay_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Step& step,
+void replay_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Context& context,
                  Routing<S>& routing) {
   require_routing<S>(function, logits, routing);
-  for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
+  for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
     const std::span<S> weights = routing.weights(t);
     rows.weigh(t, row, std::as_const(routing).experts(t), weights, scratch);
     for (std::size_t s = 0; s < weights.size(); ++s)
@@ -198,7 +190,7 @@ void replay_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>
 }
 
 template <class S, class Rows>
-void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& logits, const Step& step,
+void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& logits, const Context& context,
                    const Routing<S>& routing, std::span<const S> dweight, const ConstMatrixRef<S>& dprobability,
                    Matrix<S>& dlogits) {
   require_routing<S>(function, logits, routing);
@@ -207,8 +199,8 @@ void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& l
          " entries, expected one per assignment = ", routing.num_assignments());
   if (dprobability.size() != 0) require_shape(function, "dprobability", dprobability, logits.rows(), logits.cols());
   require_apart(function, "dlogits", dlogits, "dprobability", dprobability);
-  resize_rows<S>(function, logits, step, dlogits);
-  for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
+  resize_rows<S>(function, logits, context.step, dlogits);
+  for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
     S* d = dlogits.row(t).data();
     if (dprobability.size() != 0)
       std::copy_n(dprobability.data() + t * dprobability.outerStride(), logits.cols(), d);

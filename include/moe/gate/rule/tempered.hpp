@@ -145,20 +145,20 @@ class TemperedRows {
 
 /// Counts, sizes, fills. The counts lie in the routing itself until it is sized.
 template <class S, class Rows>
-void route_tempered(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Step& step,
+void route_tempered(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Context& context,
                     Routing<S>& routing) {
-  step.validate(function, logits.rows());
+  context.step.validate(function, logits.rows());
   const bool one = rows.chooses_one();
   if (!one) {
     routing.resize(logits.rows(), 1);
-    for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
+    for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
       return (routing.experts(t)[0] = rows.count(t, row, scratch)) > 0;
     });
   }
   routing.resize_ragged(logits.rows(), [&](Index t) {
-    return !step.is_valid(t) ? 0 : one ? 1 : routing.experts()[static_cast<std::size_t>(t)];
+    return !context.step.is_valid(t) ? 0 : one ? 1 : routing.experts()[static_cast<std::size_t>(t)];
   });
-  for_each_row<S>(function, logits, step, 1, [&](Index t, const S* row, S* scratch) {
+  for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
     return rows.choose(t, row, routing.experts(t), routing.weights(t), scratch);
   });
 }

@@ -137,20 +137,20 @@ class TopKBlock {
 /// Every valid token gets k experts.
 template <class S, class Gate>
 void route_top_k_blocks(const char* function, const TopKRows<S, Gate>& rows, Index k, const ConstMatrixRef<S>& logits,
-                        const Step& step, Routing<S>& routing) {
+                        const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   constexpr Index kLanes = simd::kLanes<S>;
   if (!TopKBlock<S, Gate>::fits(k, num_experts) || num_tokens < kFewestInBlock<S>)
-    return route_top_k<S>(function, rows, k, logits, step, routing);
-  resize_top_k(function, k, num_tokens, step, routing);
+    return route_top_k<S>(function, rows, k, logits, context, routing);
+  resize_top_k(function, k, num_tokens, context.step, routing);
   FirstRejected rejected;
   const auto reject = [&](Index t) { rejected.reject(t); };
   const Index grain = (TokenBlocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
-  typename TopKBlock<S, Gate>::Scratch scratch(num_experts);
+  typename TopKBlock<S, Gate>::Scratch scratch(num_experts, context.scratch);
   parallel_ranges(num_tokens, grain, [&](Index begin, Index end, Index worker) {
     TopKBlock<S, Gate> block(rows, k, num_experts, scratch, worker);
     for (Index t = begin; t < end; ++t) {
-      if (step.is_valid(t)) block.add(t, logits.data() + t * logits.outerStride());
+      if (context.step.is_valid(t)) block.add(t, logits.data() + t * logits.outerStride());
       if (block.full()) block.route(routing, reject);
     }
     block.route(routing, reject);

@@ -191,10 +191,10 @@ bool route_row(const Rows& rows, Index t, const S* row, Routing<S>& routing, S* 
 
 /// Every valid token gets k experts, chosen and weighed one token after the other.
 template <class S, class Rows>
-void route_top_k(const char* function, const Rows& rows, Index k, const ConstMatrixRef<S>& logits, const Step& step,
-                 Routing<S>& routing) {
-  resize_top_k(function, k, logits.rows(), step, routing);
-  for_each_row<S>(function, logits, step, k,
+void route_top_k(const char* function, const Rows& rows, Index k, const ConstMatrixRef<S>& logits,
+                 const Context& context, Routing<S>& routing) {
+  resize_top_k(function, k, logits.rows(), context.step, routing);
+  for_each_row<S>(function, logits, context, k,
                   [&](Index t, const S* row, S* scratch) { return route_row(rows, t, row, routing, scratch); });
 }
 

@@ -76,54 +76,61 @@ struct WithCapacity {
 
   template <class S>
     requires HasRoute<G, S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    gate.route(logits, step, routing);
-    apply_capacity(capacity, logits.cols(), step, routing);
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    gate.route(logits, context, routing);
+    apply_capacity(capacity, logits.cols(), context.step, routing);
   }
 
   template <class S>
     requires DifferentiableGate<G, S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
-    gate.probabilities(logits, step, out);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& out) const {
+    gate.probabilities(logits, context, out);
   }
 
-  /// Weights anew for the same choices with the same drops. Allocates a copy of the routing.
+  /// Weights anew for the same choices with the same drops.
   template <class S>
     requires DifferentiableGate<G, S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    const Routing<S> chosen = before_capacity(logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    const Routing<S>& chosen = before_capacity(logits, context, routing);
     std::copy(chosen.weights().begin(), chosen.weights().end(), routing.weights().begin());
     detail::weigh_before_drops(capacity, routing);
     for (std::size_t a = 0; a < chosen.weights().size(); ++a)
       if (routing.dropped()[a]) routing.weights()[a] = S{0};
-    detail::weigh_after_drops(capacity, step.phase, routing);
+    detail::weigh_after_drops(capacity, context.step.phase, routing);
   }
 
   /// The gate's backward for dL/d(weights before the limit): of a dropped choice 0, whatever `dweight` says there, but
-  /// for its part in the sum of NormalisedFirst; else that of w / sum if normalised. Replays the gate; allocates a copy
-  /// of the routing.
+  /// for its part in the sum of NormalisedFirst; else that of w / sum if normalised. Replays the gate.
   template <class S>
     requires DifferentiableGate<G, S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithCapacity& gradient) const {
     require_backward(logits.cols());
     if (dweight.size() != routing.weights().size())
       fail("moe::WithCapacity::backward: dweight has ", dweight.size(),
            " entries, expected num_assignments = ", routing.num_assignments());
-    const Routing<S> chosen = before_capacity(logits, step, routing);
-    const std::vector<S> dchosen = chosen_gradient(chosen, routing, step.phase, dweight);
-    gate.backward(logits, step, chosen, std::span<const S>(dchosen), dprobability, dlogits, gradient.gate);
+    const Routing<S>& chosen = before_capacity(logits, context, routing);
+    std::vector<S>& dchosen = context.scratch.get<BeforeCapacity<S>>().dweight;
+    chosen_gradient<S>(chosen, routing, context.step.phase, dweight, dchosen);
+    gate.backward(logits, context, chosen, std::span<const S>(dchosen), dprobability, dlogits, gradient.gate);
   }
 
  private:
+  template <class S>
+  struct BeforeCapacity {
+    Routing<S> routing;
+    std::vector<S> dweight;
+  };
+
   /// The gate's own routing: what the limit dropped is back, with the weight that it had.
   template <class S>
-  Routing<S> before_capacity(const Logits<S>& logits, const Step& step, const Routing<S>& routing) const {
-    Routing<S> chosen = routing;
+  const Routing<S>& before_capacity(const Logits<S>& logits, const Context& context, const Routing<S>& routing) const {
+    Routing<S>& chosen = context.scratch.get<BeforeCapacity<S>>().routing;
+    chosen = routing;
     for (std::uint8_t& dropped : chosen.dropped())
       if (dropped == kDroppedByCapacity) dropped = 0;
-    gate.replay(logits, step, chosen);
+    gate.replay(logits, context, chosen);
     return chosen;
   }
 
@@ -132,15 +139,15 @@ struct WithCapacity {
   ///   dL/dw_i = ([i kept] c dL/dw'_i - [i counts, no floor] sum_j dL/dw'_j w'_j) / s
   /// Zero where the sum is not positive: no weight reached an expert.
   template <class S>
-  std::vector<S> chosen_gradient(const Routing<S>& chosen, const Routing<S>& routing, Phase phase,
-                                 std::type_identity_t<std::span<const S>> dweight) const {
+  void chosen_gradient(const Routing<S>& chosen, const Routing<S>& routing, Phase phase, std::span<const S> dweight,
+                       std::vector<S>& result) const {
     const auto dropped = routing.dropped();
     const auto weights = chosen.weights();
     const auto counts = [&](std::size_t a) {
       return !dropped[a] || (capacity.weights == KeptWeights::NormalisedFirst && !chosen.dropped()[a]);
     };
     const S scale = phase == Phase::Training ? S{1} : static_cast<S>(capacity.evaluation_scale);
-    std::vector<S> result(dweight.size());
+    result.assign(dweight.size(), S{0});
     for (Index t = 0; t < routing.num_tokens(); ++t) {
       const auto first = static_cast<std::size_t>(routing.begin(t)), last = static_cast<std::size_t>(routing.end(t));
       S divisor = 1, mean = 0;
@@ -155,7 +162,6 @@ struct WithCapacity {
       for (std::size_t a = first; a < last; ++a)
         if (counts(a)) result[a] = scale * ((dropped[a] ? S{0} : dweight[a]) - mean) / divisor;
     }
-    return result;
   }
 };
 

@@ -62,8 +62,9 @@ struct WithChance {
 
   template <class S>
     requires HasRoute<G, S>
-  void route(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    gate.route(logits, step, routing);
+  void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    gate.route(logits, context, routing);
+    const Step& step = context.step;
     const RandomField random = step.random(Purpose::Dropout);
     drop_by_chance(
         step.training() ? threshold : evaluation_threshold,
@@ -72,22 +73,22 @@ struct WithChance {
 
   template <class S>
     requires DifferentiableGate<G, S>
-  void probabilities(const Logits<S>& logits, const Step& step, Matrix<S>& out) const {
-    gate.probabilities(logits, step, out);
+  void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& out) const {
+    gate.probabilities(logits, context, out);
   }
 
   template <class S>
     requires DifferentiableGate<G, S>
-  void replay(const Logits<S>& logits, const Step& step, Routing<S>& routing) const {
-    gate.replay(logits, step, routing);
+  void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
+    gate.replay(logits, context, routing);
   }
 
   template <class S>
     requires DifferentiableGate<G, S>
-  void backward(const Logits<S>& logits, const Step& step, const Routing<S>& routing,
+  void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithChance& gradient) const {
-    gate.backward(logits, step, routing, dweight, dprobability, dlogits, gradient.gate);
+    gate.backward(logits, context, routing, dweight, dprobability, dlogits, gradient.gate);
   }
 };
 

@@ -84,25 +84,32 @@ class MoeBlock {
       return std::get<Entry>(tape_).second;
     }
     template <class Result, class Member>
-    const Result& read(const Member& member) const {
-      const auto visitor = [&]<class Entry>(const Entry& entry) -> const Result& {
-        if constexpr (std::is_same_v<Entry, std::monostate>)
+    static Result& read(auto& tapes, const Member& member) {
+      const auto visitor = [&]<class Entry>(Entry& entry) -> Result& {
+        if constexpr (std::is_same_v<std::remove_const_t<Entry>, std::monostate>)
           fail("moe::MoeBlock::Tape: no forward pass has been recorded");
         else
           return member(detail::innermost_tape(entry.second));
       };
-      return std::visit(visitor, tape_);
+      return std::visit(visitor, tapes);
     }
     friend MoeBlock;
     typename TapesOf<Layer>::type tape_;
 
    public:
-    /// Of the last forward pass, [num_tokens, num_logits]. Both throw std::invalid_argument if there was none.
+    /// Of the last forward pass, [num_tokens, num_logits]. All throw std::invalid_argument if there was none.
     const Matrix<float>& logits() const {
-      return read<Matrix<float>>([](const auto& tape) -> const auto& { return tape.logits; });
+      return read<const Matrix<float>>(tape_, [](const auto& tape) -> const auto& { return tape.logits; });
     }
     const Routing<float>& routing() const {
-      return read<Routing<float>>([](const auto& tape) -> const auto& { return tape.routing; });
+      return read<const Routing<float>>(tape_, [](const auto& tape) -> const auto& { return tape.routing; });
+    }
+    const Step& step() const {
+      return read<const Step>(tape_, [](const auto& tape) -> const auto& { return tape.step; });
+    }
+    /// Where auxiliary losses add up their gradients; see MoeLayer::Tape.
+    RoutingGradient<float>& losses() {
+      return read<RoutingGradient<float>>(tape_, [](auto& tape) -> auto& { return tape.losses; });
     }
   };
 
@@ -135,23 +142,22 @@ class MoeBlock {
 
   /// See MoeLayer::backward; `gradient` is a block of the same configuration. Where k is 1 and weights are normalised,
   /// config.gate.constant_weights must accept that (see TopKGate).
-  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
-                const RoutingGradient<float>& losses, MoeBlock& gradient, MatrixRef<float> dtokens) const {
-    run_backward(tokens, tape, dout, losses, gradient, dtokens);
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout, MoeBlock& gradient,
+                MatrixRef<float> dtokens) const {
+    run_backward(tokens, tape, dout, gradient, dtokens);
   }
   /// The same without dL/dtokens.
-  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
-                const RoutingGradient<float>& losses, MoeBlock& gradient) const {
-    run_backward(tokens, tape, dout, losses, gradient);
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout, MoeBlock& gradient) const {
+    run_backward(tokens, tape, dout, gradient);
   }
 
   /// What the gate makes of logits [num_tokens, num_logits]; as in forward.
-  void route(const MatrixView<float>& logits, const Step& step, Routing<float>& routing) const {
-    with_gate([&](const auto& gate) { gate.route(logits, step, routing); });
+  void route(const MatrixView<float>& logits, const Context& context, Routing<float>& routing) const {
+    with_gate([&](const auto& gate) { gate.route(logits, context, routing); });
   }
   /// Scores of all experts before selection.
-  void probabilities(const MatrixView<float>& logits, const Step& step, Matrix<float>& p) const {
-    with_gate([&](const auto& gate) { gate.probabilities(logits, step, p); });
+  void probabilities(const MatrixView<float>& logits, const Context& context, Matrix<float>& p) const {
+    with_gate([&](const auto& gate) { gate.probabilities(logits, context, p); });
   }
 
   /// Calls f(gate) with the gate that this block has.
@@ -170,14 +176,14 @@ class MoeBlock {
  private:
   template <class... Tokens>
   void run_backward(const ConstMatrixRef<float>& tokens, Tape& tape, const ConstMatrixRef<float>& dout,
-                    const RoutingGradient<float>& losses, MoeBlock& gradient, Tokens&... dtokens) const {
+                    MoeBlock& gradient, Tokens&... dtokens) const {
     if (gradient.layer_.index() != layer_.index())
       fail("moe::MoeBlock::backward: gradient is of family '", gradient.config_.family, "', expected '", config_.family,
            "'");
     std::visit(
         [&](const auto& layer) {
           using L = std::remove_cvref_t<decltype(layer)>;
-          layer.backward(tokens, tape.of<L>(), dout, losses, std::get<L>(gradient.layer_), dtokens...);
+          layer.backward(tokens, tape.of<L>(), dout, std::get<L>(gradient.layer_), dtokens...);
         },
         layer_);
   }

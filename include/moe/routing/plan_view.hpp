@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/routing/plan.hpp"
+#include "moe/routing/step.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What an expert set runs: a plan, or some of its experts. Rows keep the numbers that they have in the plan, so that
+/// several sets, or waves of one, fill the same rows. Refers to the plan, which must stay where it is. A plain value.
+class PlanView {
+ public:
+  /// All of a plan.
+  PlanView(const DispatchPlan& plan)
+      : plan_(&plan), num_experts_(plan.num_experts()), last_row_(plan.num_rows()) {}  // NOLINT: implicit
+
+  /// Experts [first, first + count) as 0, 1, ...: the plan of one of several sets side by side.
+  PlanView part(Index first, Index count) const {
+    require_range("moe::PlanView::part", first, count);
+    PlanView result = only(first, count);
+    result.first_expert_ += first;
+    result.num_experts_ = count;
+    return result;
+  }
+  /// The same experts, of which those outside [first, first + count) have no rows: one wave of several.
+  PlanView only(Index first, Index count) const {
+    require_range("moe::PlanView::only", first, count);
+    PlanView result = *this;
+    result.first_row_ = offset(first);
+    result.last_row_ = offset(first + count);
+    return result;
+  }
+
+  const DispatchPlan& plan() const { return *plan_; }
+  Index num_experts() const { return num_experts_; }
+  Index num_tokens() const { return plan_->num_tokens(); }
+  /// Rows of expert e are [offset(e), offset(e + 1)), inside [first_row(), last_row()).
+  Index offset(Index e) const {
+    return std::clamp(plan_->offsets()[static_cast<std::size_t>(first_expert_ + e)], first_row_, last_row_);
+  }
+  Index rows_of(Index e) const { return offset(e + 1) - offset(e); }
+  Index first_row() const { return first_row_; }
+  Index last_row() const { return last_row_; }
+  Index num_rows() const { return last_row_ - first_row_; }
+  /// Offsets of the experts in the plan, [num_experts + 1]: what offset() clamps.
+  std::span<const Index> plan_offsets() const {
+    return plan_->offsets().subspan(static_cast<std::size_t>(first_expert_),
+                                    static_cast<std::size_t>(num_experts_) + 1);
+  }
+  /// Token that row r of the plan reads; r in [first_row, last_row).
+  Index token_of_row(Index r) const { return plan_->token_of_row()[static_cast<std::size_t>(r)]; }
+
+ private:
+  void require_range(const char* function, Index first, Index count) const {
+    if (first < 0 || count < 0 || first > num_experts_ - count)
+      fail(function, ": experts [", first, ", ", first, " + ", count, "), expected them in [0, ", num_experts_, ")");
+  }
+
+  const DispatchPlan* plan_;
+  Index first_expert_ = 0, num_experts_, first_row_ = 0, last_row_;
+};
+
+/// Steps that speak of the rows of a plan: row r has the id and the group of the token that it reads, and none is
+/// padding. Working memory, which the steps refer to; one per thread.
+class RowKeys {
+ public:
+  void build(const Step& step, const PlanView& plan) {
+    first_row_ = plan.first_row();
+    token_id_.clear();
+    group_id_.clear();
+    for (Index r = plan.first_row(); r < plan.last_row(); ++r) {
+      token_id_.push_back(step.id(plan.token_of_row(r)));
+      group_id_.push_back(step.group(plan.token_of_row(r)));
+    }
+  }
+
+  /// `step` for rows [first, last) of those that build() has seen.
+  Step of_rows(const Step& step, Index first, Index last) const {
+    const auto begin = static_cast<std::size_t>(first - first_row_), count = static_cast<std::size_t>(last - first);
+    Step own = step;
+    own.valid = {};
+    own.token_id = std::span(token_id_).subspan(begin, count);
+    own.group_id = std::span(group_id_).subspan(begin, count);
+    return own;
+  }
+
+ private:
+  std::vector<std::int64_t> token_id_, group_id_;
+  Index first_row_ = 0;
+};
+
+}  // namespace moe::inline MOE_ABI
