@@ -182,8 +182,8 @@ Matrix<float> combined(const moe::ExpertPool<Expert>& experts, const Matrix<floa
   moe::DispatchPlan plan;
   plan.build(routing, experts.size());
   moe::RowBuffer<float> rows;
-  moe::Scratch scratch;
-  experts.forward(tokens, plan, moe::Step{}, rows, scratch);
+  rows.resize(plan.num_rows(), experts.row_width());
+  experts.forward(tokens, plan, moe::Step{}, rows);
   Matrix<float> out(tokens.rows(), experts.output_dim());
   moe::kernel::combine<float>(rows, plan, routing, out);
   return out;

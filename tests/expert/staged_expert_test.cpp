@@ -151,20 +151,20 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
   Mlp::Tape tape;
   Matrix<double> rows(2, 4), out(2, 4), narrow(2, 3), three(3, 4);
   for (auto* matrix : {&rows, &narrow, &three}) matrix->setZero();
-  CHECK_THROWS_WITH(expert.forward(narrow, out, context), "moe::Expert::forward: rows is [2, 3], expected [2, 4]");
-  CHECK_THROWS_WITH(expert.forward(rows, three, context), "moe::Expert::forward: out is [3, 4], expected [2, 4]");
+  CHECK_THROWS_WITH(expert.forward(narrow, out, context), "moe::StagedExpert::forward: rows is [2, 3], expected [2, 4]");
+  CHECK_THROWS_WITH(expert.forward(rows, three, context), "moe::StagedExpert::forward: out is [3, 4], expected [2, 4]");
   expert.forward(rows, out, context, tape);
   Mlp gradient(4, 7), unbiased(4, 6, Bias::Off);
   CHECK_THROWS_WITH(
       expert.backward(rows, tape, rows, out, gradient, context),
-      "moe::Expert::backward: gradient of expert 0, stage 0 is [7, 4] with 7 biases, expected [6, 4] with 6");
+      "moe::StagedExpert::backward: gradient of expert 0, stage 0 is [7, 4] with 7 biases, expected [6, 4] with 6");
   CHECK_THROWS_WITH(
       expert.backward(rows, tape, rows, out, unbiased, context),
-      "moe::Expert::backward: gradient of expert 0, stage 0 is [6, 4] with 0 biases, expected [6, 4] with 6");
+      "moe::StagedExpert::backward: gradient of expert 0, stage 0 is [6, 4] with 0 biases, expected [6, 4] with 6");
   CHECK_THROWS_WITH(expert.backward(rows, tape, narrow, out, expert, context),
-                    "moe::Expert::backward: dout is [2, 3], expected [2, 4]");
+                    "moe::StagedExpert::backward: dout is [2, 3], expected [2, 4]");
   CHECK_THROWS_WITH(expert.backward(three, tape, rows, out, expert, context),
-                    "moe::Expert::backward: rows is [3, 4], expected [2, 4]");
+                    "moe::StagedExpert::backward: rows is [3, 4], expected [2, 4]");
   CHECK_THROWS_WITH(Mlp(4, -1), "moe::Mlp: hidden_dim is -1, expected at least 0");
   CHECK_THROWS_WITH(moe::Glu(4, -1), "moe::Glu: hidden_dim is -1, expected at least 0");
   CHECK_THROWS_WITH(moe::Glu(4, moe::Index{1} << 62),

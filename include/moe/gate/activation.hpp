@@ -75,23 +75,22 @@ struct ActivationGate {
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const {
     detail::validate_bias("moe::ActivationGate: bias", bias, num_experts);
-    sparse.validate(num_experts);
+    sparse.validate(num_experts, "moe::ActivationGate: sparse");
   }
 
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::route_tempered<S>("moe::ActivationGate::route", rows<S>(logits, context.step), logits, context, routing);
+    detail::route_tempered<S>("moe::ActivationGate::route", rule<S>(logits, context.step), logits, context, routing);
   }
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::ActivationGate::probabilities", rows<S>(logits, context.step), logits,
-                                     context, p);
+    token_probabilities<S>("moe::ActivationGate::probabilities", rule<S>(logits, context.step), logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::ActivationGate::replay", rows<S>(logits, context.step), logits, context, routing);
+    replay_tokens<S>("moe::ActivationGate::replay", rule<S>(logits, context.step), logits, context, routing);
   }
 
   template <class S>
@@ -99,12 +98,12 @@ struct ActivationGate {
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 ActivationGate& gradient) const {
     constexpr const char* kName = "moe::ActivationGate::backward";
-    auto tempered = rows<S>(logits, context.step);
-    detail::backward_rows<S>(kName, tempered, logits, context, routing, dweight, dprobability, dlogits);  // dL/dz
+    auto tempered = rule<S>(logits, context.step);
+    backward_tokens<S>(kName, tempered, logits, context, routing, dweight, dprobability, dlogits);  // dL/dz
     const bool biased = bias.size() != 0;
     if (biased && bias_place == BiasPlace::Outside) detail::add_column_sums(kName, dlogits, gradient.bias);
-    detail::for_each_row<S>(kName, logits, context, 1, [&](Index t, const S* u, S* scratch) {
-      transform().backward(u, logits.cols(), dlogits.row(t).data(), scratch);
+    detail::for_each_token<S>(kName, logits, context, 1, [&](const Token<S>& token) {
+      transform().backward(token.logits.data(), logits.cols(), dlogits.row(token.index).data(), token.scratch.data());
     });
     if (biased && bias_place == BiasPlace::Inside) detail::add_column_sums(kName, dlogits, gradient.bias);
     if constexpr (LearnableSchedule<Temperature>)
@@ -120,10 +119,10 @@ struct ActivationGate {
  private:
   detail::ActivationTransform<Act> transform() const { return {bias, bias_place}; }
   template <class S>
-  auto rows(const Logits<S>& logits, const Step& step) const {
+  auto rule(const Logits<S>& logits, const Step& step) const {
     validate(logits.cols());
-    return detail::TemperedRows<S, DenseToSparseGate<Temperature>, detail::ActivationTransform<Act>>(
-        sparse, step, logits, transform());
+    return detail::TemperedRule<S, DenseToSparseGate<Temperature>, detail::ActivationTransform<Act>>(
+        "moe::ActivationGate: sparse", sparse, step, logits, transform());
   }
 };
 

@@ -43,14 +43,13 @@ struct DenseToSparseGate {
 
   static constexpr bool kPerToken = true;
 
-  /// Throws std::invalid_argument, naming the first number that is out of range.
-  void validate(Index num_experts) const {
-    if (num_experts < 1) fail("moe::DenseToSparseGate: num_experts is ", num_experts, ", expected at least 1");
-    detail::validate_temperature("moe::DenseToSparseGate", temperature);
-    if (!(threshold >= 0 && threshold < 1))
-      fail("moe::DenseToSparseGate: threshold is ", threshold, ", expected a value in [0, 1)");
-    if (!(gumbel >= 0 && std::isfinite(gumbel)))
-      fail("moe::DenseToSparseGate: gumbel is ", gumbel, ", expected a finite number >= 0");
+  /// Throws std::invalid_argument, naming the first number that is out of range. `gate`: who complains, as a gate may
+  /// be part of another.
+  void validate(Index num_experts, const char* gate = "moe::DenseToSparseGate") const {
+    if (num_experts < 1) fail(gate, ": num_experts is ", num_experts, ", expected at least 1");
+    detail::validate_temperature(gate, temperature);
+    if (!(threshold >= 0 && threshold < 1)) fail(gate, ": threshold is ", threshold, ", expected a value in [0, 1)");
+    if (!(gumbel >= 0 && std::isfinite(gumbel))) fail(gate, ": gumbel is ", gumbel, ", expected a finite number >= 0");
   }
 
   /// The temperature that a step is routed with.
@@ -58,30 +57,30 @@ struct DenseToSparseGate {
 
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
-    detail::route_tempered<S>("moe::DenseToSparseGate::route", rows, logits, context, routing);
+    const detail::TemperedRule<S, DenseToSparseGate> rule("moe::DenseToSparseGate", *this, context.step, logits);
+    detail::route_tempered<S>("moe::DenseToSparseGate::route", rule, logits, context, routing);
   }
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
-    detail::probabilities_of_rows<S>("moe::DenseToSparseGate::probabilities", rows, logits, context, p);
+    const detail::TemperedRule<S, DenseToSparseGate> rule("moe::DenseToSparseGate", *this, context.step, logits);
+    token_probabilities<S>("moe::DenseToSparseGate::probabilities", rule, logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    const detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
-    detail::replay_rows<S>("moe::DenseToSparseGate::replay", rows, logits, context, routing);
+    const detail::TemperedRule<S, DenseToSparseGate> rule("moe::DenseToSparseGate", *this, context.step, logits);
+    replay_tokens<S>("moe::DenseToSparseGate::replay", rule, logits, context, routing);
   }
 
   template <class S>
   void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 DenseToSparseGate& gradient) const {
-    detail::TemperedRows<S, DenseToSparseGate> rows(*this, context.step, logits);
-    detail::backward_rows<S>("moe::DenseToSparseGate::backward", rows, logits, context, routing, dweight, dprobability,
-                             dlogits);
-    if constexpr (LearnableSchedule<Temperature>) temperature.backward(rows.dtau(), gradient.temperature);
+    detail::TemperedRule<S, DenseToSparseGate> rule("moe::DenseToSparseGate", *this, context.step, logits);
+    backward_tokens<S>("moe::DenseToSparseGate::backward", rule, logits, context, routing, dweight, dprobability,
+                       dlogits);
+    if constexpr (LearnableSchedule<Temperature>) temperature.backward(rule.dtau(), gradient.temperature);
   }
 
   template <class F, class... Self>

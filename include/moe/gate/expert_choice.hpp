@@ -90,8 +90,9 @@ struct ExpertChoiceGate {
     validate(num_experts);
     auto& choices = context.scratch.get<detail::ExpertChoices<S>>();
     choices.p.resize(num_tokens, num_experts);
-    detail::for_each_row<S>(kName, logits, context, 1,
-                            [&](Index t, const S* row, S*) { softmax(row, num_experts, choices.p.row(t)); });
+    detail::for_each_token<S>(kName, logits, context, 1, [&](const Token<S>& token) {
+      softmax(token.logits.data(), num_experts, choices.p.row(token.index));
+    });
     choose<S>(logits, context.step, choices);
     const auto takes = [&](Index t, Index e) {
       return choices.taken[static_cast<std::size_t>(t * num_experts + e)] != 0;
@@ -115,14 +116,12 @@ struct ExpertChoiceGate {
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    const detail::SoftmaxRows rows{logits.cols()};
-    detail::probabilities_of_rows<S>("moe::ExpertChoiceGate::probabilities", rows, logits, context, p);
+    token_probabilities<S>("moe::ExpertChoiceGate::probabilities", detail::SoftmaxRule{}, logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    const detail::SoftmaxRows rows{logits.cols()};
-    detail::replay_rows<S>("moe::ExpertChoiceGate::replay", rows, logits, context, routing);
+    replay_tokens<S>("moe::ExpertChoiceGate::replay", detail::SoftmaxRule{}, logits, context, routing);
   }
 
   template <class S>
@@ -130,8 +129,7 @@ struct ExpertChoiceGate {
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 ExpertChoiceGate& /*gradient*/) const {
     constexpr const char* kName = "moe::ExpertChoiceGate::backward";
-    const detail::SoftmaxRows rows{logits.cols()};
-    detail::backward_rows<S>(kName, rows, logits, context, routing, dweight, dprobability, dlogits);
+    backward_tokens<S>(kName, detail::SoftmaxRule{}, logits, context, routing, dweight, dprobability, dlogits);
   }
 
  private:

@@ -17,51 +17,54 @@ namespace detail {
 
 /// One token of a noisy top-K gate: that of a top-K gate on other logits.
 template <class S, class Gate>
-class NoisyTopKRows {
+class NoisyTopKRule {
  public:
-  NoisyTopKRows(const Gate& gate, const Step& step, Index num_experts)
+  NoisyTopKRule(const Gate& gate, const Step& step, Index num_experts)
       : gate_(gate),
         step_(step),
         num_experts_(num_experts),
-        rows_(gate.top_k, num_experts),
+        rule_(gate.top_k, num_experts),
         random_(step.random(gate.noise == LogitNoise::Gumbel ? Purpose::Gumbel : Purpose::Noise)) {}
 
   /// Without noise it is the top-K gate on the logits as they are.
   bool is_clean() const { return !step_.training() || gate_.scale == 0; }
-  const TopKRows<S, TopKGate>& clean() const { return rows_; }
+  const TopKRule<S, TopKGate>& clean() const { return rule_; }
 
-  bool select(Index t, const S* row, std::span<Index> chosen, S* scratch) const {
-    return rows_.select(t, noisy(t, row, scratch), chosen, scratch + num_experts_);
+  Index choices(Index) const { return gate_.top_k.k; }
+  Index select(const Token<S>& token, std::span<Index> chosen) const { return rule_.select(noisy(token), chosen); }
+  void probabilities(const Token<S>& token, std::span<S> p) const { rule_.probabilities(weighed(token), p); }
+  void weigh(const Token<S>& token, std::span<const Index> experts, std::span<S> weights) const {
+    rule_.weigh(weighed(token), experts, weights);
   }
-  void probabilities(Index t, const S* row, S* p, S* scratch) const {
-    rows_.probabilities(t, weighed(t, row, scratch), p, scratch + num_experts_);
-  }
-  void weigh(Index t, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
-    rows_.weigh(t, weighed(t, row, scratch), experts, weights, scratch + num_experts_);
-  }
-  void backward(Index t, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
-    rows_.backward(t, weighed(t, row, scratch), choices, d, scratch + num_experts_);
+  void backward(const Token<S>& token, const Choices<S>& choices, std::span<S> d) const {
+    rule_.backward(weighed(token), choices, d);
   }
 
  private:
-  const S* noisy(Index t, const S* row, S* out) const {
-    if (is_clean()) return row;
-    const std::int64_t id = step_.id(t);
+  /// The token with noise on its logits, which take the first row of its scratch.
+  Token<S> noisy(const Token<S>& token) const {
+    const auto size = static_cast<std::size_t>(num_experts_);
+    const std::span<S> rest = token.scratch.subspan(size);
+    if (is_clean()) return {token.index, token.logits, rest};
+    const std::int64_t id = step_.id(token.index);
+    const std::span<S> out = token.scratch.first(size);
     for (Index e = 0; e < num_experts_; ++e) {
       const double noise = gate_.noise == LogitNoise::Gumbel ? random_.gumbel(id, e) : random_.normal(id, e);
-      out[e] = row[e] + static_cast<S>(gate_.scale * noise);
+      const auto at = static_cast<std::size_t>(e);
+      out[at] = token.logits[at] + static_cast<S>(gate_.scale * noise);
     }
-    return out;
+    return {token.index, out, rest};
   }
-  /// The logits that the weights come from.
-  const S* weighed(Index t, const S* row, S* out) const {
-    return gate_.weights == WeightLogits::Selection ? noisy(t, row, out) : row;
+  /// The one that the weights come from.
+  Token<S> weighed(const Token<S>& token) const {
+    if (gate_.weights == WeightLogits::Selection) return noisy(token);
+    return {token.index, token.logits, token.scratch.subspan(static_cast<std::size_t>(num_experts_))};
   }
 
   const Gate& gate_;
   const Step& step_;
   Index num_experts_;
-  TopKRows<S, TopKGate> rows_;
+  TopKRule<S, TopKGate> rule_;
   RandomField random_;
 };
 
@@ -100,20 +103,19 @@ struct NoisyTopKGate {
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
     constexpr const char* kName = "moe::NoisyTopKGate::route";
-    const auto noisy = rows<S>(logits, context.step);
+    const auto noisy = rule<S>(logits, context.step);
     if (noisy.is_clean()) return detail::route_top_k_blocks<S>(kName, noisy.clean(), top_k.k, logits, context, routing);
-    detail::route_top_k<S>(kName, noisy, top_k.k, logits, context, routing);
+    route_tokens<S>(kName, noisy, logits, context, routing);
   }
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::NoisyTopKGate::probabilities", rows<S>(logits, context.step), logits,
-                                     context, p);
+    token_probabilities<S>("moe::NoisyTopKGate::probabilities", rule<S>(logits, context.step), logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::NoisyTopKGate::replay", rows<S>(logits, context.step), logits, context, routing);
+    replay_tokens<S>("moe::NoisyTopKGate::replay", rule<S>(logits, context.step), logits, context, routing);
   }
 
   template <class S>
@@ -122,8 +124,7 @@ struct NoisyTopKGate {
                 NoisyTopKGate& gradient) const {
     constexpr const char* kName = "moe::NoisyTopKGate::backward";
     require_backward(logits.cols());
-    detail::backward_rows<S>(kName, rows<S>(logits, context.step), logits, context, routing, dweight, dprobability,
-                             dlogits);
+    backward_tokens<S>(kName, rule<S>(logits, context.step), logits, context, routing, dweight, dprobability, dlogits);
     if (top_k.weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.top_k.weight_bias);
   }
 
@@ -134,7 +135,7 @@ struct NoisyTopKGate {
 
  private:
   template <class S>
-  detail::NoisyTopKRows<S, NoisyTopKGate> rows(const Logits<S>& logits, const Step& step) const {
+  detail::NoisyTopKRule<S, NoisyTopKGate> rule(const Logits<S>& logits, const Step& step) const {
     validate(logits.cols());
     return {*this, step, logits.cols()};
   }

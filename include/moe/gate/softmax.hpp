@@ -15,23 +15,21 @@ namespace moe::inline MOE_ABI {
 namespace detail {
 
 /// One token of a softmax gate.
-struct SoftmaxRows {
-  Index num_experts;
-
+struct SoftmaxRule {
   template <class S>
-  void probabilities(Index, const S* row, S* p, S*) const {
-    softmax(row, num_experts, p);
+  void probabilities(const Token<S>& token, std::span<S> p) const {
+    softmax(token.logits.data(), std::ssize(token.logits), p.data());
   }
   template <class S>
-  void weigh(Index, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
-    softmax(row, num_experts, scratch);
-    detail::weigh<S>(scratch, experts, {}, weights);
+  void weigh(const Token<S>& token, std::span<const Index> experts, std::span<S> weights) const {
+    probabilities(token, token.scratch);
+    detail::weigh<S>(token.scratch.data(), experts, {}, weights);
   }
   template <class S>
-  void backward(Index, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
-    softmax(row, num_experts, scratch);
-    weigh_backward<S>(scratch, choices, {}, d);
-    softmax_backward(scratch, d, num_experts, d);
+  void backward(const Token<S>& token, const Choices<S>& choices, std::span<S> d) const {
+    probabilities(token, token.scratch);
+    weigh_backward<S>(token.scratch.data(), choices, {}, d.data());
+    softmax_backward(token.scratch.data(), d.data(), std::ssize(d), d.data());
   }
 };
 
@@ -78,7 +76,7 @@ void resize_to_finite(const ConstMatrixRef<S>& logits, const Context& context, R
 ///   dL/dlogits_i = p_i (a_i - sum_j a_j p_j),   a = dL/dweight + dL/dprobability
 /// Immutable, share freely. Every call is O(num_tokens * num_experts) and allocates nothing when warm. All members
 /// throw std::invalid_argument for a NaN or +infinity in the logits of a valid token.
-/// Jordan & Jacobs, "Hierarchical mixtures of experts and the EM algorithm", Neural Computation 1994.
+/// Jacobs, Jordan, Nowlan & Hinton, "Adaptive mixtures of local experts", Neural Computation 1991.
 struct SoftmaxGate {
   static constexpr bool kPerToken = true;
 
@@ -98,14 +96,14 @@ struct SoftmaxGate {
     context.step.validate(kName, logits.rows());
     if (detail::route_to_all<S>(logits, context, routing)) return;
     detail::resize_to_finite<S>(logits, context, routing);
-    detail::for_each_row<S>(kName, logits, context, 1, [&](Index t, const S* row, S* p) {
-      const std::span<Index> experts = routing.experts(t);
-      const std::span<S> weights = routing.weights(t);
-      softmax(row, num_experts, p);
+    detail::for_each_token<S>(kName, logits, context, 1, [&](const Token<S>& token) {
+      const std::span<Index> experts = routing.experts(token.index);
+      const std::span<S> weights = routing.weights(token.index), p = token.scratch;
+      detail::SoftmaxRule{}.probabilities(token, p);
       std::size_t filled = 0;
-      for (Index e = 0; e < num_experts; ++e) {
-        if (row[e] == -std::numeric_limits<S>::infinity()) continue;
-        experts[filled] = e;
+      for (std::size_t e = 0; e < token.logits.size(); ++e) {
+        if (token.logits[e] == -std::numeric_limits<S>::infinity()) continue;
+        experts[filled] = static_cast<Index>(e);
         weights[filled++] = p[e];
       }
       return filled > 0;
@@ -114,23 +112,20 @@ struct SoftmaxGate {
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    const detail::SoftmaxRows rows{logits.cols()};
-    detail::probabilities_of_rows<S>("moe::SoftmaxGate::probabilities", rows, logits, context, p);
+    token_probabilities<S>("moe::SoftmaxGate::probabilities", detail::SoftmaxRule{}, logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    const detail::SoftmaxRows rows{logits.cols()};
-    detail::replay_rows<S>("moe::SoftmaxGate::replay", rows, logits, context, routing);
+    replay_tokens<S>("moe::SoftmaxGate::replay", detail::SoftmaxRule{}, logits, context, routing);
   }
 
   template <class S>
   void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 SoftmaxGate& /*gradient*/) const {
-    const detail::SoftmaxRows rows{logits.cols()};
-    detail::backward_rows<S>("moe::SoftmaxGate::backward", rows, logits, context, routing, dweight, dprobability,
-                             dlogits);
+    backward_tokens<S>("moe::SoftmaxGate::backward", detail::SoftmaxRule{}, logits, context, routing, dweight,
+                       dprobability, dlogits);
   }
 };
 

@@ -6,7 +6,7 @@
 #include <span>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/rule/top_k_rows.hpp"
+#include "moe/gate/rule/top_k_rule.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -16,26 +16,33 @@ namespace detail {
 
 /// One token of the SparseMixer gate.
 template <class S>
-class SparseMixerRows {
+class SparseMixerRule {
  public:
-  SparseMixerRows(S threshold, Index num_experts) : threshold_(threshold), num_experts_(num_experts) {}
+  SparseMixerRule(S threshold, Index num_experts) : threshold_(threshold), num_experts_(num_experts) {}
 
-  /// False if fewer than two experts can be chosen.
-  bool select(Index, const S* row, std::span<Index> chosen, S*) const {
+  Index choices(Index) const { return 2; }
+
+  Index select(const Token<S>& token, std::span<Index> chosen) const {
+    const S* row = token.logits.data();
     top_k(row, num_experts_, chosen);
-    return row[chosen.back()] > kMasked;
+    return row[chosen.back()] > kMasked ? std::ssize(chosen) : -1;
   }
 
-  void probabilities(Index, const S* row, S* p, S*) const { softmax(row, num_experts_, p); }
+  void probabilities(const Token<S>& token, std::span<S> p) const {
+    softmax(token.logits.data(), num_experts_, p.data());
+  }
 
-  void weigh(Index, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
+  void weigh(const Token<S>& token, std::span<const Index> experts, std::span<S> weights) const {
+    S* scratch = token.scratch.data();
     for (std::size_t s = 0; s < experts.size(); ++s) {
-      softmax_of_pass(row, experts, s, scratch);
+      softmax_of_pass(token.logits.data(), experts, s, scratch);
       weights[s] = scratch[experts[s]];
     }
   }
 
-  void backward(Index, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
+  void backward(const Token<S>& token, const Choices<S>& choices, std::span<S> d_of_experts) const {
+    const S* row = token.logits.data();
+    S *d = d_of_experts.data(), *scratch = token.scratch.data();
     softmax(row, num_experts_, scratch);
     softmax_backward(scratch, d, num_experts_, d);
     for (std::size_t s = 0; s < choices.size(); ++s) {
@@ -96,30 +103,30 @@ struct SparseMixerGate {
 
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::route_top_k<S>("moe::SparseMixerGate::route", rows<S>(logits), kChoices, logits, context, routing);
+    route_tokens<S>("moe::SparseMixerGate::route", rule<S>(logits), logits, context, routing);
   }
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::SparseMixerGate::probabilities", rows<S>(logits), logits, context, p);
+    token_probabilities<S>("moe::SparseMixerGate::probabilities", rule<S>(logits), logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::SparseMixerGate::replay", rows<S>(logits), logits, context, routing);
+    replay_tokens<S>("moe::SparseMixerGate::replay", rule<S>(logits), logits, context, routing);
   }
 
   template <class S>
   void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 SparseMixerGate&) const {
-    detail::backward_rows<S>("moe::SparseMixerGate::backward", rows<S>(logits), logits, context, routing, dweight,
-                             dprobability, dlogits);
+    backward_tokens<S>("moe::SparseMixerGate::backward", rule<S>(logits), logits, context, routing, dweight,
+                       dprobability, dlogits);
   }
 
  private:
   template <class S>
-  detail::SparseMixerRows<S> rows(const Logits<S>& logits) const {
+  detail::SparseMixerRule<S> rule(const Logits<S>& logits) const {
     validate(logits.cols());
     return {static_cast<S>(2 * jitter), logits.cols()};
   }

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "moe/gate/concept.hpp"
-#include "moe/gate/rule/rows.hpp"
+#include "moe/gate/rule/token_rule.hpp"
 
 namespace moe::inline MOE_ABI {
 

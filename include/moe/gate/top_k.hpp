@@ -86,17 +86,17 @@ struct TopKGate {
 
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::route_top_k_blocks<S>("moe::TopKGate::route", rows<S>(logits), k, logits, context, routing);
+    detail::route_top_k_blocks<S>("moe::TopKGate::route", rule<S>(logits), k, logits, context, routing);
   }
 
   template <class S>
   void probabilities(const Logits<S>& logits, const Context& context, Matrix<S>& p) const {
-    detail::probabilities_of_rows<S>("moe::TopKGate::probabilities", rows<S>(logits), logits, context, p);
+    token_probabilities<S>("moe::TopKGate::probabilities", rule<S>(logits), logits, context, p);
   }
 
   template <class S>
   void replay(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {
-    detail::replay_rows<S>("moe::TopKGate::replay", rows<S>(logits), logits, context, routing);
+    replay_tokens<S>("moe::TopKGate::replay", rule<S>(logits), logits, context, routing);
   }
 
   template <class S>
@@ -105,7 +105,7 @@ struct TopKGate {
                 TopKGate& gradient) const {
     constexpr const char* kName = "moe::TopKGate::backward";
     require_backward(logits.cols());
-    detail::backward_rows<S>(kName, rows<S>(logits), logits, context, routing, dweight, dprobability, dlogits);
+    backward_tokens<S>(kName, rule<S>(logits), logits, context, routing, dweight, dprobability, dlogits);
     if (weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.weight_bias);
   }
 
@@ -117,7 +117,7 @@ struct TopKGate {
 
  private:
   template <class S>
-  detail::TopKRows<S, TopKGate> rows(const Logits<S>& logits) const {
+  detail::TopKRule<S, TopKGate> rule(const Logits<S>& logits) const {
     return {*this, logits.cols()};
   }
 };

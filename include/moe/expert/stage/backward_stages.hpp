@@ -82,7 +82,7 @@ void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& ex
     const auto &weight = stage_weight<I>(expert_of(g)), &dweight = stage_weight<I>(gradient_of(g));
     const auto &bias = stage_bias<I>(expert_of(g)), &dbias = stage_bias<I>(gradient_of(g));
     if (!dweight.is_shaped_as(weight) || !dbias.is_shaped_as(bias))
-      fail("moe::Expert::backward: gradient of expert ", g, ", stage ", I, " is [", dweight.outputs(), ", ",
+      fail("moe::StagedExpert::backward: gradient of expert ", g, ", stage ", I, " is [", dweight.outputs(), ", ",
            dweight.inputs(), "] with ", dbias.outputs(), " biases, expected [", weight.outputs(), ", ", weight.inputs(),
            "] with ", bias.outputs());
   }
@@ -93,7 +93,7 @@ template <class E, int I>
 void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeOf<E>& tape) {
   const auto require = [&](const char* name, const auto& rows, Index width) {
     if (rows.rows() != num_rows || rows.cols() != width)
-      fail("moe::Expert::backward: ", name, " of stage ", I, " in the tape is [", rows.rows(), ", ", rows.cols(),
+      fail("moe::StagedExpert::backward: ", name, " of stage ", I, " in the tape is [", rows.rows(), ", ", rows.cols(),
            "], expected [", num_rows, ", ", width, "] as in the forward pass of these experts");
   };
   if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], widths.template out<I>());

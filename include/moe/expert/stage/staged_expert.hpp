@@ -45,7 +45,7 @@ class StagedExpert {
   /// The same with what backward needs kept in `tape`; `out` must not overlap `rows`, which backward reads again.
   template <class D>
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&, Buffers<D>& tape) const {
-    moe::detail::require_apart("moe::Expert::forward", "out", out, "rows", rows);
+    moe::detail::require_apart("moe::StagedExpert::forward", "out", out, "rows", rows);
     run<Keep::PreActivations>(rows, out, tape);
   }
 
@@ -54,7 +54,7 @@ class StagedExpert {
   template <class D>
   void require_backward(Index num_rows, const Buffers<D>& tape, const D& gradient) const {
     if (tape.num_rows != num_rows || tape.input_dim != derived().input_dim())
-      fail("moe::Expert::backward: the tape is of [", tape.num_rows, ", ", tape.input_dim, "] rows, expected [",
+      fail("moe::StagedExpert::backward: the tape is of [", tape.num_rows, ", ", tape.input_dim, "] rows, expected [",
            num_rows, ", ", derived().input_dim(), "]");
     const Index offset[] = {0, num_rows};
     require_backward_stages<D>(
@@ -67,7 +67,7 @@ class StagedExpert {
   template <class D>
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
                 MatrixRef<Scalar> drows, D& gradient, const Context&) const {
-    constexpr const char* kFunction = "moe::Expert::backward";
+    constexpr const char* kFunction = "moe::StagedExpert::backward";
     moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
     run_backward(rows, tape, dout, gradient, &tape.din);
     detail::copy_rows<Scalar>(tape.din, drows);
@@ -92,7 +92,7 @@ class StagedExpert {
   template <class D>
   void run_backward(const ConstMatrixRef<Scalar>& rows, Buffers<D>& tape, const ConstMatrixRef<Scalar>& dout,
                     D& gradient, RowBuffer<Scalar>* din) const {
-    constexpr const char* kFunction = "moe::Expert::backward";
+    constexpr const char* kFunction = "moe::StagedExpert::backward";
     moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
     moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
     require_backward(rows.rows(), tape, gradient);
@@ -110,8 +110,8 @@ class StagedExpert {
 
   template <Keep keep, class D>
   void run(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, Buffers<D>& buffers) const {
-    moe::detail::require_shape("moe::Expert::forward", "rows", rows, rows.rows(), derived().input_dim());
-    moe::detail::require_shape("moe::Expert::forward", "out", out, rows.rows(), derived().output_dim());
+    moe::detail::require_shape("moe::StagedExpert::forward", "rows", rows, rows.rows(), derived().input_dim());
+    moe::detail::require_shape("moe::StagedExpert::forward", "out", out, rows.rows(), derived().output_dim());
     const Index offset[] = {0, rows.rows()};
     const auto self = [&](Index) -> const D& { return derived(); };
     const moe::detail::StageWidths<D> checked = widths<D>();

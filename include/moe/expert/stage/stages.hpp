@@ -106,14 +106,14 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
       using Epilogue = EpilogueOf<E, i>;
       const auto &weight = stage_weight<i>(expert_of(g)), &bias = stage_bias<i>(expert_of(g));
       if (weight.inputs() != width || weight.order() != Epilogue::kOrder || !bias.is_bias_of(weight))
-        fail("moe::Expert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
+        fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
              "] with ", bias.outputs(), " biases, expected [.., ", width,
              "] with none or as many, in the order of its epilogue");
       width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
       widths.panels[i] = std::max(widths.panels[i], weight.panels());
     });
     if (width != outputs)
-      fail("moe::Expert: expert ", g, " has ", width, " outputs, expected ", outputs, " as expert 0");
+      fail("moe::PanelExpert: expert ", g, " has ", width, " outputs, expected ", outputs, " as expert 0");
   }
   return widths;
 }

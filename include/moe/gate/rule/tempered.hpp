@@ -25,18 +25,20 @@ struct NoTransform {
 
 /// One token of a gate that anneals z = transform(logits).
 template <class S, class Gate, class Transform = NoTransform>
-class TemperedRows {
+class TemperedRule {
  public:
-  TemperedRows(const Gate& gate, const Step& step, const ConstMatrixRef<S>& logits, Transform transform = {})
+  /// `name`: of the gate, in messages.
+  TemperedRule(const char* name, const Gate& gate, const Step& step, const ConstMatrixRef<S>& logits,
+               Transform transform = {})
       : gate_(gate),
         step_(step),
         num_experts_(logits.cols()),
         blocks_(logits.rows()),
         transform_(transform),
         random_(step.random(Purpose::Gumbel)) {
-    gate.validate(num_experts_);
+    gate.validate(num_experts_, name);
     tau_ = gate.tau(step);
-    require_temperature("moe::DenseToSparseGate", tau_, " at this update");
+    require_temperature(name, tau_, " at this update");
   }
 
   bool chooses_one() const {
@@ -44,50 +46,47 @@ class TemperedRows {
   }
 
   /// Number of experts the token is sent to, or 0 if all are masked.
-  Index count(Index t, const S* row, S* scratch) const {
+  Index count(const Token<S>& token) const {
     Index count = 0;
-    for_each_chosen(t, row, scratch, [&](Index) { ++count; });
+    for_each_chosen(token, token.scratch.data(), [&](Index) { ++count; });
     return count;
   }
 
   /// Chooses as many experts as there is room for, which is what count() told, and weighs them.
-  bool choose(Index t, const S* row, std::span<Index> experts, std::span<S> weights, S* scratch) const {
+  bool choose(const Token<S>& token, std::span<Index> experts, std::span<S> weights) const {
     std::size_t filled = 0;
-    for_each_chosen(t, row, scratch, [&](Index e) { experts[filled++] = e; });
+    for_each_chosen(token, token.scratch.data(), [&](Index e) { experts[filled++] = e; });
     if (filled == 0) return false;
     if (gate_.weights == WeightLogits::Selection)
-      detail::weigh<S>(scratch, experts, {}, weights);
+      detail::weigh<S>(token.scratch.data(), experts, {}, weights);
     else
-      weigh(t, row, experts, weights, scratch);
+      weigh(token, experts, weights);
     return true;
   }
 
-  void probabilities(Index t, const S* row, S* p, S* scratch) const {
-    perturbed(t, row, scratch);
-    softmax_tempered(scratch, num_experts_, tau_, p);
-  }
+  void probabilities(const Token<S>& token, std::span<S> p) const { probabilities(token, p.data()); }
 
-  void weigh(Index t, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
-    S* p = scratch + num_experts_;
+  void weigh(const Token<S>& token, std::span<const Index> experts, std::span<S> weights) const {
+    S* p = token.scratch.data() + num_experts_;
     if (gate_.weights == WeightLogits::Selection)
-      probabilities(t, row, p, scratch);
+      probabilities(token, p);
     else
-      clean_softmax(row, p);
+      clean_softmax(token, p);
     detail::weigh<S>(p, experts, {}, weights);
   }
 
   /// d becomes dL/dz; dL/dtau is added up for dtau().
-  void backward(Index t, const S* row, const Choices<S>& choices, S* d, S* scratch) {
-    S *z = scratch, *p = scratch + num_experts_, *dclean = scratch + 2 * num_experts_;
+  void backward(const Token<S>& token, const Choices<S>& choices, std::span<S> d_of_experts) {
+    S *z = token.scratch.data(), *p = z + num_experts_, *dclean = z + 2 * num_experts_, *d = d_of_experts.data();
     const bool clean = gate_.weights == WeightLogits::Clean;
-    probabilities(t, row, p, z);
+    probabilities(token, p);
     if (!clean) weigh_backward<S>(p, choices, {}, d);
     softmax_backward(p, d, num_experts_, d);
     for (Index e = 0; e < num_experts_; ++e) d[e] = static_cast<S>(static_cast<double>(d[e]) / tau_);
     if constexpr (LearnableSchedule<decltype(Gate::temperature)>)
-      dtau_.block[static_cast<std::size_t>(blocks_.of(t))] += tau_gradient(z, d);
+      dtau_.block[static_cast<std::size_t>(blocks_.of(token.index))] += tau_gradient(z, d);
     if (!clean) return;
-    clean_softmax(row, p);
+    clean_softmax(token, p);
     std::fill_n(dclean, num_experts_, S{0});
     weigh_backward<S>(p, choices, {}, dclean);
     softmax_backward(p, dclean, num_experts_, dclean);
@@ -100,21 +99,28 @@ class TemperedRows {
  private:
   static constexpr S kMasked = -std::numeric_limits<S>::infinity();
 
-  void perturbed(Index t, const S* row, S* z) const {
-    transform_(row, num_experts_, z);
-    if (!step_.training() || gate_.gumbel == 0) return;
-    for (Index e = 0; e < num_experts_; ++e) z[e] += static_cast<S>(gate_.gumbel * random_.gumbel(step_.id(t), e));
+  /// Leaves z in the first row of the scratch.
+  void probabilities(const Token<S>& token, S* p) const {
+    perturbed(token, token.scratch.data());
+    softmax_tempered(token.scratch.data(), num_experts_, tau_, p);
   }
 
-  void clean_softmax(const S* row, S* p) const {
-    transform_(row, num_experts_, p);
+  void perturbed(const Token<S>& token, S* z) const {
+    transform_(token.logits.data(), num_experts_, z);
+    if (!step_.training() || gate_.gumbel == 0) return;
+    for (Index e = 0; e < num_experts_; ++e)
+      z[e] += static_cast<S>(gate_.gumbel * random_.gumbel(step_.id(token.index), e));
+  }
+
+  void clean_softmax(const Token<S>& token, S* p) const {
+    transform_(token.logits.data(), num_experts_, p);
     softmax(p, num_experts_, p);
   }
 
   /// Leaves the probabilities in `p`. The best expert is taken from z, as probabilities tie when they underflow.
   template <class F>
-  void for_each_chosen(Index t, const S* row, S* p, F&& f) const {
-    perturbed(t, row, p);
+  void for_each_chosen(const Token<S>& token, S* p, F&& f) const {
+    perturbed(token, p);
     const Index best = static_cast<Index>(std::max_element(p, p + num_experts_) - p);
     if (p[best] == kMasked) return;
     softmax_tempered(p, num_experts_, tau_, p);
@@ -144,22 +150,21 @@ class TemperedRows {
 };
 
 /// Counts, sizes, fills. The counts lie in the routing itself until it is sized.
-template <class S, class Rows>
-void route_tempered(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Context& context,
+template <class S, class Rule>
+void route_tempered(const char* function, const Rule& rule, const ConstMatrixRef<S>& logits, const Context& context,
                     Routing<S>& routing) {
   context.step.validate(function, logits.rows());
-  const bool one = rows.chooses_one();
+  const bool one = rule.chooses_one();
   if (!one) {
     routing.resize(logits.rows(), 1);
-    for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
-      return (routing.experts(t)[0] = rows.count(t, row, scratch)) > 0;
-    });
+    for_each_token<S>(function, logits, context, 1,
+                      [&](const Token<S>& token) { return (routing.experts(token.index)[0] = rule.count(token)) > 0; });
   }
   routing.resize_ragged(logits.rows(), [&](Index t) {
     return !context.step.is_valid(t) ? 0 : one ? 1 : routing.experts()[static_cast<std::size_t>(t)];
   });
-  for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
-    return rows.choose(t, row, routing.experts(t), routing.weights(t), scratch);
+  for_each_token<S>(function, logits, context, 1, [&](const Token<S>& token) {
+    return rule.choose(token, routing.experts(token.index), routing.weights(token.index));
   });
 }
 

@@ -5,11 +5,11 @@
 #include <cstdint>
 #include <span>
 
-#include "moe/gate/rule/top_k_rows.hpp"
+#include "moe/gate/rule/top_k_rule.hpp"
 #include "moe/numeric/top_k_lanes.hpp"
 
 // The top-K gate on as many tokens at once as a register has lanes. Every number that a token gets is computed by the
-// operations of TopKRows in the same order, so it has the same bits here and there, and in any company.
+// operations of TopKRule in the same order, so it has the same bits here and there, and in any company.
 namespace moe::inline MOE_ABI::detail {
 
 /// Fewer tokens than this are routed one by one: a block costs the same with any number of tokens in it, some two
@@ -26,8 +26,8 @@ class TopKBlock {
   using Scratch = RowScratch<S, kLanes + 2>;
   static_assert(kLanes + 2 >= kScratchRows);
 
-  TopKBlock(const TopKRows<S, Gate>& rows, Index k, Index num_experts, Scratch& scratch, Index worker)
-      : rows_(rows), k_(k), num_experts_(num_experts), scratch_(scratch, worker) {}
+  TopKBlock(const TopKRule<S, Gate>& rule, Index k, Index num_experts, Scratch& scratch, Index worker)
+      : rule_(rule), k_(k), num_experts_(num_experts), scratch_(scratch, worker) {}
 
   static bool fits(Index k, Index num_experts) { return k <= kMostLaneChoices && num_experts <= kMostLaneIds; }
 
@@ -60,7 +60,8 @@ class TopKBlock {
 
   bool route_alone(Index lane, Routing<S>& routing) {
     if (first_not_below_infinity(row(lane), num_experts_) < num_experts_) return false;
-    return route_row(rows_, token(lane), row(lane), routing, scratch_.data());
+    const auto size = static_cast<std::size_t>(num_experts_);
+    return route_token<S>(rule_, {token(lane), {row(lane), size}, {scratch_.data(), kScratchRows * size}}, routing);
   }
 
   template <class Reject>
@@ -78,12 +79,12 @@ class TopKBlock {
 
   /// Fills rank_ and id_. Returns the lanes whose logits have a NaN or +inf, as bits.
   std::uint32_t select() {
-    if (rows_.logits_decide()) return top_k_lanes(k_, row_.data(), num_experts_, rank_.data(), id_.data());
+    if (rule_.logits_decide()) return top_k_lanes(k_, row_.data(), num_experts_, rank_.data(), id_.data());
     std::uint32_t unusable = 0;
     std::array<const S*, static_cast<std::size_t>(kLanes)> ranks;
     for (Index lane = 0; lane < count_; ++lane) {
       if (first_not_below_infinity(row(lane), num_experts_) < num_experts_) unusable |= 1u << lane;
-      ranks[static_cast<std::size_t>(lane)] = rows_.rank(row(lane), scratch(lane));
+      ranks[static_cast<std::size_t>(lane)] = rule_.rank(row(lane), scratch(lane));
     }
     std::fill(ranks.begin() + count_, ranks.end(), ranks[0]);
     return top_k_lanes(k_, ranks.data(), num_experts_, rank_.data(), id_.data()) | unusable;
@@ -93,14 +94,14 @@ class TopKBlock {
   void weigh() {
     SoftmaxScale<V> scale{V(S{0}), V(S{0})};
     std::array<V, kPlaces> chosen;
-    if (rows_.logits_weigh()) {
+    if (rule_.logits_weigh()) {
       for (Index s = 0; s < k_; ++s) chosen[static_cast<std::size_t>(s)] = V::load_aligned(&rank_[at(s, 0)]);
     } else {
       scale = gather();
       for (Index s = 0; s < k_; ++s) chosen[static_cast<std::size_t>(s)] = V::load_aligned(&weight_[at(s, 0)]);
     }
     const std::span<V> weights = std::span(chosen).first(static_cast<std::size_t>(k_));
-    rows_.weigh_lanes(weights, scale);
+    rule_.weigh_lanes(weights, scale);
     for (Index s = 0; s < k_; ++s) chosen[static_cast<std::size_t>(s)].store_aligned(&weight_[at(s, 0)]);
   }
 
@@ -108,8 +109,8 @@ class TopKBlock {
   SoftmaxScale<V> gather() {
     alignas(64) std::array<S, static_cast<std::size_t>(kLanes)> shift, inverse;
     for (Index lane = 0; lane < kLanes; ++lane) {
-      const S* z = rows_.with_bias(row(lane), scratch(0));
-      const SoftmaxScale<S> scale = rows_.scale_of(z);
+      const S* z = rule_.with_bias(row(lane), scratch(0));
+      const SoftmaxScale<S> scale = rule_.scale_of(z);
       shift[static_cast<std::size_t>(lane)] = scale.shift;
       inverse[static_cast<std::size_t>(lane)] = scale.inverse;
       for (Index s = 0; s < k_; ++s) weight_[at(s, lane)] = z[static_cast<Index>(id_[at(s, lane)])];
@@ -126,7 +127,7 @@ class TopKBlock {
     }
   }
 
-  const TopKRows<S, Gate>& rows_;
+  const TopKRule<S, Gate>& rule_;
   Index k_, num_experts_, count_ = 0;
   std::array<Index, static_cast<std::size_t>(kLanes)> token_;
   std::array<const S*, static_cast<std::size_t>(kLanes)> row_;
@@ -136,19 +137,19 @@ class TopKBlock {
 
 /// Every valid token gets k experts.
 template <class S, class Gate>
-void route_top_k_blocks(const char* function, const TopKRows<S, Gate>& rows, Index k, const ConstMatrixRef<S>& logits,
+void route_top_k_blocks(const char* function, const TopKRule<S, Gate>& rule, Index k, const ConstMatrixRef<S>& logits,
                         const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   constexpr Index kLanes = simd::kLanes<S>;
   if (!TopKBlock<S, Gate>::fits(k, num_experts) || num_tokens < kFewestInBlock<S>)
-    return route_top_k<S>(function, rows, k, logits, context, routing);
+    return route_tokens<S>(function, rule, logits, context, routing);
   resize_top_k(function, k, num_tokens, context.step, routing);
   FirstRejected rejected;
   const auto reject = [&](Index t) { rejected.reject(t); };
   const Index grain = (TokenBlocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
   typename TopKBlock<S, Gate>::Scratch scratch(num_experts, context.scratch);
   parallel_ranges(num_tokens, grain, [&](Index begin, Index end, Index worker) {
-    TopKBlock<S, Gate> block(rows, k, num_experts, scratch, worker);
+    TopKBlock<S, Gate> block(rule, k, num_experts, scratch, worker);
     for (Index t = begin; t < end; ++t) {
       if (context.step.is_valid(t)) block.add(t, logits.data() + t * logits.outerStride());
       if (block.full()) block.route(routing, reject);

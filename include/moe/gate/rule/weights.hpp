@@ -8,7 +8,7 @@
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/simd.hpp"
-#include "moe/gate/rule/rows.hpp"
+#include "moe/gate/rule/token_rule.hpp"
 
 namespace moe::inline MOE_ABI {
 

@@ -94,6 +94,7 @@ class Em {
   }
 
  private:
+  /// A direction that gains nothing at 1/4096 of its length leads nowhere: the gate then stays.
   static constexpr int kHalvings = 12;
 
   void evaluate(EmState& s) const { s.criterion = objective_.complete(s.model, s.score, s.information); }
@@ -191,7 +192,9 @@ class Em {
   }
 
   static constexpr double kLeastRows = 1e-9;  ///< below, an expert is left as it is
-  static constexpr double kLongest = 50;      ///< of a change of a coefficient in one iteration
+  /// Of a change of a coefficient in one iteration. exp(50) is 5e21: where a Newton step is longer, the classes are
+  /// separated or the curvature has vanished, and it means nothing.
+  static constexpr double kLongest = 50;
 
   const Objective& objective_;
   ParameterLayout at_;

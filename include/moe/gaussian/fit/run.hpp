@@ -78,7 +78,9 @@ class Runner {
   }
 
  private:
-  static constexpr int kBorderRounds = 10, kDenseIterations = 5;
+  /// Every round must gain, or it is the last: this only bounds the time.
+  static constexpr int kBorderRounds = 10;
+  static constexpr int kDenseIterations = 5;  ///< times as long, while more experts are active than in the end
 
   void climb_from(GaussianParameters start, Run& run) const {
     run.converged = false;

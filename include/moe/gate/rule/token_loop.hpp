@@ -16,11 +16,19 @@
 #include "moe/routing/context.hpp"
 #include "moe/routing/routing.hpp"
 
-// The loops over tokens that all gates share. A gate contributes a `Rows` object that knows one token at a time:
-//   probabilities(t, row, p, scratch)              scores before selection, [E]
-//   weigh(t, row, experts, weights, scratch)       weights of a given selection
-//   backward(t, row, choices, d, scratch)          in: d = dL/dprobabilities [E]; out: d = dL/dlogits [E]
-// with kScratchRows * E scalars of scratch. Selecting is each gate's own business.
+namespace moe::inline MOE_ABI {
+
+/// One token in front of a gate.
+template <class S>
+struct Token {
+  Index index;                ///< row of the logits; context.step.id(index) is the id that keys random draws
+  std::span<const S> logits;  ///< [num_experts], each finite or -infinity
+  std::span<S> scratch;       ///< working memory, 4 * num_experts
+};
+
+}  // namespace moe::inline MOE_ABI
+
+// The loops over tokens that gates share.
 namespace moe::inline MOE_ABI::detail {
 
 inline constexpr Index kScratchRows = 4;
@@ -114,44 +122,44 @@ class FirstRejected {
   std::atomic<Index> token_{kNone};
 };
 
-/// Calls body(t, row, scratch) for every valid token, in parallel. Tokens with a NaN or +infinity are not passed on;
-/// they and those for which the body returns false end in std::invalid_argument that names the lowest one.
+/// Calls body(token) or body(token, worker) for every valid token, in parallel. Tokens with a NaN or +infinity are not
+/// passed on; they and those for which the body returns false end in std::invalid_argument that names the lowest one.
 template <class S, class Body>
-void for_each_row(const char* function, const ConstMatrixRef<S>& logits, const Context& context, Index needed,
-                  Body&& body) {
+void for_each_token(const char* function, const ConstMatrixRef<S>& logits, const Context& context, Index needed,
+                    Body&& body) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   const Step& step = context.step;
   step.validate(function, num_tokens);
   FirstRejected rejected;
-  const auto accepted = [&](Index t, const S* row, S* scratch) {
-    if (first_not_below_infinity(row, num_experts) < num_experts) return false;
-    if constexpr (std::is_void_v<std::invoke_result_t<Body, Index, const S*, S*>>) {
-      body(t, row, scratch);
+  const auto call = [&](const Token<S>& token, Index worker) -> decltype(auto) {
+    if constexpr (std::is_invocable_v<Body&, const Token<S>&, Index>)
+      return body(token, worker);
+    else
+      return body(token);
+  };
+  const auto accepted = [&](const Token<S>& token, Index worker) {
+    if (first_not_below_infinity(token.logits.data(), num_experts) < num_experts) return false;
+    if constexpr (std::is_void_v<decltype(call(token, worker))>) {
+      call(token, worker);
       return true;
     } else {
-      return body(t, row, scratch);
+      return call(token, worker);
     }
   };
+  const auto size = static_cast<std::size_t>(num_experts);
   RowScratch<S> scratch(num_experts, context.scratch);
   parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
     typename RowScratch<S>::Worker own(scratch, worker);
-    for (Index t = begin; t < end; ++t)
-      if (step.is_valid(t) && !accepted(t, logits.data() + t * logits.outerStride(), own.data())) rejected.reject(t);
+    for (Index t = begin; t < end; ++t) {
+      if (!step.is_valid(t)) continue;
+      const Token<S> token{t,
+                           {logits.data() + t * logits.outerStride(), size},
+                           {own.data(), static_cast<std::size_t>(kScratchRows) * size}};
+      if (!accepted(token, worker)) rejected.reject(t);
+    }
   });
   rejected.raise<S>(function, logits, needed);
 }
-
-/// The choices of one token, with their gradients.
-template <class S>
-struct Choices {
-  std::span<const Index> experts;
-  std::span<const std::uint8_t> dropped;
-  std::span<const S> dweights;
-
-  std::size_t size() const { return experts.size(); }
-  Index expert(std::size_t s) const { return experts[s]; }
-  S dweight(std::size_t s) const { return dropped[s] ? S{0} : dweights[s]; }
-};
 
 /// Sizes `matrix` [T, E] for a loop that writes the rows of valid tokens, the others being zero. It is not that of the
 /// logits.
@@ -160,56 +168,6 @@ void resize_rows(const char* function, const ConstMatrixRef<S>& logits, const St
   require_apart(function, "the matrix to be written", matrix, "logits", logits);
   matrix.resize(logits.rows(), logits.cols());
   if (!step.valid.empty()) matrix.setZero();
-}
-
-template <class S>
-void require_routing(const char* function, const ConstMatrixRef<S>& logits, const Routing<S>& routing) {
-  if (routing.num_tokens() != logits.rows())
-    fail(function, ": routing has ", routing.num_tokens(), " tokens, expected num_tokens = ", logits.rows());
-  require_experts(function, routing, logits.cols());
-}
-
-template <class S, class Rows>
-void probabilities_of_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits,
-                           const Context& context, Matrix<S>& p) {
-  resize_rows<S>(function, logits, context.step, p);
-  for_each_row<S>(function, logits, context, 1,
-                  [&](Index t, const S* row, S* scratch) { rows.probabilities(t, row, p.row(t).data(), scratch); });
-}
-
-template <class S, class Rows>
-void replay_rows(const char* function, const Rows& rows, const ConstMatrixRef<S>& logits, const Context& context,
-                 Routing<S>& routing) {
-  require_routing<S>(function, logits, routing);
-  for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
-    const std::span<S> weights = routing.weights(t);
-    rows.weigh(t, row, std::as_const(routing).experts(t), weights, scratch);
-    for (std::size_t s = 0; s < weights.size(); ++s)
-      if (routing.dropped(t)[s]) weights[s] = S{0};
-  });
-}
-
-template <class S, class Rows>
-void backward_rows(const char* function, Rows&& rows, const ConstMatrixRef<S>& logits, const Context& context,
-                   const Routing<S>& routing, std::span<const S> dweight, const ConstMatrixRef<S>& dprobability,
-                   Matrix<S>& dlogits) {
-  require_routing<S>(function, logits, routing);
-  if (static_cast<Index>(dweight.size()) != routing.num_assignments())
-    fail(function, ": dweight has ", dweight.size(),
-         " entries, expected one per assignment = ", routing.num_assignments());
-  if (dprobability.size() != 0) require_shape(function, "dprobability", dprobability, logits.rows(), logits.cols());
-  require_apart(function, "dlogits", dlogits, "dprobability", dprobability);
-  resize_rows<S>(function, logits, context.step, dlogits);
-  for_each_row<S>(function, logits, context, 1, [&](Index t, const S* row, S* scratch) {
-    S* d = dlogits.row(t).data();
-    if (dprobability.size() != 0)
-      std::copy_n(dprobability.data() + t * dprobability.outerStride(), logits.cols(), d);
-    else
-      std::fill_n(d, logits.cols(), S{0});
-    const auto first = static_cast<std::size_t>(routing.begin(t)), count = routing.experts(t).size();
-    rows.backward(t, row, Choices<S>{routing.experts(t), routing.dropped(t), dweight.subspan(first, count)}, d,
-                  scratch);
-  });
 }
 
 /// sums[e] += sum over tokens of rows(t, e), in double, tokens ascending: the gradient of a number added to every logit

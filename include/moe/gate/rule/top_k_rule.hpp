@@ -24,9 +24,9 @@ namespace detail {
 
 /// One token of a top-K gate.
 template <class S, class Gate>
-class TopKRows {
+class TopKRule {
  public:
-  TopKRows(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) { gate.validate(num_experts); }
+  TopKRule(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) { gate.validate(num_experts); }
 
   /// Scores grow with logits: without a bias or a sum of scores the logits decide who is chosen, else rank() does.
   bool logits_decide() const { return gate_.selection_bias.size() == 0 && gate_.groups.count == 1; }
@@ -50,20 +50,23 @@ class TopKRows {
     return scratch;
   }
 
-  /// False if fewer than k experts can be chosen.
-  bool select(Index, const S* row, std::span<Index> chosen, S* scratch) const {
-    const S* ranks = rank(row, scratch);
+  Index choices(Index) const { return gate_.k; }
+
+  Index select(const Token<S>& token, std::span<Index> chosen) const {
+    const S* ranks = rank(token.logits.data(), token.scratch.data());
     top_k(ranks, num_experts_, chosen);
-    return ranks[chosen.back()] > kMasked;
+    return ranks[chosen.back()] > kMasked ? std::ssize(chosen) : -1;
   }
 
-  void probabilities(Index, const S* row, S* p, S* scratch) const { scores(with_bias(row, scratch), p); }
+  void probabilities(const Token<S>& token, std::span<S> p) const {
+    scores(with_bias(token.logits.data(), token.scratch.data()), p.data());
+  }
 
-  void weigh(Index, const S* row, std::span<const Index> experts, std::span<S> weights, S* scratch) const {
-    const S* z = with_bias(row, scratch);
+  void weigh(const Token<S>& token, std::span<const Index> experts, std::span<S> weights) const {
+    const S* z = with_bias(token.logits.data(), token.scratch.data());
     if (!is_softmax_of_chosen()) {
-      scores(z, scratch);
-      detail::weigh<S>(scratch, experts, rule(), weights);
+      scores(z, token.scratch.data());
+      detail::weigh<S>(token.scratch.data(), experts, rule(), weights);
       return;
     }
     softmax_of_chosen(z, experts, weights.data());
@@ -95,8 +98,9 @@ class TopKRows {
   }
   bool needs_scale() const { return gate_.score == Score::Softmax && !is_softmax_of_chosen(); }
 
-  void backward(Index, const S* row, const Choices<S>& choices, S* d, S* scratch) const {
-    const S* z = with_bias(row, scratch);
+  void backward(const Token<S>& token, const Choices<S>& choices, std::span<S> d_of_experts) const {
+    S *d = d_of_experts.data(), *scratch = token.scratch.data();
+    const S* z = with_bias(token.logits.data(), scratch);
     S* weight = scratch + num_experts_;
     const bool direct = is_softmax_of_chosen();
     if (direct) softmax_of_chosen(z, choices.experts, weight);
@@ -172,31 +176,6 @@ class TopKRows {
   const Gate& gate_;
   Index num_experts_;
 };
-
-/// Room for k choices of every valid token.
-template <class S>
-void resize_top_k(const char* function, Index k, Index num_tokens, const Step& step, Routing<S>& routing) {
-  step.validate(function, num_tokens);
-  if (step.valid.empty()) return routing.resize(num_tokens, k);
-  routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
-}
-
-/// One token; false if fewer than k experts can be chosen.
-template <class S, class Rows>
-bool route_row(const Rows& rows, Index t, const S* row, Routing<S>& routing, S* scratch) {
-  if (!rows.select(t, row, routing.experts(t), scratch)) return false;
-  rows.weigh(t, row, routing.experts(t), routing.weights(t), scratch);
-  return true;
-}
-
-/// Every valid token gets k experts, chosen and weighed one token after the other.
-template <class S, class Rows>
-void route_top_k(const char* function, const Rows& rows, Index k, const ConstMatrixRef<S>& logits,
-                 const Context& context, Routing<S>& routing) {
-  resize_top_k(function, k, logits.rows(), context.step, routing);
-  for_each_row<S>(function, logits, context, k,
-                  [&](Index t, const S* row, S* scratch) { return route_row(rows, t, row, routing, scratch); });
-}
 
 }  // namespace detail
 
