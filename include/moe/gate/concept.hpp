@@ -26,7 +26,8 @@ concept StatesPerToken = requires {
 /// use and free to share between threads; it owns no buffers. One of your own needs two things:
 ///   static constexpr bool kPerToken = true;
 ///   void route(const moe::Logits<float>& logits, const moe::Step& step, moe::Routing<float>& routing) const;
-/// Optional: `void validate(Index num_experts) const`, called once by the layer's constructor; `visit` (HasParameters).
+/// Optional: `void validate(Index num_experts) const`, called once by the layer's constructor; `visit` (HasParameters)
+/// and `state` (HasState).
 /// Shipped gates are templates over the scalar of the logits.
 template <class G, class S = float>
 concept Gate = HasRoute<G, S> && StatesPerToken<G>;
