@@ -142,6 +142,11 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
     require_round_trip("clamped glu", moe::ClampedGlu(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
     require_round_trip("glu, double", moe::BasicGlu<F64>(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
   }
+  constexpr moe::Widths kNarrow{.input = kDim, .hidden = kHidden, .output = 3};
+  require_round_trip("narrow mlp", Mlp(kNarrow), kHidden * (kDim + 3) + kHidden + 3);
+  require_round_trip("narrow glu", Glu(kNarrow), kHidden * (2 * kDim + 3));
+  require_round_trip("narrow layer", layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, pool(Mlp(kNarrow))),
+                     kExperts * (kDim + kHidden * (kDim + 3)));
   require_round_trip("identity", moe::ScaledIdentity{kDim}, 0);
   require_round_trip("offset", moe::Offset(kDim), kDim);
   require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
