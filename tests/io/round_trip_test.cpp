@@ -109,6 +109,7 @@ TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, RouterBias::Zero));
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
   require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
+  require_round_trip("none", moe::NoRouter(kExperts, kDim), 0);
   require_round_trip("noisy, double", moe::BasicNoisyRouter<F64>(kExperts, kDim), 2 * kExperts * kDim);
 }
 
