@@ -23,6 +23,7 @@
 #include "moe/router/cosine.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
+#include "moe/router/none.hpp"
 
 // Gates: logits -> who goes where, with which weight.
 #include "moe/gate/activation.hpp"

@@ -104,19 +104,6 @@ TEST_CASE("HasParameters: visit is static and takes its objects by reference, or
   STATIC_REQUIRE_FALSE(moe::detail::HasVisitMember<Plain>);
 }
 
-TEST_CASE("Kept: a vector like any other that says that it is not learned", "[core]") {
-  moe::Kept<Eigen::RowVectorXd> kept = Eigen::RowVectorXd::Ones(3);
-  const Eigen::RowVectorXd two = 2 * kept;
-  kept = two;
-  CHECK(kept.sum() == 6);
-  kept = two.array() + 1;
-  CHECK(kept.sum() == 9);
-  CHECK(moe::parameter_shape(kept) == std::vector<Index>{3});
-  CHECK(moe::parameter_span(kept).size() == 3);
-  STATIC_REQUIRE_FALSE(moe::kIsLearned<moe::Kept<Eigen::RowVectorXd>>);
-  STATIC_REQUIRE(moe::kIsLearned<Eigen::RowVectorXd>);
-}
-
 TEST_CASE("visit: an object without parameters is visited without a call", "[core]") {
   STATIC_REQUIRE_FALSE(moe::HasParameters<Plain>);
   STATIC_REQUIRE(moe::HasParameters<Model>);

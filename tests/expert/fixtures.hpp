@@ -12,10 +12,10 @@
 
 namespace test {
 
-/// Sets every logical parameter, biases included, to scale times a standard normal draw.
+/// Sets every logical parameter, biases and state included, to scale times a standard normal draw.
 template <class T>
 void randomise(T& object, std::uint64_t seed, double scale = 0.5) {
-  moe::visit(
+  moe::visit_all(
       [&](const std::string&, auto& leaf) {
         std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
         const moe::RandomField random(moe::Purpose::User, seed++);
@@ -120,11 +120,11 @@ Index num_nonzero(const T& object) {
   return count;
 }
 
-/// Whether all parameters of two objects have the same bits, padding included.
+/// Whether all parameters and state of two objects have the same bits, padding included.
 template <class T>
 bool same_parameters(const T& a, const T& b) {
   bool same = true;
-  moe::visit(
+  moe::visit_all(
       [&](const std::string&, const auto& leaf, const auto& other) {
         const auto left = moe::parameter_span(leaf), right = moe::parameter_span(other);
         for (std::size_t i = 0; i < left.size(); ++i) same = same && same_bits(left[i], right[i]);

@@ -158,7 +158,7 @@ inline void read_weights(const moe::Checkpoint& checkpoint) {
 
 /// Where no number of the file is zero, no parameter is: all come from the file.
 inline void require_filled(const moe::MoeBlock& block) {
-  moe::visit(
+  moe::visit_all(
       [](const std::string&, const auto& leaf) {
         std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
         moe::read_parameter(leaf, std::span<double>(values));

@@ -209,3 +209,13 @@ TEST_CASE("TopKGate: only biases that are there are visited", "[gate]") {
   CHECK(names == std::vector<std::string>{"weight_bias"});
   CHECK(moe::num_parameters(gate) == 4);
 }
+
+TEST_CASE("TopKGate: a selection bias is state, where there is one", "[gate]") {
+  TopKGate gate{.weight_bias = Eigen::RowVectorXd::Ones(4)};
+  CHECK(moe::num_state(gate) == 0);
+  gate.selection_bias = Eigen::RowVectorXd::Ones(4);
+  std::vector<std::string> names;
+  moe::visit_state([&](const std::string& name, auto&) { names.push_back(name); }, gate);
+  CHECK(names == std::vector<std::string>{"selection_bias"});
+  CHECK(moe::num_parameters(gate) == 4);
+}

@@ -16,7 +16,7 @@ namespace test {
 inline moe::MoeBlock random_block(const moe::MoeConfig& config, std::uint64_t seed = 1) {
   moe::MoeBlock block(config);
   randomise(block, seed);
-  moe::visit(
+  moe::visit_all(
       [](const std::string& name, auto& leaf) {
         if (!name.ends_with("selection_bias")) return;
         for (auto& value : moe::parameter_span(leaf)) value = static_cast<float>(value);  // as it will be stored

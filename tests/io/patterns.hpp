@@ -26,11 +26,11 @@ S pattern(moe::Index k) {
   return std::bit_cast<S>(k % 97 < 6 ? special[k % 97] : static_cast<Bits>(random.bits(k)));
 }
 
-/// Fills every logical parameter with patterns of its own scalar, no two parameters alike.
+/// Fills every logical parameter, and state, with patterns of its own scalar, no two parameters alike.
 template <class Layer>
 void fill_with_patterns(Layer& layer) {
   moe::Index first = 0;
-  moe::visit(
+  moe::visit_all(
       [&](const std::string&, auto& leaf) {
         using S = moe::ParameterScalar<decltype(leaf)>;
         std::vector<S> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
@@ -44,7 +44,7 @@ void fill_with_patterns(Layer& layer) {
 template <class Layer>
 bool same_bits(const Layer& a, const Layer& b) {
   bool same = true;
-  moe::visit(
+  moe::visit_all(
       [&](const std::string&, const auto& x, const auto& y) {
         const auto left = std::as_bytes(moe::parameter_span(x)), right = std::as_bytes(moe::parameter_span(y));
         same = same && std::equal(left.begin(), left.end(), right.begin(), right.end());

@@ -29,11 +29,16 @@ using moe::RouterBias;
 
 constexpr Index kDim = 5, kHidden = 11, kExperts = 3;  // none fills a register
 
+template <class T>
+Index num_saved(const T& object) {
+  return moe::num_parameters(object) + moe::num_state(object);
+}
+
 /// What a file says under a name, against what the layer holds.
 template <class T>
 void require_same(const test::PlainFile& file, const T& layer) {
   std::size_t count = 0;
-  moe::visit(
+  moe::visit_all(
       [&](const std::string& name, const auto& leaf) {
         using S = moe::ParameterScalar<decltype(leaf)>;
         CAPTURE(name);
@@ -56,7 +61,7 @@ void require_same_again(const char* what, const T& object) {
   const test::TemporaryDirectory directory;
   T saved = object, loaded = object;
   test::fill_with_patterns(saved);
-  REQUIRE(test::same_bits(saved, loaded) == (moe::num_parameters(object) == 0));
+  REQUIRE(test::same_bits(saved, loaded) == (num_saved(object) == 0));
   moe::save_parameters(directory / "x", saved, {{"what", what}});
   const test::PlainFile file = test::read_plainly(test::read_bytes(directory / "x"));
   REQUIRE(file.metadata == moe::Metadata{{"what", what}});
@@ -66,11 +71,11 @@ void require_same_again(const char* what, const T& object) {
   REQUIRE(directory.num_files() == 1);
 }
 
-/// `least`: parameters that there must be, so that no `visit` is empty by mistake.
+/// `least`: numbers that there must be, so that no `visit` and no `state` is empty by mistake.
 template <class T>
 void require_round_trip(const char* what, const T& object, Index least = 1) {
   CAPTURE(what);
-  REQUIRE(moe::num_parameters(object) >= least);
+  REQUIRE(num_saved(object) >= least);
   // What does not say what its parameters are cannot be saved, see compile_fail/save_without_visit.cpp.
   if constexpr (moe::HasParameters<T>) require_same_again(what, object);
 }
@@ -91,6 +96,11 @@ auto layer(R router, G gate, X experts) {
 }
 auto glu_layer() { return layer(LinearRouter(kExperts, kDim), biased_gate(), pool(Glu(kDim, kHidden))); }
 
+/// Whether a header has a type with parameters or state.
+bool names_numbers(const std::string& text) {
+  return text.find("static void visit(F&& f") != text.npos || text.find("static void state(F&& f") != text.npos;
+}
+
 }  // namespace
 
 TEST_CASE("Round trip: every router", "[io]") {
@@ -99,6 +109,7 @@ TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, RouterBias::Zero));
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
   require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
+  require_round_trip("none", moe::NoRouter(kExperts, kDim), 0);
   require_round_trip("noisy, double", moe::BasicNoisyRouter<F64>(kExperts, kDim), 2 * kExperts * kDim);
 }
 
@@ -132,6 +143,11 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
     require_round_trip("clamped glu", moe::ClampedGlu(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
     require_round_trip("glu, double", moe::BasicGlu<F64>(kDim, kHidden, bias), 3 * kDim * kHidden + 2 * up + out);
   }
+  constexpr moe::Widths kNarrow{.input = kDim, .hidden = kHidden, .output = 3};
+  require_round_trip("narrow mlp", Mlp(kNarrow), kHidden * (kDim + 3) + kHidden + 3);
+  require_round_trip("narrow glu", Glu(kNarrow), kHidden * (2 * kDim + 3));
+  require_round_trip("narrow layer", layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, pool(Mlp(kNarrow))),
+                     kExperts * (kDim + kHidden * (kDim + 3)));
   require_round_trip("identity", moe::ScaledIdentity{kDim}, 0);
   require_round_trip("offset", moe::Offset(kDim), kDim);
   require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
@@ -162,7 +178,7 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
   require_round_trip("branches",
                      moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
                                        moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),
-                     moe::num_parameters(plain) + 5 * 3 * kDim + 2 * kDim + 1);
+                     num_saved(plain) + 5 * 3 * kDim + 2 * kDim + 1);
   require_round_trip("adam", moe::AdamW::State<std::remove_const_t<decltype(plain)>>(plain),
                      2 * moe::num_parameters(plain));
   require_round_trip("sgd", moe::Sgd::State<std::remove_const_t<decltype(plain)>>(plain), moe::num_parameters(plain));
@@ -176,12 +192,12 @@ TEST_CASE("Round trip: the block of every published family", "[io]") {
   }
 }
 
-TEST_CASE("Round trip: no type with parameters is left out above", "[io]") {
+TEST_CASE("Round trip: no type with parameters or state is left out above", "[io]") {
   std::set<std::string> found;
   const std::filesystem::path include = std::string(MOE_TEST_DATA) + "/../../include/moe/";
   for (const char* folder : {"layer", "expert", "router", "gate"})
     for (const auto& file : std::filesystem::recursive_directory_iterator(include / folder))
-      if (file.is_regular_file() && test::read_bytes(file.path()).find("static void visit(F&& f") != std::string::npos)
+      if (file.is_regular_file() && names_numbers(test::read_bytes(file.path())))
         found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
   REQUIRE(found == std::set<std::string>{"expert/gated_expert",
                                          "expert/glu",

@@ -4,7 +4,6 @@
 #include <numeric>
 
 #include "catch.hpp"
-#include "moe/gate/top_k.hpp"
 #include "moe/train/clip.hpp"
 #include "sample_layer.hpp"
 #include "thread_executor.hpp"
@@ -90,14 +89,4 @@ TEST_CASE("clip_by_norm: a limit that is not positive is refused", "[train][erro
   Pair gradient;
   for (const double limit : {0.0, -1.0, std::nan("")})
     REQUIRE_THROWS_AS(moe::clip_by_norm(gradient, limit), std::invalid_argument);
-}
-
-TEST_CASE("clip_by_norm: what is kept and not learned is neither counted nor scaled", "[train]") {
-  moe::TopKGate gradient{.selection_bias = Eigen::RowVectorXd::Constant(4, std::nan(""))};
-  gradient.weight_bias = Eigen::RowVectorXd::Constant(4, 1.0);
-  REQUIRE(moe::clip_by_norm(gradient, 1) == 2);
-  REQUIRE(gradient.weight_bias(3) == 0.5);
-  gradient.selection_bias.setConstant(3);
-  moe::clip_by_norm(gradient, 0.1);
-  REQUIRE(gradient.selection_bias(0) == 3);
 }

@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "moe/gate/top_k.hpp"
 #include "moe/train/adam_w.hpp"
 #include "moe/train/sgd.hpp"
 #include "sample_layer.hpp"
@@ -197,22 +196,6 @@ TEST_CASE("Optimisers: a gradient that is not finite changes nothing and is told
   Vector vector{moe::RowVector<float>::Constant(kWide, largest)};
   moe::Sgd::State state(vector);
   REQUIRE(moe::Sgd{}.step(vector, vector, state, 0));  // large is not infinite
-}
-
-TEST_CASE("Optimisers: a selection bias is kept, whatever decays", "[train]") {
-  moe::TopKGate gate{.selection_bias = Eigen::RowVectorXd::LinSpaced(4, -1, 5)};
-  gate.weight_bias = Eigen::RowVectorXd::Ones(4);
-  const auto kept = gate.selection_bias;
-  moe::TopKGate gradient = moe::zeros_like(gate);
-  gradient.selection_bias.setConstant(std::numeric_limits<double>::quiet_NaN());  // nobody reads it
-  moe::AdamW::State adam(gate);
-  moe::Sgd::State velocity(gate);
-  for (int step = 0; step < 100; ++step) {
-    moe::AdamW{.weight_decay = 0.1}.step(gate, gradient, adam, 0.1);
-    moe::Sgd{.momentum = 0.9, .weight_decay = 0.1}.step(gate, gradient, velocity, 0.1);
-  }
-  CHECK(gate.selection_bias == kept);
-  CHECK(gate.weight_bias(0) < 0.5);  // this one is learned, and decays
 }
 
 TEST_CASE("Optimisers: a gradient of another shape is refused and changes nothing", "[train][error]") {

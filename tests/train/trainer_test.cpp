@@ -536,3 +536,21 @@ TEST_CASE("Trainer: a moved trainer goes on with the same bits", "[train]") {
   CHECK(flatten(layer) == flatten(other));
   CHECK(moved.state().update == 2);
 }
+
+TEST_CASE("Trainer: a layer that is narrower at its output learns its targets", "[train]") {
+  using Narrow = moe::ExpertPool<moe::BasicMlp<moe::F32>>;
+  moe::MoeLayer layer(moe::LinearRouter::random(4, 6, 1), TopKGate{},
+                      Narrow::random(4, {.input = 6, .hidden = 16, .output = 2}, 2));
+  const auto tokens = test::random_matrix<float>(32, 6, 1), target = test::random_matrix<float>(32, 2, 2);
+  moe::Trainer trainer(layer, moe::AdamW{.weight_decay = 0});
+  const auto loss = [&](const Matrix<float>& output, Matrix<float>& doutput) {
+    return moe::squared_error<float>(output, target, Step{}, doutput);
+  };
+  double first = 0, last = 0;
+  for (std::uint64_t update = 0; update < 150; ++update) {
+    last = trainer.accumulate(tokens, Step::train(update), loss);
+    if (update == 0) first = last;
+    trainer.update(0.01);
+  }
+  CHECK(last < 0.3 * first);
+}

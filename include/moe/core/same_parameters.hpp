@@ -8,7 +8,8 @@
 #include "moe/core/visit.hpp"
 
 // Whether two objects have the same parameters, as a layer and its gradient, or its moments, must: walking them
-// together relies on it.
+// together relies on it. State is not compared: that of a gradient or moment is of no account, and may change its size
+// in the layer meanwhile, as when a controller first sets a selection bias.
 namespace moe::inline MOE_ABI::detail {
 
 template <class T>

@@ -38,47 +38,127 @@ concept HasVisitMember = std::is_class_v<T> && !std::is_final_v<T> && !requires 
 ///   template <class F, class... Self>
 ///   static void visit(F&& f, Self&... self) { f("weight", self.weight_...); f("bias", self.bias_...); }
 /// A leaf is a `double`, a dense Eigen matrix or vector, or a type with span(), shape(), read() and write() such as
-/// PanelMatrix; Kept<...> around a vector keeps it from learning. A part that has parameters of its own is visited
-/// through visit_part(). A part that can be trained through declares visit also where it has nothing to learn, with an
-/// empty body: without it, or where it is not static or takes the objects by value, nothing would learn.
+/// PanelMatrix. A part that has parameters of its own is named once, through visit_part(), or visit() without a prefix:
+/// what it only keeps (HasState) goes along. A part that can be trained through declares visit also where it has
+/// nothing to learn, with an empty body: without it, or where it is not static or takes the objects by value, nothing
+/// would learn.
 template <class T>
 concept HasParameters = requires(T& object) {
   T::visit(detail::IgnoreParameters{}, object);
 } && (std::is_final_v<T> || requires(detail::NotCopied<T>& object) { T::visit(detail::IgnoreParameters{}, object); });
 
-/// A vector that is kept and not learned, as a leaf of visit(): set by a controller, a statistic of the data. It is
-/// saved and loaded with the parameters; optimisers and clipping leave it as it is.
-template <class V>
-struct Kept : V {
-  using V::V;
-  using V::operator=;
-  Kept() = default;
-  Kept(const V& value) : V(value) {}
-  Kept(V&& value) : V(std::move(value)) {}
+/// A type with numbers that are kept and not learned: set by a controller, statistics, centroids, codes and scales. It
+/// has a static member beside visit that names them:
+///   template <class F, class... Self>
+///   static void state(F&& f, Self&... self) { f("selection_bias", self.selection_bias...); }
+/// State is saved and loaded with the parameters, in one namespace of names. Optimisers, clipping, decay, gradient
+/// checks and num_parameters() do not see it, and nobody reads that of a gradient. A part that is named here, through
+/// visit_part(), is frozen: its parameters are state, too.
+template <class T>
+concept HasState = requires(T& object) {
+  T::state(detail::IgnoreParameters{}, object);
+} && (std::is_final_v<T> || requires(detail::NotCopied<T>& object) { T::state(detail::IgnoreParameters{}, object); });
+
+namespace detail {
+
+template <class T>
+concept HasStateOfAnObject = requires(T& object) { object.state(IgnoreParameters{}); };
+template <class T>
+concept HasStateOfCopies = requires(T& object) { T::state(IgnoreParameters{}, object); };
+
+/// Whether T has a member called state that looks like HasState and is none. Others of that name are not meant.
+template <class T>
+concept HasOtherState = !HasState<T> && (HasStateOfAnObject<T> || HasStateOfCopies<T>);
+
+/// Which leaves a walk over an object calls its visitor for. Ever: all, and the state of gradients, which was saved
+/// before 0.2.0.
+enum class Walked { Learned, State, All, Ever };
+
+/// A visitor that says so, and is handed from part to part; a plain one sees what is learned.
+template <class F, Walked walked>
+struct Walk {
+  F& f;
+
+  template <class... Leaves>
+  void operator()(const std::string& name, Leaves&... leaves) const {
+    if constexpr (walked != Walked::State) f(name, leaves...);
+  }
 };
 
-/// Whether a leaf is learned: all but Kept<...> are.
-template <class Leaf>
-inline constexpr bool kIsLearned = true;
-template <class V>
-inline constexpr bool kIsLearned<Kept<V>> = false;
+template <class F>
+inline constexpr Walked kWalked = Walked::Learned;
+template <class F, Walked walked>
+inline constexpr Walked kWalked<Walk<F, walked>> = walked;
+
+template <class F>
+auto& visitor_of(F& f) {
+  if constexpr (kWalked<std::remove_const_t<F>> == Walked::Learned)
+    return f;
+  else
+    return f.f;
+}
+
+/// Calls `visit_objects(visitor)` with a visitor that walks as said.
+template <Walked walked, class F, class VisitObjects>
+void walk(F&& f, const VisitObjects& visit_objects) {
+  if constexpr (walked == Walked::Learned)
+    visit_objects(f);
+  else
+    visit_objects(Walk<std::remove_reference_t<F>, walked>{f});
+}
+
+}  // namespace detail
 
 /// Calls f(name, leaf, leaves...) for every parameter of same-shaped objects: a layer, its gradient, its moments.
-/// Names are dotted paths, as in "experts.3.up.weight"; the order is fixed. Optimisers, clipping, gradient checks and
-/// checkpoints rest on this function alone. An object without parameters is visited without a call.
+/// Names are dotted paths, as in "experts.3.up.weight"; the order is fixed. Optimisers, clipping and gradient checks
+/// rest on this function alone. An object without parameters is visited without a call.
 template <class F, class First, class... Rest>
 void visit(F&& f, First& first, Rest&... rest) {
   using T = std::remove_const_t<First>;
+  using detail::Walked;
   static_assert(HasParameters<T> || !detail::HasVisitMember<T>,
                 "moe::visit: a type's own visit must be `template <class F, class... Self> static void visit(F&& f, "
                 "Self&... self)`: static, with the objects by reference (see moe/core/visit.hpp)");
+  static_assert(!detail::HasOtherState<T>,
+                "moe::visit: a type's own state must be `template <class F, class... Self> static void state(F&& f, "
+                "Self&... self)`: static, with the objects by reference (see moe/core/visit.hpp)");
+  constexpr Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
   if constexpr (HasParameters<T>) T::visit(f, first, rest...);
+  if constexpr (HasState<T> && walked != Walked::Learned)
+    detail::walk<walked == Walked::State ? Walked::All : walked>(detail::visitor_of(f),
+                                                                 [&](auto&& all) { T::state(all, first, rest...); });
 }
 
-/// Visits a part under a prefix: visit_part(f, "router", self.router_...).
+/// Calls f(name, leaf, leaves...) for all that same-shaped objects keep without learning it, see HasState.
+template <class F, class First, class... Rest>
+void visit_state(F&& f, First& first, Rest&... rest) {
+  detail::walk<detail::Walked::State>(f, [&](auto&& walker) { visit(walker, first, rest...); });
+}
+
+/// Calls f(name, leaf, leaves...) for all numbers of same-shaped objects, parameters and state: what is saved, loaded,
+/// copied or sent.
+template <class F, class First, class... Rest>
+void visit_all(F&& f, First& first, Rest&... rest) {
+  detail::walk<detail::Walked::All>(f, [&](auto&& walker) { visit(walker, first, rest...); });
+}
+
+/// Visits a part under a prefix: visit_part(f, "router", self.router_...). What is asked for goes with `f`: parameters
+/// and state, each of the part's own; a visitor that is wrapped by hand finds parameters alone.
 template <class F, class... Parts>
 void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
-  visit([&](const std::string& name, auto&... leaf) { f(prefix + "." + name, leaf...); }, parts...);
+  auto& named = detail::visitor_of(f);
+  const auto prefixed = [&](const std::string& name, auto&... leaves) { named(prefix + "." + name, leaves...); };
+  detail::walk<detail::kWalked<std::remove_cvref_t<F>>>(prefixed, [&](auto&& walker) { visit(walker, parts...); });
+}
+
+/// The same for a part that is a gradient, a velocity or a moment of an object: its state means nothing and is not
+/// visited.
+template <class F, class... Parts>
+void visit_gradient(F&& f, const std::string& prefix, Parts&... parts) {
+  if constexpr (detail::kWalked<std::remove_cvref_t<F>> == detail::Walked::Ever)
+    visit_part(f, prefix, parts...);
+  else
+    visit([&](const std::string& name, auto&... leaves) { f(prefix + "." + name, leaves...); }, parts...);
 }
 
 /// All scalars of a leaf in storage order, for elementwise work; padding included, which is zero and must stay so.
@@ -148,29 +228,43 @@ void write_parameter(Leaf& leaf, std::span<const S> values) {
   }
 }
 
-/// Sets every parameter to zero.
-template <class T>
-void set_zero(T& object) {
-  visit(
-      [](const std::string&, auto& leaf) {
-        for (auto& value : parameter_span(leaf)) value = {};
-      },
-      object);
+namespace detail {
+
+template <class Leaf>
+void set_leaf_zero(Leaf& leaf) {
+  for (auto& value : parameter_span(leaf)) value = {};
 }
 
-/// An object of the same shape with all parameters zero: a gradient, a moment.
+}  // namespace detail
+
+/// Sets every parameter to zero; state stays.
+template <class T>
+void set_zero(T& object) {
+  visit([](const std::string&, auto& leaf) { detail::set_leaf_zero(leaf); }, object);
+}
+
+/// An object of the same shape with all parameters zero: a gradient, a moment. Its state is zero, too, as is the
+/// gradient of what is not learned; nobody reads it.
 template <class T>
 T zeros_like(const T& object) {
   T zeros = object;
-  set_zero(zeros);
+  visit_all([](const std::string&, auto& leaf) { detail::set_leaf_zero(leaf); }, zeros);
   return zeros;
 }
 
-/// Number of scalars that are visited.
+/// Number of scalars that are learned.
 template <class T>
 Index num_parameters(const T& object) {
   Index count = 0;
   visit([&](const std::string&, const auto& leaf) { count += parameter_size(leaf); }, object);
+  return count;
+}
+
+/// Number of scalars that are kept and not learned.
+template <class T>
+Index num_state(const T& object) {
+  Index count = 0;
+  visit_state([&](const std::string&, const auto& leaf) { count += parameter_size(leaf); }, object);
   return count;
 }
 

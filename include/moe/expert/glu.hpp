@@ -2,35 +2,34 @@
 #pragma once
 
 #include "moe/expert/linear.hpp"
+#include "moe/expert/widths.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// y = h(x G^T + a, x U^T + b) D^T + c with h(g, u) = Silu(g) * u by default (SwiGLU): G, U [hidden_dim, model_dim],
-/// D [model_dim, hidden_dim], biases optional. Gate and up live in one paired panel matrix [2 * hidden_dim, model_dim],
-/// gates first, so that one product computes both. Immutable in forward, share freely.
-/// 6 * model_dim * hidden_dim operations per row. Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.
+/// y = h(x G^T + a, x U^T + b) D^T + c with h(g, u) = Silu(g) * u by default (SwiGLU): G, U [hidden_dim, input_dim],
+/// D [output_dim, hidden_dim], biases optional. Gate and up live in one paired panel matrix [2 * hidden_dim,
+/// input_dim], gates first, so that one product computes both. Immutable in forward, share freely. 2 * hidden_dim * (2
+/// * input_dim + output_dim) operations per row. Shazeer, "GLU Variants Improve Transformer", arXiv:2002.05202.
 template <class Codec, class Product = SwiGlu>
 class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
  public:
   using Tape = typename StagedExpert<BasicGlu, Codec>::template Buffers<BasicGlu>;
 
-  /// Zero weights. Throws std::invalid_argument for negative sizes, and for what the product refuses.
+  /// Zero weights, output as wide as input. Throws std::invalid_argument for negative sizes, and for what the product
+  /// refuses.
   BasicGlu(Index model_dim, Index hidden_dim, Bias bias = Bias::Off, const Product& product = {})
-      : product_(product),
-        gate_up_(2 * detail::checked_size("moe::Glu", "hidden_dim", hidden_dim),
-                 detail::checked_size("moe::Glu", "model_dim", model_dim), PanelOrder::Paired),
-        gate_up_bias_(detail::make_bias<Codec>(bias, 2 * hidden_dim, PanelOrder::Paired)),
-        down_(model_dim, hidden_dim),
-        down_bias_(detail::make_bias<Codec>(bias, model_dim)) {
-    if constexpr (requires { product.validate(); }) product.validate();
-  }
+      : BasicGlu(detail::CheckedWidths("moe::Glu", model_dim, hidden_dim), bias, product) {}
+  /// Zero weights. Throws std::invalid_argument for sizes below 1, and for what the product refuses.
+  explicit BasicGlu(const Widths& widths, Bias bias = Bias::Off, const Product& product = {})
+      : BasicGlu(detail::CheckedWidths("moe::Glu", widths), bias, product) {}
 
   /// Weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), zero biases.
   static BasicGlu random(Index model_dim, Index hidden_dim, std::uint64_t seed, Bias bias = Bias::Off) {
-    BasicGlu expert(model_dim, hidden_dim, bias);
-    expert.gate_up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(model_dim));
-    expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(hidden_dim));
-    return expert;
+    return randomised(BasicGlu(model_dim, hidden_dim, bias), seed);
+  }
+  /// The same for widths of their own; where output is as wide as input, the weights of (model_dim, hidden_dim).
+  static BasicGlu random(const Widths& widths, std::uint64_t seed, Bias bias = Bias::Off) {
+    return randomised(BasicGlu(widths, bias), seed);
   }
 
   const Product& product() const { return product_; }
@@ -60,6 +59,21 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   }
 
  private:
+  BasicGlu(const detail::CheckedWidths& widths, Bias bias, const Product& product)
+      : product_(product),
+        gate_up_(2 * widths.hidden, widths.input, PanelOrder::Paired),
+        gate_up_bias_(detail::make_bias<Codec>(bias, 2 * widths.hidden, PanelOrder::Paired)),
+        down_(widths.output, widths.hidden),
+        down_bias_(detail::make_bias<Codec>(bias, widths.output)) {
+    if constexpr (requires { product.validate(); }) product.validate();
+  }
+
+  static BasicGlu randomised(BasicGlu expert, std::uint64_t seed) {
+    expert.gate_up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(expert.input_dim()));
+    expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(expert.hidden_dim()));
+    return expert;
+  }
+
   [[no_unique_address]] Product product_;
   PanelMatrix<Codec> gate_up_, gate_up_bias_, down_, down_bias_;
 };

@@ -2,30 +2,31 @@
 #pragma once
 
 #include "moe/expert/linear.hpp"
+#include "moe/expert/widths.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// y = act(x U^T + b) D^T + c: U [hidden_dim, model_dim], D [model_dim, hidden_dim], biases optional.
-/// Immutable in forward, share freely. 4 * model_dim * hidden_dim operations per row.
+/// y = act(x U^T + b) D^T + c: U [hidden_dim, input_dim], D [output_dim, hidden_dim], biases optional.
+/// Immutable in forward, share freely. 2 * hidden_dim * (input_dim + output_dim) operations per row.
 template <class Codec, Activation Act = Gelu>
 class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
  public:
   using Tape = typename StagedExpert<BasicMlp, Codec>::template Buffers<BasicMlp>;
 
-  /// Zero weights. Throws std::invalid_argument for negative sizes.
+  /// Zero weights, output as wide as input. Throws std::invalid_argument for negative sizes.
   BasicMlp(Index model_dim, Index hidden_dim, Bias bias = Bias::Zero)
-      : up_(detail::checked_size("moe::Mlp", "hidden_dim", hidden_dim),
-            detail::checked_size("moe::Mlp", "model_dim", model_dim)),
-        up_bias_(detail::make_bias<Codec>(bias, hidden_dim)),
-        down_(model_dim, hidden_dim),
-        down_bias_(detail::make_bias<Codec>(bias, model_dim)) {}
+      : BasicMlp(detail::CheckedWidths("moe::Mlp", model_dim, hidden_dim), bias) {}
+  /// Zero weights. Throws std::invalid_argument for sizes below 1.
+  explicit BasicMlp(const Widths& widths, Bias bias = Bias::Zero)
+      : BasicMlp(detail::CheckedWidths("moe::Mlp", widths), bias) {}
 
   /// Weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), zero biases.
   static BasicMlp random(Index model_dim, Index hidden_dim, std::uint64_t seed, Bias bias = Bias::Zero) {
-    BasicMlp expert(model_dim, hidden_dim, bias);
-    expert.up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(model_dim));
-    expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(hidden_dim));
-    return expert;
+    return randomised(BasicMlp(model_dim, hidden_dim, bias), seed);
+  }
+  /// The same for widths of their own; where output is as wide as input, the weights of (model_dim, hidden_dim).
+  static BasicMlp random(const Widths& widths, std::uint64_t seed, Bias bias = Bias::Zero) {
+    return randomised(BasicMlp(widths, bias), seed);
   }
 
   Index input_dim() const { return up_.inputs(); }
@@ -54,6 +55,18 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
   }
 
  private:
+  BasicMlp(const detail::CheckedWidths& widths, Bias bias)
+      : up_(widths.hidden, widths.input),
+        up_bias_(detail::make_bias<Codec>(bias, widths.hidden)),
+        down_(widths.output, widths.hidden),
+        down_bias_(detail::make_bias<Codec>(bias, widths.output)) {}
+
+  static BasicMlp randomised(BasicMlp expert, std::uint64_t seed) {
+    expert.up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(expert.input_dim()));
+    expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(expert.hidden_dim()));
+    return expert;
+  }
+
   PanelMatrix<Codec> up_, up_bias_, down_, down_bias_;
 };
 

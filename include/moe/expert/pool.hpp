@@ -9,6 +9,7 @@
 #include "moe/expert/expert_set.hpp"
 #include "moe/expert/gathered_runner.hpp"
 #include "moe/expert/stage/panel_runner.hpp"
+#include "moe/expert/widths.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -51,10 +52,13 @@ class ExpertPool {
   /// dimensions are model_dim and hidden_dim, for Linear output_dim and input_dim.
   template <class... Options>
   static ExpertPool random(Index num_experts, Index dim, Index other_dim, std::uint64_t seed, Options... options) {
-    std::vector<E> experts;
-    const RandomField seeds(Purpose::Initialise, seed);
-    for (Index e = 0; e < num_experts; ++e) experts.push_back(E::random(dim, other_dim, seeds.bits(e), options...));
-    return ExpertPool(std::move(experts));
+    return seeded(num_experts, seed, [&](std::uint64_t own) { return E::random(dim, other_dim, own, options...); });
+  }
+  /// num_experts times E::random(widths, a seed of the expert's own, options...), as Mlp and Glu have it:
+  ///   moe::ExpertPool<moe::Glu>::random(8, {.input = 64, .hidden = 256, .output = 10}, /*seed=*/1)
+  template <class... Options>
+  static ExpertPool random(Index num_experts, const Widths& widths, std::uint64_t seed, Options... options) {
+    return seeded(num_experts, seed, [&](std::uint64_t own) { return E::random(widths, own, options...); });
   }
 
   Index size() const { return static_cast<Index>(experts_.size()); }
@@ -122,6 +126,14 @@ class ExpertPool {
   }
 
  private:
+  template <class Make>
+  static ExpertPool seeded(Index num_experts, std::uint64_t seed, const Make& make) {
+    std::vector<E> experts;
+    const RandomField seeds(Purpose::Initialise, seed);
+    for (Index e = 0; e < num_experts; ++e) experts.push_back(make(seeds.bits(e)));
+    return ExpertPool(std::move(experts));
+  }
+
   using Runner = typename detail::RunnerOf<E>::type;
 
   void require_experts(const char* function, const PlanView& plan) const {

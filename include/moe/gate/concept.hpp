@@ -26,8 +26,10 @@ concept StatesPerToken = requires {
 /// use and free to share between threads; it owns no buffers. One of your own needs two things:
 ///   static constexpr bool kPerToken = true;
 ///   void route(const moe::Logits<float>& logits, const moe::Step& step, moe::Routing<float>& routing) const;
-/// Optional: `void validate(Index num_experts) const`, called once by the layer's constructor; `visit` (HasParameters).
-/// Shipped gates are templates over the scalar of the logits.
+/// Optional: `void validate(Index num_experts) const`, called once by the layer's constructor; `visit` (HasParameters)
+/// and `state` (HasState); `Index num_logits(Index num_experts) const` where it wants more columns of logits than there
+/// are experts, as for two scores per expert: its router then has that many, and the routing names experts all the
+/// same. Shipped gates are templates over the scalar of the logits.
 template <class G, class S = float>
 concept Gate = HasRoute<G, S> && StatesPerToken<G>;
 
@@ -50,5 +52,25 @@ concept DifferentiableGate = Gate<G, S> && HasParameters<G> &&
                                gate.replay(logits, context, routing);
                                gate.backward(logits, context, routing, dweight, logits, out, gradient);
                              };
+
+namespace detail {
+
+/// A gate that says how many columns of logits it wants.
+template <class G>
+concept StatesNumLogits = requires(const G& gate) {
+  { gate.num_logits(Index{}) } -> std::convertible_to<Index>;
+};
+
+/// Columns of logits that `gate` wants from its router for so many experts: what its num_logits() says, else one per
+/// expert. A layer asks for router.num_experts() to be this.
+template <class G>
+Index num_logits([[maybe_unused]] const G& gate, Index num_experts) {
+  if constexpr (StatesNumLogits<G>)
+    return gate.num_logits(num_experts);
+  else
+    return num_experts;
+}
+
+}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

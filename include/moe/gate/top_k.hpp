@@ -52,8 +52,8 @@ struct TopKGate {
   double scale = 1;
   double floor = 0;   ///< least divisor; >= 0 (ERNIE 4.5: 1e-12); no gradient through the norm below it
   double norm_p = 2;  ///< p of Normalise::PNorm; >= 1
-  Kept<Eigen::RowVectorXd> selection_bias = {};  ///< [num_experts] or empty; set by a balance controller, not learned
-  Eigen::RowVectorXd weight_bias = {};           ///< [num_experts] or empty; learnable, never seen by the selection
+  Eigen::RowVectorXd selection_bias = {};  ///< [num_experts] or empty; set by a balance controller, not learned
+  Eigen::RowVectorXd weight_bias = {};     ///< [num_experts] or empty; learnable, never seen by the selection
   ExpertGroups groups = {};
   ConstantWeights constant_weights = ConstantWeights::Refuse;  ///< in backward, with k = 1
 
@@ -111,8 +111,11 @@ struct TopKGate {
 
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
-    if (first.selection_bias.size() != 0) f("selection_bias", first.selection_bias, rest.selection_bias...);
     if (first.weight_bias.size() != 0) f("weight_bias", first.weight_bias, rest.weight_bias...);
+  }
+  template <class F, class First, class... Rest>
+  static void state(F&& f, First& first, Rest&... rest) {
+    if (first.selection_bias.size() != 0) f("selection_bias", first.selection_bias, rest.selection_bias...);
   }
 
  private:

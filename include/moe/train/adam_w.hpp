@@ -34,8 +34,8 @@ struct AdamW {
 
     template <class F, class... Self>
     static void visit(F&& f, Self&... self) {
-      visit_part(f, "first", self.first...);
-      visit_part(f, "second", self.second...);
+      visit_gradient(f, "first", self.first...);
+      visit_gradient(f, "second", self.second...);
       f("update", self.update...);
     }
   };
@@ -50,7 +50,7 @@ struct AdamW {
       fail("moe::AdamW: epsilon is ", epsilon, ", expected at least ", std::numeric_limits<float>::min());
   }
 
-  /// One update of every parameter that the layer visits, Kept<...> ones apart. Elementwise: the same bits for any
+  /// One update of every parameter that the layer visits; its state stays. Elementwise: the same bits for any
   /// number of threads. Returns whether the step was taken: always, but for NonFinite::Skip. Throws
   /// std::invalid_argument for bad numbers, an object of another shape or a gradient that is not finite, and changes
   /// nothing then. Allocates only names and shapes.
@@ -70,8 +70,7 @@ struct AdamW {
     if (!detail::accepts_gradient("moe::AdamW::step", non_finite, gradient)) return false;
     moe::visit(
         [&](const std::string&, auto& leaf, const auto& leaf_gradient, auto& first, auto& second) {
-          if constexpr (kIsLearned<std::remove_cvref_t<decltype(leaf)>>)
-            detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, rates), leaf, leaf_gradient, first, second);
+          detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, rates), leaf, leaf_gradient, first, second);
         },
         layer, gradient, state.first, state.second);
     state.update = update;

@@ -34,7 +34,7 @@ double sum_of_squares(const S* values, Index n) {
 
 }  // namespace detail
 
-/// Euclidean norm over all learned parameters of a gradient, accumulated in double: sqrt(sum g^2). Padding is zero and
+/// Euclidean norm over all parameters of a gradient, accumulated in double: sqrt(sum g^2). Padding is zero and
 /// adds nothing. The same bits for any number of threads. NaN or infinite where an element is, and infinite where a
 /// square overflows double (|g| above 1e154, in double leaves only). Allocates one double per 16384 elements.
 template <class T>
@@ -43,7 +43,6 @@ double gradient_norm(const T& gradient) {
   double total = 0;
   visit(
       [&](const std::string&, const auto& leaf) {
-        if (!kIsLearned<std::remove_cvref_t<decltype(leaf)>>) return;
         const auto values = parameter_span(leaf);
         const Index size = static_cast<Index>(values.size());
         std::vector<double> sums(static_cast<std::size_t>((size + detail::kElementGrain - 1) / detail::kElementGrain));
@@ -71,8 +70,7 @@ double clip_by_norm(T& gradient, double max_norm) {
       [&](const std::string&, auto& leaf) {
         using V = simd::Batch<ParameterScalar<decltype(leaf)>>;
         const V scale(static_cast<ParameterScalar<decltype(leaf)>>(max_norm / norm));
-        if constexpr (kIsLearned<std::remove_cvref_t<decltype(leaf)>>)
-          detail::update_leaf([&](V& value) { value = value * scale; }, leaf);
+        detail::update_leaf([&](V& value) { value = value * scale; }, leaf);
       },
       gradient);
   return norm;

@@ -101,7 +101,7 @@ bool accepts_gradient(const char* function, NonFinite non_finite, const T& gradi
   bool accepted = true;
   visit(
       [&](const std::string& name, const auto& leaf) {
-        if (!kIsLearned<std::remove_cvref_t<decltype(leaf)>> || !accepted) return;
+        if (!accepted) return;
         const auto values = parameter_span(leaf);
         std::atomic<bool> finite{true};
         parallel_ranges(std::ssize(values), kElementGrain, [&](Index begin, Index end, Index) {

@@ -56,7 +56,7 @@ struct Sgd {
 
     template <class F, class... Self>
     static void visit(F&& f, Self&... self) {
-      visit_part(f, "velocity", self.velocity...);
+      visit_gradient(f, "velocity", self.velocity...);
     }
   };
 
@@ -66,7 +66,7 @@ struct Sgd {
     detail::require_factor("moe::Sgd", "weight_decay", weight_decay);
   }
 
-  /// One update of every parameter that the layer visits, Kept<...> ones apart. Elementwise: the same bits for any
+  /// One update of every parameter that the layer visits; its state stays. Elementwise: the same bits for any
   /// number of threads. Returns whether the step was taken: always, but for NonFinite::Skip. Throws
   /// std::invalid_argument for bad numbers, an object of another shape or a gradient that is not finite, and changes
   /// nothing then. Allocates only names and shapes.
@@ -80,9 +80,8 @@ struct Sgd {
     if (!detail::accepts_gradient("moe::Sgd::step", non_finite, gradient)) return false;
     moe::visit(
         [&](const std::string&, auto& leaf, const auto& leaf_gradient, auto& velocity) {
-          if constexpr (kIsLearned<std::remove_cvref_t<decltype(leaf)>>)
-            detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, learning_rate), leaf, leaf_gradient,
-                                velocity);
+          detail::update_leaf(rule<ParameterScalar<decltype(leaf)>>(leaf, learning_rate), leaf, leaf_gradient,
+                              velocity);
         },
         layer, gradient, state.velocity);
     return true;

@@ -43,6 +43,9 @@ template <class G>
 struct WithCapacity {
   static_assert(!detail::kHasCapacity<G>,
                 "moe::WithCapacity: one limit is enough; the drops of two cannot be told apart");
+  static_assert(!detail::StatesNumLogits<G>,
+                "moe::WithCapacity: a gate with num_logits has other columns of logits than experts, of which a limit "
+                "needs the number");
 
   G gate = {};
   CapacityOptions capacity = {};

@@ -50,6 +50,13 @@ struct WithChance {
       fail("moe::WithChance: evaluation_threshold is ", evaluation_threshold, ", expected at least 0");
   }
 
+  /// As many as the gate wants.
+  Index num_logits(Index num_experts) const
+    requires detail::StatesNumLogits<G>
+  {
+    return gate.num_logits(num_experts);
+  }
+
   /// Throws std::invalid_argument where the gate does; see TopKGate::constant_weights.
   void require_backward(Index num_experts) const {
     if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts);

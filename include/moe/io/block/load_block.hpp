@@ -183,9 +183,9 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
     if (tensor.numbers) filled += tensor.numbers->size();
     for (const WeightPiece& piece : tensor.pieces) filled += piece.outputs * piece.matrix->inputs();
   }
-  if (filled != num_parameters(block))
-    fail("moe::load_moe_block: the tensors of family '", config.family, "' hold ", filled, " weights, expected ",
-         num_parameters(block), " as in the block");
+  if (const Index held = num_parameters(block) + num_state(block); filled != held)
+    fail("moe::load_moe_block: the tensors of family '", config.family, "' hold ", filled, " weights, expected ", held,
+         " as in the block");
   detail::require_no_other(checkpoint, location, expected);
   detail::load_tensors(tensors, sources, options);
   return block;

@@ -14,11 +14,12 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// Throws unless the file has exactly the parameters of `layer`, in its shapes.
+/// Throws unless the file has exactly the parameters and state of `layer`, in its shapes. The state of moments, which
+/// versions before 0.2.0 wrote, may be there.
 template <class T>
 void check_parameters(const std::string& label, const SafetensorsReader& file, const T& layer) {
   std::set<std::string, std::less<>> expected;
-  visit(
+  visit_all(
       [&](const std::string& name, const auto& leaf) {
         const TensorInfo& info = file.tensor(name);
         if (info.shape != parameter_shape(leaf))
@@ -27,28 +28,30 @@ void check_parameters(const std::string& label, const SafetensorsReader& file, c
         expected.insert(name);
       },
       layer);
+  walk<Walked::Ever>([&](const std::string& name, const auto&) { expected.insert(name); },
+                     [&](auto&& walker) { visit(walker, layer); });
   for (const auto& [name, info] : file.tensors())
     if (!expected.contains(name)) fail_environment(label, ": tensor '", name, "' is not a parameter of the layer");
 }
 
 }  // namespace detail
 
-/// Saves every parameter that `layer` visits to a safetensors file, under its visited name, in the logical shape
+/// Saves every parameter of `layer`, and its state, to a safetensors file, under its visited name, in the logical shape
 /// ([out, in] for a weight, [] for a number) and its own precision. Equal layers give equal bytes. The file appears
 /// whole or not at all; one parameter at a time is copied. Works for optimiser states too.
-/// Whatever is no parameter (k, a temperature that is fixed) is not in the file: the program that loads it says it
-/// again. An object has to say what its parameters are: one without visit() does not compile. One whose visit() names
-/// nothing, such as a gate without biases, has said that there is nothing to lose, and is saved as a file without
+/// Whatever is neither (k, a temperature that is fixed) is not in the file: the program that loads it says it again. An
+/// object has to say what its numbers are: one with neither visit() nor state() does not compile. One whose visit()
+/// names nothing, such as a gate without biases, has said that there is nothing to lose, and is saved as a file without
 /// tensors. (A part of a layer that cannot be trained need not say it, and is then not in the file.) Throws
 /// std::runtime_error if the file cannot be written, std::invalid_argument if two parameters share a name.
 template <class T>
 void save_parameters(const std::filesystem::path& path, const T& layer, const Metadata& metadata = {}) {
-  static_assert(HasParameters<T>,
+  static_assert(HasParameters<T> || HasState<T>,
                 "moe::save_parameters: the object needs "
                 "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is saved "
                 "(see moe/core/visit.hpp)");
   SafetensorsHeader header{.metadata = metadata};
-  visit(
+  visit_all(
       [&](const std::string& name, const auto& leaf) {
         const TensorInfo info{.dtype = dtype_of<ParameterScalar<decltype(leaf)>>(), .shape = parameter_shape(leaf)};
         if (!header.tensors.emplace(name, info).second)
@@ -56,7 +59,7 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
       },
       layer);
   SafetensorsWriter writer(path, std::move(header));
-  visit(
+  visit_all(
       [&](const std::string& name, const auto& leaf) {
         using S = ParameterScalar<decltype(leaf)>;
         std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
@@ -67,7 +70,8 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
   writer.commit();
 }
 
-/// Sets every parameter that `layer` visits from a file of save_parameters(), bit for bit, and returns the metadata.
+/// Sets every parameter of `layer`, and its state, from a file of save_parameters(), bit for bit, and returns the
+/// metadata.
 /// F32 tensors may fill double parameters (exact); F64 tensors fill float parameters only with Narrowing::Allow.
 /// Throws std::runtime_error that names the tensor if one is missing, too many, of another shape or type, or cannot be
 /// read. On error the layer is untouched: it is filled as a copy and then moved into place. FileAccess::Read takes the
@@ -75,14 +79,14 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
 template <class T>
 Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing narrowing = Narrowing::Refuse,
                          FileAccess access = FileAccess::Map) {
-  static_assert(HasParameters<T>,
+  static_assert(HasParameters<T> || HasState<T>,
                 "moe::load_parameters: the object needs "
                 "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is loaded "
                 "(see moe/core/visit.hpp)");
   const SafetensorsReader file(path, access);
   detail::check_parameters(std::string("moe::load_parameters: '") + path.string() + "'", file, layer);
   T loaded = layer;
-  visit(
+  visit_all(
       [&](const std::string& name, auto& leaf) {
         using S = ParameterScalar<decltype(leaf)>;
         std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
