@@ -40,6 +40,7 @@
 #include "moe/gate/wrap/with_chance.hpp"
 
 // Experts: rows -> rows, alone and in pools.
+#include "moe/expert/concatenated.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/expert/expert_set.hpp"
 #include "moe/expert/gated_expert.hpp"

@@ -154,13 +154,17 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
                      3 * kDim * kHidden + kDim + 1);
 }
 
-TEST_CASE("Round trip: pools of like and of mixed experts, and layers as experts", "[io]") {
+TEST_CASE("Round trip: pools of like and of mixed experts, sets, and layers as experts", "[io]") {
   using Mixed = moe::OneOf<Glu, Mlp, moe::ScaledIdentity>;
   require_round_trip("pool", pool(Glu(kDim, kHidden)), kExperts * 3 * kDim * kHidden);
   require_round_trip("pool, double", pool(moe::BasicMlp<F64>(kDim, kHidden)));
   const ExpertPool<Mixed> mixed(
       std::vector<Mixed>{Glu(kDim, kHidden), Mlp(kDim, kHidden), moe::ScaledIdentity{kDim}, Glu(kDim, 2)});
   require_round_trip("mixed", mixed, 5 * kDim * kHidden + 3 * kDim * 2);
+  const moe::Concatenated sets(pool(Glu(kDim, kHidden)), pool(moe::ScaledIdentity{kDim}), mixed);
+  require_round_trip("sets", sets, kExperts * 3 * kDim * kHidden + moe::num_parameters(mixed));
+  require_round_trip("layer of sets", layer(LinearRouter(sets.size(), kDim), moe::TopKGate{}, sets),
+                     sets.size() * kDim + moe::num_parameters(sets));
   const moe::LayerExpert inner(glu_layer());
   require_round_trip("hierarchy", layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{}, pool(inner)),
                      kExperts * kExperts * 3 * kDim * kHidden);
@@ -199,7 +203,8 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
     for (const auto& file : std::filesystem::recursive_directory_iterator(include / folder))
       if (file.is_regular_file() && names_numbers(test::read_bytes(file.path())))
         found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
-  REQUIRE(found == std::set<std::string>{"expert/gated_expert",
+  REQUIRE(found == std::set<std::string>{"expert/concatenated",
+                                         "expert/gated_expert",
                                          "expert/glu",
                                          "expert/linear",
                                          "expert/mlp",
@@ -216,6 +221,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/branches",
                                          "layer/layer_expert",
                                          "layer/moe_layer",
+                                         "layer/routed_experts",
                                          "router/cosine",
                                          "router/linear",
                                          "router/noisy"});

@@ -66,6 +66,19 @@ concept SkipsRowGradient =
 
 namespace detail {
 
+/// T::Tape, or nothing for a part that cannot be trained through.
+template <class T>
+struct TapeOfPart {
+  struct type {};
+};
+template <class T>
+  requires requires { typename T::Tape; }
+struct TapeOfPart<T> {
+  using type = typename T::Tape;
+};
+template <class T>
+using TapeOf = typename TapeOfPart<T>::type;
+
 /// The tape of an expert, or nothing for one that cannot be trained through. A type of its own for every E.
 template <class E>
 struct ExpertTape {};

@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 ///   void forward(tokens, const moe::PlanView& plan, const moe::Context& context, moe::RowBuffer<float>& rows) const;
 /// forward writes rows [plan.first_row(), plan.last_row()) of `rows`, in plan order and unweighted, as combine alone
 /// applies weights: rows.row(r) = expert(tokens[plan.token_of_row(r)]). The caller has sized rows to all rows of the
-/// plan and row_width(). Immutable in use; working memory is in context.scratch.
+/// plan and row_width(). Immutable in use; working memory is in context.scratch. Experts that draw random numbers key
+/// them by plan.first_expert() + e, as the experts of other sets draw under the same step.
 /// Optional: `moe::Index row_width() const`, where a set writes whole registers; output_dim() else.
 template <class X>
 concept ExpertSet = requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const PlanView& plan,

@@ -48,7 +48,8 @@ struct GatheredRunner {
     context.scratch.reserve_parts(plan.num_experts());
     parallel_for(plan.num_experts(), [&](Index e, Index) {
       if (plan.rows_of(e) == 0) return;
-      const Step step = inputs.keys.of_rows(step_of_part(context.step, e), plan.offset(e), plan.offset(e + 1));
+      const Step drawn = step_of_part(context.step, plan.first_expert() + e);
+      const Step step = inputs.keys.of_rows(drawn, plan.offset(e), plan.offset(e + 1));
       body(e, Context{step, context.scratch.part(e)});
     });
   }

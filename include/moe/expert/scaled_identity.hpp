@@ -32,6 +32,9 @@ struct BasicScaledIdentity {
                 BasicScaledIdentity&, const Context&) const {
     multiply("moe::ScaledIdentity::backward", "drows", drows, "dout", dout);
   }
+  /// The same without `drows`: nothing to do.
+  void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>&, BasicScaledIdentity&,
+                const Context&) const {}
 
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn

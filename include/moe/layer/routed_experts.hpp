@@ -14,19 +14,6 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// T::Tape, or nothing for a part that cannot be trained through.
-template <class T>
-struct TapeOfPart {
-  struct type {};
-};
-template <class T>
-  requires requires { typename T::Tape; }
-struct TapeOfPart<T> {
-  using type = typename T::Tape;
-};
-template <class T>
-using TapeOf = typename TapeOfPart<T>::type;
-
 /// The rows w x of a routing, as tokens of a plan of their own. Working memory; one per thread.
 template <class S>
 struct WeightedTokens {

@@ -33,6 +33,9 @@ class PlanView {
 
   const DispatchPlan& plan() const { return *plan_; }
   Index num_experts() const { return num_experts_; }
+  /// Number that expert 0 has in the plan. Draws of expert e are keyed by first_expert() + e, so that they are the same
+  /// however the experts of a layer are cut into sets.
+  Index first_expert() const { return first_expert_; }
   Index num_tokens() const { return plan_->num_tokens(); }
   /// Rows of expert e are [offset(e), offset(e + 1)), inside [first_row(), last_row()).
   Index offset(Index e) const {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <tuple>
 #include <utility>
 #include <variant>
 
 #include "moe/expert/concept.hpp"
 #include "moe/routing/context.hpp"
 #include "moe/routing/gradient.hpp"
+#include "moe/routing/plan_view.hpp"
 #include "moe/routing/routing.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -88,6 +90,21 @@ void visit_gates_of_expert(const E& expert, Tape& tape, const F& f) {
     visit_gates_of_expert(expert.expert(), tape.expert, f);
 }
 
+/// The gates inside the experts of a set that have had rows.
+template <class X, class Tape, class F>
+void visit_gates_of_set(const X& experts, Tape& tape, const PlanView& plan, const F& f) {
+  if constexpr (requires { experts[0], tape.experts[0].tape; }) {
+    for (Index e = 0; e < experts.size(); ++e)
+      if (plan.rows_of(e) > 0) visit_gates_of_expert(experts[e], tape.experts[static_cast<std::size_t>(e)].tape, f);
+  } else if constexpr (requires { tape.sets; }) {
+    Index first = 0;
+    experts.for_each_set([&](auto i, const auto& set) {
+      visit_gates_of_set(set, std::get<i>(tape.sets), plan.part(first, set.size()), f);
+      first += set.size();
+    });
+  }
+}
+
 /// Calls f(gate, RoutingOfTape) with the gate of a layer, or of the layer that it wraps, and then with those of layers
 /// among its experts that have had rows, and among its branches.
 template <class Layer, class Tape, class F>
@@ -95,10 +112,8 @@ void visit_gates(const Layer& layer, Tape& tape, const F& f) {
   using Of = RoutingOfTape<typename Layer::Scalar>;
   if constexpr (HasGate<Layer, Tape>) {
     f(layer.gate(), Of{tape.logits, tape.routing, tape.step, tape.losses});
-    if constexpr (requires { layer.experts()[0], tape.mixture.experts.experts[0].tape; })
-      for (Index e = 0; e < layer.num_experts(); ++e)
-        if (tape.mixture.plan.rows_of(e) > 0)
-          visit_gates_of_expert(layer.experts()[e], tape.mixture.experts.experts[static_cast<std::size_t>(e)].tape, f);
+    if constexpr (requires { layer.experts(), tape.mixture.experts; })
+      visit_gates_of_set(layer.experts(), tape.mixture.experts, tape.mixture.plan, f);
   } else if constexpr (SpeaksForGate<Layer, Tape>) {
     f(layer, Of{tape.logits(), tape.routing(), tape.step(), tape.losses()});
   } else if constexpr (WrapsLayer<Layer, Tape>) {

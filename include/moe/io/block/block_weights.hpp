@@ -41,7 +41,13 @@ ExpertMatrices matrices_of(BasicGlu<F32, Product>& expert) {
 inline ExpertMatrices matrices_of(ReluMlp& expert) {
   return {&expert.up(), &expert.up_bias(), &expert.down(), &expert.down_bias()};
 }
-inline ExpertMatrices matrices_of(GluOrIdentity& expert) { return matrices_of(std::get<Glu>(expert.get())); }
+
+/// The experts that have weights.
+template <class Pool>
+Pool& weighted_experts(Pool& pool) {
+  return pool;
+}
+inline ExpertPool<Glu>& weighted_experts(GluAndIdentity& experts) { return experts.set<0>(); }
 
 /// Lists the tensors of a block under the names and in the layout of a family.
 class BlockBinder {
@@ -94,7 +100,8 @@ class BlockBinder {
     else
       bind_router(inner.router(), gate);
     std::vector<ExpertMatrices> experts;
-    for (Index e = 0; e < config_.num_experts; ++e) experts.push_back(matrices_of(inner.experts()[e]));
+    for (Index e = 0; e < config_.num_experts; ++e)
+      experts.push_back(matrices_of(weighted_experts(inner.experts())[e]));
     bind_experts(experts);
     if constexpr (requires { layer.template branch<0>(); }) bind_branch(layer.template branch<0>());
   }

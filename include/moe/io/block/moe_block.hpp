@@ -7,11 +7,12 @@
 #include <variant>
 #include <vector>
 
+#include "moe/expert/concatenated.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/offset.hpp"
-#include "moe/expert/one_of.hpp"
+#include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/io/families/moe_config.hpp"
@@ -24,7 +25,8 @@ namespace moe::inline MOE_ABI {
 using ClampedGlu = BasicGlu<F32, ClampedSwiGlu>;
 using GeluGlu = BasicGlu<F32, GatedBy<GeluTanh>>;
 using ReluMlp = BasicMlp<F32, Relu>;
-using GluOrIdentity = OneOf<Glu, ScaledIdentity>;
+/// Experts of LongCat: those with weights, then those without.
+using GluAndIdentity = Concatenated<ExpertPool<Glu>, ExpertPool<ScaledIdentity>>;
 
 namespace detail {
 
@@ -62,7 +64,7 @@ class MoeBlock {
                              WithBranches<detail::GluLayer, GatedExpert<Glu, F32>>,  // Qwen2-MoE
                              WithBranches<detail::GluLayer, Offset>,                 // JetMoE
                              detail::LayerOf<TopKGate, ClampedGlu>,                  // GPT-OSS
-                             detail::LayerOf<TopKGate, GluOrIdentity>,               // LongCat
+                             MoeLayer<LinearRouter, TopKGate, GluAndIdentity>,       // LongCat
                              detail::LayerOf<SparseMixerGate, Glu>,                  // Phi-3.5-MoE
                              detail::LayerOf<WithCapacity<TopKGate>, ReluMlp>,       // Switch, NLLB
                              detail::LayerOf<WithCapacity<TopKGate>, GeluGlu>>;      // Switch 1.1
@@ -191,9 +193,8 @@ class MoeBlock {
   /// One expert per place, all of the same shape. Made in parallel: zeroing them is as much work as loading them.
   template <class E>
   static ExpertPool<E> pool(const MoeConfig& config) {
-    using Weighted = std::conditional_t<std::is_same_v<E, GluOrIdentity>, Glu, E>;
     const Bias bias = config.expert_bias ? Bias::Zero : Bias::Off;
-    std::vector<std::optional<Weighted>> made(static_cast<std::size_t>(config.num_experts));
+    std::vector<std::optional<E>> made(static_cast<std::size_t>(config.num_experts));
     parallel_for(config.num_experts, [&](Index e, Index) {
       auto& expert = made[static_cast<std::size_t>(e)];
       if constexpr (std::is_same_v<E, ClampedGlu>)
@@ -203,15 +204,23 @@ class MoeBlock {
     });
     std::vector<E> experts;
     for (auto& expert : made) experts.emplace_back(std::move(*expert));
-    if constexpr (std::is_same_v<E, GluOrIdentity>)
-      experts.resize(static_cast<std::size_t>(config.num_logits()), GluOrIdentity(ScaledIdentity{config.model_dim}));
     return ExpertPool<E>(std::move(experts));
+  }
+
+  static LinearRouter router_of(const MoeConfig& config) {
+    const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
+    return {config.num_logits(), config.model_dim, bias};
   }
 
   template <class E, class Gate>
   static detail::LayerOf<Gate, E> layer_of(const MoeConfig& config, Gate gate) {
-    const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
-    return {LinearRouter(config.num_logits(), config.model_dim, bias), std::move(gate), pool<E>(config),
+    return {router_of(config), std::move(gate), pool<E>(config), config.weight_on};
+  }
+
+  static MoeLayer<LinearRouter, TopKGate, GluAndIdentity> with_identities(const MoeConfig& config, TopKGate gate) {
+    const auto count = static_cast<std::size_t>(config.num_identity_experts);
+    ExpertPool identities(std::vector<ScaledIdentity>(count, {config.model_dim}));
+    return {router_of(config), std::move(gate), GluAndIdentity(pool<Glu>(config), std::move(identities)),
             config.weight_on};
   }
 
@@ -230,7 +239,7 @@ class MoeBlock {
       return layer_of<ClampedGlu>(config, std::move(gate));
     if (config.expert == ExpertKind::SiluGated && !config.capacity) {
       if (config.sparse_mixer && plain) return layer_of<Glu>(config, *config.sparse_mixer);
-      if (!config.sparse_mixer && identities && !branches) return layer_of<GluOrIdentity>(config, std::move(gate));
+      if (!config.sparse_mixer && identities && !branches) return with_identities(config, std::move(gate));
       if (!config.sparse_mixer && !identities) return with_branches(config, layer_of<Glu>(config, std::move(gate)));
     }
     fail("moe::MoeBlock: family '", config.family, "' asks for parts together that no published model has");
