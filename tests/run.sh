@@ -23,6 +23,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 need g++ g++
 need cmake cmake
 need ninja ninja-build
+wish ccache ccache
 for library in libeigen3-dev libxsimd-dev catch2 nlohmann-json3-dev libcli11-dev; do need - $library; done
 if [ "$mode" != quick ]; then
   need clang++ clang
