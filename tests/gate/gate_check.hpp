@@ -11,23 +11,14 @@
 #include "gradient.hpp"
 #include "matrices.hpp"
 #include "moe/gate/concept.hpp"
+#include "routing/fixtures.hpp"
 
 namespace test {
 
 /// Sizes around the vector width, and one that does not fit the scratch on the stack.
 inline const std::vector<moe::Index> kExpertCounts = {1, 2, 7, 8, 9, 16, 17, 35, 64, 130};
 
-/// Standard normal logits times `scale`.
-template <class S>
-moe::Matrix<S> random_logits(moe::Index tokens, moe::Index experts, std::uint64_t seed, double scale = 1) {
-  const moe::RandomField random(moe::Purpose::User, seed);
-  moe::Matrix<S> logits(tokens, experts);
-  for (moe::Index t = 0; t < tokens; ++t)
-    for (moe::Index e = 0; e < experts; ++e) logits(t, e) = static_cast<S>(scale * random.normal(t, e));
-  return logits;
-}
-
-/// The same rounded to multiples of 1/64: sums with other such numbers of ordinary size are exact.
+/// random_logits rounded to multiples of 1/64: sums with other such numbers of ordinary size are exact.
 template <class S>
 moe::Matrix<S> exact_logits(moe::Index tokens, moe::Index experts, std::uint64_t seed) {
   return random_logits<S>(tokens, experts, seed).unaryExpr([](S z) { return std::round(z * 64) / 64; });
@@ -75,10 +66,6 @@ double inner(const A& a, const B& b) {
   for (moe::Index r = 0; r < a.rows(); ++r)
     for (moe::Index c = 0; c < a.cols(); ++c) sum += static_cast<double>(a(r, c)) * static_cast<double>(b(r, c));
   return sum;
-}
-template <class A>
-double total(const A& a) {
-  return inner(a, A::Ones(a.rows(), a.cols()));
 }
 
 /// The experts (columns) of a matrix in reverse order, by hand for the same reason.

@@ -25,12 +25,13 @@ moe::Matrix<S> matrix(std::initializer_list<std::initializer_list<S>> rows) {
   return result;
 }
 
+/// Standard normal logits times `scale`.
 template <class S>
-moe::Matrix<S> random_logits(moe::Index num_tokens, moe::Index num_experts, std::uint64_t seed = 1) {
+moe::Matrix<S> random_logits(moe::Index num_tokens, moe::Index num_experts, std::uint64_t seed = 1, double scale = 1) {
   const moe::RandomField random(moe::Purpose::User, seed);
   moe::Matrix<S> logits(num_tokens, num_experts);
   for (moe::Index t = 0; t < num_tokens; ++t)
-    for (moe::Index e = 0; e < num_experts; ++e) logits(t, e) = static_cast<S>(random.normal(t, e));
+    for (moe::Index e = 0; e < num_experts; ++e) logits(t, e) = static_cast<S>(scale * random.normal(t, e));
   return logits;
 }
 
