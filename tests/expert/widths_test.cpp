@@ -76,8 +76,8 @@ void check_pool(const ExpertPool<E>& pool) {
   plan.build(test::random_ragged_routing(23, pool.size()), pool.size());
   const auto tokens = test::random_matrix<S>(23, pool.input_dim(), 4);
   moe::RowBuffer<S> out;
-  moe::Scratch scratch;
-  pool.forward(tokens, plan, moe::Step{}, out, scratch);
+  out.resize(plan.num_rows(), pool.row_width());
+  pool.forward(tokens, plan, moe::Step{}, out);
   for (Index e = 0; e < pool.size(); ++e) {
     Matrix<S> rows(plan.rows_of(e), pool.input_dim());
     for (Index r = 0; r < rows.rows(); ++r)

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Gates that ask their router for more columns than there are experts.
 #include "catch.hpp"
+#include "moe/expert/mlp.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/router/linear.hpp"
 
 namespace {
 
@@ -16,7 +19,7 @@ struct PairGate {
   Index num_logits(Index num_experts) const { return 2 * num_experts; }
 
   template <class S>
-  void route(const moe::Logits<S>& logits, const moe::Step&, moe::Routing<S>& routing) const {
+  void route(const moe::Logits<S>& logits, const moe::Context&, moe::Routing<S>& routing) const {
     routing.resize(logits.rows(), 1);
     for (Index t = 0; t < logits.rows(); ++t) {
       Index best = 0;
@@ -48,4 +51,21 @@ TEST_CASE("num_logits: one per expert, unless the gate says otherwise", "[gate]"
 TEST_CASE("num_logits: chance asks for what its gate asks for", "[gate]") {
   CHECK(moe::detail::num_logits(moe::WithChance<PairGate>{}, 4) == 8);
   CHECK(moe::detail::num_logits(moe::WithChance<moe::TopKGate>{}, 4) == 4);
+}
+
+TEST_CASE("num_logits: a layer asks its router for so many, and refuses others", "[gate][layer]") {
+  const auto pool = moe::ExpertPool<moe::Mlp>::random(3, 8, 5, 1);
+  const moe::MoeLayer layer(moe::LinearRouter::random(6, 8, 1), PairGate{}, pool);
+  const moe::Matrix<float> tokens = moe::Matrix<float>::Random(7, 8);
+  moe::Matrix<float> out(7, 8);
+  moe::Workspace ws;
+  layer.forward(tokens, out, ws);
+  CHECK(ws.logits.cols() == 6);
+  for (Index t = 0; t < 7; ++t) {
+    Index best = 0;
+    ws.logits.matrix().row(t).maxCoeff(&best);
+    CHECK(ws.routing.experts(t)[0] == best % 3);
+  }
+  CHECK_THROWS_WITH(moe::MoeLayer(moe::LinearRouter::random(3, 8, 1), PairGate{}, pool),
+                    "moe::MoeLayer: the router scores 3 experts, expected 6 as in the expert set");
 }

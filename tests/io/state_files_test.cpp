@@ -34,8 +34,8 @@ struct TableGate {
   Bias allowed = Bias::Ones(3);
   static constexpr bool kPerToken = true;
 
-  void route(const moe::Logits<float>& logits, const moe::Step& step, moe::Routing<float>& routing) const {
-    moe::SoftmaxGate{}.route(moe::Logits<float>(logits + allowed.cast<float>().replicate(logits.rows(), 1)), step,
+  void route(const moe::Logits<float>& logits, const moe::Context& context, moe::Routing<float>& routing) const {
+    moe::SoftmaxGate{}.route(moe::Logits<float>(logits + allowed.cast<float>().replicate(logits.rows(), 1)), context,
                              routing);
   }
   template <class F, class... Self>

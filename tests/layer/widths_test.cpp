@@ -140,5 +140,5 @@ TEST_CASE("Widths: shapes that are those of the other side are refused", "[layer
   typename decltype(layer_of<Glu>(3, kNarrow))::Workspace ws;
   CHECK_THROWS_WITH(layer.forward(tokens, out, ws), "moe::MoeLayer::forward: out is [4, 11], expected [4, 3]");
   test::TrainingPass pass(layer, tokens, Matrix<double>(Matrix<double>::Zero(4, 3)));
-  CHECK_THROWS_AS(layer.backward(tokens, pass.tape, tokens, {}, pass.gradient, out), std::invalid_argument);
+  CHECK_THROWS_AS(layer.backward(tokens, pass.tape, tokens, pass.gradient, out), std::invalid_argument);
 }

@@ -35,7 +35,7 @@ auto drawn_pass(Router router, const Matrix<S>& tokens) {
   typename decltype(moe::MoeLayer(layer))::Tape tape;
   auto gradient = moe::zeros_like(layer);
   layer.forward(tokens, Step::train(3), pass.out, tape);
-  layer.backward(tokens, tape, tokens, moe::RoutingGradient<S>{}, gradient, pass.dtokens);
+  layer.backward(tokens, tape, tokens, gradient, pass.dtokens);
   pass.gradient = gradient.experts();
   return pass;
 }

@@ -103,7 +103,7 @@ TEST_CASE("State: a controller may set a first selection bias when training has 
     trainer.accumulate(tokens, Step::train(update), loss);
     REQUIRE(trainer.update(0.1).taken);
     CHECK(layer.gate().selection_bias == last);
-    moe::update_selection_bias(moe::tokens_per_expert(trainer.tape().plan), 0.1, layer.gate().selection_bias);
+    moe::update_selection_bias(moe::tokens_per_expert(trainer.tape().mixture.plan), 0.1, layer.gate().selection_bias);
     last = layer.gate().selection_bias;
   }
   CHECK(last.size() == kExperts);
@@ -118,7 +118,7 @@ TEST_CASE("State: backward accepts a gradient whose state has another size", "[t
     typename decltype(plain)::Tape tape;
     auto out = test::nan_matrix<float>(9, kModelDim), dtokens = out;
     layer.forward(tokens, Step{}, out, tape);
-    layer.backward(tokens, tape, tokens, moe::RoutingGradient<float>{}, *each, dtokens);
+    layer.backward(tokens, tape, tokens, *each, dtokens);
   }
   CHECK(gradient.gate().weight_bias == plain.gate().weight_bias);
   CHECK(gradient.gate().weight_bias.norm() > 0);
@@ -126,6 +126,6 @@ TEST_CASE("State: backward accepts a gradient whose state has another size", "[t
   typename decltype(plain)::Tape tape;
   auto out = test::nan_matrix<float>(9, kModelDim), dtokens = out;
   layer.forward(tokens, Step{}, out, tape);
-  CHECK_THROWS_AS(layer.backward(tokens, tape, tokens, moe::RoutingGradient<float>{}, gradient, dtokens),
+  CHECK_THROWS_AS(layer.backward(tokens, tape, tokens, gradient, dtokens),
                   std::invalid_argument);
 }

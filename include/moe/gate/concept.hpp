@@ -25,7 +25,7 @@ concept StatesPerToken = requires {
 /// Turns router logits [num_tokens, num_experts] into a routing. A gate is a plain aggregate of numbers, immutable in
 /// use and free to share between threads; it owns no buffers. One of your own needs two things:
 ///   static constexpr bool kPerToken = true;
-///   void route(const moe::Logits<float>& logits, const moe::Step& step, moe::Routing<float>& routing) const;
+///   void route(const moe::Logits<float>& logits, const moe::Context& context, moe::Routing<float>& routing) const;
 /// Optional: `void validate(Index num_experts) const`, called once by the layer's constructor; `visit` (HasParameters)
 /// and `state` (HasState); `Index num_logits(Index num_experts) const` where it wants more columns of logits than there
 /// are experts, as for two scores per expert: its router then has that many, and the routing names experts all the
@@ -38,7 +38,7 @@ concept Gate = HasRoute<G, S> && StatesPerToken<G>;
 /// where it has nothing to learn (see moe/core/visit.hpp). The selection is frozen in all three:
 ///   probabilities(logits, context, p)      scores [T, E] before selection, which balance losses use; resizes p
 ///   replay(logits, context, routing)       weights anew for the experts that `routing` already names (gradient checks,
-///                                       recomputation); dropped choices keep weight 0
+///                                          recomputation, recorded choices); dropped ones keep weight 0
 ///   backward(logits, context, routing, dweight, dprobability, dlogits, gradient)
 ///     dweight       [num_assignments], dL/dweight per assignment; ignored where dropped
 ///     dprobability  [T, E], dL/dprobabilities, or empty (0 x 0) for none

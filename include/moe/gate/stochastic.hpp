@@ -79,7 +79,7 @@ struct StochasticGate {
 
   template <class S>
   void replay(const Logits<S>& logits, const Context&, Routing<S>& routing) const {
-    detail::require_routing<S>("moe::StochasticGate::replay", logits, routing);
+    detail::require_routing("moe::StochasticGate::replay", routing, logits.rows(), logits.cols());
     for (std::size_t a = 0; a < routing.weights().size(); ++a)
       routing.weights()[a] = routing.dropped()[a] ? S{0} : weight<S>();
   }
@@ -88,7 +88,7 @@ struct StochasticGate {
   void backward(const Logits<S>& logits, const Context&, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> /*dweight*/, const MatrixView<S>& /*dprobability*/,
                 Matrix<S>& dlogits, StochasticGate& /*gradient*/) const {
-    detail::require_routing<S>("moe::StochasticGate::backward", logits, routing);
+    detail::require_routing("moe::StochasticGate::backward", routing, logits.rows(), logits.cols());
     dlogits.setZero(logits.rows(), logits.cols());
   }
 

@@ -71,8 +71,8 @@ class MoeLayer {
   /// Throws std::invalid_argument if the parts disagree on sizes or the gate refuses the number of experts.
   MoeLayer(R router, G gate, MixtureType mixture)
       : router_(std::move(router)), gate_(std::move(gate)), mixture_(std::move(mixture)) {
-    if (router_.num_experts() != mixture_.num_experts())
-      fail("moe::MoeLayer: the router scores ", router_.num_experts(), " experts, expected ", mixture_.num_experts(),
+    if (router_.num_experts() != num_logits())
+      fail("moe::MoeLayer: the router scores ", router_.num_experts(), " experts, expected ", num_logits(),
            " as in the expert set");
     if (router_.model_dim() != mixture_.input_dim())
       fail("moe::MoeLayer: the router reads ", router_.model_dim(),
@@ -122,7 +122,7 @@ class MoeLayer {
       return detail::for_each_chunk<Scalar>(tokens, step, out, ws,
                                             [&](const auto&... chunk) { forward(chunk..., ws); });
     const Context context(step, ws.scratch);
-    ws.logits.resize(tokens.rows(), num_experts());
+    ws.logits.resize(tokens.rows(), num_logits());
     router_.logits(tokens, context, ws.logits);          // [T, E]
     gate_.route(ws.logits, context, ws.routing);         // who goes where, with which weight
     check_routing(tokens.rows(), step, ws.routing);      // padding reaches no expert
@@ -136,7 +136,7 @@ class MoeLayer {
     constexpr const char* kFunction = "moe::MoeLayer::forward";
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     start(kFunction, tokens, step, out, tape);
-    tape.losses.clear(tokens.rows(), num_experts());
+    tape.losses.clear(tokens.rows());
     router_.logits(tokens, {step, tape.scratch}, tape.logits, tape.router);
     gate_.route(tape.logits, {step, tape.scratch}, tape.routing);
     finish(tokens, out, tape);
@@ -155,7 +155,7 @@ class MoeLayer {
     detail::require_routing(kFunction, choices, tokens.rows(), num_experts());
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     start(kFunction, tokens, step, out, tape);
-    tape.losses.clear(tokens.rows(), num_experts());
+    tape.losses.clear(tokens.rows());
     tape.routing = choices;
     router_.logits(tokens, {step, tape.scratch}, tape.logits, tape.router);
     gate_.replay(tape.logits, {step, tape.scratch}, tape.routing);
@@ -216,6 +216,9 @@ class MoeLayer {
   }
 
  private:
+  /// Columns of logits: one per expert, unless the gate asks for more.
+  Index num_logits() const { return detail::num_logits(gate_, num_experts()); }
+
   /// The checks and sizes that every forward pass into a tape begins with.
   void start(const char* function, const ConstMatrixRef<Scalar>& tokens, const Step& step, const MatrixRef<Scalar>& out,
              Tape& tape) const {
@@ -224,7 +227,7 @@ class MoeLayer {
     detail::require_apart(function, "out", out, "tokens", tokens);
     tape.input_dim = 0;
     tape.step = step;
-    tape.logits.resize(tokens.rows(), num_experts());
+    tape.logits.resize(tokens.rows(), num_logits());
   }
 
   /// The mixture over tape.routing, with which the tape is whole.
@@ -289,9 +292,9 @@ class MoeLayer {
   /// Parts may have been replaced since the constructor saw them, or moved away.
   void require_parts(const char* function) const {
     if (num_experts() == 0) fail(function, ": the layer has no experts: it has been moved from");
-    if (router_.num_experts() != num_experts() || router_.model_dim() != input_dim())
+    if (router_.num_experts() != num_logits() || router_.model_dim() != input_dim())
       fail(function, ": the router maps ", router_.model_dim(), " columns to ", router_.num_experts(),
-           " experts, expected ", input_dim(), " to ", num_experts(), " as the experts");
+           " experts, expected ", input_dim(), " to ", num_logits(), " as the experts");
   }
 
   void require_shapes(const char* function, const MatrixView<Scalar>& tokens, const Step& step,
@@ -314,14 +317,13 @@ class MoeLayer {
     detail::require_apart(kFunction, "dtokens", *dtokens, "dout", dout);
   }
 
-  static void require_loss_shapes(const Tape& tape) {
+  void require_loss_shapes(const Tape& tape) const {
     constexpr const char* kFunction = "moe::MoeLayer::backward";
-    const auto check = [&](const char* name, const Matrix<Scalar>& gradient) {
-      if (gradient.size() != 0)
-        detail::require_shape(kFunction, name, gradient, tape.logits.rows(), tape.logits.cols());
+    const auto check = [&](const char* name, const Matrix<Scalar>& gradient, Index columns) {
+      if (gradient.size() != 0) detail::require_shape(kFunction, name, gradient, tape.logits.rows(), columns);
     };
-    check("losses.probability", tape.losses.probability);
-    check("losses.logits", tape.losses.logits);
+    check("losses.probability", tape.losses.probability, num_experts());
+    check("losses.logits", tape.losses.logits, num_logits());
     const auto weights = std::ssize(tape.losses.weight);
     if (weights != 0 && weights != tape.routing.num_assignments())
       fail(kFunction, ": losses.weight has ", weights,
@@ -330,9 +332,9 @@ class MoeLayer {
 
   void require_tape(const char* function, Index num_tokens, const Tape& tape) const {
     if (tape.input_dim == 0) fail(function, ": the tape holds no forward pass that has ended");
-    if (tape.logits.cols() != num_experts() || tape.input_dim != input_dim() || tape.output_dim != output_dim())
+    if (tape.logits.cols() != num_logits() || tape.input_dim != input_dim() || tape.output_dim != output_dim())
       fail(function, ": the tape is of a layer of ", tape.logits.cols(), " experts that maps ", tape.input_dim, " to ",
-           tape.output_dim, ", expected ", num_experts(), " experts, ", input_dim(), " to ", output_dim());
+           tape.output_dim, ", expected ", num_logits(), " experts, ", input_dim(), " to ", output_dim());
     if (num_tokens != tape.routing.num_tokens())
       fail(function, ": tokens has ", num_tokens, " rows, expected ", tape.routing.num_tokens(),
            " as in the forward pass of the tape");

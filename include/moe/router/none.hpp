@@ -27,15 +27,15 @@ class BasicNoRouter {
 
   /// out [num_tokens, num_experts] = 0; must not overlap tokens, whose values are not read. num_tokens * num_experts
   /// stores, no allocation. Throws std::invalid_argument on wrong shapes.
-  void logits(const MatrixView<Scalar>& tokens, const Step&, MatrixRef<Scalar> out) const {
+  void logits(const MatrixView<Scalar>& tokens, const Context&, MatrixRef<Scalar> out) const {
     constexpr const char* kFunction = "moe::NoRouter::logits";
     detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim_);
     detail::require_shape(kFunction, "out", out, tokens.rows(), num_experts_);
     detail::require_apart(kFunction, "out", out, "tokens", tokens);
     out.setZero();
   }
-  void logits(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape&) const {
-    logits(tokens, step, out);
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out, Tape&) const {
+    logits(tokens, context, out);
   }
 
   /// Throws std::invalid_argument unless the gradient is of these sizes.
@@ -46,13 +46,13 @@ class BasicNoRouter {
   }
 
   /// Adds nothing to anything. Throws std::invalid_argument on wrong shapes.
-  void backward(const MatrixView<Scalar>& tokens, const Step& step, Tape& tape, const MatrixView<Scalar>& dlogits,
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicNoRouter& gradient, MatrixRef<Scalar> dtokens) const {
     detail::require_shape("moe::NoRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim_);
-    backward(tokens, step, tape, dlogits, gradient);
+    backward(tokens, context, tape, dlogits, gradient);
   }
   /// The same without dtokens.
-  void backward(const MatrixView<Scalar>& tokens, const Step&, Tape& tape, const MatrixView<Scalar>& dlogits,
+  void backward(const MatrixView<Scalar>& tokens, const Context&, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicNoRouter& gradient) const {
     constexpr const char* kFunction = "moe::NoRouter::backward";
     detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), model_dim_);

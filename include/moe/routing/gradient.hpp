@@ -18,10 +18,9 @@ struct RoutingGradient {
 
   void clear() { *this = {}; }
   /// The same for a batch of so many tokens, keeping the memory of one of that size: its matrices are then zero.
-  void clear(Index num_tokens, Index num_experts) {
+  void clear(Index num_tokens) {
     for (Matrix<S>* matrix : {&probability, &logits}) {
-      if (matrix->size() == 0) continue;
-      if (matrix->rows() == num_tokens && matrix->cols() == num_experts)
+      if (matrix->rows() == num_tokens)
         matrix->setZero();
       else
         matrix->resize(0, 0);
