@@ -34,7 +34,7 @@ row() {
     option=$(openmp "$compiler")
     # The second line of `times` is what the children took: "0m8.10s 0m0.32s".
     # shellcheck disable=SC2086  # one option or none
-    taken=$("$compiler" -std=c++20 -O2 $option -I "$root/include" -isystem "$eigen" -c "$source" -o "$work/object.o" && times)
+    taken=$("$compiler" -std=c++20 -O2 $option -I "$root/include" -isystem "$eigen" -c "$source" -o "$work/out.o" && times)
     printf '%s\n' "$taken" | sed -n '2s/^\([0-9]*\)m\([0-9.]*\)s.*/\1 \2/p' | {
       read -r minutes seconds
       printf ' %s |' "$(awk "BEGIN { printf \"%.1f\", $minutes * 60 + $seconds }")"

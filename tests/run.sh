@@ -36,8 +36,8 @@ if [ "$mode" = full ]; then
   need git git
 fi
 
-# minutes_of <stage>: with the cores of this machine and nothing compiled before. Core minutes of an AMD Zen 5 guest;
-# all but those of packaging and readme are estimates. Most of it is compiling: a second run takes a few minutes a stage.
+# minutes_of <stage>: with the cores of this machine and nothing compiled before. Core minutes of an AMD Zen 5 guest,
+# estimates but for packaging and readme. Most of it is compiling: a second run takes a few minutes a stage.
 minutes_of() {
   case "$1" in
     ci-gcc) core_minutes=27 ;;
