@@ -4,7 +4,7 @@
 #include "moe/router/linear.hpp"
 
 struct Gate {
-  void route(const moe::Logits<float>&, const moe::Step&, moe::Routing<float>&) const {}
+  void route(const moe::Logits<float>&, const moe::Context&, moe::Routing<float>&) const {}
 };
 
 moe::MoeLayer layer(moe::LinearRouter(2, 3), Gate{}, moe::ExpertPool<moe::Mlp>::random(2, 3, 4, 1));

@@ -5,7 +5,7 @@
 
 struct Gate {
   static constexpr bool kPerToken = true;
-  void route(const moe::Logits<float>&, const moe::Step&, moe::Routing<float>&) const {}
+  void route(const moe::Logits<float>&, const moe::Context&, moe::Routing<float>&) const {}
 };
 
 using Layer = moe::MoeLayer<moe::LinearRouter, Gate, moe::ExpertPool<moe::Mlp>>;
