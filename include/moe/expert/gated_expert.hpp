@@ -11,14 +11,19 @@ namespace moe::inline MOE_ABI {
 /// y = sigmoid(<g, x> + b) * E(x): an expert with a scalar gate of its own, which as a branch is the gated shared
 /// expert of Qwen2-MoE. g is a linear map to one output, b is optional. Immutable in forward, share freely. Team Qwen,
 /// "Qwen2 Technical Report" (arXiv:2407.10671).
-template <DifferentiableExpert E, class Codec>
+template <class E, class Codec>
 class GatedExpert {
+  static_assert(Expert<E>,
+                "moe::GatedExpert: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
+                "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, const Context&) const` "
+                "(see moe/expert/concept.hpp)");
+
  public:
   using Scalar = typename E::Scalar;
   static_assert(std::is_same_v<Scalar, typename Codec::Scalar>,
                 "moe::GatedExpert: the expert and the gate need the same Scalar");
   struct Tape {
-    typename E::Tape expert;
+    detail::TapeOf<E> expert;
     typename BasicLinear<Codec>::Tape gate;
     Matrix<Scalar> out;    ///< E(x)
     Matrix<Scalar> score;  ///< sigmoid(<g, x> + b), [num_rows, 1]
@@ -47,7 +52,9 @@ class GatedExpert {
     expert_.forward(rows, out, context);
     apply(score, out);
   }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const {
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const
+    requires DifferentiableExpert<E>
+  {
     detail::require_apart("moe::GatedExpert::forward", "out", out, "rows", rows);
     tape.score.resize(rows.rows(), 1);
     gate_.forward(rows, tape.score, context, tape.gate);
@@ -56,14 +63,18 @@ class GatedExpert {
     apply(tape.score, out);
   }
   /// Throws std::invalid_argument unless tape and gradient are those of an expert of these sizes.
-  void require_backward(Index num_rows, const Tape& tape, const GatedExpert& gradient) const {
+  void require_backward(Index num_rows, const Tape& tape, const GatedExpert& gradient) const
+    requires DifferentiableExpert<E>
+  {
     constexpr const char* kFunction = "moe::GatedExpert::backward";
     detail::require_shape(kFunction, "tape.out", tape.out, num_rows, output_dim());
     detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert, gradient.expert_);
     gate_.require_backward(num_rows, tape.gate, gradient.gate_);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                GatedExpert& gradient, const Context& context) const {
+                GatedExpert& gradient, const Context& context) const
+    requires DifferentiableExpert<E>
+  {
     constexpr const char* kFunction = "moe::GatedExpert::backward";
     detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
     detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());

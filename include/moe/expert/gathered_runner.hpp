@@ -12,7 +12,7 @@
 namespace moe::inline MOE_ABI::detail {
 
 /// Runs a pool of arbitrary experts: rows gathered by expert, one expert per parallel task.
-template <Expert E>
+template <class E>
 struct GatheredRunner {
   using S = typename E::Scalar;
 

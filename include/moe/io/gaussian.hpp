@@ -48,4 +48,12 @@ GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gat
   return model;
 }
 
+/// For other gates: GaussianMoe says in a sentence what they lack.
+template <class Gate>
+  requires(!LikelihoodGate<Gate>)
+GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path&, const Gate& = {}, LastSlope = LastSlope::Zero,
+                                    FileAccess = FileAccess::Map) {
+  return {};
+}
+
 }  // namespace moe::inline MOE_ABI

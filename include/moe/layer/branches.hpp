@@ -19,6 +19,9 @@ namespace moe::inline MOE_ABI {
 /// gradient, whatever its rows hold. Immutable in forward, share freely.
 template <class Layer, class... Branches>
 class WithBranches {
+  static_assert(InferenceLayer<Layer>,
+                "moe::WithBranches: a layer needs `Scalar`, `kPerToken`, `input_dim()`, `output_dim()` and "
+                "`void forward(tokens, const Step&, out, BasicWorkspace<Scalar>&) const` (see moe/layer/concept.hpp)");
   static_assert((Expert<Branches> && ...),
                 "moe::WithBranches: an Expert needs `Scalar`, `input_dim()`, `output_dim()` and "
                 "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, const Context&) const` "
@@ -31,9 +34,12 @@ class WithBranches {
   static_assert((std::is_same_v<Scalar, typename Branches::Scalar> && ...),
                 "moe::WithBranches: the layer and its branches need the same Scalar");
 
+  /// Whether the layer and all branches can be trained through; see TrainableLayer.
+  static constexpr bool kTrainable = TrainableLayer<Layer> && (DifferentiableExpert<Branches> && ...);
+
   struct Tape {
-    typename Layer::Tape layer;
-    std::tuple<typename Branches::Tape...> branches;
+    detail::TapeOf<Layer> layer;
+    std::tuple<detail::TapeOf<Branches>...> branches;
     Step step;
     Scratch scratch;
     RowBuffer<Scalar> buffer;
@@ -91,17 +97,14 @@ class WithBranches {
   }
   /// `out` must not overlap `tokens`, which backward reads again.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
-    static_assert((DifferentiableExpert<Branches> && ...),
-                  "moe::WithBranches: training needs branches with forward(..., tape), backward and visit "
-                  "(see moe/expert/concept.hpp)");
-    static_assert(HasParameters<Layer>,
-                  "moe::WithBranches: training needs a layer with visit (see moe/core/visit.hpp)");
+    static_cast<void>(RequireTrainable<Layer>{});
     require_branches("moe::WithBranches::forward");
     const detail::ExclusiveUse use("moe::WithBranches::forward", "tape", tape.use);
     layer_.forward(tokens, step, out, tape.layer);
     tape.is_whole = false;
     tape.step = step;
-    run_branches(without_padding(tokens, step, tape.tokens), out, tape);
+    if constexpr ((DifferentiableExpert<Branches> && ...))
+      run_branches(without_padding(tokens, step, tape.tokens), out, tape);
   }
 
   /// Forward pass of the tape again with its choices frozen; see MoeLayer::replay.
@@ -157,6 +160,18 @@ class WithBranches {
   }
 
  private:
+  /// Says in a sentence what cannot be trained through. A class, as compilers look into it where it is named; a layer
+  /// that knows which of its parts it is says so itself.
+  template <class L>
+  struct RequireTrainable {
+    static_assert((DifferentiableExpert<Branches> && ...),
+                  "moe::WithBranches: training needs branches with forward(..., tape), backward and visit "
+                  "(see moe/expert/concept.hpp)");
+    static_assert(TrainableLayer<L> || !detail::kMayBeTrained<L>,
+                  "moe::WithBranches: training needs a layer with forward(..., tape), backward and visit "
+                  "(see moe/layer/concept.hpp)");
+  };
+
   struct BranchScratch {
     Scratch scratch;        // apart from the layer's own experts, which may use the same types
     RowBuffer<Scalar> out;  // where the caller's is the tokens

@@ -14,9 +14,13 @@ namespace moe::inline MOE_ABI {
 /// `losses` of its tape goes through backward (see for_each_routed()). Immutable in forward, share freely.
 template <class Layer>
 class LayerExpert {
+  static_assert(InferenceLayer<Layer>,
+                "moe::LayerExpert: a layer needs `Scalar`, `kPerToken`, `input_dim()`, `output_dim()` and "
+                "`void forward(tokens, const Step&, out, BasicWorkspace<Scalar>&) const` (see moe/layer/concept.hpp)");
+
  public:
   using Scalar = typename Layer::Scalar;
-  using Tape = typename Layer::Tape;
+  using Tape = detail::TapeOf<Layer>;
   static constexpr bool kPerToken = Layer::kPerToken;
 
   explicit LayerExpert(Layer layer) : layer_(std::move(layer)) {}
@@ -27,17 +31,22 @@ class LayerExpert {
   Index output_dim() const { return layer_.output_dim(); }
 
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
-    layer_.forward(rows, context.step, out, context.scratch.get<typename Layer::Workspace>());
+    layer_.forward(rows, context.step, out, context.scratch.get<BasicWorkspace<Scalar>>());
   }
-  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const {
-    static_assert(HasParameters<Layer>, "moe::LayerExpert: training needs a layer with visit (see moe/core/visit.hpp)");
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const
+    requires TrainableLayer<Layer>
+  {
     layer_.forward(rows, context.step, out, tape);
   }
-  void require_backward(Index num_rows, const Tape& tape, const LayerExpert& gradient) const {
+  void require_backward(Index num_rows, const Tape& tape, const LayerExpert& gradient) const
+    requires TrainableLayer<Layer>
+  {
     detail::require_backward_of("moe::LayerExpert::backward", "gradient", layer_, num_rows, tape, gradient.layer_);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
-                LayerExpert& gradient, const Context& context) const {
+                LayerExpert& gradient, const Context& context) const
+    requires TrainableLayer<Layer>
+  {
     tape.step = context.step;  // equal to that of forward, whose spans may have moved
     layer_.backward(rows, tape, dout, gradient.layer_, drows);
   }

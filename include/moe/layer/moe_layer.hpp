@@ -30,7 +30,11 @@ class MoeLayer {
       Router<R>,
       "moe::MoeLayer: a Router needs `Scalar`, `num_experts()`, `model_dim()` and "
       "`void logits(const ConstMatrixRef<S>&, const Context&, MatrixRef<S>) const` (see moe/router/concept.hpp)");
-  static_assert(ExpertSet<X> || Mixture<X>,
+  static_assert(Mixture<X> || !detail::MeansMixture<X>,
+                "moe::MoeLayer: a Mixture needs `Scalar`, `num_experts()`, `input_dim()`, `output_dim()` and "
+                "`void forward(tokens, const Routing<Scalar>&, const Context&, out) const` "
+                "(see moe/layer/mixture.hpp)");
+  static_assert(ExpertSet<X> || Mixture<X> || detail::MeansMixture<X>,
                 "moe::MoeLayer: an ExpertSet needs `Scalar`, `size()`, `input_dim()`, `output_dim()` and "
                 "`void forward(tokens, const PlanView& plan, const Context&, RowBuffer<Scalar>& rows) const`; wrap "
                 "experts in moe::ExpertPool (see moe/expert/expert_set.hpp)");
@@ -49,6 +53,9 @@ class MoeLayer {
   using MixtureType = detail::MixtureOf<X>;
   /// Whether a token's output depends on the token alone.
   static constexpr bool kPerToken = G::kPerToken && kIsPerToken<X>;
+  /// Whether all parts can be trained through; see TrainableLayer.
+  static constexpr bool kTrainable =
+      DifferentiableRouter<R> && DifferentiableGate<G, Scalar> && DifferentiableMixture<MixtureType>;
 
   /// What forward leaves for backward, and the working memory of backward. Caller-owned; several may be live.
   struct Tape {
@@ -137,7 +144,7 @@ class MoeLayer {
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     start(kFunction, tokens, step, out, tape);
     tape.losses.clear(tokens.rows());
-    router_.logits(tokens, {step, tape.scratch}, tape.logits, tape.router);
+    score(tokens, tape);
     gate_.route(tape.logits, {step, tape.scratch}, tape.routing);
     finish(tokens, out, tape);
   }
@@ -157,8 +164,8 @@ class MoeLayer {
     start(kFunction, tokens, step, out, tape);
     tape.losses.clear(tokens.rows());
     tape.routing = choices;
-    router_.logits(tokens, {step, tape.scratch}, tape.logits, tape.router);
-    gate_.replay(tape.logits, {step, tape.scratch}, tape.routing);
+    score(tokens, tape);
+    if constexpr (kTrainable) gate_.replay(tape.logits, {step, tape.scratch}, tape.routing);
     finish(tokens, out, tape);
   }
 
@@ -170,8 +177,8 @@ class MoeLayer {
     require_tape(kFunction, tokens.rows(), tape);
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     start(kFunction, tokens, tape.step, out, tape);
-    router_.logits(tokens, {tape.step, tape.scratch}, tape.logits, tape.router);
-    gate_.replay(tape.logits, {tape.step, tape.scratch}, tape.routing);
+    score(tokens, tape);
+    if constexpr (kTrainable) gate_.replay(tape.logits, {tape.step, tape.scratch}, tape.routing);
     finish(tokens, out, tape);
   }
 
@@ -230,10 +237,15 @@ class MoeLayer {
     tape.logits.resize(tokens.rows(), num_logits());
   }
 
+  /// What start() has refused in a sentence is not compiled: it would be refused again at length.
+  void score(const ConstMatrixRef<Scalar>& tokens, Tape& tape) const {
+    if constexpr (kTrainable) router_.logits(tokens, {tape.step, tape.scratch}, tape.logits, tape.router);
+  }
+
   /// The mixture over tape.routing, with which the tape is whole.
   void finish(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     check_routing(tokens.rows(), tape.step, tape.routing);
-    mixture_.forward(tokens, tape.routing, {tape.step, tape.scratch}, out, tape.mixture);
+    if constexpr (kTrainable) mixture_.forward(tokens, tape.routing, {tape.step, tape.scratch}, out, tape.mixture);
     tape.input_dim = input_dim();
     tape.output_dim = output_dim();
   }
@@ -246,6 +258,12 @@ class MoeLayer {
     require_backward_shapes(tokens, dout, dtokens);
     require_loss_shapes(tape);
     const detail::ExclusiveUse use("moe::MoeLayer::backward", "tape", tape.use);
+    if constexpr (kTrainable) backward_parts(tokens, tape, dout, gradient, dtokens);
+  }
+
+  /// From the mixture over the gate to the router.
+  void backward_parts(const ConstMatrixRef<Scalar>& tokens, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                      MoeLayer& gradient, MatrixRef<Scalar>* dtokens) const {
     const Context context(tape.step, tape.scratch);
     tape.dweight.resize(static_cast<std::size_t>(tape.routing.num_assignments()));
     backward_mixture(tokens, tape, dout, gradient, dtokens);

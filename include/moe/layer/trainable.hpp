@@ -8,12 +8,17 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// The mixture that a layer makes of X: X itself if it is one, else the routed experts of a set.
+/// Whether X counts its experts as a Mixture does, and not as an ExpertSet.
+template <class X>
+concept MeansMixture = requires(const X& x) { x.num_experts(); } && !requires(const X& x) { x.size(); };
+
+/// The mixture that a layer makes of X: X itself if it is meant as one, else the routed experts of a set.
 template <class X>
 struct MixtureOfPart {
   using type = RoutedExperts<X>;
 };
-template <Mixture X>
+template <class X>
+  requires(Mixture<X> || MeansMixture<X>)
 struct MixtureOfPart<X> {
   using type = X;
 };

@@ -35,6 +35,13 @@ GaussianFit<Gate> fit(const RegressionData& data, Index num_experts, const Gate&
   return fit;
 }
 
+/// For other gates: GaussianMoe says in a sentence what they lack.
+template <class Gate>
+  requires(!LikelihoodGate<Gate>)
+GaussianFit<Gate> fit(const RegressionData&, Index, const Gate& = {}, const FitOptions& = {}) {
+  return {};
+}
+
 /// The same from one given model, by a single long run: for simulations that start near the truth, and for refits.
 /// Errors as for fit, and for a model that is bad or not in normal form.
 template <LikelihoodGate Gate>

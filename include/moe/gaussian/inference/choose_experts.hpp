@@ -86,4 +86,11 @@ ExpertSweep<Gate> sweep_experts(const RegressionData& data, const ExpertRange& r
   return result;
 }
 
+/// For other gates: GaussianMoe says in a sentence what they lack.
+template <class Gate>
+  requires(!LikelihoodGate<Gate>)
+ExpertSweep<Gate> sweep_experts(const RegressionData&, const ExpertRange&, const Gate& = {}, const FitOptions& = {}) {
+  return {};
+}
+
 }  // namespace moe::inline MOE_ABI

@@ -148,7 +148,7 @@ struct GateModel<ActivationGate<Act, Temperature>> {
   }
 };
 
-/// A gate that says how it enters a likelihood.
+/// A gate that says how it enters a likelihood: a Gate for logits of type double, with a specialisation of GateModel.
 template <class G>
 concept LikelihoodGate = Gate<G, double> && requires(const G& gate, Index num_experts) {
   typename GateModel<G>::Inner;

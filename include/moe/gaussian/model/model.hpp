@@ -36,9 +36,9 @@ struct GaussianParameters {
 /// Ho (arXiv:2305.03288), top-K: Nguyen et al. (arXiv:2309.13850), temperature and activation: (arXiv:2401.13875).
 template <class GateType = SoftmaxGate>
 struct GaussianMoe : GaussianParameters {
-  static_assert(
-      LikelihoodGate<GateType>,
-      "moe::GaussianMoe: a gate needs a specialisation of moe::GateModel (see moe/gaussian/model/gate_model.hpp)");
+  static_assert(LikelihoodGate<GateType>,
+                "moe::GaussianMoe: a gate needs `route` for double and a specialisation of moe::GateModel "
+                "(see moe/gaussian/model/gate_model.hpp)");
   using Gate = GateType;
 
   Gate gate = {};
