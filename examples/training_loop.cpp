@@ -7,8 +7,7 @@
 int main() {
   constexpr moe::Index num_tokens = 256, model_dim = 4, num_experts = 4;
   constexpr std::uint64_t kUpdates = 600;
-  moe::MoeLayer layer(moe::LinearRouter::random(num_experts, model_dim, 1, moe::RouterBias::Zero),
-                      moe::TopKGate{.k = 2},
+  moe::MoeLayer layer(moe::LinearRouter::random(num_experts, model_dim, 1, moe::Bias::Zero), moe::TopKGate{.k = 2},
                       moe::ExpertPool<moe::Linear>::random(num_experts, model_dim, model_dim, 2));
 
   const moe::Matrix<float> tokens = moe::Matrix<float>::Random(num_tokens, model_dim);

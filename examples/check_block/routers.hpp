@@ -39,7 +39,7 @@ inline Matrix<float> through_softmax(const Matrix<float>& logits, const Matrix<f
 
 /// A router with this weight [experts, dim] and bias [experts], or none.
 inline moe::LinearRouter linear_router(const Matrix<float>& weight, const std::vector<float>& bias = {}) {
-  const auto with_bias = bias.empty() ? moe::RouterBias::Off : moe::RouterBias::Zero;
+  const auto with_bias = bias.empty() ? moe::Bias::Off : moe::Bias::Zero;
   moe::LinearRouter router(weight.rows(), weight.cols(), with_bias);
   router.weight().write(span_of(weight));
   if (!bias.empty()) router.bias().write(std::span<const float>(bias));

@@ -15,8 +15,7 @@ inline void check_tutel_cosine(Variant& v) {
   const bool with_bias = v.has("w_cosine_projector_bias");
   const auto bias = with_bias ? v.numbers("w_cosine_projector_bias", weight.rows()) : std::vector<float>{};
   const Matrix<float> columns = v.matrix("w_sim_matrix", weight.rows());
-  moe::CosineRouter router(columns.cols(), weight.cols(), weight.rows(),
-                           with_bias ? moe::RouterBias::Zero : moe::RouterBias::Off);
+  moe::CosineRouter router(columns.cols(), weight.cols(), weight.rows(), with_bias ? moe::Bias::Zero : moe::Bias::Off);
   router.projection() = linear_router(weight, bias);
   router.vectors().write(span_of(Matrix<float>(columns.transpose())));
   router.temperature() = static_cast<double>(v.numbers("w_temperature", 1)[0]);

@@ -25,7 +25,6 @@ using moe::Index;
 using moe::Linear;
 using moe::LinearRouter;
 using moe::Mlp;
-using moe::RouterBias;
 
 constexpr Index kDim = 5, kHidden = 11, kExperts = 3;  // none fills a register
 
@@ -105,8 +104,8 @@ bool names_numbers(const std::string& text) {
 
 TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("linear", LinearRouter(kExperts, kDim), kExperts * kDim);
-  require_round_trip("linear, bias", LinearRouter(kExperts, kDim, RouterBias::Zero), kExperts * (kDim + 1));
-  require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, RouterBias::Zero));
+  require_round_trip("linear, bias", LinearRouter(kExperts, kDim, Bias::Zero), kExperts * (kDim + 1));
+  require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, Bias::Zero));
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
   require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
   require_round_trip("none", moe::NoRouter(kExperts, kDim), 0);

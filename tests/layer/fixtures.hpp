@@ -20,7 +20,7 @@ Layer<E, Gate, Codec> layer_of(Index num_experts, Gate gate, Options... options)
   std::vector<E> experts;
   for (Index e = 0; e < num_experts; ++e)
     experts.push_back(random_expert<E>(kModelDim, kHiddenDim, std::uint64_t(100 * e + 1), options...));
-  auto router = moe::BasicLinearRouter<Codec>::random(num_experts, experts[0].input_dim(), 7, moe::RouterBias::Zero);
+  auto router = moe::BasicLinearRouter<Codec>::random(num_experts, experts[0].input_dim(), 7, moe::Bias::Zero);
   randomise(router, 8);
   return {std::move(router), std::move(gate), moe::ExpertPool<E>(std::move(experts))};
 }

@@ -49,7 +49,7 @@ struct Counting {
 
 /// A router whose logits are the same for all tokens: its bias.
 moe::BasicLinearRouter<F64> constant_router(const std::vector<double>& logits) {
-  moe::BasicLinearRouter<F64> router(Index(logits.size()), kModelDim, moe::RouterBias::Zero);
+  moe::BasicLinearRouter<F64> router(Index(logits.size()), kModelDim, moe::Bias::Zero);
   router.bias().write(std::span<const double>(logits));
   return router;
 }

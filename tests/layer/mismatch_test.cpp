@@ -171,8 +171,7 @@ TEST_CASE("WithBranches: a branch that has been replaced by another of another s
 
 TEST_CASE("MoeLayer: a gradient with other parameters of router or gate is named", "[layer][error]") {
   const auto layer = layer_of(4, 11, 9), biased = [] {
-    return moe::MoeLayer(Router::random(4, 11, 1, moe::RouterBias::Zero), TopKGate{},
-                         ExpertPool<Glu>::random(4, 11, 9, 2));
+    return moe::MoeLayer(Router::random(4, 11, 1, moe::Bias::Zero), TopKGate{}, ExpertPool<Glu>::random(4, 11, 9, 2));
   }();
   check_refused(layer, layer, biased, "moe::LinearRouter::backward: gradient is [4, 11] with 4 biases, expected");
   const auto weighed = layer_of(4, 11, 9, TopKGate{.weight_bias = Eigen::RowVectorXd::Zero(4)});

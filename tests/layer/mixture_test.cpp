@@ -61,7 +61,7 @@ void check_external(const Layer& layer, const Step& step) {
   CHECK(dweight == pass.tape.dweight);
   // What the router adds to dtokens is zero where its weights are.
   Layer without = layer;
-  without.router() = Router(layer.num_experts(), kModelDim, moe::RouterBias::Zero);
+  without.router() = Router(layer.num_experts(), kModelDim, moe::Bias::Zero);
   without.router().bias() = layer.router().bias();
   auto replayed = out;
   typename Layer::Tape zero;

@@ -6,20 +6,19 @@
 #include "matrices.hpp"
 #include "thread_executor.hpp"
 
+using moe::Bias;
 using moe::Index;
 using moe::Matrix;
-using moe::RouterBias;
 using moe::Step;
 using Router = moe::BasicCosineRouter<moe::F64>;
 
 namespace {
 
 template <class Codec>
-moe::BasicCosineRouter<Codec> random_router(Index experts, Index dim, Index proj, RouterBias bias = RouterBias::Zero) {
+moe::BasicCosineRouter<Codec> random_router(Index experts, Index dim, Index proj, Bias bias = Bias::Zero) {
   auto router = moe::BasicCosineRouter<Codec>::random(experts, dim, proj, 3, bias);
   const auto values = test::random_matrix<double>(1, proj, 4);
-  if (bias == RouterBias::Zero)
-    router.projection().bias().write(std::span(values.data(), static_cast<std::size_t>(proj)));
+  if (bias == Bias::Zero) router.projection().bias().write(std::span(values.data(), static_cast<std::size_t>(proj)));
   router.temperature() = 0.3;
   return router;
 }
@@ -55,7 +54,7 @@ TEMPLATE_TEST_CASE("CosineRouter: logits equal the formula", "[router]", moe::F3
   for (const Index experts : {1, 3, 17})
     for (const Index proj : {1, 8, 19})
       for (const Index tokens : {0, 1, 70})
-        for (const RouterBias bias : {RouterBias::Off, RouterBias::Zero}) {
+        for (const Bias bias : {Bias::Off, Bias::Zero}) {
           CAPTURE(experts, proj, tokens, bias);
           const auto router = random_router<TestType>(experts, 13, proj, bias);
           const auto x = test::random_matrix<S>(tokens, 13);
@@ -71,7 +70,7 @@ TEMPLATE_TEST_CASE("CosineRouter: logits equal the formula", "[router]", moe::F3
 }
 
 TEST_CASE("CosineRouter: sizes of vectors, and without bias of tokens, do not matter", "[router][property]") {
-  auto router = random_router<moe::F64>(5, 7, 4, RouterBias::Off);
+  auto router = random_router<moe::F64>(5, 7, 4, Bias::Off);
   const auto tokens = test::random_matrix<double>(9, 7);
   const auto before = logits(router, tokens);
   for (Index i = 0; i < 4; ++i) router.vectors()(2, i) *= 1e160;  // whose square is infinite

@@ -7,11 +7,11 @@
 #include "thread_executor.hpp"
 #include "tolerance.hpp"
 
+using moe::Bias;
 using moe::F32;
 using moe::F64;
 using moe::Index;
 using moe::Matrix;
-using moe::RouterBias;
 using moe::Step;
 using test::Mat;
 
@@ -19,10 +19,10 @@ namespace {
 
 /// A router with random numbers in all its parameters.
 template <class Codec>
-moe::BasicLinearRouter<Codec> random_router(Index num_experts, Index model_dim, RouterBias bias = RouterBias::Zero) {
+moe::BasicLinearRouter<Codec> random_router(Index num_experts, Index model_dim, Bias bias = Bias::Zero) {
   auto router = moe::BasicLinearRouter<Codec>::random(num_experts, model_dim, 1, bias);
   const auto values = test::random_matrix<double>(1, num_experts, 2);
-  if (bias == RouterBias::Zero) router.bias().write(std::span(values.data(), static_cast<std::size_t>(num_experts)));
+  if (bias == Bias::Zero) router.bias().write(std::span(values.data(), static_cast<std::size_t>(num_experts)));
   return router;
 }
 
@@ -40,7 +40,7 @@ TEMPLATE_TEST_CASE("LinearRouter: logits are x W^T + b within the error of the s
   for (const Index num_experts : {1, 2, 8, 17, 64, 130})
     for (const Index model_dim : {1, 37})
       for (const Index num_tokens : {0, 1, 6, 7, 100})
-        for (const RouterBias bias : {RouterBias::Off, RouterBias::Zero}) {
+        for (const Bias bias : {Bias::Off, Bias::Zero}) {
           const auto router = random_router<TestType>(num_experts, model_dim, bias);
           const auto tokens = test::random_matrix<S>(num_tokens, model_dim);
           const test::Bounded<S> exact{Mat(tokens.template cast<double>())};
@@ -69,7 +69,7 @@ TEMPLATE_TEST_CASE("LinearRouter: a token alone and any number of threads give t
 }
 
 TEST_CASE("LinearRouter: backward adds central differences to gradient and dtokens", "[router]") {
-  for (const RouterBias bias : {RouterBias::Off, RouterBias::Zero}) {
+  for (const Bias bias : {Bias::Off, Bias::Zero}) {
     auto router = random_router<F64>(5, 13, bias);
     auto tokens = test::random_matrix<double>(9, 13);
     const auto c = test::random_matrix<double>(9, 5, 3);
@@ -103,7 +103,7 @@ TEST_CASE("LinearRouter: wrong sizes are refused", "[router][error]") {
   const moe::LinearRouter router(3, 4);
   CHECK_THROWS_WITH(logits(router, Matrix<float>(Matrix<float>::Zero(2, 5))),
                     "moe::LinearRouter::logits: tokens is [2, 5], expected [2, 4]");
-  moe::LinearRouter biased(3, 4, RouterBias::Zero);
+  moe::LinearRouter biased(3, 4, Bias::Zero);
   moe::LinearRouter::Tape tape;
   Matrix<float> tokens = Matrix<float>::Zero(2, 4), dlogits = Matrix<float>::Zero(2, 3);
   CHECK_THROWS_WITH(router.backward(tokens, Step{}, tape, dlogits, biased, tokens),

@@ -5,8 +5,6 @@
 
 namespace moe::inline MOE_ABI {
 
-enum class Bias { Off, Zero };
-
 namespace detail {
 
 template <class Codec>

@@ -21,6 +21,9 @@ struct F64 {
   using Scalar = double;
 };
 
+/// Whether a linear map that is made anew has a bias.
+enum class Bias { Off, Zero };
+
 /// Which output stands in which column of a panel. Plain: in order. Paired (GLU): the first register of a panel row
 /// holds the gate and the second the up projection of the same hidden units, so that one tile ends with both; outputs
 /// [0, N/2) are gates and [N/2, N) are ups.

@@ -38,14 +38,14 @@ class BasicCosineRouter {
   static double largest_temperature() { return std::log(100.0); }
 
   /// Zero vectors: all experts alike. Throws std::invalid_argument for sizes below 1.
-  BasicCosineRouter(Index num_experts, Index model_dim, Index proj_dim, RouterBias bias = RouterBias::Zero)
+  BasicCosineRouter(Index num_experts, Index model_dim, Index proj_dim, Bias bias = Bias::Zero)
       : projection_(detail::checked_size("moe::CosineRouter", "proj_dim", proj_dim, 1),
                     detail::checked_size("moe::CosineRouter", "model_dim", model_dim, 1), bias),
         experts_(detail::checked_size("moe::CosineRouter", "num_experts", num_experts, 1), proj_dim) {}
 
   /// W and v from U(-1/sqrt(columns), 1/sqrt(columns)); temperature ln 2: logits between -2 and 2.
   static BasicCosineRouter random(Index num_experts, Index model_dim, Index proj_dim, std::uint64_t seed,
-                                  RouterBias bias = RouterBias::Zero) {
+                                  Bias bias = Bias::Zero) {
     BasicCosineRouter router(num_experts, model_dim, proj_dim, bias);
     router.projection_ = BasicLinearRouter<Codec>::random(proj_dim, model_dim, seed, bias);
     const double bound = 1 / std::sqrt(static_cast<double>(proj_dim));

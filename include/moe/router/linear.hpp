@@ -5,12 +5,11 @@
 #include <vector>
 
 #include "moe/core/overlap.hpp"
+#include "moe/kernel/gather.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
 #include "moe/router/concept.hpp"
 
 namespace moe::inline MOE_ABI {
-
-enum class RouterBias { Off, Zero };
 
 /// logits = tokens W^T + b: W [num_experts, model_dim], b [num_experts] or none. Immutable in use, share freely.
 template <class Codec>
@@ -24,14 +23,13 @@ class BasicLinearRouter {
   };
 
   /// Zero weights: all experts alike. Throws std::invalid_argument for num_experts < 1 or model_dim < 1.
-  BasicLinearRouter(Index num_experts, Index model_dim, RouterBias bias = RouterBias::Off)
+  BasicLinearRouter(Index num_experts, Index model_dim, Bias bias = Bias::Off)
       : weight_(detail::checked_size("moe::LinearRouter", "num_experts", num_experts, 1),
                 detail::checked_size("moe::LinearRouter", "model_dim", model_dim, 1)),
-        bias_(bias == RouterBias::Off ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {}
+        bias_(bias == Bias::Off ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(num_experts)) {}
 
   /// Weights from U(-1/sqrt(model_dim), 1/sqrt(model_dim)).
-  static BasicLinearRouter random(Index num_experts, Index model_dim, std::uint64_t seed,
-                                  RouterBias bias = RouterBias::Off) {
+  static BasicLinearRouter random(Index num_experts, Index model_dim, std::uint64_t seed, Bias bias = Bias::Off) {
     BasicLinearRouter router(num_experts, model_dim, bias);
     router.weight_.randomise(RandomField(Purpose::Initialise, seed), 1.0 / std::sqrt(static_cast<double>(model_dim)));
     return router;
@@ -116,10 +114,9 @@ class BasicLinearRouter {
     tape.token.clear();
     for (Index t = 0; t < dlogits.rows(); ++t)
       if (step.is_valid(t)) tape.token.push_back(t);
-    tape.dlogits.resize(static_cast<Index>(tape.token.size()), weight_.width());
-    tape.dlogits.matrix().setZero();
-    for (Index r = 0; r < tape.dlogits.rows(); ++r)
-      tape.dlogits.matrix().row(r).head(num_experts()) = dlogits.row(tape.token[static_cast<std::size_t>(r)]);
+    kernel::gather<Scalar>(
+        dlogits, std::ssize(tape.token), weight_.width(),
+        [&](Index r) { return tape.token[static_cast<std::size_t>(r)]; }, tape.dlogits);
   }
 
   /// Splits by blocks of tokens, as a router has few panels and many rows; and by panels where the tokens are too few

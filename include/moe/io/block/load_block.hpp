@@ -196,7 +196,7 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
 inline std::pair<LinearRouter, TopKGate> load_router(const Checkpoint& checkpoint, const MoeConfig& config,
                                                      const FamilyFormat& format, const std::string& prefix) {
   config.validate();
-  const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
+  const Bias bias = config.router_bias ? Bias::Zero : Bias::Off;
   std::pair loaded(LinearRouter(config.num_logits(), config.model_dim, bias), config.gate);
   if (config.selection_bias) loaded.second.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
   detail::BlockBinder binder(config, format, prefix, false);

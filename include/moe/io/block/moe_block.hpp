@@ -208,7 +208,7 @@ class MoeBlock {
   }
 
   static LinearRouter router_of(const MoeConfig& config) {
-    const RouterBias bias = config.router_bias ? RouterBias::Zero : RouterBias::Off;
+    const Bias bias = config.router_bias ? Bias::Zero : Bias::Off;
     return {config.num_logits(), config.model_dim, bias};
   }
 
