@@ -143,7 +143,7 @@ class MoeLayer {
     constexpr const char* kFunction = "moe::MoeLayer::forward";
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     start(kFunction, tokens, step, out, tape);
-    tape.losses.clear(tokens.rows());
+    tape.losses.clear(tokens.rows(), num_experts(), num_logits());
     score(tokens, tape);
     gate_.route(tape.logits, {step, tape.scratch}, tape.routing);
     finish(tokens, out, tape);
@@ -162,7 +162,7 @@ class MoeLayer {
     detail::require_routing(kFunction, choices, tokens.rows(), num_experts());
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
     start(kFunction, tokens, step, out, tape);
-    tape.losses.clear(tokens.rows());
+    tape.losses.clear(tokens.rows(), num_experts(), num_logits());
     tape.routing = choices;
     score(tokens, tape);
     if constexpr (kTrainable) gate_.replay(tape.logits, {step, tape.scratch}, tape.routing);

@@ -13,18 +13,20 @@ namespace moe::inline MOE_ABI {
 template <class S>
 struct RoutingGradient {
   Matrix<S> probability;  // [num_tokens, num_experts], dL/d(what the gate's probabilities() gives)
-  Matrix<S> logits;       // [num_tokens, num_experts]
+  Matrix<S> logits;       // [num_tokens, num_logits]
   std::vector<S> weight;  // [num_assignments]
 
   void clear() { *this = {}; }
-  /// The same for a batch of so many tokens, keeping the memory of one of that size: its matrices are then zero.
-  void clear(Index num_tokens) {
-    for (Matrix<S>* matrix : {&probability, &logits}) {
-      if (matrix->rows() == num_tokens)
-        matrix->setZero();
+  /// The same for a batch of these sizes, keeping the memory of one of them: its matrices are then zero.
+  void clear(Index num_tokens, Index num_experts, Index num_logits) {
+    const auto clear_one = [&](Matrix<S>& matrix, Index cols) {
+      if (matrix.rows() == num_tokens && matrix.cols() == cols)
+        matrix.setZero();
       else
-        matrix->resize(0, 0);
-    }
+        matrix.resize(0, 0);
+    };
+    clear_one(probability, num_experts);
+    clear_one(logits, num_logits);
     weight.clear();
   }
 };
