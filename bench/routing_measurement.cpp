@@ -86,12 +86,13 @@ using PartSeconds = std::array<double, kParts>;  // router, gate, plan, experts,
 PartSeconds seconds_of_parts(const Layer& layer, const Matrix<float>& tokens, Matrix<float>& out, moe::Workspace& ws) {
   const moe::Step step;
   const moe::Context context(step, ws.scratch);
-  auto& [plan, rows, weighted] = ws.scratch.get<moe::detail::RoutedRows<float>>();
+  auto& routed = ws.scratch.get<moe::detail::RoutedRows<float>>();
+  const moe::Context of_experts(step, routed.experts);
   return {seconds_of([&] { layer.router().logits(tokens, context, ws.logits); }),
           seconds_of([&] { layer.gate().route<float>(ws.logits, context, ws.routing); }),
-          seconds_of([&] { plan.build(ws.routing, layer.num_experts()); }),
-          seconds_of([&] { layer.experts().forward(tokens, plan, context, rows); }),
-          seconds_of([&] { moe::kernel::combine(rows, plan, ws.routing, out); })};
+          seconds_of([&] { routed.plan.build(ws.routing, layer.num_experts()); }),
+          seconds_of([&] { layer.experts().forward(tokens, routed.plan, of_experts, routed.rows); }),
+          seconds_of([&] { moe::kernel::combine(routed.rows, routed.plan, ws.routing, out); })};
 }
 
 }  // namespace

@@ -152,3 +152,35 @@ TEST_CASE("TokenGate: logits that a rule or the library refuses are named", "[ga
   CHECK_THROWS_WITH(Ragged{}.validate(0), "moe::TokenGate: num_experts is 0, expected at least 1");
   CHECK(test::routed(Ragged{}, moe::Matrix<float>(0, 3)).num_tokens() == 0);
 }
+
+namespace {
+
+/// Uses all of its room, claims `found`, and writes one expert too far.
+struct BadRule : ThresholdRule {
+  Index found = 1, expert = 0;
+  template <class S>
+  Index select(const Token<S>&, std::span<Index> chosen) const {
+    std::ranges::fill(chosen, expert);
+    return found;
+  }
+};
+struct BadFixedRule : BadRule {
+  Index choices(Index) const { return 2; }
+};
+
+}  // namespace
+
+TEST_CASE("TokenGate: what a rule selects is checked, and its room is its own", "[gate][error]") {
+  const auto logits = test::random_logits<double>(5, 3, 1);
+  const auto routing = test::routed(moe::TokenGate<BadRule>{}, logits);
+  CHECK(routing.num_assignments() == 5);
+  BadRule rule;
+  rule.found = 4;
+  CHECK_THROWS_WITH(test::routed(moe::TokenGate{rule}, logits),
+                    ContainsSubstring("select() chose 4 experts, expected at most"));
+  rule.found = 1;
+  rule.expert = 3;
+  CHECK_THROWS_WITH(test::routed(moe::TokenGate{rule}, logits), ContainsSubstring("select() chose expert 3 for token"));
+  CHECK_THROWS_WITH(test::routed(moe::TokenGate<BadFixedRule>{}, logits),
+                    ContainsSubstring("select() chose 1 experts for token"));
+}

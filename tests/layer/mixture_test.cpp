@@ -15,6 +15,7 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
 #include "moe/routing/balance/z_loss.hpp"
+#include "moe/routing/padding.hpp"
 #include "moe/train/routed_pass.hpp"
 #include "routing/fixtures.hpp"
 #include "thread_executor.hpp"
@@ -164,9 +165,10 @@ TEST_CASE("MoeLayer: ids alone, of any integer type, train the router through th
   const std::vector<std::int32_t> ids = {4, 0, 1, 3, 2, -1};
   Matrix<double> out(3, kModelDim), dtokens(3, kModelDim);
   decltype(layer)::Tape tape;
-  layer.replay(tokens, Step::train(0), Routing<double>::from(3, std::span(ids), {}, kExperts), out, tape);
+  layer.replay(tokens, Step::train(0), Routing<double>::from(3, ids, {}, kExperts), out, tape);
   CHECK(tape.routing.experts(1)[0] == 1);
-  CHECK(tape.routing.dropped(2)[1] != 0);
+  CHECK(tape.routing.experts(2).size() == 1);
+  CHECK(tape.routing.weights(2)[0] == 1);  // nothing shares with -1
   CHECK_THAT(tape.routing.weights(0)[0] + tape.routing.weights(0)[1], Catch::Matchers::WithinAbs(1, 1e-15));
   auto gradient = moe::zeros_like(layer);
   layer.backward(tokens, tape, tokens, gradient, dtokens);
@@ -369,4 +371,116 @@ TEST_CASE("Hierarchies: every router that had tokens is found, the outermost fir
   moe::for_each_routed(layer, tape, [&](const moe::RoutedPass<double>& pass) {
     CHECK(test::largest(pass.losses.logits) == 0);  // emptied by forward
   });
+}
+
+TEST_CASE("RoutedExperts: padding with choices is refused", "[layer][error]") {
+  const auto layer = test::layer_of<Glu>(kExperts, TopKGate{.k = 2});
+  const auto tokens = test::random_matrix<double>(2, kModelDim);
+  const std::vector<int> ids = {0, 1, 2, 3};
+  auto routing = Routing<double>::from(2, ids, {}, kExperts);
+  const std::vector<std::uint8_t> valid = {1, 0};
+  Step step;
+  step.valid = valid;
+  Matrix<double> out(2, kModelDim);
+  CHECK_THROWS_WITH(layer.mixture().forward(tokens, routing, step, out),
+                    "moe::RoutedExperts::forward: token 1 is padding and has choices, expected them dropped (see "
+                    "drop_padding)");
+  moe::drop_padding(step, routing);
+  layer.mixture().forward(tokens, routing, step, out);
+  CHECK(test::all_zero(out.row(1)));
+}
+
+TEST_CASE("RoutedExperts: a routing with other numbers of choices per token is not that of the tape",
+          "[layer][error]") {
+  const auto layer = test::layer_of<Glu>(kExperts, TopKGate{.k = 2});
+  const auto& mixture = layer.mixture();
+  const auto tokens = test::random_matrix<double>(2, kModelDim);
+  const std::vector<int> ids = {0, 1, 2, 3};
+  const std::vector<Index> one_three = {0, 1, 4}, three_one = {0, 3, 4};
+  const auto first = Routing<double>::from(one_three, ids, {}, 5),
+             second = Routing<double>::from(three_one, ids, {}, 5);
+  decltype(layer)::MixtureType::Tape tape;
+  Matrix<double> out(2, kModelDim);
+  mixture.forward(tokens, first, Step{}, out, tape);
+  auto gradient = moe::zeros_like(mixture);
+  CHECK_THROWS_WITH(mixture.require_backward(second, tape, gradient),
+                    ContainsSubstring("the choices of token 1 begin at 3, expected 1"));
+  mixture.require_backward(first, tape, gradient);
+}
+
+TEST_CASE("PlanView: a tape serves the view that filled it", "[plan][expert][error]") {
+  const auto check = [](const auto& pool) {
+    using Pool = std::remove_cvref_t<decltype(pool)>;
+    const auto plan = moe::DispatchPlan::from_counts(std::vector<Index>{2, 2});
+    const moe::PlanView first = moe::PlanView(plan).only(0, 1), second = moe::PlanView(plan).only(1, 1);
+    const auto tokens = test::random_matrix<double>(4, kModelDim);
+    moe::RowBuffer<double> rows;
+    rows.resize(4, pool.row_width());
+    typename Pool::Tape tape;
+    pool.forward(tokens, second, Step{}, rows, tape);
+    const Pool gradient = moe::zeros_like(pool);
+    CHECK_THROWS_WITH(pool.require_backward(first, tape, gradient),
+                      ContainsSubstring("the tape is of rows [2, 4) of a plan, from expert 0 on, expected [0, 2)"));
+    pool.require_backward(second, tape, gradient);
+  };
+  using Any = moe::OneOf<Glu, Identity>;
+  check(test::layer_of<Glu>(2, TopKGate{}).experts());
+  check(ExpertPool<Any>({test::random_expert<Glu>(kModelDim, 5, 1), Identity{kModelDim, 2}}));
+}
+
+TEST_CASE("DispatchPlan: is empty after a routing that it has refused", "[plan][error]") {
+  const std::vector<int> ids = {0, 1, 2, 3};
+  moe::DispatchPlan plan;
+  plan.build(Routing<double>::from(2, ids, {}, 4), 4);
+  CHECK_THROWS_AS(plan.build(Routing<double>::from(4, ids, {}, 4), 3), std::invalid_argument);
+  CHECK(plan.num_tokens() == 0);
+  CHECK(plan.num_rows() == 0);
+  CHECK(plan.row_of_assignment().empty());
+}
+
+TEST_CASE("WithBranches: recorded choices replay the recorded pass, bit for bit", "[layer][property]") {
+  const moe::WithBranches layer(test::layer_of<Glu>(kExperts, moe::NoisyTopKGate{}),
+                                test::random_expert<Glu>(kModelDim, 5, 1), Identity{kModelDim});
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
+  const Step step = Step::train(1, 2);
+  const test::TrainingPass pass(layer, tokens, tokens, step);
+  auto out = test::nan_matrix<double>(kTokens, kModelDim), dtokens = out;
+  decltype(layer)::Tape tape;
+  layer.replay(tokens, step, pass.tape.layer.routing, out, tape);
+  auto gradient = moe::zeros_like(layer);
+  layer.backward(tokens, tape, tokens, gradient, dtokens);
+  CHECK(test::same_bits(out, pass.out));
+  CHECK(test::same_bits(dtokens, pass.dtokens));
+  CHECK(test::same_parameters(gradient, pass.gradient));
+}
+
+namespace {
+
+/// An expert set made of a mixture of its own, which finds its working memory apart from that of the mixture around it.
+struct Nested {
+  using Scalar = double;
+  moe::RoutedExperts<ExpertPool<Glu>> inner;
+
+  Index size() const { return 2; }
+  Index input_dim() const { return inner.input_dim(); }
+  Index output_dim() const { return inner.output_dim(); }
+  void forward(const moe::ConstMatrixRef<double>& tokens, const moe::PlanView& plan, const moe::Context& context,
+               moe::RowBuffer<double>& rows) const {
+    for (Index r = plan.first_row(); r < plan.last_row(); ++r) {
+      const std::vector<Index> first = {0};
+      const std::vector<double> one = {1};
+      inner.forward(tokens.row(plan.token_of_row(r)), Routing<double>::from(1, first, one, inner.num_experts()),
+                    context, rows.matrix().row(r));
+    }
+  }
+};
+
+}  // namespace
+
+TEST_CASE("RoutedExperts: one inside of another has working memory of its own", "[layer]") {
+  const auto pool = ExpertPool<Glu>::random(3, kModelDim, 5, 1);
+  const moe::MoeLayer layer(Router::random(2, kModelDim, 1), TopKGate{.k = 2}, Nested{moe::RoutedExperts(pool)});
+  const auto tokens = test::random_matrix<double>(9, kModelDim);
+  const auto expected = test::run(pool[0], tokens);
+  CHECK(test::largest(Matrix<double>(test::forward(layer, tokens) - expected)) < 1e-12);  // weights sum to 1
 }

@@ -23,8 +23,7 @@ inline Step step_of_part(const Step& step, Index part) {
 /// threads may call one expert at once. One of your own needs:
 ///   using Scalar = float;
 ///   moe::Index input_dim() const, output_dim() const;
-///   void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, const moe::Context& context)
-///   const;
+///   void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, const moe::Context&) const;
 template <class E>
 concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows,
                           MatrixRef<typename E::Scalar> out, const Context& context) {

@@ -46,7 +46,7 @@ class GatedExpert {
 
   /// out [num_rows, output_dim]; throws std::invalid_argument on other shapes.
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
-    Matrix<Scalar>& score = context.scratch.get<Score>().value;
+    RowBuffer<Scalar>& score = context.scratch.get<Score>().value;
     score.resize(rows.rows(), 1);
     gate_.forward(rows, score, context);  // first: `out` may overlap `rows` where the expert allows it
     expert_.forward(rows, out, context);
@@ -104,11 +104,11 @@ class GatedExpert {
 
  private:
   struct Score {
-    Matrix<Scalar> value;
+    RowBuffer<Scalar> value;
   };
 
   /// Turns scores into their sigmoids and scales the rows by them.
-  static void apply(Matrix<Scalar>& score, MatrixRef<Scalar> out) {
+  static void apply(MatrixRef<Scalar> score, MatrixRef<Scalar> out) {
     for (Index r = 0; r < out.rows(); ++r) {
       score(r, 0) = Sigmoid::value(score(r, 0));
       out.row(r) *= score(r, 0);

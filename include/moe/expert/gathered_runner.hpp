@@ -35,6 +35,7 @@ struct GatheredRunner {
     Inputs inputs;
     std::vector<ExpertTape<E>> experts;
     RowBuffer<S> drows;  ///< as inputs.rows
+    ViewRows of;         ///< the view that forward ran
   };
 
   template <class Pool>
@@ -88,6 +89,7 @@ struct GatheredRunner {
     require_experts(pool, plan);
     tape.inputs.gather(tokens, plan, context.step);
     tape.experts.resize(static_cast<std::size_t>(pool.size()));
+    tape.of = ViewRows(plan);
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].forward(own_block(tape.inputs.rows, plan, e, pool.input_dim()), block(out, plan, e, pool.output_dim()),
                       own, tape.experts[static_cast<std::size_t>(e)].tape);
@@ -104,6 +106,7 @@ struct GatheredRunner {
     if (tape.inputs.rows.rows() != plan.num_rows() || tape.inputs.rows.cols() != pool.input_dim())
       fail(kFunction, ": the tape has rows [", tape.inputs.rows.rows(), ", ", tape.inputs.rows.cols(), "], expected [",
            plan.num_rows(), ", ", pool.input_dim(), "] as in the forward pass of these experts");
+    tape.of.require(kFunction, plan);
     for (Index e = 0; e < pool.size(); ++e)
       if (plan.rows_of(e) > 0)  // no other has a tape of this batch
         require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e),

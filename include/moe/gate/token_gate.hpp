@@ -20,6 +20,10 @@ struct TokenGate {
                 "`weigh(token, experts, weights)` and `backward(token, choices, d)` "
                 "(see moe/gate/rule/token_rule.hpp)");
 
+  static_assert(!detail::HasVisitMember<Rule> && !HasState<Rule>,
+                "moe::TokenGate: a rule with numbers to learn or to keep needs a gate of its own, which names them "
+                "(see moe/gate/rule/token_rule.hpp)");
+
   Rule rule = {};
 
   static constexpr bool kPerToken = true;

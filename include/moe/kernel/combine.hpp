@@ -106,15 +106,15 @@ void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, Index 
 
 }  // namespace detail
 
-/// out[t] = sum_slots weight * expert_out[row], in slot order; a token without kept assignments gets zeros.
-///   expert_out  [plan.num_rows(), model_dim], unweighted      out  [num_tokens, model_dim], overwritten
-/// Memory-bound; no allocation. Throws std::invalid_argument if `out` lies in expert_out.
+/// out[t] = sum_slots weight * rows[row], in slot order; a token without kept assignments gets zeros.
+///   rows  [plan.num_rows(), at least output_dim], unweighted      out  [num_tokens, output_dim], overwritten
+/// Memory-bound; no allocation. Throws std::invalid_argument if `out` lies in `rows`.
 template <class S>
-void combine(const RowBuffer<S>& expert_out, const DispatchPlan& plan, const Routing<S>& routing,
+void combine(const RowBuffer<S>& rows, const DispatchPlan& plan, const Routing<S>& routing,
              std::type_identity_t<MatrixRef<S>> out) {
   const auto weights = routing.weights();
   detail::combine_weighted(
-      expert_out, plan, 0, [&](Index a) { return weights[static_cast<std::size_t>(a)]; }, out);
+      rows, plan, 0, [&](Index a) { return weights[static_cast<std::size_t>(a)]; }, out);
 }
 
 /// out[t] = sum over the slots of t in `plan` of rows[row - plan.first_row()]: the gradient of dispatch. Overwrites

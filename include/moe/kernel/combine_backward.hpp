@@ -40,7 +40,7 @@ S scale_and_dot(const S* gradient, const S* y, S weight, Index cols, S* scaled) 
 }
 
 template <bool kStream, class S>
-void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& expert_out, const DispatchPlan& plan,
+void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& rows, const DispatchPlan& plan,
                       const Routing<S>& routing, std::span<S> dweight, RowBuffer<S>& drows) {
   const auto row_of = plan.row_of_assignment();
   const auto weights = routing.weights();
@@ -49,7 +49,7 @@ void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& expert_
     if (row < 0) return S{0};
     S* drow = drows.row(row);
     std::fill(drow + dout.cols(), drow + drows.cols(), S{0});
-    return scale_and_dot<kStream>(gradient, expert_out.row(row), weights[a], dout.cols(), drow);
+    return scale_and_dot<kStream>(gradient, rows.row(row), weights[a], dout.cols(), drow);
   };
   parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index first, Index last, Index) {
     for (Index t = first; t < last; ++t)
@@ -61,20 +61,20 @@ void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& expert_
 
 }  // namespace detail
 
-/// Gradient of combine: dweight[a] = <dout[t], expert_out[row]> (0 where dropped), drows[row] = weight * dout[t].
-/// drows is resized to [plan.num_rows(), width] with width >= model_dim; columns from model_dim on are set to zero.
-/// Throws std::invalid_argument if drows is expert_out, or dout lies in it.
+/// Gradient of combine: dweight[a] = <dout[t], rows[row]> (0 where dropped), drows[row] = weight * dout[t].
+/// drows is resized to [plan.num_rows(), width] with width >= output_dim; columns from output_dim on are set to zero.
+/// Throws std::invalid_argument if drows is rows, or dout lies in it.
 template <class S>
-void combine_backward(const MatrixView<S>& dout, const RowBuffer<S>& expert_out, const DispatchPlan& plan,
+void combine_backward(const MatrixView<S>& dout, const RowBuffer<S>& rows, const DispatchPlan& plan,
                       const Routing<S>& routing, Index width, std::span<S> dweight, RowBuffer<S>& drows) {
   constexpr const char* kFunction = "moe::kernel::combine_backward";
-  if (&drows == &expert_out) fail(kFunction, ": drows is expert_out, expected memory of its own");
+  if (&drows == &rows) fail(kFunction, ": drows is rows, expected memory of its own");
   moe::detail::require_apart(kFunction, "drows", drows.matrix(), "dout", dout);
   drows.resize(plan.num_rows(), width);
   if (worth_streaming<S>(plan.num_rows(), width))
-    detail::combine_backward<true>(dout, expert_out, plan, routing, dweight, drows);
+    detail::combine_backward<true>(dout, rows, plan, routing, dweight, drows);
   else
-    detail::combine_backward<false>(dout, expert_out, plan, routing, dweight, drows);
+    detail::combine_backward<false>(dout, rows, plan, routing, dweight, drows);
 }
 
 }  // namespace moe::inline MOE_ABI::kernel

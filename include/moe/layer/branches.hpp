@@ -117,11 +117,26 @@ class WithBranches {
     run_branches(without_padding(tokens, tape.step, tape.tokens), out, tape);
   }
 
+  /// A forward pass with choices made elsewhere; see MoeLayer::replay.
+  void replay(const MatrixView<Scalar>& tokens, const Step& step, const Routing<Scalar>& choices, MatrixRef<Scalar> out,
+              Tape& tape) const
+    requires requires(const Layer& layer) { layer.replay(tokens, step, choices, out, tape.layer); }
+  {
+    require_branches("moe::WithBranches::replay");
+    const detail::ExclusiveUse use("moe::WithBranches::replay", "tape", tape.use);
+    layer_.replay(tokens, step, choices, out, tape.layer);
+    tape.is_whole = false;
+    tape.step = step;
+    if constexpr ((DifferentiableExpert<Branches> && ...))
+      run_branches(without_padding(tokens, step, tape.tokens), out, tape);
+  }
+
   /// See MoeLayer::require_backward.
   void require_backward(Index num_tokens, const Tape& tape, const WithBranches& gradient) const {
     require_branches("moe::WithBranches::backward");
     require_whole("moe::WithBranches::backward", tape);
-    layer_.require_backward(num_tokens, tape.layer, gradient.layer_);
+    detail::require_backward_of("moe::WithBranches::backward", "gradient of the layer", layer_, num_tokens, tape.layer,
+                                gradient.layer_);
     for_each([&](auto i, const auto& branch) {
       detail::require_backward_of("moe::WithBranches::backward", "gradient of a branch", branch, num_tokens,
                                   std::get<i>(tape.branches), std::get<i>(gradient.branches_));
@@ -133,7 +148,8 @@ class WithBranches {
                 MatrixRef<Scalar> dtokens) const {
     require_backward(tokens.rows(), tape, gradient);
     const detail::ExclusiveUse use("moe::WithBranches::backward", "tape", tape.use);
-    tape.layer.step = tape.step;  // whose spans may have moved since: see LayerExpert
+    if constexpr (requires { tape.layer.step = tape.step; })
+      tape.layer.step = tape.step;  // whose spans may have moved since: see LayerExpert
     layer_.backward(tokens, tape.layer, dout, gradient.layer_, dtokens);
     backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
                       without_padding(dout, tape.step, tape.dout), gradient, &dtokens);
@@ -145,7 +161,7 @@ class WithBranches {
   {
     require_backward(tokens.rows(), tape, gradient);
     const detail::ExclusiveUse use("moe::WithBranches::backward", "tape", tape.use);
-    tape.layer.step = tape.step;
+    if constexpr (requires { tape.layer.step = tape.step; }) tape.layer.step = tape.step;
     layer_.backward(tokens, tape.layer, dout, gradient.layer_);
     backward_branches(without_padding(tokens, tape.step, tape.tokens), tape,
                       without_padding(dout, tape.step, tape.dout), gradient, nullptr);

@@ -47,7 +47,8 @@ class LayerExpert {
                 LayerExpert& gradient, const Context& context) const
     requires TrainableLayer<Layer>
   {
-    tape.step = context.step;  // equal to that of forward, whose spans may have moved
+    if constexpr (requires { tape.step = context.step; })
+      tape.step = context.step;  // equal to that of forward, whose spans may have moved
     layer_.backward(rows, tape, dout, gradient.layer_, drows);
   }
   /// The same without `drows`; see MoeLayer::backward.
@@ -55,7 +56,7 @@ class LayerExpert {
                 const Context& context) const
     requires SkipsTokenGradient<Layer>
   {
-    tape.step = context.step;
+    if constexpr (requires { tape.step = context.step; }) tape.step = context.step;
     layer_.backward(rows, tape, dout, gradient.layer_);
   }
 

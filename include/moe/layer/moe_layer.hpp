@@ -62,7 +62,7 @@ class MoeLayer {
     Matrix<Scalar> logits;
     Routing<Scalar> routing;
     Step step;
-    /// Gradients of auxiliary losses: empty after forward, added to by losses, read by backward.
+    /// Gradients of auxiliary losses: empty or zero after forward, added to by losses, read by backward.
     RoutingGradient<Scalar> losses;
     detail::TapeOf<R> router;
     detail::TapeOf<MixtureType> mixture;
@@ -100,13 +100,14 @@ class MoeLayer {
   const G& gate() const { return gate_; }
   MixtureType& mixture() { return mixture_; }
   const MixtureType& mixture() const { return mixture_; }
+  /// The experts of the mixture, where it has some.
   auto& experts()
-    requires(!Mixture<X>)
+    requires requires(MixtureType& mixture) { mixture.experts(); }
   {
     return mixture_.experts();
   }
   const auto& experts() const
-    requires(!Mixture<X>)
+    requires requires(const MixtureType& mixture) { mixture.experts(); }
   {
     return mixture_.experts();
   }
@@ -119,7 +120,8 @@ class MoeLayer {
   /// One forward pass without gradients; `out` may be `tokens` itself, but not overlap other rows of it. Throws
   /// std::invalid_argument on wrong shapes or a NaN or +Inf logit; `out` is then untouched (with ws.max_tokens: from
   /// that chunk on). With parts that keep their working memory in the scratch, as all of this library do, it does not
-  /// allocate when the workspace has seen sizes as large before.
+  /// allocate when the workspace has seen sizes as large before; experts that are not panel experts keep memory of
+  /// their own, and each must have had as many rows.
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     constexpr const char* kFunction = "moe::MoeLayer::forward";
     require_shapes(kFunction, tokens, step, out);
@@ -154,7 +156,8 @@ class MoeLayer {
   ///   moe::Routing<float> choices = moe::Routing<float>::from(num_tokens, ids, {}, num_experts);
   ///   layer.replay(tokens, step, choices, out, tape);
   ///   layer.backward(tokens, tape, dout, gradient, dtokens);
-  /// Weights of `choices` are not read; what is marked as dropped stays so. Throws std::invalid_argument as forward,
+  /// Weights of `choices` are not read; what is marked as dropped stays so. Layers among the experts choose for
+  /// themselves. Throws std::invalid_argument as forward,
   /// and for choices of other tokens or experts.
   void replay(const MatrixView<Scalar>& tokens, const Step& step, const Routing<Scalar>& choices, MatrixRef<Scalar> out,
               Tape& tape) const {
@@ -170,7 +173,8 @@ class MoeLayer {
   }
 
   /// The forward pass of `tape` again with its choices frozen: new logits and weights for the same experts, the
-  /// gradients of losses as they are. What gradient checks and recomputation call. Throws std::invalid_argument as
+  /// gradients of losses as they are. Layers among the experts choose anew, and their losses are emptied. What gradient
+  /// checks and recomputation call. Throws std::invalid_argument as
   /// forward, and for a tape of another batch or layer.
   void replay(const MatrixView<Scalar>& tokens, MatrixRef<Scalar> out, Tape& tape) const {
     constexpr const char* kFunction = "moe::MoeLayer::replay";
@@ -208,6 +212,7 @@ class MoeLayer {
     constexpr const char* kFunction = "moe::MoeLayer::backward";
     require_parts(kFunction);
     require_tape(kFunction, num_tokens, tape);
+    require_loss_shapes(tape);
     if (&gradient == this) fail(kFunction, ": gradient is the layer itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.router", router_, num_tokens, tape.router, gradient.router_);
     if constexpr (requires { gate_.require_backward(num_experts()); }) gate_.require_backward(num_experts());
@@ -256,7 +261,6 @@ class MoeLayer {
     static_cast<void>(detail::RequireTrainable<R, G, X>{});
     require_backward(tokens.rows(), tape, gradient);
     require_backward_shapes(tokens, dout, dtokens);
-    require_loss_shapes(tape);
     const detail::ExclusiveUse use("moe::MoeLayer::backward", "tape", tape.use);
     if constexpr (kTrainable) backward_parts(tokens, tape, dout, gradient, dtokens);
   }
@@ -270,6 +274,7 @@ class MoeLayer {
     for (std::size_t a = 0; a < tape.losses.weight.size(); ++a) tape.dweight[a] += tape.losses.weight[a];
     gate_.backward(tape.logits, context, tape.routing, std::span<const Scalar>(tape.dweight), tape.losses.probability,
                    tape.dlogits, gradient.gate_);
+    detail::require_shape("moe::MoeLayer::backward", "dlogits of the gate", tape.dlogits, tokens.rows(), num_logits());
     if (tape.losses.logits.size() != 0) tape.dlogits += tape.losses.logits;
     backward_router(tokens, tape, gradient, dtokens);
   }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <utility>
 
 #include "moe/core/overlap.hpp"
@@ -60,6 +61,7 @@ struct RoutedRows {
   DispatchPlan plan;
   RowBuffer<S> rows;  ///< of the experts, unweighted, in plan order
   WeightedTokens<S> weighted;
+  Scratch experts;  ///< apart: among them may be another RoutedExperts
 };
 
 }  // namespace detail
@@ -69,8 +71,8 @@ struct RoutedRows {
 /// Mixture, as ExpertPool lifts an expert to a set:
 ///   const moe::RoutedExperts mixture(moe::ExpertPool<moe::Glu>::random(8, 64, 256, 1));
 ///   mixture.forward(tokens, moe::Routing<float>::from(num_tokens, ids, weights, 8), {step, scratch}, out);
-/// A token without kept choices gets zeros. Immutable in use, share freely. Same bits for any number of threads and,
-/// where kPerToken, whatever else is in the batch.
+/// A token without kept choices gets zeros; padding must have none, see drop_padding(). Immutable in use, share freely.
+/// Same bits for any number of threads and, where kPerToken, whatever else is in the batch.
 template <class X>
 class RoutedExperts {
   static_assert(ExpertSet<X>,
@@ -110,17 +112,17 @@ class RoutedExperts {
     constexpr const char* kFunction = "moe::RoutedExperts::forward";
     require_shapes(kFunction, tokens, routing, context.step, out);
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
-    auto& [plan, rows, weighted] = context.scratch.get<detail::RoutedRows<Scalar>>();
+    auto& [plan, rows, weighted, scratch] = context.scratch.get<detail::RoutedRows<Scalar>>();
     plan.build(routing, experts_.size());  // stable sort by expert
     rows.resize(plan.num_rows(), row_width(experts_));
     if (weight_on_ == WeightOn::Input) {
       weighted.build(tokens, plan, routing.weights(), context.step);
       const Step step = weighted.step(context.step);
-      experts_.forward(weighted.rows, weighted.plan, Context{step, context.scratch}, rows);
+      experts_.forward(weighted.rows, weighted.plan, Context{step, scratch}, rows);
       return kernel::combine_unweighted(rows, plan, out);
     }
-    experts_.forward(tokens, plan, context, rows);  // grouped GEMM over routed rows
-    kernel::combine(rows, plan, routing, out);      // weighted sum per token
+    experts_.forward(tokens, plan, Context{context.step, scratch}, rows);  // grouped GEMM over routed rows
+    kernel::combine(rows, plan, routing, out);                             // weighted sum per token
   }
 
   /// The same with what backward needs kept in `tape`; `out` must not overlap `tokens`, which backward reads again.
@@ -147,8 +149,8 @@ class RoutedExperts {
     tape.is_whole = true;
   }
 
-  /// Throws std::invalid_argument unless `tape` holds a forward pass with this routing through experts of these sizes,
-  /// and `gradient` is another mixture of them.
+  /// Throws std::invalid_argument unless `tape` holds a forward pass through experts of these sizes with a routing of
+  /// as many choices per token, and `gradient` is another mixture of them.
   void require_backward(const Routing<Scalar>& routing, const Tape& tape, const RoutedExperts& gradient) const
     requires DifferentiableExpertSet<X>
   {
@@ -161,6 +163,12 @@ class RoutedExperts {
       fail(kFunction, ": routing has ", routing.num_tokens(), " tokens and ", routing.num_assignments(),
            " assignments, expected ", tape.plan.num_tokens(), " and ", tape.plan.row_of_assignment().size(),
            " as in the forward pass of the tape");
+    for (Index t = 0; t < routing.num_tokens() &&
+                      (routing.choices_per_token() < 0 || routing.choices_per_token() != tape.plan.choices_per_token());
+         ++t)
+      if (routing.begin(t) != tape.plan.begin(t))
+        fail(kFunction, ": the choices of token ", t, " begin at ", routing.begin(t), ", expected ", tape.plan.begin(t),
+             " as in the forward pass of the tape");
     if (&gradient == this) fail(kFunction, ": gradient is the mixture itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.experts", experts_, plan_of(tape), tape.experts,
                                 gradient.experts_);
@@ -196,6 +204,9 @@ class RoutedExperts {
     detail::require_shape(function, "tokens", tokens, routing.num_tokens(), input_dim());
     detail::require_shape(function, "out", out, tokens.rows(), output_dim());
     step.validate(function, tokens.rows());
+    for (Index t = 0; t < tokens.rows() && !step.valid.empty(); ++t)
+      if (!step.is_valid(t) && std::ranges::count(routing.dropped(t), std::uint8_t{0}) != 0)
+        fail(function, ": token ", t, " is padding and has choices, expected them dropped (see drop_padding)");
   }
 
   /// The plan that the experts have been given.

@@ -37,7 +37,7 @@ struct RequireTrainable {
                 "(see moe/gate/concept.hpp)");
   static_assert(Mixture<X> || DifferentiableExpertSet<X>,
                 "moe::MoeLayer: training needs experts with forward(..., tape), backward and visit "
-                "(see moe/expert/concept.hpp)");
+                "(see moe/expert/concept.hpp and moe/expert/expert_set.hpp)");
   static_assert(!Mixture<X> || DifferentiableMixture<X>,
                 "moe::MoeLayer: training needs a Mixture with forward(..., tape), backward and visit "
                 "(see moe/layer/mixture.hpp)");

@@ -30,13 +30,14 @@ struct BasicWorkspace {
   /// bits, and leaves the routing of the last chunk below. For gates that decide token by token only.
   Index max_tokens = 0;
 
-  RowBuffer<S> logits;                 ///< [num_tokens, num_experts]
+  RowBuffer<S> logits;                 ///< [num_tokens, num_logits]
   Routing<S> routing;                  ///< what the gate decided
   Scratch scratch;                     ///< of router, gate and mixture
   std::vector<std::int64_t> token_id;  ///< of the tokens of a chunk
   detail::Exclusive use;               ///< by one thread at a time
 
-  /// The routing sorted by expert, by the last forward pass of RoutedExperts.
+  /// The routing sorted by expert, by the last forward pass of RoutedExperts; empty in a copy of the workspace, and
+  /// where no such pass was made.
   const DispatchPlan& plan() { return scratch.get<detail::RoutedRows<S>>().plan; }
 };
 

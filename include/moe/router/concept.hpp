@@ -11,8 +11,7 @@ namespace moe::inline MOE_ABI {
 /// Maps tokens [num_tokens, model_dim] to logits [num_tokens, num_experts]. Immutable in use. One of your own:
 ///   using Scalar = float;
 ///   moe::Index num_experts() const, model_dim() const;
-///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Context& context, moe::MatrixRef<float> out)
-///   const;
+///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Context&, moe::MatrixRef<float> out) const;
 /// Each row must depend on its own token (and the step's keys of it) alone. Working memory is in context.scratch.
 template <class R>
 concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Context& context,

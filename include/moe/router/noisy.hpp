@@ -58,8 +58,7 @@ class BasicNoisyRouter {
     out = tape.clean;
     tape.dclean.resize(0, 0);
     tape.dnoise_std.resize(0, 0);
-    tape.noise_std.resize(0, 0);
-    if (!context.step.training()) return;
+    if (!context.step.training()) return tape.noise_std.resize(0, 0);
     tape.spread.resize(tokens.rows(), num_experts());
     noise_.logits(tokens, context, tape.spread);
     tape.noise_std.resize(tokens.rows(), num_experts());

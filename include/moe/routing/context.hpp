@@ -11,7 +11,8 @@ namespace moe::inline MOE_ABI {
 ///   moe::Scratch scratch;  // one per thread
 ///   gate.route(logits, {step, scratch}, routing);
 /// A step alone will do where a call need not be fast the second time: gate.route(logits, moe::Step{}, routing).
-/// `step` speaks of the rows of the call: step.id(r) is the id of the token in row r. Both must outlive the call.
+/// `step` speaks of the rows of the call: step.id(r) is the id of the token in row r. Its spans and the scratch must
+/// outlive the call.
 class Context {
  public:
   Context(const Step& step_of_call, Scratch& working_memory) : step(step_of_call), scratch(working_memory) {}
@@ -19,7 +20,7 @@ class Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  const Step& step;
+  const Step step;  ///< a copy, whose spans are those of the original
   Scratch& scratch;
 
  private:

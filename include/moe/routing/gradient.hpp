@@ -8,8 +8,8 @@
 namespace moe::inline MOE_ABI {
 
 /// Where auxiliary losses add up their gradients and from where the backward pass of a layer takes them. A part left
-/// empty means zero; the first loss that writes it gives it its shape. Several losses may share one object; clear() it
-/// before the next batch. A plain value; one per thread.
+/// empty means zero; the first loss that writes it gives it its shape. Several losses may share one object; that of a
+/// tape is cleared by forward. A plain value; one per thread.
 template <class S>
 struct RoutingGradient {
   Matrix<S> probability;  // [num_tokens, num_experts], dL/d(what the gate's probabilities() gives)

@@ -26,8 +26,8 @@ class DispatchPlan {
   template <class S>
   void build(const Routing<S>& routing, Index num_experts);
 
-  /// A plan over rows that are sorted already: expert e has the count(e) rows that follow those of the experts before
-  /// it, and token r is row r. For shards, waves and mixtures that make the rows of experts themselves. Throws
+  /// A plan over rows that are sorted already: expert e has the count(e) >= 0 rows that follow those of the experts
+  /// before it, and token r is row r. For shards, waves and mixtures that make the rows of experts themselves. Throws
   /// std::invalid_argument for a negative count; the plan is then empty.
   template <class Count>
   void build_from_counts(Index num_experts, const Count& count);
@@ -51,6 +51,8 @@ class DispatchPlan {
     return choices_per_token_ >= 0 ? t * choices_per_token_ : token_begin_[static_cast<std::size_t>(t)];
   }
   Index end(Index t) const { return begin(t + 1); }
+  /// See Routing::choices_per_token().
+  Index choices_per_token() const { return choices_per_token_; }
 
   /// Token that row r reads.
   std::span<const Index> token_of_row() const { return {token_of_row_.row(0), static_cast<std::size_t>(num_rows())}; }
@@ -103,22 +105,25 @@ void DispatchPlan::build(const Routing<S>& routing, Index num_experts) {
   const auto first_token = [&](Index block) { return std::min(num_tokens, block * tokens_per_block); };
 
   detail::checked_size("moe::DispatchPlan::build", "num_experts", num_experts);
-  num_tokens_ = num_tokens;
-  choices_per_token_ = routing.choices_per_token();
-  if (choices_per_token_ < 0) token_begin_.assign(routing.token_begin().begin(), routing.token_begin().end());
-  num_assignments_ = 0;  // until all experts are known to exist
+  num_tokens_ = num_assignments_ = 0;  // until all experts are known to exist
   offset_.assign(static_cast<std::size_t>(num_experts) + 1, 0);
   count_.assign(static_cast<std::size_t>(blocks * num_experts), 0);
   token_of_row_.resize(1, num_assignments);
   assignment_of_row_.resize(1, num_assignments);
   row_of_assignment_.resize(static_cast<std::size_t>(num_assignments));
-  if (num_assignments == 0) return;
+  const auto finish = [&] {
+    num_tokens_ = num_tokens;
+    num_assignments_ = num_assignments;
+    choices_per_token_ = routing.choices_per_token();
+    if (choices_per_token_ < 0) token_begin_.assign(routing.token_begin().begin(), routing.token_begin().end());
+  };
+  if (num_assignments == 0) return finish();
 
   parallel_for(blocks, [&](Index block, Index) {
     count_rows(routing, first_token(block), first_token(block + 1), count_.data() + block * num_experts);
   });
   scan_counts(blocks);
-  num_assignments_ = num_assignments;
+  finish();
   const bool by_lines = num_rows() >= blocks * num_experts * Lines::kRows && experts_collide();
   if (by_lines) lines_.resize(static_cast<std::size_t>(blocks * num_experts));
   parallel_for(blocks, [&](Index block, Index) {

@@ -10,9 +10,10 @@ namespace moe::inline MOE_ABI {
 /// several sets, or waves of one, fill the same rows. Refers to the plan, which must stay where it is. A plain value.
 class PlanView {
  public:
-  /// All of a plan.
+  /// All of a plan, which must not be a temporary.
   PlanView(const DispatchPlan& plan)
       : plan_(&plan), num_experts_(plan.num_experts()), last_row_(plan.num_rows()) {}  // NOLINT: implicit
+  PlanView(DispatchPlan&&) = delete;
 
   /// Experts [first, first + count) as 0, 1, ...: the plan of one of several sets side by side.
   PlanView part(Index first, Index count) const {
@@ -62,6 +63,26 @@ class PlanView {
   const DispatchPlan* plan_;
   Index first_expert_ = 0, num_experts_, first_row_ = 0, last_row_;
 };
+
+namespace detail {
+
+/// The rows of a view, as a tape remembers them.
+struct ViewRows {
+  Index first_expert = 0, first_row = 0, last_row = 0;
+
+  ViewRows() = default;
+  explicit ViewRows(const PlanView& plan)
+      : first_expert(plan.first_expert()), first_row(plan.first_row()), last_row(plan.last_row()) {}
+
+  /// Throws std::invalid_argument unless `plan` shows these rows.
+  void require(const char* function, const PlanView& plan) const {
+    if (first_expert != plan.first_expert() || first_row != plan.first_row() || last_row != plan.last_row())
+      fail(function, ": the tape is of rows [", first_row, ", ", last_row, ") of a plan, from expert ", first_expert,
+           " on, expected [", plan.first_row(), ", ", plan.last_row(), "), from ", plan.first_expert(), " on");
+  }
+};
+
+}  // namespace detail
 
 /// Steps that speak of the rows of a plan: row r has the id and the group of the token that it reads, and none is
 /// padding. Working memory, which the steps refer to; one per thread.

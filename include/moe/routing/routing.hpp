@@ -5,6 +5,7 @@
 #include <cmath>
 #include <concepts>
 #include <cstdint>
+#include <ranges>
 #include <span>
 #include <type_traits>
 #include <utility>
@@ -14,6 +15,21 @@
 #include "moe/core/scratch.hpp"
 
 namespace moe::inline MOE_ABI {
+
+namespace detail {
+
+/// A contiguous range of ids: integers, but no truth values and no characters.
+template <class R>
+concept IntegerRange =
+    std::ranges::contiguous_range<const R> && std::ranges::sized_range<const R> &&
+    std::integral<std::ranges::range_value_t<const R>> && !std::is_same_v<std::ranges::range_value_t<const R>, bool> &&
+    !std::is_same_v<std::ranges::range_value_t<const R>, char> &&
+    !std::is_same_v<std::ranges::range_value_t<const R>, wchar_t> &&
+    !std::is_same_v<std::ranges::range_value_t<const R>, char8_t> &&
+    !std::is_same_v<std::ranges::range_value_t<const R>, char16_t> &&
+    !std::is_same_v<std::ranges::range_value_t<const R>, char32_t>;
+
+}  // namespace detail
 
 /// Values of Routing::dropped(): any but 0 means that the choice never reaches an expert. Who dropped it matters to
 /// backward passes only: a gate finds its own drops as it left them, though a capacity limit dropped more behind it.
@@ -57,38 +73,36 @@ class Routing {
   }
 
   /// Choices made elsewhere: the same number for every of num_tokens tokens, in order.
-  ///   experts  [num_tokens, k] of any integer type, -1 where a token has fewer choices: these are dropped
+  ///   experts  [num_tokens, k], a contiguous range of any integer type; -1, of which there may be some, is no choice
   ///   weights  [num_tokens, k], or empty where somebody else will weigh the choices (see MoeLayer::replay)
   /// Throws std::invalid_argument, naming the first that is wrong, for experts outside [-1, num_experts), weights that
   /// are not finite, and lengths that do not fit. An expert that a token names twice has two rows of it.
-  template <std::integral Id>
-  static Routing from(Index num_tokens, std::span<const Id> experts, std::type_identity_t<std::span<const S>> weights,
+  template <detail::IntegerRange Experts>
+  static Routing from(Index num_tokens, const Experts& experts, std::type_identity_t<std::span<const S>> weights,
                       Index num_experts) {
     constexpr const char* kName = "moe::Routing::from";
     const Index total = std::ssize(experts), tokens = detail::checked_size(kName, "num_tokens", num_tokens);
     if (tokens == 0 ? total != 0 : total % tokens != 0)
       fail(kName, ": ", total, " experts, expected a multiple of num_tokens = ", tokens);
-    Routing routing;
-    routing.resize(tokens, tokens == 0 ? 0 : total / tokens);
-    routing.fill(experts, weights, num_experts);
-    return routing;
+    const Index k = tokens == 0 ? 0 : total / tokens;
+    return from_choices(tokens, std::span(std::ranges::data(experts), std::ranges::size(experts)), weights, num_experts,
+                        [&](Index t) { return t * k; });
   }
   /// The same with any number of choices per token: those of token t are [token_begin[t], token_begin[t + 1]), where
   /// token_begin starts at 0, does not fall and ends at the number of experts.
-  template <std::integral Id>
-  static Routing from(std::span<const Index> token_begin, std::span<const Id> experts,
+  template <detail::IntegerRange Experts>
+  static Routing from(std::span<const Index> token_begin, const Experts& experts,
                       std::type_identity_t<std::span<const S>> weights, Index num_experts) {
     constexpr const char* kName = "moe::Routing::from";
     if (token_begin.empty() || token_begin.front() != 0 || token_begin.back() != std::ssize(experts))
       fail(kName, ": token_begin goes from ", token_begin.empty() ? 0 : token_begin.front(), " to ",
            token_begin.empty() ? 0 : token_begin.back(),
-           ", expected from 0 to the number of experts = ", experts.size());
-    Routing routing;
-    routing.resize_ragged(std::ssize(token_begin) - 1, [&](Index t) {
-      return token_begin[static_cast<std::size_t>(t) + 1] - token_begin[static_cast<std::size_t>(t)];
-    });
-    routing.fill(experts, weights, num_experts);
-    return routing;
+           ", expected from 0 to the number of experts = ", std::ranges::size(experts));
+    for (std::size_t t = 1; t < token_begin.size(); ++t)
+      if (token_begin[t] < token_begin[t - 1])
+        fail(kName, ": token ", t - 1, " has ", token_begin[t] - token_begin[t - 1], " choices, expected at least 0");
+    return from_choices(std::ssize(token_begin) - 1, std::span(std::ranges::data(experts), std::ranges::size(experts)),
+                        weights, num_experts, [&](Index t) { return token_begin[static_cast<std::size_t>(t)]; });
   }
 
   Index num_tokens() const { return std::max<Index>(0, static_cast<Index>(token_begin_.size()) - 1); }
@@ -128,23 +142,42 @@ class Routing {
   Scratch& scratch() { return scratch_; }
 
  private:
-  template <class Id>
-  void fill(std::span<const Id> experts, std::span<const S> weights, Index num_experts) {
+  template <class Id, class Begin>
+  static Routing from_choices(Index num_tokens, std::span<const Id> experts, std::span<const S> weights,
+                              Index num_experts, const Begin& begin) {
     constexpr const char* kName = "moe::Routing::from";
     if (!weights.empty() && weights.size() != experts.size())
       fail(kName, ": ", weights.size(), " weights, expected none or one per expert = ", experts.size());
     for (std::size_t a = 0; a < experts.size(); ++a) {
-      const S weight = weights.empty() ? S{0} : weights[a];
       if (std::cmp_less(experts[a], -1) || std::cmp_greater_equal(experts[a], num_experts))
         fail(kName, ": assignment ", a, " names expert ", +experts[a],
              ", expected -1 <= expert < num_experts = ", num_experts);
-      if (!std::isfinite(weight))
-        fail(kName, ": weight of assignment ", a, " is ", weight, ", expected a finite number");
-      const bool none = std::cmp_equal(experts[a], -1);
-      expert_[a] = none ? 0 : static_cast<Index>(experts[a]);
-      weight_[a] = none ? S{0} : weight;
-      dropped_[a] = none ? kDroppedByGate : 0;
+      if (!weights.empty() && !std::isfinite(weights[a]))
+        fail(kName, ": weight of assignment ", a, " is ", weights[a], ", expected a finite number");
     }
+    const auto is_choice = [&](Index a) { return !std::cmp_equal(experts[static_cast<std::size_t>(a)], -1); };
+    Routing routing;
+    const Index total = std::ssize(experts);
+    Index kept = 0;
+    for (Index a = 0; a < total; ++a) kept += is_choice(a) ? 1 : 0;
+    const Index k = num_tokens == 0 ? 0 : total / num_tokens;
+    bool even = kept == total;
+    for (Index t = 0; t < num_tokens && even; ++t) even = begin(t) == t * k;
+    if (even)
+      routing.resize(num_tokens, k);
+    else
+      routing.resize_ragged(num_tokens, [&](Index t) {
+        Index count = 0;
+        for (Index a = begin(t); a < begin(t + 1); ++a) count += is_choice(a) ? 1 : 0;
+        return count;
+      });
+    std::size_t to = 0;
+    for (Index a = 0; a < total; ++a) {
+      if (!is_choice(a)) continue;
+      routing.expert_[to] = static_cast<Index>(experts[static_cast<std::size_t>(a)]);
+      routing.weight_[to++] = weights.empty() ? S{0} : weights[static_cast<std::size_t>(a)];
+    }
+    return routing;
   }
   template <class V>
   auto slice(V& all, Index t) const {

@@ -20,7 +20,7 @@ namespace moe::inline MOE_ABI {
 ///   }
 template <class S>
 struct RoutedPass {
-  const Matrix<S>& logits;       ///< [num_tokens, num_experts]
+  const Matrix<S>& logits;       ///< [num_tokens, num_logits]
   const Matrix<S>& probability;  ///< [num_tokens, num_experts], what the gate's probabilities() gives
   const Routing<S>& routing;
   const Step& step;
@@ -132,7 +132,8 @@ void visit_gates(const Layer& layer, Tape& tape, const F& f) {
 ///   moe::for_each_routed(layer, tape, [](const moe::RoutedPass<float>& pass) {
 ///     moe::load_balancing_loss<float>(pass.probability, pass.routing, pass.step, 0.01, pass.losses);
 ///   });
-/// Layers inside parts of one's own are not found. Allocates the probabilities.
+/// Layers inside parts of one's own are not found. `tape` is that which forward has filled, not a copy, whose inner
+/// steps refer to the original. Allocates the probabilities.
 template <class Layer, class F>
 void for_each_routed(const Layer& layer, typename Layer::Tape& tape, const F& f) {
   using S = typename Layer::Scalar;

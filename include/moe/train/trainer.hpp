@@ -93,9 +93,9 @@ class Trainer {
   }
 
   /// The same with auxiliary losses of one's own, beside those of the options.
-  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own; called
-  ///   for
-  ///              the layer's own router and for those of layers among its experts
+  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own; is
+  ///   called
+  ///              for the layer's own router and for those of layers among its experts
   template <class Loss, class Auxiliary>
     requires(!std::convertible_to<Auxiliary, double>)
   double accumulate(const MatrixView<Scalar>& tokens, const Step& step, Loss&& loss, Auxiliary&& auxiliary,

@@ -78,7 +78,7 @@ template <class E, int I, class ExpertOf, class GradientOf>
 void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& expert_of,
                              const GradientOf& gradient_of) {
   for (Index g = 0; g < groups.count; ++g) {
-    if (groups.is_empty(g)) continue;
+    if (groups.is_empty(g) || groups.size(g) == 0) continue;
     const auto &weight = stage_weight<I>(expert_of(g)), &dweight = stage_weight<I>(gradient_of(g));
     const auto &bias = stage_bias<I>(expert_of(g)), &dbias = stage_bias<I>(gradient_of(g));
     if (!dweight.is_shaped_as(weight) || !dbias.is_shaped_as(bias))

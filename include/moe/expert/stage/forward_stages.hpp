@@ -75,8 +75,9 @@ Index wave_rows(const StageWidths<E>& widths) {
 }  // namespace detail
 
 /// Runs all stages over groups of rows, group g through expert_of(g).
-///   in   rows of input_dim scalars      out  [from row 0 to the last of the groups, at least row_width()], of which
-///   the rows of the groups are overwritten widths  of these experts, as require_stages() has found them
+///   in      rows of input_dim scalars
+///   out     [from row 0 to the last of the groups, at least row_width()]; the rows of the groups are overwritten
+///   widths  of these experts, as require_stages() has found them
 /// Keep::PreActivations fills `tape` for backward_stages. Keep::Nothing goes over the rows in waves, so that the hidden
 /// activations of a stage take at most max(2 MiB, 16 tiles of rows) per worker, whatever the number of rows and however
 /// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm.

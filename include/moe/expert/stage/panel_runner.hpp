@@ -15,6 +15,7 @@ struct PanelRunner {
   struct Tape {
     StageTapeOf<E> stages;
     RowBuffer<S> drows;  ///< gradients of the rows that the experts read
+    ViewRows of;         ///< the view that forward ran
   };
 
   static kernel::RowGroups groups(const PlanView& plan) {
@@ -50,11 +51,13 @@ struct PanelRunner {
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
                       RowBuffer<S>& out, Tape& tape) {
     const StageWidths<E> widths = require_experts(pool, plan);
+    tape.of = ViewRows(plan);
     forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, tape.stages,
                                             out);
   }
   template <class Pool>
   static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Pool& gradient) {
+    tape.of.require("moe::ExpertPool::backward", plan);
     require_backward_stages<E>(groups(plan), expert_of(pool), require_experts(pool, plan), tape.stages,
                                expert_of(gradient));
   }

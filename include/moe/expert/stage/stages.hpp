@@ -100,7 +100,7 @@ template <class E, class ExpertOf>
 StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Index outputs, const ExpertOf& expert_of) {
   StageWidths<E> widths;
   for (Index g = 0; g < groups.count; ++g) {
-    if (g > 0 && groups.is_empty(g)) continue;
+    if (g > 0 && (groups.is_empty(g) || groups.size(g) == 0)) continue;
     Index width = inputs;
     simd::unroll<kNumStages<E>>([&](auto i) {
       using Epilogue = EpilogueOf<E, i>;

@@ -25,16 +25,16 @@ struct Choices {
 /// How a gate that decides each token by itself treats one token. Whoever writes it gets the loops over tokens, in
 /// parallel and with the same bits in any batch, masks, padding, reports of NaN, replay and backward from the functions
 /// below; TokenGate makes a gate of it. Pure functions, called by several threads at once:
-///   probabilities(token, p)            p[e] = score of expert e before selection, which balance losses use
-///   select(token, chosen) -> Index     writes the experts that the token goes to into `chosen`, in the order of
-///   choice,
-///                                      and returns how many, or -1 if the logits do not allow it (too many masks)
-///   weigh(token, experts, weights)     the weight of each of the given experts
-///   backward(token, choices, d)        in: d[e] = dL/dp[e]; out: d[e] = dL/dlogits[e], that of the choices' weights
-///                                      added, selection frozen
+///   probabilities(token, p)          p[e] = score of expert e before selection, which balance losses use
+///   select(token, chosen) -> Index   writes the experts that the token goes to into `chosen`, in order of choice, and
+///                                    returns how many, or -1 if the logits do not allow it, as with too many masks
+///   weigh(token, experts, weights)   the weight of each of the given experts
+///   backward(token, choices, d)      in: d[e] = dL/dp[e]; out: d[e] = dL/dlogits[e], that of the choices' weights
+///   added,
+///                                    selection frozen
 /// where `const Token<S>& token` has the logits [num_experts], finite or -infinity for a mask. Optional:
 /// `Index choices(Index num_experts) const`, the number of experts that every token goes to: `chosen` has then so many
-/// places and select is called once. Without it `chosen` has num_experts places, and select is called twice per token.
+/// places, and select must fill them. Without it `chosen` has num_experts places, and select is called twice per token.
 template <class T, class S>
 concept TokenRule = requires(const T& rule, const Token<S>& token, std::span<Index> chosen,
                              std::span<const Index> experts, std::span<S> values, const Choices<S>& choices) {
@@ -54,7 +54,17 @@ void resize_top_k(const char* function, Index k, Index num_tokens, const Step& s
   routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
 }
 
-/// One token, whose choices have their room; false if its logits do not allow them.
+/// Throws std::invalid_argument unless select() has given `count` experts: what follows trusts it.
+inline void require_selected(const char* function, Index token, std::span<const Index> chosen, Index found, Index count,
+                             Index num_experts) {
+  if (found != count) fail(function, ": select() chose ", found, " experts for token ", token, ", expected ", count);
+  for (const Index e : chosen)
+    if (e < 0 || e >= num_experts)
+      fail(function, ": select() chose expert ", e, " for token ", token,
+           ", expected 0 <= expert < num_experts = ", num_experts);
+}
+
+/// One token, whose choices have their room; false if its logits do not allow them. The rule is one of the library.
 template <class S, class Rule>
 bool route_token(const Rule& rule, const Token<S>& token, Routing<S>& routing) {
   if (rule.select(token, routing.experts(token.index)) < 0) return false;
@@ -70,24 +80,44 @@ template <class S, class Rule>
 void route_tokens(const char* function, const Rule& rule, const MatrixView<S>& logits, const Context& context,
                   Routing<S>& routing) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
-  const auto route = [&](const Token<S>& token) { return detail::route_token<S>(rule, token, routing); };
+  const auto weigh = [&](const Token<S>& token, Index found) {
+    const std::span<Index> experts = routing.experts(token.index);
+    detail::require_selected(function, token.index, experts, found, std::ssize(experts), num_experts);
+    rule.weigh(token, experts, routing.weights(token.index));
+  };
   if constexpr (requires { rule.choices(num_experts); }) {
     const Index k = rule.choices(num_experts);
     detail::resize_top_k(function, k, num_tokens, context.step, routing);
-    detail::for_each_token<S>(function, logits, context, k, route);
+    detail::for_each_token<S>(function, logits, context, k, [&](const Token<S>& token) {
+      const Index found = rule.select(token, routing.experts(token.index));
+      if (found >= 0) weigh(token, found);
+      return found >= 0;
+    });
   } else {
     // The counts lie in the routing itself until it is sized.
     routing.resize(num_tokens, 1);
-    detail::RowScratch<Index, 1> chosen(num_experts, context.scratch);
+    detail::RowScratch<Index, 1> places(num_experts, context.scratch);
+    const auto select = [&](const Token<S>& token, Index worker, const auto& use) {
+      typename detail::RowScratch<Index, 1>::Worker own(places, worker);
+      const Index found = rule.select(token, std::span(own.data(), static_cast<std::size_t>(num_experts)));
+      if (found > num_experts)
+        fail(function, ": select() chose ", found, " experts, expected at most num_experts = ", num_experts);
+      use(own.data(), found);
+      return found >= 0;
+    };
     detail::for_each_token<S>(function, logits, context, 1, [&](const Token<S>& token, Index worker) {
-      typename detail::RowScratch<Index, 1>::Worker own(chosen, worker);
-      const std::span<Index> places(own.data(), static_cast<std::size_t>(num_experts));
-      return (routing.experts(token.index)[0] = rule.select(token, places)) >= 0;
+      return select(token, worker, [&](const Index*, Index found) { routing.experts(token.index)[0] = found; });
     });
     routing.resize_ragged(num_tokens, [&](Index t) {
       return context.step.is_valid(t) ? routing.experts()[static_cast<std::size_t>(t)] : 0;
     });
-    detail::for_each_token<S>(function, logits, context, 1, route);
+    detail::for_each_token<S>(function, logits, context, 1, [&](const Token<S>& token, Index worker) {
+      return select(token, worker, [&](const Index* chosen, Index found) {
+        const std::span<Index> experts = routing.experts(token.index);
+        std::copy_n(chosen, std::min(found, std::ssize(experts)), experts.data());
+        weigh(token, found);
+      });
+    });
   }
 }
 

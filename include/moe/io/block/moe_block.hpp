@@ -142,6 +142,16 @@ class MoeBlock {
         layer_);
   }
 
+  /// A forward pass with choices made elsewhere; see MoeLayer::replay.
+  void replay(const MatrixView<float>& tokens, const Step& step, const Routing<float>& choices, MatrixRef<float> out,
+              Tape& tape) const {
+    std::visit(
+        [&](const auto& layer) {
+          layer.replay(tokens, step, choices, out, tape.of<std::remove_cvref_t<decltype(layer)>>());
+        },
+        layer_);
+  }
+
   /// See MoeLayer::backward; `gradient` is a block of the same configuration. Where k is 1 and weights are normalised,
   /// config.gate.constant_weights must accept that (see TopKGate).
   void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout, MoeBlock& gradient,
