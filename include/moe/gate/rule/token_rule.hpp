@@ -29,9 +29,8 @@ struct Choices {
 ///   select(token, chosen) -> Index   writes the experts that the token goes to into `chosen`, in order of choice, and
 ///                                    returns how many, or -1 if the logits do not allow it, as with too many masks
 ///   weigh(token, experts, weights)   the weight of each of the given experts
-///   backward(token, choices, d)      in: d[e] = dL/dp[e]; out: d[e] = dL/dlogits[e], that of the choices' weights
-///   added,
-///                                    selection frozen
+///   backward(token, choices, d)      in: d[e] = dL/dp[e]; out: d[e] = dL/dlogits[e], with that of the weights of the
+///                                    choices; selection frozen
 /// where `const Token<S>& token` has the logits [num_experts], finite or -infinity for a mask. Optional:
 /// `Index choices(Index num_experts) const`, the number of experts that every token goes to: `chosen` has then so many
 /// places, and select must fill them. Without it `chosen` has num_experts places, and select is called twice per token.
