@@ -3,8 +3,8 @@
 
 // The table of contents: everything but moe/io (needs nlohmann-json) and the statistics of moe/gaussian.hpp, whose
 // matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose forward() is the whole method:
-// router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of your own, read the concept.hpp of
-// its folder. Every header also stands alone.
+// router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of your own, read the concept.hpp
+// of its folder. Every header also stands alone.
 
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"

@@ -25,8 +25,8 @@ constexpr Index panels_of(Index columns) {
 }
 
 /// Rows of a tile. 16 registers hold 6 x 2 accumulators, one panel row (2) and a broadcast, which leaves 1; 32 hold
-/// 12 x 2 likewise, which leaves 5. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and more
-/// run at full speed; the more rows, the less often the panel is read from L2.
+/// 12 x 2 likewise, which leaves 5. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and
+/// more run at full speed; the more rows, the less often the panel is read from L2.
 #if defined(__aarch64__)  // g++ 12 moves loads up before it assigns registers: with 11 x 2 accumulators it spills
 inline constexpr int kTileRows = 10;
 #else
