@@ -20,7 +20,7 @@ need() {
 
 # Nobody is asked for what is only wished.
 wish() {
-  if can_install && ! command -v "$1" >/dev/null 2>&1; then wished="$wished $2"; fi
+  if ! command -v "$1" >/dev/null 2>&1 && can_install; then wished="$wished $2"; fi
 }
 
 # can_install: also sets as_root, what apt-get has to be called with.

@@ -20,7 +20,7 @@ openmp() {
 }
 
 eigen=/usr/include/eigen3
-for folder in "${EIGEN3_INCLUDE_DIR:-}" /usr/local/include/eigen3; do
+for folder in /usr/local/include/eigen3 "${EIGEN3_INCLUDE_DIR:-}"; do
   if [ -d "$folder" ]; then eigen=$folder; fi
 done
 

@@ -68,7 +68,7 @@ build=${MOE_BUILD_DIR:-$root/build}
 mkdir -p "$build"
 build=$(cd "$build" && pwd)
 export OMP_WAIT_POLICY=passive  # several tests share the cores: no spinning at barriers
-if command -v ccache >/dev/null 2>&1; then
+if ccache -s >/dev/null 2>&1; then  # it is there, and can write somewhere
   export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_SLOPPINESS=pch_defines,time_macros
 fi
 passed=0 failed=0 summary=

@@ -4,6 +4,7 @@
 
 #include "catch.hpp"
 #include "layer/gradient_check.hpp"
+#include "moe/expert/gated_expert.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -111,6 +112,8 @@ TEST_CASE("WithBranches: decides token by token if the layer and all branches do
   STATIC_REQUIRE_FALSE(WithBranches<Limited, Glu>::kPerToken);
   STATIC_REQUIRE_FALSE(WithBranches<Inner, Glu, LayerExpert<Limited>>::kPerToken);
   STATIC_REQUIRE_FALSE(WithBranches<Inner, LayerExpert<Limited>, Glu>::kPerToken);
+  STATIC_REQUIRE_FALSE(moe::GatedExpert<LayerExpert<Limited>, F64>::kPerToken);
+  STATIC_REQUIRE(moe::GatedExpert<Glu, F64>::kPerToken);
 }
 
 TEST_CASE("WithBranches: the layer's experts and every branch draw their own numbers", "[layer]") {

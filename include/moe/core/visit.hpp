@@ -62,9 +62,11 @@ concept HasState = requires(T& object) {
 namespace detail {
 
 template <class T>
-concept HasStateOfAnObject = requires(T& object) { object.state(IgnoreParameters{}); };
+concept HasStateOfAnObject = requires(T& object) { object.state(IgnoreParameters{}); } ||
+                             requires(T& object, IgnoreParameters& f) { object.state(f); };
 template <class T>
-concept HasStateOfCopies = requires(T& object) { T::state(IgnoreParameters{}, object); };
+concept HasStateOfCopies = requires(T& object) { T::state(IgnoreParameters{}, object); } ||
+                           requires(T& object, IgnoreParameters& f) { T::state(f, object); };
 
 /// Whether T has a member called state that looks like HasState and is none. Others of that name are not meant.
 template <class T>

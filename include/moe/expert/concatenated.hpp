@@ -205,6 +205,7 @@ class Concatenated {
   }
   void require_experts(const char* function, const PlanView& plan) const {
     require_sets(function);
+    if (size() == 0) fail(function, ": there are no experts: they have been moved from");
     if (plan.num_experts() != size())
       fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
   }

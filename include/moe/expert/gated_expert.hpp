@@ -20,6 +20,7 @@ class GatedExpert {
 
  public:
   using Scalar = typename E::Scalar;
+  static constexpr bool kPerToken = kIsPerToken<E>;
   static_assert(std::is_same_v<Scalar, typename Codec::Scalar>,
                 "moe::GatedExpert: the expert and the gate need the same Scalar");
   struct Tape {

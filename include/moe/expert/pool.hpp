@@ -137,6 +137,7 @@ class ExpertPool {
   using Runner = typename detail::RunnerOf<E>::type;
 
   void require_experts(const char* function, const PlanView& plan) const {
+    if (size() == 0) fail(function, ": there are no experts: they have been moved from");
     if (plan.num_experts() != size())
       fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
   }
