@@ -47,6 +47,11 @@ class TaskList {
     // of them per worker: memory does not depend on how rows fall on groups.
     const Index workers = num_workers();
     tasks_.reserve(static_cast<std::size_t>(groups.count + 300 * workers));
+    if (workers == 1) {  // whole groups: nothing to share, and one token of many experts is not to pay for a sum
+      for (Index g = 0; g < groups.count; ++g)
+        if (!groups.is_empty(g) && groups.size(g) > 0 && panels(g) > 0) tasks_.push_back({g, 0, panels(g)});
+      return;
+    }
     const auto cost_of_panel = [&](Index g) {
       return (groups.size(g) + kRowsOfReading) * std::max<Index>(1, depth(g));
     };
@@ -56,7 +61,7 @@ class TaskList {
     for (Index g = 0; g < groups.count; ++g) {
       if (groups.is_empty(g) || groups.size(g) == 0) continue;
       for (Index p = 0; p < panels(g); p = tasks_.back().last) {
-        const Index share = workers == 1 ? left : std::max(kLeastCost, left / (workers * kParts));
+        const Index share = std::max(kLeastCost, left / (workers * kParts));
         const Index count = std::clamp<Index>(share / cost_of_panel(g), 1, panels(g) - p);
         tasks_.push_back({g, p, p + count});
         left -= count * cost_of_panel(g);

@@ -12,6 +12,8 @@
 #include "moe/routing/gradient.hpp"
 #include "moe/routing/padding.hpp"
 
+// Above 300 lines: inference, training, replay and backward are read together, and the checks of tapes, parts and
+// overlaps stand beside the calls they guard.
 namespace moe::inline MOE_ABI {
 
 /// A mixture-of-experts layer: out[t] = sum over the chosen experts e of weight_e * expert_e(tokens[t]).
