@@ -6,6 +6,7 @@
 
 #include "matrices.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
+#include "moe/kernel/panel_matrix.hpp"
 
 namespace test {
 
@@ -45,9 +46,9 @@ struct Products {
   moe::Matrix<S> multiply(const moe::kernel::RowSource<S>& in) const {
     moe::Matrix<S> out = nan_matrix<S>(num_rows(), weight[0].width());
     moe::kernel::TaskList tasks;
-    moe::kernel::grouped_multiply<S>(groups(), in, *this, tasks, [&](Index, Index row, int count, Index panel, const S* sums) {
-      copy(sums, count, row, panel, out);
-    });
+    moe::kernel::grouped_multiply<S>(
+        groups(), in, [this](Index g) { return (*this)(g).source(); }, tasks,
+        [&](Index, Index row, int count, Index panel, const S* sums) { copy(sums, count, row, panel, out); });
     return out.leftCols(outputs());
   }
   /// dout [num_rows, outputs] in padded rows; the padding is `padding`.
@@ -67,7 +68,7 @@ struct Products {
     scratch.reserve(weight[0].width() * Panels::kWidth);
     for (auto& buffer : scratch.buffer) std::ranges::fill(buffer.span(), kNan<S>);
     moe::kernel::grouped_input_gradient<S>(
-        groups(), moe::kernel::RowSource<S>::from(dout), *this, scratch,
+        groups(), moe::kernel::RowSource<S>::from(dout), [this](Index g) { return (*this)(g).source(); }, scratch,
         [&](Index, Index row, int count, Index panel, const S* sums) { copy(sums, count, row, panel, din); });
     return din;
   }

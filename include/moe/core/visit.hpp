@@ -52,8 +52,10 @@ concept HasParameters = requires(T& object) {
 ///   template <class F, class... Self>
 ///   static void state(F&& f, Self&... self) { f("selection_bias", self.selection_bias...); }
 /// State is saved and loaded with the parameters, in one namespace of names. Optimisers, clipping, decay, gradient
-/// checks and num_parameters() do not see it, and nobody reads that of a gradient. A part that is named here, through
-/// visit_part(), is frozen: its parameters are state, too.
+/// checks and num_parameters() do not see it, and nobody reads that of a gradient. A leaf of it may also be codes: a
+/// type with `Scalar`, shape(), read() and write(), which are saved as the scalars that they decode to, and which
+/// copies share until one of them is written, so that gradients and moments take no memory for them. A part that is
+/// named here, through visit_part(), is frozen: its parameters are state, too.
 template <class T>
 concept HasState = requires(T& object) {
   T::state(detail::IgnoreParameters{}, object);
@@ -190,9 +192,27 @@ std::vector<Index> parameter_shape(const Leaf& leaf) {
   }
 }
 
+namespace detail {
+
+/// Leaves whose scalars lie in memory: all that are learned. Codes do not, and are read and written as scalars.
+template <class Leaf>
+concept SpannedLeaf =
+    std::is_arithmetic_v<Leaf> || requires(Leaf& leaf) { leaf.span(); } || requires(Leaf& leaf) { leaf.data(); };
+
+template <class Leaf>
+struct ScalarOfLeaf {
+  using type = typename Leaf::Scalar;
+};
+template <SpannedLeaf Leaf>
+struct ScalarOfLeaf<Leaf> {
+  using type = std::remove_const_t<typename decltype(parameter_span(std::declval<Leaf&>()))::element_type>;
+};
+
+}  // namespace detail
+
 /// Scalar type of a leaf.
 template <class Leaf>
-using ParameterScalar = std::remove_const_t<typename decltype(parameter_span(std::declval<Leaf&>()))::element_type>;
+using ParameterScalar = typename detail::ScalarOfLeaf<std::remove_reference_t<Leaf>>::type;
 
 /// Number of logical scalars, padding not counted.
 template <class Leaf>
@@ -234,10 +254,15 @@ namespace detail {
 
 template <class Leaf>
 void set_leaf_zero(Leaf& leaf) {
-  for (auto& value : parameter_span(leaf)) value = {};
+  if constexpr (SpannedLeaf<Leaf>)
+    for (auto& value : parameter_span(leaf)) value = {};
 }
 
 }  // namespace detail
+
+/// Stands for the gradient of an object that does not learn: `backward` of a part that can take one in its place
+/// computes the gradients of its inputs alone.
+struct NoGradient {};
 
 /// Sets every parameter to zero; state stays.
 template <class T>
@@ -246,7 +271,7 @@ void set_zero(T& object) {
 }
 
 /// An object of the same shape with all parameters zero: a gradient, a moment. Its state is zero, too, as is the
-/// gradient of what is not learned; nobody reads it.
+/// gradient of what is not learned, but for codes, which the copy shares with the object; nobody reads it.
 template <class T>
 T zeros_like(const T& object) {
   T zeros = object;

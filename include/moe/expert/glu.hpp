@@ -38,12 +38,12 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   Index output_dim() const { return down_.outputs(); }
   PanelMatrix<Codec>& gate_up() { return gate_up_; }
   const PanelMatrix<Codec>& gate_up() const { return gate_up_; }
-  PanelMatrix<Codec>& gate_up_bias() { return gate_up_bias_; }
-  const PanelMatrix<Codec>& gate_up_bias() const { return gate_up_bias_; }
+  detail::BiasPanels<Codec>& gate_up_bias() { return gate_up_bias_; }
+  const detail::BiasPanels<Codec>& gate_up_bias() const { return gate_up_bias_; }
   PanelMatrix<Codec>& down() { return down_; }
   const PanelMatrix<Codec>& down() const { return down_; }
-  PanelMatrix<Codec>& down_bias() { return down_bias_; }
-  const PanelMatrix<Codec>& down_bias() const { return down_bias_; }
+  detail::BiasPanels<Codec>& down_bias() { return down_bias_; }
+  const detail::BiasPanels<Codec>& down_bias() const { return down_bias_; }
 
   template <class Self>
   static auto stages(Self& self) {
@@ -52,10 +52,16 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   }
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
-    f("gate_up.weight", self.gate_up_...);
+    detail::visit_weight(f, "gate_up.weight", self.gate_up_...);
     detail::visit_bias(f, "gate_up.bias", self.gate_up_bias_...);
-    f("down.weight", self.down_...);
+    detail::visit_weight(f, "down.weight", self.down_...);
     detail::visit_bias(f, "down.bias", self.down_bias_...);
+  }
+  template <class F, class... Self>
+    requires detail::Coded<Codec>
+  static void state(F&& f, Self&... self) {
+    f("gate_up.weight", self.gate_up_...);
+    f("down.weight", self.down_...);
   }
 
  private:
@@ -75,7 +81,10 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   }
 
   [[no_unique_address]] Product product_;
-  PanelMatrix<Codec> gate_up_, gate_up_bias_, down_, down_bias_;
+  PanelMatrix<Codec> gate_up_;
+  detail::BiasPanels<Codec> gate_up_bias_;
+  PanelMatrix<Codec> down_;
+  detail::BiasPanels<Codec> down_bias_;
 };
 
 using Glu = BasicGlu<F32>;

@@ -8,8 +8,11 @@ namespace moe::inline MOE_ABI {
 namespace detail {
 
 template <class Codec>
-PanelMatrix<Codec> make_bias(Bias bias, Index outputs, PanelOrder order = PanelOrder::Plain) {
-  return bias == Bias::Off ? PanelMatrix<Codec>() : PanelMatrix<Codec>::bias(outputs, order);
+using BiasPanels = PanelMatrix<BiasCodec<Codec>>;
+
+template <class Codec>
+BiasPanels<Codec> make_bias(Bias bias, Index outputs, PanelOrder order = PanelOrder::Plain) {
+  return bias == Bias::Off ? BiasPanels<Codec>() : BiasPanels<Codec>::bias(outputs, order);
 }
 
 /// The bound of U(-b, b) for weights that read `inputs` values: 1 / sqrt(inputs), so that unit-variance rows give
@@ -21,6 +24,16 @@ template <class F, class First, class... Rest>
 void visit_bias(F&& f, const std::string& name, First& first, Rest&... rest) {
   if (!first.empty()) f(name, first, rest...);
 }
+
+/// Visits weights that are learned; the others are state.
+template <class F, class First, class... Rest>
+void visit_weight(F&& f, const std::string& name, First& first, Rest&... rest) {
+  if constexpr (LearnedWeight<std::remove_const_t<First>>) f(name, first, rest...);
+}
+
+/// Codecs whose weights are state.
+template <class Codec>
+concept Coded = !LearnedWeight<PanelMatrix<Codec>>;
 
 }  // namespace detail
 
@@ -47,8 +60,8 @@ class BasicLinear : public StagedExpert<BasicLinear<Codec>, Codec> {
   Index output_dim() const { return weight_.outputs(); }
   PanelMatrix<Codec>& weight() { return weight_; }
   const PanelMatrix<Codec>& weight() const { return weight_; }
-  PanelMatrix<Codec>& bias() { return bias_; }
-  const PanelMatrix<Codec>& bias() const { return bias_; }
+  detail::BiasPanels<Codec>& bias() { return bias_; }
+  const detail::BiasPanels<Codec>& bias() const { return bias_; }
 
   template <class Self>
   static auto stages(Self& self) {
@@ -56,12 +69,18 @@ class BasicLinear : public StagedExpert<BasicLinear<Codec>, Codec> {
   }
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
-    f("weight", self.weight_...);
+    detail::visit_weight(f, "weight", self.weight_...);
     detail::visit_bias(f, "bias", self.bias_...);
+  }
+  template <class F, class... Self>
+    requires detail::Coded<Codec>
+  static void state(F&& f, Self&... self) {
+    f("weight", self.weight_...);
   }
 
  private:
-  PanelMatrix<Codec> weight_, bias_;
+  PanelMatrix<Codec> weight_;
+  detail::BiasPanels<Codec> bias_;
 };
 
 using Linear = BasicLinear<F32>;

@@ -34,12 +34,12 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
   Index output_dim() const { return down_.outputs(); }
   PanelMatrix<Codec>& up() { return up_; }
   const PanelMatrix<Codec>& up() const { return up_; }
-  PanelMatrix<Codec>& up_bias() { return up_bias_; }
-  const PanelMatrix<Codec>& up_bias() const { return up_bias_; }
+  detail::BiasPanels<Codec>& up_bias() { return up_bias_; }
+  const detail::BiasPanels<Codec>& up_bias() const { return up_bias_; }
   PanelMatrix<Codec>& down() { return down_; }
   const PanelMatrix<Codec>& down() const { return down_; }
-  PanelMatrix<Codec>& down_bias() { return down_bias_; }
-  const PanelMatrix<Codec>& down_bias() const { return down_bias_; }
+  detail::BiasPanels<Codec>& down_bias() { return down_bias_; }
+  const detail::BiasPanels<Codec>& down_bias() const { return down_bias_; }
 
   template <class Self>
   static auto stages(Self& self) {
@@ -48,10 +48,16 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
   }
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
-    f("up.weight", self.up_...);
+    detail::visit_weight(f, "up.weight", self.up_...);
     detail::visit_bias(f, "up.bias", self.up_bias_...);
-    f("down.weight", self.down_...);
+    detail::visit_weight(f, "down.weight", self.down_...);
     detail::visit_bias(f, "down.bias", self.down_bias_...);
+  }
+  template <class F, class... Self>
+    requires detail::Coded<Codec>
+  static void state(F&& f, Self&... self) {
+    f("up.weight", self.up_...);
+    f("down.weight", self.down_...);
   }
 
  private:
@@ -67,7 +73,10 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
     return expert;
   }
 
-  PanelMatrix<Codec> up_, up_bias_, down_, down_bias_;
+  PanelMatrix<Codec> up_;
+  detail::BiasPanels<Codec> up_bias_;
+  PanelMatrix<Codec> down_;
+  detail::BiasPanels<Codec> down_bias_;
 };
 
 using Mlp = BasicMlp<F32>;

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
-#include "moe/kernel/panel_matrix.hpp"
+#include "moe/kernel/panel_source.hpp"
+#include "moe/kernel/rows.hpp"
 #include "moe/kernel/tasks.hpp"
 #include "moe/kernel/tile.hpp"
 
@@ -18,12 +20,37 @@ namespace moe::inline MOE_ABI::kernel {
 /// fraction of multiplying with them.
 inline constexpr Index kLeastRows = 16 * kTileRows;
 
+/// What becomes of the sums of a tile: a reference to a callable
+///   finish(row, count, panel, S* sums)    sums [count, 2 * lanes] of rows from `row` on, aligned, may be overwritten
+/// valid during the call that it is passed to. Not a template parameter, so that the loops over panels and tiles are
+/// compiled once and not for every epilogue; a call costs a hundredth of the smallest tile.
+template <class S>
+class FinishRef {
+ public:
+  template <class F>
+    requires(!std::is_same_v<F, FinishRef>)
+  FinishRef(const F& finish)
+      : object_(&finish), call_([](const void* object, Index row, int count, Index panel, S* sums) {
+          (*static_cast<const F*>(object))(row, count, panel, sums);
+        }) {}
+
+  void operator()(Index row, int count, Index panel, S* sums) const { call_(object_, row, count, panel, sums); }
+
+ private:
+  const void* object_;
+  void (*call_)(const void*, Index, int, Index, S*);
+};
+
 namespace detail {
 
 /// Most steps that a panel is walked before the next tile of rows: half of a 512 KiB L2. Longer products are done block
 /// by block, the sums waiting in memory.
 template <class S>
 inline constexpr Index kDepthBlock = (Index{256} << 10) / (kPanelWidth<S> * static_cast<Index>(sizeof(S)));
+
+/// Steps of a panel of codes that are expanded at a time: 16 KiB, of which no L1 has less than twice as much.
+template <class S>
+inline constexpr Index kExpandedInputs = (Index{16} << 10) / (kPanelWidth<S> * static_cast<Index>(sizeof(S)));
 
 /// Bytes of rows that all panels pass over before the next rows: they are read once per panel and have to stay in L3.
 inline constexpr Index kRowBytes = Index{4} << 20;
@@ -41,6 +68,7 @@ class Tiles {
  public:
   Tiles(Index begin, Index end) : begin_(begin), rows_(end - begin), count_((rows_ + kTileRows - 1) / kTileRows) {}
   Index count() const { return count_; }
+  Index rows() const { return rows_; }
   Index begin(Index tile) const { return begin_ + tile * (rows_ / count_) + std::min(tile, rows_ % count_); }
   int height(Index tile) const { return static_cast<int>(begin(tile + 1) - begin(tile)); }
 
@@ -58,15 +86,18 @@ struct TileRows {
 };
 
 /// Few rows: `streams_at_once` panels side by side, from as many places of [first, last).
-template <int Rows, class S, class Matrix, class Finish>
-void multiply_streams(const RowSource<S>& in, Index row, const Matrix& matrix, Index first, Index last,
-                      const Finish& finish) {
+template <int Rows, class S>
+void multiply_streams(const RowSource<S>& in, Index row, const PanelSource<S>& matrix, Index first, Index last,
+                      const FinishRef<S>& finish) {
   constexpr int kStreams = streams_at_once(Rows);
   constexpr Index kWidth = kPanelWidth<S>;
   alignas(64) S sums[kStreams * Rows * kWidth];
   const TileRows<S> rows(in, row, Rows, 0);
   const auto run = [&]<int Streams>(Index p, Index apart, std::integral_constant<int, Streams>) {
-    stream_tile<Rows, Streams>(rows.row, matrix.panel(p), apart * matrix.stride(), matrix.inputs(), sums);
+    if (matrix.decoder)
+      matrix.decoder->multiply(matrix.matrix, rows.row, Rows, p, apart, Streams, sums);
+    else
+      stream_tile<Rows, Streams>(rows.row, matrix.panel(p), apart * matrix.stride, matrix.inputs, sums);
     for (int q = 0; q < Streams; ++q) finish(row, Rows, p + q * apart, sums + q * Rows * kWidth);
   };
   const Index each = (last - first) / kStreams;
@@ -74,14 +105,13 @@ void multiply_streams(const RowSource<S>& in, Index row, const Matrix& matrix, I
   for (Index p = first + kStreams * each; p < last; ++p) run(p, 0, std::integral_constant<int, 1>{});
 }
 
-/// Steps [begin, end) of one panel for all tiles. Tile t of n fetches its n-th part of what comes kLinesAhead behind
-/// the place where tile 0 will need it.
-template <class S, class Matrix, class Done>
-void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const Matrix& matrix, Index p, Index begin, Index end,
-                    const S* last, S* sums, Index sums_per_tile, const Done& done) {
+/// Steps [begin, begin + depth) for all tiles with one panel's part, which lies at `panel`. Tile t of n fetches its
+/// n-th part of what comes kLinesAhead behind the place where tile 0 will need it, up to `last`.
+template <class S, class Done>
+void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const S* panel, Index begin, Index depth, const S* last,
+                    S* sums, Index sums_per_tile, const Done& done) {
   constexpr Index kWidth = kPanelWidth<S>;
-  const Index count = tiles.count(), part = (end - begin) * kWidth / count;
-  const S* panel = matrix.panel(p) + begin * kWidth;
+  const Index count = tiles.count(), part = depth * kWidth / count;
   ReadAhead<S> ahead{panel, last, ReadAhead<S>::kStepsPerBlock * kWidth / count};
   const Index first_line = part * (count - 1) + kLinesAhead * ReadAhead<S>::kLine;
   for (Index t = 0; t < count; ++t) {
@@ -89,68 +119,105 @@ void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const Matrix& ma
     ahead.next = panel + std::min(last - panel, first_line + t * part);
     with_constant<kTileRows>(tiles.height(t), [&](auto height) {
       const auto multiply = begin > 0 ? &multiply_tile<height, true, S> : &multiply_tile<height, false, S>;
-      multiply(rows.row, panel, end - begin, ahead, sums + t * sums_per_tile);
+      multiply(rows.row, panel, depth, ahead, sums + t * sums_per_tile);
     });
     done(t);
   }
 }
 
+/// All tiles by panels [first, last) in blocks of `size` steps, between which the sums of all tiles wait.
+/// run(p, begin, end, sums, done) multiplies steps [begin, end) of panel p, tile t to sums + t * kTileRows panel rows.
+template <class S, class Run>
+void multiply_blocks(const Tiles& tiles, Index depth, Index size, Index first, Index last, const Run& run,
+                     const FinishRef<S>& finish) {
+  constexpr Index kTile = kTileRows * kPanelWidth<S>;
+  MOE_ASSERT(tiles.rows() <= kWaitingRows<S>);
+  alignas(64) S sums[kWaitingRows<S> * kPanelWidth<S>];
+  for (Index p = first; p < last; ++p) {
+    Index begin = 0;
+    do {  // once where there are no steps: the sums are 0 then
+      const Index end = std::min(depth, begin + size);
+      run(p, begin, end, sums, [&](Index t) {
+        if (end == depth) finish(tiles.begin(t), tiles.height(t), p, sums + t * kTile);
+      });
+      begin = end;
+    } while (begin < depth);
+  }
+}
+
 /// Rows [begin, end) by panels [first, last).
-template <class S, class Matrix, class Finish>
-void multiply_rows(const RowSource<S>& in, Index begin, Index end, const Matrix& matrix, Index first, Index last,
-                   const Finish& finish) {
+template <class S>
+void multiply_rows(const RowSource<S>& in, Index begin, Index end, const PanelSource<S>& matrix, Index first,
+                   Index last, const FinishRef<S>& finish) {
   constexpr Index kWidth = kPanelWidth<S>, kTile = kTileRows * kWidth;
-  const Index depth = matrix.inputs();
+  const Index depth = matrix.inputs;
   const Tiles tiles(begin, end);
   const S* behind = matrix.panel(last - 1) + depth * kWidth;
-  const auto finish_tile = [&](Index t, Index p, S* sums) { finish(tiles.begin(t), tiles.height(t), p, sums); };
   if (depth <= kDepthBlock<S> || tiles.count() == 1) {
     alignas(64) S sums[kTile];
     for (Index p = first; p < last; ++p)
-      multiply_panel(in, tiles, matrix, p, 0, depth, behind, sums, 0, [&](Index t) { finish_tile(t, p, sums); });
+      multiply_panel(in, tiles, matrix.panel(p), 0, depth, behind, sums, 0,
+                     [&](Index t) { finish(tiles.begin(t), tiles.height(t), p, sums); });
     return;
   }
-  MOE_ASSERT(end - begin <= kWaitingRows<S>);
-  alignas(64) S sums[kWaitingRows<S> * kWidth];
-  for (Index p = first; p < last; ++p)
-    for (Index k = 0; k < depth; k += kDepthBlock<S>) {
-      const Index stop = std::min(depth, k + kDepthBlock<S>);
-      multiply_panel(in, tiles, matrix, p, k, stop, behind, sums, kTile, [&](Index t) {
-        if (stop == depth) finish_tile(t, p, sums + t * kTile);
-      });
-    }
+  multiply_blocks<S>(
+      tiles, depth, kDepthBlock<S>, first, last,
+      [&](Index p, Index k, Index stop, S* sums, const auto& done) {
+        multiply_panel(in, tiles, matrix.panel(p) + k * kWidth, k, stop - k, behind, sums, kTile, done);
+      },
+      finish);
+}
+
+/// The same for codes, of which a block is expanded once and stays in L1 while the tiles pass over it.
+template <class S>
+void multiply_coded_rows(const RowSource<S>& in, Index begin, Index end, const PanelSource<S>& matrix, Index first,
+                         Index last, const FinishRef<S>& finish) {
+  constexpr Index kWidth = kPanelWidth<S>;
+  const Tiles tiles(begin, end);
+  alignas(64) S expanded[kExpandedInputs<S> * kWidth];
+  multiply_blocks<S>(
+      tiles, matrix.inputs, kExpandedInputs<S>, first, last,
+      [&](Index p, Index k, Index stop, S* sums, const auto& done) {
+        matrix.decoder->decode(matrix.matrix, p, k, stop, expanded);
+        multiply_panel<S>(in, tiles, expanded, k, stop - k, expanded, sums, kTileRows * kWidth, done);
+      },
+      finish);
 }
 
 }  // namespace detail
 
-/// in x W^T for rows [begin, end) and panels [first, last): hands the sums of `count` rows from `row` on and one panel
-/// to
-///   finish(row, count, panel, S* sums)    sums [count, 2 * lanes], aligned, may be overwritten
+/// in x W^T for rows [begin, end) and panels [first, last): hands the sums of some rows and one panel to `finish`,
 /// which adds the bias, applies the activation and stores. One thread; no allocation.
-template <class S, class Matrix, class Finish>
-void multiply(const RowSource<S>& in, Index begin, Index end, const Matrix& matrix, Index first, Index last,
-              const Finish& finish) {
+template <class S>
+void multiply(const RowSource<S>& in, Index begin, Index end, const PanelSource<S>& matrix, Index first, Index last,
+              const std::type_identity_t<FinishRef<S>>& finish) {
   if (begin == end || first == last) return;
+  const PanelDecoder<S>* const decoder = matrix.decoder;
   constexpr int kFew = kTileRows / 2;  // up to here streams_at_once gives two and more
-  if (end - begin <= kFew)
+  if (end - begin <= kFew && (!decoder || decoder->multiply))
     return with_constant<kFew>(static_cast<int>(end - begin), [&](auto rows) {
       detail::multiply_streams<rows, S>(in, begin, matrix, first, last, finish);
     });
-  const Index row_bytes = std::max<Index>(1, matrix.inputs()) * static_cast<Index>(sizeof(S));
+  const Index row_bytes = std::max<Index>(1, matrix.inputs) * static_cast<Index>(sizeof(S));
   Index most = std::max(detail::kRowBytes / row_bytes, kLeastRows);
-  if (matrix.inputs() > detail::kDepthBlock<S>) most = std::min(most, detail::kWaitingRows<S>);
+  if (decoder || matrix.inputs > detail::kDepthBlock<S>) most = std::min(most, detail::kWaitingRows<S>);
   const Index blocks = (end - begin + most - 1) / most, size = (end - begin + blocks - 1) / blocks;
-  for (Index r = begin; r < end; r += size)
-    detail::multiply_rows(in, r, std::min(end, r + size), matrix, first, last, finish);
+  for (Index r = begin; r < end; r += size) {
+    const Index stop = std::min(end, r + size);
+    if (decoder)
+      detail::multiply_coded_rows(in, r, stop, matrix, first, last, finish);
+    else
+      detail::multiply_rows(in, r, stop, matrix, first, last, finish);
+  }
 }
 
-/// multiply for every group in parallel, where weight(g) is the PanelMatrix of group g: finish(g, row, count, panel, S*
+/// multiply for every group in parallel, where weight(g) is the PanelSource of group g: finish(g, row, count, panel, S*
 /// sums).
 template <class S, class Weight, class Finish>
 void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Weight& weight, TaskList& tasks,
                       const Finish& finish) {
   tasks.run(
-      groups, [&](Index g) { return weight(g).panels(); }, [&](Index g) { return weight(g).inputs(); },
+      groups, [&](Index g) { return weight(g).panels; }, [&](Index g) { return weight(g).inputs; },
       [&](Index g, Index first, Index last, Index) {
         multiply(in, groups.begin(g), groups.end(g), weight(g), first, last,
                  [&](Index row, int count, Index panel, S* sums) { finish(g, row, count, panel, sums); });

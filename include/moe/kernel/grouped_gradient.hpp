@@ -28,7 +28,7 @@ struct GradientScratch {
 
 namespace detail {
 
-/// Inputs [panel * width, ...) of a weight matrix as a panel of its transpose: `inputs()` counts the outputs, padding
+/// Inputs [panel * width, ...) of a weight matrix as a panel of its transpose, whose inputs are the outputs, padding
 /// included. So one kernel multiplies forwards and backwards. Transposing costs as much as multiplying with about four
 /// rows, and less than reading from memory.
 template <class S>
@@ -37,14 +37,19 @@ class TransposedPanel {
   /// Scalars of the buffer for a matrix of `width` physical outputs.
   static Index size(Index width) { return width * kPanelWidth<S>; }
 
-  template <class Matrix>
-  TransposedPanel(const Matrix& matrix, Index panel, S* buffer) : data_(buffer), depth_(matrix.width()) {
+  TransposedPanel(const PanelSource<S>& matrix, Index panel, S* buffer) : data_(buffer), depth_(matrix.width()) {
     constexpr Index kWidth = kPanelWidth<S>;
-    const Index first = panel * kWidth, count = std::min(kWidth, matrix.inputs() - first);
-    for (Index p = 0; p < matrix.panels(); ++p) {
-      const S* from = matrix.panel(p) + first * kWidth;
+    const Index first = panel * kWidth, count = std::min(kWidth, matrix.inputs - first);
+    alignas(kCacheLine) S expanded[kWidth * kWidth];
+    for (Index p = 0; p < matrix.panels; ++p) {
+      const S* from = expanded;
+      if (matrix.decoder) {
+        matrix.decoder->decode(matrix.matrix, p, first, first + count, expanded);
+      } else {
+        from = matrix.panel(p) + first * kWidth;
+        fetch(matrix.panel(std::min(p + kPanelsAhead, matrix.panels - 1)) + first * kWidth, count * kWidth);
+      }
       S* to = buffer + p * kWidth * kWidth;
-      fetch(matrix.panel(std::min(p + kPanelsAhead, matrix.panels() - 1)) + first * kWidth, count * kWidth);
       if (count == kWidth) {
         turn(from, to);
       } else {
@@ -54,9 +59,7 @@ class TransposedPanel {
       }
     }
   }
-  Index inputs() const { return depth_; }
-  Index stride() const { return 0; }
-  const S* panel(Index) const { return data_; }
+  PanelSource<S> source() const { return {.inputs = depth_, .panels = 1, .data = data_}; }
 
  private:
   /// A square as wide as a panel: four of a register.
@@ -81,7 +84,8 @@ class TransposedPanel {
 
 }  // namespace detail
 
-/// din = dout W(g) for every group, in panels of inputs: hands the sums of some rows to
+/// din = dout W(g) for every group, where weight(g) is a PanelSource, in panels of inputs: hands the sums of some rows
+/// to
 ///   finish(g, row, count, panel, S* sums)    inputs [panel * 2 lanes, ...), zero behind the last; may be overwritten
 /// dout rows hold W(g).width() scalars, whose padding must be finite. 2 * num_rows * inputs * outputs operations; no
 /// allocation when warm.
@@ -93,11 +97,12 @@ void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, c
     if (!groups.is_empty(g)) width = std::max(width, weight(g).width());
   scratch.reserve(detail::TransposedPanel<S>::size(width));
   scratch.tasks.run(
-      groups, [&](Index g) { return panels_of<S>(weight(g).inputs()); }, [&](Index g) { return weight(g).width(); },
+      groups, [&](Index g) { return panels_of<S>(weight(g).inputs); }, [&](Index g) { return weight(g).width(); },
       [&](Index g, Index first, Index last, Index worker) {
+        const PanelSource<S> matrix = weight(g);
         for (Index p = first; p < last; ++p) {
-          const detail::TransposedPanel<S> panel(weight(g), p, scratch.buffer[static_cast<std::size_t>(worker)].data());
-          multiply(dout, groups.begin(g), groups.end(g), panel, 0, 1,
+          const detail::TransposedPanel<S> panel(matrix, p, scratch.buffer[static_cast<std::size_t>(worker)].data());
+          multiply(dout, groups.begin(g), groups.end(g), panel.source(), 0, 1,
                    [&](Index row, int count, Index, S* sums) { finish(g, row, count, p, sums); });
         }
       });
@@ -168,6 +173,15 @@ void grouped_weight_gradient(const RowGroups& groups, const RowSource<S>& in, co
                                     scratch.buffer[static_cast<std::size_t>(worker)].data());
         if (first == 0 && !bias(g).empty()) detail::add_bias_gradient(dout, groups.begin(g), groups.end(g), bias(g));
       });
+}
+
+/// bias(g) += column sums of dout where bias(g) is not empty, with the bits of grouped_weight_gradient(): for weights
+/// that have no gradient.
+template <class S, class Bias>
+void grouped_bias_gradient(const RowGroups& groups, const RowSource<S>& dout, const Bias& bias, TaskList& tasks) {
+  tasks.run(
+      groups, [&](Index g) { return bias(g).empty() ? Index{0} : Index{1}; }, [&](Index g) { return bias(g).width(); },
+      [&](Index g, Index, Index, Index) { detail::add_bias_gradient(dout, groups.begin(g), groups.end(g), bias(g)); });
 }
 
 }  // namespace moe::inline MOE_ABI::kernel

@@ -2,16 +2,20 @@
 #pragma once
 
 #include <cmath>
+#include <concepts>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/random.hpp"
 #include "moe/core/simd.hpp"
+#include "moe/kernel/panel_source.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// How weights are stored. A codec names the scalar that is stored and the one that is computed with.
+/// How weights are stored: a codec names what is stored and the scalar that is computed with. F32 and F64 store
+/// scalars; a format of codes specialises PanelMatrix. Only weights are coded: see BiasCodec.
 struct F32 {
   using Storage = float;
   using Scalar = float;
@@ -20,6 +24,10 @@ struct F64 {
   using Storage = double;
   using Scalar = double;
 };
+
+/// How the biases beside weights of this codec are stored: as scalars.
+template <class Codec>
+using BiasCodec = std::conditional_t<std::is_same_v<typename Codec::Scalar, double>, F64, F32>;
 
 /// Whether a linear map that is made anew has a bias.
 enum class Bias { Off, Zero };
@@ -36,10 +44,14 @@ enum class PanelOrder { Plain, Paired };
 /// immutable use is thread-safe.
 template <class Codec>
 class PanelMatrix {
+  static_assert(std::is_same_v<typename Codec::Storage, typename Codec::Scalar>,
+                "moe::PanelMatrix: this codec stores codes, not scalars; its format specialises PanelMatrix "
+                "(see PanelWeight in moe/kernel/panel_matrix.hpp)");
+
  public:
-  using Scalar = typename Codec::Storage;
-  static constexpr Index kLanes = simd::kLanes<typename Codec::Scalar>;
-  static constexpr Index kWidth = 2 * kLanes;
+  using Scalar = typename Codec::Scalar;
+  static constexpr Index kLanes = simd::kLanes<Scalar>;
+  static constexpr Index kWidth = kernel::kPanelWidth<Scalar>;
 
   PanelMatrix() = default;
 
@@ -74,9 +86,10 @@ class PanelMatrix {
   bool is_shaped_as(const PanelMatrix& other) const {
     return outputs_ == other.outputs_ && inputs_ == other.inputs_ && order_ == other.order_;
   }
-  /// Whether this can be added to the product of `weight`: empty for none, or a number per output in its order.
-  bool is_bias_of(const PanelMatrix& weight) const {
-    return empty() || (outputs_ == weight.outputs_ && inputs_ == 1 && order_ == weight.order_);
+  /// Whether this can be added to the product of a PanelWeight: empty for none, or a number per output in its order.
+  template <class Weight>
+  bool is_bias_of(const Weight& weight) const {
+    return empty() || (outputs_ == weight.outputs() && inputs_ == 1 && order_ == weight.order());
   }
   /// Physical columns, padding included: panels() * kWidth.
   Index width() const { return panels_ * kWidth; }
@@ -88,6 +101,21 @@ class PanelMatrix {
   Scalar* panel(Index p) { return storage_.data() + p * stride_; }
   const Scalar* panel(Index p) const { return storage_.data() + p * stride_; }
 
+  /// What the kernels read; valid as long as this object stays where it is.
+  kernel::PanelSource<Scalar> source() const {
+    return {.inputs = inputs_, .panels = panels_, .stride = stride_, .data = storage_.data()};
+  }
+
+  /// One weight, as every format has it. Throw std::invalid_argument for an output or input that is not there.
+  Scalar get(Index output, Index input) const {
+    require_place("moe::PanelMatrix::get", output, input);
+    return (*this)(output, input);
+  }
+  void set(Index output, Index input, Scalar value) {
+    require_place("moe::PanelMatrix::set", output, input);
+    (*this)(output, input) = value;
+  }
+  /// The same without a check, by reference.
   Scalar& operator()(Index output, Index input) { return storage_.data()[position(output, input)]; }
   const Scalar& operator()(Index output, Index input) const { return storage_.data()[position(output, input)]; }
 
@@ -143,6 +171,10 @@ class PanelMatrix {
     if (static_cast<Index>(size) != outputs_ * inputs_)
       fail(function, ": ", size, " values, expected outputs * inputs = ", outputs_ * inputs_);
   }
+  void require_place(const char* function, Index output, Index input) const {
+    if (output < 0 || output >= outputs_ || input < 0 || input >= inputs_)
+      fail(function, ": (", output, ", ", input, ") of a matrix [", outputs_, ", ", inputs_, "]");
+  }
   static Index panel_stride(Index inputs) {
     constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(Scalar));
     const Index plain = (inputs * kWidth + kLine - 1) / kLine * kLine;
@@ -160,6 +192,24 @@ class PanelMatrix {
   PanelOrder order_ = PanelOrder::Plain;
   bool is_bias_ = false;
   AlignedBuffer<Scalar> storage_;
+};
+
+/// Weights that a stage can multiply with: a PanelMatrix, a format of codes, or another with these members. outputs()
+/// and inputs() are logical, panels() and order() those of a PanelMatrix of that size; source() refers to the object.
+template <class W>
+concept PanelWeight = requires(const W& weight) {
+  { weight.outputs() } -> std::convertible_to<Index>;
+  { weight.inputs() } -> std::convertible_to<Index>;
+  { weight.panels() } -> std::convertible_to<Index>;
+  { weight.order() } -> std::convertible_to<PanelOrder>;
+  { weight.source() } -> std::same_as<kernel::PanelSource<typename W::Scalar>>;
+};
+
+/// Weights that have a gradient: panels of scalars, which can be added to. Codes are kept and not learned: experts name
+/// them in `state` (see moe/core/visit.hpp), and backward goes through them to the rows alone.
+template <class W>
+concept LearnedWeight = PanelWeight<W> && requires(W& weight, Index panel) {
+  { weight.panel(panel) } -> std::same_as<typename W::Scalar*>;
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -6,6 +6,7 @@
 #include "moe/core/aligned.hpp"
 #include "moe/core/simd.hpp"
 #include "moe/core/unroll.hpp"
+#include "moe/kernel/panel_source.hpp"
 
 // The innermost loops: register tiles of the products that a layer needs. Every product starts at +0 and does one fused
 // multiply-add per step, in ascending order, in one accumulator; what a tile computes for one row and one column is
@@ -13,16 +14,6 @@
 // expressions: left as loops, g++ 12 keeps the accumulators on the stack and runs at a third of the speed. Tiles are
 // not inlined, so that their registers are nobody else's business.
 namespace moe::inline MOE_ABI::kernel {
-
-/// Columns of a panel: two registers.
-template <class S>
-inline constexpr Index kPanelWidth = 2 * simd::kLanes<S>;
-
-/// Panels that hold so many columns.
-template <class S>
-constexpr Index panels_of(Index columns) {
-  return (columns + kPanelWidth<S> - 1) / kPanelWidth<S>;
-}
 
 /// Rows of a tile. 16 registers hold 6 x 2 accumulators, one panel row (2) and a broadcast, which leaves 1; 32 hold
 /// 12 x 2 likewise, which leaves 5. Two FMA ports of latency 4 need 8 accumulators in flight, so tiles of 4 rows and

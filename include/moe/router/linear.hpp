@@ -7,6 +7,7 @@
 #include "moe/core/overlap.hpp"
 #include "moe/kernel/gather.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
+#include "moe/kernel/panel_matrix.hpp"
 #include "moe/router/concept.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -69,7 +70,7 @@ class BasicLinearRouter {
     const Index* token = tape.token.data();
     const Index offset[] = {0, tape.dlogits.rows()};
     kernel::grouped_input_gradient<Scalar>(
-        {offset, 1}, kernel::RowSource<Scalar>::from(tape.dlogits), [&](Index) -> const auto& { return weight_; },
+        {offset, 1}, kernel::RowSource<Scalar>::from(tape.dlogits), [&](Index) { return weight_.source(); },
         tape.scratch,
         [&](Index, Index row, int count, Index panel, const Scalar* sums) {
           const Index first = panel * kWidth, inputs = std::min(kWidth, model_dim() - first);
@@ -130,6 +131,7 @@ class BasicLinearRouter {
         blocks < num_workers() && static_cast<Index>(weight_.span().size_bytes()) >= kBytesForBarrier;
     const Index parts = by_panels ? std::min(panels, num_workers()) : 1;
     const auto source = kernel::RowSource<Scalar>::from(tokens);
+    const kernel::PanelSource<Scalar> weights = weight_.source();
     const auto store = [&](Index row, int count, Index panel, Scalar* sums) {
       if (const Scalar* bias = bias_of(panel)) kernel::add_to_rows(bias, count, sums);
       const Index columns = std::min(kWidth, num_experts() - panel * kWidth);
@@ -138,7 +140,7 @@ class BasicLinearRouter {
     };
     parallel_for(blocks * parts, [&](Index task, Index) {
       const Index block = task / parts, part = task % parts;
-      kernel::multiply(source, block * kRows, std::min(tokens.rows(), (block + 1) * kRows), weight_,
+      kernel::multiply(source, block * kRows, std::min(tokens.rows(), (block + 1) * kRows), weights,
                        panels * part / parts, panels * (part + 1) / parts, store);
     });
   }

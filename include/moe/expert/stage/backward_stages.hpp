@@ -37,7 +37,7 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
   const Index first = groups.begin(0);
   dpre.resize(groups.num_rows(), widths.template pre<I>());
   kernel::grouped_input_gradient<S>(
-      groups, dpre_above, [&](Index g) -> const auto& { return stage_weight<I + 1>(expert_of(g)); }, tape.gradient,
+      groups, dpre_above, [&](Index g) { return stage_weight<I + 1>(expert_of(g)).source(); }, tape.gradient,
       [&](Index g, Index row, int count, Index panel, const S* dhidden) {
         const Index panels = stage_weight<I>(expert_of(g)).panels();
         [[maybe_unused]] const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
@@ -65,7 +65,7 @@ void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSour
   const Index first = groups.begin(0);
   din.resize(groups.num_rows(), kernel::panels_of<S>(inputs) * kWidth);
   kernel::grouped_input_gradient<S>(
-      groups, dpre, [&](Index g) -> const auto& { return stage_weight<0>(expert_of(g)); }, tape.gradient,
+      groups, dpre, [&](Index g) { return stage_weight<0>(expert_of(g)).source(); }, tape.gradient,
       [&](Index, Index row, int count, Index panel, const S* sums) {
         for (Index r = 0; r < count; ++r)
           std::copy_n(sums + r * kWidth, kWidth, din.row(row - first + r) + panel * kWidth);
@@ -73,7 +73,7 @@ void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSour
 }
 
 /// Throws std::invalid_argument unless stage I of every gradient that gets rows is shaped as that of its expert: the
-/// kernels trust it.
+/// kernels trust it. Of weights that have no gradient, biases alone are looked at.
 template <class E, int I, class ExpertOf, class GradientOf>
 void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& expert_of,
                              const GradientOf& gradient_of) {
@@ -81,7 +81,9 @@ void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& ex
     if (groups.is_empty(g) || groups.size(g) == 0) continue;
     const auto &weight = stage_weight<I>(expert_of(g)), &dweight = stage_weight<I>(gradient_of(g));
     const auto &bias = stage_bias<I>(expert_of(g)), &dbias = stage_bias<I>(gradient_of(g));
-    if (!dweight.is_shaped_as(weight) || !dbias.is_shaped_as(bias))
+    bool same = dbias.is_shaped_as(bias);
+    if constexpr (kLearnsWeight<E, I>) same = same && dweight.is_shaped_as(weight);
+    if (!same)
       fail("moe::StagedExpert::backward: gradient of expert ", g, ", stage ", I, " is [", dweight.outputs(), ", ",
            dweight.inputs(), "] with ", dbias.outputs(), " biases, expected [", weight.outputs(), ", ", weight.inputs(),
            "] with ", bias.outputs());
@@ -98,6 +100,22 @@ void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeO
   };
   if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], widths.template out<I>());
   if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], widths.template pre<I>());
+}
+
+/// The gradients of stage I's weights and biases, of those that have one.
+template <class E, int I, class GradientOf>
+void add_stage_gradient(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                        const kernel::RowSource<typename E::Scalar>& dpre, const GradientOf& gradient_of,
+                        kernel::GradientScratch<typename E::Scalar>& scratch) {
+  using S = typename E::Scalar;
+  if constexpr (!std::is_same_v<GradientOf, NoGradient>) {
+    const auto bias = [&](Index g) -> auto& { return stage_bias<I>(gradient_of(g)); };
+    if constexpr (kLearnsWeight<E, I>)
+      kernel::grouped_weight_gradient<S>(
+          groups, in, dpre, [&](Index g) -> auto& { return stage_weight<I>(gradient_of(g)); }, bias, scratch);
+    else
+      kernel::grouped_bias_gradient<S>(groups, dpre, bias, scratch.tasks);
+  }
 }
 
 /// All stages from the last to the first; `din` is nullptr where nobody asks for the input gradient.
@@ -117,10 +135,8 @@ void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSourc
     constexpr int I = kLast - reversed;
     constexpr int kBefore = I > 0 ? I - 1 : 0;
     const Source dpre = I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(tape.dpre[I], first);
-    kernel::grouped_weight_gradient<S>(
-        groups, I == 0 ? in : Source::from(tape.hidden[kBefore], first), dpre,
-        [&](Index g) -> auto& { return stage_weight<I>(gradient_of(g)); },
-        [&](Index g) -> auto& { return stage_bias<I>(gradient_of(g)); }, tape.gradient);
+    add_stage_gradient<E, I>(groups, I == 0 ? in : Source::from(tape.hidden[kBefore], first), dpre, gradient_of,
+                             tape.gradient);
     if constexpr (I > 0)
       backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
     else if (din != nullptr)
@@ -138,13 +154,15 @@ void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& ex
                              const GradientOf& gradient_of) {
   simd::unroll<kNumStages<E>>([&](auto i) {
     detail::require_tape<E, i>(groups.num_rows(), widths, tape);
-    detail::require_gradient_shapes<E, i>(groups, expert_of, gradient_of);
+    if constexpr (!std::is_same_v<GradientOf, NoGradient>)
+      detail::require_gradient_shapes<E, i>(groups, expert_of, gradient_of);
   });
 }
 
 /// Backward of forward_stages, in the same groups.
 ///   dout   [from row 0 to the last of the groups, at least row_width()], zero in columns from output_dim on
-///   din    resized to [rows of the groups, at least input_dim], overwritten      gradient_of(g)  accumulated into
+///   din    resized to [rows of the groups, at least input_dim], overwritten
+///   gradient_of(g)  accumulated into; a NoGradient for none, which saves a third of the work
 /// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when
 /// warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>

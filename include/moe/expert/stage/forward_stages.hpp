@@ -23,7 +23,7 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
   const Index first = groups.begin(0), origin = I + 1 == kNumStages<E> ? 0 : first;
   RowBuffer<S>& pre = tape.pre[I];
   kernel::grouped_multiply<S>(
-      groups, in, [&](Index g) -> const auto& { return stage_weight<I>(expert_of(g)); }, tape.tasks,
+      groups, in, [&](Index g) { return stage_weight<I>(expert_of(g)).source(); }, tape.tasks,
       [&](Index g, Index row, int count, Index panel, S* sums) {
         const auto& bias = stage_bias<I>(expert_of(g));
         const Epilogue epilogue = stage_epilogue<I>(expert_of(g));

@@ -8,21 +8,28 @@
 #include "moe/expert/concept.hpp"
 #include "moe/expert/stage/epilogue.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
+#include "moe/kernel/panel_matrix.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// One stage of an expert: out = epilogue(in x weight^T + bias). M is PanelMatrix<Codec>, const or not; an empty bias
-/// means none. The epilogue is a value, as it may hold numbers.
-template <class E, class M>
+/// One stage of an expert: out = epilogue(in x weight^T + bias). W is a PanelWeight, B a PanelMatrix of its scalar,
+/// both const or not; an empty bias means none. The epilogue is a value, as it may hold numbers.
+template <class E, class W, class B>
 struct Stage {
+  static_assert(PanelWeight<std::remove_const_t<W>>,
+                "moe::Stage: weights are a moe::PanelMatrix or have `Scalar`, `outputs()`, `inputs()`, `panels()`, "
+                "`order()` and `source()` (see PanelWeight in moe/kernel/panel_matrix.hpp)");
+  static_assert(LearnedWeight<std::remove_const_t<B>> && std::is_same_v<typename B::Scalar, typename W::Scalar>,
+                "moe::Stage: biases are a moe::PanelMatrix of the scalar that the weights are computed with");
   using Epilogue = E;
-  M& weight;
-  M& bias;
+  using Weight = std::remove_const_t<W>;
+  W& weight;
+  B& bias;
   [[no_unique_address]] E epilogue = {};
 };
 
-template <class Epilogue, class M>
-Stage<Epilogue, M> make_stage(M& weight, M& bias, const Epilogue& epilogue = {}) {
+template <class Epilogue, class W, class B>
+Stage<Epilogue, W, B> make_stage(W& weight, B& bias, const Epilogue& epilogue = {}) {
   return {weight, bias, epilogue};
 }
 
@@ -60,6 +67,10 @@ namespace detail {
 
 template <class E, int I>
 using EpilogueOf = typename std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>::Epilogue;
+
+template <class E, int I>
+inline constexpr bool kLearnsWeight =
+    LearnedWeight<typename std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>::Weight>;
 
 template <int I, class E>
 auto& stage_weight(E& expert) {

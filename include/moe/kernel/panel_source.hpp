@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/core/simd.hpp"
+
+namespace moe::inline MOE_ABI::kernel {
+
+/// Columns of a panel: two registers.
+template <class S>
+inline constexpr Index kPanelWidth = 2 * simd::kLanes<S>;
+
+/// Panels that hold so many columns.
+template <class S>
+constexpr Index panels_of(Index columns) {
+  return (columns + kPanelWidth<S> - 1) / kPanelWidth<S>;
+}
+
+/// How the panels of one format of codes are read: one constant table per format. Every weight decodes to one scalar,
+/// and a product with codes has the bits of the product with panels that hold these scalars.
+template <class S>
+struct PanelDecoder {
+  /// Inputs [begin, end) of a panel, as they would lie in one:
+  ///   to[(i - begin) * kPanelWidth<S> + c] = weight of input i in column c, or 0 in a column without an output
+  /// begin is a multiple of kPanelWidth<S>; `to` is aligned to a cache line.
+  void (*decode)(const void* matrix, Index panel, Index begin, Index end, S* to);
+
+  /// A product with few rows (at most kTileRows / 2), which waits for the bytes of the codes: panel, panel + apart,
+  /// ..., `streams` of them (at most 4), decoded in registers.
+  ///   sums[(q * num_rows + r) * kPanelWidth<S> + c] = sum_i rows[r][i] * weight of input i, column c, q-th panel
+  /// each from +0, one fused multiply-add per input, in ascending order. Without it, decode() goes block by block.
+  void (*multiply)(const void* matrix, const S* const* rows, int num_rows, Index panel, Index apart, int streams,
+                   S* sums) = nullptr;
+};
+
+/// A weight matrix as the kernels see it: where its panels lie, or how its codes are decoded on the way. One type for
+/// all formats, so that every group of a product may have its own at full speed. Refers to the matrix.
+template <class S>
+struct PanelSource {
+  Index inputs = 0, panels = 0;
+  Index stride = 0;                          ///< scalars from one panel to the next
+  const S* data = nullptr;                   ///< panel 0, [inputs, kPanelWidth<S>]; not read where there is a decoder
+  const PanelDecoder<S>* decoder = nullptr;  ///< of codes, else null
+  const void* matrix = nullptr;              ///< what the decoder reads
+
+  const S* panel(Index p) const { return data + p * stride; }
+  /// Physical columns, padding included.
+  Index width() const { return panels * kPanelWidth<S>; }
+};
+
+}  // namespace moe::inline MOE_ABI::kernel
