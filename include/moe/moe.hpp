@@ -21,6 +21,7 @@
 // Routers: tokens -> logits.
 #include "moe/router/concept.hpp"
 #include "moe/router/cosine.hpp"
+#include "moe/router/frozen.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
@@ -43,6 +44,7 @@
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/expert/expert_set.hpp"
+#include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"

@@ -60,9 +60,7 @@ class RandomField {
   }
 
   /// Standard Gumbel, -log(-log U): the arg-max of logits plus Gumbel draws is a draw from their softmax.
-  double gumbel(std::int64_t row, std::int64_t column = 0) const {
-    return -std::log(-std::log(uniform(row, column)));
-  }
+  double gumbel(std::int64_t row, std::int64_t column = 0) const { return -std::log(-std::log(uniform(row, column))); }
 
   /// Uniform integer in [0, count); bias below count / 2^64 (multiply-shift).
   constexpr std::uint64_t below(std::uint64_t count, std::int64_t row, std::int64_t column = 0) const {

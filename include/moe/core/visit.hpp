@@ -254,8 +254,7 @@ namespace detail {
 
 template <class Leaf>
 void set_leaf_zero(Leaf& leaf) {
-  if constexpr (SpannedLeaf<Leaf>)
-    for (auto& value : parameter_span(leaf)) value = {};
+  for (auto& value : parameter_span(leaf)) value = {};
 }
 
 }  // namespace detail
@@ -270,12 +269,12 @@ void set_zero(T& object) {
   visit([](const std::string&, auto& leaf) { detail::set_leaf_zero(leaf); }, object);
 }
 
-/// An object of the same shape with all parameters zero: a gradient, a moment. Its state is zero, too, as is the
-/// gradient of what is not learned, but for codes, which the copy shares with the object; nobody reads it.
+/// An object of the same shape with all parameters zero: a gradient, a moment. Its state is that of the object, which
+/// it shares where copies do (codes, Frozen); nobody reads it.
 template <class T>
 T zeros_like(const T& object) {
   T zeros = object;
-  visit_all([](const std::string&, auto& leaf) { detail::set_leaf_zero(leaf); }, zeros);
+  set_zero(zeros);
   return zeros;
 }
 

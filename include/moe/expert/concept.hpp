@@ -63,6 +63,14 @@ concept SkipsRowGradient =
     requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows, const Context& context,
              typename E::Tape& tape, E& gradient) { expert.backward(rows, tape, rows, gradient, context); };
 
+/// One whose backward takes NoGradient in place of its gradient and leaves that out: what Frozen asks for.
+template <class E>
+concept SkipsGradient = DifferentiableExpert<E> &&
+                        requires(const E& expert, const ConstMatrixRef<typename E::Scalar>& rows,
+                                 MatrixRef<typename E::Scalar> drows, const Context& context, typename E::Tape& tape) {
+                          expert.backward(rows, tape, rows, drows, NoGradient{}, context);
+                        };
+
 namespace detail {
 
 /// T::Tape, or nothing for a part that cannot be trained through.

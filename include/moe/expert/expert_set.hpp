@@ -54,6 +54,16 @@ concept SetSkipsTokenGradient =
              const Context& context, const RowBuffer<typename X::Scalar>& dout, typename X::Tape& tape,
              X& gradient) { experts.backward(tokens, plan, context, tape, dout, gradient); };
 
+/// One whose backward takes NoGradient in place of its gradient and leaves that out: what Frozen asks for.
+template <class X>
+concept SetSkipsGradient =
+    DifferentiableExpertSet<X> &&
+    requires(const X& experts, const ConstMatrixRef<typename X::Scalar>& tokens, const PlanView& plan,
+             const Context& context, const RowBuffer<typename X::Scalar>& dout, typename X::Tape& tape,
+             MatrixRef<typename X::Scalar> dtokens) {
+      experts.backward(tokens, plan, context, tape, dout, NoGradient{}, dtokens);
+    };
+
 /// Columns of the rows of a set: what forward writes and backward reads.
 template <ExpertSet X>
 Index row_width(const X& experts) {

@@ -62,6 +62,14 @@ struct GatheredRunner {
     return rows.matrix().block(plan.offset(e) - plan.first_row(), 0, plan.rows_of(e), cols);
   }
 
+  template <class Gradient>
+  static decltype(auto) gradient_of(Gradient& gradient, [[maybe_unused]] Index e) {
+    if constexpr (std::is_same_v<std::remove_const_t<Gradient>, NoGradient>)
+      return NoGradient{};
+    else
+      return gradient[e];
+  }
+
   /// Throws std::invalid_argument unless the experts that have rows are of the pool's dimensions.
   template <class Pool>
   static void require_experts(const Pool& pool, const PlanView& plan) {
@@ -95,8 +103,8 @@ struct GatheredRunner {
                       own, tape.experts[static_cast<std::size_t>(e)].tape);
     });
   }
-  template <class Pool>
-  static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Pool& gradient)
+  template <class Pool, class Gradient>
+  static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Gradient& gradient)
     requires DifferentiableExpert<E>
   {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
@@ -107,35 +115,37 @@ struct GatheredRunner {
       fail(kFunction, ": the tape has rows [", tape.inputs.rows.rows(), ", ", tape.inputs.rows.cols(), "], expected [",
            plan.num_rows(), ", ", pool.input_dim(), "] as in the forward pass of these experts");
     tape.of.require(kFunction, plan);
-    for (Index e = 0; e < pool.size(); ++e)
-      if (plan.rows_of(e) > 0)  // no other has a tape of this batch
-        require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e),
-                            tape.experts[static_cast<std::size_t>(e)].tape, gradient[e]);
-      else
-        require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
+    if constexpr (!std::is_same_v<Gradient, NoGradient>) {
+      for (Index e = 0; e < pool.size(); ++e)
+        if (plan.rows_of(e) > 0)  // no other has a tape of this batch
+          require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e),
+                              tape.experts[static_cast<std::size_t>(e)].tape, gradient[e]);
+        else
+          require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
+    }
   }
-  template <class Pool>
+  template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>&, const PlanView& plan, const Context& context,
-                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, MatrixRef<S> dtokens)
+                       Tape& tape, const RowBuffer<S>& dout, Gradient& gradient, MatrixRef<S> dtokens)
     requires DifferentiableExpert<E>
   {
     tape.drows.resize(plan.num_rows(), pool.input_dim());
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
                        tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
-                       own_block(tape.drows, plan, e, pool.input_dim()), gradient[e], own);
+                       own_block(tape.drows, plan, e, pool.input_dim()), gradient_of(gradient, e), own);
     });
     kernel::combine_unweighted(tape.drows, plan, dtokens);
   }
-  template <class Pool>
+  template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>&, const PlanView& plan, const Context& context,
-                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient)
+                       Tape& tape, const RowBuffer<S>& dout, Gradient& gradient)
     requires SkipsRowGradient<E>
   {
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
                        tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
-                       gradient[e], own);
+                       gradient_of(gradient, e), own);
     });
   }
 };

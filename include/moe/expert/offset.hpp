@@ -28,8 +28,7 @@ class BasicOffset {
   /// gradient.b += column sums of dout, in double, rows ascending.
   void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 BasicOffset& gradient, const Context&) const {
-    detail::require_shape("moe::Offset::backward", "dout", dout, dout.rows(), output_dim());
-    detail::require_shape("moe::Offset::backward", "drows", drows, dout.rows(), input_dim());
+    require_rows(dout, drows);
     if (!gradient.bias_.is_shaped_as(bias_))
       fail("moe::Offset::backward: gradient has ", gradient.output_dim(), " entries, expected ", output_dim());
     for (Index c = 0; c < output_dim(); ++c) {
@@ -39,6 +38,11 @@ class BasicOffset {
     }
     drows.setZero();  // last: it may overlap `dout`
   }
+  void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows, NoGradient,
+                const Context&) const {
+    require_rows(dout, drows);
+    drows.setZero();
+  }
 
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
@@ -46,6 +50,10 @@ class BasicOffset {
   }
 
  private:
+  void require_rows(const ConstMatrixRef<Scalar>& dout, const ConstMatrixRef<Scalar>& drows) const {
+    detail::require_shape("moe::Offset::backward", "dout", dout, dout.rows(), output_dim());
+    detail::require_shape("moe::Offset::backward", "drows", drows, dout.rows(), input_dim());
+  }
   void fill(const ConstMatrixRef<Scalar>& rows, MatrixRef<Scalar> out) const {
     detail::require_shape("moe::Offset::forward", "out", out, rows.rows(), output_dim());
     for (Index r = 0; r < out.rows(); ++r)

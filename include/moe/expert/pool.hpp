@@ -97,6 +97,12 @@ class ExpertPool {
     if (&gradient == this) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
     Runner::require_backward(*this, plan, tape, gradient);
   }
+  void require_backward(const PlanView& plan, const Tape& tape, NoGradient none) const
+    requires DifferentiableExpert<E>
+  {
+    require_experts("moe::ExpertPool::backward", plan);
+    Runner::require_backward(*this, plan, tape, none);
+  }
   /// dtokens[t] = sum of dL/d(row) over the rows of token t in `plan`, overwritten; accumulates into `gradient`.
   ///   dout  [all rows of the plan, at least row_width()]
   /// Throws std::invalid_argument, before it writes anything, if sizes or require_backward() say no.
@@ -104,12 +110,7 @@ class ExpertPool {
                 const RowBuffer<Scalar>& dout, ExpertPool& gradient, MatrixRef<Scalar> dtokens) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::ExpertPool::backward";
-    require_backward_call(tokens, plan, tape, dout, gradient);
-    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
-    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
-    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
-    Runner::backward(*this, tokens, plan, context, tape, dout, gradient, dtokens);
+    run_backward(tokens, plan, context, tape, dout, gradient, dtokens);
   }
   /// The same without dtokens, which are not computed: a third of the work of Glu, a quarter of that of Mlp.
   void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
@@ -118,6 +119,14 @@ class ExpertPool {
   {
     require_backward_call(tokens, plan, tape, dout, gradient);
     Runner::backward(*this, tokens, plan, context, tape, dout, gradient);
+  }
+
+  /// dtokens alone, as for experts that are frozen: a third of the work less.
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, NoGradient, MatrixRef<Scalar> dtokens) const
+    requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsGradient<E>))
+  {
+    run_backward(tokens, plan, context, tape, dout, NoGradient{}, dtokens);
   }
 
   template <class F, class First, class... Rest>
@@ -158,10 +167,22 @@ class ExpertPool {
     detail::require_apart("moe::ExpertPool::forward", "rows", rows.matrix(), "tokens", tokens);
   }
 
+  template <class Gradient>
   void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Tape& tape,
-                             const RowBuffer<Scalar>& dout, const ExpertPool& gradient) const {
+                             const RowBuffer<Scalar>& dout, const Gradient& gradient) const {
     require_sizes("moe::ExpertPool::backward", tokens, plan, "dout", dout);
     require_backward(plan, tape, gradient);
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                    const RowBuffer<Scalar>& dout, Gradient&& gradient, MatrixRef<Scalar> dtokens) const {
+    constexpr const char* kFunction = "moe::ExpertPool::backward";
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
+    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
+    Runner::backward(*this, tokens, plan, context, tape, dout, gradient, dtokens);
   }
 
   std::vector<E> experts_;

@@ -32,6 +32,11 @@ struct BasicScaledIdentity {
                 BasicScaledIdentity&, const Context&) const {
     multiply("moe::ScaledIdentity::backward", "drows", drows, "dout", dout);
   }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient, const Context& context) const {
+    BasicScaledIdentity none;
+    backward(rows, tape, dout, drows, none, context);
+  }
   /// The same without `drows`: nothing to do.
   void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>&, BasicScaledIdentity&,
                 const Context&) const {}

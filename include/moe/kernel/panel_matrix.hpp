@@ -25,9 +25,13 @@ struct F64 {
   using Scalar = double;
 };
 
+/// The codec that stores scalars S.
+template <class S>
+using CodecOf = std::conditional_t<std::is_same_v<S, double>, F64, F32>;
+
 /// How the biases beside weights of this codec are stored: as scalars.
 template <class Codec>
-using BiasCodec = std::conditional_t<std::is_same_v<typename Codec::Scalar, double>, F64, F32>;
+using BiasCodec = CodecOf<typename Codec::Scalar>;
 
 /// Whether a linear map that is made anew has a bias.
 enum class Bias { Off, Zero };

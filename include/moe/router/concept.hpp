@@ -37,4 +37,12 @@ concept DifferentiableRouter =
       router.backward(tokens, context, tape, tokens, gradient, out);
     };
 
+/// One whose backward takes NoGradient in place of its gradient and leaves that out: what Frozen asks for.
+template <class R>
+concept RouterSkipsGradient =
+    DifferentiableRouter<R> &&
+    requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Context& context,
+             MatrixRef<typename R::Scalar> dtokens,
+             typename R::Tape& tape) { router.backward(tokens, context, tape, tokens, NoGradient{}, dtokens); };
+
 }  // namespace moe::inline MOE_ABI

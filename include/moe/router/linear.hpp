@@ -67,16 +67,16 @@ class BasicLinearRouter {
                 BasicLinearRouter& gradient, MatrixRef<Scalar> dtokens) const {
     detail::require_shape("moe::LinearRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
     backward(tokens, context, tape, dlogits, gradient);
-    const Index* token = tape.token.data();
-    const Index offset[] = {0, tape.dlogits.rows()};
-    kernel::grouped_input_gradient<Scalar>(
-        {offset, 1}, kernel::RowSource<Scalar>::from(tape.dlogits), [&](Index) { return weight_.source(); },
-        tape.scratch,
-        [&](Index, Index row, int count, Index panel, const Scalar* sums) {
-          const Index first = panel * kWidth, inputs = std::min(kWidth, model_dim() - first);
-          for (Index r = 0; r < count; ++r)
-            for (Index i = 0; i < inputs; ++i) dtokens(token[row + r], first + i) += sums[r * kWidth + i];
-        });
+    add_token_gradient(tape, dtokens);
+  }
+  /// The same without a gradient.
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
+                NoGradient, MatrixRef<Scalar> dtokens) const {
+    constexpr const char* kFunction = "moe::LinearRouter::backward";
+    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
+    detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows(), model_dim());
+    keep_valid(dlogits, context.step, tape);
+    add_token_gradient(tape, dtokens);
   }
 
   /// The same without dtokens.
@@ -118,6 +118,20 @@ class BasicLinearRouter {
     kernel::gather<Scalar>(
         dlogits, std::ssize(tape.token), weight_.width(),
         [&](Index r) { return tape.token[static_cast<std::size_t>(r)]; }, tape.dlogits);
+  }
+
+  /// dtokens += dlogits W, of the valid tokens that keep_valid() has found.
+  void add_token_gradient(Tape& tape, MatrixRef<Scalar> dtokens) const {
+    const Index* token = tape.token.data();
+    const Index offset[] = {0, tape.dlogits.rows()};
+    kernel::grouped_input_gradient<Scalar>(
+        {offset, 1}, kernel::RowSource<Scalar>::from(tape.dlogits), [&](Index) { return weight_.source(); },
+        tape.scratch,
+        [&](Index, Index row, int count, Index panel, const Scalar* sums) {
+          const Index first = panel * kWidth, inputs = std::min(kWidth, model_dim() - first);
+          for (Index r = 0; r < count; ++r)
+            for (Index i = 0; i < inputs; ++i) dtokens(token[row + r], first + i) += sums[r * kWidth + i];
+        });
   }
 
   /// Splits by blocks of tokens, as a router has few panels and many rows; and by panels where the tokens are too few

@@ -73,7 +73,7 @@ void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSour
 }
 
 /// Throws std::invalid_argument unless stage I of every gradient that gets rows is shaped as that of its expert: the
-/// kernels trust it. Of weights that have no gradient, biases alone are looked at.
+/// kernels trust it. What has no gradient is not looked at.
 template <class E, int I, class ExpertOf, class GradientOf>
 void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& expert_of,
                              const GradientOf& gradient_of) {
@@ -81,8 +81,9 @@ void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& ex
     if (groups.is_empty(g) || groups.size(g) == 0) continue;
     const auto &weight = stage_weight<I>(expert_of(g)), &dweight = stage_weight<I>(gradient_of(g));
     const auto &bias = stage_bias<I>(expert_of(g)), &dbias = stage_bias<I>(gradient_of(g));
-    bool same = dbias.is_shaped_as(bias);
-    if constexpr (kLearnsWeight<E, I>) same = same && dweight.is_shaped_as(weight);
+    bool same = true;
+    if constexpr (GradientStage<E, I>::kLearnsBias) same = dbias.is_shaped_as(bias);
+    if constexpr (GradientStage<E, I>::kLearnsWeight) same = same && dweight.is_shaped_as(weight);
     if (!same)
       fail("moe::StagedExpert::backward: gradient of expert ", g, ", stage ", I, " is [", dweight.outputs(), ", ",
            dweight.inputs(), "] with ", dbias.outputs(), " biases, expected [", weight.outputs(), ", ", weight.inputs(),
@@ -109,13 +110,32 @@ void add_stage_gradient(const kernel::RowGroups& groups, const kernel::RowSource
                         kernel::GradientScratch<typename E::Scalar>& scratch) {
   using S = typename E::Scalar;
   if constexpr (!std::is_same_v<GradientOf, NoGradient>) {
-    const auto bias = [&](Index g) -> auto& { return stage_bias<I>(gradient_of(g)); };
-    if constexpr (kLearnsWeight<E, I>)
+    using Stage = GradientStage<E, I>;
+    PanelMatrix<CodecOf<S>> none;
+    const auto bias = [&](Index g) -> auto& {
+      if constexpr (Stage::kLearnsBias)
+        return stage_bias<I>(gradient_of(g));
+      else
+        return none;
+    };
+    if constexpr (Stage::kLearnsWeight)
       kernel::grouped_weight_gradient<S>(
           groups, in, dpre, [&](Index g) -> auto& { return stage_weight<I>(gradient_of(g)); }, bias, scratch);
-    else
+    else if constexpr (Stage::kLearnsBias)
       kernel::grouped_bias_gradient<S>(groups, dpre, bias, scratch.tasks);
   }
+}
+
+/// The first stage that has a gradient, or their number where none has.
+template <class E, class GradientOf>
+constexpr int lowest_learned_stage() {
+  int lowest = kNumStages<E>;
+  if constexpr (!std::is_same_v<GradientOf, NoGradient>)
+    simd::unroll<kNumStages<E>>([&](auto i) {
+      using Stage = GradientStage<E, i>;
+      if (Stage::kLearnsWeight || Stage::kLearnsBias) lowest = std::min<int>(lowest, i);
+    });
+  return lowest;
 }
 
 /// All stages from the last to the first; `din` is nullptr where nobody asks for the input gradient.
@@ -129,17 +149,21 @@ void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSourc
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = EpilogueOf<E, kLast>;
   const Index first = groups.begin(0);
+  constexpr int kLowest = lowest_learned_stage<E, GradientOf>();
+  if (din == nullptr && kLowest > kLast) return;
   if constexpr (!LastEpilogue::kIdentity)
     backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, first, tape.dpre[kLast]);
   simd::unroll<kLast + 1>([&](auto reversed) {
     constexpr int I = kLast - reversed;
     constexpr int kBefore = I > 0 ? I - 1 : 0;
+    if (din == nullptr && I < kLowest) return;  // nobody asks for what is left
     const Source dpre = I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(tape.dpre[I], first);
     add_stage_gradient<E, I>(groups, I == 0 ? in : Source::from(tape.hidden[kBefore], first), dpre, gradient_of,
                              tape.gradient);
+    if (din == nullptr && I <= kLowest) return;
     if constexpr (I > 0)
       backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
-    else if (din != nullptr)
+    else
       store_input_gradient<E>(groups, dpre, expert_of, tape, *din);
   });
 }

@@ -26,7 +26,10 @@ struct PanelRunner {
   }
   template <class Pool>
   static auto expert_of(Pool& pool) {
-    return [&pool](Index e) -> auto& { return pool[e]; };
+    if constexpr (std::is_same_v<std::remove_const_t<Pool>, NoGradient>)
+      return NoGradient{};
+    else
+      return [&pool](Index e) -> auto& { return pool[e]; };
   }
   template <class Pool>
   static Index row_width(const Pool& pool) {
@@ -55,22 +58,22 @@ struct PanelRunner {
     forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, tape.stages,
                                             out);
   }
-  template <class Pool>
-  static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Pool& gradient) {
+  template <class Pool, class Gradient>
+  static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Gradient& gradient) {
     tape.of.require("moe::ExpertPool::backward", plan);
     require_backward_stages<E>(groups(plan), expert_of(pool), require_experts(pool, plan), tape.stages,
                                expert_of(gradient));
   }
-  template <class Pool>
+  template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
-                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient, MatrixRef<S> dtokens) {
+                       Tape& tape, const RowBuffer<S>& dout, Gradient& gradient, MatrixRef<S> dtokens) {
     backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape.stages,
                        dout, expert_of(gradient), tape.drows);
     kernel::combine_unweighted(tape.drows, plan, dtokens);
   }
-  template <class Pool>
+  template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
-                       Tape& tape, const RowBuffer<S>& dout, Pool& gradient) {
+                       Tape& tape, const RowBuffer<S>& dout, Gradient& gradient) {
     backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape.stages,
                        dout, expert_of(gradient));
   }

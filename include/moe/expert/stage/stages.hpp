@@ -22,7 +22,8 @@ struct Stage {
   static_assert(LearnedWeight<std::remove_const_t<B>> && std::is_same_v<typename B::Scalar, typename W::Scalar>,
                 "moe::Stage: biases are a moe::PanelMatrix of the scalar that the weights are computed with");
   using Epilogue = E;
-  using Weight = std::remove_const_t<W>;
+  static constexpr bool kLearnsWeight = !std::is_const_v<W> && LearnedWeight<W>;
+  static constexpr bool kLearnsBias = !std::is_const_v<B>;
   W& weight;
   B& bias;
   [[no_unique_address]] E epilogue = {};
@@ -68,9 +69,9 @@ namespace detail {
 template <class E, int I>
 using EpilogueOf = typename std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>::Epilogue;
 
+/// Stage I of a gradient.
 template <class E, int I>
-inline constexpr bool kLearnsWeight =
-    LearnedWeight<typename std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>::Weight>;
+using GradientStage = std::tuple_element_t<I, decltype(E::stages(std::declval<E&>()))>;
 
 template <int I, class E>
 auto& stage_weight(E& expert) {

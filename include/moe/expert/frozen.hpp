@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <utility>
+
+#include "moe/core/frozen.hpp"
+#include "moe/expert/expert_set.hpp"
+#include "moe/expert/stage/staged_expert.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// An expert that does not learn; trained through where its backward takes NoGradient.
+template <Expert E>
+class Frozen<E> : public detail::FrozenObject<E> {
+ public:
+  using Scalar = typename E::Scalar;
+  using Tape = detail::TapeOf<E>;
+  static constexpr bool kPerToken = kIsPerToken<E>;
+  using detail::FrozenObject<E>::FrozenObject;
+
+  Index input_dim() const { return (*this)->input_dim(); }
+  Index output_dim() const { return (*this)->output_dim(); }
+
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
+    (*this)->forward(rows, out, context);
+  }
+  void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context, Tape& tape) const
+    requires SkipsGradient<E>
+  {
+    (*this)->forward(rows, out, context, tape);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                Frozen&, const Context& context) const
+    requires SkipsGradient<E>
+  {
+    (*this)->backward(rows, tape, dout, drows, NoGradient{}, context);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient none, const Context& context) const
+    requires SkipsGradient<E>
+  {
+    (*this)->backward(rows, tape, dout, drows, none, context);
+  }
+  /// The same without `drows`: nothing to do.
+  void backward(const MatrixView<Scalar>&, Tape&, const MatrixView<Scalar>&, Frozen&, const Context&) const
+    requires SkipsGradient<E>
+  {}
+};
+
+/// A panel expert that does not learn is one, too: a pool of them runs at full speed, and shared ones lie once.
+template <PanelExpert E>
+class Frozen<E> : public detail::FrozenObject<E>, public StagedExpert<Frozen<E>, CodecOf<typename E::Scalar>> {
+  using Staged = StagedExpert<Frozen, CodecOf<typename E::Scalar>>;
+
+ public:
+  using Scalar = typename E::Scalar;
+  using Tape = typename Staged::template Buffers<Frozen>;
+  using detail::FrozenObject<E>::FrozenObject;
+
+  Index input_dim() const { return (*this)->input_dim(); }
+  Index output_dim() const { return (*this)->output_dim(); }
+
+  template <class Self>
+  static auto stages(Self& self) {
+    return E::stages(*self);  // const, whatever Self is
+  }
+};
+
+/// An expert set that does not learn; trained through where its backward takes NoGradient.
+template <ExpertSet X>
+class Frozen<X> : public detail::FrozenObject<X> {
+ public:
+  using Scalar = typename X::Scalar;
+  using Tape = detail::TapeOf<X>;
+  static constexpr bool kPerToken = kIsPerToken<X>;
+  using detail::FrozenObject<X>::FrozenObject;
+
+  Index size() const { return (*this)->size(); }
+  Index input_dim() const { return (*this)->input_dim(); }
+  Index output_dim() const { return (*this)->output_dim(); }
+  Index row_width() const { return moe::row_width(**this); }
+  const auto& operator[](Index e) const
+    requires requires(const X& experts) { experts[e]; }
+  {
+    return (**this)[e];
+  }
+
+  void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context,
+               RowBuffer<Scalar>& rows) const {
+    (*this)->forward(tokens, plan, context, rows);
+  }
+  void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, RowBuffer<Scalar>& rows,
+               Tape& tape) const
+    requires SetSkipsGradient<X>
+  {
+    (*this)->forward(tokens, plan, context, rows, tape);
+  }
+  void require_backward(const PlanView& plan, const Tape& tape, const Frozen&) const
+    requires SetSkipsGradient<X>
+  {
+    require_backward(plan, tape, NoGradient{});
+  }
+  void require_backward(const PlanView& plan, const Tape& tape, NoGradient none) const
+    requires SetSkipsGradient<X>
+  {
+    if constexpr (requires { (*this)->require_backward(plan, tape, none); })
+      (*this)->require_backward(plan, tape, none);
+  }
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, Frozen&, MatrixRef<Scalar> dtokens) const
+    requires SetSkipsGradient<X>
+  {
+    (*this)->backward(tokens, plan, context, tape, dout, NoGradient{}, dtokens);
+  }
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, NoGradient none, MatrixRef<Scalar> dtokens) const
+    requires SetSkipsGradient<X>
+  {
+    (*this)->backward(tokens, plan, context, tape, dout, none, dtokens);
+  }
+  /// The same without dtokens: nothing to do.
+  void backward(const MatrixView<Scalar>&, const PlanView& plan, const Context&, Tape& tape, const RowBuffer<Scalar>&,
+                Frozen& gradient) const
+    requires SetSkipsGradient<X>
+  {
+    require_backward(plan, tape, gradient);
+  }
+};
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include "moe/core/frozen.hpp"
+#include "moe/router/concept.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A router that does not learn; trained through where its backward takes NoGradient, as that of LinearRouter does.
+template <Router R>
+class Frozen<R> : public detail::FrozenObject<R> {
+ public:
+  using Scalar = typename R::Scalar;
+  using Tape = typename R::Tape;
+  using detail::FrozenObject<R>::FrozenObject;
+
+  Index num_experts() const { return (*this)->num_experts(); }
+  Index model_dim() const { return (*this)->model_dim(); }
+
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out) const {
+    (*this)->logits(tokens, context, out);
+  }
+  void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out, Tape& tape) const
+    requires RouterSkipsGradient<R>
+  {
+    (*this)->logits(tokens, context, out, tape);
+  }
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
+                Frozen&, MatrixRef<Scalar> dtokens) const
+    requires RouterSkipsGradient<R>
+  {
+    (*this)->backward(tokens, context, tape, dlogits, NoGradient{}, dtokens);
+  }
+  /// The same without dtokens: nothing to do.
+  void backward(const MatrixView<Scalar>&, const Context&, Tape&, const MatrixView<Scalar>&, Frozen&) const
+    requires RouterSkipsGradient<R>
+  {}
+};
+
+}  // namespace moe::inline MOE_ABI
