@@ -184,7 +184,7 @@ TEST_CASE("State: that of a gradient may differ in size, parameters may not", "[
   Tower gradient = moe::zeros_like(tower);
   gradient.low.scale.mean.resize(0);
   CHECK_NOTHROW(moe::detail::require_same_parameters("f", "gradient", tower, gradient));
-  CHECK(moe::detail::parameter_fingerprint(tower) == moe::detail::parameter_fingerprint(gradient));
+  CHECK(moe::detail::Fingerprint::of(tower) == moe::detail::Fingerprint::of(gradient));
 }
 
 TEST_CASE("HasState: state is static and takes its objects by reference; other members of that name are not meant",

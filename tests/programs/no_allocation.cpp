@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A warm forward pass does not allocate, nor does training of panel experts on batches of one size. Exits with 1 after
-// messages about who allocated.
+// A warm forward pass of a layer does not allocate, nor does training of panel experts on batches of one size; for the
+// parts by themselves, see warm_parts.cpp. Exits with 1 after messages about who allocated.
 #include <cstdio>
 #include <cstdlib>
 
@@ -20,7 +20,7 @@
 #include "moe/router/noisy.hpp"
 #include "moe/train/trainer.hpp"
 #include "programs/any_gate.hpp"
-#include "programs/heap.hpp"
+#include "programs/expect_none.hpp"
 
 namespace {
 
@@ -29,26 +29,13 @@ using moe::Matrix;
 
 constexpr Index kTokens = 64, kExperts = 6, kModelDim = 45, kHiddenDim = 37;
 
-int num_failed = 0;
-
-/// Runs `body` once to warm up, then again: reports allocations of the second and third run.
-template <class Body>
-void expect_none(const std::string& name, const Body& body) {
-  body();
-  const long before = test::allocations.load();
-  body();
-  body();
-  const long count = test::allocations.load() - before;
-  if (count == 0) return;
-  ++num_failed;
-  std::printf("%s: %ld allocations\n", name.c_str(), count);
-}
+using test::expect_none;
 
 void expect_some(const char* name, void* (*allocate)()) {
   const long before = test::allocations.load();
   std::free(allocate());
   if (test::allocations.load() != before) return;
-  ++num_failed;
+  ++test::num_failed;
   std::printf("%s is not counted\n", name);
 }
 
@@ -113,7 +100,7 @@ void check_other_routing(const std::string& threads) {
     layer.forward(even, out, ws);
     const long allocated = test::allocations.load() - before;
     if (allocated == 0) continue;
-    ++num_failed;
+    ++test::num_failed;
     std::printf("other routing, %s, %td tokens: %ld allocations\n", threads.c_str(), count, allocated);
   }
 }
@@ -197,6 +184,5 @@ int main() {
   omp_set_num_threads(3);
   check_all("three OpenMP threads");
 #endif
-  std::printf("%d failed\n", num_failed);
-  return num_failed == 0 ? 0 : 1;
+  return test::report();
 }

@@ -49,27 +49,50 @@ void require_same_parameters(const char* function, const char* name, const T& la
       layer, other);
 }
 
-/// FNV-1a of the names and stored sizes of all parameters, in order. Allocates only the names that parts put together.
-template <class T>
-std::uint64_t parameter_fingerprint(const T& object) {
-  std::uint64_t hash = 14695981039346656037u;
-  const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
-  visit(
-      [&](const std::string& name, const auto& leaf) {
-        for (const char c : name) add(static_cast<unsigned char>(c));
-        add(parameter_span(leaf).size() + 256);
-      },
-      object);
-  return hash;
-}
+/// FNV-1a of the names in their parts and stored sizes of all parameters, in order.
+class Fingerprint {
+ public:
+  using IgnoresPrefixes = void;
 
-/// The same as require_same_parameters() for backward passes, which do not allocate: the lists are made to complain
-/// only.
+  template <class Leaf>
+  void operator()(const std::string& name, const Leaf& leaf) {
+    for (const char c : name) add(static_cast<unsigned char>(c));
+    add(parameter_span(leaf).size() + 256);
+  }
+  template <class T>
+  static std::uint64_t of(const T& object) {
+    Fingerprint fingerprint;
+    visit(fingerprint, object);
+    return fingerprint.hash_;
+  }
+
+ private:
+  void add(std::uint64_t value) { hash_ = (hash_ ^ value) * 1099511628211u; }
+
+  std::uint64_t hash_ = 14695981039346656037u;
+};
+
+/// Whether all leaves of two objects with equal fingerprints are stored alike.
+struct SameLayout {
+  using IgnoresPrefixes = void;
+  bool same = true;
+
+  template <class Leaf>
+  void operator()(const std::string&, const Leaf& a, const Leaf& b) {
+    same = same && same_layout(a, b);
+  }
+};
+
+/// The same as require_same_parameters() for backward passes, which do not allocate: lists and names are made to
+/// complain only.
 template <class T>
 void require_gradient_of(const char* function, const char* name, const T& part, const T& gradient) {
-  bool same = parameter_fingerprint(part) == parameter_fingerprint(gradient);
-  if (same)
-    visit([&](const std::string&, const auto& a, const auto& b) { same = same && same_layout(a, b); }, part, gradient);
+  bool same = Fingerprint::of(part) == Fingerprint::of(gradient);
+  if (same) {
+    SameLayout layouts;
+    visit(layouts, part, gradient);
+    same = layouts.same;
+  }
   if (!same) require_same_parameters(function, name, part, gradient);
 }
 

@@ -94,6 +94,11 @@ inline constexpr Walked kWalked = Walked::Learned;
 template <class F, Walked walked>
 inline constexpr Walked kWalked<Walk<F, walked>> = walked;
 
+/// Visitors that take the names of leaves as they come, without the prefixes of parts, which would be put together in
+/// memory: they have a member type IgnoresPrefixes.
+template <class F>
+concept IgnoresPrefixes = requires { typename F::IgnoresPrefixes; };
+
 template <class F>
 auto& visitor_of(F& f) {
   if constexpr (kWalked<std::remove_const_t<F>> == Walked::Learned)
@@ -151,6 +156,9 @@ void visit_all(F&& f, First& first, Rest&... rest) {
 template <class F, class... Parts>
 void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
   auto& named = detail::visitor_of(f);
+  if constexpr (detail::IgnoresPrefixes<std::remove_cvref_t<decltype(named)>>)
+    return detail::walk<detail::kWalked<std::remove_cvref_t<F>>>(named,
+                                                                 [&](auto&& walker) { visit(walker, parts...); });
   const auto prefixed = [&](const std::string& name, auto&... leaves) { named(prefix + "." + name, leaves...); };
   detail::walk<detail::kWalked<std::remove_cvref_t<F>>>(prefixed, [&](auto&& walker) { visit(walker, parts...); });
 }

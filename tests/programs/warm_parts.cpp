@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: MIT
+// No shipped router, gate, expert set or expert allocates when warm, in inference and in training. programs/warm_parts
+// has every one of them: programs/warm_parts_all compares its includes with moe/moe.hpp. Exits with 1 after messages
+// about who allocated.
+#include <cmath>
+
+#include "moe/expert/concatenated.hpp"
+#include "moe/expert/frozen.hpp"
+#include "moe/expert/gated_expert.hpp"
+#include "moe/expert/glu.hpp"
+#include "moe/expert/linear.hpp"
+#include "moe/expert/mlp.hpp"
+#include "moe/expert/offset.hpp"
+#include "moe/expert/one_of.hpp"
+#include "moe/expert/pool.hpp"
+#include "moe/expert/scaled_identity.hpp"
+#include "moe/gate/activation.hpp"
+#include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/expert_choice.hpp"
+#include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/softmax.hpp"
+#include "moe/gate/sparse_mixer.hpp"
+#include "moe/gate/stochastic.hpp"
+#include "moe/gate/token_gate.hpp"
+#include "moe/gate/top_k.hpp"
+#include "moe/gate/wrap/with_capacity.hpp"
+#include "moe/gate/wrap/with_chance.hpp"
+#include "moe/layer/layer_expert.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/router/cosine.hpp"
+#include "moe/router/frozen.hpp"
+#include "moe/router/linear.hpp"
+#include "moe/router/noisy.hpp"
+#include "moe/router/none.hpp"
+#include "programs/expect_none.hpp"
+
+namespace {
+
+using moe::Index;
+using moe::Matrix;
+
+constexpr Index kTokens = 300, kExperts = 6, kDim = 45;
+
+const Matrix<float> tokens = Matrix<float>::Random(kTokens, kDim);
+const moe::Step step = moe::Step::train(1, 2);
+
+template <class R>
+void check_router(const std::string& name, const R& router) {
+  const moe::Context context(step);
+  const Matrix<float> dlogits = Matrix<float>::Random(kTokens, kExperts);
+  Matrix<float> logits(kTokens, kExperts), dtokens = Matrix<float>::Zero(kTokens, kDim);
+  typename R::Tape tape;
+  R gradient = moe::zeros_like(router);
+  test::expect_none(name, [&] {
+    router.logits(tokens, context, logits);
+    router.logits(tokens, context, logits, tape);
+    router.backward(tokens, context, tape, dlogits, gradient, dtokens);
+    if constexpr (requires { router.backward(tokens, context, tape, dlogits, gradient); })
+      router.backward(tokens, context, tape, dlogits, gradient);
+  });
+}
+
+template <class G>
+void check_gate(const std::string& name, const G& gate) {
+  const moe::Context context(step);
+  const Matrix<float> logits = Matrix<float>::Random(kTokens, moe::detail::num_logits(gate, kExperts));
+  moe::Routing<float> routing;
+  Matrix<float> p, dlogits;
+  G gradient = moe::zeros_like(gate);
+  gate.route(moe::Logits<float>(logits), context, routing);
+  const std::vector<float> dweight(static_cast<std::size_t>(routing.num_assignments()), 0.5f);
+  test::expect_none(name, [&] {
+    gate.route(moe::Logits<float>(logits), context, routing);
+    gate.probabilities(moe::Logits<float>(logits), context, p);
+    gate.replay(moe::Logits<float>(logits), context, routing);
+    gate.backward(moe::Logits<float>(logits), context, routing, std::span<const float>(dweight), p, dlogits, gradient);
+  });
+}
+
+/// Runs a set over four experts' rows, and all others empty.
+template <class X>
+void check_set(const std::string& name, const X& experts) {
+  const moe::Context context(step);
+  moe::Routing<float> routing;
+  routing.resize(kTokens, 2);
+  for (Index t = 0; t < kTokens; ++t)
+    for (Index k = 0; k < 2; ++k) routing.experts(t)[std::size_t(k)] = (t + k) % std::min<Index>(4, experts.size());
+  moe::DispatchPlan plan;
+  plan.build(routing, experts.size());
+  moe::RowBuffer<float> rows;
+  rows.resize(plan.num_rows(), moe::row_width(experts));
+  for (float& value : rows.storage()) value = 0;
+  Matrix<float> dtokens(kTokens, kDim);
+  typename X::Tape tape;
+  X gradient = moe::zeros_like(experts);
+  test::expect_none(name, [&] {
+    experts.forward(tokens, plan, context, rows);
+    experts.forward(tokens, plan, context, rows, tape);
+    experts.backward(tokens, plan, context, tape, rows, gradient, dtokens);
+    if constexpr (moe::SetSkipsTokenGradient<X>) experts.backward(tokens, plan, context, tape, rows, gradient);
+  });
+}
+
+/// An expert alone, and some of it as a set.
+template <class E>
+void check_expert(const std::string& name, const E& expert) {
+  const moe::Context context(step);
+  const Matrix<float> dout = Matrix<float>::Random(kTokens, expert.output_dim());
+  Matrix<float> out(kTokens, expert.output_dim()), drows(kTokens, kDim);
+  typename E::Tape tape;
+  E gradient = moe::zeros_like(expert);
+  test::expect_none(name, [&] {
+    expert.forward(tokens, out, context);
+    expert.forward(tokens, out, context, tape);
+    expert.backward(tokens, tape, dout, drows, gradient, context);
+    if constexpr (moe::SkipsRowGradient<E>) expert.backward(tokens, tape, dout, gradient, context);
+  });
+  check_set("pool of " + name, moe::ExpertPool(std::vector<E>(kExperts, expert)));
+}
+
+/// The k best, each with weight 1 / k.
+struct EqualRule {
+  Index k = 2;
+
+  Index choices(Index) const { return k; }
+  template <class S>
+  Index select(const moe::Token<S>& token, std::span<Index> chosen) const {
+    moe::top_k(token.logits.data(), std::ssize(token.logits), chosen);
+    return k;
+  }
+  template <class S>
+  void probabilities(const moe::Token<S>& token, std::span<S> p) const {
+    for (std::size_t e = 0; e < p.size(); ++e) p[e] = std::exp(token.logits[e]);
+  }
+  template <class S>
+  void weigh(const moe::Token<S>&, std::span<const Index>, std::span<S> weights) const {
+    for (S& weight : weights) weight = S{1} / static_cast<S>(k);
+  }
+  template <class S>
+  void backward(const moe::Token<S>&, const moe::Choices<S>&, std::span<S>) const {}
+};
+
+void check_routers() {
+  const auto linear = moe::LinearRouter::random(kExperts, kDim, 1, moe::Bias::Zero);
+  check_router("LinearRouter", linear);
+  check_router("CosineRouter", moe::CosineRouter::random(kExperts, kDim, 8, 1));
+  check_router("NoisyRouter", moe::NoisyRouter::random(kExperts, kDim, 1));
+  check_router("NoRouter", moe::NoRouter(kExperts, kDim));
+  check_router("Frozen router", moe::Frozen(linear));
+}
+
+void check_gates() {
+  check_gate("SoftmaxGate", moe::SoftmaxGate{});
+  check_gate("TopKGate", moe::TopKGate{.k = 2});
+  check_gate("TopKGate of groups", moe::TopKGate{.k = 2, .groups = {.count = 3, .kept = 2, .best = 1}});
+  check_gate("NoisyTopKGate", moe::NoisyTopKGate{});
+  check_gate("DenseToSparseGate", moe::DenseToSparseGate<moe::LearnableTemperature>{});
+  check_gate("ActivationGate", moe::ActivationGate<moe::Sigmoid, moe::LearnableTemperature>{});
+  check_gate("StochasticGate", moe::StochasticGate{});
+  check_gate("SparseMixerGate", moe::SparseMixerGate{});
+  check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});
+  check_gate("TokenGate", moe::TokenGate<EqualRule>{});
+  check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
+  check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
+}
+
+void check_experts() {
+  const auto glu = moe::Glu::random(kDim, 37, 1);
+  const auto mlp = moe::Mlp::random(kDim, 37, 1);
+  check_expert("Linear", moe::Linear::random(kDim, kDim, 1));
+  check_expert("Mlp", mlp);
+  check_expert("Glu", glu);
+  check_expert("Offset", moe::Offset(kDim));
+  check_expert("ScaledIdentity", moe::ScaledIdentity{kDim});
+  check_expert("GatedExpert", moe::GatedExpert<moe::Mlp, moe::F32>(mlp, moe::Linear::random(1, kDim, 2)));
+  check_expert("OneOf", moe::OneOf<moe::Glu, moe::Mlp>(glu));
+  check_expert("Frozen panel expert", moe::Frozen(glu));
+  check_expert("Frozen expert", moe::Frozen(moe::Offset(kDim)));
+  const moe::ExpertPool<moe::Glu> pool(std::vector<moe::Glu>(kExperts, glu));
+  check_expert("LayerExpert",
+               moe::LayerExpert(moe::MoeLayer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{}, pool)));
+  check_set("Concatenated", moe::Concatenated(pool, moe::ExpertPool<moe::Mlp>({mlp, mlp})));
+  check_set("Frozen set", moe::Frozen(pool));
+}
+
+/// A gradient of frozen experts takes no more memory than that of the router.
+void check_frozen() {
+  const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{},
+                            moe::Frozen(moe::ExpertPool<moe::Glu>::random(kExperts, kDim, 400, 1)));
+  const auto held_by = [](const auto& make) {
+    const long before = test::bytes_held.load();
+    [[maybe_unused]] const auto object = make();
+    return test::bytes_held.load() - before;
+  };
+  const long of_layer = held_by([&] { return moe::zeros_like(layer); });
+  const long of_router = held_by([&] { return moe::zeros_like(layer.router()); });
+  std::printf("gradient of a layer of frozen experts: %ld bytes, of its router: %ld\n", of_layer, of_router);
+  if (of_layer != of_router) ++test::num_failed;
+}
+
+}  // namespace
+
+int main() {
+  check_routers();
+  check_gates();
+  check_experts();
+  check_frozen();
+  return test::report();
+}
