@@ -167,11 +167,13 @@ TEST_CASE("State: parameters are counted, and numbers of state by themselves", "
   CHECK(moe::num_state(1.5) == 0);
 }
 
-TEST_CASE("State: is zero in zeros_like, and set_zero leaves it as it is", "[core]") {
-  Tower zeros = moe::zeros_like(Tower{});
+TEST_CASE("State: zeros_like copies it, and set_zero leaves it as it is", "[core]") {
+  const Tower tower;
+  Tower zeros = moe::zeros_like(tower);
   CHECK(zeros.low.scale.factor == 0);
-  CHECK(zeros.height == 0);
-  CHECK(zeros.low.scale.mean.isZero(0));
+  CHECK(zeros.height == 5);
+  CHECK(zeros.low.scale.mean == tower.low.scale.mean);
+
   zeros.height = 3;
   zeros.plain.factor = 4;
   moe::set_zero(zeros);
