@@ -20,6 +20,13 @@ namespace moe::inline MOE_ABI::kernel {
 /// fraction of multiplying with them.
 inline constexpr Index kLeastRows = 16 * kTileRows;
 
+/// Panels [first, last) of a weight matrix.
+template <class S>
+struct PanelRange {
+  const PanelSource<S>& of;
+  Index first, last;
+};
+
 /// What becomes of the sums of a tile: a reference to a callable
 ///   finish(row, count, panel, S* sums)    sums [count, 2 * lanes] of rows from `row` on, aligned, may be overwritten
 /// valid during the call that it is passed to. Not a template parameter, so that the loops over panels and tiles are
@@ -87,8 +94,8 @@ struct TileRows {
 
 /// Few rows: `streams_at_once` panels side by side, from as many places of [first, last).
 template <int Rows, class S>
-void multiply_streams(const RowSource<S>& in, Index row, const PanelSource<S>& matrix, Index first, Index last,
-                      const FinishRef<S>& finish) {
+void multiply_streams(const RowSource<S>& in, Index row, const PanelRange<S>& panels, const FinishRef<S>& finish) {
+  const auto& [matrix, first, last] = panels;
   constexpr int kStreams = streams_at_once(Rows);
   constexpr Index kWidth = kPanelWidth<S>;
   alignas(64) S sums[kStreams * Rows * kWidth];
@@ -105,35 +112,44 @@ void multiply_streams(const RowSource<S>& in, Index row, const PanelSource<S>& m
   for (Index p = first + kStreams * each; p < last; ++p) run(p, 0, std::integral_constant<int, 1>{});
 }
 
-/// Steps [begin, begin + depth) for all tiles with one panel's part, which lies at `panel`. Tile t of n fetches its
-/// n-th part of what comes kLinesAhead behind the place where tile 0 will need it, up to `last`.
+/// Steps [begin, begin + depth) of a panel, which lie at `data`; what is fetched ahead ends at `last`.
+template <class S>
+struct PanelPart {
+  const S* data;
+  Index begin, depth;
+  const S* last;
+};
+
+/// All tiles with one part of a panel. Tile t of n fetches its n-th part of what comes kLinesAhead behind the place
+/// where tile 0 will need it.
 template <class S, class Done>
-void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const S* panel, Index begin, Index depth, const S* last,
-                    S* sums, Index sums_per_tile, const Done& done) {
+void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const PanelPart<S>& panel, S* sums, Index sums_per_tile,
+                    const Done& done) {
   constexpr Index kWidth = kPanelWidth<S>;
-  const Index count = tiles.count(), part = depth * kWidth / count;
-  ReadAhead<S> ahead{panel, last, ReadAhead<S>::kStepsPerBlock * kWidth / count};
+  const Index count = tiles.count(), part = panel.depth * kWidth / count;
+  ReadAhead<S> ahead{panel.data, panel.last, ReadAhead<S>::kStepsPerBlock * kWidth / count};
   const Index first_line = part * (count - 1) + kLinesAhead * ReadAhead<S>::kLine;
   for (Index t = 0; t < count; ++t) {
-    const TileRows<S> rows(in, tiles.begin(t), tiles.height(t), begin);
-    ahead.next = panel + std::min(last - panel, first_line + t * part);
+    const TileRows<S> rows(in, tiles.begin(t), tiles.height(t), panel.begin);
+    ahead.next = panel.data + std::min(panel.last - panel.data, first_line + t * part);
     with_constant<kTileRows>(tiles.height(t), [&](auto height) {
-      const auto multiply = begin > 0 ? &multiply_tile<height, true, S> : &multiply_tile<height, false, S>;
-      multiply(rows.row, panel, depth, ahead, sums + t * sums_per_tile);
+      const auto multiply = panel.begin > 0 ? &multiply_tile<height, true, S> : &multiply_tile<height, false, S>;
+      multiply(rows.row, panel.data, panel.depth, ahead, sums + t * sums_per_tile);
     });
     done(t);
   }
 }
 
-/// All tiles by panels [first, last) in blocks of `size` steps, between which the sums of all tiles wait.
+/// All tiles by some panels in blocks of `size` steps, between which the sums of all tiles wait.
 /// run(p, begin, end, sums, done) multiplies steps [begin, end) of panel p, tile t to sums + t * kTileRows panel rows.
 template <class S, class Run>
-void multiply_blocks(const Tiles& tiles, Index depth, Index size, Index first, Index last, const Run& run,
+void multiply_blocks(const Tiles& tiles, const PanelRange<S>& panels, Index size, const Run& run,
                      const FinishRef<S>& finish) {
+  const Index depth = panels.of.inputs;
   constexpr Index kTile = kTileRows * kPanelWidth<S>;
   MOE_ASSERT(tiles.rows() <= kWaitingRows<S>);
   alignas(64) S sums[kWaitingRows<S> * kPanelWidth<S>];
-  for (Index p = first; p < last; ++p) {
+  for (Index p = panels.first; p < panels.last; ++p) {
     Index begin = 0;
     do {  // once where there are no steps: the sums are 0 then
       const Index end = std::min(depth, begin + size);
@@ -145,69 +161,65 @@ void multiply_blocks(const Tiles& tiles, Index depth, Index size, Index first, I
   }
 }
 
-/// Rows [begin, end) by panels [first, last).
+/// The rows of `tiles` by some panels.
 template <class S>
-void multiply_rows(const RowSource<S>& in, Index begin, Index end, const PanelSource<S>& matrix, Index first,
-                   Index last, const FinishRef<S>& finish) {
+void multiply_rows(const RowSource<S>& in, const Tiles& tiles, const PanelRange<S>& panels,
+                   const FinishRef<S>& finish) {
+  const auto& [matrix, first, last] = panels;
   constexpr Index kWidth = kPanelWidth<S>, kTile = kTileRows * kWidth;
   const Index depth = matrix.inputs;
-  const Tiles tiles(begin, end);
-  const S* behind = matrix.panel(last - 1) + depth * kWidth;
+  const S* const behind = matrix.panel(last - 1) + depth * kWidth;
   if (depth <= kDepthBlock<S> || tiles.count() == 1) {
     alignas(64) S sums[kTile];
-    for (Index p = first; p < last; ++p)
-      multiply_panel(in, tiles, matrix.panel(p), 0, depth, behind, sums, 0,
-                     [&](Index t) { finish(tiles.begin(t), tiles.height(t), p, sums); });
+    for (Index p = first; p < last; ++p) {
+      const auto done = [&](Index t) { finish(tiles.begin(t), tiles.height(t), p, sums); };
+      multiply_panel<S>(in, tiles, {matrix.panel(p), 0, depth, behind}, sums, 0, done);
+    }
     return;
   }
-  multiply_blocks<S>(
-      tiles, depth, kDepthBlock<S>, first, last,
-      [&](Index p, Index k, Index stop, S* sums, const auto& done) {
-        multiply_panel(in, tiles, matrix.panel(p) + k * kWidth, k, stop - k, behind, sums, kTile, done);
-      },
-      finish);
+  const auto run = [&](Index p, Index begin, Index end, S* sums, const auto& done) {
+    multiply_panel<S>(in, tiles, {panels.of.panel(p) + begin * kWidth, begin, end - begin, behind}, sums, kTile, done);
+  };
+  multiply_blocks<S>(tiles, panels, kDepthBlock<S>, run, finish);
 }
 
 /// The same for codes, of which a block is expanded once and stays in L1 while the tiles pass over it.
 template <class S>
-void multiply_coded_rows(const RowSource<S>& in, Index begin, Index end, const PanelSource<S>& matrix, Index first,
-                         Index last, const FinishRef<S>& finish) {
-  constexpr Index kWidth = kPanelWidth<S>;
-  const Tiles tiles(begin, end);
+void multiply_coded_rows(const RowSource<S>& in, const Tiles& tiles, const PanelRange<S>& panels,
+                         const FinishRef<S>& finish) {
+  constexpr Index kWidth = kPanelWidth<S>, kTile = kTileRows * kWidth;
   alignas(64) S expanded[kExpandedInputs<S> * kWidth];
-  multiply_blocks<S>(
-      tiles, matrix.inputs, kExpandedInputs<S>, first, last,
-      [&](Index p, Index k, Index stop, S* sums, const auto& done) {
-        matrix.decoder->decode(matrix.matrix, p, k, stop, expanded);
-        multiply_panel<S>(in, tiles, expanded, k, stop - k, expanded, sums, kTileRows * kWidth, done);
-      },
-      finish);
+  const auto run = [&](Index p, Index begin, Index end, S* sums, const auto& done) {
+    panels.of.decoder->decode(panels.of.matrix, p, begin, end, expanded);
+    multiply_panel<S>(in, tiles, {expanded, begin, end - begin, expanded}, sums, kTile, done);
+  };
+  multiply_blocks<S>(tiles, panels, kExpandedInputs<S>, run, finish);
 }
 
 }  // namespace detail
 
-/// in x W^T for rows [begin, end) and panels [first, last): hands the sums of some rows and one panel to `finish`,
-/// which adds the bias, applies the activation and stores. One thread; no allocation.
+/// in x W^T for rows [begin, end) and some panels: hands the sums of some rows and one panel to `finish`, which adds
+/// the bias, applies the activation and stores. One thread; no allocation.
 template <class S>
-void multiply(const RowSource<S>& in, Index begin, Index end, const PanelSource<S>& matrix, Index first, Index last,
+void multiply(const RowSource<S>& in, Index begin, Index end, const std::type_identity_t<PanelRange<S>>& panels,
               const std::type_identity_t<FinishRef<S>>& finish) {
-  if (begin == end || first == last) return;
-  const PanelDecoder<S>* const decoder = matrix.decoder;
+  if (begin == end || panels.first == panels.last) return;
+  const PanelSource<S>& matrix = panels.of;
+  const bool coded = matrix.decoder != nullptr;
   constexpr int kFew = kTileRows / 2;  // up to here streams_at_once gives two and more
-  if (end - begin <= kFew && (!decoder || decoder->multiply))
-    return with_constant<kFew>(static_cast<int>(end - begin), [&](auto rows) {
-      detail::multiply_streams<rows, S>(in, begin, matrix, first, last, finish);
-    });
+  if (end - begin <= kFew && (!coded || matrix.decoder->multiply))
+    return with_constant<kFew>(static_cast<int>(end - begin),
+                               [&](auto rows) { detail::multiply_streams<rows, S>(in, begin, panels, finish); });
   const Index row_bytes = std::max<Index>(1, matrix.inputs) * static_cast<Index>(sizeof(S));
   Index most = std::max(detail::kRowBytes / row_bytes, kLeastRows);
-  if (decoder || matrix.inputs > detail::kDepthBlock<S>) most = std::min(most, detail::kWaitingRows<S>);
+  if (coded || matrix.inputs > detail::kDepthBlock<S>) most = std::min(most, detail::kWaitingRows<S>);
   const Index blocks = (end - begin + most - 1) / most, size = (end - begin + blocks - 1) / blocks;
   for (Index r = begin; r < end; r += size) {
-    const Index stop = std::min(end, r + size);
-    if (decoder)
-      detail::multiply_coded_rows(in, r, stop, matrix, first, last, finish);
+    const detail::Tiles tiles(r, std::min(end, r + size));
+    if (coded)
+      detail::multiply_coded_rows(in, tiles, panels, finish);
     else
-      detail::multiply_rows(in, r, stop, matrix, first, last, finish);
+      detail::multiply_rows(in, tiles, panels, finish);
   }
 }
 
@@ -219,7 +231,8 @@ void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Wei
   tasks.run(
       groups, [&](Index g) { return weight(g).panels; }, [&](Index g) { return weight(g).inputs; },
       [&](Index g, Index first, Index last, Index) {
-        multiply(in, groups.begin(g), groups.end(g), weight(g), first, last,
+        const PanelSource<S> matrix = weight(g);
+        multiply(in, groups.begin(g), groups.end(g), {matrix, first, last},
                  [&](Index row, int count, Index panel, S* sums) { finish(g, row, count, panel, sums); });
       });
 }

@@ -102,7 +102,8 @@ void grouped_input_gradient(const RowGroups& groups, const RowSource<S>& dout, c
         const PanelSource<S> matrix = weight(g);
         for (Index p = first; p < last; ++p) {
           const detail::TransposedPanel<S> panel(matrix, p, scratch.buffer[static_cast<std::size_t>(worker)].data());
-          multiply(dout, groups.begin(g), groups.end(g), panel.source(), 0, 1,
+          const PanelSource<S> transposed = panel.source();
+          multiply(dout, groups.begin(g), groups.end(g), {transposed, 0, 1},
                    [&](Index row, int count, Index, S* sums) { finish(g, row, count, p, sums); });
         }
       });
@@ -114,22 +115,30 @@ namespace detail {
 /// heights of x86; packed rows of 48 do not fall on the same cache sets, as rows of a token matrix would.
 inline constexpr Index kGradientRows = 256, kGradientInputs = 48;
 
-/// gradient += packed^T x douts for one panel: packed [num_rows, kGradientInputs], of which `count` count; `next` is
-/// what comes after.
+/// gradient += packed.rows^T x dout.rows for one panel and `count` of the packed inputs; `next` is what comes after.
 template <class S>
-void add_outer_products(Index num_rows, const S* packed, Index count, const S* douts, Index stride, S* gradient,
+void add_outer_products(OuterRows<S> packed, Index count, const OuterRows<S>& dout, Index num_rows, S* gradient,
                         const S* next) {
   for (Index i = 0; i < count; i += kTileRows)
     with_constant<kTileRows>(static_cast<int>(std::min<Index>(kTileRows, count - i)), [&](auto inputs) {
-      outer_product_tile<inputs>(num_rows, packed + i, kGradientInputs, douts, stride, gradient + i * kPanelWidth<S>,
-                                 next + i * kPanelWidth<S>);
+      const OuterRows<S> in{packed.rows + i, packed.stride};
+      outer_product_tile<inputs>(in, dout, num_rows, gradient + i * kPanelWidth<S>, next + i * kPanelWidth<S>);
     });
 }
 
-/// Inputs [first, last) of the gradient of one group; `packed` has room for kGradientRows x kGradientInputs.
+/// Inputs [first, last) of the gradient of one group, rows [begin, end); `packed` has room for kGradientRows x
+/// kGradientInputs.
+template <class S>
+struct GradientShare {
+  Index begin, end;
+  Index first, last;
+  S* packed;
+};
+
 template <class S, class Matrix>
-void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, Index begin, Index end, Matrix& gradient,
-                         Index first, Index last, S* packed) {
+void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, const GradientShare<S>& share,
+                         Matrix& gradient) {
+  const auto& [begin, end, first, last, packed] = share;
   constexpr Index kWidth = kPanelWidth<S>;
   for (Index i = first; i < last; i += kGradientInputs) {
     const Index count = std::min(kGradientInputs, last - i);
@@ -137,8 +146,9 @@ void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, Index
       const Index rows = std::min(kGradientRows, end - r);
       for (Index j = 0; j < rows; ++j) std::copy_n(in.row(r + j) + i, count, packed + j * kGradientInputs);
       for (Index p = 0; p < gradient.panels(); ++p)
-        add_outer_products(rows, packed, count, dout.row(r) + p * kWidth, dout.stride, gradient.panel(p) + i * kWidth,
-                           gradient.panel(std::min(p + 1, gradient.panels() - 1)) + i * kWidth);
+        add_outer_products<S>({packed, kGradientInputs}, count, {dout.row(r) + p * kWidth, dout.stride}, rows,
+                              gradient.panel(p) + i * kWidth,
+                              gradient.panel(std::min(p + 1, gradient.panels() - 1)) + i * kWidth);
     }
   }
 }
@@ -148,8 +158,8 @@ template <class S, class Matrix>
 void add_bias_gradient(const RowSource<S>& dout, Index begin, Index end, Matrix& gradient) {
   static constexpr S kOne = 1;
   for (Index p = 0; p < gradient.panels(); ++p)
-    outer_product_tile<1>(end - begin, &kOne, Index{0}, dout.row(begin) + p * kPanelWidth<S>, dout.stride,
-                          gradient.panel(p), gradient.panel(p));
+    outer_product_tile<1, S>({&kOne, 0}, {dout.row(begin) + p * kPanelWidth<S>, dout.stride}, end - begin,
+                             gradient.panel(p), gradient.panel(p));
 }
 
 }  // namespace detail
@@ -168,9 +178,12 @@ void grouped_weight_gradient(const RowGroups& groups, const RowSource<S>& in, co
       groups, [&](Index g) { return std::max<Index>(1, (gradient(g).inputs() + kInputs - 1) / kInputs); },
       [&](Index g) { return gradient(g).width() * kInputs / kPanelWidth<S>; },
       [&](Index g, Index first, Index last, Index worker) {
-        detail::add_weight_gradient(in, dout, groups.begin(g), groups.end(g), gradient(g), first * kInputs,
-                                    std::min(last * kInputs, gradient(g).inputs()),
-                                    scratch.buffer[static_cast<std::size_t>(worker)].data());
+        auto& of_group = gradient(g);
+        detail::add_weight_gradient<S>(
+            in, dout,
+            {groups.begin(g), groups.end(g), first * kInputs, std::min(last * kInputs, of_group.inputs()),
+             scratch.buffer[static_cast<std::size_t>(worker)].data()},
+            of_group);
         if (first == 0 && !bias(g).empty()) detail::add_bias_gradient(dout, groups.begin(g), groups.end(g), bias(g));
       });
 }

@@ -113,12 +113,18 @@ template <int Rows, int Streams, class S>
   });
 }
 
-/// gradient[i][c] += sum_r rows[r][i] * douts[r][c] for Inputs consecutive inputs and the two registers of one panel,
-/// ascending r. rows and douts point at the first of the inputs and of the columns; their rows lie a stride apart.
-/// Fetches what lies at `next` for another tile, as gradients do not fit into caches.
+/// Rows a stride apart, from the first column that counts on.
+template <class S>
+struct OuterRows {
+  const S* rows;
+  Index stride;
+};
+
+/// gradient[i][c] += sum_r in.rows[r][i] * dout.rows[r][c] for Inputs consecutive inputs and the two registers of one
+/// panel, ascending r. Fetches what lies at `next` for another tile, as gradients do not fit into caches.
 template <int Inputs, class S>
-[[gnu::noinline]] void outer_product_tile(Index num_rows, const S* rows, Index stride, const S* douts,
-                                          Index dout_stride, S* gradient, const S* next) noexcept {
+[[gnu::noinline]] void outer_product_tile(OuterRows<S> in, OuterRows<S> dout, Index num_rows, S* gradient,
+                                          const S* next) noexcept {
   using Batch = simd::Batch<S>;
   constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;
   for (Index line = 0; line < Inputs * kWidth; line += ReadAhead<S>::kLine) __builtin_prefetch(next + line, 1);
@@ -126,8 +132,8 @@ template <int Inputs, class S>
   unroll<Inputs>(
       [&](auto i) { unroll<2>([&](auto c) { sum[i][c] = simd::load(gradient + i * kWidth + c * kLanes); }); });
   for (Index r = 0; r < num_rows; ++r) {
-    const S *row = rows + r * stride, *dout = douts + r * dout_stride;
-    const Batch low = simd::load(dout), high = simd::load(dout + kLanes);
+    const S *row = in.rows + r * in.stride, *columns = dout.rows + r * dout.stride;
+    const Batch low = simd::load(columns), high = simd::load(columns + kLanes);
     unroll<Inputs>([&](auto i) {
       const Batch value(row[i]);
       sum[i][0] = simd::fma(value, low, sum[i][0]);

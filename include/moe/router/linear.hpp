@@ -154,8 +154,8 @@ class BasicLinearRouter {
     };
     parallel_for(blocks * parts, [&](Index task, Index) {
       const Index block = task / parts, part = task % parts;
-      kernel::multiply(source, block * kRows, std::min(tokens.rows(), (block + 1) * kRows), weights,
-                       panels * part / parts, panels * (part + 1) / parts, store);
+      kernel::multiply(source, block * kRows, std::min(tokens.rows(), (block + 1) * kRows),
+                       {weights, panels * part / parts, panels * (part + 1) / parts}, store);
     });
   }
 
