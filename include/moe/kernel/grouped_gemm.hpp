@@ -30,22 +30,32 @@ struct PanelRange {
 /// What becomes of the sums of a tile: a reference to a callable
 ///   finish(row, count, panel, S* sums)    sums [count, 2 * lanes] of rows from `row` on, aligned, may be overwritten
 /// valid during the call that it is passed to. Not a template parameter, so that the loops over panels and tiles are
-/// compiled once and not for every epilogue; a call costs a hundredth of the smallest tile.
+/// compiled once and not for every epilogue.
 template <class S>
 class FinishRef {
  public:
   template <class F>
     requires(!std::is_same_v<F, FinishRef>)
   FinishRef(const F& finish)
-      : object_(&finish), call_([](const void* object, Index row, int count, Index panel, S* sums) {
-          (*static_cast<const F*>(object))(row, count, panel, sums);
+      : object_(&finish), call_([](const void* object, Index row, int count, const Panels& panels, S* sums) {
+          for (int q = 0; q < panels.count; ++q)
+            (*static_cast<const F*>(object))(row, count, panels.first + q * panels.apart,
+                                             sums + q * count * kPanelWidth<S>);
         }) {}
 
-  void operator()(Index row, int count, Index panel, S* sums) const { call_(object_, row, count, panel, sums); }
+  void operator()(Index row, int count, Index panel, S* sums) const { call_(object_, row, count, {panel, 0, 1}, sums); }
+  /// The same for several panels `apart`, whose sums follow each other: one call, which few rows would feel.
+  void operator()(Index row, int count, Index panel, Index apart, int panels, S* sums) const {
+    call_(object_, row, count, {panel, apart, panels}, sums);
+  }
 
  private:
+  struct Panels {
+    Index first, apart;
+    int count;
+  };
   const void* object_;
-  void (*call_)(const void*, Index, int, Index, S*);
+  void (*call_)(const void*, Index, int, const Panels&, S*);
 };
 
 namespace detail {
@@ -95,7 +105,8 @@ struct TileRows {
 /// Few rows: `streams_at_once` panels side by side, from as many places of [first, last).
 template <int Rows, class S>
 void multiply_streams(const RowSource<S>& in, Index row, const PanelRange<S>& panels, const FinishRef<S>& finish) {
-  const auto& [matrix, first, last] = panels;
+  const PanelSource<S>& matrix = panels.of;
+  const Index first = panels.first, last = panels.last;
   constexpr int kStreams = streams_at_once(Rows);
   constexpr Index kWidth = kPanelWidth<S>;
   alignas(64) S sums[kStreams * Rows * kWidth];
@@ -105,7 +116,7 @@ void multiply_streams(const RowSource<S>& in, Index row, const PanelRange<S>& pa
       matrix.decoder->multiply(matrix.matrix, rows.row, Rows, p, apart, Streams, sums);
     else
       stream_tile<Rows, Streams>(rows.row, matrix.panel(p), apart * matrix.stride, matrix.inputs, sums);
-    for (int q = 0; q < Streams; ++q) finish(row, Rows, p + q * apart, sums + q * Rows * kWidth);
+    finish(row, Rows, p, apart, Streams, sums);
   };
   const Index each = (last - first) / kStreams;
   for (Index p = 0; p < each; ++p) run(first + p, each, std::integral_constant<int, kStreams>{});
@@ -165,20 +176,20 @@ void multiply_blocks(const Tiles& tiles, const PanelRange<S>& panels, Index size
 template <class S>
 void multiply_rows(const RowSource<S>& in, const Tiles& tiles, const PanelRange<S>& panels,
                    const FinishRef<S>& finish) {
-  const auto& [matrix, first, last] = panels;
   constexpr Index kWidth = kPanelWidth<S>, kTile = kTileRows * kWidth;
+  const PanelSource<S>& matrix = panels.of;
   const Index depth = matrix.inputs;
-  const S* const behind = matrix.panel(last - 1) + depth * kWidth;
+  const S* const behind = matrix.panel(panels.last - 1) + depth * kWidth;
   if (depth <= kDepthBlock<S> || tiles.count() == 1) {
     alignas(64) S sums[kTile];
-    for (Index p = first; p < last; ++p) {
+    for (Index p = panels.first; p < panels.last; ++p) {
       const auto done = [&](Index t) { finish(tiles.begin(t), tiles.height(t), p, sums); };
       multiply_panel<S>(in, tiles, {matrix.panel(p), 0, depth, behind}, sums, 0, done);
     }
     return;
   }
   const auto run = [&](Index p, Index begin, Index end, S* sums, const auto& done) {
-    multiply_panel<S>(in, tiles, {panels.of.panel(p) + begin * kWidth, begin, end - begin, behind}, sums, kTile, done);
+    multiply_panel<S>(in, tiles, {matrix.panel(p) + begin * kWidth, begin, end - begin, behind}, sums, kTile, done);
   };
   multiply_blocks<S>(tiles, panels, kDepthBlock<S>, run, finish);
 }

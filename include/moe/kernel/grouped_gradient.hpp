@@ -117,7 +117,7 @@ inline constexpr Index kGradientRows = 256, kGradientInputs = 48;
 
 /// gradient += packed.rows^T x dout.rows for one panel and `count` of the packed inputs; `next` is what comes after.
 template <class S>
-void add_outer_products(OuterRows<S> packed, Index count, const OuterRows<S>& dout, Index num_rows, S* gradient,
+void add_outer_products(OuterRows<S> packed, Index count, OuterRows<S> dout, Index num_rows, S* gradient,
                         const S* next) {
   for (Index i = 0; i < count; i += kTileRows)
     with_constant<kTileRows>(static_cast<int>(std::min<Index>(kTileRows, count - i)), [&](auto inputs) {
@@ -138,7 +138,7 @@ struct GradientShare {
 template <class S, class Matrix>
 void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, const GradientShare<S>& share,
                          Matrix& gradient) {
-  const auto& [begin, end, first, last, packed] = share;
+  const auto [begin, end, first, last, packed] = share;
   constexpr Index kWidth = kPanelWidth<S>;
   for (Index i = first; i < last; i += kGradientInputs) {
     const Index count = std::min(kGradientInputs, last - i);

@@ -27,15 +27,17 @@ void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, Index 
 /// tape.dpre[I] from the gradient of what stage I + 1 computed: its input gradient goes through the derivative of stage
 /// I's epilogue while it is in registers.
 template <class E, int I, class ExpertOf>
-void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& dpre_above,
-                   const ExpertOf& expert_of, const StageWidths<E>& widths, StageTapeOf<E>& tape) {
+void backward_into(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<typename E::Scalar>& dpre_above,
+                   StageTapeOf<E>& tape) {
+  const kernel::RowGroups& groups = of.groups;
+  const ExpertOf& expert_of = of.expert_of;
   using S = typename E::Scalar;
   using Epilogue = EpilogueOf<E, I>;
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   const RowBuffer<S>& pre = tape.pre[I];
   RowBuffer<S>& dpre = tape.dpre[I];
   const Index first = groups.begin(0);
-  dpre.resize(groups.num_rows(), widths.template pre<I>());
+  dpre.resize(groups.num_rows(), of.widths.template pre<I>());
   kernel::grouped_input_gradient<S>(
       groups, dpre_above, [&](Index g) { return stage_weight<I + 1>(expert_of(g)).source(); }, tape.gradient,
       [&](Index g, Index row, int count, Index panel, const S* dhidden) {
@@ -57,8 +59,10 @@ void backward_into(const kernel::RowGroups& groups, const kernel::RowSource<type
 
 /// din = the input gradient of stage 0.
 template <class E, class ExpertOf>
-void store_input_gradient(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& dpre,
-                          const ExpertOf& expert_of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& din) {
+void store_input_gradient(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<typename E::Scalar>& dpre,
+                          StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& din) {
+  const kernel::RowGroups& groups = of.groups;
+  const ExpertOf& expert_of = of.expert_of;
   using S = typename E::Scalar;
   constexpr Index kWidth = kernel::kPanelWidth<S>;
   const Index inputs = stage_weight<0>(expert_of(0)).inputs();
@@ -140,15 +144,14 @@ constexpr int lowest_learned_stage() {
 
 /// All stages from the last to the first; `din` is nullptr where nobody asks for the input gradient.
 template <class E, class ExpertOf, class GradientOf>
-void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
-                         const ExpertOf& expert_of, const StageWidths<E>& widths, StageTapeOf<E>& tape,
+void run_backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape,
                          const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
                          RowBuffer<typename E::Scalar>* din) {
   using S = typename E::Scalar;
   using Source = kernel::RowSource<S>;
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = EpilogueOf<E, kLast>;
-  const Index first = groups.begin(0);
+  const Index first = of.groups.begin(0);
   constexpr int kLowest = lowest_learned_stage<E, GradientOf>();
   if (din == nullptr && kLowest > kLast) return;
   if constexpr (!LastEpilogue::kIdentity)
@@ -158,13 +161,13 @@ void run_backward_stages(const kernel::RowGroups& groups, const kernel::RowSourc
     constexpr int kBefore = I > 0 ? I - 1 : 0;
     if (din == nullptr && I < kLowest) return;  // nobody asks for what is left
     const Source dpre = I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(tape.dpre[I], first);
-    add_stage_gradient<E, I>(groups, I == 0 ? in : Source::from(tape.hidden[kBefore], first), dpre, gradient_of,
+    add_stage_gradient<E, I>(of.groups, I == 0 ? of.in : Source::from(tape.hidden[kBefore], first), dpre, gradient_of,
                              tape.gradient);
     if (din == nullptr && I <= kLowest) return;
     if constexpr (I > 0)
-      backward_into<E, kBefore>(groups, dpre, expert_of, widths, tape);
+      backward_into<E, kBefore>(of, dpre, tape);
     else
-      store_input_gradient<E>(groups, dpre, expert_of, tape, *din);
+      store_input_gradient<E>(of, dpre, tape, *din);
   });
 }
 
@@ -190,19 +193,16 @@ void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& ex
 /// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when
 /// warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>
-void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
-                     const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
-                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
-                     RowBuffer<typename E::Scalar>& din) {
-  detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, &din);
+void backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,
+                     const GradientOf& gradient_of, RowBuffer<typename E::Scalar>& din) {
+  detail::run_backward_stages<E>(of, tape, dout, gradient_of, &din);
 }
 
 /// The same without the input gradient of the first stage: a third of the work of a GLU, a quarter of that of an MLP.
 template <PanelExpert E, class ExpertOf, class GradientOf>
-void backward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
-                     const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
-                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of) {
-  detail::run_backward_stages<E>(groups, in, expert_of, widths, tape, dout, gradient_of, nullptr);
+void backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,
+                     const GradientOf& gradient_of) {
+  detail::run_backward_stages<E>(of, tape, dout, gradient_of, nullptr);
 }
 
 }  // namespace moe::inline MOE_ABI

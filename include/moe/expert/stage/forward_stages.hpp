@@ -74,17 +74,14 @@ Index wave_rows(const StageWidths<E>& widths) {
 
 }  // namespace detail
 
-/// Runs all stages over groups of rows, group g through expert_of(g).
-///   in      rows of input_dim scalars
-///   out     [from row 0 to the last of the groups, at least row_width()]; the rows of the groups are overwritten
-///   widths  of these experts, as require_stages() has found them
+/// Runs all stages over groups of rows.
+///   out  [from row 0 to the last of the groups, at least row_width()]; the rows of the groups are overwritten
 /// Keep::PreActivations fills `tape` for backward_stages. Keep::Nothing goes over the rows in waves, so that the hidden
 /// activations of a stage take at most max(2 MiB, 16 tiles of rows) per worker, whatever the number of rows and however
 /// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm.
 template <Keep keep, PanelExpert E, class ExpertOf>
-void forward_stages(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
-                    const ExpertOf& expert_of, const detail::StageWidths<E>& widths, StageTapeOf<E>& tape,
-                    RowBuffer<typename E::Scalar>& out) {
+void forward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
+  const auto& [groups, in, expert_of, widths] = of;
   constexpr int kLast = kNumStages<E> - 1;
   const Index rows = groups.num_rows();
   if constexpr (keep == Keep::PreActivations || kLast == 0) {

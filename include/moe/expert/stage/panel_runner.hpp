@@ -14,8 +14,9 @@ struct PanelRunner {
   using S = typename E::Scalar;
   struct Tape {
     StageTapeOf<E> stages;
-    RowBuffer<S> drows;  ///< gradients of the rows that the experts read
-    ViewRows of;         ///< the view that forward ran
+    RowBuffer<S> drows;     ///< gradients of the rows that the experts read
+    ViewRows of;            ///< the view that forward ran
+    StageWidths<E> widths;  ///< of the experts that it ran
   };
 
   static kernel::RowGroups groups(const PlanView& plan) {
@@ -43,39 +44,46 @@ struct PanelRunner {
     return require_stages<E>(groups(plan), pool.input_dim(), pool.output_dim(), expert_of(pool));
   }
 
+  /// The rows of the plan and the experts that they go through.
+  template <class Pool>
+  static auto staged_rows(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan,
+                          const StageWidths<E>& widths) {
+    using ExpertOf = decltype(expert_of(pool));
+    return StagedRows<E, ExpertOf>{groups(plan), rows(tokens, plan), expert_of(pool), widths};
+  }
+
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
                       RowBuffer<S>& out) {
-    const StageWidths<E> widths = require_experts(pool, plan);
-    forward_stages<Keep::Nothing, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths,
-                                     context.scratch.get<StageTapeOf<E>>(), out);
+    forward_stages<Keep::Nothing>(staged_rows(pool, tokens, plan, require_experts(pool, plan)),
+                                  context.scratch.get<StageTapeOf<E>>(), out);
   }
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
                       RowBuffer<S>& out, Tape& tape) {
-    const StageWidths<E> widths = require_experts(pool, plan);
+    tape.widths = require_experts(pool, plan);
     tape.of = ViewRows(plan);
-    forward_stages<Keep::PreActivations, E>(groups(plan), rows(tokens, plan), expert_of(pool), widths, tape.stages,
-                                            out);
+    forward_stages<Keep::PreActivations>(staged_rows(pool, tokens, plan, tape.widths), tape.stages, out);
   }
   template <class Pool, class Gradient>
   static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Gradient& gradient) {
     tape.of.require("moe::ExpertPool::backward", plan);
-    require_backward_stages<E>(groups(plan), expert_of(pool), require_experts(pool, plan), tape.stages,
-                               expert_of(gradient));
+    const StageWidths<E> widths = require_experts(pool, plan);
+    require_backward_stages<E>(groups(plan), expert_of(pool), widths, tape.stages, expert_of(gradient));
+    if (tape.widths.panels != widths.panels)
+      fail("moe::ExpertPool::backward: the tape is of experts with other widths than those of the pool");
   }
+  /// backward trusts what require_backward() has just looked at.
   template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
                        Tape& tape, const RowBuffer<S>& dout, Gradient& gradient, MatrixRef<S> dtokens) {
-    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape.stages,
-                       dout, expert_of(gradient), tape.drows);
+    backward_stages(staged_rows(pool, tokens, plan, tape.widths), tape.stages, dout, expert_of(gradient), tape.drows);
     kernel::combine_unweighted(tape.drows, plan, dtokens);
   }
   template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
                        Tape& tape, const RowBuffer<S>& dout, Gradient& gradient) {
-    backward_stages<E>(groups(plan), rows(tokens, plan), expert_of(pool), require_experts(pool, plan), tape.stages,
-                       dout, expert_of(gradient));
+    backward_stages(staged_rows(pool, tokens, plan, tape.widths), tape.stages, dout, expert_of(gradient));
   }
 };
 

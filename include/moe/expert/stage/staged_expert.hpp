@@ -99,13 +99,12 @@ class StagedExpert {
     if (&gradient == &derived())
       fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
     const Index offset[] = {0, rows.rows()};
-    const kernel::RowGroups groups{offset, 1};
     const auto self = [&](Index) -> const D& { return derived(); };
     kernel::gather<Scalar>(
         dout, dout.rows(), row_width<D>(derived()), [](Index r) { return r; }, tape.out);
+    const StagedRows<D, decltype(self)> of{{offset, 1}, kernel::RowSource<Scalar>::from(rows), self, widths<D>()};
     detail::run_backward_stages<D>(
-        groups, kernel::RowSource<Scalar>::from(rows), self, widths<D>(), tape.stages, tape.out,
-        [&](Index) -> D& { return gradient; }, din);
+        of, tape.stages, tape.out, [&](Index) -> D& { return gradient; }, din);
   }
 
   template <Keep keep, class D>
@@ -114,12 +113,11 @@ class StagedExpert {
     moe::detail::require_shape("moe::StagedExpert::forward", "out", out, rows.rows(), derived().output_dim());
     const Index offset[] = {0, rows.rows()};
     const auto self = [&](Index) -> const D& { return derived(); };
-    const moe::detail::StageWidths<D> checked = widths<D>();
+    const StagedRows<D, decltype(self)> of{{offset, 1}, kernel::RowSource<Scalar>::from(rows), self, widths<D>()};
     buffers.num_rows = rows.rows();
     buffers.input_dim = rows.cols();
     buffers.out.resize(rows.rows(), row_width<D>(derived()));
-    forward_stages<keep, D>({offset, 1}, kernel::RowSource<Scalar>::from(rows), self, checked, buffers.stages,
-                            buffers.out);
+    forward_stages<keep>(of, buffers.stages, buffers.out);
     detail::copy_rows<Scalar>(buffers.out, out);
   }
 };

@@ -116,7 +116,8 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
     Index width = inputs;
     simd::unroll<kNumStages<E>>([&](auto i) {
       using Epilogue = EpilogueOf<E, i>;
-      const auto &weight = stage_weight<i>(expert_of(g)), &bias = stage_bias<i>(expert_of(g));
+      const auto& weight = stage_weight<i>(expert_of(g));
+      const auto& bias = stage_bias<i>(expert_of(g));
       if (weight.inputs() != width || weight.order() != Epilogue::kOrder || !bias.is_bias_of(weight))
         fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
              "] with ", bias.outputs(), " biases, expected [.., ", width,
@@ -131,5 +132,15 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
 }
 
 }  // namespace detail
+
+/// Which rows go through which experts: group g of `in`, rows of input_dim scalars, through expert_of(g). `widths` are
+/// what require_stages() has found of these experts.
+template <PanelExpert E, class ExpertOf>
+struct StagedRows {
+  kernel::RowGroups groups;
+  kernel::RowSource<typename E::Scalar> in;
+  ExpertOf expert_of;
+  detail::StageWidths<E> widths;
+};
 
 }  // namespace moe::inline MOE_ABI
