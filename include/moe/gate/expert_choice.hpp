@@ -68,6 +68,9 @@ struct ExpertChoiceGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  ExpertChoiceGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  friend bool operator==(const ExpertChoiceGate&, const ExpertChoiceGate&) = default;
+
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const {
     if (num_experts < 1) fail("moe::ExpertChoiceGate: num_experts is ", num_experts, ", expected at least 1");
