@@ -22,6 +22,13 @@ void visit_bias(F&& f, const std::string& name, First& first, Rest&... rest) {
   if (!first.empty()) f(name, first, rest...);
 }
 
+/// One of `parts` equal summands of a bias.
+template <class Codec>
+PanelMatrix<Codec> share_of_bias(PanelMatrix<Codec> bias, Index parts) {
+  for (auto& value : bias.span()) value /= static_cast<typename PanelMatrix<Codec>::Scalar>(parts);
+  return bias;
+}
+
 }  // namespace detail
 
 /// y = x W^T + b: W [output_dim, input_dim], b [output_dim] or none. Immutable in forward, share freely.

@@ -12,7 +12,7 @@
 #include "moe/layer/moe_layer.hpp"
 
 // Structure is data: layers made of the experts of other layers. Compression, warm starts and placement rest on
-// take_experts, concatenate and with_experts. Each part of a layer says itself what its experts are
+// take_experts, concatenate, split_expert and with_experts. Each part of a layer says itself what its experts are
 // (TakesExperts, Concatenates, moe/gate/concept.hpp), one of your own, too; nothing here knows a shipped type of part.
 namespace moe::inline MOE_ABI {
 
@@ -178,6 +178,23 @@ auto concatenate(const WithBranches<A, OfA...>&, const WithBranches<B, OfB...>&)
       sizeof(A) == 0,
       "moe::concatenate: both layers have branches: concatenate their layer()s, and put the branches that are "
       "to stay around the result (see moe/layer/structure.hpp)");
+}
+
+/// `parts` experts of consecutive hidden units of `expert`, as even as can be: their outputs add up to its own, but for
+/// the order of a sum. Every part has 1 / parts of the output bias, so that none is special. As a layer with all parts
+/// of an expert chosen, each with the weight of the expert, it is the layer:
+///   auto parts = moe::split_expert(layer.experts()[3], 4);   // fine-grained experts: DeepSeekMoE (arXiv:2401.06066)
+/// Of Mlp, Glu, and these behind a gate (GatedExpert); SplitsExpert says what others need. An expert without a hidden
+/// layer has no such parts. Throws std::invalid_argument unless 1 <= parts <= hidden_dim.
+template <class E>
+std::vector<E> split_expert(const E& expert, Index parts) {
+  static_assert(SplitsExpert<E>,
+                "moe::split_expert: an Expert needs `std::vector<E> split(Index parts) const`, as those with a hidden "
+                "layer have (see moe/expert/concept.hpp)");
+  if constexpr (SplitsExpert<E>)
+    return expert.split(parts);
+  else
+    return {};
 }
 
 /// The router and the gate of `layer` over other experts, an ExpertSet or a Mixture: quantised ones, parts of others,
