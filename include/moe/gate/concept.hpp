@@ -41,6 +41,9 @@ concept StatesPerToken = requires {
 ///   MyGate concatenate(const MyGate& other, moe::Index num_experts, moe::Index other_num_experts) const;
 ///     the gate of the experts of this one, then those of `other`; throws unless both are equal in all else. Without
 ///     it a gate of plain numbers needs ==, and both to be equal.
+///   MyGate duplicate(moe::Index times, moe::Index num_experts) const;
+///     the gate with which a layer whose experts stand `times` times in a row computes the same; throws where there is
+///     none.
 ///   std::vector<moe::Index> logits_of(std::span<const moe::Index> ids, moe::Index num_experts) const;
 ///     where it has num_logits: which logits of this gate are those of take(ids, num_experts), in their order.
 template <class G, class S = float>

@@ -144,6 +144,12 @@ struct NoisyTopKGate {
     gate.top_k = top_k.concatenate(other.top_k, num_experts, other_num_experts);
     return gate;
   }
+  /// As TopKGate::duplicate(), at inference: in training the noise sets copies apart.
+  NoisyTopKGate duplicate(Index times, Index num_experts) const {
+    NoisyTopKGate gate = *this;
+    gate.top_k = top_k.duplicate(times, num_experts);
+    return gate;
+  }
 
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {

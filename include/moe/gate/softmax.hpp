@@ -84,6 +84,8 @@ struct SoftmaxGate {
   static void visit(F&&, Self&...) {}  // nothing to learn
 
   SoftmaxGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  /// Copies of an expert share its weight.
+  SoftmaxGate duplicate(Index, Index) const { return *this; }
   friend bool operator==(const SoftmaxGate&, const SoftmaxGate&) = default;
 
   /// Throws std::invalid_argument unless there is an expert.

@@ -121,6 +121,13 @@ struct TopKGate {
   /// std::invalid_argument unless both gates have the same biases or none, and are equal in all else.
   TopKGate concatenate(const TopKGate& other, Index num_experts, Index other_num_experts) const;
 
+  /// The gate with which a layer whose experts stand f = `times` times in a row computes the same. The k best become
+  /// f k copies, each with 1/f of the weight; with k = 1 the first copy alone is chosen, with all of it. What scale,
+  /// epsilon and floor become follows from the norm of the copies' scores; scores of a softmax are 1/f of what they
+  /// were, and so becomes the selection bias. Equal but for rounding, which may decide ties between groups or biased
+  /// scores otherwise. Throws std::invalid_argument for times < 1.
+  TopKGate duplicate(Index times, Index num_experts) const;
+
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     if (first.weight_bias.size() != 0) f("weight_bias", first.weight_bias, rest.weight_bias...);
@@ -226,6 +233,30 @@ inline TopKGate TopKGate::concatenate(const TopKGate& other, Index num_experts, 
   gate.selection_bias = detail::join_entries(kFunction, "selection_bias", selection_bias, other.selection_bias);
   gate.weight_bias = detail::join_entries(kFunction, "weight_bias", weight_bias, other.weight_bias);
   if (groups.count > 1) gate.groups.count = groups.count + other.groups.count;
+  return gate;
+}
+
+inline TopKGate TopKGate::duplicate(Index times, Index num_experts) const {
+  validate(num_experts);
+  if (times < 1) fail("moe::TopKGate::duplicate: times is ", times, ", expected at least 1");
+  const auto repeated = [&](const Eigen::RowVectorXd& bias) {
+    Eigen::RowVectorXd copies(bias.size() * times);
+    for (Index e = 0; e < copies.size(); ++e) copies(e) = bias(e / times);
+    return copies;
+  };
+  const auto f = static_cast<double>(times), share = score == Score::Softmax ? 1 / f : 1.0;  // of a copy's score
+  const double chosen = k == 1 ? 1 : f;  // copies of an expert that are chosen together
+  const double p = normalise == Normalise::Sum ? 1 : normalise == Normalise::Euclidean ? 2 : norm_p;
+  const double norm = normalise == Normalise::Off ? 1 : share * std::pow(chosen, 1 / p);  // of the copies' scores
+  TopKGate gate = *this;
+  gate.k = k == 1 ? 1 : k * times;
+  gate.scale = scale * norm / (chosen * share);
+  gate.epsilon = epsilon * norm;
+  gate.floor = floor * norm;
+  gate.selection_bias = share * repeated(selection_bias);
+  gate.weight_bias = repeated(weight_bias);
+  gate.groups.best = groups.best * times;
+  if (groups.count == 1) gate.groups.best = groups.best;
   return gate;
 }
 

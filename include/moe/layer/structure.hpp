@@ -79,6 +79,18 @@ struct RequireConcatenate {
       Concatenates<R> && ConcatenatesGate<G> && (kAreSets || (std::is_same_v<X, Y> && Concatenates<X>));
 };
 
+template <class G>
+concept DuplicatesGate = requires(const G& gate) {
+  { gate.duplicate(Index{}, Index{}) } -> std::same_as<G>;
+};
+
+template <class G>
+struct RequireDuplicate {
+  static_assert(DuplicatesGate<G>,
+                "moe::duplicate_experts: a Gate needs `G duplicate(Index times, Index num_experts) const`, which not "
+                "every gate can have: see moe/gate/concept.hpp, and take_experts() for copies with other weights");
+};
+
 /// Throws std::invalid_argument for a layer of which a part has been moved away.
 template <class R, class G, class X>
 void require_whole(const char* function, const MoeLayer<R, G, X>& layer) {
@@ -104,6 +116,14 @@ auto concatenate_sets(const X& a, const Y& b) {
     return a.concatenate(b);
   else
     return Concatenated<X, Y>(a, b);
+}
+
+/// 0, 0, 1, 1, ...: every expert `times` times in a row.
+inline std::vector<Index> repeated_ids(const char* function, Index num_experts, Index times) {
+  if (times < 1) fail(function, ": times is ", times, ", expected at least 1");
+  std::vector<Index> ids(static_cast<std::size_t>(checked_product(function, num_experts, times)));
+  for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<Index>(i) / times;
+  return ids;
 }
 
 }  // namespace detail
@@ -137,6 +157,33 @@ MoeLayer<R, G, X> take_experts(const MoeLayer<R, G, X>& layer, ExpertIds ids) {
 template <class Layer, class... Branches>
 WithBranches<Layer, Branches...> take_experts(const WithBranches<Layer, Branches...>& layer, ExpertIds ids) {
   return detail::with_layer(layer, take_experts(layer.layer(), ids));
+}
+
+/// The layer with every expert `times` times in a row that computes the same as `layer` in inference, up to rounding:
+/// take_experts(), and the gate that makes up for the copies. SoftmaxGate shares weights out; TopKGate chooses all
+/// copies of its k experts, or with k = 1 the first one, so that a token costs what it did; see the `duplicate` of each
+/// gate. In training, noise and gradients set copies apart. Throws std::invalid_argument for times < 1, and as
+/// take_experts(). Gates for which no numbers give the same outputs are refused by the compiler: SparseMixerGate,
+/// annealed and random ones, limits and chances.
+/// Komatsuzaki et al., "Sparse upcycling" (arXiv:2212.05055), start from copies of one expert.
+template <class R, class G, class X>
+MoeLayer<R, G, X> duplicate_experts(const MoeLayer<R, G, X>& layer, Index times) {
+  static_cast<void>(detail::RequireDuplicate<G>{});
+  if constexpr (!detail::DuplicatesGate<G> || !detail::RequireTake<R, G, X>::kHolds) {
+    return layer;  // refused in a sentence
+  } else {
+    constexpr const char* kFunction = "moe::duplicate_experts";
+    detail::require_whole(kFunction, layer);
+    const Index num_experts = layer.num_experts();
+    const std::vector<Index> ids = detail::repeated_ids(kFunction, num_experts, times);
+    G gate = layer.gate().duplicate(times, num_experts);
+    return {layer.router().take(detail::logits_of<G>(kFunction, layer.gate(), ids, num_experts)), std::move(gate),
+            layer.mixture().take(ids)};
+  }
+}
+template <class Layer, class... Branches>
+WithBranches<Layer, Branches...> duplicate_experts(const WithBranches<Layer, Branches...>& layer, Index times) {
+  return detail::with_layer(layer, duplicate_experts(layer.layer(), times));
 }
 
 /// One layer with the experts of `a`, then those of `b`, under a router with the rows of both. Expert sets of two types
