@@ -138,7 +138,8 @@ TEST_CASE("duplicate_experts: other gates that can make up for copies, and branc
 TEST_CASE("duplicate_experts: numbers of copies that cannot be", "[layer][error]") {
   auto layer = glu_layer(TopKGate{.k = 2});
   CHECK_THROWS_WITH(duplicate_experts(layer, 0), "moe::duplicate_experts: times is 0, expected at least 1");
-  CHECK_THROWS_AS(duplicate_experts(layer, std::numeric_limits<Index>::max()), std::invalid_argument);
+  for (const Index times : {std::numeric_limits<Index>::max(), Index{1} << 58})
+    CHECK_THROWS_AS(duplicate_experts(layer, times), std::invalid_argument);
   const auto moved = std::move(layer);
   CHECK_THROWS_AS(duplicate_experts(layer, 2), std::invalid_argument);
 }

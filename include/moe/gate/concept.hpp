@@ -34,7 +34,7 @@ concept StatesPerToken = requires {
 /// are experts, as for two scores per expert: its router then has that many, and the routing names experts all the
 /// same. Shipped gates are templates over the scalar of the logits.
 /// Optional, for the functions of moe/layer/structure.hpp; a gate of plain numbers that names no parameters or state
-/// is copied where it does not have them, as it has nothing per expert:
+/// is copied where it does not have them, as it has nothing per expert; one that points at such numbers has to say so:
 ///   MyGate take(std::span<const moe::Index> ids, moe::Index num_experts) const;
 ///     the gate whose expert i is expert ids[i] of the num_experts of this one; throws std::invalid_argument where
 ///     there is none. `return *this;` where nothing is an expert's own.

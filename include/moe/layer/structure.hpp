@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <concepts>
 #include <initializer_list>
 #include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -121,7 +123,8 @@ auto concatenate_sets(const X& a, const Y& b) {
 /// 0, 0, 1, 1, ...: every expert `times` times in a row.
 inline std::vector<Index> repeated_ids(const char* function, Index num_experts, Index times) {
   if (times < 1) fail(function, ": times is ", times, ", expected at least 1");
-  std::vector<Index> ids(static_cast<std::size_t>(checked_product(function, num_experts, times)));
+  const Index count = checked_size(function, "num_experts", checked_product(function, num_experts, times));
+  std::vector<Index> ids(static_cast<std::size_t>(count));
   for (std::size_t i = 0; i < ids.size(); ++i) ids[i] = static_cast<Index>(i) / times;
   return ids;
 }
