@@ -9,6 +9,7 @@
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/layer/branches.hpp"
+#include "moe/layer/structure.hpp"
 #include "moe/router/frozen.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
@@ -183,4 +184,14 @@ TEST_CASE("Frozen: whoever writes to it gets a copy of its own", "[layer]") {
   Frozen source = shared;
   const Frozen moved = std::move(source);
   CHECK(&*source == &*moved);  // NOLINT: moved from, it is as before
+}
+
+TEST_CASE("Frozen: experts are taken as from what it holds", "[layer]") {
+  const auto layer = test::layer_of<Mlp>(4, TopKGate{.k = 2});
+  const moe::MoeLayer frozen(Frozen(layer.router()), layer.gate(), Frozen(layer.experts()));
+  const auto tokens = test::random_matrix<double>(kTokens, test::kModelDim, 1);
+  CHECK(test::same_bits(test::forward(moe::take_experts(frozen, {3, 0, 1}), tokens),
+                        test::forward(moe::take_experts(layer, {3, 0, 1}), tokens)));
+  CHECK(test::same_bits(test::forward(moe::concatenate(frozen, frozen), tokens),
+                        test::forward(moe::concatenate(layer, layer), tokens)));
 }

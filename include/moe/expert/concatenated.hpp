@@ -6,10 +6,12 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/core/same_parameters.hpp"
+#include "moe/core/take.hpp"
 #include "moe/expert/expert_set.hpp"
 #include "moe/kernel/dispatch.hpp"
 
@@ -165,6 +167,29 @@ class Concatenated {
     });
   }
 
+  /// Each set with those of its experts that `ids` names, where they are in the order of the sets: experts of set 0,
+  /// then of set 1, and so on, at least one of each. Throws std::invalid_argument otherwise, and as TakesExperts says.
+  Concatenated take(std::span<const Index> ids) const
+    requires(TakesExperts<First> && (TakesExperts<Rest> && ...))
+  {
+    constexpr const char* kFunction = "moe::Concatenated::take";
+    detail::require_ids(kFunction, ids, size());
+    std::array<std::vector<Index>, kNumSets> own;
+    std::size_t last = 0;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const auto [at, expert] = place_of(ids[i]);
+      if (at < last)
+        fail(kFunction, ": ids[", i, "] is ", ids[i], " of set ", at, " behind one of set ", last,
+             ", expected ids in the order of the sets");
+      own[last = at].push_back(expert);
+    }
+    for (std::size_t at = 0; at < kNumSets; ++at)
+      if (own[at].empty()) fail(kFunction, ": ids name 0 experts of set ", at, ", expected at least 1 of each set");
+    return [&]<std::size_t... At>(std::index_sequence<At...>) {
+      return Concatenated(std::get<At>(sets_).take(own[At])...);
+    }(std::make_index_sequence<kNumSets>{});
+  }
+
   /// Parameters of set i are "i." and their name in the set, as "0.3.gate_up.weight".
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
@@ -178,6 +203,17 @@ class Concatenated {
   struct Scratches {
     std::array<Scratch, kNumSets> of;
   };
+
+  /// Set of an expert and its number there.
+  std::pair<std::size_t, Index> place_of(Index id) const {
+    std::pair<std::size_t, Index> place;
+    Index first = 0;
+    for_each_set([&](auto i, const auto& set) {
+      if (id >= first) place = {i, id - first};
+      first += set.size();
+    });
+    return place;
+  }
 
   template <std::size_t At, class F, class... Self>
   static void visit_set(F&& f, Self&... self) {

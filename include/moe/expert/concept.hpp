@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <vector>
 
 #include "moe/core/visit.hpp"
 #include "moe/routing/context.hpp"
@@ -30,6 +31,14 @@ concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scal
   { expert.input_dim() } -> std::convertible_to<Index>;
   { expert.output_dim() } -> std::convertible_to<Index>;
   { expert.forward(rows, out, context) } -> std::same_as<void>;
+};
+
+/// An expert that can be cut into so many of its type, whose outputs add up to its own, see split_expert():
+///   std::vector<E> split(moe::Index parts) const;
+/// Throws std::invalid_argument where it cannot be cut into so many.
+template <class E>
+concept SplitsExpert = Expert<E> && requires(const E& expert, Index parts) {
+  { expert.split(parts) } -> std::same_as<std::vector<E>>;
 };
 
 /// Whether a part of a layer decides each token by itself: what it says as `static constexpr bool kPerToken`, else

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <span>
 #include <utility>
 
 #include "moe/core/frozen.hpp"
+#include "moe/core/take.hpp"
 #include "moe/expert/expert_set.hpp"
 #include "moe/expert/stage/staged_expert.hpp"
 
@@ -83,6 +85,18 @@ class Frozen<X> : public detail::FrozenObject<X> {
     requires requires(const X& experts) { experts[e]; }
   {
     return (**this)[e];
+  }
+
+  /// Experts of this set, or of two; frozen, and shared with nobody. See TakesExperts, Concatenates.
+  Frozen take(std::span<const Index> ids) const
+    requires TakesExperts<X>
+  {
+    return Frozen((*this)->take(ids));
+  }
+  Frozen concatenate(const Frozen& other) const
+    requires Concatenates<X>
+  {
+    return Frozen((*this)->concatenate(*other));
   }
 
   void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context,

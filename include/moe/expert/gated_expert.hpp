@@ -2,6 +2,7 @@
 #pragma once
 
 #include <utility>
+#include <vector>
 
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/linear.hpp"
@@ -95,6 +96,15 @@ class GatedExpert {
     gate_.backward(rows, tape.gate, tape.dscore, tape.drows, gradient.gate_, context);
     expert_.backward(rows, tape.expert, tape.dout, drows, gradient.expert_, context);
     drows += tape.drows;
+  }
+
+  /// The parts of the expert, each behind the same gate; see split_expert().
+  std::vector<GatedExpert> split(Index parts) const
+    requires requires(const E& expert) { expert.split(parts); }
+  {
+    std::vector<GatedExpert> gated;
+    for (E& part : expert_.split(parts)) gated.emplace_back(std::move(part), gate_);
+    return gated;
   }
 
   template <class F, class... Self>

@@ -45,6 +45,23 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   detail::BiasPanels<Codec>& down_bias() { return down_bias_; }
   const detail::BiasPanels<Codec>& down_bias() const { return down_bias_; }
 
+  /// Experts of consecutive hidden units, each with its gate, whose outputs add up to those of this one; see
+  /// split_expert(). Throws std::invalid_argument unless 1 <= parts <= hidden_dim.
+  std::vector<BasicGlu> split(Index parts) const {
+    this->require_parts();
+    return detail::split_hidden("moe::Glu::split", hidden_dim(), parts, [&](std::span<const Index> units) {
+      BasicGlu part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off,
+                    product_);
+      std::vector<Index> rows(units.begin(), units.end());  // gates, then ups
+      for (const Index unit : units) rows.push_back(hidden_dim() + unit);
+      part.gate_up_ = gate_up_.take_outputs(rows);
+      part.gate_up_bias_ = gate_up_bias_.take_outputs(rows);
+      part.down_ = down_.take_inputs(units);
+      part.down_bias_ = detail::share_of_bias(down_bias_, parts);
+      return part;
+    });
+  }
+
   template <class Self>
   static auto stages(Self& self) {
     return std::tuple{make_stage<Gated<Product>>(self.gate_up_, self.gate_up_bias_, {self.product_}),

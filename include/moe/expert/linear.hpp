@@ -35,6 +35,13 @@ void visit_weight(F&& f, const std::string& name, First& first, Rest&... rest) {
 template <class Codec>
 concept Coded = !LearnedWeight<PanelMatrix<Codec>>;
 
+/// One of `parts` equal summands of a bias.
+template <class Codec>
+PanelMatrix<Codec> share_of_bias(PanelMatrix<Codec> bias, Index parts) {
+  for (auto& value : bias.span()) value /= static_cast<typename Codec::Scalar>(parts);
+  return bias;
+}
+
 }  // namespace detail
 
 /// y = x W^T + b: W [output_dim, input_dim], b [output_dim] or none. Immutable in forward, share freely.

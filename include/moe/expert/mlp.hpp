@@ -41,6 +41,20 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
   detail::BiasPanels<Codec>& down_bias() { return down_bias_; }
   const detail::BiasPanels<Codec>& down_bias() const { return down_bias_; }
 
+  /// Experts of consecutive hidden units, whose outputs add up to those of this one; see split_expert(). Throws
+  /// std::invalid_argument unless 1 <= parts <= hidden_dim.
+  std::vector<BasicMlp> split(Index parts) const {
+    this->require_parts();
+    return detail::split_hidden("moe::Mlp::split", hidden_dim(), parts, [&](std::span<const Index> units) {
+      BasicMlp part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off);
+      part.up_ = up_.take_outputs(units);
+      part.up_bias_ = up_bias_.take_outputs(units);
+      part.down_ = down_.take_inputs(units);
+      part.down_bias_ = detail::share_of_bias(down_bias_, parts);
+      return part;
+    });
+  }
+
   template <class Self>
   static auto stages(Self& self) {
     return std::tuple{make_stage<Elementwise<Act>>(self.up_, self.up_bias_),

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/core/overlap.hpp"
+#include "moe/core/take.hpp"
 #include "moe/expert/expert_set.hpp"
 #include "moe/expert/gathered_runner.hpp"
 #include "moe/expert/stage/panel_runner.hpp"
@@ -127,6 +128,24 @@ class ExpertPool {
     requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsGradient<E>))
   {
     run_backward(tokens, plan, context, tape, dout, NoGradient{}, dtokens);
+  }
+
+  /// Copies of the given experts, in that order. Throws std::invalid_argument as TakesExperts says.
+  ExpertPool take(std::span<const Index> ids) const {
+    detail::require_ids("moe::ExpertPool::take", ids, size());
+    std::vector<E> taken;
+    taken.reserve(ids.size());
+    for (const Index e : ids) taken.push_back((*this)[e]);
+    return ExpertPool(std::move(taken));
+  }
+  /// Copies of the experts of this pool, then of those of `other`. Throws std::invalid_argument if their dimensions
+  /// differ.
+  ExpertPool concatenate(const ExpertPool& other) const {
+    std::vector<E> all;
+    all.reserve(experts_.size() + other.experts_.size());
+    all.insert(all.end(), experts_.begin(), experts_.end());
+    all.insert(all.end(), other.experts_.begin(), other.experts_.end());
+    return ExpertPool(std::move(all));
   }
 
   template <class F, class First, class... Rest>

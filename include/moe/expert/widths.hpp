@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <numeric>
+#include <span>
+#include <vector>
+
 #include "moe/core/matrix.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -29,6 +33,25 @@ struct CheckedWidths {
         hidden(checked_size(type, "hidden_dim", hidden_dim)),
         output(input) {}
 };
+
+/// make(units) for each of `parts` runs of consecutive hidden units, as even as can be, which together are all of them.
+/// Throws std::invalid_argument unless 1 <= parts <= hidden.
+template <class Make>
+auto split_hidden(const char* function, Index hidden, Index parts, const Make& make) {
+  if (parts < 1 || parts > hidden)
+    fail(function, ": parts is ", parts, ", expected 1 <= parts <= hidden_dim = ", hidden);
+  std::vector<decltype(make(std::span<const Index>()))> made;
+  made.reserve(static_cast<std::size_t>(parts));
+  const Index width = hidden / parts, wider = hidden % parts;  // the first `wider` parts have one unit more
+  std::vector<Index> units;
+  for (Index p = 0, first = 0; p < parts; ++p) {
+    units.resize(static_cast<std::size_t>(width + (p < wider ? 1 : 0)));
+    std::iota(units.begin(), units.end(), first);
+    first += std::ssize(units);
+    made.push_back(make(std::span<const Index>(units)));
+  }
+  return made;
+}
 
 }  // namespace detail
 

@@ -110,6 +110,28 @@ struct ActivationGate {
       sparse.temperature.backward(tempered.dtau(), gradient.sparse.temperature);
   }
 
+  /// The bias goes with its experts.
+  ActivationGate take(std::span<const Index> ids, Index num_experts) const {
+    validate(num_experts);
+    ActivationGate gate = *this;
+    gate.bias = detail::take_entries("moe::ActivationGate::take", bias, ids);
+    return gate;
+  }
+  /// The bias of this gate, then that of `other`. Throws std::invalid_argument unless both have one, or none, and are
+  /// equal in all else.
+  ActivationGate concatenate(const ActivationGate& other, Index num_experts, Index other_num_experts) const
+    requires std::equality_comparable<Temperature>
+  {
+    constexpr const char* kFunction = "moe::ActivationGate::concatenate";
+    validate(num_experts);
+    other.validate(other_num_experts);
+    detail::require_equal_option(kFunction, "bias_place", bias_place, other.bias_place);
+    detail::require_equal_option(kFunction, "sparse", sparse, other.sparse);
+    ActivationGate gate = *this;
+    gate.bias = detail::join_entries(kFunction, "bias", bias, other.bias);
+    return gate;
+  }
+
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     if (first.bias.size() != 0) f("bias", first.bias, rest.bias...);

@@ -83,6 +83,9 @@ struct DenseToSparseGate {
     if constexpr (LearnableSchedule<Temperature>) temperature.backward(rule.dtau(), gradient.temperature);
   }
 
+  DenseToSparseGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  friend bool operator==(const DenseToSparseGate&, const DenseToSparseGate&) = default;
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     visit_part(f, "temperature", self.temperature...);

@@ -68,6 +68,15 @@ struct ExpertChoiceGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  ExpertChoiceGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  /// Every copy of an expert takes as many tokens as the expert did, each with its share of the weight.
+  ExpertChoiceGate duplicate(Index times, Index) const {
+    ExpertChoiceGate gate = *this;
+    gate.factor *= static_cast<double>(times);
+    return gate;
+  }
+  friend bool operator==(const ExpertChoiceGate&, const ExpertChoiceGate&) = default;
+
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const {
     if (num_experts < 1) fail("moe::ExpertChoiceGate: num_experts is ", num_experts, ", expected at least 1");

@@ -128,6 +128,29 @@ struct NoisyTopKGate {
     if (top_k.weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.top_k.weight_bias);
   }
 
+  /// As TopKGate::take(). The noise on expert i is drawn for the number i, not for ids[i].
+  NoisyTopKGate take(std::span<const Index> ids, Index num_experts) const {
+    NoisyTopKGate gate = *this;
+    gate.top_k = top_k.take(ids, num_experts);
+    return gate;
+  }
+  /// As TopKGate::concatenate(), the noise being equal.
+  NoisyTopKGate concatenate(const NoisyTopKGate& other, Index num_experts, Index other_num_experts) const {
+    constexpr const char* kFunction = "moe::NoisyTopKGate::concatenate";
+    detail::require_equal_option(kFunction, "noise", noise, other.noise);
+    detail::require_equal_option(kFunction, "scale", scale, other.scale);
+    detail::require_equal_option(kFunction, "weights", weights, other.weights);
+    NoisyTopKGate gate = *this;
+    gate.top_k = top_k.concatenate(other.top_k, num_experts, other_num_experts);
+    return gate;
+  }
+  /// As TopKGate::duplicate(), at inference: in training the noise sets copies apart.
+  NoisyTopKGate duplicate(Index times, Index num_experts) const {
+    NoisyTopKGate gate = *this;
+    gate.top_k = top_k.duplicate(times, num_experts);
+    return gate;
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     moe::visit(f, self.top_k...);

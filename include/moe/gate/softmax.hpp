@@ -83,6 +83,11 @@ struct SoftmaxGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  SoftmaxGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  /// Copies of an expert share its weight.
+  SoftmaxGate duplicate(Index, Index) const { return *this; }
+  friend bool operator==(const SoftmaxGate&, const SoftmaxGate&) = default;
+
   /// Throws std::invalid_argument unless there is an expert.
   void validate(Index num_experts) const {
     if (num_experts < 1) fail("moe::SoftmaxGate: num_experts is ", num_experts, ", expected at least 1");

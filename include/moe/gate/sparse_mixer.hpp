@@ -94,6 +94,9 @@ struct SparseMixerGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  SparseMixerGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  friend bool operator==(const SparseMixerGate&, const SparseMixerGate&) = default;
+
   /// Throws std::invalid_argument unless num_experts >= 2 and jitter is finite and at least 0.
   void validate(Index num_experts) const {
     if (num_experts < kChoices) fail("moe::SparseMixerGate: num_experts is ", num_experts, ", expected at least 2");

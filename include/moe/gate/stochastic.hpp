@@ -35,6 +35,9 @@ struct StochasticGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  StochasticGate take(std::span<const Index>, Index) const { return *this; }  // nothing is an expert's own
+  friend bool operator==(const StochasticGate&, const StochasticGate&) = default;
+
   /// Throws std::invalid_argument unless 1 <= k <= num_experts.
   void validate(Index num_experts) const {
     if (k < 1 || k > num_experts)

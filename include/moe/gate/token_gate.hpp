@@ -11,8 +11,8 @@ namespace moe::inline MOE_ABI {
 /// A gate made of the rule of one token, which is all that one writes: it routes, replays and trains.
 ///   moe::MoeLayer layer(router, moe::TokenGate{MyRule{.k = 2}}, experts);
 /// The rule holds numbers and has nothing to learn; a gate with parameters calls the functions of
-/// moe/gate/rule/token_rule.hpp itself. Optional: `void validate(Index num_experts) const` of the rule. Immutable,
-/// share freely; allocates nothing when warm.
+/// moe/gate/rule/token_rule.hpp itself. Optional: `void validate(Index num_experts) const` of the rule, and `take` and
+/// `concatenate` as of gates (see moe/gate/concept.hpp). Immutable, share freely; allocates nothing when warm.
 template <class Rule>
 struct TokenGate {
   static_assert(TokenRule<Rule, float> || TokenRule<Rule, double>,
@@ -30,6 +30,19 @@ struct TokenGate {
 
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
+
+  /// The gate of the rule of those experts: what the rule's own take(ids, num_experts) gives, or the rule itself.
+  TokenGate take(std::span<const Index> ids, Index num_experts) const
+    requires detail::TakesGate<Rule>
+  {
+    return {detail::take_gate(rule, ids, num_experts)};
+  }
+  /// Likewise: the rule's own concatenate(), or the rule, which needs == and to be equal.
+  TokenGate concatenate(const TokenGate& other, Index num_experts, Index other_num_experts) const
+    requires detail::ConcatenatesGate<Rule>
+  {
+    return {detail::concatenate_gates(rule, other.rule, num_experts, other_num_experts)};
+  }
 
   /// Throws std::invalid_argument where the rule does, and unless it chooses from 1 to num_experts experts.
   void validate(Index num_experts) const {

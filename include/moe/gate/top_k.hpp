@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <span>
+#include <vector>
 
 #include "moe/gate/concept.hpp"
 #include "moe/gate/rule/top_k_blocks.hpp"
@@ -19,6 +20,8 @@ struct ExpertGroups {
   Index kept = 1;   ///< groups a token may use
   Index best = 1;
   GroupRank rank = GroupRank::Scores;
+
+  friend bool operator==(const ExpertGroups&, const ExpertGroups&) = default;
 };
 
 /// Sends every token to its k best experts, in descending order of what they are selected by; ties go to the lower
@@ -109,6 +112,22 @@ struct TopKGate {
     if (weight_bias.size() != 0) detail::add_column_sums(kName, dlogits, gradient.weight_bias);
   }
 
+  /// Biases go with their experts. With groups, the ids of each group stand together, equally many of each: groups are
+  /// then those of the same experts, of which a token may use as many as before, or all. Throws std::invalid_argument
+  /// otherwise; k stays, and must not exceed the experts that are left.
+  TopKGate take(std::span<const Index> ids, Index num_experts) const;
+
+  /// The biases of this gate, then those of `other`; likewise its groups, which must be of equal size. Throws
+  /// std::invalid_argument unless both gates have the same biases or none, and are equal in all else.
+  TopKGate concatenate(const TopKGate& other, Index num_experts, Index other_num_experts) const;
+
+  /// The gate with which a layer whose experts stand f = `times` times in a row computes the same. The k best become
+  /// f k copies, each with 1/f of the weight; with k = 1 the first copy alone is chosen, with all of it. What scale,
+  /// epsilon and floor become follows from the norm of the copies' scores; scores of a softmax are 1/f of what they
+  /// were, and so becomes the selection bias. Equal but for rounding, which may decide ties between groups or biased
+  /// scores otherwise. Throws std::invalid_argument for times < 1.
+  TopKGate duplicate(Index times, Index num_experts) const;
+
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     if (first.weight_bias.size() != 0) f("weight_bias", first.weight_bias, rest.weight_bias...);
@@ -119,6 +138,9 @@ struct TopKGate {
   }
 
  private:
+  /// Groups of the taken experts.
+  ExpertGroups groups_of(std::span<const Index> ids, Index num_experts) const;
+
   template <class S>
   detail::TopKRule<S, TopKGate> rule(const Logits<S>& logits) const {
     return {*this, logits.cols()};
@@ -144,6 +166,98 @@ inline void TopKGate::validate(Index num_experts) const {
     fail("moe::TopKGate: groups are ranked by logits with a selection_bias, expected none, or ranks by scores");
   if (k > groups.kept * group_size)
     fail("moe::TopKGate: k is ", k, ", expected at most the experts of the kept groups = ", groups.kept * group_size);
+}
+
+inline ExpertGroups TopKGate::groups_of(std::span<const Index> ids, Index num_experts) const {
+  constexpr const char* kFunction = "moe::TopKGate::take";
+  if (groups.count == 1) return groups;
+  const Index size = num_experts / groups.count;
+  std::vector<Index> group, taken;  // in the order of ids: which, and how many experts of it
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const Index g = ids[i] / size;
+    if (i > 0 && g == group.back()) {
+      ++taken.back();
+      continue;
+    }
+    if (std::ranges::find(group, g) != group.end())
+      fail(kFunction, ": ids[", i, "] is ", ids[i], " of group ", g, " behind experts of group ", group.back(),
+           ", expected the experts of a group to stand together");
+    group.push_back(g);
+    taken.push_back(1);
+  }
+  for (std::size_t i = 1; i < taken.size(); ++i)
+    if (taken[i] != taken[0])
+      fail(kFunction, ": ids name ", taken[i], " experts of group ", group[i], " and ", taken[0], " of group ",
+           group[0], ", expected equally many of each group");
+  ExpertGroups result = groups;
+  result.count = std::ssize(group);
+  result.kept = std::min(groups.kept, result.count);
+  return result;
+}
+
+inline TopKGate TopKGate::take(std::span<const Index> ids, Index num_experts) const {
+  constexpr const char* kFunction = "moe::TopKGate::take";
+  validate(num_experts);
+  detail::require_ids(kFunction, ids, num_experts);
+  if (std::ssize(ids) < k) fail(kFunction, ": ", ids.size(), " experts are left, expected at least k = ", k);
+  TopKGate gate = *this;
+  gate.selection_bias = detail::take_entries(kFunction, selection_bias, ids);
+  gate.weight_bias = detail::take_entries(kFunction, weight_bias, ids);
+  gate.groups = groups_of(ids, num_experts);
+  gate.validate(std::ssize(ids));
+  return gate;
+}
+
+inline TopKGate TopKGate::concatenate(const TopKGate& other, Index num_experts, Index other_num_experts) const {
+  constexpr const char* kFunction = "moe::TopKGate::concatenate";
+  validate(num_experts);
+  other.validate(other_num_experts);
+  const auto require = [](const char* name, const auto& a, const auto& b) {
+    detail::require_equal_option(kFunction, name, a, b);
+  };
+  require("k", k, other.k);
+  require("score", score, other.score);
+  require("normalise", normalise, other.normalise);
+  require("epsilon", epsilon, other.epsilon);
+  require("scale", scale, other.scale);
+  require("floor", floor, other.floor);
+  require("norm_p", norm_p, other.norm_p);
+  require("constant_weights", constant_weights, other.constant_weights);
+  ExpertGroups others = other.groups;
+  if (groups.count > 1 && others.count > 1) {
+    require("the size of groups", num_experts / groups.count, other_num_experts / others.count);
+    others.count = groups.count;
+  }
+  require("groups", groups, others);
+  TopKGate gate = *this;
+  gate.selection_bias = detail::join_entries(kFunction, "selection_bias", selection_bias, other.selection_bias);
+  gate.weight_bias = detail::join_entries(kFunction, "weight_bias", weight_bias, other.weight_bias);
+  if (groups.count > 1) gate.groups.count = groups.count + other.groups.count;
+  return gate;
+}
+
+inline TopKGate TopKGate::duplicate(Index times, Index num_experts) const {
+  validate(num_experts);
+  if (times < 1) fail("moe::TopKGate::duplicate: times is ", times, ", expected at least 1");
+  const auto repeated = [&](const Eigen::RowVectorXd& bias) {
+    Eigen::RowVectorXd copies(bias.size() * times);
+    for (Index e = 0; e < copies.size(); ++e) copies(e) = bias(e / times);
+    return copies;
+  };
+  const auto f = static_cast<double>(times), share = score == Score::Softmax ? 1 / f : 1.0;  // of a copy's score
+  const double chosen = k == 1 ? 1 : f;  // copies of an expert that are chosen together
+  const double p = normalise == Normalise::Sum ? 1 : normalise == Normalise::Euclidean ? 2 : norm_p;
+  const double norm = normalise == Normalise::Off ? 1 : share * std::pow(chosen, 1 / p);  // of the copies' scores
+  TopKGate gate = *this;
+  gate.k = k == 1 ? 1 : k * times;
+  gate.scale = scale * norm / (chosen * share);
+  gate.epsilon = epsilon * norm;
+  gate.floor = floor * norm;
+  gate.selection_bias = share * repeated(selection_bias);
+  gate.weight_bias = repeated(weight_bias);
+  gate.groups.best = groups.best * times;
+  if (groups.count == 1) gate.groups.best = groups.best;
+  return gate;
 }
 
 static_assert(DifferentiableGate<TopKGate, float> && DifferentiableGate<TopKGate, double>);

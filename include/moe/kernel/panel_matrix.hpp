@@ -10,6 +10,7 @@
 #include "moe/core/aligned.hpp"
 #include "moe/core/random.hpp"
 #include "moe/core/simd.hpp"
+#include "moe/core/take.hpp"
 #include "moe/kernel/panel_source.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -160,6 +161,38 @@ class PanelMatrix {
     for (Index o = 0; o < outputs_; ++o)
       for (Index i = 0; i < inputs_; ++i) values(o, i) = (*this)(o, i);
     return values;
+  }
+
+  /// Output o of the result is output ids[o] of this, in the same order of columns; of an empty matrix an empty one.
+  /// Throw std::invalid_argument for no ids and for one out of range.
+  PanelMatrix take_outputs(std::span<const Index> ids) const {
+    if (empty()) return *this;
+    detail::require_ids("moe::PanelMatrix::take_outputs", ids, outputs_);
+    PanelMatrix result(std::ssize(ids), inputs_, order_);
+    result.is_bias_ = is_bias_;
+    for (Index o = 0; o < result.outputs_; ++o)
+      for (Index i = 0; i < inputs_; ++i) result(o, i) = (*this)(ids[static_cast<std::size_t>(o)], i);
+    return result;
+  }
+  /// The same of inputs.
+  PanelMatrix take_inputs(std::span<const Index> ids) const {
+    detail::require_ids("moe::PanelMatrix::take_inputs", ids, inputs_);
+    PanelMatrix result(outputs_, std::ssize(ids), order_);
+    for (Index o = 0; o < outputs_; ++o)
+      for (Index i = 0; i < result.inputs_; ++i) result(o, i) = (*this)(o, ids[static_cast<std::size_t>(i)]);
+    return result;
+  }
+  /// The outputs of this, then those of `other`. Throws std::invalid_argument unless both have as many inputs and are
+  /// in plain order.
+  PanelMatrix concatenate(const PanelMatrix& other) const {
+    if (other.inputs_ != inputs_ || order_ != PanelOrder::Plain || other.order_ != PanelOrder::Plain)
+      fail("moe::PanelMatrix::concatenate: other has ", other.inputs_, " inputs, expected ", inputs_,
+           " and both in plain order");
+    PanelMatrix result(outputs_ + other.outputs_, inputs_);
+    result.is_bias_ = is_bias_;
+    for (Index o = 0; o < result.outputs_; ++o)
+      for (Index i = 0; i < inputs_; ++i) result(o, i) = o < outputs_ ? (*this)(o, i) : other(o - outputs_, i);
+    return result;
   }
 
   /// Independent draws from U(-bound, bound); the draw of an element depends on (key, output, input) only, so it is

@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 ///   moe::Index num_experts() const, input_dim() const, output_dim() const;
 ///   void forward(tokens, const moe::Routing<float>& routing, const moe::Context& context, out) const;
 /// with tokens [num_tokens, input_dim] and out [num_tokens, output_dim], overwritten. Choices of padding have been
-/// dropped (see drop_padding). Immutable in use; working memory is in context.scratch.
+/// dropped (see drop_padding). Immutable in use; working memory is in context.scratch. Optional, for the functions of
+/// moe/layer/structure.hpp: `take` and `concatenate` (TakesExperts, Concatenates).
 template <class M>
 concept Mixture =
     requires(const M& mixture, const ConstMatrixRef<typename M::Scalar>& tokens,

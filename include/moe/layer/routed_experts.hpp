@@ -6,6 +6,7 @@
 
 #include "moe/core/overlap.hpp"
 #include "moe/core/same_parameters.hpp"
+#include "moe/core/take.hpp"
 #include "moe/expert/expert_set.hpp"
 #include "moe/kernel/combine.hpp"
 #include "moe/layer/mixture.hpp"
@@ -190,6 +191,20 @@ class RoutedExperts {
     requires DifferentiableExpertSet<X>
   {
     run_backward(tokens, routing, context, tape, dout, gradient, dweight, nullptr);
+  }
+
+  /// The same over the given experts of the set. Throws std::invalid_argument as TakesExperts says.
+  RoutedExperts take(std::span<const Index> ids) const
+    requires TakesExperts<X>
+  {
+    return RoutedExperts(experts_.take(ids), weight_on_);
+  }
+  /// The same over the experts of both sets. Throws std::invalid_argument unless weights are on the same side.
+  RoutedExperts concatenate(const RoutedExperts& other) const
+    requires Concatenates<X>
+  {
+    detail::require_equal_option("moe::RoutedExperts::concatenate", "WeightOn", weight_on_, other.weight_on_);
+    return RoutedExperts(experts_.concatenate(other.experts_), weight_on_);
   }
 
   template <class F, class... Self>

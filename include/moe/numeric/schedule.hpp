@@ -49,6 +49,8 @@ struct ConstantSchedule {
   double operator()(std::uint64_t) const { return value; }
   /// Throws std::invalid_argument unless the value is finite.
   void validate() const { detail::require_finite("moe::ConstantSchedule", "value", value); }
+
+  friend bool operator==(const ConstantSchedule&, const ConstantSchedule&) = default;
 };
 
 /// start + (end - start) * u / updates, then end.
@@ -61,6 +63,8 @@ struct LinearSchedule {
   }
   /// Throws std::invalid_argument unless start and end are finite and updates > 0.
   void validate() const { detail::validate_ramp("moe::LinearSchedule", start, end, updates); }
+
+  friend bool operator==(const LinearSchedule&, const LinearSchedule&) = default;
 };
 
 /// start * (end / start)^(u / updates), then end: equal ratios in equal times.
@@ -77,6 +81,8 @@ struct ExponentialSchedule {
     if (!(start > 0 && end > 0))
       fail("moe::ExponentialSchedule: start is ", start, " and end is ", end, ", expected both positive");
   }
+
+  friend bool operator==(const ExponentialSchedule&, const ExponentialSchedule&) = default;
 };
 
 /// end + (start - end) * (1 + cos(pi u / updates)) / 2, then end.
@@ -91,6 +97,8 @@ struct CosineSchedule {
   }
   /// Throws std::invalid_argument unless start and end are finite and updates > 0.
   void validate() const { detail::validate_ramp("moe::CosineSchedule", start, end, updates); }
+
+  friend bool operator==(const CosineSchedule&, const CosineSchedule&) = default;
 };
 
 /// max(end, start * factor^floor(u / interval)): one drop every `interval` updates.
@@ -108,6 +116,8 @@ struct StepSchedule {
     if (!(factor > 0 && factor < 1)) fail("moe::StepSchedule: factor is ", factor, ", expected a value in (0, 1)");
     if (interval == 0) fail("moe::StepSchedule: interval is 0, expected at least 1");
   }
+
+  friend bool operator==(const StepSchedule&, const StepSchedule&) = default;
 };
 
 static_assert(Schedule<ConstantSchedule> && Schedule<LinearSchedule> && Schedule<ExponentialSchedule> &&

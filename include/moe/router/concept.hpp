@@ -13,6 +13,10 @@ namespace moe::inline MOE_ABI {
 ///   moe::Index num_experts() const, model_dim() const;
 ///   void logits(const moe::ConstMatrixRef<float>& tokens, const moe::Context&, moe::MatrixRef<float> out) const;
 /// Each row must depend on its own token (and the step's keys of it) alone. Working memory is in context.scratch.
+/// Optional, for the functions of moe/layer/structure.hpp: a router whose logit i is logit ids[i] of this one, and one
+/// with the logits of this one, then those of another (TakesExperts, Concatenates):
+///   MyRouter take(std::span<const moe::Index> ids) const;
+///   MyRouter concatenate(const MyRouter& other) const;
 template <class R>
 concept Router = requires(const R& router, const ConstMatrixRef<typename R::Scalar>& tokens, const Context& context,
                           MatrixRef<typename R::Scalar> out) {

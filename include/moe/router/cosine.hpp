@@ -114,6 +114,21 @@ class BasicCosineRouter {
     projection_.backward(tokens, context, tape.projection, tape.dunit, gradient.projection_, dtokens);
   }
 
+  /// The directions of the given experts in the same space. Throws std::invalid_argument as TakesExperts says.
+  BasicCosineRouter take(std::span<const Index> ids) const { return {projection_, experts_.take(ids), temperature_}; }
+  /// The directions of this router, then those of `other`. Throws std::invalid_argument unless projection and
+  /// temperature, of which a router has one, are the same in both.
+  BasicCosineRouter concatenate(const BasicCosineRouter& other) const {
+    constexpr const char* kFunction = "moe::CosineRouter::concatenate";
+    const auto same = [](const PanelMatrix<Codec>& a, const PanelMatrix<Codec>& b) {
+      return a.is_shaped_as(b) && std::ranges::equal(a.span(), b.span());
+    };
+    if (!same(projection_.weight(), other.projection_.weight()) || !same(projection_.bias(), other.projection_.bias()))
+      fail(kFunction, ": other projects tokens into another space, expected the same projection");
+    detail::require_equal_option(kFunction, "temperature", temperature_, other.temperature_);
+    return {projection_, experts_.concatenate(other.experts_), temperature_};
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     visit_part(f, "projection", self.projection_...);
@@ -123,6 +138,9 @@ class BasicCosineRouter {
 
  private:
   static constexpr Index kTokensPerTask = 64, kPanelsPerTask = 8;
+
+  BasicCosineRouter(BasicLinearRouter<Codec> projection, BasicLinearRouter<Codec> experts, double temperature)
+      : projection_(std::move(projection)), experts_(std::move(experts)), temperature_(temperature) {}
 
   double scale() const { return std::exp(std::min(temperature_, largest_temperature())); }
 
@@ -197,5 +215,7 @@ class BasicCosineRouter {
 };
 
 using CosineRouter = BasicCosineRouter<F32>;
+
+static_assert(DifferentiableRouter<CosineRouter> && TakesExperts<CosineRouter> && Concatenates<CosineRouter>);
 
 }  // namespace moe::inline MOE_ABI

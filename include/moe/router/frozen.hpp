@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <span>
+
 #include "moe/core/frozen.hpp"
+#include "moe/core/take.hpp"
 #include "moe/router/concept.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -16,6 +19,18 @@ class Frozen<R> : public detail::FrozenObject<R> {
 
   Index num_experts() const { return (*this)->num_experts(); }
   Index model_dim() const { return (*this)->model_dim(); }
+
+  /// See TakesExperts, Concatenates.
+  Frozen take(std::span<const Index> ids) const
+    requires TakesExperts<R>
+  {
+    return Frozen((*this)->take(ids));
+  }
+  Frozen concatenate(const Frozen& other) const
+    requires Concatenates<R>
+  {
+    return Frozen((*this)->concatenate(*other));
+  }
 
   void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out) const {
     (*this)->logits(tokens, context, out);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "moe/core/overlap.hpp"
@@ -94,6 +95,23 @@ class BasicLinearRouter {
         [&](Index) -> auto& { return gradient.bias_; }, tape.scratch);
   }
 
+  /// The router whose logit i is logit ids[i] of this one. Throws std::invalid_argument as TakesExperts says.
+  BasicLinearRouter take(std::span<const Index> ids) const {
+    detail::require_ids("moe::LinearRouter::take", ids, num_experts());
+    return {weight_.take_outputs(ids), bias_.take_outputs(ids)};
+  }
+  /// The logits of this router, then those of `other`. Throws std::invalid_argument unless both read as many columns
+  /// and both have a bias, or none.
+  BasicLinearRouter concatenate(const BasicLinearRouter& other) const {
+    constexpr const char* kFunction = "moe::LinearRouter::concatenate";
+    if (other.model_dim() != model_dim())
+      fail(kFunction, ": other reads ", other.model_dim(), " columns, expected model_dim = ", model_dim());
+    if (other.bias_.empty() != bias_.empty())
+      fail(kFunction, ": the biases have ", bias_.outputs(), " and ", other.bias_.outputs(),
+           " entries, expected both to have some, or none");
+    return {weight_.concatenate(other.weight_), bias_.concatenate(other.bias_)};
+  }
+
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     f("weight", first.weight_, rest.weight_...);
@@ -102,6 +120,9 @@ class BasicLinearRouter {
 
  private:
   static constexpr Index kWidth = PanelMatrix<Codec>::kWidth;
+
+  BasicLinearRouter(PanelMatrix<Codec> weight, PanelMatrix<Codec> bias)
+      : weight_(std::move(weight)), bias_(std::move(bias)) {}
 
   void require_gradient(const BasicLinearRouter& gradient) const {
     if (!gradient.weight_.is_shaped_as(weight_) || !gradient.bias_.is_shaped_as(bias_))
@@ -163,5 +184,7 @@ class BasicLinearRouter {
 };
 
 using LinearRouter = BasicLinearRouter<F32>;
+
+static_assert(DifferentiableRouter<LinearRouter> && TakesExperts<LinearRouter> && Concatenates<LinearRouter>);
 
 }  // namespace moe::inline MOE_ABI

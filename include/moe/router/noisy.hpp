@@ -107,6 +107,16 @@ class BasicNoisyRouter {
     noise_.backward(tokens, context, tape.linear, dspread, gradient.noise_, dtokens);
   }
 
+  /// Both maps cut alike. The noise of logit i is drawn for the number i, not for ids[i]. Throws std::invalid_argument
+  /// as TakesExperts says.
+  BasicNoisyRouter take(std::span<const Index> ids) const { return {clean_.take(ids), noise_.take(ids), minimum_std_}; }
+  /// Both maps, each as BasicLinearRouter::concatenate(). Throws std::invalid_argument as that, and unless minimum_std
+  /// is the same.
+  BasicNoisyRouter concatenate(const BasicNoisyRouter& other) const {
+    detail::require_equal_option("moe::NoisyRouter::concatenate", "minimum_std", minimum_std_, other.minimum_std_);
+    return {clean_.concatenate(other.clean_), noise_.concatenate(other.noise_), minimum_std_};
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     visit_part(f, "clean", self.clean_...);
@@ -114,6 +124,9 @@ class BasicNoisyRouter {
   }
 
  private:
+  BasicNoisyRouter(BasicLinearRouter<Codec> clean, BasicLinearRouter<Codec> noise, double minimum_std)
+      : clean_(std::move(clean)), noise_(std::move(noise)), minimum_std_(minimum_std) {}
+
   template <class Body>
   void for_each_draw(Index num_tokens, const Step& step, const Body& body) const {
     const RandomField random = step.random(Purpose::Noise);
@@ -128,5 +141,7 @@ class BasicNoisyRouter {
 };
 
 using NoisyRouter = BasicNoisyRouter<F32>;
+
+static_assert(DifferentiableRouter<NoisyRouter> && TakesExperts<NoisyRouter> && Concatenates<NoisyRouter>);
 
 }  // namespace moe::inline MOE_ABI

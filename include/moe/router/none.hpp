@@ -60,6 +60,18 @@ class BasicNoRouter {
     require_backward(tokens.rows(), tape, gradient);
   }
 
+  /// As many logits as there are ids. Throws std::invalid_argument as TakesExperts says.
+  BasicNoRouter take(std::span<const Index> ids) const {
+    detail::require_ids("moe::NoRouter::take", ids, num_experts_);
+    return {std::ssize(ids), model_dim_};
+  }
+  /// As many logits as both have. Throws std::invalid_argument unless both read as many columns.
+  BasicNoRouter concatenate(const BasicNoRouter& other) const {
+    if (other.model_dim_ != model_dim_)
+      fail("moe::NoRouter::concatenate: other reads ", other.model_dim_, " columns, expected model_dim = ", model_dim_);
+    return {num_experts_ + other.num_experts_, model_dim_};
+  }
+
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
@@ -70,5 +82,6 @@ class BasicNoRouter {
 using NoRouter = BasicNoRouter<F32>;
 
 static_assert(DifferentiableRouter<NoRouter> && DifferentiableRouter<BasicNoRouter<F64>>);
+static_assert(TakesExperts<NoRouter> && Concatenates<NoRouter>);
 
 }  // namespace moe::inline MOE_ABI

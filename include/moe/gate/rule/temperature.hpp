@@ -41,6 +41,8 @@ struct LearnableTemperature {
   static void visit(F&& f, Self&... self) {
     f("raw", self.raw...);
   }
+
+  friend bool operator==(const LearnableTemperature&, const LearnableTemperature&) = default;
 };
 
 /// A schedule with parameters, which are told dL/dvalue.

@@ -72,6 +72,20 @@ struct WithCapacity {
     }
   }
 
+  /// The gate's, with the same limits: capacities that are a share of the load are one of the new number of experts.
+  WithCapacity take(std::span<const Index> ids, Index num_experts) const
+    requires detail::TakesGate<G>
+  {
+    return {detail::take_gate(gate, ids, num_experts), capacity};
+  }
+  /// The gate's. Throws std::invalid_argument unless the limits are equal, too.
+  WithCapacity concatenate(const WithCapacity& other, Index num_experts, Index other_num_experts) const
+    requires detail::ConcatenatesGate<G>
+  {
+    detail::require_equal_option("moe::WithCapacity::concatenate", "capacity", capacity, other.capacity);
+    return {detail::concatenate_gates(gate, other.gate, num_experts, other_num_experts), capacity};
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     moe::visit(f, self.gate...);

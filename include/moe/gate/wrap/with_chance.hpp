@@ -62,6 +62,28 @@ struct WithChance {
     if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts);
   }
 
+  /// The gate's, with the same chances.
+  WithChance take(std::span<const Index> ids, Index num_experts) const
+    requires detail::TakesGate<G>
+  {
+    return {detail::take_gate(gate, ids, num_experts), threshold, evaluation_threshold};
+  }
+  std::vector<Index> logits_of(std::span<const Index> ids, Index num_experts) const
+    requires requires(const G& any) { any.logits_of(ids, num_experts); }
+  {
+    return gate.logits_of(ids, num_experts);
+  }
+  /// The gate's. Throws std::invalid_argument unless the chances are equal, too.
+  WithChance concatenate(const WithChance& other, Index num_experts, Index other_num_experts) const
+    requires detail::ConcatenatesGate<G>
+  {
+    constexpr const char* kFunction = "moe::WithChance::concatenate";
+    detail::require_equal_option(kFunction, "threshold", threshold, other.threshold);
+    detail::require_equal_option(kFunction, "evaluation_threshold", evaluation_threshold, other.evaluation_threshold);
+    return {detail::concatenate_gates(gate, other.gate, num_experts, other_num_experts), threshold,
+            evaluation_threshold};
+  }
+
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     moe::visit(f, self.gate...);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "moe/io/families/moe_config.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/structure.hpp"
 #include "moe/router/linear.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -178,6 +180,19 @@ class MoeBlock {
     std::visit([&](const auto& layer) { f(detail::innermost(layer).gate()); }, layer_);
   }
 
+  /// The block whose expert i is expert ids[i] of this one, with a configuration that says so; see take_experts().
+  /// Identity experts stay behind those with weights, at least one of each kind. Throws std::invalid_argument where
+  /// take_experts() of the layer does.
+  MoeBlock take(ExpertIds ids) const {
+    const std::span<const Index> experts = ids;
+    Layer layer = std::visit([&](const auto& whole) -> Layer { return take_experts(whole, experts); }, layer_);
+    MoeConfig config = config_;
+    config.num_experts = std::ranges::count_if(experts, [&](Index e) { return e < config_.num_experts; });
+    config.num_identity_experts = std::ssize(experts) - config.num_experts;
+    if (!config.sparse_mixer) config.gate = config_.gate.take(experts, config_.num_logits());
+    return {std::move(config), std::move(layer)};
+  }
+
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     std::visit(
@@ -186,6 +201,8 @@ class MoeBlock {
   }
 
  private:
+  MoeBlock(MoeConfig config, Layer layer) : config_(std::move(config)), layer_(std::move(layer)) {}
+
   template <class... Tokens>
   void run_backward(const ConstMatrixRef<float>& tokens, Tape& tape, const ConstMatrixRef<float>& dout,
                     MoeBlock& gradient, Tokens&... dtokens) const {
@@ -271,5 +288,8 @@ class MoeBlock {
   MoeConfig config_;
   Layer layer_;
 };
+
+/// MoeBlock::take(): the function that other layers have.
+inline MoeBlock take_experts(const MoeBlock& block, ExpertIds ids) { return block.take(ids); }
 
 }  // namespace moe::inline MOE_ABI

@@ -95,6 +95,8 @@ struct CapacityOptions {
     if (!std::isfinite(evaluation_scale))
       fail("moe::CapacityOptions: evaluation_scale is ", evaluation_scale, ", expected a finite number");
   }
+
+  friend bool operator==(const CapacityOptions&, const CapacityOptions&) = default;
 };
 
 /// What asks for places: valid tokens and their choices, dropped or not (num_tokens * k where k is fixed).
