@@ -95,14 +95,6 @@ struct TapeOfPart<T> {
 template <class T>
 using TapeOf = typename TapeOfPart<T>::type;
 
-/// The tape of an expert, or nothing for one that cannot be trained through. A type of its own for every E.
-template <class E>
-struct ExpertTape {};
-template <DifferentiableExpert E>
-struct ExpertTape<E> {
-  typename E::Tape tape;
-};
-
 }  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

@@ -33,7 +33,7 @@ struct GatheredRunner {
   };
   struct Tape {
     Inputs inputs;
-    std::vector<ExpertTape<E>> experts;
+    std::vector<TapeOf<E>> experts;
     RowBuffer<S> drows;  ///< as inputs.rows
     ViewRows of;         ///< the view that forward ran
   };
@@ -100,7 +100,7 @@ struct GatheredRunner {
     tape.of = ViewRows(plan);
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].forward(own_block(tape.inputs.rows, plan, e, pool.input_dim()), block(out, plan, e, pool.output_dim()),
-                      own, tape.experts[static_cast<std::size_t>(e)].tape);
+                      own, tape.experts[static_cast<std::size_t>(e)]);
     });
   }
   template <class Pool, class Gradient>
@@ -119,7 +119,7 @@ struct GatheredRunner {
       for (Index e = 0; e < pool.size(); ++e)
         if (plan.rows_of(e) > 0)  // no other has a tape of this batch
           require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e),
-                              tape.experts[static_cast<std::size_t>(e)].tape, gradient[e]);
+                              tape.experts[static_cast<std::size_t>(e)], gradient[e]);
         else
           require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
     }
@@ -132,7 +132,7 @@ struct GatheredRunner {
     tape.drows.resize(plan.num_rows(), pool.input_dim());
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
-                       tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
+                       tape.experts[static_cast<std::size_t>(e)], block(dout, plan, e, pool.output_dim()),
                        own_block(tape.drows, plan, e, pool.input_dim()), gradient_of(gradient, e), own);
     });
     kernel::combine_unweighted(tape.drows, plan, dtokens);
@@ -144,7 +144,7 @@ struct GatheredRunner {
   {
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
-                       tape.experts[static_cast<std::size_t>(e)].tape, block(dout, plan, e, pool.output_dim()),
+                       tape.experts[static_cast<std::size_t>(e)], block(dout, plan, e, pool.output_dim()),
                        gradient_of(gradient, e), own);
     });
   }

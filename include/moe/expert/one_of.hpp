@@ -23,7 +23,12 @@ class OneOf {
   using Scalar = typename First::Scalar;
   static constexpr bool kPerToken = kIsPerToken<First> && (kIsPerToken<Rest> && ...);
   static_assert((std::is_same_v<Scalar, typename Rest::Scalar> && ...), "moe::OneOf: all experts need the same Scalar");
-  using Tape = std::variant<detail::ExpertTape<First>, detail::ExpertTape<Rest>...>;
+  /// The tape of one alternative; tapes of several may be of one type.
+  template <class E>
+  struct TapeOfExpert {
+    detail::TapeOf<E> tape;
+  };
+  using Tape = std::variant<TapeOfExpert<First>, TapeOfExpert<Rest>...>;
 
   template <class E>
     requires(std::is_same_v<E, First> || (std::is_same_v<E, Rest> || ...))
@@ -48,9 +53,9 @@ class OneOf {
   {
     std::visit(
         [&](const auto& expert) {
-          using ExpertTape = detail::ExpertTape<std::remove_cvref_t<decltype(expert)>>;
-          if (!std::holds_alternative<ExpertTape>(tape)) tape.template emplace<ExpertTape>();
-          expert.forward(rows, out, context, std::get<ExpertTape>(tape).tape);
+          using Own = TapeOfExpert<std::remove_cvref_t<decltype(expert)>>;
+          if (!std::holds_alternative<Own>(tape)) tape.template emplace<Own>();
+          expert.forward(rows, out, context, std::get<Own>(tape).tape);
         },
         expert_);
   }
@@ -65,8 +70,8 @@ class OneOf {
     std::visit(
         [&](const auto& expert) {
           using E = std::remove_cvref_t<decltype(expert)>;
-          detail::require_backward_of(kFunction, "gradient", expert, num_rows,
-                                      std::get<detail::ExpertTape<E>>(tape).tape, std::get<E>(gradient.expert_));
+          detail::require_backward_of(kFunction, "gradient", expert, num_rows, std::get<TapeOfExpert<E>>(tape).tape,
+                                      std::get<E>(gradient.expert_));
         },
         expert_);
   }
@@ -78,7 +83,7 @@ class OneOf {
     std::visit(
         [&](const auto& expert) {
           using E = std::remove_cvref_t<decltype(expert)>;
-          expert.backward(rows, std::get<detail::ExpertTape<E>>(tape).tape, dout, drows, std::get<E>(gradient.expert_),
+          expert.backward(rows, std::get<TapeOfExpert<E>>(tape).tape, dout, drows, std::get<E>(gradient.expert_),
                           context);
         },
         expert_);

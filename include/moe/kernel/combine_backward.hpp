@@ -55,7 +55,7 @@ void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& rows, c
     for (Index t = first; t < last; ++t)
       for (auto a = static_cast<std::size_t>(routing.begin(t)); a < static_cast<std::size_t>(routing.end(t)); ++a)
         dweight[a] = one_slot(dout.data() + t * dout.outerStride(), a);
-    if constexpr (kStream) finish_streaming();
+    if constexpr (kStream) simd::finish_streaming();
   });
 }
 

@@ -23,7 +23,7 @@ void dispatch(const ConstMatrixRef<S>& tokens, const DispatchPlan& plan, RowBuff
       const Index token = token_of[static_cast<std::size_t>(row)];
       copy_row<kStream>(tokens.data() + token * tokens.outerStride(), tokens.cols(), rows.row(row));
     }
-    if constexpr (kStream) finish_streaming();
+    if constexpr (kStream) simd::finish_streaming();
   });
 }
 

@@ -5,9 +5,9 @@
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/simd.hpp"
+#include "moe/core/simd_stream.hpp"
 
-// Stores that go past the caches. A plain store first reads the line that it is about to overwrite; when what is
-// written does not fit the caches anyway, that read is a third of the traffic.
+// Which results are stored past the caches, and copies that may be.
 namespace moe::inline MOE_ABI::kernel {
 
 /// Outputs of this many bytes and more are written past the caches: the last-level cache of the machine that this was
@@ -21,41 +21,11 @@ constexpr bool worth_streaming(Index rows, Index cols) {
   return rows * cols * static_cast<Index>(sizeof(S)) >= kStreamFrom;
 }
 
-/// store() to an address aligned to a register, past the caches where the instruction set can.
-template <class S>
-void stream(S* to, const simd::Batch<S>& value) {
-#if defined(__AVX512F__)
-  if constexpr (sizeof(S) == 4)
-    _mm512_stream_ps(to, value);
-  else
-    _mm512_stream_pd(to, value);
-#elif defined(__AVX__)
-  if constexpr (sizeof(S) == 4)
-    _mm256_stream_ps(to, value);
-  else
-    _mm256_stream_pd(to, value);
-#elif defined(__SSE2__)
-  if constexpr (sizeof(S) == 4)
-    _mm_stream_ps(to, value);
-  else
-    _mm_stream_pd(to, value);
-#else
-  simd::store(to, value);
-#endif
-}
-
-/// To be called by the thread that streamed, before others may read: streamed stores are not ordered with later ones.
-inline void finish_streaming() {
-#if defined(__SSE2__)
-  _mm_sfence();
-#endif
-}
-
 /// store() or stream(), as a constant says.
 template <bool kStream, class S>
 void put(S* to, const simd::Batch<S>& value) {
   if constexpr (kStream)
-    stream(to, value);
+    simd::stream(to, value);
   else
     simd::store(to, value);
 }
@@ -67,7 +37,7 @@ void copy_row(const S* from, Index cols, S* to) {
     std::copy_n(from, cols, to);
   } else {
     simd::for_each<S>(
-        cols, [&](Index c) { stream(to + c, simd::load(from + c)); },
+        cols, [&](Index c) { simd::stream(to + c, simd::load(from + c)); },
         [&](Index c, Index count) { std::copy_n(from + c, count, to + c); });
   }
 }

@@ -83,7 +83,7 @@ void visit_gates_of_expert(const E& expert, Tape& tape, const F& f) {
     std::visit(
         [&](const auto& one) {
           using One = std::remove_cvref_t<decltype(one)>;
-          visit_gates_of_expert(one, std::get<ExpertTape<One>>(tape).tape, f);
+          visit_gates_of_expert(one, std::get<typename E::template TapeOfExpert<One>>(tape).tape, f);
         },
         expert.get());
   else if constexpr (requires { tape.expert, expert.expert(); })
@@ -93,9 +93,9 @@ void visit_gates_of_expert(const E& expert, Tape& tape, const F& f) {
 /// The gates inside the experts of a set that have had rows.
 template <class X, class Tape, class F>
 void visit_gates_of_set(const X& experts, Tape& tape, const PlanView& plan, const F& f) {
-  if constexpr (requires { experts[0], tape.experts[0].tape; }) {
+  if constexpr (requires { experts[0], tape.experts[0]; }) {
     for (Index e = 0; e < experts.size(); ++e)
-      if (plan.rows_of(e) > 0) visit_gates_of_expert(experts[e], tape.experts[static_cast<std::size_t>(e)].tape, f);
+      if (plan.rows_of(e) > 0) visit_gates_of_expert(experts[e], tape.experts[static_cast<std::size_t>(e)], f);
   } else if constexpr (requires { tape.sets; }) {
     Index first = 0;
     experts.for_each_set([&](auto i, const auto& set) {

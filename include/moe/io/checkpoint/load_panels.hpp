@@ -83,7 +83,7 @@ inline void load_panels(const PanelJob& job, Index begin, Index end, PanelScratc
     for (Index p = begin; p < end; ++p)
       for (Index half = 0; half < 2; ++half) load_register(job, p, half, scratch);
   }
-  kernel::finish_streaming();
+  simd::finish_streaming();
 }
 
 }  // namespace moe::inline MOE_ABI::detail
