@@ -52,8 +52,7 @@ class BasicLinearRouter {
     detail::require_shape("moe::LinearRouter::logits", "tokens", tokens, tokens.rows(), model_dim());
     detail::require_shape("moe::LinearRouter::logits", "out", out, tokens.rows(), num_experts());
     detail::require_apart("moe::LinearRouter::logits", "out", out, "tokens", tokens);
-    if (!bias_.empty()) return multiply(tokens, out, [&](Index panel) { return bias_.panel(panel); });
-    multiply(tokens, out, [](Index) -> const Scalar* { return nullptr; });
+    multiply(tokens, out);
   }
   void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out, Tape&) const {
     logits(tokens, context, out);
@@ -157,8 +156,7 @@ class BasicLinearRouter {
 
   /// Splits by blocks of tokens, as a router has few panels and many rows; and by panels where the tokens are too few
   /// to go round but the weights are worth a barrier.
-  template <class BiasOf>
-  void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out, const BiasOf& bias_of) const {
+  void multiply(const ConstMatrixRef<Scalar>& tokens, MatrixRef<Scalar> out) const {
     constexpr Index kRows = 8 * kernel::kTileRows,
                     kBytesForBarrier = Index{1} << 20;  // some 20 microseconds of reading
     const Index blocks = (tokens.rows() + kRows - 1) / kRows, panels = weight_.panels();
@@ -168,7 +166,7 @@ class BasicLinearRouter {
     const auto source = kernel::RowSource<Scalar>::from(tokens);
     const kernel::PanelSource<Scalar> weights = weight_.source();
     const auto store = [&](Index row, int count, Index panel, Scalar* sums) {
-      if (const Scalar* bias = bias_of(panel)) kernel::add_to_rows(bias, count, sums);
+      if (!bias_.empty()) kernel::add_to_rows(bias_.panel(panel), count, sums);
       const Index columns = std::min(kWidth, num_experts() - panel * kWidth);
       for (Index r = 0; r < count; ++r)
         std::copy_n(sums + r * kWidth, columns, out.data() + (row + r) * out.outerStride() + panel * kWidth);
