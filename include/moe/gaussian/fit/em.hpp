@@ -28,6 +28,11 @@ struct Bounds {
     }
   }
 
+  /// The best variance of residuals with that sum of squares over `rows` rows, under Penalty::map.
+  double variance(double squares, double rows, double map) const {
+    return std::max(variance_floor, (squares + 2 * map) / (rows + 2 * map));
+  }
+
   /// Is a coefficient of the gate, or a free temperature, at its bound?
   bool hold_gate(const ParameterLayout& at, const GaussianParameters& m) const {
     constexpr double kInside = 1 - 1e-9;
@@ -120,7 +125,7 @@ class Em {
       const double squares = nu * (2 * s.score(at_.log_variance(j)) + rows) - nu * change.dot(score);
       next.slope.row(j) += change.head(d).transpose();
       next.intercept(j) += change(d);
-      next.variance(j) = std::max(bounds_.variance_floor, (squares + 2 * map) / (rows + 2 * map));
+      next.variance(j) = bounds_.variance(squares, rows, map);
     }
     return next;
   }

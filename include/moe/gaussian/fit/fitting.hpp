@@ -27,7 +27,8 @@ class Fitting {
         by_(standardisation_of(function, data, keeps_origin(shape_))),
         rows_((check(function, data), data), by_),
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
-        bounds_{.variance_floor = floor(data.num_rows()), .gate_box = options.gate_box},
+        bounds_{.variance_floor = variance_floor_of(options.variance_floor, data.num_rows()),
+                .gate_box = options.gate_box},
         starts_(rows_, at_, form_, Starts::function<Inner>(), options.seed),
         runner_(objective_, bounds_, options_, starts_) {
     if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
@@ -127,8 +128,6 @@ class Fitting {
 
   /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.
   double ridge() const { return form_.active > 1 ? options_.ridge : 0; }
-
-  double floor(Index n) const { return options_.variance_floor > 0 ? options_.variance_floor : n < 500 ? 1e-5 : 1e-6; }
 
   void check(const char* function, const RegressionData& data) const {
     if (data.num_rows() < at_.size())

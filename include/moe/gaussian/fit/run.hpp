@@ -198,14 +198,14 @@ class Runner {
     run.expert_rows = em.expert_rows(state);
     const Index d = objective_.layout().input_dim;
     const double fewest = run.expert_rows.minCoeff();
-    run.flags.at_floor = run.model.variance.minCoeff() <= bounds_.variance_floor * (1 + 1e-9);
+    run.flags.at_floor = at_variance_floor(run.model, bounds_.variance_floor);
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
     run.flags.at_box = identified && bounds_.hold_gate(objective_.layout(), run.model);
     // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.
     if (objective_.linear() && objective_.layout().free_temperature) run.flags.singular = true;
-    run.interior = !run.flags.at_floor && !run.flags.dead_expert;
+    run.interior = run.flags.interior();
   }
 
   const Objective& objective_;

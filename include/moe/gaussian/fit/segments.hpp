@@ -91,7 +91,7 @@ class SegmentSearch {
     out.slope = xx > 1e-12 * n ? xy / xx : 0;
     out.intercept = y - out.slope * x;
     out.squares = std::max(0.0, yy - out.slope * xy);
-    out.variance = std::max(bounds_.variance_floor, (out.squares + 2 * map_) / (n + 2 * map_));
+    out.variance = bounds_.variance(out.squares, n, map_);
     return out;
   }
 

@@ -152,9 +152,8 @@ GaussianFit<Gate> refit(const GaussianMoe<Gate>& model, const RegressionData& da
   options.starts = starts;
   options.seed = seed;
   GaussianFit<Gate> other = moe::fit(data, model.num_experts(), model.gate, options);
-  const auto interior = [](const GaussianFit<Gate>& f) { return !f.flags.at_floor && !f.flags.dead_expert; };
-  const bool better = interior(other) != interior(best)
-                          ? interior(other)
+  const bool better = other.flags.interior() != best.flags.interior()
+                          ? other.flags.interior()
                           : other.penalised_log_likelihood > best.penalised_log_likelihood;
   if (better) std::swap(best, other);
   const double highest = std::fmax(other.penalised_log_likelihood,  // NaN is none
@@ -197,7 +196,7 @@ Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
     const auto s = static_cast<std::size_t>(r);
     out.replicates.row(r) = columns(detail::relabelled(model, fit.model, x));
     out.log_likelihood[s] = fit.log_likelihood;
-    usable[s] = !fit.flags.at_floor && !fit.flags.dead_expert;
+    usable[s] = fit.flags.interior();
     converged[s] = fit.converged;
     discarded[s] = fit.flags.discarded;
     const std::lock_guard lock(mutex);

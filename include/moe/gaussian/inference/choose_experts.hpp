@@ -77,7 +77,7 @@ ExpertSweep<Gate> sweep_experts(const RegressionData& data, const ExpertRange& r
   for (Index k = range.least; k <= range.most; ++k) {
     typename ExpertSweep<Gate>::Row row{.fit = fit(data, k, detail::gate_for(gate, k), options)};
     row.criteria = criteria(row.fit, data);
-    row.interior = !row.fit.flags.at_floor && !row.fit.flags.dead_expert;
+    row.interior = row.fit.flags.interior();
     result.rows.push_back(std::move(row));
   }
   result.best_aic = detail::best_of(result, &Criteria::aic);

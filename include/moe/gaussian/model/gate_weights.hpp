@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "moe/gaussian/model/model.hpp"
+#include "moe/numeric/top_k.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -19,7 +20,7 @@ class GateRow {
   explicit GateRow(const GaussianMoe<Gate>& model)
       : model_(model),
         form_(model.form()),
-        order_(static_cast<std::size_t>(model.num_experts())),
+        active_(static_cast<std::size_t>(form_.active)),
         u_(model.num_experts()),
         z_(model.num_experts()) {}
 
@@ -44,15 +45,15 @@ class GateRow {
  private:
   /// Takes all but the `active` experts of highest rank out; ties go to the lower one.
   void mask() {
-    for (std::size_t j = 0; j < order_.size(); ++j) order_[j] = static_cast<Index>(j);
-    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return u_(a) > u_(b); });
-    for (std::size_t rank = static_cast<std::size_t>(form_.active); rank < order_.size(); ++rank)
-      z_(order_[rank]) = -std::numeric_limits<double>::infinity();
+    top_k(u_.data(), u_.size(), std::span(active_));
+    u_.setConstant(-std::numeric_limits<double>::infinity());
+    for (const Index j : active_) u_(j) = z_(j);
+    u_.swap(z_);
   }
 
   const GaussianMoe<Gate>& model_;
   GateForm form_;
-  std::vector<Index> order_;
+  std::vector<Index> active_;
   Eigen::RowVectorXd u_, z_;  // rank scores and scores
 };
 
