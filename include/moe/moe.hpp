@@ -84,7 +84,6 @@
 #include "moe/train/sgd.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
-#include "moe/train/trainer_options.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"

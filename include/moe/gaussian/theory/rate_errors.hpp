@@ -8,7 +8,7 @@
 
 #include "moe/gaussian/fit/fit_options.hpp"
 #include "moe/gaussian/theory/distance.hpp"
-#include "moe/gaussian/theory/rate_options.hpp"
+#include "moe/gaussian/theory/voronoi.hpp"
 #include "moe/numeric/assignment.hpp"
 
 // What a rate experiment measures of each fit.
@@ -97,8 +97,8 @@ class RateMeasurement {
   using Likelihood = GateModel<Gate>;
   static constexpr bool kLinear = std::is_same_v<typename Likelihood::Inner, Identity>;
 
-  RateMeasurement(const GaussianMoe<Gate>& truth, const RateOptions& options, Matrix<double> inputs)
-      : truth_(truth), voronoi_(options.voronoi), inputs_(std::move(inputs)) {}
+  RateMeasurement(const GaussianMoe<Gate>& truth, const VoronoiOptions& voronoi, Matrix<double> inputs)
+      : truth_(truth), voronoi_(voronoi), inputs_(std::move(inputs)) {}
 
   /// Throws std::invalid_argument where a model like the start cannot be measured.
   void check(const GaussianMoe<Gate>& start) const { voronoi_loss(start, truth_, voronoi_); }
