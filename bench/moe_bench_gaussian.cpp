@@ -113,7 +113,7 @@ class Passes {
   moe::RegressionData data_;
   moe::detail::RowBlocks rows_;
   moe::detail::ObjectiveOf<moe::Identity> objective_;
-  moe::detail::Em em_;
+  moe::detail::Em<> em_;
   moe::detail::EmState state_;
   Eigen::VectorXd score_ = {};
   Eigen::MatrixXd information_ = {};

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/fit_options.hpp"
 #include "moe/gaussian/fit/symmetric.hpp"
 #include "moe/gaussian/pass/gram.hpp"
@@ -56,6 +57,7 @@ struct EmState {
 /// not, the step of the gate is halved, down to none at all, where EM cannot fail. So the criterion never falls.
 /// Dempster, Laird & Rubin, JRSS B 1977; Jordan & Jacobs, Neural Computation 1994; fixed curvature: Boehning & Lindsay,
 /// Ann. Inst. Statist. Math. 1988.
+template <class = WhenUsed>
 class Em {
  public:
   Em(const Objective& objective, const Bounds& bounds, GateStep step)

@@ -29,7 +29,7 @@ class Fitting {
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
         bounds_{.variance_floor = variance_floor_of(options.variance_floor, data.num_rows()),
                 .gate_box = options.gate_box},
-        starts_(rows_, at_, form_, Starts::function<Inner>(), options.seed),
+        starts_(rows_, at_, form_, Starts<>::template function<Inner>(), options.seed),
         runner_(objective_, bounds_, options_, starts_) {
     if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
   }
@@ -113,7 +113,7 @@ class Fitting {
           runner(objective, f.bounds_, f.options_, f.starts_) {}
     RowBlocks rows;
     ObjectiveOf<Inner> objective;
-    Runner runner;
+    Runner<> runner;
   };
 
   static RegressionData thinned(const RegressionData& data, Index count) {
@@ -230,8 +230,8 @@ class Fitting {
   RowBlocks rows_;
   ObjectiveOf<Inner> objective_;
   Bounds bounds_;
-  Starts starts_;
-  Runner runner_;
+  Starts<> starts_;
+  Runner<> runner_;
   std::unique_ptr<Sample> sample_;
   std::mutex mutex_;
   FitProgress progress_;

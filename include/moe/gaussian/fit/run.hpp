@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/boundary.hpp"
 #include "moe/gaussian/fit/quasi_newton.hpp"
 #include "moe/gaussian/fit/starts.hpp"
@@ -34,9 +35,10 @@ struct Run {
 };
 
 /// Takes a start to a maximum: EM, then direct maximisation, with the remedies for what goes wrong on the way.
+template <class = WhenUsed>
 class Runner {
  public:
-  Runner(const Objective& objective, const Bounds& bounds, const FitOptions& options, const Starts& starts)
+  Runner(const Objective& objective, const Bounds& bounds, const FitOptions& options, const Starts<>& starts)
       : objective_(objective), bounds_(bounds), options_(options), starts_(starts), borders_(objective, bounds) {}
 
   /// A few EM iterations. Sparse gates start dense and lose one expert after the other, as a start knows nothing of who
@@ -102,7 +104,7 @@ class Runner {
   }
 
   /// One EM iteration; every tenth looks for experts that have lost their rows.
-  bool iterate(Em& em, EmState& state, Run& run) const {
+  bool iterate(Em<>& em, EmState& state, Run& run) const {
     const bool moved = em.iterate(state);
     ++run.iterations;
     if ((run.iterations % 10 == 5 || !moved) && revive(em, state, run)) {
@@ -114,7 +116,7 @@ class Runner {
     return moved;
   }
 
-  bool revive(Em& em, EmState& state, Run& run) const {
+  bool revive(Em<>& em, EmState& state, Run& run) const {
     if (run.revivals_left == 0) return false;
     const Eigen::RowVectorXd rows = em.expert_rows(state);
     Index poorest = 0;
@@ -189,7 +191,7 @@ class Runner {
     return box.score_norm(pack(state.model, objective_.layout()), score) / static_cast<double>(objective_.num_rows());
   }
 
-  void finish(const Em& em, EmState& state, Run& run) const {
+  void finish(const Em<>& em, EmState& state, Run& run) const {
     if (state.information.size() == 0) state = em.start(state.model);
     run.model = state.model;
     run.criterion = state.criterion;
@@ -211,8 +213,8 @@ class Runner {
   const Objective& objective_;
   Bounds bounds_;
   const FitOptions& options_;
-  const Starts& starts_;
-  BoundarySearch borders_;
+  const Starts<>& starts_;
+  BoundarySearch<> borders_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/core/random.hpp"
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/start_classes.hpp"
 #include "moe/gaussian/fit/symmetric.hpp"
 #include "moe/gaussian/model/parameters.hpp"
@@ -15,6 +16,7 @@ namespace moe::inline MOE_ABI::detail {
 /// Random starting values of experts on standardised data, of six kinds in turn. Starts are drawn from fewer than
 /// 4000 rows, evenly spaced, so that they cost nothing beside the fit. Immutable; the start of a number is always the
 /// same.
+template <class = WhenUsed>
 class Starts {
  public:
   static constexpr int kKinds = 6;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -51,6 +52,7 @@ struct Dendrogram {
 namespace detail {
 
 /// The experts as atoms of a mixing measure, on standardised data, with weights w that sum to 1 and gate at tau = 1.
+template <class = WhenUsed>
 class Atoms {
  public:
   explicit Atoms(GaussianParameters m) : m_(std::move(m)) {
@@ -118,7 +120,7 @@ class Atoms {
 };
 
 template <class Gate>
-void find_closest(const Atoms& atoms, DendrogramLevel<Gate>& level) {
+void find_closest(const Atoms<>& atoms, DendrogramLevel<Gate>& level) {
   level.height = atoms.size() > 1 ? std::numeric_limits<double>::infinity() : 0;
   for (Index i = 0; i < atoms.size(); ++i)
     for (Index j = i + 1; j < atoms.size(); ++j)

@@ -277,14 +277,14 @@ class IdentifiabilityChecks {
     return out;
   }
 
-  bool along_ray(const Eigen::VectorXd& direction, const ScaledEigen& scores) const {
+  bool along_ray(const Eigen::VectorXd& direction, const ScaledEigen<>& scores) const {
     if (ray_.size() == 0) return false;
     const Eigen::VectorXd a = scores.to_unit(direction(scores.regular)), b = scores.to_unit(ray_(scores.regular));
     return std::abs(a.dot(b)) > 0.999 * a.norm() * b.norm();
   }
 
   /// Parameters on which no row depends at all, where that is not said already.
-  void flat(const ScaledEigen& scores) {
+  void flat(const ScaledEigen<>& scores) {
     Eigen::VectorXd direction = Eigen::VectorXd::Zero(at_.at.size());
     std::string names;
     for (const Index i : scores.flat) {

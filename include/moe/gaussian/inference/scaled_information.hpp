@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/separation.hpp"
 #include "moe/gaussian/pass/gram.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
@@ -25,7 +26,8 @@ struct ScaledInformation {
 };
 
 /// d theta / d theta~: to_data_scale is affine but for the variances, whose logarithm is shifted.
-inline Eigen::MatrixXd data_jacobian(Standardisation by, const ParameterLayout& at, GaussianParameters shape) {
+template <class = WhenUsed>
+Eigen::MatrixXd data_jacobian(Standardisation by, const ParameterLayout& at, GaussianParameters shape) {
   by.y_center = 0;
   const auto mapped = [&](const Eigen::VectorXd& theta) {
     GaussianParameters m = shape;

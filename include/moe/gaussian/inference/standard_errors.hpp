@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/inference/estimable.hpp"
 #include "moe/gaussian/predict/normal_quantile.hpp"
 
@@ -71,7 +72,8 @@ struct StandardErrors {
 namespace detail {
 
 /// Covariances of what is estimable, or the reason why there are none.
-inline void invert(const ScaledInformation& at, const StandardErrorOptions& options, StandardErrors& out) {
+template <class = WhenUsed>
+void invert(const ScaledInformation& at, const StandardErrorOptions& options, StandardErrors& out) {
   const std::vector<Index>& free = out.coordinates;
   const Eigen::MatrixXd information = at.information(free, free);
   const ScaledEigen eigen(information, at.gram(free, free));
@@ -113,8 +115,9 @@ inline ParameterEstimate exponential(ParameterEstimate p, std::string name) {
   return p;
 }
 
-inline void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, const ParameterLayout& at,
-                            const StandardErrorOptions& options, StandardErrors& out) {
+template <class = WhenUsed>
+void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, const ParameterLayout& at,
+                     const StandardErrorOptions& options, StandardErrors& out) {
   for (Index i = 0; i < at.size(); ++i) {
     const auto s = static_cast<std::size_t>(i);
     const NoStandardError reason = out.available() ? estimable.reasons[s] : out.reason;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/model/model.hpp"
 #include "moe/gaussian/pass/row_blocks.hpp"
 
@@ -40,7 +41,8 @@ inline void require_moderate(const char* function, const char* name, const Momen
 /// Means and population standard deviations of the data. x keeps its origin where the gate has no bias beside
 /// beta_1 . x that could take a shift up (`keep_origin`). Throws std::invalid_argument for a constant column of x and
 /// for absurd units; a constant y keeps scale 1.
-inline Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
+template <class = WhenUsed>
+Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
   Standardisation by = Standardisation::none(data.input_dim());
   for (Index c = 0; c < data.input_dim(); ++c) {
     const Moments moments(data.x.col(c));
@@ -59,7 +61,8 @@ inline Standardisation standardisation_of(const char* function, const Regression
 }
 
 /// Throws std::invalid_argument, naming columns, if those of x (with ones) are linearly dependent.
-inline void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by) {
+template <class = WhenUsed>
+void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by) {
   const Index d = data.input_dim();
   Eigen::MatrixXd correlation = Eigen::MatrixXd::Zero(d, d);
   Eigen::RowVectorXd center = Eigen::RowVectorXd::Zero(d), row(d);
@@ -85,7 +88,8 @@ inline void require_independent_columns(const char* function, const RegressionDa
 }
 
 /// The model on standardised data, of a model on the data's own scale.
-inline void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
+template <class = WhenUsed>
+void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
   for (Index j = 0; j < m.num_experts(); ++j) {
     m.gate_bias(j) += m.gate_slope.row(j).dot(by.x_center);
     m.intercept(j) = (m.intercept(j) + m.slope.row(j).dot(by.x_center) - by.y_center) / by.y_scale;
@@ -96,7 +100,8 @@ inline void to_standard_scale(const Standardisation& by, GaussianParameters& m) 
 }
 
 /// And back.
-inline void to_data_scale(const Standardisation& by, GaussianParameters& m) {
+template <class = WhenUsed>
+void to_data_scale(const Standardisation& by, GaussianParameters& m) {
   for (Index j = 0; j < m.num_experts(); ++j) {
     m.gate_slope.row(j) = m.gate_slope.row(j).cwiseQuotient(by.x_scale);
     m.slope.row(j) = m.slope.row(j).cwiseQuotient(by.x_scale) * by.y_scale;
