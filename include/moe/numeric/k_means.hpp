@@ -54,8 +54,9 @@ template <class S>
 bool assign_to_centres(const Matrix<S>& points, KMeans<S>& result) {
   bool changed = false;
   result.sum_of_squares = 0;
+  Eigen::Matrix<S, Eigen::Dynamic, 1> squares(result.centres.rows());
   for (Index i = 0; i < points.rows(); ++i) {
-    const auto squares = (result.centres.rowwise() - points.row(i)).rowwise().squaredNorm().eval();
+    squares = (result.centres.rowwise() - points.row(i)).rowwise().squaredNorm();
     const Index nearest = std::min_element(squares.data(), squares.data() + squares.size()) - squares.data();
     Index& label = result.labels[static_cast<std::size_t>(i)];
     changed = changed || label != nearest;
@@ -69,14 +70,15 @@ bool assign_to_centres(const Matrix<S>& points, KMeans<S>& result) {
 template <class S>
 void move_centres(const Matrix<S>& points, KMeans<S>& result) {
   Matrix<S> sums = Matrix<S>::Zero(result.centres.rows(), result.centres.cols());
-  std::vector<S> counts(static_cast<std::size_t>(sums.rows()));
+  std::vector<Index> counts(static_cast<std::size_t>(sums.rows()));
   for (Index i = 0; i < points.rows(); ++i) {
     const Index label = result.labels[static_cast<std::size_t>(i)];
     sums.row(label) += points.row(i);
-    counts[static_cast<std::size_t>(label)] += 1;
+    ++counts[static_cast<std::size_t>(label)];
   }
   for (Index j = 0; j < sums.rows(); ++j)
-    if (const S count = counts[static_cast<std::size_t>(j)]; count > 0) result.centres.row(j) = sums.row(j) / count;
+    if (const Index count = counts[static_cast<std::size_t>(j)]; count > 0)
+      result.centres.row(j) = sums.row(j) / static_cast<S>(count);
 }
 
 }  // namespace detail
