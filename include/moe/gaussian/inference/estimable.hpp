@@ -59,8 +59,8 @@ namespace detail {
 
 /// Which coordinates of theta may have standard errors.
 struct Estimable {
-  template <class Gate>
-  Estimable(const GaussianMoe<Gate>& model, const ScaledInformation& at, const FitFlags& known, double floor)
+  template <class G>
+  Estimable(const GaussianMoe<G>& model, const ScaledInformation& at, const FitFlags& known, double floor)
       : names(identified_names(model)), reasons(names.size(), NoStandardError::Available) {
     const auto gate_has_none = [&](NoStandardError reason) {
       for (Index i = 0; i < at.at.num_gate(); ++i) reasons[static_cast<std::size_t>(i)] = reason;

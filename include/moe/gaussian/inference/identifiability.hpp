@@ -113,14 +113,14 @@ inline std::string to_string(const IdentifiabilityReport& report) {
 namespace detail {
 
 /// The checks of identifiability(), in the order in which they are called.
-template <class Gate>
+template <class G>
 class IdentifiabilityChecks {
  public:
-  using Inner = typename GateModel<Gate>::Inner;
+  using Inner = typename GateModel<G>::Inner;
   using Kind = Identifiability;
   static constexpr bool kLinear = std::is_same_v<Inner, Identity>;
 
-  IdentifiabilityChecks(const GaussianMoe<Gate>& model, const RegressionData& data, const ScaledInformation& at,
+  IdentifiabilityChecks(const GaussianMoe<G>& model, const RegressionData& data, const ScaledInformation& at,
                         IdentifiabilityReport& report)
       : model_(model), data_(data), at_(at), report_(report), n_(static_cast<double>(data.num_rows())) {}
 
@@ -323,8 +323,8 @@ class IdentifiabilityChecks {
   }
 
   /// beta_1 of the other expert with the other sign, or of each with the other sign; so is a bias in the activation.
-  GaussianMoe<Gate> reflected(bool swap) const {
-    GaussianMoe<Gate> out = model_;
+  GaussianMoe<G> reflected(bool swap) const {
+    GaussianMoe<G> out = model_;
     const bool inside = model_.form().bias == BiasPlace::Inside;
     out.gate_slope = -model_.gate_slope;
     if (inside) out.gate_bias = -model_.gate_bias;
@@ -334,7 +334,7 @@ class IdentifiabilityChecks {
     return out;
   }
 
-  const GaussianMoe<Gate>& model_;
+  const GaussianMoe<G>& model_;
   const RegressionData& data_;
   const ScaledInformation& at_;
   IdentifiabilityReport& report_;
@@ -368,11 +368,11 @@ class IdentifiabilityChecks {
 ///   model  in normal form
 /// Throws std::invalid_argument for bad models or data and constant columns of x. O(n k^2 d^2 + p^3).
 /// Nguyen, Nguyen & Ho (arXiv:2305.03288); Nguyen et al. (arXiv:2309.13850); Nguyen, Akbarian & Ho (arXiv:2401.13875).
-template <class Gate>
-IdentifiabilityReport identifiability(const GaussianMoe<Gate>& model, const RegressionData& data) {
+template <class G>
+IdentifiabilityReport identifiability(const GaussianMoe<G>& model, const RegressionData& data) {
   const detail::ScaledInformation at = detail::scaled_information("moe::identifiability", model, data);
   IdentifiabilityReport report{.names = at.at.names()};
-  detail::IdentifiabilityChecks<Gate> checks(model, data, at, report);
+  detail::IdentifiabilityChecks<G> checks(model, data, at, report);
   checks.temperature();
   checks.symmetry();
   checks.sparse();

@@ -135,8 +135,8 @@ void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, c
     out.parameters.push_back(exponential(out.parameters[static_cast<std::size_t>(at.log_temperature())], "tau"));
 }
 
-template <class Gate>
-StandardErrors standard_errors(const char* function, GaussianMoe<Gate> model, const RegressionData& data,
+template <class G>
+StandardErrors standard_errors(const char* function, GaussianMoe<G> model, const RegressionData& data,
                                const FitFlags& known, const StandardErrorOptions& options) {
   options.validate(function);
   require_normal_form(function, model);
@@ -170,15 +170,15 @@ StandardErrors standard_errors(const char* function, GaussianMoe<Gate> model, co
 ///          move it by less than options.largest_distance standard errors
 /// Throws std::invalid_argument for bad models, data or options, and constant columns of x. O(n k^2 d^2 + p^3).
 /// White, "Maximum likelihood estimation of misspecified models", Econometrica 1982; Louis, JRSS B 1982.
-template <class Gate>
-StandardErrors standard_errors(const GaussianMoe<Gate>& model, const RegressionData& data,
+template <class G>
+StandardErrors standard_errors(const GaussianMoe<G>& model, const RegressionData& data,
                                const StandardErrorOptions& options = {}) {
   return detail::standard_errors("moe::standard_errors", model, data, FitFlags{}, options);
 }
 
 /// The same for a fit, which also says if its gate is separated or a variance is at its floor.
-template <class Gate>
-StandardErrors standard_errors(const GaussianFit<Gate>& fit, const RegressionData& data,
+template <class G>
+StandardErrors standard_errors(const GaussianFit<G>& fit, const RegressionData& data,
                                const StandardErrorOptions& options = {}) {
   return detail::standard_errors("moe::standard_errors", fit.model, data, fit.flags, options);
 }

@@ -13,11 +13,11 @@ namespace moe::inline MOE_ABI::detail {
 
 /// Mean and population standard deviation of a column, relative to its first number, so that equal numbers differ by
 /// exactly 0 however many, and in units of its spread, so that no square overflows.
-struct Moments {
+struct ColumnMoments {
   double center = 0, scale = 0;
 
   template <class Column>
-  explicit Moments(const Column& column) : center(column(0)) {
+  explicit ColumnMoments(const Column& column) : center(column(0)) {
     const double n = static_cast<double>(column.size()), origin = column(0);
     double reach = 0, sum = 0, squares = 0;
     for (Index i = 0; i < column.size(); ++i) reach = std::max(reach, std::abs(column(i) - origin));
@@ -33,7 +33,7 @@ struct Moments {
 };
 
 /// Throws std::invalid_argument where variances, slopes or their products would leave the range of double.
-inline void require_moderate(const char* function, const char* name, const Moments& m) {
+inline void require_moderate(const char* function, const char* name, const ColumnMoments& m) {
   if (!(m.scale > 1e-100 && m.scale < 1e100))
     fail(function, ": ", name, " has standard deviation ", m.scale, ", expected 1e-100 to 1e100: choose another unit");
 }
@@ -45,14 +45,14 @@ template <class = WhenUsed>
 Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
   Standardisation by = Standardisation::none(data.input_dim());
   for (Index c = 0; c < data.input_dim(); ++c) {
-    const Moments moments(data.x.col(c));
+    const ColumnMoments moments(data.x.col(c));
     if (moments.constant())
       fail(function, ": column ", c, " of x is constant, ", data.x(0, c), ", expected columns that vary");
     require_moderate(function, "a column of x", moments);
     by.x_scale(c) = moments.scale;
     if (!keep_origin) by.x_center(c) = moments.center;
   }
-  const Moments y(data.y);
+  const ColumnMoments y(data.y);
   by.y_center = y.center;
   if (y.constant()) return by;
   require_moderate(function, "y", y);

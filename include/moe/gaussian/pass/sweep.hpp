@@ -38,7 +38,7 @@ inline double block_log_density(const PosteriorColumns& columns, Index num_exper
 
 /// Runs over all rows with a model and returns the log-likelihood, and behind it [size()] what else `Sums` adds up:
 ///   Index size() const                                            numbers to be summed
-///   typename Sums::Scratch(sums)                                  working memory of a thread
+///   typename Sums::Memory(sums)                                  working memory of a thread
 ///   void add(scratch, columns, features, double* out) const       out [size()][kDoubles] += a block of rows
 template <class Inner, class Sums>
 std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums& sums) {
@@ -50,7 +50,7 @@ std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& mode
           lanes(s.size() * kDoubles) {}
     AlignedBuffer<double> memory;
     PosteriorColumns columns;
-    typename Sums::Scratch scratch;
+    typename Sums::Memory scratch;
     AlignedBuffer<double> lanes;
   };
   const Index size = sums.size();

@@ -227,39 +227,31 @@ DensityDistance density_distance(const GaussianMoe<GateP>& p, const GaussianMoe<
 
 namespace detail {
 
-/// log p and log q at y drawn from (p + q) / 2, of one row.
-class MixtureDraws {
- public:
-  MixtureDraws(const MixtureRow& p, const MixtureRow& q) : p_(p), q_(q) {}
-
-  /// |log p - log q| at the draw of that number.
-  double log_ratio(const RandomField& field, Index row, Index draw) const {
-    const MixtureRow& from = field.uniform(row, 3 * draw) < 0.5 ? p_ : q_;
-    double u = field.uniform(row, 3 * draw + 1);
-    std::size_t j = 0;
-    while (j + 1 < from.size() && u >= from.weight[j]) u -= from.weight[j++];
-    const double y = from.mean[j] + from.deviation[j] * field.normal(row, 3 * draw + 2);
-    return std::abs(log_density(p_, y) - log_density(q_, y));
-  }
-
- private:
-  /// Never below that of the component of y, hence finite for the mixture that y is drawn from.
-  static double log_density(const MixtureRow& mixture, double y) {
-    double largest = -std::numeric_limits<double>::infinity(), sum = 0;  // sum is in units of e^largest
-    for (std::size_t j = 0; j < mixture.size(); ++j) {
-      const double t = (y - mixture.mean[j]) * mixture.scale[j], term = std::log(mixture.height[j]) - t * t;
-      if (term <= largest) {
-        sum += std::exp(term - largest);
-      } else {
-        sum = sum * std::exp(largest - term) + 1;
-        largest = term;
-      }
+/// log p(y). Never below that of the component that y is drawn from, hence finite for its mixture.
+inline double log_density_at(const MixtureRow& p, double y) {
+  double largest = -std::numeric_limits<double>::infinity(), sum = 0;  // sum is in units of e^largest
+  for (std::size_t j = 0; j < p.size(); ++j) {
+    const double t = (y - p.mean[j]) * p.scale[j], term = std::log(p.height[j]) - t * t;
+    if (term <= largest) {
+      sum += std::exp(term - largest);
+    } else {
+      sum = sum * std::exp(largest - term) + 1;
+      largest = term;
     }
-    return largest + std::log(sum);
   }
+  return largest + std::log(sum);
+}
 
-  const MixtureRow &p_, &q_;
-};
+/// |log p(y) - log q(y)| at the draw of that number of y from (p + q) / 2.
+inline double drawn_log_ratio(const MixtureRow& p, const MixtureRow& q, const RandomField& field, Index row,
+                              Index draw) {
+  const MixtureRow& from = field.uniform(row, 3 * draw) < 0.5 ? p : q;
+  double u = field.uniform(row, 3 * draw + 1);
+  std::size_t j = 0;
+  while (j + 1 < from.size() && u >= from.weight[j]) u -= from.weight[j++];
+  const double y = from.mean[j] + from.deviation[j] * field.normal(row, 3 * draw + 2);
+  return std::abs(log_density_at(p, y) - log_density_at(q, y));
+}
 
 /// Mean and squared standard error of n numbers from their sum and sum of squares.
 struct SampleMean {
@@ -295,9 +287,9 @@ DensityDistance density_distance_monte_carlo(const GaussianMoe<GateP>& p, const 
     detail::MixtureRow at_p, at_q;
     p_rows.assign(i, at_p);
     q_rows.assign(i, at_q);
-    const detail::MixtureDraws draws(at_p, at_q);
     for (Index draw = 0; draw < options.draws; ++draw) {
-      const double half = 0.5 * draws.log_ratio(field, i, draw), root = std::expm1(-half);  // sqrt(q / p) - 1, p >= q
+      const double half = 0.5 * detail::drawn_log_ratio(at_p, at_q, field, i, draw);
+      const double root = std::expm1(-half);  // sqrt(q / p) - 1, p >= q
       rows[static_cast<std::size_t>(i)].hellinger.add(root * root / (1 + std::exp(-2 * half)));
       rows[static_cast<std::size_t>(i)].variation.add(std::tanh(half));
     }

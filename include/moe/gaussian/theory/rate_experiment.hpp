@@ -234,10 +234,10 @@ struct RateTask {
 };
 
 /// Draws, fits and measures. Immutable, share freely.
-template <class Gate, class Estimate>
+template <class G, class Estimate>
 class RateRunner {
  public:
-  RateRunner(const GaussianMoe<Gate>& truth, const RateOptions& options, const Estimate& estimate)
+  RateRunner(const GaussianMoe<G>& truth, const RateOptions& options, const Estimate& estimate)
       : options_(options),
         truth_(truth),
         estimate_(estimate),
@@ -246,7 +246,7 @@ class RateRunner {
     const bool every = options.allocation == StartAllocation::Every ||
                        (options.allocation == StartAllocation::Automatic && k_ > truth.num_experts());
     if (every) allocations_ = expert_allocations(k_, truth.num_experts());
-    const std::vector<GaussianMoe<Gate>> starts = starts_of(options.rows.front(), 0);  // throws here, not in a task
+    const std::vector<GaussianMoe<G>> starts = starts_of(options.rows.front(), 0);  // throws here, not in a task
     measurement_.check(starts.front());
   }
 
@@ -254,9 +254,9 @@ class RateRunner {
     const Index n = options_.rows[task.size];
     try {
       const RegressionData data = draw_data(n, task.replication);
-      std::optional<GaussianFit<Gate>> best;
-      for (const GaussianMoe<Gate>& start : starts_of(n, task.replication)) {
-        GaussianFit<Gate> fit = estimate_(data, start);
+      std::optional<GaussianFit<G>> best;
+      for (const GaussianMoe<G>& start : starts_of(n, task.replication)) {
+        GaussianFit<G> fit = estimate_(data, start);
         if (!best || fit.log_likelihood > best->log_likelihood) best = std::move(fit);
       }
       const double reference = log_likelihood(truth_, data);
@@ -285,13 +285,13 @@ class RateRunner {
     return x;
   }
 
-  std::vector<GaussianMoe<Gate>> starts_of(Index n, Index replication) const {
+  std::vector<GaussianMoe<G>> starts_of(Index n, Index replication) const {
     const RandomField seeds(Purpose::Initialise, options_.seed, n, replication);
-    const bool keep_last = last_expert_is_fixed(truth_);
-    std::vector<GaussianMoe<Gate>> starts;
+    const LastExpert last = last_expert_is_fixed(truth_) ? LastExpert::Last : LastExpert::Any;
+    std::vector<GaussianMoe<G>> starts;
     for (Index s = 0; s < options_.starts; ++s) {
       if (allocations_.empty()) {
-        const auto cells = random_allocation(k_, truth_.num_experts(), keep_last, seeds.bits(s, 0));
+        const auto cells = random_allocation(k_, truth_.num_experts(), last, seeds.bits(s, 0));
         starts.push_back(start_near(cells, {n, seeds.bits(s, 1)}));
       }
       for (std::size_t a = 0; a < allocations_.size(); ++a)
@@ -300,10 +300,10 @@ class RateRunner {
     return starts;
   }
 
-  GaussianMoe<Gate> start_near(const std::vector<Index>& cells, const StartDraw& draw) const {
-    GaussianMoe<Gate> start = near_truth(truth_, cells, options_.noise, draw);
+  GaussianMoe<G> start_near(const std::vector<Index>& cells, const StartDraw& draw) const {
+    GaussianMoe<G> start = near_truth(truth_, cells, options_.noise, draw);
     if (options_.active == 0) return start;
-    if constexpr (std::is_same_v<Gate, TopKGate>)
+    if constexpr (std::is_same_v<G, TopKGate>)
       start.gate.k = options_.active;
     else
       fail("moe::rate_experiment: active is ", options_.active, " for a gate that is no TopKGate, expected 0");
@@ -312,10 +312,10 @@ class RateRunner {
   }
 
   const RateOptions& options_;
-  GaussianMoe<Gate> truth_;
+  GaussianMoe<G> truth_;
   const Estimate& estimate_;
   Index k_;
-  RateMeasurement<Gate> measurement_;
+  RateMeasurement<G> measurement_;
   std::vector<std::vector<Index>> allocations_;
 };
 
@@ -350,7 +350,7 @@ inline RateExperiment collect(const std::vector<RateTask>& tasks, const RateOpti
 /// Convergence rates by simulation: draws data from `truth` at each n, `replications` times, fits a model with as many
 /// or more experts, measures how far it is off (see RateExperiment), and regresses the logarithms of mean and median
 /// over the replications on log n.
-///   estimate   GaussianFit<Gate>(const RegressionData&, const GaussianMoe<Gate>& start): how one fit is made; called
+///   estimate   GaussianFit<G>(const RegressionData&, const GaussianMoe<G>& start): how one fit is made; called
 ///              from several threads
 /// Starts are near the truth, so that rates are those of the maximum next to it, not of the search for one. Their noise
 /// shrinks by default as in the authors' simulations; with a linear gate and an estimated temperature, whose estimate
@@ -363,14 +363,14 @@ inline RateExperiment collect(const std::vector<RateTask>& tasks, const RateOpti
 /// 20 to 50. Memory: threads times the largest n times d.
 /// Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K: Nguyen et al. (arXiv:2309.13850); temperature and activation: Nguyen,
 /// Akbarian & Ho (arXiv:2401.13875).
-template <LikelihoodGate Gate, class Estimate>
-RateExperiment rate_experiment(const GaussianMoe<Gate>& truth, const RateOptions& options, const Estimate& estimate) {
+template <LikelihoodGate G, class Estimate>
+RateExperiment rate_experiment(const GaussianMoe<G>& truth, const RateOptions& options, const Estimate& estimate) {
   constexpr const char* kName = "moe::rate_experiment";
   options.validate(kName);
   options.fit.validate(kName);
   truth.validate(kName);
   if (options.num_experts != 0) detail::require_experts(kName, options.num_experts, truth.num_experts());
-  const detail::RateRunner<Gate, Estimate> runner(truth, options, estimate);
+  const detail::RateRunner<G, Estimate> runner(truth, options, estimate);
   std::vector<detail::RateTask> tasks;
   double work = 0;
   for (std::size_t i = 0; i < options.rows.size(); ++i)
@@ -391,9 +391,9 @@ RateExperiment rate_experiment(const GaussianMoe<Gate>& truth, const RateOptions
 }
 
 /// The same with fit_from() as the estimator.
-template <LikelihoodGate Gate>
-RateExperiment rate_experiment(const GaussianMoe<Gate>& truth, const RateOptions& options = {}) {
-  return rate_experiment(truth, options, [&](const RegressionData& data, const GaussianMoe<Gate>& start) {
+template <LikelihoodGate G>
+RateExperiment rate_experiment(const GaussianMoe<G>& truth, const RateOptions& options = {}) {
+  return rate_experiment(truth, options, [&](const RegressionData& data, const GaussianMoe<G>& start) {
     return fit_from(data, start, options.fit);
   });
 }
