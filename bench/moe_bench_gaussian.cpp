@@ -52,8 +52,7 @@ double naive(const moe::GaussianParameters& m, const moe::RegressionData& data) 
 void transcendentals(Index rows, Index experts) {
   const Index count = 2 * experts * moe::detail::kBlockRows;
   const Index num_blocks = (rows + moe::detail::kBlockRows - 1) / moe::detail::kBlockRows;
-  const moe::detail::Chunks chunks(num_blocks);
-  moe::parallel_ranges(num_blocks, chunks.blocks_each, [&](Index begin, Index end, Index) {
+  moe::parallel_ranges(num_blocks, moe::detail::sweep_blocks(num_blocks).size, [&](Index begin, Index end, Index) {
     moe::AlignedBuffer<double> memory(2 * count);
     double *from = memory.data(), *to = from + count, sum = 0;
     for (Index i = 0; i < count; ++i) from[i] = -0.01 * static_cast<double>(i % 700);
@@ -114,7 +113,7 @@ class Passes {
   moe::RegressionData data_;
   moe::detail::RowBlocks rows_;
   moe::detail::ObjectiveOf<moe::Identity> objective_;
-  moe::detail::Em em_;
+  moe::detail::Em<> em_;
   moe::detail::EmState state_;
   Eigen::VectorXd score_ = {};
   Eigen::MatrixXd information_ = {};

@@ -28,7 +28,6 @@
 #include "moe/gaussian/inference/dendrogram.hpp"
 #include "moe/gaussian/inference/estimable.hpp"
 #include "moe/gaussian/inference/identifiability.hpp"
-#include "moe/gaussian/inference/identifiability_report.hpp"
 #include "moe/gaussian/inference/independence.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
 

@@ -87,7 +87,6 @@
 #include "moe/train/sgd.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
-#include "moe/train/trainer_options.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
 #include "moe/core/parallel.hpp"
@@ -101,7 +100,9 @@
 #include "moe/kernel/grouped_gradient.hpp"
 #include "moe/kernel/panel_matrix.hpp"
 #include "moe/numeric/activation.hpp"
+#include "moe/numeric/assignment.hpp"
 #include "moe/numeric/elementary.hpp"
+#include "moe/numeric/k_means.hpp"
 #include "moe/numeric/log_sum_exp.hpp"
 #include "moe/numeric/schedule.hpp"
 #include "moe/numeric/softmax.hpp"

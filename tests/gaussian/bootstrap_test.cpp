@@ -15,37 +15,7 @@ namespace {
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;
 
-double total(const Eigen::MatrixXd& cost, const std::vector<Index>& order) {
-  double sum = 0;
-  for (Index i = 0; i < cost.rows(); ++i) sum += cost(i, order[static_cast<std::size_t>(i)]);
-  return sum;
-}
-
-double least_total(const Eigen::MatrixXd& cost) {
-  std::vector<Index> order(static_cast<std::size_t>(cost.rows()));
-  std::iota(order.begin(), order.end(), Index{0});
-  double least = total(cost, order);
-  while (std::next_permutation(order.begin(), order.end())) least = std::min(least, total(cost, order));
-  return least;
-}
-
 }  // namespace
-
-TEST_CASE("least_assignment: as good as the best of all permutations", "[gaussian][property]") {
-  for (Index k = 1; k <= 7; ++k)
-    for (int seed = 0; seed < 8; ++seed) {
-      CAPTURE(k, seed);
-      const moe::RandomField random(moe::Purpose::User, seed, k);
-      Eigen::MatrixXd cost(k, k);
-      for (Index i = 0; i < k; ++i)  // ties in every other one
-        for (Index j = 0; j < k; ++j)
-          cost(i, j) = seed % 2 == 0 ? random.normal(i, j) : std::floor(4 * random.uniform(i, j));
-      std::vector<Index> order = moe::detail::least_assignment(cost);
-      CHECK(std::abs(total(cost, order) - least_total(cost)) < 1e-12);
-      std::sort(order.begin(), order.end());
-      for (Index i = 0; i < k; ++i) CHECK(order[static_cast<std::size_t>(i)] == i);
-    }
-}
 
 TEST_CASE("relabelled: undoes any order of the experts", "[gaussian][property]") {
   const auto truth = test::three_lines();

@@ -4,6 +4,7 @@
 #include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/mixtures.hpp"
+#include "gaussian/shared_fits.hpp"
 #include "moe/gaussian/predict/sample.hpp"
 #include "thread_executor.hpp"
 

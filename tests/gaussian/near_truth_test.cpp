@@ -75,10 +75,10 @@ TEST_CASE("random_allocation: hits every true expert, in any order, and can keep
   std::set<Cells> seen;
   for (std::uint64_t seed = 0; seed < 400; ++seed) {
     CAPTURE(seed);
-    const Cells free = moe::random_allocation(4, 3, /*keep_last=*/false, seed);
+    const Cells free = moe::random_allocation(4, 3, moe::LastExpert::Any, seed);
     CHECK((free.size() == 4 && hits_all(free, 3)));
-    CHECK(free == moe::random_allocation(4, 3, false, seed));
-    const Cells kept = moe::random_allocation(4, 3, /*keep_last=*/true, seed);
+    CHECK(free == moe::random_allocation(4, 3, moe::LastExpert::Any, seed));
+    const Cells kept = moe::random_allocation(4, 3, moe::LastExpert::Last, seed);
     CHECK((hits_all(kept, 3) && kept.back() == 2));
     seen.insert(free);
   }
@@ -139,7 +139,7 @@ TEST_CASE("near_truth: what cannot be is refused by name", "[gaussian][error]") 
                     "moe::expert_allocations: there are 2 fitted experts, expected at least the true 3");
   CHECK_THROWS_WITH(moe::expert_allocations(20, 8),
                     "moe::expert_allocations: there are more than 1000 ways, expected fewer surplus experts");
-  CHECK_THROWS_WITH(moe::random_allocation(2, 0, false, 1),
+  CHECK_THROWS_WITH(moe::random_allocation(2, 0, moe::LastExpert::Any, 1),
                     "moe::random_allocation: the truth has 0 experts, expected at least 1");
   CHECK_THROWS_WITH(moe::near_truth(three(), {}, {}, {}),
                     "moe::near_truth: cells is empty, expected one entry per expert");

@@ -2,6 +2,7 @@
 #include "moe/gaussian/theory/rate_experiment.hpp"
 
 #include "catch.hpp"
+#include "gaussian/shared_fits.hpp"
 #include "thread_executor.hpp"
 
 namespace {

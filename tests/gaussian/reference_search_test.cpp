@@ -4,6 +4,7 @@
 #include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/reference_data.hpp"
+#include "gaussian/shared_fits.hpp"
 
 namespace {
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "gaussian/models.hpp"
+#include "gaussian/shared_fits.hpp"
 #include "moe/gaussian/model/data.hpp"
 #include "moe/gaussian/predict/sample.hpp"
 

@@ -3,6 +3,7 @@
 
 #include "catch.hpp"
 #include "gaussian/golden.hpp"
+#include "gaussian/shared_fits.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
 

@@ -31,7 +31,7 @@ struct Case {
 };
 
 template <class Model>
-void check(const Case& c, const typename Model::Gate& gate) {
+void check(const Case& c, const typename Model::GateType& gate) {
   CAPTURE(c.name);
   const auto loss = moe::voronoi_loss(Model(parameters_of(c.fitted), gate), Model(parameters_of(c.truth), gate));
   REQUIRE(loss.atoms.size() == c.cells.size());

@@ -111,7 +111,7 @@ struct ExpertChoiceGate {
       for (Index e = 0; e < num_experts; ++e) count += takes(t, e) ? 1 : 0;
       return count;
     });
-    parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
+    parallel_ranges(num_tokens, detail::token_blocks(num_tokens).size, [&](Index begin, Index end, Index) {
       for (Index t = begin; t < end; ++t) {
         std::size_t slot = 0;
         for (Index e = 0; e < num_experts; ++e) {

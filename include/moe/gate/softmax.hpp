@@ -42,7 +42,7 @@ bool route_to_all(const ConstMatrixRef<S>& logits, const Context& context, Routi
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   routing.resize(num_tokens, num_experts);
   std::atomic<bool> all_finite{true};
-  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
+  parallel_ranges(num_tokens, token_blocks(num_tokens).size, [&](Index begin, Index end, Index) {
     for (Index t = begin; t < end; ++t) {
       const S* row = logits.data() + t * logits.outerStride();
       if (count_finite(row, num_experts) < num_experts) {
@@ -61,7 +61,7 @@ template <class S>
 void resize_to_finite(const ConstMatrixRef<S>& logits, const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows();
   routing.resize(num_tokens, 1);
-  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index) {
+  parallel_ranges(num_tokens, token_blocks(num_tokens).size, [&](Index begin, Index end, Index) {
     for (Index t = begin; t < end; ++t)
       routing.experts(t)[0] =
           context.step.is_valid(t) ? count_finite(logits.data() + t * logits.outerStride(), logits.cols()) : 0;

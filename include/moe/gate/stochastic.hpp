@@ -61,7 +61,7 @@ struct StochasticGate {
         distinct ? RandomField(Purpose::Draw, step.seed, step.update, step.layer) : step.random(Purpose::Draw);
     routing.resize_ragged(num_tokens, [&](Index t) { return step.is_valid(t) ? k : 0; });
     detail::RowScratch<Index, 1> scratch(num_experts, context.scratch);
-    parallel_ranges(num_tokens, detail::TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
+    parallel_ranges(num_tokens, detail::token_blocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
       detail::RowScratch<Index, 1>::Worker order(scratch, worker);
       for (Index t = begin; t < end; ++t) {
         if (!step.is_valid(t)) continue;

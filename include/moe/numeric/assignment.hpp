@@ -6,13 +6,20 @@
 
 #include "moe/core/matrix.hpp"
 
-namespace moe::inline MOE_ABI::detail {
+namespace moe::inline MOE_ABI {
 
-/// The permutation with the least sum of cost(i, result[i]) over the rows of a square matrix of finite numbers; exact.
-/// Rows are assigned one by one, each by the shortest path of reduced costs. O(k^3).
+/// The permutation of columns with the least sum of cost(i, result[i]) over the rows; exact, but for rounding. Rows are
+/// assigned one by one, each by the shortest path of reduced costs. Where several permutations are as good, the result
+/// is one of them, always the same.
+///   cost  [k, k], k >= 0, finite
+/// Throws std::invalid_argument for a matrix that is not square, or numbers that are not finite. O(k^3), allocates
+/// O(k) numbers. Thread-safety: a pure function.
 /// Kuhn, "The Hungarian method for the assignment problem", 1955; Jonker & Volgenant, Computing 1987.
 inline std::vector<Index> least_assignment(const Eigen::MatrixXd& cost) {
+  constexpr const char* kName = "moe::least_assignment";
   const Index k = cost.rows();
+  detail::require_shape(kName, "cost", cost, k, k);
+  if (!cost.allFinite()) fail(kName, ": a cost is not finite");
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   // Column k is a place outside of the matrix, from which every path starts.
   Eigen::VectorXd row_price = Eigen::VectorXd::Zero(k), column_price = Eigen::VectorXd::Zero(k + 1);
@@ -49,4 +56,4 @@ inline std::vector<Index> least_assignment(const Eigen::MatrixXd& cost) {
   return column_of;
 }
 
-}  // namespace moe::inline MOE_ABI::detail
+}  // namespace moe::inline MOE_ABI

@@ -56,8 +56,8 @@ void choose_by_passes(ScoreRow<S>& row, Index n, std::span<Index> chosen) {
 }
 
 /// The same by a heap of the best so far, worst on top: O(n log k).
-template <class Score>
-void choose_by_heap(const Score& score, Index n, std::span<Index> chosen) {
+template <class ScoreOf>
+void choose_by_heap(const ScoreOf& score, Index n, std::span<Index> chosen) {
   const auto better = [&](Index a, Index b) {
     const auto x = score(a), y = score(b);
     return x > y || (!(x < y) && a < b);
@@ -113,11 +113,11 @@ V rankable(const V& score) {
 /// ascending order of id. -inf comes last, NaN counts as -inf. Needs chosen.size() <= n.
 ///   score   a pure function of an id; its value is compared as float if it is one, else as double
 /// No allocation. O(k n / lanes), and O(n log k) for k > 512 of n > 1024.
-template <class Score>
-  requires std::invocable<const Score&, Index>
-void top_k(const Score& score, Index n, std::span<Index> chosen) {
+template <class ScoreOf>
+  requires std::invocable<const ScoreOf&, Index>
+void top_k(const ScoreOf& score, Index n, std::span<Index> chosen) {
   MOE_ASSERT(static_cast<Index>(chosen.size()) <= n);
-  using Result = std::remove_cvref_t<std::invoke_result_t<const Score&, Index>>;
+  using Result = std::remove_cvref_t<std::invoke_result_t<const ScoreOf&, Index>>;
   using S = std::conditional_t<std::is_same_v<Result, float>, float, double>;
   const auto ranked = [&](Index i) { return detail::rankable(static_cast<S>(score(i))); };
   const auto copy = [&](Index first, Index count, S* to) {

@@ -6,8 +6,8 @@
 #include <cmath>
 #include <numeric>
 #include <string>
-#include <vector>
 
+#include "moe/core/block_sum.hpp"
 #include "moe/train/elementwise.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -36,7 +36,7 @@ double sum_of_squares(const S* values, Index n) {
 
 /// Euclidean norm over all parameters of a gradient, accumulated in double: sqrt(sum g^2). Padding is zero and
 /// adds nothing. The same bits for any number of threads. NaN or infinite where an element is, and infinite where a
-/// square overflows double (|g| above 1e154, in double leaves only). Allocates one double per 16384 elements.
+/// square overflows double (|g| above 1e154, in double leaves only). Allocates a cache line per 16384 elements.
 template <class T>
 double gradient_norm(const T& gradient) {
   static_assert(HasParameters<T>, "moe::gradient_norm: what is trained declares visit (see moe/core/visit.hpp)");
@@ -44,13 +44,10 @@ double gradient_norm(const T& gradient) {
   visit(
       [&](const std::string&, const auto& leaf) {
         const auto values = parameter_span(leaf);
-        const Index size = static_cast<Index>(values.size());
-        std::vector<double> sums(static_cast<std::size_t>((size + detail::kElementGrain - 1) / detail::kElementGrain));
-        parallel_ranges(size, detail::kElementGrain, [&](Index begin, Index end, Index) {
-          sums[static_cast<std::size_t>(begin / detail::kElementGrain)] =
-              detail::sum_of_squares(values.data() + begin, end - begin);
-        });
-        total = std::accumulate(sums.begin(), sums.end(), total);
+        detail::add_blocks({std::ssize(values), detail::kElementGrain}, {&total, 1},
+                           [&](Index begin, Index end, double* sum, Index) {
+                             *sum = detail::sum_of_squares(values.data() + begin, end - begin);
+                           });
       },
       gradient);
   return std::sqrt(total);

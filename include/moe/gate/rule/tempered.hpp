@@ -33,9 +33,9 @@ class TemperedRule {
       : gate_(gate),
         step_(step),
         num_experts_(logits.cols()),
-        blocks_(logits.rows()),
         transform_(transform),
-        random_(step.random(Purpose::Gumbel)) {
+        random_(step.random(Purpose::Gumbel)),
+        dtau_(token_blocks(logits.rows())) {
     gate.validate(num_experts_, name);
     tau_ = gate.tau(step);
     require_temperature(name, tau_, " at this update");
@@ -83,8 +83,7 @@ class TemperedRule {
     if (!clean) weigh_backward<S>(p, choices, {}, d);
     softmax_backward(p, d, num_experts_, d);
     for (Index e = 0; e < num_experts_; ++e) d[e] = static_cast<S>(static_cast<double>(d[e]) / tau_);
-    if constexpr (LearnableSchedule<decltype(Gate::temperature)>)
-      dtau_.block[static_cast<std::size_t>(blocks_.of(token.index))] += tau_gradient(z, d);
+    if constexpr (LearnableSchedule<decltype(Gate::temperature)>) dtau_.of(token.index) += tau_gradient(z, d);
     if (!clean) return;
     clean_softmax(token, p);
     std::fill_n(dclean, num_experts_, S{0});
@@ -142,11 +141,10 @@ class TemperedRule {
   const Gate& gate_;
   const Step& step_;
   Index num_experts_;
-  TokenBlocks blocks_;
   Transform transform_;
   RandomField random_;
   double tau_ = 1;
-  BlockSums dtau_;
+  BlockSum<kMostTokenBlocks> dtau_;
 };
 
 /// Counts, sizes, fills. The counts lie in the routing itself until it is sized.

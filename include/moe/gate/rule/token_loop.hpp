@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "moe/core/block_sum.hpp"
 #include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/numeric/top_k.hpp"
@@ -73,26 +74,11 @@ class RowScratch {
   S* heap_ = nullptr;
 };
 
-/// Blocks of consecutive tokens that depend on the number of tokens alone, at most kMost: partial sums over them, added
-/// in block order, have the same bits for any number of threads.
-struct TokenBlocks {
-  static constexpr Index kMost = 64, kSmallest = 32;
-
-  explicit TokenBlocks(Index num_tokens) : size(std::max(kSmallest, (num_tokens + kMost - 1) / kMost)) {}
-  Index of(Index token) const { return token / size; }
-
-  Index size;
-};
-
-/// A number per block of tokens, summed in block order.
-struct BlockSums {
-  double total() const {
-    double sum = 0;
-    for (const double value : block) sum += value;
-    return sum;
-  }
-  std::array<double, static_cast<std::size_t>(TokenBlocks::kMost)> block = {};
-};
+/// The blocks of tokens that loops hand out, and that a gate may sum over (BlockSum).
+inline constexpr Index kMostTokenBlocks = 64;
+inline SumBlocks token_blocks(Index num_tokens) {
+  return SumBlocks::at_most<kMostTokenBlocks>(num_tokens, /*smallest=*/32);
+}
 
 /// Remembers the lowest token whose logits cannot be routed; told from inside a parallel loop, raised after it.
 class FirstRejected {
@@ -148,7 +134,7 @@ void for_each_token(const char* function, const ConstMatrixRef<S>& logits, const
   };
   const auto size = static_cast<std::size_t>(num_experts);
   RowScratch<S> scratch(num_experts, context.scratch);
-  parallel_ranges(num_tokens, TokenBlocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
+  parallel_ranges(num_tokens, token_blocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
     typename RowScratch<S>::Worker own(scratch, worker);
     for (Index t = begin; t < end; ++t) {
       if (!step.is_valid(t)) continue;

@@ -146,7 +146,7 @@ void route_top_k_blocks(const char* function, const TopKRule<S, Gate>& rule, Ind
   resize_top_k(function, k, num_tokens, context.step, routing);
   FirstRejected rejected;
   const auto reject = [&](Index t) { rejected.reject(t); };
-  const Index grain = (TokenBlocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
+  const Index grain = (token_blocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
   typename TopKBlock<S, Gate>::Scratch scratch(num_experts, context.scratch);
   parallel_ranges(num_tokens, grain, [&](Index begin, Index end, Index worker) {
     TopKBlock<S, Gate> block(rule, k, num_experts, scratch, worker);

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "moe/core/random.hpp"
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/segments.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -12,12 +13,13 @@ namespace moe::inline MOE_ABI::detail {
 /// jumps, and a point where the score vanishes need not be a maximum. Top-1 on one input: SegmentSearch. Else random
 /// moves of one expert's gate, of all sizes between 0.0003 and 0.3 of it, each kept if it gains: 100 (d + 1) passes.
 /// Rechenberg, "Evolutionsstrategie", 1973.
+template <class = WhenUsed>
 class BoundarySearch {
  public:
   BoundarySearch(const Objective& objective, const Bounds& bounds) : bounds_(bounds) {
     sparse_ = objective.form().active < objective.layout().num_experts;
     if (sparse_ && objective.form().active == 1 && objective.layout().input_dim == 1 && objective.form().ranks_bias)
-      segments_ = std::make_unique<SegmentSearch>(objective, bounds);
+      segments_ = std::make_unique<SegmentSearch<>>(objective, bounds);
   }
 
   bool sparse() const { return sparse_; }
@@ -55,7 +57,7 @@ class BoundarySearch {
 
   Bounds bounds_;
   bool sparse_ = false;
-  std::unique_ptr<SegmentSearch> segments_;
+  std::unique_ptr<SegmentSearch<>> segments_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

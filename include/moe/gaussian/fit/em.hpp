@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/fit_options.hpp"
 #include "moe/gaussian/fit/symmetric.hpp"
 #include "moe/gaussian/pass/gram.hpp"
@@ -26,6 +27,11 @@ struct Bounds {
       if (j >= at.free_slopes) continue;
       for (Index c = 0; c < at.input_dim; ++c) m.gate_slope(j, c) = std::clamp(m.gate_slope(j, c), -gate_box, gate_box);
     }
+  }
+
+  /// The best variance of residuals with that sum of squares over `rows` rows, under Penalty::map.
+  double variance(double squares, double rows, double map) const {
+    return std::max(variance_floor, (squares + 2 * map) / (rows + 2 * map));
   }
 
   /// Is a coefficient of the gate, or a free temperature, at its bound?
@@ -51,6 +57,7 @@ struct EmState {
 /// not, the step of the gate is halved, down to none at all, where EM cannot fail. So the criterion never falls.
 /// Dempster, Laird & Rubin, JRSS B 1977; Jordan & Jacobs, Neural Computation 1994; fixed curvature: Boehning & Lindsay,
 /// Ann. Inst. Statist. Math. 1988.
+template <class = WhenUsed>
 class Em {
  public:
   Em(const Objective& objective, const Bounds& bounds, GateStep step)
@@ -120,7 +127,7 @@ class Em {
       const double squares = nu * (2 * s.score(at_.log_variance(j)) + rows) - nu * change.dot(score);
       next.slope.row(j) += change.head(d).transpose();
       next.intercept(j) += change(d);
-      next.variance(j) = std::max(bounds_.variance_floor, (squares + 2 * map) / (rows + 2 * map));
+      next.variance(j) = bounds_.variance(squares, rows, map);
     }
     return next;
   }

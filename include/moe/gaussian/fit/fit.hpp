@@ -17,14 +17,13 @@ namespace moe::inline MOE_ABI {
 /// The result depends on data, options and seed alone, not on the number of threads. A short iteration costs O(n k
 /// d^2). Extra memory: one copy of the data. Throws std::invalid_argument for data that are not finite, constant or
 /// linearly dependent columns of x, fewer rows than parameters, num_experts < 1, and gates or options out of range.
-template <LikelihoodGate Gate = SoftmaxGate>
-GaussianFit<Gate> fit(const RegressionData& data, Index num_experts, const Gate& gate = {},
-                      const FitOptions& options = {}) {
+template <LikelihoodGate G = SoftmaxGate>
+GaussianFit<G> fit(const RegressionData& data, Index num_experts, const G& gate = {}, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
   constexpr const char* kName = "moe::fit";
-  detail::Fitting<Gate> fitting(kName, data, detail::shape_of(kName, data, num_experts, gate, options.last_slope),
-                                options);
-  GaussianFit<Gate> fit;
+  detail::Fitting<G> fitting(kName, data, detail::shape_of(kName, data, num_experts, gate, options.last_slope),
+                             options);
+  GaussianFit<G> fit;
   const std::vector<detail::Run> runs = fitting.search(fit.runs);
   fitting.report_run(runs.front(), fit);
   fit.starts = options.starts;
@@ -36,21 +35,21 @@ GaussianFit<Gate> fit(const RegressionData& data, Index num_experts, const Gate&
 }
 
 /// For other gates: GaussianMoe says in a sentence what they lack.
-template <class Gate>
-  requires(!LikelihoodGate<Gate>)
-GaussianFit<Gate> fit(const RegressionData&, Index, const Gate& = {}, const FitOptions& = {}) {
+template <class G>
+  requires(!LikelihoodGate<G>)
+GaussianFit<G> fit(const RegressionData&, Index, const G& = {}, const FitOptions& = {}) {
   return {};
 }
 
 /// The same from one given model, by a single long run: for simulations that start near the truth, and for refits.
 /// Errors as for fit, and for a model that is bad or not in normal form.
-template <LikelihoodGate Gate>
-GaussianFit<Gate> fit_from(const RegressionData& data, const GaussianMoe<Gate>& start, const FitOptions& options = {}) {
+template <LikelihoodGate G>
+GaussianFit<G> fit_from(const RegressionData& data, const GaussianMoe<G>& start, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
   detail::require_normal_form("moe::fit_from", start);
-  detail::Evaluation<Gate>::check("moe::fit_from", start, data);
-  const detail::Fitting<Gate> fitting("moe::fit_from", data, start, options);
-  GaussianFit<Gate> fit;
+  detail::Evaluation<G>::check("moe::fit_from", start, data);
+  const detail::Fitting<G> fitting("moe::fit_from", data, start, options);
+  GaussianFit<G> fit;
   fitting.report_run(fitting.from(start), fit);
   fit.starts = fit.hits = 1;
   fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();

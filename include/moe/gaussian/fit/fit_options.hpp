@@ -79,6 +79,21 @@ inline void FitOptions::validate(const char* function) const {
   if (!(gate_box > 0 && std::isfinite(gate_box))) fail(function, ": gate_box is ", gate_box, ", expected > 0");
 }
 
+namespace detail {
+
+/// The floor of variances, relative to Var(y), that an option asks for; 0 is the default.
+inline double variance_floor_of(double option, Index num_rows) {
+  if (option > 0) return option;
+  return num_rows < 500 ? 1e-5 : 1e-6;
+}
+
+/// Is a variance at the floor? Both on standardised data.
+inline bool at_variance_floor(const GaussianParameters& model, double floor) {
+  return model.variance.minCoeff() <= floor * (1 + 1e-9);
+}
+
+}  // namespace detail
+
 /// What happened to a fit that a careful person wants to know.
 struct FitFlags {
   bool separated = false;  ///< the gate separates: made infinitely steep, it loses nothing of the criterion
@@ -93,6 +108,9 @@ struct FitFlags {
   /// The gate sees beta_1 . x without a bias of its own (see GateForm), and x = 0 is farther from the mean of x than
   /// every row: centred inputs would be another, richer model.
   bool far_origin = false;
+
+  /// No variance is at the floor, and every expert holds at least d + 2 rows.
+  bool interior() const { return !at_floor && !dead_expert; }
 };
 
 /// One of the starts.
@@ -104,9 +122,9 @@ struct StartReport {
 };
 
 /// A fitted model and how it came about. Numbers are on the original scale of the data.
-template <class Gate>
+template <class G>
 struct GaussianFit {
-  GaussianMoe<Gate> model = {};         ///< experts in ascending order of intercept, gate in normal form
+  GaussianMoe<G> model = {};            ///< experts in ascending order of intercept, gate in normal form
   double log_likelihood = 0;            ///< of y given x, natural logarithm
   double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
   /// The highest penalised log-likelihood that was found and not taken, as a variance was at the floor there or an

@@ -13,13 +13,13 @@
 namespace moe::inline MOE_ABI::detail {
 
 /// Everything that is fixed during a fit, of data that have been validated.
-template <class Gate>
+template <class G>
 class Fitting {
  public:
-  using Inner = typename GateModel<Gate>::Inner;
+  using Inner = typename GateModel<G>::Inner;
   static constexpr bool kLinear = std::is_same_v<Inner, Identity>;
 
-  Fitting(const char* function, const RegressionData& data, GaussianMoe<Gate> shape, const FitOptions& options)
+  Fitting(const char* function, const RegressionData& data, GaussianMoe<G> shape, const FitOptions& options)
       : options_((options.validate(function), options)),
         shape_(std::move(shape)),
         form_(shape_.form()),
@@ -27,8 +27,9 @@ class Fitting {
         by_(standardisation_of(function, data, keeps_origin(shape_))),
         rows_((check(function, data), data), by_),
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
-        bounds_{.variance_floor = floor(data.num_rows()), .gate_box = options.gate_box},
-        starts_(rows_, at_, form_, Starts::function<Inner>(), options.seed),
+        bounds_{.variance_floor = variance_floor_of(options.variance_floor, data.num_rows()),
+                .gate_box = options.gate_box},
+        starts_(rows_, at_, form_, Starts<>::template function<Inner>(), options.seed),
         runner_(objective_, bounds_, options_, starts_) {
     if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
   }
@@ -77,8 +78,8 @@ class Fitting {
     return runner_.long_run(std::move(start));
   }
 
-  void report_run(const Run& run, GaussianFit<Gate>& fit) const {
-    fit.model = GaussianMoe<Gate>(run.model, shape_.gate);
+  void report_run(const Run& run, GaussianFit<G>& fit) const {
+    fit.model = GaussianMoe<G>(run.model, shape_.gate);
     fit.log_likelihood = on_data_scale(run.criterion + objective_.penalty()(run.model, at_));
     fit.penalised_log_likelihood = on_data_scale(run.criterion);
     to_data_scale(by_, fit.model);
@@ -112,7 +113,7 @@ class Fitting {
           runner(objective, f.bounds_, f.options_, f.starts_) {}
     RowBlocks rows;
     ObjectiveOf<Inner> objective;
-    Runner runner;
+    Runner<> runner;
   };
 
   static RegressionData thinned(const RegressionData& data, Index count) {
@@ -127,8 +128,6 @@ class Fitting {
 
   /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.
   double ridge() const { return form_.active > 1 ? options_.ridge : 0; }
-
-  double floor(Index n) const { return options_.variance_floor > 0 ? options_.variance_floor : n < 500 ? 1e-5 : 1e-6; }
 
   void check(const char* function, const RegressionData& data) const {
     if (data.num_rows() < at_.size())
@@ -211,7 +210,7 @@ class Fitting {
   }
 
   /// Ascending intercepts, among the experts that may change places: a slope pinned at 0 stays with the last one.
-  void sort_experts(GaussianFit<Gate>& fit) const {
+  void sort_experts(GaussianFit<G>& fit) const {
     const bool all = kLinear || fit.model.last_slope == LastSlope::Free;
     std::vector<Index> order(static_cast<std::size_t>(at_.num_experts));
     std::iota(order.begin(), order.end(), Index{0});
@@ -224,27 +223,27 @@ class Fitting {
   }
 
   FitOptions options_;
-  GaussianMoe<Gate> shape_;
+  GaussianMoe<G> shape_;
   GateForm form_;
   ParameterLayout at_;
   Standardisation by_;
   RowBlocks rows_;
   ObjectiveOf<Inner> objective_;
   Bounds bounds_;
-  Starts starts_;
-  Runner runner_;
+  Starts<> starts_;
+  Runner<> runner_;
   std::unique_ptr<Sample> sample_;
   std::mutex mutex_;
   FitProgress progress_;
   double discarded_ = -std::numeric_limits<double>::infinity();
 };
 
-template <class Gate>
-GaussianMoe<Gate> shape_of(const char* function, const RegressionData& data, Index num_experts, const Gate& gate,
-                           LastSlope last_slope) {
+template <class G>
+GaussianMoe<G> shape_of(const char* function, const RegressionData& data, Index num_experts, const G& gate,
+                        LastSlope last_slope) {
   if (num_experts < 1) fail(function, ": num_experts is ", num_experts, ", expected at least 1");
   data.validate(function);
-  GaussianMoe<Gate> shape = GaussianMoe<Gate>::zero(num_experts, data.input_dim(), gate);
+  GaussianMoe<G> shape = GaussianMoe<G>::zero(num_experts, data.input_dim(), gate);
   shape.last_slope = last_slope;
   return shape;
 }

@@ -3,11 +3,13 @@
 
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/em.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
 /// theta within its bounds.
+template <class = WhenUsed>
 class BoxedTheta {
  public:
   BoxedTheta(const ParameterLayout& at, const Bounds& bounds)
@@ -60,6 +62,7 @@ struct DirectState {
 };
 
 /// What direct methods share: the point, and where it may go.
+template <class = WhenUsed>
 class DirectSearch {
  public:
   const DirectState& state() const { return state_; }
@@ -78,7 +81,7 @@ class DirectSearch {
 
   const Objective& objective_;
   ParameterLayout at_;
-  BoxedTheta box_;
+  BoxedTheta<> box_;
   DirectState state_;
   Eigen::VectorXd theta_, score_;
 };
@@ -88,10 +91,11 @@ class DirectSearch {
 /// the largest seen. Converges quadratically at regular maxima and moves on where the information is singular.
 /// More, "The Levenberg-Marquardt algorithm: implementation and theory", 1978; Conn, Gould & Toint, "Trust-region
 /// methods", 2000.
-class Newton : public DirectSearch {
+template <class = WhenUsed>
+class Newton : public DirectSearch<> {
  public:
   Newton(const Objective& objective, const Bounds& bounds, GaussianParameters start)
-      : DirectSearch(objective, bounds, std::move(start)) {
+      : DirectSearch<>(objective, bounds, std::move(start)) {
     scale_ = Eigen::VectorXd::Constant(at_.size(), 1e-3 * std::sqrt(static_cast<double>(objective.num_rows())));
     radius_ = std::sqrt(static_cast<double>(objective.num_rows()));
     evaluate();

@@ -3,6 +3,7 @@
 
 #include <deque>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/newton.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -10,10 +11,11 @@ namespace moe::inline MOE_ABI::detail {
 /// L-BFGS on the penalised log-likelihood, projected onto the bounds, with a backtracking line search: for models with
 /// too many parameters to factorise their information. An iteration costs one or two passes of the score.
 /// Liu & Nocedal, "On the limited memory BFGS method for large scale optimization", Math. Programming 1989.
-class QuasiNewton : public DirectSearch {
+template <class = WhenUsed>
+class QuasiNewton : public DirectSearch<> {
  public:
   QuasiNewton(const Objective& objective, const Bounds& bounds, GaussianParameters start)
-      : DirectSearch(objective, bounds, std::move(start)) {
+      : DirectSearch<>(objective, bounds, std::move(start)) {
     state_.criterion = objective_.score(state_.model, score_);
     measure_score();
   }

@@ -4,6 +4,7 @@
 #include <limits>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/boundary.hpp"
 #include "moe/gaussian/fit/quasi_newton.hpp"
 #include "moe/gaussian/fit/starts.hpp"
@@ -34,9 +35,10 @@ struct Run {
 };
 
 /// Takes a start to a maximum: EM, then direct maximisation, with the remedies for what goes wrong on the way.
+template <class = WhenUsed>
 class Runner {
  public:
-  Runner(const Objective& objective, const Bounds& bounds, const FitOptions& options, const Starts& starts)
+  Runner(const Objective& objective, const Bounds& bounds, const FitOptions& options, const Starts<>& starts)
       : objective_(objective), bounds_(bounds), options_(options), starts_(starts), borders_(objective, bounds) {}
 
   /// A few EM iterations. Sparse gates start dense and lose one expert after the other, as a start knows nothing of who
@@ -102,7 +104,7 @@ class Runner {
   }
 
   /// One EM iteration; every tenth looks for experts that have lost their rows.
-  bool iterate(Em& em, EmState& state, Run& run) const {
+  bool iterate(Em<>& em, EmState& state, Run& run) const {
     const bool moved = em.iterate(state);
     ++run.iterations;
     if ((run.iterations % 10 == 5 || !moved) && revive(em, state, run)) {
@@ -114,7 +116,7 @@ class Runner {
     return moved;
   }
 
-  bool revive(Em& em, EmState& state, Run& run) const {
+  bool revive(Em<>& em, EmState& state, Run& run) const {
     if (run.revivals_left == 0) return false;
     const Eigen::RowVectorXd rows = em.expert_rows(state);
     Index poorest = 0;
@@ -189,7 +191,7 @@ class Runner {
     return box.score_norm(pack(state.model, objective_.layout()), score) / static_cast<double>(objective_.num_rows());
   }
 
-  void finish(const Em& em, EmState& state, Run& run) const {
+  void finish(const Em<>& em, EmState& state, Run& run) const {
     if (state.information.size() == 0) state = em.start(state.model);
     run.model = state.model;
     run.criterion = state.criterion;
@@ -198,21 +200,21 @@ class Runner {
     run.expert_rows = em.expert_rows(state);
     const Index d = objective_.layout().input_dim;
     const double fewest = run.expert_rows.minCoeff();
-    run.flags.at_floor = run.model.variance.minCoeff() <= bounds_.variance_floor * (1 + 1e-9);
+    run.flags.at_floor = at_variance_floor(run.model, bounds_.variance_floor);
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
     run.flags.at_box = identified && bounds_.hold_gate(objective_.layout(), run.model);
     // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.
     if (objective_.linear() && objective_.layout().free_temperature) run.flags.singular = true;
-    run.interior = !run.flags.at_floor && !run.flags.dead_expert;
+    run.interior = run.flags.interior();
   }
 
   const Objective& objective_;
   Bounds bounds_;
   const FitOptions& options_;
-  const Starts& starts_;
-  BoundarySearch borders_;
+  const Starts<>& starts_;
+  BoundarySearch<> borders_;
 };
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -8,6 +8,7 @@
 #include <numeric>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/em.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -16,6 +17,7 @@ namespace moe::inline MOE_ABI::detail {
 /// no gradient knows about it. Given all cuts but one, the best place of that one is found exactly, by sums from the
 /// left and two regressions for every place: O(n). Cuts are moved in turn until none gains; with two experts that is
 /// the maximum itself.
+template <class = WhenUsed>
 class SegmentSearch {
  public:
   SegmentSearch(const Objective& objective, const Bounds& bounds) : bounds_(bounds), map_(objective.penalty().map) {
@@ -91,7 +93,7 @@ class SegmentSearch {
     out.slope = xx > 1e-12 * n ? xy / xx : 0;
     out.intercept = y - out.slope * x;
     out.squares = std::max(0.0, yy - out.slope * xy);
-    out.variance = std::max(bounds_.variance_floor, (out.squares + 2 * map_) / (n + 2 * map_));
+    out.variance = bounds_.variance(out.squares, n, map_);
     return out;
   }
 

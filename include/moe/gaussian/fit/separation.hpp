@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/em.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -22,6 +23,7 @@ namespace moe::inline MOE_ABI::detail {
 /// coefficients (beyond, the directions are taken whole), and a pass of the likelihood for each direction that is left.
 /// Albert & Anderson, "On the existence of maximum likelihood estimates in logistic regression models", Biometrika
 /// 1984.
+template <class = WhenUsed>
 class Separation {
  public:
   /// A change of the criterion that is none: well above what an optimiser leaves (remaining_tolerance, 1e-6), and far

@@ -6,15 +6,34 @@
 #include <vector>
 
 #include "moe/core/random.hpp"
-#include "moe/gaussian/fit/start_classes.hpp"
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/symmetric.hpp"
 #include "moe/gaussian/model/parameters.hpp"
+#include "moe/gaussian/pass/row_blocks.hpp"
+#include "moe/numeric/k_means.hpp"
 
 namespace moe::inline MOE_ABI::detail {
+
+/// Some rows of standardised data, one after the other: x [count, d + 1], with ones, and y [count]. Row s is
+/// row_of(s) of the data.
+struct RowSample {
+  Matrix<double> x;
+  Eigen::VectorXd y;
+
+  template <class RowOf>
+  RowSample(const RowBlocks& rows, Index count, RowOf&& row_of) : x(count, rows.input_dim() + 1), y(count) {
+    for (Index s = 0; s < count; ++s) {
+      const Index row = row_of(s), block = row / kBlockRows, i = row % kBlockRows;
+      for (Index c = 0; c < x.cols(); ++c) x(s, c) = rows.features(block)[c * kBlockRows + i];
+      y(s) = rows.output(block)[i];
+    }
+  }
+};
 
 /// Random starting values of experts on standardised data, of six kinds in turn. Starts are drawn from fewer than
 /// 4000 rows, evenly spaced, so that they cost nothing beside the fit. Immutable; the start of a number is always the
 /// same.
+template <class = WhenUsed>
 class Starts {
  public:
   static constexpr int kKinds = 6;
@@ -148,7 +167,7 @@ class Starts {
 
   std::vector<Index> labels(int kind, const RandomField& random, Index k) const {
     if (kind == 1) return nearest_lines(random, k);
-    if (kind == 2) return k_means(sample_, random, k);
+    if (kind == 2) return clusters(random, k);
     std::vector<Index> label(static_cast<std::size_t>(num_rows()));
     if (kind == 4) {
       for (Index i = 0; i < num_rows(); ++i)
@@ -156,6 +175,13 @@ class Starts {
       return label;
     }
     return projection(random, k);
+  }
+
+  /// Of (x, y).
+  std::vector<Index> clusters(const RandomField& random, Index k) const {
+    Matrix<double> points(num_rows(), d_ + 1);
+    points << sample_.x.leftCols(d_), sample_.y;
+    return k_means(points, k, random, {.rounds = 10}).labels;
   }
 
   /// Quantiles of a random projection of x; cuts are drawn, so that classes differ in size.

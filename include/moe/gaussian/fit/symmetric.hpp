@@ -5,13 +5,15 @@
 #include <Eigen/Eigenvalues>
 
 #include "moe/core/matrix.hpp"
+#include "moe/core/when_used.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
 /// x of least norm with A x = b for a symmetric positive semidefinite A: Cholesky, or where A is close to singular the
 /// eigenvectors whose eigenvalue is above 1e-12 of the largest. A scale of the coordinates is taken out first, so that
 /// "close" does not depend on units.
-inline Eigen::VectorXd solve_semidefinite(const Eigen::MatrixXd& a, const Eigen::VectorXd& b) {
+template <class = WhenUsed>
+Eigen::VectorXd solve_semidefinite(const Eigen::MatrixXd& a, const Eigen::VectorXd& b) {
   const Index n = b.size();
   Eigen::VectorXd scale(n);
   for (Index i = 0; i < n; ++i) scale(i) = a(i, i) > 0 ? 1 / std::sqrt(a(i, i)) : 0;

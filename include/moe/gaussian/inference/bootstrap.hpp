@@ -69,10 +69,10 @@ struct Bootstrap {
 namespace detail {
 
 /// The numbers of a model that a bootstrap compares, all comparable between fits.
-template <class Gate>
+template <class G>
 class BootstrapColumns {
  public:
-  explicit BootstrapColumns(const GaussianMoe<Gate>& model)
+  explicit BootstrapColumns(const GaussianMoe<G>& model)
       : at_(layout(model)), ray_(has_temperature_ray(model)), hard_(is_hard(model) && model.num_experts() > 1) {
     const std::vector<std::string> all = identified_names(model);
     for (Index i = 0; i < at_.size(); ++i)
@@ -87,7 +87,7 @@ class BootstrapColumns {
 
   const std::vector<std::string>& names() const { return names_; }
 
-  Eigen::RowVectorXd operator()(GaussianMoe<Gate> model) const {
+  Eigen::RowVectorXd operator()(GaussianMoe<G> model) const {
     if (ray_) to_unit_temperature(model);
     Eigen::VectorXd theta = pack(model, at_);
     const double norm = hard_ ? gate_of(theta).norm() : 0;
@@ -142,19 +142,18 @@ inline void summarise(const std::vector<std::string>& names, const Eigen::RowVec
 }
 
 /// One refit to a sample from the model.
-template <class Gate>
-GaussianFit<Gate> refit(const GaussianMoe<Gate>& model, const RegressionData& data, FitOptions options, Index starts,
-                        std::uint64_t seed) {
+template <class G>
+GaussianFit<G> refit(const GaussianMoe<G>& model, const RegressionData& data, FitOptions options, Index starts,
+                     std::uint64_t seed) {
   options.progress = {};
   options.last_slope = model.last_slope;
-  GaussianFit<Gate> best = fit_from(data, model, options);
+  GaussianFit<G> best = fit_from(data, model, options);
   if (starts == 0) return best;
   options.starts = starts;
   options.seed = seed;
-  GaussianFit<Gate> other = moe::fit(data, model.num_experts(), model.gate, options);
-  const auto interior = [](const GaussianFit<Gate>& f) { return !f.flags.at_floor && !f.flags.dead_expert; };
-  const bool better = interior(other) != interior(best)
-                          ? interior(other)
+  GaussianFit<G> other = moe::fit(data, model.num_experts(), model.gate, options);
+  const bool better = other.flags.interior() != best.flags.interior()
+                          ? other.flags.interior()
                           : other.penalised_log_likelihood > best.penalised_log_likelihood;
   if (better) std::swap(best, other);
   const double highest = std::fmax(other.penalised_log_likelihood,  // NaN is none
@@ -178,12 +177,12 @@ GaussianFit<Gate> refit(const GaussianMoe<Gate>& model, const RegressionData& da
 /// The result depends on arguments alone, not on the number of threads. Costs `replications` fits, in parallel. Throws
 /// as fit_from does, and for options out of range.
 /// Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; for mixtures: McLachlan & Peel 2000, section 2.16.
-template <class Gate>
-Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
+template <class G>
+Bootstrap bootstrap(const GaussianMoe<G>& model, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
   constexpr const char* kName = "moe::bootstrap";
   options.validate(kName);
   detail::require_normal_form(kName, model);
-  const detail::BootstrapColumns<Gate> columns(model);
+  const detail::BootstrapColumns<G> columns(model);
   const Index count = options.replications, width = static_cast<Index>(columns.names().size());
   Bootstrap out{.replicates = Matrix<double>(count, width)};
   out.log_likelihood.resize(static_cast<std::size_t>(count));
@@ -193,11 +192,11 @@ Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
   Index done = 0;
   parallel_for(count, [&](Index r, Index) {
     const RegressionData data{.x = x, .y = sample(model, x, seeds.bits(r, 0))};
-    const GaussianFit<Gate> fit = detail::refit(model, data, options.fit, options.random_starts, seeds.bits(r, 1));
+    const GaussianFit<G> fit = detail::refit(model, data, options.fit, options.random_starts, seeds.bits(r, 1));
     const auto s = static_cast<std::size_t>(r);
     out.replicates.row(r) = columns(detail::relabelled(model, fit.model, x));
     out.log_likelihood[s] = fit.log_likelihood;
-    usable[s] = !fit.flags.at_floor && !fit.flags.dead_expert;
+    usable[s] = fit.flags.interior();
     converged[s] = fit.converged;
     discarded[s] = fit.flags.discarded;
     const std::lock_guard lock(mutex);
@@ -213,8 +212,8 @@ Bootstrap bootstrap(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
 }
 
 /// The same for the model of a fit.
-template <class Gate>
-Bootstrap bootstrap(const GaussianFit<Gate>& fit, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
+template <class G>
+Bootstrap bootstrap(const GaussianFit<G>& fit, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
   return bootstrap(fit.model, x, options);
 }
 

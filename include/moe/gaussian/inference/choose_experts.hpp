@@ -11,10 +11,10 @@
 namespace moe::inline MOE_ABI {
 
 /// Fits with different numbers of experts, and which of them each criterion prefers.
-template <class Gate>
+template <class G>
 struct ExpertSweep {
   struct Row {
-    GaussianFit<Gate> fit = {};
+    GaussianFit<G> fit = {};
     Criteria criteria = {};
     /// Not at the variance floor, and every expert holds at least d + 2 rows: only such fits are candidates.
     bool interior = false;
@@ -36,15 +36,15 @@ struct ExpertSweep {
 namespace detail {
 
 /// The gate for k experts: a bias that is the gate's own starts at 0, of that size.
-template <class Gate>
-Gate gate_for(const Gate& gate, Index num_experts) {
-  using Likelihood = GateModel<Gate>;
+template <class G>
+G gate_for(const G& gate, Index num_experts) {
+  using Likelihood = GateModel<G>;
   if (!Likelihood::bias_in_gate(gate)) return gate;
   return Likelihood::with(gate, Eigen::RowVectorXd::Zero(num_experts), Likelihood::temperature(gate));
 }
 
-template <class Gate>
-Index best_of(const ExpertSweep<Gate>& sweep, double Criteria::*value) {
+template <class G>
+Index best_of(const ExpertSweep<G>& sweep, double Criteria::*value) {
   Index best = 0;
   double least = std::numeric_limits<double>::infinity();
   for (const auto& row : sweep.rows)
@@ -67,17 +67,17 @@ struct ExpertRange {
 /// rows. Each fit is only as good as its starts, of which larger models need more: a log-likelihood that falls as
 /// experts are added says that there were too few. Top-K gates: `least` is at least K.
 /// Costs a fit per number. Throws as fit does, and for a range that is empty or begins below 1.
-template <LikelihoodGate Gate = SoftmaxGate>
-ExpertSweep<Gate> sweep_experts(const RegressionData& data, const ExpertRange& range, const Gate& gate = {},
-                                const FitOptions& options = {}) {
+template <LikelihoodGate G = SoftmaxGate>
+ExpertSweep<G> sweep_experts(const RegressionData& data, const ExpertRange& range, const G& gate = {},
+                             const FitOptions& options = {}) {
   constexpr const char* kName = "moe::sweep_experts";
   if (range.least < 1 || range.most < range.least)
     fail(kName, ": range is ", range.least, " to ", range.most, ", expected 1 <= least <= most");
-  ExpertSweep<Gate> result;
+  ExpertSweep<G> result;
   for (Index k = range.least; k <= range.most; ++k) {
-    typename ExpertSweep<Gate>::Row row{.fit = fit(data, k, detail::gate_for(gate, k), options)};
+    typename ExpertSweep<G>::Row row{.fit = fit(data, k, detail::gate_for(gate, k), options)};
     row.criteria = criteria(row.fit, data);
-    row.interior = !row.fit.flags.at_floor && !row.fit.flags.dead_expert;
+    row.interior = row.fit.flags.interior();
     result.rows.push_back(std::move(row));
   }
   result.best_aic = detail::best_of(result, &Criteria::aic);
@@ -87,9 +87,9 @@ ExpertSweep<Gate> sweep_experts(const RegressionData& data, const ExpertRange& r
 }
 
 /// For other gates: GaussianMoe says in a sentence what they lack.
-template <class Gate>
-  requires(!LikelihoodGate<Gate>)
-ExpertSweep<Gate> sweep_experts(const RegressionData&, const ExpertRange&, const Gate& = {}, const FitOptions& = {}) {
+template <class G>
+  requires(!LikelihoodGate<G>)
+ExpertSweep<G> sweep_experts(const RegressionData&, const ExpertRange&, const G& = {}, const FitOptions& = {}) {
   return {};
 }
 

@@ -25,8 +25,8 @@ struct Criteria {
 ///                       (beta_1, beta_0, tau) and c (beta_1, beta_0, tau) are the same model;
 ///   a top-1 gate has only its boundaries: (k - 1)(d + 1) - 1, or (k - 1) d - 1 where experts are ranked without bias.
 /// Throws std::invalid_argument for a bad model.
-template <class Gate>
-Index num_identified_parameters(const GaussianMoe<Gate>& model) {
+template <class G>
+Index num_identified_parameters(const GaussianMoe<G>& model) {
   model.validate("moe::num_identified_parameters");
   return model.num_experts() * (model.input_dim() + 2) + detail::num_identified_gate(model);
 }
@@ -39,8 +39,8 @@ Index num_identified_parameters(const GaussianMoe<Gate>& model) {
 /// O(n k (d + 30)); errors as for log_likelihood.
 /// Akaike 1974; Schwarz, Ann. Statist. 1978; ICL: Biernacki, Celeux & Govaert, IEEE PAMI 2000, with the probabilities
 /// r_ij in place of hard labels.
-template <class Gate>
-Criteria criteria(const GaussianMoe<Gate>& model, const RegressionData& data) {
+template <class G>
+Criteria criteria(const GaussianMoe<G>& model, const RegressionData& data) {
   Criteria result{.num_parameters = num_identified_parameters(model), .log_likelihood = log_likelihood(model, data)};
   const Matrix<double> r = responsibilities(model, data);
   for (Index i = 0; i < r.rows(); ++i) result.entropy += detail::entropy(r.row(i).data(), r.cols());
@@ -51,8 +51,8 @@ Criteria criteria(const GaussianMoe<Gate>& model, const RegressionData& data) {
   return result;
 }
 
-template <class Gate>
-Criteria criteria(const GaussianFit<Gate>& fit, const RegressionData& data) {
+template <class G>
+Criteria criteria(const GaussianFit<G>& fit, const RegressionData& data) {
   return criteria(fit.model, data);
 }
 

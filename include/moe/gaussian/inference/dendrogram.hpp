@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -24,9 +25,9 @@ struct DendrogramOptions {
 };
 
 /// A model of the dendrogram, and the merge that leads to the one below.
-template <class Gate>
+template <class G>
 struct DendrogramLevel {
-  GaussianMoe<Gate> model = {};
+  GaussianMoe<G> model = {};
   double log_likelihood = 0;
   double height = 0;            ///< dissimilarity of the two closest experts; 0 with one expert
   Index first = 0, second = 0;  ///< these two, first < second, by their places before a refit; the union is `first`
@@ -35,14 +36,14 @@ struct DendrogramLevel {
   Index num_experts() const { return model.num_experts(); }
 };
 
-template <class Gate>
+template <class G>
 struct Dendrogram {
-  std::vector<DendrogramLevel<Gate>> levels = {};  ///< from the given model down to one expert
-  Index num_experts = 1;                           ///< chosen: the least criterion, ties to fewer experts
+  std::vector<DendrogramLevel<G>> levels = {};  ///< from the given model down to one expert
+  Index num_experts = 1;                        ///< chosen: the least criterion, ties to fewer experts
 
   /// The model with the chosen number of experts, a good start for fit_from.
-  const GaussianMoe<Gate>& model() const {
-    for (const DendrogramLevel<Gate>& level : levels)
+  const GaussianMoe<G>& model() const {
+    for (const DendrogramLevel<G>& level : levels)
       if (level.num_experts() == num_experts) return level.model;
     fail("moe::Dendrogram: there is no level with ", num_experts, " experts");
   }
@@ -51,6 +52,7 @@ struct Dendrogram {
 namespace detail {
 
 /// The experts as atoms of a mixing measure, on standardised data, with weights w that sum to 1 and gate at tau = 1.
+template <class = WhenUsed>
 class Atoms {
  public:
   explicit Atoms(GaussianParameters m) : m_(std::move(m)) {
@@ -117,8 +119,8 @@ class Atoms {
   Eigen::RowVectorXd weight_;
 };
 
-template <class Gate>
-void find_closest(const Atoms& atoms, DendrogramLevel<Gate>& level) {
+template <class G>
+void find_closest(const Atoms<>& atoms, DendrogramLevel<G>& level) {
   level.height = atoms.size() > 1 ? std::numeric_limits<double>::infinity() : 0;
   for (Index i = 0; i < atoms.size(); ++i)
     for (Index j = i + 1; j < atoms.size(); ++j)
@@ -129,11 +131,11 @@ void find_closest(const Atoms& atoms, DendrogramLevel<Gate>& level) {
       }
 }
 
-template <class Gate>
-void check_dendrogram(const char* function, const GaussianMoe<Gate>& model, const RegressionData& data,
+template <class G>
+void check_dendrogram(const char* function, const GaussianMoe<G>& model, const RegressionData& data,
                       const DendrogramOptions& options) {
   require_normal_form(function, model);
-  Evaluation<Gate>::check(function, model, data);
+  Evaluation<G>::check(function, model, data);
   options.fit.validate(function);
   if (model.form().active < model.num_experts())
     fail(function, ": the gate has ", model.form().active, " of ", model.num_experts(),
@@ -164,11 +166,11 @@ void check_dendrogram(const char* function, const GaussianMoe<Gate>& model, cons
 ///   data  those of the fit
 /// Throws std::invalid_argument for other gates, models that are not in normal form, and as fit_from does. O(k^3 d + k
 /// n k d), and k fits with options.refit.
-template <LikelihoodGate Gate>
-Dendrogram<Gate> dendrogram(const GaussianMoe<Gate>& model, const RegressionData& data,
-                            const DendrogramOptions& options = {}) {
+template <LikelihoodGate G>
+Dendrogram<G> dendrogram(const GaussianMoe<G>& model, const RegressionData& data,
+                         const DendrogramOptions& options = {}) {
   static_assert(
-      std::is_same_v<typename GateModel<Gate>::Inner, Identity>,
+      std::is_same_v<typename GateModel<G>::Inner, Identity>,
       "moe::dendrogram: needs a gate without an activation: with one, slopes do not interact with intercepts");
   constexpr const char* kName = "moe::dendrogram";
   detail::check_dendrogram(kName, model, data, options);
@@ -176,13 +178,13 @@ Dendrogram<Gate> dendrogram(const GaussianMoe<Gate>& model, const RegressionData
   GaussianParameters standard = model;
   detail::to_standard_scale(by, standard);
   detail::Atoms atoms(std::move(standard));
-  Dendrogram<Gate> out;
+  Dendrogram<G> out;
   const double n = static_cast<double>(data.num_rows());
   double least = std::numeric_limits<double>::infinity();
   while (true) {
-    DendrogramLevel<Gate> level{.model = model};
+    DendrogramLevel<G> level{.model = model};
     if (!out.levels.empty()) {
-      level.model = GaussianMoe<Gate>(atoms.parameters(model.temperature), model.gate);
+      level.model = GaussianMoe<G>(atoms.parameters(model.temperature), model.gate);
       detail::to_data_scale(by, level.model);
       normalise(level.model);
       if (options.refit) level.model = fit_from(data, level.model, options.fit).model;
@@ -202,9 +204,8 @@ Dendrogram<Gate> dendrogram(const GaussianMoe<Gate>& model, const RegressionData
 }
 
 /// The same for the model of a fit.
-template <LikelihoodGate Gate>
-Dendrogram<Gate> dendrogram(const GaussianFit<Gate>& fit, const RegressionData& data,
-                            const DendrogramOptions& options = {}) {
+template <LikelihoodGate G>
+Dendrogram<G> dendrogram(const GaussianFit<G>& fit, const RegressionData& data, const DendrogramOptions& options = {}) {
   return dendrogram(fit.model, data, options);
 }
 

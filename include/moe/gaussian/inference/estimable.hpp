@@ -57,16 +57,10 @@ constexpr const char* sentence(NoStandardError reason) {
 
 namespace detail {
 
-/// The variance floor of a fit, relative to Var(y).
-inline double floor_of(double option, Index num_rows) {
-  if (option > 0) return option;
-  return num_rows < 500 ? 1e-5 : 1e-6;
-}
-
 /// Which coordinates of theta may have standard errors.
 struct Estimable {
-  template <class Gate>
-  Estimable(const GaussianMoe<Gate>& model, const ScaledInformation& at, const FitFlags& known, double floor)
+  template <class G>
+  Estimable(const GaussianMoe<G>& model, const ScaledInformation& at, const FitFlags& known, double floor)
       : names(identified_names(model)), reasons(names.size(), NoStandardError::Available) {
     const auto gate_has_none = [&](NoStandardError reason) {
       for (Index i = 0; i < at.at.num_gate(); ++i) reasons[static_cast<std::size_t>(i)] = reason;
@@ -77,7 +71,7 @@ struct Estimable {
       gate_has_none(NoStandardError::SeparatedGate);
     else if (has_temperature_ray(model))
       reasons[static_cast<std::size_t>(at.at.log_temperature())] = NoStandardError::TemperatureRay;
-    if (known.at_floor || at.model.variance.minCoeff() <= floor * (1 + 1e-9)) whole = NoStandardError::VarianceAtFloor;
+    if (known.at_floor || at_variance_floor(at.model, floor)) whole = NoStandardError::VarianceAtFloor;
   }
 
   std::vector<Index> coordinates() const {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/core/when_used.hpp"
 #include "moe/numeric/activation.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -27,7 +28,8 @@ namespace detail {
 
 /// Smallest singular value of the columns at unit root mean square, over sqrt(n): that of their functions in L2 of the
 /// points. 0 for a column of zeros and for fewer rows than columns.
-inline double smallest_singular_value(Eigen::MatrixXd columns) {
+template <class = WhenUsed>
+double smallest_singular_value(Eigen::MatrixXd columns) {
   if (!columns.allFinite()) fail("moe::independence: act(beta x) or its square overflows, expected a smaller beta x");
   if (columns.rows() < columns.cols()) return 0;
   for (Index c = 0; c < columns.cols(); ++c) {

@@ -13,9 +13,8 @@ namespace moe::inline MOE_ABI::detail {
 
 /// cost(i, j): how far expert i of `to` is from expert j of `from`, whatever the parametrisation of the gate: mean over
 /// the rows of x of (m_i - m_j)^2 / nu_i + (pi_i - pi_j)^2, plus (log nu_i - log nu_j)^2 / 2.
-template <class Gate>
-Eigen::MatrixXd expert_distances(const GaussianMoe<Gate>& to, const GaussianMoe<Gate>& from,
-                                 const MatrixView<double>& x) {
+template <class G>
+Eigen::MatrixXd expert_distances(const GaussianMoe<G>& to, const GaussianMoe<G>& from, const MatrixView<double>& x) {
   const Index k = to.num_experts();
   const Matrix<double> pi = gate_weights(to, x), other_pi = gate_weights(from, x);
   const Matrix<double> means = expert_means(to, x), other_means = expert_means(from, x);
@@ -32,15 +31,15 @@ Eigen::MatrixXd expert_distances(const GaussianMoe<Gate>& to, const GaussianMoe<
 
 /// `model` with its experts in the order of those of `to` that they are closest to in sum. A last expert whose slope is
 /// pinned at 0 behind an activation stays where it is, as no other can take its place.
-template <class Gate>
-GaussianMoe<Gate> relabelled(const GaussianMoe<Gate>& to, const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
-  constexpr bool kLinear = std::is_same_v<typename GateModel<Gate>::Inner, Identity>;
+template <class G>
+GaussianMoe<G> relabelled(const GaussianMoe<G>& to, const GaussianMoe<G>& model, const MatrixView<double>& x) {
+  constexpr bool kLinear = std::is_same_v<typename GateModel<G>::Inner, Identity>;
   const Index k = to.num_experts(), movable = kLinear || to.last_slope == LastSlope::Free ? k : k - 1;
   const Eigen::MatrixXd cost = expert_distances(to, model, x).topLeftCorner(movable, movable);
   if (!cost.allFinite()) return model;  // squares that overflow: nothing to compare
   std::vector<Index> order = least_assignment(cost);
   if (movable < k) order.push_back(k - 1);
-  GaussianMoe<Gate> out = permuted(model, order);
+  GaussianMoe<G> out = permuted(model, order);
   normalise(out);
   return out;
 }

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/separation.hpp"
 #include "moe/gaussian/pass/gram.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
@@ -25,7 +26,8 @@ struct ScaledInformation {
 };
 
 /// d theta / d theta~: to_data_scale is affine but for the variances, whose logarithm is shifted.
-inline Eigen::MatrixXd data_jacobian(Standardisation by, const ParameterLayout& at, GaussianParameters shape) {
+template <class = WhenUsed>
+Eigen::MatrixXd data_jacobian(Standardisation by, const ParameterLayout& at, GaussianParameters shape) {
   by.y_center = 0;
   const auto mapped = [&](const Eigen::VectorXd& theta) {
     GaussianParameters m = shape;
@@ -45,10 +47,10 @@ inline Eigen::MatrixXd data_jacobian(Standardisation by, const ParameterLayout& 
   return jacobian;
 }
 
-template <class Gate>
-ScaledInformation scaled_information(const char* function, const GaussianMoe<Gate>& model, const RegressionData& data) {
+template <class G>
+ScaledInformation scaled_information(const char* function, const GaussianMoe<G>& model, const RegressionData& data) {
   require_normal_form(function, model);
-  Evaluation<Gate>::check(function, model, data);
+  Evaluation<G>::check(function, model, data);
   const GateForm form = model.form();
   ScaledInformation out{.at = layout(model),
                         .by = standardisation_of(function, data, keeps_origin(model)),
@@ -60,7 +62,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<Gat
                         .gram = {}};
   to_standard_scale(out.by, out.model);
   const RowBlocks rows(data, out.by);
-  const ObjectiveOf<typename GateModel<Gate>::Inner> objective(rows, out.at, form);
+  const ObjectiveOf<typename GateModel<G>::Inner> objective(rows, out.at, form);
   objective.information(out.model, out.score, out.information);
   out.scores = objective.score_covariance(out.model);
   out.to_data = data_jacobian(out.by, out.at, out.model);

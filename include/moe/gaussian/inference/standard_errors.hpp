@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/inference/estimable.hpp"
 #include "moe/gaussian/predict/normal_quantile.hpp"
 
@@ -71,7 +72,8 @@ struct StandardErrors {
 namespace detail {
 
 /// Covariances of what is estimable, or the reason why there are none.
-inline void invert(const ScaledInformation& at, const StandardErrorOptions& options, StandardErrors& out) {
+template <class = WhenUsed>
+void invert(const ScaledInformation& at, const StandardErrorOptions& options, StandardErrors& out) {
   const std::vector<Index>& free = out.coordinates;
   const Eigen::MatrixXd information = at.information(free, free);
   const ScaledEigen eigen(information, at.gram(free, free));
@@ -113,8 +115,9 @@ inline ParameterEstimate exponential(ParameterEstimate p, std::string name) {
   return p;
 }
 
-inline void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, const ParameterLayout& at,
-                            const StandardErrorOptions& options, StandardErrors& out) {
+template <class = WhenUsed>
+void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, const ParameterLayout& at,
+                     const StandardErrorOptions& options, StandardErrors& out) {
   for (Index i = 0; i < at.size(); ++i) {
     const auto s = static_cast<std::size_t>(i);
     const NoStandardError reason = out.available() ? estimable.reasons[s] : out.reason;
@@ -132,8 +135,8 @@ inline void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& t
     out.parameters.push_back(exponential(out.parameters[static_cast<std::size_t>(at.log_temperature())], "tau"));
 }
 
-template <class Gate>
-StandardErrors standard_errors(const char* function, GaussianMoe<Gate> model, const RegressionData& data,
+template <class G>
+StandardErrors standard_errors(const char* function, GaussianMoe<G> model, const RegressionData& data,
                                const FitFlags& known, const StandardErrorOptions& options) {
   options.validate(function);
   require_normal_form(function, model);
@@ -141,7 +144,7 @@ StandardErrors standard_errors(const char* function, GaussianMoe<Gate> model, co
   const bool ray = has_temperature_ray(model);
   if (ray) to_unit_temperature(model);
   const ScaledInformation at = scaled_information(function, model, data);
-  const Estimable estimable(model, at, known, floor_of(options.variance_floor, data.num_rows()));
+  const Estimable estimable(model, at, known, variance_floor_of(options.variance_floor, data.num_rows()));
   StandardErrors out{.reason = estimable.whole, .coordinates = estimable.coordinates()};
   if (out.available()) invert(at, options, out);
   if (ray) model.temperature = tau;
@@ -167,15 +170,15 @@ StandardErrors standard_errors(const char* function, GaussianMoe<Gate> model, co
 ///          move it by less than options.largest_distance standard errors
 /// Throws std::invalid_argument for bad models, data or options, and constant columns of x. O(n k^2 d^2 + p^3).
 /// White, "Maximum likelihood estimation of misspecified models", Econometrica 1982; Louis, JRSS B 1982.
-template <class Gate>
-StandardErrors standard_errors(const GaussianMoe<Gate>& model, const RegressionData& data,
+template <class G>
+StandardErrors standard_errors(const GaussianMoe<G>& model, const RegressionData& data,
                                const StandardErrorOptions& options = {}) {
   return detail::standard_errors("moe::standard_errors", model, data, FitFlags{}, options);
 }
 
 /// The same for a fit, which also says if its gate is separated or a variance is at its floor.
-template <class Gate>
-StandardErrors standard_errors(const GaussianFit<Gate>& fit, const RegressionData& data,
+template <class G>
+StandardErrors standard_errors(const GaussianFit<G>& fit, const RegressionData& data,
                                const StandardErrorOptions& options = {}) {
   return detail::standard_errors("moe::standard_errors", fit.model, data, fit.flags, options);
 }

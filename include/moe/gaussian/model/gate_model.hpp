@@ -29,13 +29,13 @@ struct GateForm {
 ///   using Inner                            an Activation: the function between u and z
 ///   static constexpr bool kTempered        has the gate a temperature?
 ///   static constexpr bool kFreeTemperature is it estimated?
-///   static GateForm form(const Gate&, Index num_experts)   throws std::invalid_argument for a gate whose weights are
+///   static GateForm form(const G&, Index num_experts)      throws std::invalid_argument for a gate whose weights are
 ///                                                          not softmax(z) on its active experts
-///   static double temperature(const Gate&)                 where estimation starts, or the constant
-///   static Gate with(Gate, const Eigen::RowVectorXd& bias, double temperature)   the gate that routes: the same
+///   static double temperature(const G&)                    where estimation starts, or the constant
+///   static G with(G, const Eigen::RowVectorXd& bias, double temperature)   the gate that routes: the same
 ///                                                          weights from the logits that gate_logits() gives it
-///   static bool bias_in_gate(const Gate&)                  is beta_0 a number of the gate, or of the router before it?
-template <class Gate>
+///   static bool bias_in_gate(const G&)                     is beta_0 a number of the gate, or of the router before it?
+template <class G>
 struct GateModel;
 
 template <>
@@ -111,18 +111,18 @@ void require_plain_softmax(const DenseToSparseGate<Temperature>& gate) {
 /// are ignored: the likelihood is that of the dense weights.
 template <Schedule Temperature>
 struct GateModel<DenseToSparseGate<Temperature>> {
-  using Gate = DenseToSparseGate<Temperature>;
+  using G = DenseToSparseGate<Temperature>;
   using Inner = Identity;
   static constexpr bool kTempered = true, kFreeTemperature = LearnableSchedule<Temperature>;
 
-  static GateForm form(const Gate& gate, Index num_experts) {
+  static GateForm form(const G& gate, Index num_experts) {
     gate.validate(num_experts);
     detail::require_plain_softmax(gate);
     return {.active = num_experts};
   }
-  static double temperature(const Gate& gate) { return gate.temperature(kFinished); }
-  static bool bias_in_gate(const Gate&) { return false; }
-  static Gate with(const Gate& gate, const Eigen::RowVectorXd&, double tau) {
+  static double temperature(const G& gate) { return gate.temperature(kFinished); }
+  static bool bias_in_gate(const G&) { return false; }
+  static G with(const G& gate, const Eigen::RowVectorXd&, double tau) {
     return detail::dense_with_temperature(gate, tau);
   }
 };
@@ -130,18 +130,18 @@ struct GateModel<DenseToSparseGate<Temperature>> {
 /// As for DenseToSparseGate; beta_0 is the bias of the gate, outside or inside of the activation as the gate says.
 template <Activation Act, Schedule Temperature>
 struct GateModel<ActivationGate<Act, Temperature>> {
-  using Gate = ActivationGate<Act, Temperature>;
+  using G = ActivationGate<Act, Temperature>;
   using Inner = Act;
   static constexpr bool kTempered = true, kFreeTemperature = LearnableSchedule<Temperature>;
 
-  static GateForm form(const Gate& gate, Index num_experts) {
+  static GateForm form(const G& gate, Index num_experts) {
     gate.validate(num_experts);
     detail::require_plain_softmax(gate.sparse);
     return {.active = num_experts, .bias = gate.bias_place};
   }
-  static double temperature(const Gate& gate) { return gate.sparse.temperature(kFinished); }
-  static bool bias_in_gate(const Gate&) { return true; }
-  static Gate with(Gate gate, const Eigen::RowVectorXd& bias, double tau) {
+  static double temperature(const G& gate) { return gate.sparse.temperature(kFinished); }
+  static bool bias_in_gate(const G&) { return true; }
+  static G with(G gate, const Eigen::RowVectorXd& bias, double tau) {
     gate.bias = bias;
     gate.sparse = detail::dense_with_temperature(gate.sparse, tau);
     return gate;

@@ -20,9 +20,9 @@ namespace moe::inline MOE_ABI::detail {
 /// and numbers are the program's. Values of an activation may differ by roundings of another libm.
 class GateRecord {
  public:
-  template <class Gate>
-  GateRecord(const Gate& gate, Index num_experts) {
-    using Likelihood = GateModel<Gate>;
+  template <class G>
+  GateRecord(const G& gate, Index num_experts) {
+    using Likelihood = GateModel<G>;
     if (num_experts < 1) return;
     const GateForm form = Likelihood::form(gate, num_experts);
     using Inner = typename Likelihood::Inner;

@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "moe/gaussian/model/model.hpp"
+#include "moe/numeric/top_k.hpp"
 
 namespace moe::inline MOE_ABI {
 
 namespace detail {
 
 /// Weights of one row: softmax(z) on the active experts, exactly 0 elsewhere; pi [k] is overwritten.
-template <class Gate>
+template <class G>
 class GateRow {
  public:
-  explicit GateRow(const GaussianMoe<Gate>& model)
+  explicit GateRow(const GaussianMoe<G>& model)
       : model_(model),
         form_(model.form()),
-        order_(static_cast<std::size_t>(model.num_experts())),
+        active_(static_cast<std::size_t>(form_.active)),
         u_(model.num_experts()),
         z_(model.num_experts()) {}
 
   template <class Row>
   void operator()(const Row& x, Eigen::Ref<Eigen::RowVectorXd> pi) {
-    using Inner = typename GateModel<Gate>::Inner;
+    using Inner = typename GateModel<G>::Inner;
     const Index k = model_.num_experts();
     const bool inside = form_.bias == BiasPlace::Inside;
     for (Index j = 0; j < k; ++j) {
@@ -44,15 +45,15 @@ class GateRow {
  private:
   /// Takes all but the `active` experts of highest rank out; ties go to the lower one.
   void mask() {
-    for (std::size_t j = 0; j < order_.size(); ++j) order_[j] = static_cast<Index>(j);
-    std::stable_sort(order_.begin(), order_.end(), [&](Index a, Index b) { return u_(a) > u_(b); });
-    for (std::size_t rank = static_cast<std::size_t>(form_.active); rank < order_.size(); ++rank)
-      z_(order_[rank]) = -std::numeric_limits<double>::infinity();
+    top_k(u_.data(), u_.size(), std::span(active_));
+    u_.setConstant(-std::numeric_limits<double>::infinity());
+    for (const Index j : active_) u_(j) = z_(j);
+    u_.swap(z_);
   }
 
-  const GaussianMoe<Gate>& model_;
+  const GaussianMoe<G>& model_;
   GateForm form_;
-  std::vector<Index> order_;
+  std::vector<Index> active_;
   Eigen::RowVectorXd u_, z_;  // rank scores and scores
 };
 
@@ -60,12 +61,12 @@ class GateRow {
 
 /// Gate weights pi_j(x) [n, k] of rows x [n, d]; each row sums to 1, inactive experts are exactly 0.
 /// Throws std::invalid_argument for a bad model or another number of columns. O(n k d).
-template <class Gate>
-Matrix<double> gate_weights(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+Matrix<double> gate_weights(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   model.validate("moe::gate_weights");
   detail::require_shape("moe::gate_weights", "x", x, x.rows(), model.input_dim());
   Matrix<double> pi(x.rows(), model.num_experts());
-  detail::GateRow<Gate> weigh(model);
+  detail::GateRow<G> weigh(model);
   for (Index i = 0; i < x.rows(); ++i) weigh(x.row(i), pi.row(i));
   return pi;
 }

@@ -38,23 +38,22 @@ bool symmetric_activation(double sign) {
 }
 
 /// Is there a ray of gates with one and the same likelihood, along which slopes, biases and the free temperature grow?
-template <class Gate>
-bool has_temperature_ray(const GaussianMoe<Gate>& model) {
-  return GateModel<Gate>::kFreeTemperature && model.num_experts() > 1 &&
-         homogeneity<typename GateModel<Gate>::Inner>() > 0;
+template <class G>
+bool has_temperature_ray(const GaussianMoe<G>& model) {
+  return GateModel<G>::kFreeTemperature && model.num_experts() > 1 && homogeneity<typename GateModel<G>::Inner>() > 0;
 }
 
 /// Has every row one active expert, with weight 1 whatever the gate's numbers are?
-template <class Gate>
-bool is_hard(const GaussianMoe<Gate>& model) {
+template <class G>
+bool is_hard(const GaussianMoe<G>& model) {
   return model.form().active == 1;
 }
 
 /// Moves the temperature to 1 along the ray: beta_1 / tau^(1 / p) and beta_0 / tau, or tau^(1 / p) where it is an
 /// argument of the activation. No weight changes.
-template <class Gate>
-void to_unit_temperature(GaussianMoe<Gate>& model) {
-  const double p = homogeneity<typename GateModel<Gate>::Inner>();
+template <class G>
+void to_unit_temperature(GaussianMoe<G>& model) {
+  const double p = homogeneity<typename GateModel<G>::Inner>();
   MOE_ASSERT(p > 0);
   const double root = p == 1 ? model.temperature : std::pow(model.temperature, 1 / p);
   const bool outside = model.form().bias == BiasPlace::Outside;
@@ -64,12 +63,12 @@ void to_unit_temperature(GaussianMoe<Gate>& model) {
 }
 
 /// The names of layout(model); along a ray, those of the ratios that are identified.
-template <class Gate>
-std::vector<std::string> identified_names(const GaussianMoe<Gate>& model) {
+template <class G>
+std::vector<std::string> identified_names(const GaussianMoe<G>& model) {
   const ParameterLayout at = layout(model);
   std::vector<std::string> names = at.names();
   if (!has_temperature_ray(model)) return names;
-  const bool linear = homogeneity<typename GateModel<Gate>::Inner>() == 1;
+  const bool linear = homogeneity<typename GateModel<G>::Inner>() == 1;
   const bool outside = model.form().bias == BiasPlace::Outside;
   for (Index i = 0; i < at.log_temperature(); ++i) {
     const bool plain = linear || (outside && i >= at.gate_bias(0));
@@ -80,8 +79,8 @@ std::vector<std::string> identified_names(const GaussianMoe<Gate>& model) {
 
 /// Dimension of the set of densities that the gates describe: free gate parameters without the ray; boundaries alone
 /// where one expert is active, which a common positive factor does not move.
-template <class Gate>
-Index num_identified_gate(const GaussianMoe<Gate>& model) {
+template <class G>
+Index num_identified_gate(const GaussianMoe<G>& model) {
   const ParameterLayout at = layout(model);
   const Index k = at.num_experts, d = at.input_dim;
   if (k == 1) return 0;

@@ -34,24 +34,24 @@ struct GaussianParameters {
 /// A plain value; share freely while nobody writes.
 /// Jacobs, Jordan, Nowlan & Hinton, "Adaptive mixtures of local experts", Neural Computation 1991; Nguyen, Nguyen &
 /// Ho (arXiv:2305.03288), top-K: Nguyen et al. (arXiv:2309.13850), temperature and activation: (arXiv:2401.13875).
-template <class GateType = SoftmaxGate>
+template <class G = SoftmaxGate>
 struct GaussianMoe : GaussianParameters {
-  static_assert(LikelihoodGate<GateType>,
+  static_assert(LikelihoodGate<G>,
                 "moe::GaussianMoe: a gate needs `route` for double and a specialisation of moe::GateModel "
                 "(see moe/gaussian/model/gate_model.hpp)");
-  using Gate = GateType;
+  using GateType = G;
 
-  Gate gate = {};
+  G gate = {};
 
   GaussianMoe() = default;
-  GaussianMoe(GaussianParameters parameters, Gate g = {})
+  GaussianMoe(GaussianParameters parameters, G g = {})
       : GaussianParameters(std::move(parameters)), gate(std::move(g)) {}
 
   /// All experts alike: slopes and intercepts 0, variances 1.
-  static GaussianMoe zero(Index num_experts, Index input_dim, Gate gate = {});
+  static GaussianMoe zero(Index num_experts, Index input_dim, G gate = {});
 
   /// How the gate enters the likelihood. Throws std::invalid_argument for a gate that cannot.
-  GateForm form() const { return GateModel<Gate>::form(gate, num_experts()); }
+  GateForm form() const { return GateModel<G>::form(gate, num_experts()); }
 
   /// Throws std::invalid_argument, naming `function` and the first number that is wrong.
   void validate(const char* function) const;
@@ -71,21 +71,21 @@ struct GaussianMoe : GaussianParameters {
   }
 };
 
-template <class Gate>
-GaussianMoe<Gate> GaussianMoe<Gate>::zero(Index num_experts, Index input_dim, Gate gate) {
+template <class G>
+GaussianMoe<G> GaussianMoe<G>::zero(Index num_experts, Index input_dim, G gate) {
   if (num_experts < 1) fail("moe::GaussianMoe::zero: num_experts is ", num_experts, ", expected at least 1");
   if (input_dim < 1) fail("moe::GaussianMoe::zero: input_dim is ", input_dim, ", expected at least 1");
   GaussianMoe model;
   model.gate_slope = model.slope = Matrix<double>::Zero(num_experts, input_dim);
   model.gate_bias = model.intercept = Eigen::RowVectorXd::Zero(num_experts);
   model.variance = Eigen::RowVectorXd::Ones(num_experts);
-  model.temperature = GateModel<Gate>::temperature(gate);
+  model.temperature = GateModel<G>::temperature(gate);
   model.gate = std::move(gate);
   return model;
 }
 
-template <class Gate>
-void GaussianMoe<Gate>::validate(const char* function) const {
+template <class G>
+void GaussianMoe<G>::validate(const char* function) const {
   const Index k = num_experts(), d = input_dim();
   if (k < 1 || d < 1) fail(function, ": slope is [", k, ", ", d, "], expected at least one expert and one input");
   detail::require_shape(function, "gate_slope", gate_slope, k, d);
@@ -104,19 +104,19 @@ void GaussianMoe<Gate>::validate(const char* function) const {
 
 /// Router logits [n, k] of rows x [n, d], for routing_gate(model): beta_1 . x, plus beta_0 unless it belongs to the
 /// gate.
-template <class Gate>
-Matrix<double> gate_logits(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+Matrix<double> gate_logits(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   detail::require_shape("moe::gate_logits", "x", x, x.rows(), model.input_dim());
   Matrix<double> logits = x * model.gate_slope.transpose();
-  if (!GateModel<Gate>::bias_in_gate(model.gate)) logits.rowwise() += model.gate_bias;
+  if (!GateModel<G>::bias_in_gate(model.gate)) logits.rowwise() += model.gate_bias;
   return logits;
 }
 
 /// The gate with the numbers of the model in it, dense where it may be: its weights on gate_logits(model, x), at
 /// inference, are the gate_weights of the likelihood. Put it into a MoeLayer behind a router with weight beta_1.
-template <class Gate>
-Gate routing_gate(const GaussianMoe<Gate>& model) {
-  return GateModel<Gate>::with(model.gate, model.gate_bias, model.temperature);
+template <class G>
+G routing_gate(const GaussianMoe<G>& model) {
+  return GateModel<G>::with(model.gate, model.gate_bias, model.temperature);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -74,27 +74,27 @@ inline bool keeps_origin(const GateForm& form, bool linear, Index num_experts) {
          ((form.bias == BiasPlace::Outside && !linear) || (!form.ranks_bias && form.active < num_experts));
 }
 
-template <class Gate>
-bool keeps_origin(const GaussianMoe<Gate>& model) {
-  return keeps_origin(model.form(), std::is_same_v<typename GateModel<Gate>::Inner, Identity>, model.num_experts());
+template <class G>
+bool keeps_origin(const GaussianMoe<G>& model) {
+  return keeps_origin(model.form(), std::is_same_v<typename GateModel<G>::Inner, Identity>, model.num_experts());
 }
 
 }  // namespace detail
 
 /// The layout of a model's free parameters. Throws std::invalid_argument for a linear gate with a free last slope.
-template <class Gate>
-ParameterLayout layout(const GaussianMoe<Gate>& model) {
-  using Likelihood = GateModel<Gate>;
+template <class G>
+ParameterLayout layout(const GaussianMoe<G>& model) {
+  using Likelihood = GateModel<G>;
   return detail::layout_of(model, model.form(), std::is_same_v<typename Likelihood::Inner, Identity>,
                            Likelihood::kFreeTemperature);
 }
 
 /// Moves the gate to its normal form, which changes no weight: beta_0k = 0, and for linear gates beta_1k = 0.
-template <class Gate>
-void normalise(GaussianMoe<Gate>& model) {
+template <class G>
+void normalise(GaussianMoe<G>& model) {
   const ParameterLayout at = layout(model);
   const Index last = model.num_experts() - 1;
-  const bool linear = std::is_same_v<typename GateModel<Gate>::Inner, Identity>;
+  const bool linear = std::is_same_v<typename GateModel<G>::Inner, Identity>;
   if (linear) model.gate_slope.rowwise() -= Eigen::RowVectorXd(model.gate_slope.row(last));
   if (linear || model.form().bias == BiasPlace::Outside) model.gate_bias.array() -= double(model.gate_bias(last));
   if (!linear && at.free_slopes == last && !model.gate_slope.row(last).isZero(0))

@@ -6,13 +6,15 @@
 #include <algorithm>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/model/parameters.hpp"
 #include "moe/gaussian/pass/sweep.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
 /// X^T X of the rows, X = (x, 1) [d + 1, d + 1]. O(n d^2).
-inline Eigen::MatrixXd gram_of(const RowBlocks& rows) {
+template <class = WhenUsed>
+Eigen::MatrixXd gram_of(const RowBlocks& rows) {
   const Index n = rows.input_dim() + 1;
   std::vector<double> sums(static_cast<std::size_t>(num_pairs(n) * kDoubles));
   PairProducts products;
@@ -28,7 +30,8 @@ inline Eigen::MatrixXd gram_of(const RowBlocks& rows) {
 }
 
 /// Is x = 0 farther from the mean of the rows than every row, in units of their covariance? O(n d^2).
-inline bool origin_is_far(const RowBlocks& rows) {
+template <class = WhenUsed>
+bool origin_is_far(const RowBlocks& rows) {
   const Index d = rows.input_dim();
   const Eigen::MatrixXd gram = gram_of(rows) / static_cast<double>(rows.num_rows());
   const Eigen::VectorXd mean = gram.col(d).head(d);
@@ -47,7 +50,8 @@ inline bool origin_is_far(const RowBlocks& rows) {
 /// How far scores, means and logarithms move with the parameters, as mean squares over rows: X^T X / n for the gate and
 /// for the line of each expert, 1 for temperature and variances [p, p]. An information judged against it knows neither
 /// units nor origin nor any other linear map of the inputs, nor that some of them are nearly collinear.
-inline Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
+template <class = WhenUsed>
+Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
   const Eigen::MatrixXd gram = gram_of(rows) / static_cast<double>(rows.num_rows());
   const Index d = at.input_dim;
   Eigen::MatrixXd out = Eigen::MatrixXd::Identity(at.size(), at.size());
@@ -70,6 +74,7 @@ inline constexpr double kSingular = 1e-8;
 
 /// Eigenvalues of a symmetric matrix in coordinates in which `gram` is the identity, and then with a unit diagonal.
 /// Coordinates whose diagonal is not positive are apart.
+template <class = WhenUsed>
 struct ScaledEigen {
   ScaledEigen(const Eigen::MatrixXd& a, const Eigen::MatrixXd& gram) {
     const double largest = a.size() > 0 ? a.diagonal().cwiseAbs().maxCoeff() : 0;

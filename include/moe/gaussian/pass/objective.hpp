@@ -139,10 +139,8 @@ class ObjectiveOf final : public Objective {
   Eigen::MatrixXd score_covariance(const GaussianParameters& m) const {
     const MixtureCoefficients coefficients = prepare(m);
     const PairSums<Inner, ScoreProductWeight> sums(coefficients, blocks_, all_);
-    std::vector<double> total(static_cast<std::size_t>(sums.size()));
-    sweep<Inner>(rows(), coefficients, sums, total.data());
     Eigen::MatrixXd out = Eigen::MatrixXd::Zero(layout().size(), layout().size());
-    sums.scatter(total.data(), out);
+    sums.scatter(sweep<Inner>(rows(), coefficients, sums).data() + 1, out);
     return out;
   }
 
@@ -154,17 +152,16 @@ class ObjectiveOf final : public Objective {
   }
 
   double raw_value(const GaussianParameters& m) const override {
-    return sweep<Inner>(rows(), prepare(m), NoSums{}, nullptr);
+    return sweep<Inner>(rows(), prepare(m), NoSums{}).front();
   }
 
   double raw_score(const GaussianParameters& m, Eigen::VectorXd& score) const override {
     const MixtureCoefficients coefficients = prepare(m);
     const ScoreSums<Inner> sums(coefficients, blocks_);
-    std::vector<double> total(static_cast<std::size_t>(sums.size()));
-    const double value = sweep<Inner>(rows(), coefficients, sums, total.data());
+    const std::vector<double> total = sweep<Inner>(rows(), coefficients, sums);
     score.setZero(layout().size());
-    sums.scatter(total.data(), score);
-    return value;
+    sums.scatter(total.data() + 1, score);
+    return total.front();
   }
 
   double raw_pairs(const GaussianParameters& m, Eigen::VectorXd& score, Eigen::MatrixXd& information,
@@ -181,13 +178,12 @@ class ObjectiveOf final : public Objective {
                 Eigen::MatrixXd& information) const {
     const ScoreSums<Inner> scores(coefficients, blocks_);
     const JoinedSums both(scores, pairs);
-    std::vector<double> total(static_cast<std::size_t>(both.size()));
-    const double value = sweep<Inner>(rows(), coefficients, both, total.data());
+    const std::vector<double> total = sweep<Inner>(rows(), coefficients, both);
     score.setZero(layout().size());
     information.setZero(layout().size(), layout().size());
-    scores.scatter(total.data(), score);
-    pairs.scatter(total.data() + scores.size(), information);
-    return value;
+    scores.scatter(total.data() + 1, score);
+    pairs.scatter(total.data() + 1 + scores.size(), information);
+    return total.front();
   }
 
   ScoreBlocks blocks_;

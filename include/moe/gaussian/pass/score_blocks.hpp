@@ -69,8 +69,8 @@ struct BlockPairs {
   Index wide = 0, mixed = 0, narrow = 0;
 
   /// Those p <= q for which keep(block p, block q).
-  template <class Keep>
-  BlockPairs(const ScoreBlocks& blocks, Keep&& keep) {
+  template <class Wanted>
+  BlockPairs(const ScoreBlocks& blocks, Wanted&& keep) {
     const auto add = [&](Index p, Index begin, Index end) {
       const std::size_t before = pairs.size();
       for (Index q = begin; q < end; ++q)

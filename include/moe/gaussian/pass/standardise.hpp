@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/model/model.hpp"
 #include "moe/gaussian/pass/row_blocks.hpp"
 
@@ -12,11 +13,11 @@ namespace moe::inline MOE_ABI::detail {
 
 /// Mean and population standard deviation of a column, relative to its first number, so that equal numbers differ by
 /// exactly 0 however many, and in units of its spread, so that no square overflows.
-struct Moments {
+struct ColumnMoments {
   double center = 0, scale = 0;
 
   template <class Column>
-  explicit Moments(const Column& column) : center(column(0)) {
+  explicit ColumnMoments(const Column& column) : center(column(0)) {
     const double n = static_cast<double>(column.size()), origin = column(0);
     double reach = 0, sum = 0, squares = 0;
     for (Index i = 0; i < column.size(); ++i) reach = std::max(reach, std::abs(column(i) - origin));
@@ -32,7 +33,7 @@ struct Moments {
 };
 
 /// Throws std::invalid_argument where variances, slopes or their products would leave the range of double.
-inline void require_moderate(const char* function, const char* name, const Moments& m) {
+inline void require_moderate(const char* function, const char* name, const ColumnMoments& m) {
   if (!(m.scale > 1e-100 && m.scale < 1e100))
     fail(function, ": ", name, " has standard deviation ", m.scale, ", expected 1e-100 to 1e100: choose another unit");
 }
@@ -40,17 +41,18 @@ inline void require_moderate(const char* function, const char* name, const Momen
 /// Means and population standard deviations of the data. x keeps its origin where the gate has no bias beside
 /// beta_1 . x that could take a shift up (`keep_origin`). Throws std::invalid_argument for a constant column of x and
 /// for absurd units; a constant y keeps scale 1.
-inline Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
+template <class = WhenUsed>
+Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
   Standardisation by = Standardisation::none(data.input_dim());
   for (Index c = 0; c < data.input_dim(); ++c) {
-    const Moments moments(data.x.col(c));
+    const ColumnMoments moments(data.x.col(c));
     if (moments.constant())
       fail(function, ": column ", c, " of x is constant, ", data.x(0, c), ", expected columns that vary");
     require_moderate(function, "a column of x", moments);
     by.x_scale(c) = moments.scale;
     if (!keep_origin) by.x_center(c) = moments.center;
   }
-  const Moments y(data.y);
+  const ColumnMoments y(data.y);
   by.y_center = y.center;
   if (y.constant()) return by;
   require_moderate(function, "y", y);
@@ -59,7 +61,8 @@ inline Standardisation standardisation_of(const char* function, const Regression
 }
 
 /// Throws std::invalid_argument, naming columns, if those of x (with ones) are linearly dependent.
-inline void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by) {
+template <class = WhenUsed>
+void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by) {
   const Index d = data.input_dim();
   Eigen::MatrixXd correlation = Eigen::MatrixXd::Zero(d, d);
   Eigen::RowVectorXd center = Eigen::RowVectorXd::Zero(d), row(d);
@@ -85,7 +88,8 @@ inline void require_independent_columns(const char* function, const RegressionDa
 }
 
 /// The model on standardised data, of a model on the data's own scale.
-inline void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
+template <class = WhenUsed>
+void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
   for (Index j = 0; j < m.num_experts(); ++j) {
     m.gate_bias(j) += m.gate_slope.row(j).dot(by.x_center);
     m.intercept(j) = (m.intercept(j) + m.slope.row(j).dot(by.x_center) - by.y_center) / by.y_scale;
@@ -96,7 +100,8 @@ inline void to_standard_scale(const Standardisation& by, GaussianParameters& m) 
 }
 
 /// And back.
-inline void to_data_scale(const Standardisation& by, GaussianParameters& m) {
+template <class = WhenUsed>
+void to_data_scale(const Standardisation& by, GaussianParameters& m) {
   for (Index j = 0; j < m.num_experts(); ++j) {
     m.gate_slope.row(j) = m.gate_slope.row(j).cwiseQuotient(by.x_scale);
     m.slope.row(j) = m.slope.row(j).cwiseQuotient(by.x_scale) * by.y_scale;

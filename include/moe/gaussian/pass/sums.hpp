@@ -10,19 +10,19 @@
 namespace moe::inline MOE_ABI::detail {
 
 struct NoSums {
-  struct Scratch {
-    explicit Scratch(const NoSums&) {}
+  struct Memory {
+    explicit Memory(const NoSums&) {}
   };
   Index size() const { return 0; }
-  void add(Scratch&, const PosteriorColumns&, const double*, double*) const {}
+  void add(Memory&, const PosteriorColumns&, const double*, double*) const {}
 };
 
 /// The score: [num_wide][d + 1], then a number for each narrow block.
 template <class Inner>
 class ScoreSums {
  public:
-  struct Scratch {
-    explicit Scratch(const ScoreSums& sums) : factors(sums.blocks_.size() * kBlockRows) {}
+  struct Memory {
+    explicit Memory(const ScoreSums& sums) : factors(sums.blocks_.size() * kBlockRows) {}
     AlignedBuffer<double> factors;
   };
 
@@ -30,7 +30,7 @@ class ScoreSums {
 
   Index size() const { return blocks_.num_wide * m_.num_features + blocks_.size() - blocks_.num_wide; }
 
-  void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+  void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
     const ScoreFactors<Inner> factors(m_, columns);
     double* to = scratch.factors.data();
     const Index k = m_.num_experts, n = m_.num_features, wide = blocks_.num_wide, narrow = blocks_.size() - wide;
@@ -132,8 +132,8 @@ class ScoreSums {
 template <class Inner, class Weight>
 class PairSums {
  public:
-  struct Scratch {
-    explicit Scratch(const PairSums& sums)
+  struct Memory {
+    explicit Memory(const PairSums& sums)
         : weights(sums.pairs_.size() * kBlockRows), derivatives(2 * sums.m_.num_experts * kBlockRows) {}
     AlignedBuffer<double> weights, derivatives;
     PairProducts products;
@@ -146,7 +146,7 @@ class PairSums {
     return pairs_.wide * num_pairs(m_.num_features) + pairs_.mixed * m_.num_features + pairs_.narrow;
   }
 
-  void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+  void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
     normalise_weights(columns, m_.num_experts);
     const Factors factors(m_, columns, gate_derivatives(scratch, columns));
     double* to = scratch.weights.data();
@@ -189,7 +189,7 @@ class PairSums {
     });
   }
 
-  GateDerivatives gate_derivatives(Scratch& scratch, const PosteriorColumns& columns) const {
+  GateDerivatives gate_derivatives(Memory& scratch, const PosteriorColumns& columns) const {
     if constexpr (std::is_same_v<Inner, Identity>) return {};
     const ScoreFactors<Inner> factors(m_, columns);
     const Index size = m_.num_experts * kBlockRows;
@@ -227,17 +227,17 @@ class PairSums {
 template <class First, class Second>
 class JoinedSums {
  public:
-  struct Scratch {
-    explicit Scratch(const JoinedSums& sums) : first(sums.first_), second(sums.second_) {}
-    typename First::Scratch first;
-    typename Second::Scratch second;
+  struct Memory {
+    explicit Memory(const JoinedSums& sums) : first(sums.first_), second(sums.second_) {}
+    typename First::Memory first;
+    typename Second::Memory second;
   };
 
   JoinedSums(const First& first, const Second& second) : first_(first), second_(second) {}
 
   Index size() const { return first_.size() + second_.size(); }
 
-  void add(Scratch& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+  void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
     first_.add(scratch.first, columns, features, out);
     second_.add(scratch.second, columns, features, out + first_.size() * kDoubles);
   }

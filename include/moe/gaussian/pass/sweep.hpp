@@ -1,20 +1,17 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <memory>
 #include <vector>
 
+#include "moe/core/block_sum.hpp"
 #include "moe/gaussian/pass/posterior.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Rows are summed up in at most 64 chunks, each by one thread, and the chunks in order: the bits of a sum depend on
-/// the data alone, not on the number of threads.
-struct Chunks {
-  Index blocks_each, count;
-
-  explicit Chunks(Index num_blocks)
-      : blocks_each(std::max<Index>(8, (num_blocks + 63) / 64)), count((num_blocks + blocks_each - 1) / blocks_each) {}
-};
+/// What of the blocks of rows one thread adds up at a time.
+inline SumBlocks sweep_blocks(Index num_blocks) { return SumBlocks::at_most<64>(num_blocks, /*smallest=*/8); }
 
 /// Adds the lanes of each sum.
 inline void add_lanes(const double* sums, Index size, double* to) {
@@ -39,13 +36,12 @@ inline double block_log_density(const PosteriorColumns& columns, Index num_exper
   return sum + logarithms;
 }
 
-/// Runs over all rows with a model and returns the log-likelihood. `Sums` says what else is added up:
+/// Runs over all rows with a model and returns the log-likelihood, and behind it [size()] what else `Sums` adds up:
 ///   Index size() const                                            numbers to be summed
-///   typename Sums::Scratch(sums)                                  working memory of a thread
+///   typename Sums::Memory(sums)                                  working memory of a thread
 ///   void add(scratch, columns, features, double* out) const       out [size()][kDoubles] += a block of rows
-/// total [size()] is overwritten.
 template <class Inner, class Sums>
-double sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums& sums, double* total) {
+std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums& sums) {
   struct Worker {
     Worker(const MixtureCoefficients& m, const Sums& s)
         : memory(PosteriorColumns::size(m.num_experts)),
@@ -54,39 +50,30 @@ double sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums
           lanes(s.size() * kDoubles) {}
     AlignedBuffer<double> memory;
     PosteriorColumns columns;
-    typename Sums::Scratch scratch;
+    typename Sums::Memory scratch;
     AlignedBuffer<double> lanes;
   };
   const Index size = sums.size();
-  const Chunks chunks(rows.num_blocks());
-  std::vector<double> parts(static_cast<std::size_t>(chunks.count * (size + 1)));
+  std::vector<double> total(static_cast<std::size_t>(size + 1));
   std::vector<std::unique_ptr<Worker>> workers(static_cast<std::size_t>(num_workers()));
-  parallel_for(chunks.count, [&](Index chunk, Index w) {
+  const auto add = [&](Index begin, Index end, double* sum, Index w) {
     auto& worker = workers[static_cast<std::size_t>(w)];
     if (!worker) worker = std::make_unique<Worker>(model, sums);
     std::fill_n(worker->lanes.data(), size * kDoubles, 0.0);
     const Posterior<Inner> posterior(model, worker->columns);
     double log_likelihood = 0;
-    const Index end = std::min(rows.num_blocks(), (chunk + 1) * chunks.blocks_each);
-    for (Index b = chunk * chunks.blocks_each; b < end; ++b) {
+    for (Index b = begin; b < end; ++b) {
       rows.prefetch(b + 1);
       posterior(rows.features(b), rows.output(b));
       clear_padding(worker->columns, rows.rows(b));
       log_likelihood += block_log_density(worker->columns, model.num_experts);
       sums.add(worker->scratch, worker->columns, rows.features(b), worker->lanes.data());
     }
-    double* part = parts.data() + chunk * (size + 1);
-    part[0] = log_likelihood;
-    add_lanes(worker->lanes.data(), size, part + 1);
-  });
-  double log_likelihood = 0;
-  std::fill_n(total, size, 0.0);
-  for (Index chunk = 0; chunk < chunks.count; ++chunk) {
-    const double* part = parts.data() + chunk * (size + 1);
-    log_likelihood += part[0];
-    for (Index s = 0; s < size; ++s) total[s] += part[s + 1];
-  }
-  return log_likelihood;
+    sum[0] = log_likelihood;
+    add_lanes(worker->lanes.data(), size, sum + 1);
+  };
+  add_blocks(sweep_blocks(rows.num_blocks()), total, add);
+  return total;
 }
 
 }  // namespace moe::inline MOE_ABI::detail

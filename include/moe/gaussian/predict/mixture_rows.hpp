@@ -46,8 +46,8 @@ struct MixtureRow {
 class MixtureRows {
  public:
   /// Throws std::invalid_argument, naming `function`, for a bad model, another shape of x or means that overflow.
-  template <class Gate>
-  MixtureRows(const char* function, const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+  template <class G>
+  MixtureRows(const char* function, const GaussianMoe<G>& model, const MatrixView<double>& x) {
     model.validate(function);
     if (x.rows() < 1) fail(function, ": x has no rows, expected at least one");
     require_shape(function, "x", x, x.rows(), model.input_dim());

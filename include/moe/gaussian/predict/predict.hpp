@@ -22,15 +22,14 @@ inline void require_finite_rows(const char* function, const MatrixView<double>& 
 }
 
 /// Calls body(i, mixture), in parallel, with the distribution of y at every row i of x [n, d].
-template <class Gate, class Body>
-void for_each_conditional(const char* function, const GaussianMoe<Gate>& model, const MatrixView<double>& x,
-                          Body&& body) {
+template <class G, class Body>
+void for_each_conditional(const char* function, const GaussianMoe<G>& model, const MatrixView<double>& x, Body&& body) {
   model.validate(function);
   require_shape(function, "x", x, x.rows(), model.input_dim());
   require_finite_rows(function, x);
   constexpr Index kGrain = 256;  // rows; at some 50 ns each, a task is worth its start
   parallel_ranges(x.rows(), kGrain, [&](Index begin, Index end, Index) {
-    GateRow<Gate> weigh(model);
+    GateRow<G> weigh(model);
     Eigen::RowVectorXd weights(model.num_experts()), means(model.num_experts());
     NormalMixture mixture;
     for (Index i = begin; i < end; ++i) {
@@ -46,8 +45,8 @@ void for_each_conditional(const char* function, const GaussianMoe<Gate>& model, 
 
 /// What the model says about y at one x [d] (or [1, d]). Throws std::invalid_argument for a bad model, another number
 /// of inputs, or inputs that are not finite; so do all functions below. O(k d).
-template <class Gate>
-NormalMixture conditional(const GaussianMoe<Gate>& model, const Eigen::Ref<const Eigen::RowVectorXd>& x) {
+template <class G>
+NormalMixture conditional(const GaussianMoe<G>& model, const Eigen::Ref<const Eigen::RowVectorXd>& x) {
   NormalMixture result;
   detail::for_each_conditional("moe::conditional", model, x, [&](Index, const NormalMixture& at) { result = at; });
   return result;
@@ -60,8 +59,8 @@ struct Moments {
 
 /// E[y | x] = sum_j pi_j m_j and Var[y | x] = sum_j pi_j (nu_j + (m_j - E[y | x])^2) at rows x [n, d].
 /// O(n k d), in parallel, the same bits for any number of threads; so are all functions below.
-template <class Gate>
-Moments predict_moments(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+Moments predict_moments(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   Moments moments{Eigen::VectorXd(x.rows()), Eigen::VectorXd(x.rows())};
   detail::for_each_conditional("moe::predict_moments", model, x, [&](Index i, const NormalMixture& at) {
     moments.mean(i) = at.mean();
@@ -71,20 +70,20 @@ Moments predict_moments(const GaussianMoe<Gate>& model, const MatrixView<double>
 }
 
 /// E[y | x] at rows x [n, d].
-template <class Gate>
-Eigen::VectorXd predict_mean(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+Eigen::VectorXd predict_mean(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   return predict_moments(model, x).mean;
 }
 
 /// Var[y | x] at rows x [n, d].
-template <class Gate>
-Eigen::VectorXd predict_variance(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+Eigen::VectorXd predict_variance(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   return predict_moments(model, x).variance;
 }
 
 /// The highest peak of the density of y at rows x [n, d].
-template <class Gate>
-Eigen::VectorXd predict_mode(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+Eigen::VectorXd predict_mode(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   Eigen::VectorXd modes(x.rows());
   detail::for_each_conditional("moe::predict_mode", model, x,
                                [&](Index i, const NormalMixture& at) { modes(i) = at.mode(); });
@@ -93,8 +92,8 @@ Eigen::VectorXd predict_mode(const GaussianMoe<Gate>& model, const MatrixView<do
 
 /// Quantiles of y at rows x [n, d], one column per level: [n, levels]. Throws std::invalid_argument for a level outside
 /// of (0, 1).
-template <class Gate>
-Matrix<double> predict_quantiles(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+template <class G>
+Matrix<double> predict_quantiles(const GaussianMoe<G>& model, const MatrixView<double>& x,
                                  std::span<const double> levels) {
   Matrix<double> quantiles(x.rows(), static_cast<Index>(levels.size()));
   detail::for_each_conditional("moe::predict_quantiles", model, x, [&](Index i, const NormalMixture& at) {
@@ -104,8 +103,8 @@ Matrix<double> predict_quantiles(const GaussianMoe<Gate>& model, const MatrixVie
 }
 
 /// Densities p(y_c | x_i) of every row of x [n, d] at every value of y [m]: [n, m].
-template <class Gate>
-Matrix<double> density_grid(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+template <class G>
+Matrix<double> density_grid(const GaussianMoe<G>& model, const MatrixView<double>& x,
                             const Eigen::Ref<const Eigen::VectorXd>& y) {
   Matrix<double> grid(x.rows(), y.size());
   detail::for_each_conditional("moe::density_grid", model, x, [&](Index i, const NormalMixture& at) {
@@ -115,8 +114,8 @@ Matrix<double> density_grid(const GaussianMoe<Gate>& model, const MatrixView<dou
 }
 
 /// Densities p(y_i | x_i) of rows (x [n, d], y [n]). The likelihood is faster by moe/gaussian/pass/likelihood.hpp.
-template <class Gate>
-Eigen::VectorXd predict_density(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+template <class G>
+Eigen::VectorXd predict_density(const GaussianMoe<G>& model, const MatrixView<double>& x,
                                 const Eigen::Ref<const Eigen::VectorXd>& y) {
   detail::require_shape("moe::predict_density", "y", y, x.rows(), 1);
   Eigen::VectorXd densities(x.rows());
@@ -127,8 +126,8 @@ Eigen::VectorXd predict_density(const GaussianMoe<Gate>& model, const MatrixView
 
 /// P(Y <= y_i | x_i) of rows (x [n, d], y [n]): uniform on (0, 1) if the model is right, which residuals of a mixture
 /// are judged by.
-template <class Gate>
-Eigen::VectorXd predict_cdf(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+template <class G>
+Eigen::VectorXd predict_cdf(const GaussianMoe<G>& model, const MatrixView<double>& x,
                             const Eigen::Ref<const Eigen::VectorXd>& y) {
   detail::require_shape("moe::predict_cdf", "y", y, x.rows(), 1);
   Eigen::VectorXd values(x.rows());
@@ -138,8 +137,8 @@ Eigen::VectorXd predict_cdf(const GaussianMoe<Gate>& model, const MatrixView<dou
 }
 
 /// The expert with the largest weight pi_j(x) at rows x [n, d]; ties go to the lower one.
-template <class Gate>
-std::vector<Index> predict_expert(const GaussianMoe<Gate>& model, const MatrixView<double>& x) {
+template <class G>
+std::vector<Index> predict_expert(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   std::vector<Index> experts(static_cast<std::size_t>(x.rows()));
   detail::for_each_conditional("moe::predict_expert", model, x, [&](Index i, const NormalMixture& at) {
     experts[static_cast<std::size_t>(i)] = at.expert();
@@ -148,8 +147,8 @@ std::vector<Index> predict_expert(const GaussianMoe<Gate>& model, const MatrixVi
 }
 
 /// The expert that most probably made y_i at x_i, of rows (x [n, d], y [n]): largest responsibility, ties to the lower.
-template <class Gate>
-std::vector<Index> predict_expert(const GaussianMoe<Gate>& model, const MatrixView<double>& x,
+template <class G>
+std::vector<Index> predict_expert(const GaussianMoe<G>& model, const MatrixView<double>& x,
                                   const Eigen::Ref<const Eigen::VectorXd>& y) {
   detail::require_shape("moe::predict_expert", "y", y, x.rows(), 1);
   std::vector<Index> experts(static_cast<std::size_t>(x.rows()));

@@ -19,8 +19,8 @@ struct Draws {
 /// variance nu_j. A pure function of (model, row of x, index of the row, seed): the same values for any number of
 /// threads, and a longer x begins with the same ones. Throws std::invalid_argument for a bad model, another number of
 /// inputs, or inputs that are not finite. O(n k d), in parallel.
-template <class Gate>
-Draws draw(const GaussianMoe<Gate>& model, const MatrixView<double>& x, std::uint64_t seed) {
+template <class G>
+Draws draw(const GaussianMoe<G>& model, const MatrixView<double>& x, std::uint64_t seed) {
   const RandomField random(Purpose::Draw, seed);
   Draws draws{Eigen::VectorXd(x.rows()), std::vector<Index>(static_cast<std::size_t>(x.rows()))};
   detail::for_each_conditional("moe::draw", model, x, [&](Index i, const NormalMixture& at) {
@@ -32,8 +32,8 @@ Draws draw(const GaussianMoe<Gate>& model, const MatrixView<double>& x, std::uin
 }
 
 /// The values of draw() alone, [n].
-template <class Gate>
-Eigen::VectorXd sample(const GaussianMoe<Gate>& model, const MatrixView<double>& x, std::uint64_t seed) {
+template <class G>
+Eigen::VectorXd sample(const GaussianMoe<G>& model, const MatrixView<double>& x, std::uint64_t seed) {
   return draw(model, x, seed).y;
 }
 

@@ -60,9 +60,9 @@ inline void require_experts(const char* function, Index fitted, Index truth) {
 }
 
 /// Is beta_1 of the last expert held at 0 without being free to choose? Then that expert stays what it is.
-template <class Gate>
-bool last_expert_is_fixed(const GaussianMoe<Gate>& model) {
-  return !std::is_same_v<typename GateModel<Gate>::Inner, Identity> && model.last_slope == LastSlope::Zero;
+template <class G>
+bool last_expert_is_fixed(const GaussianMoe<G>& model) {
+  return !std::is_same_v<typename GateModel<G>::Inner, Identity> && model.last_slope == LastSlope::Zero;
 }
 
 }  // namespace detail
@@ -95,17 +95,23 @@ inline std::vector<std::vector<Index>> expert_allocations(Index fitted, Index tr
   return all;
 }
 
+/// Which true expert the last fitted one belongs to.
+enum class LastExpert {
+  Any,  ///< any one, as all others
+  Last  ///< the last one
+};
+
 /// A random map of `fitted` experts onto `truth` ones that hits every true one: each once, the surplus anywhere, in
-/// random order; with `keep_last` the last fitted expert belongs to the last true one. Errors as above.
-inline std::vector<Index> random_allocation(Index fitted, Index truth, bool keep_last, std::uint64_t seed) {
+/// random order. Errors as above.
+inline std::vector<Index> random_allocation(Index fitted, Index truth, LastExpert last, std::uint64_t seed) {
   detail::require_experts("moe::random_allocation", fitted, truth);
   const RandomField random(Purpose::Shuffle, seed);
   std::vector<Index> cells(static_cast<std::size_t>(fitted));
   for (Index i = 0; i < fitted; ++i)
     cells[static_cast<std::size_t>(i)] =
         i < truth ? truth - 1 - i : static_cast<Index>(random.below(static_cast<std::uint64_t>(truth), i, 1));
-  if (keep_last) std::swap(cells.front(), cells.back());
-  for (Index i = keep_last ? fitted - 2 : fitted - 1; i > 0; --i)  // Fisher-Yates
+  if (last == LastExpert::Last) std::swap(cells.front(), cells.back());
+  for (Index i = last == LastExpert::Last ? fitted - 2 : fitted - 1; i > 0; --i)  // Fisher-Yates
     std::swap(cells[static_cast<std::size_t>(i)], cells[random.below(static_cast<std::uint64_t>(i) + 1, i, 0)]);
   return cells;
 }
@@ -113,8 +119,8 @@ inline std::vector<Index> random_allocation(Index fitted, Index truth, bool keep
 namespace detail {
 
 /// How many entries of `cells` name each true expert. Throws for entries that near_truth() does not take.
-template <class Gate>
-std::vector<double> cell_sizes(const char* function, const GaussianMoe<Gate>& truth, const std::vector<Index>& cells) {
+template <class G>
+std::vector<double> cell_sizes(const char* function, const GaussianMoe<G>& truth, const std::vector<Index>& cells) {
   const Index last = truth.num_experts() - 1;
   if (cells.empty()) fail(function, ": cells is empty, expected one entry per expert");
   std::vector<double> sizes(static_cast<std::size_t>(last + 1));
@@ -129,17 +135,17 @@ std::vector<double> cell_sizes(const char* function, const GaussianMoe<Gate>& tr
 }
 
 /// Is the weight of an expert proportional to exp(beta_0 / tau), whoever is active?
-template <class Gate>
-bool bias_is_mass(const GaussianMoe<Gate>& model) {
+template <class G>
+bool bias_is_mass(const GaussianMoe<G>& model) {
   const GateForm form = model.form();
-  const bool outside = form.bias == BiasPlace::Outside || std::is_same_v<typename GateModel<Gate>::Inner, Identity>;
+  const bool outside = form.bias == BiasPlace::Outside || std::is_same_v<typename GateModel<G>::Inner, Identity>;
   return outside && (form.active == model.num_experts() || !form.ranks_bias);
 }
 
 /// Writes the numbers of true expert j plus noise to expert i.
-template <class Gate>
-void put_near(const GaussianMoe<Gate>& truth, Index j, const RandomField& random, const StartNoise& sd,
-              GaussianMoe<Gate>& start, Index i) {
+template <class G>
+void put_near(const GaussianMoe<G>& truth, Index j, const RandomField& random, const StartNoise& sd,
+              GaussianMoe<G>& start, Index i) {
   const Index d = truth.input_dim();
   for (Index c = 0; c < d; ++c) {
     start.gate_slope(i, c) = truth.gate_slope(j, c) + sd.gate.scale * random.normal(i, c);
@@ -158,16 +164,16 @@ void put_near(const GaussianMoe<Gate>& truth, Index j, const RandomField& random
 /// slope that is pinned.
 /// Throws std::invalid_argument for a bad truth, an entry that is no true expert, noise out of range, and, where the
 /// last gate slope is pinned, a last entry that is not the last true expert. O(k d).
-template <class Gate>
-GaussianMoe<Gate> near_truth(const GaussianMoe<Gate>& truth, const std::vector<Index>& cells, const StartNoise& noise,
-                             const StartDraw& draw) {
+template <class G>
+GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>& cells, const StartNoise& noise,
+                          const StartDraw& draw) {
   constexpr const char* kName = "moe::near_truth";
   truth.validate(kName);
   noise.validate(kName);
   const std::vector<double> sizes = detail::cell_sizes(kName, truth, cells);
   const auto k = static_cast<Index>(cells.size());
-  auto start = GaussianMoe<Gate>::zero(
-      k, truth.input_dim(), GateModel<Gate>::with(truth.gate, Eigen::RowVectorXd::Zero(k), truth.temperature));
+  auto start = GaussianMoe<G>::zero(k, truth.input_dim(),
+                                    GateModel<G>::with(truth.gate, Eigen::RowVectorXd::Zero(k), truth.temperature));
   start.last_slope = truth.last_slope;
   start.temperature = truth.temperature;
   const RandomField random(Purpose::Initialise, draw.seed);
@@ -180,7 +186,7 @@ GaussianMoe<Gate> near_truth(const GaussianMoe<Gate>& truth, const std::vector<I
   }
   if (detail::last_expert_is_fixed(truth)) start.gate_slope.row(k - 1).setZero();
   normalise(start);
-  if constexpr (GateModel<Gate>::kFreeTemperature) {
+  if constexpr (GateModel<G>::kFreeTemperature) {
     const double scale = std::exp(sd.log_temperature.scale * random.normal(k, 0));
     start.gate_slope *= scale;
     start.gate_bias *= scale;

@@ -8,7 +8,7 @@
 
 #include "moe/gaussian/fit/fit_options.hpp"
 #include "moe/gaussian/theory/distance.hpp"
-#include "moe/gaussian/theory/rate_options.hpp"
+#include "moe/gaussian/theory/voronoi.hpp"
 #include "moe/numeric/assignment.hpp"
 
 // What a rate experiment measures of each fit.
@@ -91,19 +91,19 @@ struct Measured {
 };
 
 /// Measures fits against one truth. Immutable, share freely.
-template <class Gate>
+template <class G>
 class RateMeasurement {
  public:
-  using Likelihood = GateModel<Gate>;
+  using Likelihood = GateModel<G>;
   static constexpr bool kLinear = std::is_same_v<typename Likelihood::Inner, Identity>;
 
-  RateMeasurement(const GaussianMoe<Gate>& truth, const RateOptions& options, Matrix<double> inputs)
-      : truth_(truth), voronoi_(options.voronoi), inputs_(std::move(inputs)) {}
+  RateMeasurement(const GaussianMoe<G>& truth, const VoronoiOptions& voronoi, Matrix<double> inputs)
+      : truth_(truth), voronoi_(voronoi), inputs_(std::move(inputs)) {}
 
   /// Throws std::invalid_argument where a model like the start cannot be measured.
-  void check(const GaussianMoe<Gate>& start) const { voronoi_loss(start, truth_, voronoi_); }
+  void check(const GaussianMoe<G>& start) const { voronoi_loss(start, truth_, voronoi_); }
 
-  Measured operator()(const GaussianFit<Gate>& fit, double truth_log_likelihood) const {
+  Measured operator()(const GaussianFit<G>& fit, double truth_log_likelihood) const {
     Measured out;
     const VoronoiLoss loss = voronoi_loss(fit.model, truth_, voronoi_);
     out.add("D", loss.total);
@@ -124,7 +124,7 @@ class RateMeasurement {
   }
 
  private:
-  void add_matched(const GaussianMoe<Gate>& model, Measured& out) const {
+  void add_matched(const GaussianMoe<G>& model, Measured& out) const {
     const MatchedErrors errors(model, truth_, kLinear, kLinear || truth_.form().bias == BiasPlace::Outside);
     out.add("beta1", errors.beta1);
     out.add("beta0", errors.beta0);
@@ -162,7 +162,7 @@ class RateMeasurement {
     return -(model.gate_bias(0) - model.gate_bias(1)) / (model.gate_slope(0, 0) - model.gate_slope(1, 0));
   }
 
-  GaussianMoe<Gate> truth_;
+  GaussianMoe<G> truth_;
   VoronoiOptions voronoi_;
   Matrix<double> inputs_;
 };

@@ -3,8 +3,7 @@
 
 #include <vector>
 
-#include "moe/core/aligned.hpp"
-#include "moe/core/parallel.hpp"
+#include "moe/core/block_sum.hpp"
 #include "moe/routing/step.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -22,21 +21,15 @@ void for_each_valid(Index num_tokens, const Step& step, F&& f) {
   });
 }
 
-/// Sums over valid tokens: add(t, sum) adds the terms of token t to sum[0 .. width). Each block of tokens is summed by
-/// one thread, then in block order, so any number of threads gives the same bits.
+/// Sums over valid tokens [width]: add(t, sum) adds the terms of token t to sum [width]. The same bits for any number
+/// of threads.
 template <class Add>
 std::vector<double> sum_over_tokens(Index num_tokens, Index width, const Step& step, Add&& add) {
-  RowBuffer<double> partial;  // a row per block, in cache lines of its own
-  partial.resize((num_tokens + kTokensPerBlock - 1) / kTokensPerBlock, width);
-  parallel_ranges(num_tokens, kTokensPerBlock, [&](Index begin, Index end, Index) {
-    double* sum = partial.row(begin / kTokensPerBlock);
-    std::fill_n(sum, width, 0.0);
+  std::vector<double> total(static_cast<std::size_t>(width));
+  add_blocks({num_tokens, kTokensPerBlock}, total, [&](Index begin, Index end, double* sum, Index) {
     for (Index t = begin; t < end; ++t)
       if (step.is_valid(t)) add(t, sum);
   });
-  std::vector<double> total(static_cast<std::size_t>(width));
-  for (Index block = 0; block < partial.rows(); ++block)
-    for (Index i = 0; i < width; ++i) total[static_cast<std::size_t>(i)] += partial.row(block)[i];
   return total;
 }
 
