@@ -4,7 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
-#include <moe/io/block/load_block.hpp>
+#include <moe/io.hpp>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
