@@ -8,7 +8,7 @@
 
 #include "catch.hpp"
 #include "io/family_configs.hpp"
-#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors_header.hpp"
