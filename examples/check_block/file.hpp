@@ -107,7 +107,7 @@ inline void check_block(Tensors& file, const Facts& facts, Report& report) {
   const moe::BlockLocation location = moe::find_block(file.file(), config, options);
   require_storage(file.file(), facts, location, config.num_experts);
   moe::MoeBlock block = moe::load_moe_block(file.file(), config, options);
-  use_weights(moe::bind_weights(block, location.format, location.prefix, location.is_quantised), file);
+  use_weights(moe::bind_weights(block, location), file);
   for (const Index tokens : counts) {
     const Reference reference(file, tokens);
     Run(reference, facts, block, location).compare(report);
@@ -120,7 +120,7 @@ inline void check_router(Tensors& file, const Facts& facts, Report& report) {
   const moe::MoeConfig config = config_of(facts, found.rows);
   const auto counts = token_counts(file.file(), facts);
   require_tensors(file.file(), facts, counts);
-  const auto [router, gate] = moe::load_router(file.file(), config, *found.format, found.prefix);
+  const auto [router, gate] = moe::load_router(file.file(), config, {*found.format, found.prefix});
   for (const std::string_view name : {found.format->router, found.format->router_bias, found.format->selection_bias})
     if (!name.empty()) file.use(found.prefix + std::string(name));
   for (const Index tokens : counts) {

@@ -70,9 +70,10 @@ class Run {
     report.add_values(grad + "input", span_of(dtokens), span_of(reference_.read<float>("grad.input", tokens_.cols())),
                       kForward);
     std::map<std::string, std::vector<moe::BoundTensor>> layouts;  // quantised weights may have theirs in the plain one
-    for (const bool rows_are_outputs : {location_.is_quantised, false})
-      for (auto& tensor : moe::bind_weights(gradient, location_.format, location_.prefix, rows_are_outputs))
-        layouts[tensor.name].push_back(tensor);
+    moe::BlockLocation plain = location_;
+    plain.is_quantised = false;
+    for (const moe::BlockLocation& location : {location_, plain})
+      for (auto& tensor : moe::bind_weights(gradient, location)) layouts[tensor.name].push_back(tensor);
     for (const auto& [name, bound] : layouts) compare_gradient(grad + name, bound, report);
   }
 

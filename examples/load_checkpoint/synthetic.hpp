@@ -48,7 +48,7 @@ class SyntheticCheckpoint {
     moe::MoeBlock block(config);
     const moe::FamilyFormat& format = *std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
                                                     [](const auto& row) { return row.family == "olmoe"; });
-    const auto tensors = moe::bind_weights(block, format, moe::numbered_name(format.prefix, layer));
+    const auto tensors = moe::bind_weights(block, {format, moe::numbered_name(format.prefix, layer)});
     const std::string shard = "model-0000" + std::to_string(layer + 1) + "-of-00002.safetensors";
     moe::SafetensorsHeader header;
     for (const moe::BoundTensor& tensor : tensors) {

@@ -44,7 +44,7 @@ std::string described(const std::string& config_text, const moe::FamilyFormat& f
   std::string shards[2];
   std::size_t count = 0;
   const std::string prefix = moe::numbered_name(format.prefix, 0);
-  for (const auto& tensor : moe::bind_weights(block, format, prefix, storage == Storage::Mxfp4)) {
+  for (const auto& tensor : moe::bind_weights(block, {format, prefix, storage == Storage::Mxfp4})) {
     std::string& shard = shards[sharded && count++ % 3 == 2 ? 1 : 0];
     const bool is_expert = tensor.name.find("experts.") != tensor.name.npos && tensor.shape.size() >= 2;
     if (is_expert && storage == Storage::Fp8) {

@@ -17,7 +17,7 @@ oracle::Weights weights_of(moe::MoeBlock& block) {
   oracle::Weights weights;
   for (const moe::FamilyFormat& format : moe::kFamilyFormats) {
     if (format.family != block.config().family || !weights.empty()) continue;
-    for (const moe::BoundTensor& tensor : moe::bind_weights(block, format, "")) {
+    for (const moe::BoundTensor& tensor : moe::bind_weights(block, {format})) {
       oracle::Tensor& entry = weights[tensor.name];
       entry.shape.assign(tensor.shape.begin(), tensor.shape.end());
       std::vector<float> values(

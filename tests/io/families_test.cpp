@@ -66,8 +66,8 @@ TEST_CASE("load_moe_block: a block saved in any format of its family comes back 
 TEST_CASE("load_moe_block: read_bound writes every element of every tensor", "[io]") {
   for_each_format([](const MoeConfig& config, const FamilyFormat& format) {
     MoeBlock block = test::random_block(config);
-    for (const bool rows_are_outputs : {false, true})
-      for (const auto& tensor : moe::bind_weights(block, format, "", rows_are_outputs)) {
+    for (const bool is_quantised : {false, true})
+      for (const auto& tensor : moe::bind_weights(block, {format, "", is_quantised})) {
         std::size_t size = 1;
         for (const moe::Index extent : tensor.shape) size *= static_cast<std::size_t>(extent);
         std::vector<float> values(size, test::kNan<float>);

@@ -34,7 +34,7 @@ struct Damage {
 inline std::vector<std::string> save_block(const std::filesystem::path& path, moe::MoeBlock& block,
                                            const moe::FamilyFormat& format, moe::Index layer,
                                            const Damage& damage = {}) {
-  const auto tensors = moe::bind_weights(block, format, moe::numbered_name(format.prefix, layer));
+  const auto tensors = moe::bind_weights(block, {format, moe::numbered_name(format.prefix, layer)});
   moe::SafetensorsHeader header;
   std::vector<std::string> names;
   for (const moe::BoundTensor& tensor : tensors) {

@@ -39,7 +39,7 @@ std::vector<test::Tensor> stored_block(const MoeConfig& config, const Choice& ch
                                    [&](const auto& row) { return row.family == config.family; });
   moe::MoeBlock block(config);
   const bool is_mxfp4 = choice("experts") == Stored::Mxfp4;
-  for (const auto& tensor : moe::bind_weights(block, *format, moe::numbered_name(format->prefix, 0), is_mxfp4)) {
+  for (const auto& tensor : moe::bind_weights(block, {*format, moe::numbered_name(format->prefix, 0), is_mxfp4})) {
     std::vector<Index> shape = tensor.shape;
     const Stored stored = choice(tensor.name);
     if (stored == Stored::Plain) {
@@ -146,6 +146,6 @@ TEST_CASE("load_router: stated FP8 without scales names the tensor that is missi
                       stored_block(config, [](const std::string&) { return Stored::Fp8WithoutScales; }));
   const auto checkpoint = moe::Checkpoint::open(directory / "x");
   const auto location = moe::find_block(checkpoint, config);
-  CHECK_THROWS_WITH(moe::load_router(checkpoint, config, location.format, location.prefix),
+  CHECK_THROWS_WITH(moe::load_router(checkpoint, config, location),
                     Catch::Matchers::ContainsSubstring("mlp.gate.weight_scale_inv' is missing"));
 }

@@ -72,7 +72,7 @@ void write(const std::filesystem::path& path, const Case& c, const moe::MoeConfi
                                     [&](const auto& row) { return row.family == c.family; });
   std::vector<test::Tensor> tensors;
   for (const auto& tensor :
-       moe::bind_weights(block, format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4))
+       moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4}))
     append(tensor, c.stored, tensors);
   test::write_tensors(path, tensors);
 }
