@@ -3,7 +3,7 @@
 #pragma once
 
 #include <limits>
-#include <moe/io/families/family_table.hpp>
+#include <moe/io/families/families.hpp>
 #include <moe/io/families/moe_config.hpp>
 
 #include "facts.hpp"

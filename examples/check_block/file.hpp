@@ -52,9 +52,10 @@ struct RouterWeight {
   Index rows = 0;
 };
 inline RouterWeight find_router(const moe::Checkpoint& file, const Facts& facts, const std::string& family) {
+  const moe::Family* const known = moe::find_family(family);
+  if (!known) throw std::runtime_error("no router of family '" + family + "': such a family is not known");
   std::string expected;
-  for (const moe::FamilyFormat& format : moe::kFamilyFormats) {
-    if (format.family != family) continue;
+  for (const moe::FamilyFormat& format : known->formats) {
     const std::string prefix = facts.text("ckpt_prefix", moe::numbered_name(format.prefix, facts.integer("layer", 0)));
     const std::string name = prefix + std::string(format.router);
     if (expected.find("'" + name + "'") == expected.npos) expected += (expected.empty() ? "'" : " or '") + name + "'";
@@ -62,7 +63,6 @@ inline RouterWeight find_router(const moe::Checkpoint& file, const Facts& facts,
     const auto shape = file.at(name).shape;
     return {&format, prefix, shape.empty() ? 0 : shape[0]};
   }
-  if (expected.empty()) throw std::runtime_error("no router of family '" + family + "': such a family is not known");
   throw std::runtime_error("no router of family '" + family + "': tensor " + expected + " is missing");
 }
 

@@ -8,6 +8,7 @@
 // MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights.
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/block/moe_block.hpp"
+#include "moe/io/families/families.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/families/moe_config.hpp"
 #include "moe/io/families/moe_layers.hpp"

@@ -35,11 +35,10 @@ std::vector<test::Tensor> stored_block(const MoeConfig& config, const Choice& ch
   const auto add = [&](const std::string& name, Dtype dtype, const std::vector<Index>& shape) {
     tensors.push_back({name, dtype, shape, zeros(dtype, shape)});
   };
-  const auto format = std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
-                                   [&](const auto& row) { return row.family == config.family; });
+  const moe::FamilyFormat& format = moe::find_family(config.family)->formats.front();
   moe::MoeBlock block(config);
   const bool is_mxfp4 = choice("experts") == Stored::Mxfp4;
-  for (const auto& tensor : moe::bind_weights(block, {*format, moe::numbered_name(format->prefix, 0), is_mxfp4})) {
+  for (const auto& tensor : moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0), is_mxfp4})) {
     std::vector<Index> shape = tensor.shape;
     const Stored stored = choice(tensor.name);
     if (stored == Stored::Plain) {

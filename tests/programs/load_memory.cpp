@@ -68,8 +68,7 @@ void append(const moe::BoundTensor& tensor, Stored stored, std::vector<test::Ten
 
 void write(const std::filesystem::path& path, const Case& c, const moe::MoeConfig& config) {
   moe::MoeBlock block(config);
-  const auto format = *std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
-                                    [&](const auto& row) { return row.family == c.family; });
+  const moe::FamilyFormat& format = moe::find_family(config.family)->formats.front();
   std::vector<test::Tensor> tensors;
   for (const auto& tensor :
        moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4}))

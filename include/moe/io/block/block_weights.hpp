@@ -7,7 +7,7 @@
 
 #include "moe/io/block/moe_block.hpp"
 #include "moe/io/checkpoint/weight_slice.hpp"
-#include "moe/io/families/family_table.hpp"
+#include "moe/io/families/family.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -66,7 +66,7 @@ class BlockBinder {
     if constexpr (std::is_same_v<G, TopKGate>) {
       if (!config_.selection_bias) return;
       BoundTensor& tensor = add(format_.selection_bias, {gate.selection_bias.size()});
-      if (config_.family == "ernie4_5_moe") tensor.shape.insert(tensor.shape.begin(), 1);
+      if (format_.selection_bias_rank == 2) tensor.shape.insert(tensor.shape.begin(), 1);
       tensor.numbers = &gate.selection_bias;
     }
   }

@@ -9,6 +9,7 @@
 
 #include "moe/io/block/block_weights.hpp"
 #include "moe/io/checkpoint/load_weight.hpp"
+#include "moe/io/families/families.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -23,7 +24,7 @@ namespace detail {
 
 /// Throws std::runtime_error unless the tensors below the prefix are those in `expected`. A prefix that is a whole
 /// transformer layer holds other parts, too: there the folders of the expected tensors are looked into.
-inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& location,
+inline void require_no_other(const Checkpoint& checkpoint, const std::string& family, const BlockLocation& location,
                              const std::set<std::string>& expected) {
   const std::string& prefix = location.prefix;
   std::set<std::string> owned{prefix};
@@ -40,7 +41,7 @@ inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& 
          name != checkpoint.names().end() && name->starts_with(folder); ++name)
       if (!expected.contains(*name) && *name != neighbour)
         fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", *name,
-                         "' is not part of a block of family '", location.format.family, "'");
+                         "' is not part of a block of family '", family, "'");
 }
 
 /// The slices of the tensors by matrix, each with its source, in the order of the tensors.
@@ -76,14 +77,13 @@ inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vec
 
 /// Finds the tensors of a block: the first format of the family whose router and last expert weight are there, below
 /// the family's prefix with the number of the layer in it, or below options.prefix.
-/// Throws std::invalid_argument for a family that is not in kFamilyFormats, std::runtime_error if nothing is found.
+/// Throws std::invalid_argument for a family that is not in kFamilies, std::runtime_error if nothing is found.
 inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& config,
                                 const LoadOptions& options = {}) {
-  bool known = false;
+  const Family* const family = find_family(config.family);
+  if (!family) fail("moe::find_block: family '", config.family, "' is not known");
   std::string tried;
-  for (const FamilyFormat& format : kFamilyFormats) {
-    if (format.family != config.family) continue;
-    known = true;
+  for (const FamilyFormat& format : family->formats) {
     if (format.gate.empty() != (config.expert == ExpertKind::ReluPlain)) continue;
     const std::string prefix = options.prefix.empty() ? numbered_name(format.prefix, options.layer) : options.prefix;
     const std::string router = prefix + std::string(format.router);
@@ -93,7 +93,6 @@ inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& c
     const std::string router_text = has_router ? "" : "'" + router + "'", down_text = has_down ? "" : "'" + down + "'";
     tried += (tried.empty() ? "" : ", or ") + router_text + (has_router || has_down ? "" : " and ") + down_text;
   }
-  if (!known) fail("moe::find_block: family '", config.family, "' is not known");
   fail_environment("moe::find_block: '", checkpoint.path().string(), "' has no MoE block of family '", config.family,
                    "' there: missing tensors ", tried);
 }
@@ -217,7 +216,7 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
   if (const Index held = num_parameters(block) + num_state(block); filled != held)
     fail("moe::load_moe_block: the tensors of family '", config.family, "' hold ", filled, " weights, expected ", held,
          " as in the block");
-  detail::require_no_other(checkpoint, location, expected);
+  detail::require_no_other(checkpoint, config.family, location, expected);
   detail::load_tensors(tensors, sources, options.progress);
   return block;
 }

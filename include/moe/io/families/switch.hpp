@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <limits>
 #include <string>
 #include <utility>
 
-#include "moe/io/families/moe_config.hpp"
-#include "moe/io/file/json_fields.hpp"
+#include "moe/io/families/family.hpp"
 
-// What the config.json of the families whose experts have a capacity says; see family_readers.hpp.
+// Switch Transformers and NLLB, whose experts have a capacity.
 namespace moe::inline MOE_ABI::detail {
 
 /// Version 1.1 has gated experts with GELU, which its config.json says in one or another field.
@@ -35,6 +35,22 @@ inline void read_switch(const JsonFields& fields, MoeConfig& config) {
                                     .min_capacity = fields.integer("expert_capacity", 64),
                                     .scope = CapacityScope::Group};
 }
+
+constexpr FamilyFormat switch_names(std::string_view prefix) {
+  FamilyFormat format = with_router(projections(prefix), "router.classifier.weight", "router.classifier.bias");
+  format.gate = {}, format.up = "experts.expert_{}.wi.weight", format.down = "experts.expert_{}.wo.weight";
+  return format;
+}
+constexpr FamilyFormat gated_switch_names(std::string_view prefix) {  // version 1.1
+  FamilyFormat format = switch_names(prefix);
+  format.gate = "experts.expert_{}.wi_0.weight", format.up = "experts.expert_{}.wi_1.weight";
+  return format;
+}
+inline constexpr std::array kSwitchFormats{
+    switch_names("encoder.block.{}.layer.1.mlp."), switch_names("decoder.block.{}.layer.2.mlp."),
+    gated_switch_names("encoder.block.{}.layer.1.mlp."), gated_switch_names("decoder.block.{}.layer.2.mlp.")};
+inline constexpr Family kSwitch{
+    .name = "switch", .model_types = {"switch_transformers"}, .read = read_switch, .formats = kSwitchFormats};
 
 inline void read_nllb(const JsonFields& fields, MoeConfig& config) {
   config.model_dim = fields.integer("d_model");
@@ -64,5 +80,16 @@ inline void read_nllb(const JsonFields& fields, MoeConfig& config) {
   capacity.evaluation_scale = 1 - fields.number("moe_token_dropout", 0.2);
   config.capacity = capacity;
 }
+
+constexpr FamilyFormat nllb_names(std::string_view prefix) {
+  FamilyFormat format = with_router(projections(prefix), "router.classifier.weight", "router.classifier.bias");
+  format.gate = {}, format.up = "experts.expert_{}.fc1.weight", format.down = "experts.expert_{}.fc2.weight";
+  format.up_bias = "experts.expert_{}.fc1.bias", format.down_bias = "experts.expert_{}.fc2.bias";
+  return format;
+}
+inline constexpr std::array kNllbFormats{nllb_names("model.encoder.layers.{}.ffn."),
+                                         nllb_names("model.decoder.layers.{}.ffn.")};
+inline constexpr Family kNllb{
+    .name = "nllb_moe", .model_types = {"nllb-moe"}, .read = read_nllb, .formats = kNllbFormats};
 
 }  // namespace moe::inline MOE_ABI::detail
