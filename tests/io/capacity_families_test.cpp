@@ -3,8 +3,8 @@
 #include <numeric>
 
 #include "catch.hpp"
+#include "conformance/family_oracle.hpp"
 #include "io/family_blocks.hpp"
-#include "io/family_oracle.hpp"
 
 using moe::Index;
 using oracle::Size;

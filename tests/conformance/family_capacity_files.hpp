@@ -2,8 +2,8 @@
 // Files of reference vectors of Switch and NLLB, whose tokens compete for experts, from plain loops over their rules.
 #pragma once
 
-#include "io/family_files.hpp"
-#include "io/family_oracle_capacity.hpp"
+#include "conformance/family_files.hpp"
+#include "conformance/family_oracle_capacity.hpp"
 
 namespace oracle {
 

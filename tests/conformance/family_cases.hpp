@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "io/family_capacity_files.hpp"
-#include "io/family_oracle_softmax.hpp"
+#include "conformance/family_capacity_files.hpp"
+#include "conformance/family_oracle_softmax.hpp"
 
 namespace oracle {
 

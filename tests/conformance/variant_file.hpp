@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "../../examples/check_block/file.hpp"
+#include "conformance/file.hpp"
 #include "io/files.hpp"
 
 namespace test {

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "io/family_oracle.hpp"
+#include "conformance/family_oracle.hpp"
 #include "io/files.hpp"
 
 namespace oracle {

@@ -2,7 +2,7 @@
 // The families of family_oracle.hpp.
 #pragma once
 
-#include "io/family_oracle.hpp"
+#include "conformance/family_oracle.hpp"
 
 namespace oracle {
 

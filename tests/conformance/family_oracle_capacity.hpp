@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "io/family_oracle_models.hpp"
+#include "conformance/family_oracle_models.hpp"
 
 namespace oracle {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // The checker of reference vectors on files of an oracle that shares no code with the library: families that have no
 // published vectors here, quantised weights, and files that must not pass.
-#include "../../examples/check_block/file.hpp"
+#include "conformance/file.hpp"
 
 #include <sstream>
 
 #include "catch.hpp"
-#include "io/family_files.hpp"
+#include "conformance/family_files.hpp"
 #include "moe/io/families/model_config.hpp"
 
 using oracle::Family;

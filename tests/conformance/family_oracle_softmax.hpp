@@ -2,7 +2,7 @@
 // Families that choose by a softmax, or by the logits themselves, as plain loops; see family_oracle.hpp.
 #pragma once
 
-#include "io/family_oracle_models.hpp"
+#include "conformance/family_oracle_models.hpp"
 
 namespace oracle {
 

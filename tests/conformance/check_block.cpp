@@ -5,7 +5,7 @@
 // is not, or is in the file but was not compared, 2 if the file is broken or not understood.
 #include <cstring>
 
-#include "check_block/file.hpp"
+#include "file.hpp"
 
 namespace {
 

@@ -4,8 +4,8 @@
 
 #include <string>
 
-#include "io/family_oracle_models.hpp"
-#include "io/family_storage.hpp"
+#include "conformance/family_oracle_models.hpp"
+#include "conformance/family_storage.hpp"
 
 namespace oracle {
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The checker of reference vectors on a generated file of every family: passes as it is, and fails, or refuses the
 // file, once anything in it is changed.
-#include "../../examples/check_block/file.hpp"
 #include "catch.hpp"
-#include "io/family_cases.hpp"
+#include "conformance/family_cases.hpp"
+#include "conformance/file.hpp"
 
 namespace {
 
