@@ -10,20 +10,18 @@
 
 namespace check {
 
-using moe::Normalise;
-
 /// By what chosen scores are divided. The order of the steps has the last word where its name holds "norm" or does not.
-inline Normalise norm_of(const Facts& facts, const std::string& order, moe::TopKGate& gate) {
+inline moe::Normalise norm_of(const Facts& facts, const std::string& order, moe::TopKGate& gate) {
   const std::string norm = facts.choice("norm_topk_prob", {"false", "true", "p_norm"});
-  if (order == "topk_then_softmax" || order.ends_with("_gather_norm")) return Normalise::Sum;
+  if (order == "topk_then_softmax" || order.ends_with("_gather_norm")) return moe::Normalise::Sum;
   if (order == "topk_then_sigmoid" || order.ends_with("_gather_scale")) {
     if (norm != "false") facts.refuse("norm_topk_prob", "false with score_order '" + order + "'");
-    return Normalise::Off;
+    return moe::Normalise::Off;
   }
-  if (norm == "false") return Normalise::Off;
-  if (norm == "true") return Normalise::Sum;
+  if (norm == "false") return moe::Normalise::Off;
+  if (norm == "true") return moe::Normalise::Sum;
   gate.norm_p = facts.number("norm_p");
-  return gate.norm_p == 1 ? Normalise::Sum : gate.norm_p == 2 ? Normalise::Euclidean : Normalise::PNorm;
+  return gate.norm_p == 1 ? moe::Normalise::Sum : gate.norm_p == 2 ? moe::Normalise::Euclidean : moe::Normalise::PNorm;
 }
 
 inline void set_groups(const Facts& facts, moe::TopKGate& gate) {

@@ -130,7 +130,7 @@ inline void check_router(Tensors& file, const Facts& facts, Report& report) {
     moe::Routing<float> routing;
     router.logits(input, moe::Step{}, logits);
     gate.route(logits, moe::Step{}, routing);
-    compare_routing(reference, gate, logits, moe::Step{}, routing, config.gate.scale, report);
+    compare_routing(reference, Decision<moe::TopKGate>{gate, logits, moe::Step{}, routing, config.gate.scale}, report);
   }
 }
 

@@ -53,8 +53,8 @@ inline Matrix<float> logits_of(const moe::LinearRouter& router, const Matrix<flo
   return logits;
 }
 
-template <class Gate>
-Routing routed(const Gate& gate, const Matrix<float>& logits, const moe::Step& step = {}) {
+template <class G>
+Routing routed(const G& gate, const Matrix<float>& logits, const moe::Step& step = {}) {
   Routing routing;
   gate.route(logits, step, routing);
   return routing;

@@ -72,9 +72,8 @@ inline std::vector<std::int64_t> kept_choices(const moe::Routing<float>& routing
 }
 
 /// Places in the buffers of the experts, from 0, of choice `slot` of every token, before anything is dropped.
-template <class Gate>
-std::vector<std::int64_t> buffer_places(const Gate& gate, const Matrix<float>& logits, const moe::Step& step,
-                                        Index slot) {
+template <class G>
+std::vector<std::int64_t> buffer_places(const G& gate, const Matrix<float>& logits, const moe::Step& step, Index slot) {
   moe::Routing<float> routing;
   gate.gate.route(logits, step, routing);
   const auto slots = moe::buffer_slots(gate.capacity, logits.cols(), step, routing);
@@ -83,18 +82,29 @@ std::vector<std::int64_t> buffer_places(const Gate& gate, const Matrix<float>& l
   return place;
 }
 
+/// What our gate makes of the logits of a run.
+template <class G>
+struct Decision {
+  const G& gate;
+  const Matrix<float>& logits;
+  const moe::Step& step;
+  const moe::Routing<float>& routing;
+  double scale = 1;  ///< what weights are scaled by where the reference scales outputs instead
+};
+
 /// What gates with a capacity add: masks, places, and the experts that losses count, 0 for a dropped token.
-template <class Gate>
-void compare_capacity(const Reference& reference, const Gate& gate, const Matrix<float>& logits, const moe::Step& step,
-                      const moe::Routing<float>& routing, Report& report) {
+template <class G>
+void compare_capacity(const Reference& reference, const Decision<G>& decision, Report& report) {
+  const Matrix<float>& logits = decision.logits;
+  const moe::Routing<float>& routing = decision.routing;
   const auto mask = [&](const std::string& name, Index slot) {
     compare_integers(reference, name, kept_choices(routing, logits.cols(), slot), logits.cols(), report);
   };
   mask("dispatch_mask", -1), mask("dispatch_mask_1", 0), mask("dispatch_mask_2", 1);
   const auto place = [&](const std::string& name, Index slot) {
     if (!reference.has(name)) return;
-    compare_integers(reference, name, buffer_places(gate, logits, step, slot), reference.columns(name) == 1 ? 1 : 0,
-                     report);
+    compare_integers(reference, name, buffer_places(decision.gate, logits, decision.step, slot),
+                     reference.columns(name) == 1 ? 1 : 0, report);
   };
   place("position_in_expert", 0), place("position_1", 0);
   if (routing.num_assignments() > routing.num_tokens()) place("position_2", 1);
@@ -104,10 +114,12 @@ void compare_capacity(const Reference& reference, const Gate& gate, const Matrix
     compare_integers(reference, name, first, 0, report);
 }
 
-/// Everything about who goes where. `scale`: what weights are scaled by where the reference scales outputs instead.
-template <class Gate>
-void compare_routing(const Reference& reference, const Gate& gate, const Matrix<float>& logits, const moe::Step& step,
-                     const moe::Routing<float>& routing, double scale, Report& report) {
+/// Everything about who goes where.
+template <class G>
+void compare_routing(const Reference& reference, const Decision<G>& decision, Report& report) {
+  const G& gate = decision.gate;
+  const Matrix<float>& logits = decision.logits;
+  const moe::Step& step = decision.step;
   const std::string& t = reference.prefix();
   const Index experts = logits.cols();
   const auto compare = [&](const std::string& name, const auto& ours, double unit) {
@@ -120,16 +132,16 @@ void compare_routing(const Reference& reference, const Gate& gate, const Matrix<
     compare("router_probs", p, 0);
   }
   double evaluation = 1;
-  moe::Routing<float> before = routing;
+  moe::Routing<float> before = decision.routing;
   if constexpr (requires { gate.capacity; }) {
     if (step.phase == moe::Phase::Inference) evaluation = gate.capacity.evaluation_scale;
     if (gate.capacity.weights == moe::KeptWeights::AsTheyAre) gate.gate.route(logits, step, before);
-    compare_capacity(reference, gate, logits, step, routing, report);
+    compare_capacity(reference, decision, report);
   }
   if (evaluation == 0) evaluation = 1;  // all outputs are 0, as are all weights
-  compare_choices(reference, routing, dense(before, experts, evaluation), scale, report);
+  compare_choices(reference, decision.routing, dense(before, experts, evaluation), decision.scale, report);
   for (const char* name : {"dense_weights", "combine_weights"})
-    if (reference.has(name)) compare(name, dense(routing, experts, evaluation), scale);
+    if (reference.has(name)) compare(name, dense(decision.routing, experts, evaluation), decision.scale);
 }
 
 }  // namespace check

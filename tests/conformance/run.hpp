@@ -28,9 +28,9 @@ class Run {
     block_.forward(tokens_, step_, out, tape_);
     block_.forward(tokens_, step_, inference, workspace);
     report.add_count(reference_.prefix() + "inference = training", inference == out ? 0 : 1);
-    block_.with_gate([&](const auto& gate) {
-      compare_routing(reference_, gate, tape_.logits(), step_, tape_.routing(),
-                      facts_.number("routed_scaling_factor", 1), report);
+    const double scale = facts_.number("routed_scaling_factor", 1);
+    block_.with_gate([&]<class G>(const G& gate) {
+      compare_routing(reference_, Decision<G>{gate, tape_.logits(), step_, tape_.routing(), scale}, report);
     });
     report.add_values(reference_.prefix() + "output", span_of(out),
                       span_of(reference_.read<float>("output", out.cols())), kForward);
