@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The checker of reference vectors on a generated file of every family: passes as it is, and fails, or refuses the
 // file, once anything in it is changed.
-#include "catch.hpp"
 #include "conformance/family_cases.hpp"
 #include "conformance/file.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -5,9 +5,9 @@
 
 #include <sstream>
 
-#include "catch.hpp"
 #include "conformance/family_files.hpp"
 #include "moe/io/families/model_config.hpp"
+#include "support/catch.hpp"
 
 using oracle::Family;
 using oracle::FileOptions;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The checker on the two levels of tensor2tensor's top 2.
-#include "catch.hpp"
 #include "conformance/variant_file.hpp"
+#include "support/catch.hpp"
 
 using test::change;
 using test::line_of;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The checker of router, loss and dispatch vectors: on files of other code bases, and on files that must not pass.
-#include "catch.hpp"
 #include "conformance/variant_file.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

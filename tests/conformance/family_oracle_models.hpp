@@ -2,7 +2,7 @@
 // The families of family_oracle.hpp.
 #pragma once
 
-#include "conformance/family_oracle.hpp"
+#include "support/family_oracle.hpp"
 
 namespace oracle {
 

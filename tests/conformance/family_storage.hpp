@@ -6,8 +6,8 @@
 #include <cstring>
 #include <string>
 
-#include "conformance/family_oracle.hpp"
-#include "io/files.hpp"
+#include "support/family_oracle.hpp"
+#include "support/files.hpp"
 
 namespace oracle {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "conformance/file.hpp"
-#include "io/files.hpp"
+#include "support/files.hpp"
 
 namespace test {
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Linear, Mlp and Glu on their own: against the reference, and their gradients against central differences.
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
-#include "gradient.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/gradient.hpp"
 
 using moe::Bias;
 using moe::F32;

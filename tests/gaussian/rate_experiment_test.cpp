@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/theory/rate_experiment.hpp"
 
-#include "catch.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -2,9 +2,9 @@
 // Switch and NLLB, whose tokens compete for experts: blocks against plain loops over their published rules.
 #include <numeric>
 
-#include "catch.hpp"
-#include "conformance/family_oracle.hpp"
 #include "io/family_blocks.hpp"
+#include "support/catch.hpp"
+#include "support/family_oracle.hpp"
 
 using moe::Index;
 using oracle::Size;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <set>
 
-#include "catch.hpp"
 #include "io/family_blocks.hpp"
 #include "moe/io/families/moe_layers.hpp"
+#include "support/catch.hpp"
 
 using moe::FamilyFormat;
 using moe::MoeBlock;

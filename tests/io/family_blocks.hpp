@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "expert/fixtures.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
 #include "moe/io/block/load_block.hpp"
+#include "support/experts.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
 
 namespace test {
 

@@ -3,8 +3,8 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
 #include "io/stored_weight.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

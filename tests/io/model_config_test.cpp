@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
 
 using moe::Index;
 using moe::MoeConfig;

@@ -3,12 +3,12 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "io/patterns.hpp"
 #include "moe/io/file/parameters.hpp"
 #include "moe/train/adam_w.hpp"
-#include "train/sample_layer.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
+#include "support/sample_layer.hpp"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What config.json files say about quantised weights.
-#include "catch.hpp"
-#include "io/family_configs.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
 
 namespace {
 

@@ -4,9 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
 #include "io/patterns.hpp"
 #include "io/plain_reader.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -14,6 +11,9 @@
 #include "moe/io/file/parameters.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/moe.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
 
 namespace {
 

@@ -3,8 +3,6 @@
 #include <set>
 #include <string>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "io/patterns.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
@@ -18,6 +16,8 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/train/adam_w.hpp"
 #include "moe/train/sgd.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

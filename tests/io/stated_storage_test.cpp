@@ -4,10 +4,10 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
-#include "io/family_configs.hpp"
 #include "moe/io/block/load_block.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
+#include "support/family_configs.hpp"
 
 namespace {
 

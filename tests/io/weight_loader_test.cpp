@@ -2,9 +2,9 @@
 #include <utility>
 #include <vector>
 
-#include "catch.hpp"
 #include "io/stored_weight.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;

@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "matrices.hpp"
+#include "support/matrices.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
 
 namespace test {

@@ -3,8 +3,8 @@
 
 #include <mutex>
 
-#include "catch.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 

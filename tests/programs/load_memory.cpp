@@ -4,11 +4,11 @@
 #include <cstdio>
 #include <string>
 
-#include "io/checkpoints.hpp"
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "programs/heap.hpp"
-#include "thread_executor.hpp"
+#include "support/checkpoints.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

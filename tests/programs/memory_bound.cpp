@@ -10,7 +10,7 @@
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
 #include "programs/heap.hpp"
-#include "thread_executor.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
+#include "support/catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/routing/balance/selection_bias.hpp"

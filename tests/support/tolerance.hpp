@@ -7,7 +7,7 @@
 #include <cmath>
 #include <limits>
 
-#include "reference.hpp"
+#include "support/reference.hpp"
 
 namespace test {
 

@@ -8,10 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "gradient.hpp"
-#include "matrices.hpp"
 #include "moe/gate/concept.hpp"
-#include "routing/fixtures.hpp"
+#include "support/gradient.hpp"
+#include "support/matrices.hpp"
+#include "support/routings.hpp"
 
 namespace test {
 

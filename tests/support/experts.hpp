@@ -4,11 +4,11 @@
 
 #include <string>
 
-#include "matrices.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/pool.hpp"
-#include "tolerance.hpp"
+#include "support/matrices.hpp"
+#include "support/tolerance.hpp"
 
 namespace test {
 

@@ -9,7 +9,7 @@
 #include "moe/core/random.hpp"
 #include "moe/numeric/top_k.hpp"
 #include "moe/routing/routing.hpp"
-#include "thread_executor.hpp"
+#include "support/thread_executor.hpp"
 
 namespace test {
 

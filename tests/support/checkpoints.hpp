@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "io/files.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "support/files.hpp"
 
 namespace test {
 
