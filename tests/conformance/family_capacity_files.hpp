@@ -128,14 +128,8 @@ class CapacityFile : private CapacityModel {
     }
     return sum;
   }
-  double derivative(double& value) const {  // as in family_files.hpp
-    const double kept = value, step = 1e-5;
-    value = kept + step;
-    const double above = loss();
-    value = kept - step;
-    const double below = loss();
-    value = kept;
-    return (above - below) / (2 * step);
+  double derivative(double& value) const {
+    return test::central_difference([this] { return loss(); }, value);
   }
   void add_gradients(FileText& file, const std::string& prefix) {
     const std::string t = "t" + std::to_string(tokens_.size()) + ".";

@@ -6,6 +6,7 @@
 
 #include "conformance/family_oracle_models.hpp"
 #include "conformance/family_storage.hpp"
+#include "support/gradient.hpp"
 
 namespace oracle {
 
@@ -99,15 +100,8 @@ class FileRun {
     }
     return sum;
   }
-  /// Step 1e-5: errors of h^2 f''' / 6 and eps |f| / h, both some 1e-10 of the largest derivatives.
   double derivative(double& value) const {
-    const double kept = value, step = 1e-5;
-    value = kept + step;
-    const double above = loss();
-    value = kept - step;
-    const double below = loss();
-    value = kept;
-    return (above - below) / (2 * step);
+    return test::central_difference([this] { return loss(); }, value);
   }
 
   const Family& family_;

@@ -4,10 +4,13 @@
 #include "io/family_blocks.hpp"
 #include "moe/io/families/moe_layers.hpp"
 #include "support/catch.hpp"
+#include "support/text.hpp"
 
 using moe::FamilyFormat;
 using moe::MoeBlock;
 using moe::MoeConfig;
+using test::contains;
+using test::message_of;
 
 namespace {
 
@@ -26,15 +29,8 @@ void for_each_format(const F& f) {
 
 /// What loading a file says, or "".
 std::string complaint(const std::filesystem::path& path, const MoeConfig& config, const moe::LoadOptions& options) {
-  try {
-    moe::load_moe_block(moe::Checkpoint::open(path), config, options);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return message_of<std::runtime_error>([&] { moe::load_moe_block(moe::Checkpoint::open(path), config, options); });
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -14,6 +14,7 @@
 #include "support/catch.hpp"
 #include "support/family_configs.hpp"
 #include "support/files.hpp"
+#include "support/parameters.hpp"
 
 namespace {
 
@@ -60,13 +61,13 @@ void require_same_again(const char* what, const T& object) {
   const test::TemporaryDirectory directory;
   T saved = object, loaded = object;
   test::fill_with_patterns(saved);
-  REQUIRE(test::same_bits(saved, loaded) == (num_saved(object) == 0));
+  REQUIRE(test::same_parameters(saved, loaded) == (num_saved(object) == 0));
   moe::save_parameters(directory / "x", saved, {{"what", what}});
   const test::PlainFile file = test::read_plainly(test::read_bytes(directory / "x"));
   REQUIRE(file.metadata == moe::Metadata{{"what", what}});
   require_same(file, saved);
   REQUIRE(moe::load_parameters(directory / "x", loaded) == moe::Metadata{{"what", what}});
-  REQUIRE(test::same_bits(loaded, saved));
+  REQUIRE(test::same_parameters(loaded, saved));
   REQUIRE(directory.num_files() == 1);
 }
 

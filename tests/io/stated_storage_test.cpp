@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 #include "support/checkpoints.hpp"
 #include "support/family_configs.hpp"
+#include "support/text.hpp"
 
 namespace {
 
@@ -15,6 +16,8 @@ using moe::Dtype;
 using moe::Index;
 using moe::MoeConfig;
 using moe::QuantMethod;
+using test::contains;
+using test::message_of;
 
 enum class Stored { Plain, Fp8, Fp8WithoutScales, Mxfp4 };
 
@@ -61,12 +64,7 @@ std::vector<test::Tensor> stored_block(const MoeConfig& config, const Choice& ch
 std::string complaint(const MoeConfig& config, const Choice& choice) {
   const test::TemporaryDirectory directory;
   test::write_tensors(directory / "x", stored_block(config, choice));
-  try {
-    moe::load_moe_block(moe::Checkpoint::open(directory / "x"), config);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return message_of<std::runtime_error>([&] { moe::load_moe_block(moe::Checkpoint::open(directory / "x"), config); });
 }
 
 Choice experts_as(Stored stored) {
@@ -85,8 +83,6 @@ MoeConfig gpt_oss(QuantMethod method) {
   config.quantisation.method = method;
   return config;
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 const std::string kLast = "model.layers.0.mlp.experts.5.down_proj.weight";
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "layer/fixtures.hpp"
+#include "support/catch.hpp"
 #include "support/gradient.hpp"
 
 namespace test {

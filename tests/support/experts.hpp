@@ -8,22 +8,10 @@
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/pool.hpp"
 #include "support/matrices.hpp"
+#include "support/parameters.hpp"
 #include "support/tolerance.hpp"
 
 namespace test {
-
-/// Sets every logical parameter, biases and state included, to scale times a standard normal draw.
-template <class T>
-void randomise(T& object, std::uint64_t seed, double scale = 0.5) {
-  moe::visit_all(
-      [&](const std::string&, auto& leaf) {
-        std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
-        const moe::RandomField random(moe::Purpose::User, seed++);
-        for (std::size_t i = 0; i < values.size(); ++i) values[i] = scale * random.normal(static_cast<std::int64_t>(i));
-        moe::write_parameter(leaf, std::span<const double>(values));
-      },
-      object);
-}
 
 /// An expert with all its parameters random.
 template <class E, class... Options>
@@ -107,30 +95,5 @@ struct Diagonal {
     f("factor", self.factor...);
   }
 };
-
-/// Stored scalars that are not zero, and logical ones: equal if the padding is zero and nothing else is.
-template <class T>
-Index num_nonzero(const T& object) {
-  Index count = 0;
-  moe::visit(
-      [&](const std::string&, const auto& leaf) {
-        for (const auto value : moe::parameter_span(leaf)) count += value != 0 ? 1 : 0;
-      },
-      object);
-  return count;
-}
-
-/// Whether all parameters and state of two objects have the same bits, padding included.
-template <class T>
-bool same_parameters(const T& a, const T& b) {
-  bool same = true;
-  moe::visit_all(
-      [&](const std::string&, const auto& leaf, const auto& other) {
-        const auto left = moe::parameter_span(leaf), right = moe::parameter_span(other);
-        for (std::size_t i = 0; i < left.size(); ++i) same = same && same_bits(left[i], right[i]);
-      },
-      a, b);
-  return same;
-}
 
 }  // namespace test

@@ -12,6 +12,7 @@
 #include "support/gradient.hpp"
 #include "support/matrices.hpp"
 #include "support/routings.hpp"
+#include "support/text.hpp"
 
 namespace test {
 
@@ -98,19 +99,6 @@ bool equal_bits(const moe::Routing<S>& a, const moe::Routing<S>& b) {
   return equal_bits(a.experts(), b.experts()) && equal_bits(a.weights(), b.weights()) &&
          equal_bits(a.dropped(), b.dropped());
 }
-
-/// The text that a call throws, or "" if it does not throw std::invalid_argument.
-template <class F>
-std::string message_of(F&& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "";
-}
-
-inline bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 /// All that backward computes for random dL/dweights and dL/dprobabilities.
 template <class S, class G>

@@ -19,13 +19,13 @@ using moe::Index;
 template <class S>
 inline constexpr S kNan = std::numeric_limits<S>::quiet_NaN();
 
-/// Standard normal draws; the same numbers, rounded, in float and double.
+/// `scale` times standard normal draws; the same numbers, rounded, in float and double.
 template <class S>
-moe::Matrix<S> random_matrix(Index rows, Index cols, std::uint64_t seed = 1) {
+moe::Matrix<S> random_matrix(Index rows, Index cols, std::uint64_t seed = 1, double scale = 1) {
   const moe::RandomField random(moe::Purpose::User, seed);
   moe::Matrix<S> result(rows, cols);
   for (Index r = 0; r < rows; ++r)
-    for (Index c = 0; c < cols; ++c) result(r, c) = static_cast<S>(random.normal(r, c));
+    for (Index c = 0; c < cols; ++c) result(r, c) = static_cast<S>(scale * random.normal(r, c));
   return result;
 }
 

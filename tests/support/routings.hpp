@@ -9,6 +9,7 @@
 #include "moe/core/random.hpp"
 #include "moe/numeric/top_k.hpp"
 #include "moe/routing/routing.hpp"
+#include "support/matrices.hpp"
 #include "support/thread_executor.hpp"
 
 namespace test {
@@ -28,11 +29,7 @@ moe::Matrix<S> matrix(std::initializer_list<std::initializer_list<S>> rows) {
 /// Standard normal logits times `scale`.
 template <class S>
 moe::Matrix<S> random_logits(moe::Index num_tokens, moe::Index num_experts, std::uint64_t seed = 1, double scale = 1) {
-  const moe::RandomField random(moe::Purpose::User, seed);
-  moe::Matrix<S> logits(num_tokens, num_experts);
-  for (moe::Index t = 0; t < num_tokens; ++t)
-    for (moe::Index e = 0; e < num_experts; ++e) logits(t, e) = static_cast<S>(scale * random.normal(t, e));
-  return logits;
+  return random_matrix<S>(num_tokens, num_experts, seed, scale);
 }
 
 /// Row-wise softmax, in the plainest form.
@@ -47,15 +44,7 @@ moe::Matrix<S> probabilities_of(const moe::Matrix<S>& logits) {
   return p;
 }
 
-// Plain loops: g++ 12 takes Eigen's AVX-512 reductions for reads of uninitialised registers.
-template <class M>
-double largest(const M& matrix) {
-  double result = 0;
-  for (moe::Index t = 0; t < matrix.rows(); ++t)
-    for (moe::Index e = 0; e < matrix.cols(); ++e)
-      result = std::max(result, std::abs(static_cast<double>(matrix(t, e))));
-  return result;
-}
+/// By hand, as largest() is.
 template <class M>
 double total(const M& matrix) {
   double result = 0;

@@ -7,6 +7,7 @@
 
 #include "moe/core/visit.hpp"
 #include "moe/kernel/panel_matrix.hpp"
+#include "support/parameters.hpp"
 
 namespace test {
 
@@ -52,54 +53,5 @@ struct SampleLayer {
     f("temperature", self.temperature...);
   }
 };
-
-/// Sets every logical parameter to draw(k), k counting from 0.
-template <class Layer, class Draw>
-void fill(Layer& layer, Draw&& draw) {
-  moe::Index k = 0;
-  moe::visit(
-      [&](const std::string&, auto& leaf) {
-        std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
-        for (double& value : values) value = draw(k++);
-        moe::write_parameter(leaf, std::span<const double>(values));
-      },
-      layer);
-}
-
-/// All logical parameters one after the other.
-template <class Layer>
-std::vector<double> flatten(const Layer& layer) {
-  std::vector<double> all;
-  moe::visit(
-      [&](const std::string&, const auto& leaf) {
-        std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
-        moe::read_parameter(leaf, std::span<double>(values));
-        all.insert(all.end(), values.begin(), values.end());
-      },
-      layer);
-  return all;
-}
-
-/// Number of stored scalars whose bits are those of +0.
-template <class Layer>
-moe::Index count_zero_bits(const Layer& layer) {
-  moe::Index count = 0;
-  moe::visit(
-      [&](const std::string&, const auto& leaf) {
-        for (const auto value : moe::parameter_span(leaf)) count += value == 0 && !std::signbit(value) ? 1 : 0;
-      },
-      layer);
-  return count;
-}
-
-/// Number of stored scalars, padding included.
-template <class Layer>
-moe::Index num_stored(const Layer& layer) {
-  moe::Index count = 0;
-  moe::visit(
-      [&](const std::string&, const auto& leaf) { count += static_cast<moe::Index>(moe::parameter_span(leaf).size()); },
-      layer);
-  return count;
-}
 
 }  // namespace test
