@@ -216,10 +216,9 @@ inline Index put_turns(const PanelRow& to) {
   if (!is_paired(to.slices)) return 0;
   const Index outputs = matrix_of(to.slices).outputs() / 2;
   const WeightSlice &gate = slice_of(to.slices, 0), &up = slice_of(to.slices, outputs);
+  if (gate.output_stride != 2 || up.output_stride != 2 || gate.input_stride != up.input_stride) return 0;
   const std::byte *const gates = bf16_at(gate, 0, 0), *const ups = bf16_at(up, outputs, 0);
-  if (!gates || ups != gates + 2 || gate.output_stride != 2 || up.output_stride != 2 ||
-      gate.input_stride != up.input_stride)
-    return 0;
+  if (!gates || ups != gates + 2) return 0;
   const Index last = std::min(to.end, outputs / kLanes);
   for (Index p = to.begin; p < last; ++p) {
     const std::byte* const pairs = gates + 2 * to.input * gate.input_stride + 4 * p * kLanes;
