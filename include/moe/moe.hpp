@@ -2,9 +2,9 @@
 #pragma once
 
 // The table of contents: everything but the files of moe/io.hpp (which needs nlohmann-json) and the statistics of
-// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose forward() is the whole method:
-// router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of your own, read the concept.hpp
-// of its folder. Every header also stands alone.
+// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose
+// forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of
+// your own, read the concept.hpp of its folder. Every header also stands alone.
 
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"

@@ -151,7 +151,8 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
   Mlp::Tape tape;
   Matrix<double> rows(2, 4), out(2, 4), narrow(2, 3), three(3, 4);
   for (auto* matrix : {&rows, &narrow, &three}) matrix->setZero();
-  CHECK_THROWS_WITH(expert.forward(narrow, out, context), "moe::StagedExpert::forward: rows is [2, 3], expected [2, 4]");
+  CHECK_THROWS_WITH(expert.forward(narrow, out, context),
+                    "moe::StagedExpert::forward: rows is [2, 3], expected [2, 4]");
   CHECK_THROWS_WITH(expert.forward(rows, three, context), "moe::StagedExpert::forward: out is [3, 4], expected [2, 4]");
   expert.forward(rows, out, context, tape);
   Mlp gradient(4, 7), unbiased(4, 6, Bias::Off);

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "support/matrices.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
+#include "support/matrices.hpp"
 
 namespace test {
 
@@ -45,9 +45,9 @@ struct Products {
   moe::Matrix<S> multiply(const moe::kernel::RowSource<S>& in) const {
     moe::Matrix<S> out = nan_matrix<S>(num_rows(), weight[0].width());
     moe::kernel::TaskList tasks;
-    moe::kernel::grouped_multiply<S>(groups(), in, *this, tasks, [&](Index, Index row, int count, Index panel, const S* sums) {
-      copy(sums, count, row, panel, out);
-    });
+    moe::kernel::grouped_multiply<S>(
+        groups(), in, *this, tasks,
+        [&](Index, Index row, int count, Index panel, const S* sums) { copy(sums, count, row, panel, out); });
     return out.leftCols(outputs());
   }
   /// dout [num_rows, outputs] in padded rows; the padding is `padding`.

@@ -71,8 +71,8 @@ void check(const char* name, Index hidden_dim) {
         const long bytes = peak(layer, x, out, max_tokens);
         const bool fits = bytes <= bound;
         num_failed += fits ? 0 : 1;
-        std::printf("%s, %td workers, %td tokens, at most %td at once: %ld bytes, promised %ld%s\n", name, workers, tokens,
-                    max_tokens, bytes, bound, fits ? "" : ": MORE");
+        std::printf("%s, %td workers, %td tokens, at most %td at once: %ld bytes, promised %ld%s\n", name, workers,
+                    tokens, max_tokens, bytes, bound, fits ? "" : ": MORE");
       }
 }
 

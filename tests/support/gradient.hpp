@@ -12,8 +12,8 @@
 
 namespace test {
 
-/// dloss / dvalue. Step 1e-5: the truncation error h^2 f'''/6 and the rounding error eps |f| / h are both below 1e-10 for
-/// losses and third derivatives of order 1.
+/// dloss / dvalue. Step 1e-5: the truncation error h^2 f'''/6 and the rounding error eps |f| / h are both below 1e-10
+/// for losses and third derivatives of order 1.
 template <class Loss>
 double central_difference(Loss&& loss, double& value, double step = 1e-5) {
   const double kept = value;
@@ -44,8 +44,8 @@ double gradient_error(Loss&& loss, moe::Matrix<double>& values, const moe::Matri
   return gradient_error(loss, moe::parameter_span(values), std::span<const double>(moe::parameter_span(analytic)));
 }
 
-/// The same over every logical parameter of `object`; `gradient` is an object of the same type. Returns the worst leaf's
-/// error and, through `name`, which one it was.
+/// The same over every logical parameter of `object`; `gradient` is an object of the same type. Returns the worst
+/// leaf's error and, through `name`, which one it was.
 template <class Loss, class T>
 double parameter_gradient_error(Loss&& loss, T& object, const T& gradient, std::string* name = nullptr) {
   double worst = 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A mixture of experts in double with plain loops: obviously correct, no SIMD, no sorting. The oracle of the fast paths.
+// A mixture of experts in double with plain loops: obviously correct, no SIMD, no sorting. The oracle of the fast
+// paths.
 #pragma once
 
 #include <cmath>
