@@ -1,7 +1,7 @@
 # cmake -DINCLUDE=<include directory> -P includes.cmake
 # Checks that includes point to the same folder, to one before it in the list below or to the concept of the folder above,
 # that only core/simd*.hpp know xsimd, that moe.hpp and gaussian.hpp reach every header, themselves or through another
-# one, and that the tables of contents list what they should.
+# one, that the tables of contents list what they should, and that no family of checkpoints is left out.
 cmake_minimum_required(VERSION 3.25)
 
 set(layers core numeric routing routing/balance routing/capacity kernel gate/rule|expert/stage router|gate|expert gate/wrap
@@ -105,4 +105,18 @@ foreach(table moe gaussian io)
     endif()
     list(APPEND before ${header})
   endforeach()
+endforeach()
+
+# Every family of checkpoints that a header defines is in the table.
+file(READ "${INCLUDE}/moe/io/families/families.hpp" table)
+foreach(header IN LISTS headers)
+  if(header MATCHES "^io/families/")
+    file(STRINGS "${INCLUDE}/moe/${header}" lines REGEX "^inline constexpr Family k")
+    foreach(line IN LISTS lines)
+      string(REGEX REPLACE "^inline constexpr Family (k[A-Za-z0-9]+).*" "\\1" family "${line}")
+      if(NOT table MATCHES "detail::${family},")
+        message(SEND_ERROR "moe/${header} defines ${family}, which moe/io/families/families.hpp does not list")
+      endif()
+    endforeach()
+  endif()
 endforeach()
