@@ -24,12 +24,32 @@ namespace moe::inline MOE_ABI {
 
 /// All families that the library loads. A checkpoint has the first format of its family, with gates if the experts have
 /// any, whose router and last expert weight it holds. One more family is a file like mixtral.hpp, and a line here.
+// clang-format off
 inline constexpr std::array kFamilies{
-    detail::kMixtral, detail::kOlmoe,  detail::kQwen2,   detail::kQwen3,   detail::kDeepseekV2, detail::kDeepseekV3,
-    detail::kGlm4,    detail::kPhimoe, detail::kGptOss,  detail::kLlama4,  detail::kGranite,    detail::kGraniteShared,
-    detail::kJetmoe,  detail::kDbrx,   detail::kJamba,   detail::kSwitch,  detail::kNllb,       detail::kErnie,
-    detail::kHunyuan, detail::kAria,   detail::kLongcat, detail::kMinimax,
+    detail::kMixtral,
+    detail::kOlmoe,
+    detail::kQwen2,
+    detail::kQwen3,
+    detail::kDeepseekV2,
+    detail::kDeepseekV3,
+    detail::kGlm4,
+    detail::kPhimoe,
+    detail::kGptOss,
+    detail::kLlama4,
+    detail::kGranite,
+    detail::kGraniteShared,
+    detail::kJetmoe,
+    detail::kDbrx,
+    detail::kJamba,
+    detail::kSwitch,
+    detail::kNllb,
+    detail::kErnie,
+    detail::kHunyuan,
+    detail::kAria,
+    detail::kLongcat,
+    detail::kMinimax,
 };
+// clang-format on
 
 /// The family of this name, or null.
 inline const Family* find_family(std::string_view name) {
