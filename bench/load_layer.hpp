@@ -111,13 +111,16 @@ inline void load_layer(const std::filesystem::path& path, const Layer& layer, st
     moe::Glu& expert = experts[static_cast<std::size_t>(e)];
     if (layer.storage == Storage::Separate || layer.storage == Storage::Fp8) {
       const auto part = [&](const char* name) { return slice(detail::name_of(e, name), 0); };
-      loader.add({part("gate_proj"), part("up_proj")}, expert.gate_up());
+      loader.add_gate_up(part("gate_proj"), part("up_proj"), expert.gate_up());
       loader.add(part("down_proj"), expert.down());
       continue;
     }
     const bool in_turns = layer.storage == Storage::Turns || layer.storage == Storage::Mxfp4;
     const moe::WeightSlice fused = slice("gate_up_proj", e);
-    loader.add(in_turns ? moe::gate_up_interleaved(fused) : moe::gate_up_halves(fused), expert.gate_up());
+    if (in_turns)
+      loader.add_gate_up(fused.every_output(2, 0), fused.every_output(2, 1), expert.gate_up());
+    else
+      loader.add(fused, expert.gate_up());
     loader.add(slice("down_proj", e), expert.down());
   }
   loader.run(progress);

@@ -5,9 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
-#include <moe/io/block/load_block.hpp>
-#include <moe/io/families/model_config.hpp>
-#include <moe/io/families/moe_layers.hpp>
+#include <moe/io.hpp>
 #include <optional>
 
 #include "load_checkpoint/synthetic.hpp"

@@ -4,7 +4,7 @@
 
 #include <filesystem>
 #include <fstream>
-#include <moe/io/block/load_block.hpp>
+#include <moe/io.hpp>
 #include <nlohmann/json.hpp>
 #include <random>
 #include <string>
@@ -46,9 +46,8 @@ class SyntheticCheckpoint {
     moe::MoeConfig config{.family = "olmoe", .model_dim = 256, .hidden_dim = 128, .num_experts = 16};
     config.gate = {.k = 4, .normalise = moe::Normalise::Off};
     moe::MoeBlock block(config);
-    const moe::FamilyFormat& format = *std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
-                                                    [](const auto& row) { return row.family == "olmoe"; });
-    const auto tensors = moe::bind_weights(block, format, moe::numbered_name(format.prefix, layer));
+    const moe::FamilyFormat& format = moe::find_family(config.family)->formats.front();
+    const auto tensors = moe::bind_weights(block, {format, moe::numbered_name(format.prefix, layer)});
     const std::string shard = "model-0000" + std::to_string(layer + 1) + "-of-00002.safetensors";
     moe::SafetensorsHeader header;
     for (const moe::BoundTensor& tensor : tensors) {

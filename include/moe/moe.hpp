@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The table of contents: everything but moe/io (needs nlohmann-json) and the statistics of moe/gaussian.hpp, whose
-// matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose forward() is the whole method:
-// router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of your own, read the concept.hpp
-// of its folder. Every header also stands alone.
+// The table of contents: everything but the files of moe/io.hpp (which needs nlohmann-json) and the statistics of
+// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose
+// forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of
+// your own, read the concept.hpp of its folder. Every header also stands alone.
 
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"
@@ -33,6 +33,8 @@
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/rule/temperature.hpp"
+#include "moe/gate/rule/token_rule.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -54,6 +56,9 @@
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"
+#include "moe/expert/stage/epilogue.hpp"
+#include "moe/expert/stage/staged_expert.hpp"
+#include "moe/expert/widths.hpp"
 
 // Routing: the data between the parts, what limits it, how even it is.
 #include "moe/routing/balance/entropy.hpp"

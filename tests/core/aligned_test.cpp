@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <utility>
 
-#include "catch.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -4,8 +4,8 @@
 #include <cmath>
 #include <vector>
 
-#include "catch.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 using moe::detail::SumBlocks;

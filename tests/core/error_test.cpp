@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/core/error.hpp"
 
-#include "catch.hpp"
 #include "moe/core/matrix.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

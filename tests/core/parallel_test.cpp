@@ -11,8 +11,8 @@
 #include <unistd.h>
 #endif
 
-#include "catch.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

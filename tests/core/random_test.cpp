@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "catch.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
 #include "moe/core/same_parameters.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

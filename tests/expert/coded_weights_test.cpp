@@ -2,11 +2,11 @@
 // Weights that are codes: whatever the format, the bits are those of panels of the decoded weights.
 #include <variant>
 
-#include "catch.hpp"
 #include "kernel/truncated_panels.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/train/adam_w.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Bias;
 using moe::F32;

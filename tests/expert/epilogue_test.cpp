@@ -4,8 +4,8 @@
 
 #include <array>
 
-#include "catch.hpp"
-#include "matrices.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 using moe::Index;
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "moe/expert/pool.hpp"
 
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
-#include "gradient.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/gradient.hpp"
+#include "support/routings.hpp"
 
 using moe::Bias;
 using moe::ExpertPool;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Parts that published models need: the clamped product of GPT-OSS, an expert with a gate of its own, an offset.
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
-#include "gradient.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/offset.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/gradient.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::F64;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Experts cut along their hidden units.
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/linear.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
 
 using moe::F32;
 using moe::F64;

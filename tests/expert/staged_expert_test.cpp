@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Linear, Mlp and Glu on their own: against the reference, and their gradients against central differences.
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
-#include "gradient.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/gradient.hpp"
 
 using moe::Bias;
 using moe::F32;
@@ -151,7 +151,8 @@ TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {
   Mlp::Tape tape;
   Matrix<double> rows(2, 4), out(2, 4), narrow(2, 3), three(3, 4);
   for (auto* matrix : {&rows, &narrow, &three}) matrix->setZero();
-  CHECK_THROWS_WITH(expert.forward(narrow, out, context), "moe::StagedExpert::forward: rows is [2, 3], expected [2, 4]");
+  CHECK_THROWS_WITH(expert.forward(narrow, out, context),
+                    "moe::StagedExpert::forward: rows is [2, 3], expected [2, 4]");
   CHECK_THROWS_WITH(expert.forward(rows, three, context), "moe::StagedExpert::forward: out is [3, 4], expected [2, 4]");
   expert.forward(rows, out, context, tape);
   Mlp gradient(4, 7), unbiased(4, 6, Bias::Off);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Panel experts as a user would write them: stages that none of the shipped experts has, over several panels.
-#include "catch.hpp"
 #include "layer/gradient_check.hpp"
+#include "support/catch.hpp"
 
 using moe::F64;
 using moe::Index;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Inference goes over the rows in waves, training does not: both give the same bits.
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
 #include "moe/core/parallel.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::ExpertPool;
 using moe::Index;

@@ -2,12 +2,12 @@
 // Experts whose output is wider or narrower than their input.
 #include "moe/expert/widths.hpp"
 
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
-#include "gradient.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/one_of.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/gradient.hpp"
+#include "support/routings.hpp"
 
 using moe::Bias;
 using moe::ExpertPool;

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "io/family_configs.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "support/family_configs.hpp"
 
 namespace test {
 

@@ -44,7 +44,7 @@ std::string described(const std::string& config_text, const moe::FamilyFormat& f
   std::string shards[2];
   std::size_t count = 0;
   const std::string prefix = moe::numbered_name(format.prefix, 0);
-  for (const auto& tensor : moe::bind_weights(block, format, prefix, storage == Storage::Mxfp4)) {
+  for (const auto& tensor : moe::bind_weights(block, {format, prefix, storage == Storage::Mxfp4})) {
     std::string& shard = shards[sharded && count++ % 3 == 2 ? 1 : 0];
     const bool is_expert = tensor.name.find("experts.") != tensor.name.npos && tensor.shape.size() >= 2;
     if (is_expert && storage == Storage::Fp8) {
@@ -74,23 +74,22 @@ void write_numbers(const std::filesystem::path& root, const std::string& name, c
 void write_blocks(const std::filesystem::path& root) {
   for (const auto& [model_type, rest] : test::family_configs()) {
     const std::string text = test::config_text(model_type);
-    const std::string family = test::config_of(model_type).family;
+    const moe::Family& family = *moe::find_family(test::config_of(model_type).family);
     int number = 0;
-    for (const moe::FamilyFormat& format : moe::kFamilyFormats) {
-      if (format.family != family) continue;
+    for (const moe::FamilyFormat& format : family.formats) {
       write_numbers(root, model_type + std::to_string(number), described(text, format, Storage::F32, number == 1));
       ++number;
     }
     if (model_type == "deepseek_v3")
-      write_numbers(root, "fp8", described(text, moe::kFamilyFormats[10], Storage::Fp8, true));
+      write_numbers(root, "fp8", described(text, family.formats.front(), Storage::Fp8, true));
   }
   const std::string gpt_oss = R"({"model_type":"gpt_oss","hidden_size":32,"intermediate_size":32,"hidden_act":"silu",)"
                               R"("num_local_experts":3,"num_experts_per_tok":2,"swiglu_limit":7.0})";
-  for (const moe::FamilyFormat& format : moe::kFamilyFormats)
-    if (format.family == "gpt_oss") write_numbers(root, "mxfp4", described(gpt_oss, format, Storage::Mxfp4, false));
+  for (const moe::FamilyFormat& format : moe::find_family("gpt_oss")->formats)
+    write_numbers(root, "mxfp4", described(gpt_oss, format, Storage::Mxfp4, false));
   const std::string many = R"({"model_type":"mixtral","hidden_size":2,"intermediate_size":1,"hidden_act":"silu",)"
                            R"("num_local_experts":250,"num_experts_per_tok":3})";
-  write_numbers(root, "experts", described(many, moe::kFamilyFormats[0], Storage::F32, true));
+  write_numbers(root, "experts", described(many, moe::find_family("mixtral")->formats.front(), Storage::F32, true));
 }
 
 }  // namespace

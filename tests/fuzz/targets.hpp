@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"

@@ -2,10 +2,10 @@
 // The capacity rules of published models: Switch (per sequence) and NLLB (constants, floors, scaled evaluation).
 #include <map>
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using moe::CapacityScope;
 using moe::Index;

@@ -2,12 +2,12 @@
 // Gates whose weights are constants do not train a router in silence.
 #include <string>
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::ConstantWeights;

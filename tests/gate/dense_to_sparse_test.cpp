@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/dense_to_sparse.hpp"
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/softmax.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::AtInference;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/expert_choice.hpp"
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::ExpertChoiceGate;

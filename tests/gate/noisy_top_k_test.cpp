@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/noisy_top_k.hpp"
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/softmax.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using moe::Index;
 using moe::LogitNoise;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Gates that ask their router for more columns than there are experts.
-#include "catch.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
 // What holds for all gates alike.
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/noisy_top_k.hpp"
@@ -9,7 +7,9 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 using moe::LearnableTemperature;

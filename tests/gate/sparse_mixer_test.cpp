@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/sparse_mixer.hpp"
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

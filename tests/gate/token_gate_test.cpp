@@ -3,13 +3,13 @@
 
 #include <cmath>
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/numeric/softmax.hpp"
 #include "moe/numeric/top_k.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The top-K gate on many tokens at once: against its definition, and bit for bit against a token alone.
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "gate/top_k_reference.hpp"
 #include "moe/gate/top_k.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 using moe::Matrix;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/top_k.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using moe::Index;
 using moe::Score;

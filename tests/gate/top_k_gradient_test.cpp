@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "gate/top_k_reference.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

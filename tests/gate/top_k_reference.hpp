@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moe/gate/top_k.hpp"
+#include "support/gates.hpp"
 
 namespace test {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/top_k.hpp"
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "gate/top_k_reference.hpp"
 #include "moe/gate/softmax.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

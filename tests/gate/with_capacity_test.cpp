@@ -3,10 +3,10 @@
 
 #include "moe/gate/top_k.hpp"
 
-#include "catch.hpp"
 #include "gate/threshold_gate.hpp"
-#include "gradient.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/routings.hpp"
 
 using moe::CapacityOptions;
 using moe::Index;

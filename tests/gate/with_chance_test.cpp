@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gate/wrap/with_chance.hpp"
 
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
 
 using moe::Index;
 using moe::Step;

@@ -5,10 +5,10 @@
 #include <cmath>
 #include <numeric>
 
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -6,8 +6,8 @@
 #include <numbers>
 #include <vector>
 
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -3,9 +3,9 @@
 
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/inference/dendrogram.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -3,8 +3,8 @@
 
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

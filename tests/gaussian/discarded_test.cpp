@@ -2,10 +2,10 @@
 // A fit tells of ends of higher likelihood that it has given up.
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/inference/bootstrap.hpp"
+#include "support/catch.hpp"
 
 using moe::Index;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/theory/distance.hpp"
 
-#include "catch.hpp"
 #include "gaussian/models.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::WithinAbs;

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/samples.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/em.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
+#include "support/catch.hpp"
 
 using moe::Index;
 

@@ -3,12 +3,12 @@
 
 #include <Eigen/QR>
 
-#include "catch.hpp"
 #include "gaussian/mixtures.hpp"
 #include "moe/gaussian/fit/newton.hpp"
 #include "moe/gaussian/fit/quasi_newton.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "moe/gaussian/predict/sample.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "catch.hpp"
 #include "gaussian/samples.hpp"
+#include "support/catch.hpp"
 
 namespace test {
 

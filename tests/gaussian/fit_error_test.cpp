@@ -2,9 +2,9 @@
 #include <cmath>
 #include <string>
 
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/fit.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/fit/fit.hpp"
 
-#include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/mixtures.hpp"
 #include "gaussian/shared_fits.hpp"
 #include "moe/gaussian/predict/sample.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

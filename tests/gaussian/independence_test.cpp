@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/inference/independence.hpp"
 
-#include "catch.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::WithinRel;

@@ -2,10 +2,10 @@
 // What leaves the likelihood of a mixture as it is, and the gates that others turn into.
 #include <numeric>
 
-#include "catch.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
+#include "support/catch.hpp"
 
 using moe::Index;
 

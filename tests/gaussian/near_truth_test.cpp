@@ -3,9 +3,9 @@
 
 #include <set>
 
-#include "catch.hpp"
 #include "gaussian/models.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

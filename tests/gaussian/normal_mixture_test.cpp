@@ -4,8 +4,8 @@
 #include <limits>
 #include <string>
 
-#include "catch.hpp"
 #include "gaussian/mixtures.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

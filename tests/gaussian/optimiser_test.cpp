@@ -2,10 +2,10 @@
 // What the optimisers of moe::fit claim of themselves.
 #include <Eigen/Eigenvalues>
 
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

@@ -2,11 +2,11 @@
 // Inputs far from 0, as years: where a gate has a bias to take a shift up nothing changes, elsewhere the fit says so.
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/samples.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
+#include "support/catch.hpp"
 
 using moe::Index;
 using moe::RegressionData;

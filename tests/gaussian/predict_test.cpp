@@ -4,9 +4,9 @@
 #include <array>
 #include <limits>
 
-#include "catch.hpp"
 #include "gaussian/mixtures.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/theory/rate_experiment.hpp"
 
-#include "catch.hpp"
 #include "gaussian/shared_fits.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/theory/rate_slope.hpp"
 
-#include "catch.hpp"
 #include "gaussian/models.hpp"
 #include "moe/gaussian/theory/rate_experiment.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // The best known maxima of published and simulated data, found again from as many random starts as an independent
 // program took.
-#include "catch.hpp"
 #include "gaussian/fit_check.hpp"
 #include "gaussian/reference_data.hpp"
 #include "gaussian/shared_fits.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include <Eigen/Eigenvalues>
 
-#include "catch.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/reference_data.hpp"
-#include "matrices.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 using Catch::Matchers::WithinRel;
 using moe::Index;

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The gate of a likelihood and the gate that routes tokens are the same.
-#include "catch.hpp"
-#include "gate/gate_check.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gates.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 

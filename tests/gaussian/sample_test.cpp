@@ -5,9 +5,9 @@
 #include <cmath>
 #include <vector>
 
-#include "catch.hpp"
 #include "gaussian/mixtures.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -6,9 +6,9 @@
 #include <cmath>
 #include <string>
 
-#include "matrices.hpp"
 #include "moe/gaussian/model/data.hpp"
 #include "moe/gaussian/model/parameters.hpp"
+#include "support/matrices.hpp"
 
 namespace test {
 

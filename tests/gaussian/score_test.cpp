@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <array>
 
-#include "catch.hpp"
 #include "gaussian/errors.hpp"
 #include "gaussian/oracle_bounds.hpp"
 #include "gaussian/samples.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 using oracle::Real;

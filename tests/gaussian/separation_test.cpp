@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // When a fit says that its gate has no finite maximum, and when it gives standard errors instead.
-#include "catch.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/inference/identifiability.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
+#include "support/catch.hpp"
 
 using moe::Identifiability;
 using moe::Index;

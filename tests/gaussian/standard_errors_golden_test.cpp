@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/golden.hpp"
 #include "gaussian/shared_fits.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

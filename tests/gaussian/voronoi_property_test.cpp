@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <bit>
 
-#include "catch.hpp"
 #include "gaussian/models.hpp"
 #include "moe/gaussian/theory/voronoi.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;

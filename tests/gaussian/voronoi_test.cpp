@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/gaussian/theory/voronoi.hpp"
 
-#include "catch.hpp"
 #include "gaussian/models.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using Catch::Matchers::WithinRel;

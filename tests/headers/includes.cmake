@@ -1,7 +1,7 @@
 # cmake -DINCLUDE=<include directory> -P includes.cmake
 # Checks that includes point to the same folder, to one before it in the list below or to the concept of the folder above,
-# that only core/simd*.hpp know xsimd, and that moe.hpp and gaussian.hpp reach every header, themselves or through another
-# one.
+# that only core/simd*.hpp know xsimd, that moe.hpp and gaussian.hpp reach every header, themselves or through another
+# one, that the tables of contents list what they should, and that no family of checkpoints is left out.
 cmake_minimum_required(VERSION 3.25)
 
 set(layers core numeric routing routing/balance routing/capacity kernel gate/rule|expert/stage router|gate|expert gate/wrap
@@ -24,7 +24,8 @@ file(GLOB_RECURSE headers RELATIVE "${INCLUDE}/moe" "${INCLUDE}/moe/*/*.hpp")
 if(NOT headers)
   message(SEND_ERROR "no headers below ${INCLUDE}/moe")
 endif()
-file(STRINGS "${INCLUDE}/moe/moe.hpp" included REGEX "^#include")
+file(STRINGS "${INCLUDE}/moe/moe.hpp" contents REGEX "^#include")
+set(included ${contents})
 file(STRINGS "${INCLUDE}/moe/gaussian.hpp" statistics REGEX "^#include")
 list(APPEND included ${statistics})
 foreach(header IN LISTS headers)
@@ -55,5 +56,67 @@ endforeach()
 foreach(header IN LISTS headers)
   if(NOT header MATCHES "^(io|mpi)/" AND NOT "#include \"moe/${header}\"" IN_LIST included)
     message(SEND_ERROR "neither moe/moe.hpp nor moe/gaussian.hpp reaches moe/${header}")
+  endif()
+endforeach()
+
+# moe.hpp lists what users include of these folders. What they get through another header, and never write a name of
+# without it, is internal; a header of another folder is listed where somebody writes a part of his own.
+set(listed_folders "(gate|gate/rule|gate/wrap|router|expert|expert/stage|layer|train|routing|routing/balance|routing/capacity)")
+set(internal
+  expert/gathered_runner.hpp expert/stage/backward_stages.hpp expert/stage/forward_stages.hpp expert/stage/panel_runner.hpp
+  expert/stage/stages.hpp
+  gate/rule/tempered.hpp gate/rule/token_loop.hpp gate/rule/top_k_blocks.hpp gate/rule/top_k_rule.hpp
+  gate/rule/weights.hpp
+  routing/balance/token_sum.hpp
+  train/elementwise.hpp train/row_loss.hpp)
+foreach(header IN LISTS headers)
+  if(header MATCHES "^${listed_folders}/[^/]+$")
+    set(is_listed NO)
+    if("#include \"moe/${header}\"" IN_LIST contents)
+      set(is_listed YES)
+    endif()
+    if(header IN_LIST internal)
+      list(REMOVE_ITEM internal ${header})
+      if(is_listed)
+        message(SEND_ERROR "moe/moe.hpp lists moe/${header}, which is internal")
+      endif()
+    elseif(NOT is_listed)
+      message(SEND_ERROR "moe/moe.hpp does not list moe/${header}, nor is it internal (see includes.cmake)")
+    endif()
+  endif()
+endforeach()
+if(internal)
+  message(SEND_ERROR "includes.cmake lists headers as internal that are not there: ${internal}")
+endif()
+
+# Each table of contents lists headers of its own part that are there, each once.
+foreach(table moe gaussian io)
+  file(STRINGS "${INCLUDE}/moe/${table}.hpp" lines REGEX "^#include")
+  set(before)
+  foreach(line IN LISTS lines)
+    string(REGEX REPLACE "#include \"moe/(.*)\"" "\\1" header "${line}")
+    if(NOT EXISTS "${INCLUDE}/moe/${header}")
+      message(SEND_ERROR "moe/${table}.hpp: ${line}, which is not there")
+    elseif(header IN_LIST before)
+      message(SEND_ERROR "moe/${table}.hpp lists moe/${header} twice")
+    elseif(table STREQUAL "moe" AND header MATCHES "^(gaussian|io)/" OR
+           NOT table STREQUAL "moe" AND NOT header MATCHES "^${table}/")
+      message(SEND_ERROR "moe/${table}.hpp lists moe/${header}, which is of another part")
+    endif()
+    list(APPEND before ${header})
+  endforeach()
+endforeach()
+
+# Every family of checkpoints that a header defines is in the table.
+file(READ "${INCLUDE}/moe/io/families/families.hpp" table)
+foreach(header IN LISTS headers)
+  if(header MATCHES "^io/families/")
+    file(STRINGS "${INCLUDE}/moe/${header}" lines REGEX "^inline constexpr Family k")
+    foreach(line IN LISTS lines)
+      string(REGEX REPLACE "^inline constexpr Family (k[A-Za-z0-9]+).*" "\\1" family "${line}")
+      if(NOT table MATCHES "detail::${family},")
+        message(SEND_ERROR "moe/${header} defines ${family}, which moe/io/families/families.hpp does not list")
+      endif()
+    endforeach()
   endif()
 endforeach()

@@ -2,9 +2,9 @@
 // Switch and NLLB, whose tokens compete for experts: blocks against plain loops over their published rules.
 #include <numeric>
 
-#include "catch.hpp"
 #include "io/family_blocks.hpp"
-#include "io/family_oracle.hpp"
+#include "support/catch.hpp"
+#include "support/family_oracle.hpp"
 
 using moe::Index;
 using oracle::Size;
@@ -15,16 +15,14 @@ namespace {
 /// The weights of a block under the names of its family, for the oracle.
 oracle::Weights weights_of(moe::MoeBlock& block) {
   oracle::Weights weights;
-  for (const moe::FamilyFormat& format : moe::kFamilyFormats) {
-    if (format.family != block.config().family || !weights.empty()) continue;
-    for (const moe::BoundTensor& tensor : moe::bind_weights(block, format, "")) {
-      oracle::Tensor& entry = weights[tensor.name];
-      entry.shape.assign(tensor.shape.begin(), tensor.shape.end());
-      std::vector<float> values(
-          static_cast<Size>(std::accumulate(tensor.shape.begin(), tensor.shape.end(), Index{1}, std::multiplies<>())));
-      moe::read_bound(tensor, values);
-      entry.values.assign(values.begin(), values.end());
-    }
+  const moe::FamilyFormat& format = moe::find_family(block.config().family)->formats.front();
+  for (const moe::BoundTensor& tensor : moe::bind_weights(block, {format})) {
+    oracle::Tensor& entry = weights[tensor.name];
+    entry.shape.assign(tensor.shape.begin(), tensor.shape.end());
+    std::vector<float> values(
+        static_cast<Size>(std::accumulate(tensor.shape.begin(), tensor.shape.end(), Index{1}, std::multiplies<>())));
+    moe::read_bound(tensor, values);
+    entry.values.assign(values.begin(), values.end());
   }
   return weights;
 }

@@ -3,10 +3,10 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/checkpoint/weight_source.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
 
 namespace {
 

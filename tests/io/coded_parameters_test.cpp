@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 // What is saved of weights that are codes, and of parts that do not learn.
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
-#include "io/files.hpp"
 #include "kernel/truncated_panels.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/io/file/parameters.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
+#include "support/files.hpp"
 
 using Coded = moe::BasicMlp<test::Truncated<test::FewRows::Expanded>>;
 

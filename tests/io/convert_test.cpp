@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
 #include "moe/io/file/convert.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
 
 namespace {
 

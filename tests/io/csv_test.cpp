@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "moe/core/random.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

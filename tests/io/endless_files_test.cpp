@@ -8,13 +8,13 @@
 #include <string>
 #include <thread>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/parameters.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 #include <set>
 
-#include "catch.hpp"
 #include "io/family_blocks.hpp"
 #include "moe/io/families/moe_layers.hpp"
+#include "support/catch.hpp"
+#include "support/text.hpp"
 
 using moe::FamilyFormat;
 using moe::MoeBlock;
 using moe::MoeConfig;
+using test::contains;
+using test::message_of;
 
 namespace {
 
@@ -16,8 +19,7 @@ template <class F>
 void for_each_format(const F& f) {
   for (const auto& [model_type, text] : test::family_configs()) {
     MoeConfig config = test::config_of(model_type);
-    for (const FamilyFormat& format : moe::kFamilyFormats) {
-      if (format.family != config.family) continue;
+    for (const FamilyFormat& format : moe::find_family(config.family)->formats) {
       if (config.family == "switch")
         config.expert = format.gate.empty() ? moe::ExpertKind::ReluPlain : moe::ExpertKind::GeluGated;
       f(config, format);
@@ -27,30 +29,30 @@ void for_each_format(const F& f) {
 
 /// What loading a file says, or "".
 std::string complaint(const std::filesystem::path& path, const MoeConfig& config, const moe::LoadOptions& options) {
-  try {
-    moe::load_moe_block(moe::Checkpoint::open(path), config, options);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return message_of<std::runtime_error>([&] { moe::load_moe_block(moe::Checkpoint::open(path), config, options); });
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 
 TEST_CASE("Families: every format has a configuration and every model type a format", "[io]") {
-  std::set<std::string, std::less<>> families, loaded;
-  for (const FamilyFormat& format : moe::kFamilyFormats) families.emplace(format.family);
+  std::set<std::string, std::less<>> families, model_types, loaded;
+  for (const moe::Family& family : moe::kFamilies) {
+    CHECK(families.emplace(family.name).second);
+    CHECK(moe::find_family(family.name) == &family);
+    CHECK(!family.formats.empty());
+    CHECK(!family.model_types[0].empty());
+    for (const std::string_view type : family.model_types)
+      if (!type.empty()) CHECK(model_types.emplace(type).second);
+  }
   for_each_format([&](const MoeConfig& config, const FamilyFormat&) { loaded.insert(config.family); });
   CHECK(loaded == families);
   CHECK(families.size() == 22);
-  for (const auto& type : moe::detail::kModelTypes) CHECK(families.contains(type.family));
+  CHECK(moe::find_family("my_moe") == nullptr);
 }
 
 TEST_CASE("load_moe_block: a block saved in any format of its family comes back bit by bit", "[io]") {
   for_each_format([](const MoeConfig& config, const FamilyFormat& format) {
-    CAPTURE(format.family, format.prefix, format.router);
+    CAPTURE(config.family, format.prefix, format.router);
     const test::TemporaryDirectory directory;
     MoeBlock block = test::random_block(config);
     const auto names = test::save_block(directory / "model.safetensors", block, format, 7);
@@ -66,13 +68,13 @@ TEST_CASE("load_moe_block: a block saved in any format of its family comes back 
 TEST_CASE("load_moe_block: read_bound writes every element of every tensor", "[io]") {
   for_each_format([](const MoeConfig& config, const FamilyFormat& format) {
     MoeBlock block = test::random_block(config);
-    for (const bool rows_are_outputs : {false, true})
-      for (const auto& tensor : moe::bind_weights(block, format, "", rows_are_outputs)) {
+    for (const bool is_quantised : {false, true})
+      for (const auto& tensor : moe::bind_weights(block, {format, "", is_quantised})) {
         std::size_t size = 1;
         for (const moe::Index extent : tensor.shape) size *= static_cast<std::size_t>(extent);
         std::vector<float> values(size, test::kNan<float>);
         moe::read_bound(tensor, values);
-        CAPTURE(format.family, tensor.name);
+        CAPTURE(config.family, tensor.name);
         CHECK(std::none_of(values.begin(), values.end(), [](float value) { return std::isnan(value) || value == 0; }));
       }
   });
@@ -119,7 +121,7 @@ TEST_CASE("load_moe_block: sizes that are not those of the file are refused", "[
   const auto path = directory / "model.safetensors";
   const MoeConfig config = test::config_of("deepseek_v3");
   MoeBlock block(config);
-  test::save_block(path, block, moe::kFamilyFormats[10], 0);
+  test::save_block(path, block, moe::find_family("deepseek_v3")->formats.front(), 0);
   REQUIRE(complaint(path, config, {}).empty());
   for (moe::Index MoeConfig::*size :
        {&MoeConfig::model_dim, &MoeConfig::hidden_dim, &MoeConfig::shared_dim, &MoeConfig::num_experts}) {

@@ -5,10 +5,10 @@
 #include <string>
 #include <vector>
 
-#include "expert/fixtures.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
 #include "moe/io/block/load_block.hpp"
+#include "support/experts.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
 
 namespace test {
 
@@ -34,7 +34,7 @@ struct Damage {
 inline std::vector<std::string> save_block(const std::filesystem::path& path, moe::MoeBlock& block,
                                            const moe::FamilyFormat& format, moe::Index layer,
                                            const Damage& damage = {}) {
-  const auto tensors = moe::bind_weights(block, format, moe::numbered_name(format.prefix, layer));
+  const auto tensors = moe::bind_weights(block, {format, moe::numbered_name(format.prefix, layer)});
   moe::SafetensorsHeader header;
   std::vector<std::string> names;
   for (const moe::BoundTensor& tensor : tensors) {

@@ -3,9 +3,9 @@
 #include <filesystem>
 #include <string>
 
-#include "catch.hpp"
 #include "fuzz/block_target.hpp"
-#include "io/files.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

@@ -3,12 +3,12 @@
 
 #include <cmath>
 
-#include "catch.hpp"
 #include "gaussian/samples.hpp"
-#include "io/files.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "moe/gaussian/predict/predict.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

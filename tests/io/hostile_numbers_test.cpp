@@ -5,12 +5,12 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
-#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
 
 namespace {
 

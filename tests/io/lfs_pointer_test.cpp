@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 

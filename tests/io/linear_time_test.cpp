@@ -6,12 +6,12 @@
 #include <string_view>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/family_configs.hpp"
-#include "moe/io/checkpoint/checkpoint_index.hpp"
+#include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors_header.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
 
 namespace {
 

@@ -3,8 +3,8 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
 #include "io/stored_weight.hpp"
+#include "support/catch.hpp"
 
 namespace {
 
@@ -16,12 +16,26 @@ using moe::WeightLayout;
 using test::Stored;
 using test::TemporaryDirectory;
 
+/// A slice for a whole matrix, or gates and ups.
+using Slices = std::vector<moe::WeightSlice>;
+
+Slices in_turns(const moe::WeightSlice& fused) { return {fused.every_output(2, 0), fused.every_output(2, 1)}; }
+
+void load(const Slices& slices, PanelMatrix<moe::F32>& to) {
+  moe::WeightLoader loader;
+  if (slices.size() == 2)
+    loader.add_gate_up(slices[0], slices[1], to);
+  else
+    loader.add(slices[0], to);
+  loader.run();
+}
+
 /// Whether panels hold expected(output, input) everywhere and zero as padding; they start as NaN.
-template <class Slices, class F>
+template <class F>
 void require_loads(const Slices& slices, Index outputs, Index inputs, PanelOrder order, const F& expected) {
   PanelMatrix<moe::F32> panels(outputs, inputs, order);
   for (float& value : panels.span()) value = std::numeric_limits<float>::quiet_NaN();
-  moe::load_weight(slices, panels);
+  load(slices, panels);
   for (Index o = 0; o < outputs; ++o)
     for (Index i = 0; i < inputs; ++i)
       if (panels(o, i) != expected(o, i)) FAIL("(" << o << ", " << i << "): " << panels(o, i));
@@ -51,7 +65,7 @@ TEST_CASE("load_weight: rows of inputs reach plain panels", "[io]") {
     CAPTURE(outputs, inputs);
     const Stored w({2, outputs, inputs});
     const Index n = inputs, first = outputs * inputs;
-    require_loads(moe::weight_slice(w.source(), WeightLayout::OutIn, 1), outputs, inputs, PanelOrder::Plain,
+    require_loads({moe::weight_slice(w.source(), WeightLayout::OutIn, 1)}, outputs, inputs, PanelOrder::Plain,
                   [&](Index o, Index i) { return w.at(first + o * n + i); });
   }
 }
@@ -61,7 +75,7 @@ TEST_CASE("load_weight: rows of outputs reach plain panels", "[io]") {
     CAPTURE(outputs, inputs);
     const Stored w({2, inputs, outputs}, moe::Dtype::F32);
     const Index n = outputs, first = outputs * inputs;
-    require_loads(moe::weight_slice(w.source(), WeightLayout::InOut, 1), outputs, inputs, PanelOrder::Plain,
+    require_loads({moe::weight_slice(w.source(), WeightLayout::InOut, 1)}, outputs, inputs, PanelOrder::Plain,
                   [&](Index o, Index i) { return w.at(first + i * n + o); });
   }
 }
@@ -77,15 +91,18 @@ TEST_CASE("load_weight: gate and up in halves or in turns, by rows of inputs or 
       const Index first = 2 * ff * d;
       // Output o of the panels is gate o or up o - ff, which stands at place 2 o or 2 (o - ff) + 1 in turns.
       const auto turn = [&](Index o) { return o < ff ? 2 * o : 2 * (o - ff) + 1; };
-      const auto check = [&](const moe::GateUpSlices& slices, const auto& expected) {
+      const auto check = [&](const Slices& slices, const auto& expected) {
         require_loads(slices, 2 * ff, d, order, expected);
       };
-      check(moe::gate_up_halves(rows), [&](Index o, Index i) { return out_in.at(first + o * d + i); });
-      check(moe::gate_up_interleaved(rows), [&](Index o, Index i) { return out_in.at(first + turn(o) * d + i); });
-      check(moe::gate_up_halves(columns), [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + o); });
-      check(moe::gate_up_interleaved(columns),
-            [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + turn(o)); });
-      check({moe::gate_up_halves(rows).gate, moe::gate_up_interleaved(columns).up}, [&](Index o, Index i) {
+      check({rows}, [&](Index o, Index i) { return out_in.at(first + o * d + i); });
+      check({rows.output_range(0, ff), rows.output_range(ff, ff)},
+            [&](Index o, Index i) { return out_in.at(first + o * d + i); });
+      check(in_turns(rows), [&](Index o, Index i) { return out_in.at(first + turn(o) * d + i); });
+      check({columns}, [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + o); });
+      check({columns.output_range(0, ff), columns.output_range(ff, ff)},
+            [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + o); });
+      check(in_turns(columns), [&](Index o, Index i) { return in_out.at(first + i * 2 * ff + turn(o)); });
+      check({rows.output_range(0, ff), columns.every_output(2, 1)}, [&](Index o, Index i) {
         return o < ff ? out_in.at(first + o * d + i) : in_out.at(first + i * 2 * ff + turn(o));
       });
     }
@@ -102,7 +119,7 @@ TEST_CASE("load_weight: every code of BF16 gets the bits of its float, wherever 
   PanelMatrix<moe::F32> out_in(rows, columns), in_out(columns, rows), turns(columns, rows, PanelOrder::Paired);
   moe::load_weight(moe::weight_slice(source, WeightLayout::OutIn), out_in);
   moe::load_weight(moe::weight_slice(source, WeightLayout::InOut), in_out);
-  moe::load_weight(moe::gate_up_interleaved(moe::weight_slice(source, WeightLayout::InOut)), turns);
+  load(in_turns(moe::weight_slice(source, WeightLayout::InOut)), turns);
   for (Index r = 0; r < rows; ++r)
     for (Index c = 0; c < columns; ++c) {
       const auto expected = static_cast<std::uint32_t>(r * columns + c) << 16;
@@ -142,11 +159,11 @@ TEST_CASE("load_weight: every format, in either layout, in pieces, gives what th
     const auto turned = [&](Index c) { return c < columns / 2 ? 2 * c : 2 * c - columns + 1; };
     const auto out_in = moe::weight_slice(source, WeightLayout::OutIn);
     const auto in_out = moe::weight_slice(source, WeightLayout::InOut);
-    require_loads(out_in, rows, columns, PanelOrder::Plain, at);
-    require_loads(in_out, columns, rows, PanelOrder::Plain, [&](Index o, Index i) { return at(i, o); });
-    require_loads(moe::gate_up_interleaved(in_out), columns, rows, PanelOrder::Paired,
+    require_loads({out_in}, rows, columns, PanelOrder::Plain, at);
+    require_loads({in_out}, columns, rows, PanelOrder::Plain, [&](Index o, Index i) { return at(i, o); });
+    require_loads(in_turns(in_out), columns, rows, PanelOrder::Paired,
                   [&](Index o, Index i) { return at(i, turned(o)); });
-    require_loads(moe::gate_up_halves(out_in), rows, columns, PanelOrder::Paired, at);
+    require_loads({out_in}, rows, columns, PanelOrder::Paired, at);
   }
 }
 
@@ -154,10 +171,10 @@ TEST_CASE("load_weight: stacked experts are ranges of outputs or inputs", "[io]"
   const Index experts = 3, ff = 20, d = 24;
   const Stored w({experts * ff, d});
   for (Index e = 0; e < experts; ++e) {
-    require_loads(moe::weight_slice(w.source(), WeightLayout::OutIn).output_range(e * ff, ff), ff, d, PanelOrder::Plain,
-                  [&](Index o, Index i) { return w.at((e * ff + o) * d + i); });
-    require_loads(moe::weight_slice(w.source(), WeightLayout::InOut).input_range(e * ff, ff), d, ff, PanelOrder::Plain,
-                  [&](Index o, Index i) { return w.at((e * ff + i) * d + o); });
+    require_loads({moe::weight_slice(w.source(), WeightLayout::OutIn).output_range(e * ff, ff)}, ff, d,
+                  PanelOrder::Plain, [&](Index o, Index i) { return w.at((e * ff + o) * d + i); });
+    require_loads({moe::weight_slice(w.source(), WeightLayout::InOut).input_range(e * ff, ff)}, d, ff,
+                  PanelOrder::Plain, [&](Index o, Index i) { return w.at((e * ff + i) * d + o); });
   }
 }
 
@@ -165,10 +182,9 @@ TEST_CASE("load_weight: biases in halves and in turns reach panels of one input"
   const Index ff = 21;
   const Stored w({3, 2 * ff}, moe::Dtype::F32);
   const moe::WeightSlice bias = moe::bias_slice(w.source(), 2);
-  require_loads(bias, 2 * ff, 1, PanelOrder::Plain, [&](Index o, Index) { return w.at(4 * ff + o); });
-  require_loads(moe::gate_up_halves(bias), 2 * ff, 1, PanelOrder::Paired,
-                [&](Index o, Index) { return w.at(4 * ff + o); });
-  require_loads(moe::gate_up_interleaved(bias), 2 * ff, 1, PanelOrder::Paired,
+  require_loads({bias}, 2 * ff, 1, PanelOrder::Plain, [&](Index o, Index) { return w.at(4 * ff + o); });
+  require_loads({bias}, 2 * ff, 1, PanelOrder::Paired, [&](Index o, Index) { return w.at(4 * ff + o); });
+  require_loads(in_turns(bias), 2 * ff, 1, PanelOrder::Paired,
                 [&](Index o, Index) { return w.at(4 * ff + (o < ff ? 2 * o : 2 * (o - ff) + 1)); });
 }
 
@@ -179,9 +195,10 @@ TEST_CASE("load_weight: a weight of another shape is an error that names it", "[
   REQUIRE_THROWS_WITH(moe::load_weight(slice, panels),
                       ContainsSubstring("'w' with shape [6, 4] gives a matrix [6, 4], expected [4, 6]"));
   REQUIRE_THROWS_AS(moe::load_weight(slice, panels), std::runtime_error);
-  REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), paired), std::runtime_error);
-  REQUIRE_THROWS_AS(moe::load_weight(slice, paired), std::invalid_argument);
-  REQUIRE_THROWS_AS(moe::load_weight(moe::gate_up_halves(slice), odd), std::invalid_argument);
+  REQUIRE_THROWS_AS(moe::load_weight(slice, paired), std::runtime_error);
+  REQUIRE_THROWS_WITH(load(in_turns(slice), paired),
+                      ContainsSubstring("'w' with shape [6, 4] gives a matrix [3, 4], expected [6, 4]"));
+  REQUIRE_THROWS_AS(load(in_turns(slice), odd), std::invalid_argument);
 }
 
 TEST_CASE("weight_slice: what is not there is an error", "[io][error]") {
@@ -194,5 +211,5 @@ TEST_CASE("weight_slice: what is not there is an error", "[io][error]") {
   REQUIRE_THROWS_AS(slice.output_range(1, 4), std::invalid_argument);
   REQUIRE_THROWS_AS(slice.input_range(-1, 4), std::invalid_argument);
   REQUIRE_THROWS_AS(slice.every_output(2, 2), std::invalid_argument);
-  REQUIRE_THROWS_AS(moe::gate_up_halves(moe::bias_slice(vector.source())), std::runtime_error);
+  REQUIRE_THROWS_AS(in_turns(moe::bias_slice(vector.source())), std::runtime_error);
 }

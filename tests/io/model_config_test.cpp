@@ -1,24 +1,20 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
+#include "support/text.hpp"
 
 using moe::Index;
 using moe::MoeConfig;
 using moe::Normalise;
+using test::contains;
+using test::message_of;
 
 namespace {
 
 std::string complaint(const std::string& text) {
-  try {
-    moe::parse_moe_config("file", std::string_view(text));
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return message_of<std::runtime_error>([&] { moe::parse_moe_config("file", std::string_view(text)); });
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 /// The config of a family with one piece of text replaced.
 std::string replaced(const std::string& model_type, const std::string& from, const std::string& to) {

@@ -3,9 +3,9 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "moe/io/checkpoint/weight_source.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 #if defined(__unix__)
 #include <sys/stat.h>

@@ -3,18 +3,19 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "io/patterns.hpp"
 #include "moe/io/file/parameters.hpp"
 #include "moe/train/adam_w.hpp"
-#include "train/sample_layer.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
+#include "support/parameters.hpp"
+#include "support/sample_layer.hpp"
 
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
 using test::fill_with_patterns;
-using test::same_bits;
+using test::same_parameters;
 using test::SampleLayer;
 using test::TemporaryDirectory;
 
@@ -63,9 +64,9 @@ TEMPLATE_TEST_CASE("Parameters: saved and loaded they have the same bits", "[io]
   SampleLayer<TestType> saved, loaded;
   fill_with_patterns(saved);
   moe::save_parameters(directory / "x", saved, {{"update", "12"}});
-  REQUIRE_FALSE(same_bits(loaded, saved));
+  REQUIRE_FALSE(same_parameters(loaded, saved));
   REQUIRE(moe::load_parameters(directory / "x", loaded) == moe::Metadata{{"update", "12"}});
-  REQUIRE(same_bits(loaded, saved));
+  REQUIRE(same_parameters(loaded, saved));
 }
 
 TEST_CASE("Parameters: the file holds the logical layout under the visited names", "[io]") {
@@ -126,8 +127,8 @@ TEST_CASE("Parameters: training continues from files with the same bits", "[io]"
   moe::load_parameters(directory / "state", restored_state);
   adam.step(layer, gradient, state, 0.1);
   adam.step(restored, gradient, restored_state, 0.1);
-  REQUIRE(same_bits(layer, restored));
-  REQUIRE(same_bits(state, restored_state));
+  REQUIRE(same_parameters(layer, restored));
+  REQUIRE(same_parameters(state, restored_state));
 }
 
 TEST_CASE("Parameters: float files fill doubles; double files fill floats only if rounding is allowed", "[io]") {
@@ -155,7 +156,7 @@ TEST_CASE("load_parameters: a tensor missing, too many or of another shape is na
     REQUIRE_THROWS_WITH(moe::load_parameters(directory / "x", pair),
                         ContainsSubstring("/x'") && ContainsSubstring(message));
     REQUIRE_THROWS_AS(moe::load_parameters(directory / "x", pair), std::runtime_error);
-    REQUIRE(same_bits(pair, Pair{}));
+    REQUIRE(same_parameters(pair, Pair{}));
   };
   moe::save_parameters(directory / "x", Named<Vector>{Vector::Zero(2), "a"});
   require_refused("tensor 'b' is missing");

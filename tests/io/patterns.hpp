@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Parameters of every bit pattern, and their comparison bit by bit.
+// Parameters of every bit pattern.
 #pragma once
 
 #include <algorithm>
@@ -38,19 +38,6 @@ void fill_with_patterns(Layer& layer) {
         moe::write_parameter(leaf, std::span<const S>(values));
       },
       layer);
-}
-
-/// Compares everything stored, padding included, as bytes.
-template <class Layer>
-bool same_bits(const Layer& a, const Layer& b) {
-  bool same = true;
-  moe::visit_all(
-      [&](const std::string&, const auto& x, const auto& y) {
-        const auto left = std::as_bytes(moe::parameter_span(x)), right = std::as_bytes(moe::parameter_span(y));
-        same = same && std::equal(left.begin(), left.end(), right.begin(), right.end());
-      },
-      a, b);
-  return same;
 }
 
 }  // namespace test

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
 // What config.json files say about quantised weights.
-#include "catch.hpp"
-#include "io/family_configs.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
+#include "support/text.hpp"
 
 namespace {
 
 using moe::Quantisation;
 using moe::QuantMethod;
+using test::contains;
+using test::message_of;
 
 const std::string kFp8 = R"({"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
                              "weight_block_size": [128, 128]})";
@@ -18,17 +21,10 @@ Quantisation stated(const std::string& fields, const std::string& model_type = "
       .quantisation;
 }
 std::string complaint(const std::string& fields, const std::string& model_type = "mixtral") {
-  try {
-    stated(fields, model_type);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return message_of<std::runtime_error>([&] { stated(fields, model_type); });
 }
 /// Of a statement in its usual place.
 std::string refusal(const std::string& statement) { return complaint("\"quantization_config\": " + statement); }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 Quantisation leaving_out(const std::string& module) { return {.not_converted = {module}}; }
 

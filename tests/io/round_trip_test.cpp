@@ -4,9 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/family_configs.hpp"
-#include "io/files.hpp"
 #include "io/patterns.hpp"
 #include "io/plain_reader.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -14,6 +11,10 @@
 #include "moe/io/file/parameters.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/moe.hpp"
+#include "support/catch.hpp"
+#include "support/family_configs.hpp"
+#include "support/files.hpp"
+#include "support/parameters.hpp"
 
 namespace {
 
@@ -60,13 +61,13 @@ void require_same_again(const char* what, const T& object) {
   const test::TemporaryDirectory directory;
   T saved = object, loaded = object;
   test::fill_with_patterns(saved);
-  REQUIRE(test::same_bits(saved, loaded) == (num_saved(object) == 0));
+  REQUIRE(test::same_parameters(saved, loaded) == (num_saved(object) == 0));
   moe::save_parameters(directory / "x", saved, {{"what", what}});
   const test::PlainFile file = test::read_plainly(test::read_bytes(directory / "x"));
   REQUIRE(file.metadata == moe::Metadata{{"what", what}});
   require_same(file, saved);
   REQUIRE(moe::load_parameters(directory / "x", loaded) == moe::Metadata{{"what", what}});
-  REQUIRE(test::same_bits(loaded, saved));
+  REQUIRE(test::same_parameters(loaded, saved));
   REQUIRE(directory.num_files() == 1);
 }
 

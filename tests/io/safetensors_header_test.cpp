@@ -2,9 +2,9 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
 
 namespace {
 

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
 #include "io/plain_reader.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
 
 namespace {
 

@@ -4,10 +4,10 @@
 #include <span>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/file/parameters.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
 
 namespace {
 

@@ -11,10 +11,10 @@
 #include <unistd.h>
 #endif
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
 
 namespace {
 

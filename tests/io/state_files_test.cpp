@@ -3,8 +3,6 @@
 #include <set>
 #include <string>
 
-#include "catch.hpp"
-#include "io/files.hpp"
 #include "io/patterns.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
@@ -18,6 +16,9 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/train/adam_w.hpp"
 #include "moe/train/sgd.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
+#include "support/parameters.hpp"
 
 namespace {
 
@@ -100,7 +101,7 @@ TEST_CASE("State: a composite of composites saves and loads that of all its part
                                                                 "experts.2.gate.selection_bias",
                                                                 "branches.0.expert.gate.selection_bias"});
   moe::load_parameters(directory / "x", loaded);
-  CHECK(test::same_bits(loaded, saved));
+  CHECK(test::same_parameters(loaded, saved));
   CHECK(loaded.layer().gate().gate.gate.selection_bias == Bias::Constant(3, 1.25));
 }
 
@@ -109,9 +110,9 @@ TEST_CASE("State: that of a part which learns nothing is saved and loaded with i
   const auto saved = layer_with(TableGate{Bias{{0, -50, 1}}});
   auto loaded = layer_with(TableGate{});
   moe::save_parameters(directory / "x", saved);
-  CHECK_FALSE(test::same_bits(loaded, saved));
+  CHECK_FALSE(test::same_parameters(loaded, saved));
   moe::load_parameters(directory / "x", loaded);
-  CHECK(test::same_bits(loaded, saved));
+  CHECK(test::same_parameters(loaded, saved));
   TableGate alone;
   moe::save_parameters(directory / "gate", saved.gate());
   moe::load_parameters(directory / "gate", alone);

@@ -4,10 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "io/checkpoints.hpp"
-#include "io/family_configs.hpp"
 #include "moe/io/block/load_block.hpp"
+#include "support/catch.hpp"
+#include "support/checkpoints.hpp"
+#include "support/family_configs.hpp"
+#include "support/text.hpp"
 
 namespace {
 
@@ -15,6 +16,8 @@ using moe::Dtype;
 using moe::Index;
 using moe::MoeConfig;
 using moe::QuantMethod;
+using test::contains;
+using test::message_of;
 
 enum class Stored { Plain, Fp8, Fp8WithoutScales, Mxfp4 };
 
@@ -35,11 +38,10 @@ std::vector<test::Tensor> stored_block(const MoeConfig& config, const Choice& ch
   const auto add = [&](const std::string& name, Dtype dtype, const std::vector<Index>& shape) {
     tensors.push_back({name, dtype, shape, zeros(dtype, shape)});
   };
-  const auto format = std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
-                                   [&](const auto& row) { return row.family == config.family; });
+  const moe::FamilyFormat& format = moe::find_family(config.family)->formats.front();
   moe::MoeBlock block(config);
   const bool is_mxfp4 = choice("experts") == Stored::Mxfp4;
-  for (const auto& tensor : moe::bind_weights(block, *format, moe::numbered_name(format->prefix, 0), is_mxfp4)) {
+  for (const auto& tensor : moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0), is_mxfp4})) {
     std::vector<Index> shape = tensor.shape;
     const Stored stored = choice(tensor.name);
     if (stored == Stored::Plain) {
@@ -62,12 +64,7 @@ std::vector<test::Tensor> stored_block(const MoeConfig& config, const Choice& ch
 std::string complaint(const MoeConfig& config, const Choice& choice) {
   const test::TemporaryDirectory directory;
   test::write_tensors(directory / "x", stored_block(config, choice));
-  try {
-    moe::load_moe_block(moe::Checkpoint::open(directory / "x"), config);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return message_of<std::runtime_error>([&] { moe::load_moe_block(moe::Checkpoint::open(directory / "x"), config); });
 }
 
 Choice experts_as(Stored stored) {
@@ -86,8 +83,6 @@ MoeConfig gpt_oss(QuantMethod method) {
   config.quantisation.method = method;
   return config;
 }
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 const std::string kLast = "model.layers.0.mlp.experts.5.down_proj.weight";
 
@@ -146,6 +141,6 @@ TEST_CASE("load_router: stated FP8 without scales names the tensor that is missi
                       stored_block(config, [](const std::string&) { return Stored::Fp8WithoutScales; }));
   const auto checkpoint = moe::Checkpoint::open(directory / "x");
   const auto location = moe::find_block(checkpoint, config);
-  CHECK_THROWS_WITH(moe::load_router(checkpoint, config, location.format, location.prefix),
+  CHECK_THROWS_WITH(moe::load_router(checkpoint, config, location),
                     Catch::Matchers::ContainsSubstring("mlp.gate.weight_scale_inv' is missing"));
 }

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "io/checkpoints.hpp"
 #include "moe/io/checkpoint/load_weight.hpp"
+#include "support/checkpoints.hpp"
 
 namespace test {
 

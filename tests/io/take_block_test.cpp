@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Blocks of published families with some of their experts.
-#include "catch.hpp"
 #include "io/family_blocks.hpp"
 #include "layer/structure_fixtures.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Blocks of published models in training.
-#include "catch.hpp"
 #include "io/family_blocks.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
-#include "train/sample_layer.hpp"
+#include "support/catch.hpp"
+#include "support/sample_layer.hpp"
 
 using moe::Matrix;
 using moe::MoeBlock;

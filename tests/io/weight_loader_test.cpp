@@ -2,9 +2,9 @@
 #include <utility>
 #include <vector>
 
-#include "catch.hpp"
 #include "io/stored_weight.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;
@@ -20,8 +20,7 @@ TEST_CASE("WeightLoader: many matrices at once, on any number of threads, get th
     std::vector<PanelMatrix<moe::F32>> panels(experts, {2 * ff, d, PanelOrder::Paired});
     moe::WeightLoader loader;
     for (Index e = 0; e < experts; ++e)
-      loader.add(moe::gate_up_halves(moe::weight_slice(w.source(), WeightLayout::OutIn, e)),
-                 panels[static_cast<std::size_t>(e)]);
+      loader.add(moe::weight_slice(w.source(), WeightLayout::OutIn, e), panels[static_cast<std::size_t>(e)]);
     loader.run();
     return panels;
   };
@@ -85,4 +84,28 @@ TEST_CASE("WeightLoader: a slice made by hand that leaves the weight is an error
   for (const auto& slice : {broken(1, 64, 1), broken(-1, 64, 1), broken(0, 65, 1), broken(0, 64, 2), broken(0, -1, 1),
                             broken(4000, 1, -1), broken(0, huge, 1), broken(huge, huge, huge)})
     REQUIRE_THROWS_AS(moe::load_weight(slice, panels), std::invalid_argument);
+}
+
+TEST_CASE("WeightLoader: slices of a matrix, in any order and number, fill it; those that do not are refused", "[io]") {
+  const Index rows = 50, inputs = 70;
+  const Stored w({rows, inputs});
+  const moe::WeightSlice all = moe::weight_slice(w.source(), WeightLayout::OutIn);
+  for (const PanelOrder order : {PanelOrder::Plain, PanelOrder::Paired}) {
+    PanelMatrix<moe::F32> panels(rows, inputs, order), other(rows, inputs, order);
+    const auto part = [&](Index begin, Index end) { return all.output_range(begin, end - begin).into(panels, begin); };
+    moe::WeightLoader loader;
+    loader.add({part(30, 50), part(0, 7), part(7, 7), part(7, 30)});
+    loader.run();
+    for (Index o = 0; o < rows; ++o)
+      for (Index i = 0; i < inputs; ++i)
+        if (panels(o, i) != w.at(o * inputs + i)) FAIL("(" << o << ", " << i << "): " << panels(o, i));
+    const auto misses = Catch::Matchers::ContainsSubstring("'w' with shape [50, 70] gives a matrix [");
+    CHECK_THROWS_WITH(loader.add({part(0, 7), part(8, 50)}), misses);   // one is missing
+    CHECK_THROWS_WITH(loader.add({part(0, 9), part(8, 50)}), misses);   // one is there twice
+    CHECK_THROWS_WITH(loader.add({part(0, 7), part(7, 49)}), misses);   // the last is missing
+    CHECK_THROWS_AS(loader.add({part(1, 50)}), std::invalid_argument);  // the first is missing
+    CHECK_THROWS_AS(loader.add({all}), std::invalid_argument);          // no matrix
+    CHECK_THROWS_AS(loader.add(std::vector<moe::WeightSlice>{}), std::invalid_argument);
+    CHECK_THROWS_AS(loader.add({part(0, 7), all.output_range(7, 43).into(other, 7)}), std::invalid_argument);
+  }
 }

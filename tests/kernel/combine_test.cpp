@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "moe/kernel/combine.hpp"
 
-#include "catch.hpp"
-#include "matrices.hpp"
-#include "routing/fixtures.hpp"
-#include "tolerance.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
+#include "support/routings.hpp"
+#include "support/tolerance.hpp"
 
 using moe::Index;
 using moe::Matrix;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/kernel/dispatch.hpp"
 
-#include "catch.hpp"
-#include "matrices.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
+#include "support/routings.hpp"
 
 using moe::Index;
 using moe::Matrix;

@@ -3,10 +3,10 @@
 
 #include <cmath>
 
-#include "catch.hpp"
 #include "kernel/products.hpp"
-#include "thread_executor.hpp"
-#include "tolerance.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
+#include "support/tolerance.hpp"
 
 using moe::Index;
 using moe::Matrix;

@@ -3,8 +3,8 @@
 
 #include <set>
 
-#include "catch.hpp"
-#include "matrices.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 using moe::F32;
 using moe::F64;

@@ -4,9 +4,9 @@
 
 #include <vector>
 
-#include "matrices.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
 #include "moe/kernel/panel_matrix.hpp"
+#include "support/matrices.hpp"
 
 namespace test {
 

@@ -3,8 +3,8 @@
 
 #include <mutex>
 
-#include "catch.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Index;
 
@@ -23,13 +23,13 @@ std::vector<Share> shares_of(const std::vector<Index>& rows, Index panels, Index
   std::vector<Share> shares;
   std::mutex mutex;
   moe::kernel::TaskList tasks;
-  tasks.run({offset.data(), static_cast<Index>(rows.size())}, [&](Index) { return panels; },
-            [&](Index) { return depth; },
-            [&](Index g, Index first, Index last, Index worker) {
-              const std::lock_guard lock(mutex);
-              CHECK((worker >= 0 && worker < workers));
-              shares.push_back({g, first, last});
-            });
+  tasks.run(
+      {offset.data(), static_cast<Index>(rows.size())}, [&](Index) { return panels; }, [&](Index) { return depth; },
+      [&](Index g, Index first, Index last, Index worker) {
+        const std::lock_guard lock(mutex);
+        CHECK((worker >= 0 && worker < workers));
+        shares.push_back({g, first, last});
+      });
   return shares;
 }
 
@@ -67,7 +67,7 @@ TEST_CASE("TaskList: a group with half of the rows is spread, and the last share
     std::ranges::sort(work);
     CAPTURE(workers, shares.size());
     CHECK(of_large >= 2 * workers);
-    CHECK(work.back() * workers * 3 < total);  // nobody starts with more than a third of its part
+    CHECK(work.back() * workers * 3 < total);     // nobody starts with more than a third of its part
     CHECK(work.front() * workers * 100 < total);  // a hundredth of a worker's time is waited for at most
     CHECK(shares.size() < 40u * static_cast<std::size_t>(workers));
   }

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/gate/activation.hpp"
 #include "moe/gate/noisy_top_k.hpp"
@@ -11,6 +10,7 @@
 #include "moe/routing/balance/load.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
 #include "moe/routing/balance/z_loss.hpp"
+#include "support/catch.hpp"
 
 using moe::Bias;
 using moe::F64;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // A workspace that limits the number of tokens: the same bits in chunks.
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
+#include "support/catch.hpp"
 
 using moe::F64;
 using moe::Index;

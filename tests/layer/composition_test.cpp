@@ -2,7 +2,6 @@
 // Layers made of layers: branches, hierarchies, experts of several types.
 #include <set>
 
-#include "catch.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/one_of.hpp"
@@ -11,7 +10,8 @@
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using moe::ExpertPool;
 using moe::F64;

@@ -2,7 +2,6 @@
 // Layers of the experts of two layers, and layers over other experts.
 #include <numeric>
 
-#include "catch.hpp"
 #include "layer/structure_fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/token_gate.hpp"
@@ -10,6 +9,7 @@
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::concatenate;

@@ -3,7 +3,6 @@
 
 #include <numeric>
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/glu.hpp"
@@ -16,7 +15,8 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
 #include "moe/train/routed_pass.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Concatenated;

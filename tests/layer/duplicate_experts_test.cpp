@@ -2,9 +2,9 @@
 // Layers with copies of experts, and with parts of experts, that compute what the layer computes.
 #include <numeric>
 
-#include "catch.hpp"
 #include "layer/structure_fixtures.hpp"
 #include "moe/layer/structure.hpp"
+#include "support/catch.hpp"
 
 using moe::duplicate_experts;
 using moe::F32;

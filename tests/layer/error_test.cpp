@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What a layer refuses, in which words, and that it then leaves the output alone.
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
+#include "support/catch.hpp"
 
 using moe::F64;
 using moe::Index;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Backward without dL/dtokens: the same gradient of the parameters, bit for bit, and less work.
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/router/noisy.hpp"
+#include "support/catch.hpp"
 
 using moe::Index;
 using moe::Matrix;

@@ -2,10 +2,10 @@
 // Layers for tests, and what they have to compute.
 #pragma once
 
-#include "expert/fixtures.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
+#include "support/experts.hpp"
 
 namespace test {
 

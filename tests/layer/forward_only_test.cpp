@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Parts that cannot be trained through serve inference, and every layer around them knows that it cannot be trained.
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
+#include "support/catch.hpp"
 
 using moe::DifferentiableExpert;
 using moe::F64;

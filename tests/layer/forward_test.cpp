@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include <atomic>
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
+#include "support/catch.hpp"
 
 using moe::F32;
 using moe::F64;

@@ -2,7 +2,6 @@
 // Parts that do not learn and are shared: bits of the parts themselves, and no gradient.
 #include "moe/expert/frozen.hpp"
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/offset.hpp"
@@ -13,6 +12,7 @@
 #include "moe/router/frozen.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
+#include "support/catch.hpp"
 
 using moe::F64;
 using moe::Frozen;

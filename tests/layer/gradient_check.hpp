@@ -2,8 +2,9 @@
 // Gradients of whole layers against central differences, selection frozen by replay.
 #pragma once
 
-#include "gradient.hpp"
 #include "layer/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
 
 namespace test {
 

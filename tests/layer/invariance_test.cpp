@@ -2,9 +2,9 @@
 // What may change without changing a bit: the order of tokens and of experts, and the number of threads.
 #include <numeric>
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::F64;
 using moe::Index;

@@ -4,7 +4,6 @@
 #include <atomic>
 #include <thread>
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/one_of.hpp"
@@ -14,6 +13,7 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::ExpertPool;

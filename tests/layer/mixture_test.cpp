@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <numeric>
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/glu.hpp"
@@ -17,8 +16,9 @@
 #include "moe/routing/balance/z_loss.hpp"
 #include "moe/routing/padding.hpp"
 #include "moe/train/routed_pass.hpp"
-#include "routing/fixtures.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::ExpertPool;

@@ -2,12 +2,12 @@
 // Layers whose output is wider or narrower than their tokens.
 #include "moe/expert/widths.hpp"
 
-#include "catch.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
+#include "support/catch.hpp"
 
 using moe::ExpertPool;
 using moe::F32;

@@ -2,7 +2,6 @@
 // Outputs that share memory with inputs: computed right, or refused by name.
 #include "moe/core/overlap.hpp"
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/offset.hpp"
@@ -13,6 +12,7 @@
 #include "moe/routing/balance/sinkhorn.hpp"
 #include "moe/train/consistency.hpp"
 #include "moe/train/cross_entropy.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::F64;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Rows of padding and experts that no token can reach may hold anything: every layer, wrapper and router gives the bits
 // that zeros give.
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/offset.hpp"
@@ -18,6 +17,7 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
+#include "support/catch.hpp"
 
 using moe::F64;
 using moe::Index;

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "gate/gate_check.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
@@ -18,6 +17,7 @@
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/layer/structure.hpp"
+#include "support/gates.hpp"
 
 namespace test {
 

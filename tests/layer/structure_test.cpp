@@ -3,7 +3,6 @@
 
 #include <numeric>
 
-#include "catch.hpp"
 #include "layer/structure_fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/token_gate.hpp"
@@ -11,6 +10,7 @@
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::F32;

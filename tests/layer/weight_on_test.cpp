@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-#include "catch.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
+#include "support/catch.hpp"
 
 using moe::Index;
 using moe::Matrix;

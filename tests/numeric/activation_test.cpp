@@ -8,9 +8,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "catch.hpp"
-#include "matrices.hpp"
 #include "numeric/ulp.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 namespace {
 

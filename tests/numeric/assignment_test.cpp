@@ -6,8 +6,8 @@
 #include <limits>
 #include <numeric>
 
-#include "catch.hpp"
 #include "moe/core/random.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;

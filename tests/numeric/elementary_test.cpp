@@ -3,8 +3,8 @@
 
 #include <limits>
 
-#include "catch.hpp"
 #include "numeric/ulp.hpp"
+#include "support/catch.hpp"
 
 namespace {
 

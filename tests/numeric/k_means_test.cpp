@@ -6,8 +6,8 @@
 #include <limits>
 #include <set>
 
-#include "catch.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;

@@ -4,8 +4,8 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
-#include "matrices.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 namespace {
 

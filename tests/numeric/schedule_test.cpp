@@ -3,7 +3,7 @@
 
 #include <functional>
 
-#include "catch.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::WithinAbs;
 

@@ -3,9 +3,9 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
-#include "matrices.hpp"
 #include "moe/numeric/softmax.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 namespace {
 

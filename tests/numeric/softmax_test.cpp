@@ -4,9 +4,9 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
-#include "gradient.hpp"
-#include "matrices.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/matrices.hpp"
 
 namespace {
 

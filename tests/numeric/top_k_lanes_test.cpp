@@ -6,8 +6,8 @@
 #include <numeric>
 #include <vector>
 
-#include "catch.hpp"
-#include "matrices.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 namespace {
 

@@ -12,7 +12,7 @@
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
 #include "programs/any_gate.hpp"
-#include "thread_executor.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

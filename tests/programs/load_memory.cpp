@@ -4,11 +4,11 @@
 #include <cstdio>
 #include <string>
 
-#include "io/checkpoints.hpp"
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "programs/heap.hpp"
-#include "thread_executor.hpp"
+#include "support/checkpoints.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 
@@ -68,11 +68,10 @@ void append(const moe::BoundTensor& tensor, Stored stored, std::vector<test::Ten
 
 void write(const std::filesystem::path& path, const Case& c, const moe::MoeConfig& config) {
   moe::MoeBlock block(config);
-  const auto format = *std::find_if(moe::kFamilyFormats.begin(), moe::kFamilyFormats.end(),
-                                    [&](const auto& row) { return row.family == c.family; });
+  const moe::FamilyFormat& format = moe::find_family(config.family)->formats.front();
   std::vector<test::Tensor> tensors;
   for (const auto& tensor :
-       moe::bind_weights(block, format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4))
+       moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4}))
     append(tensor, c.stored, tensors);
   test::write_tensors(path, tensors);
 }

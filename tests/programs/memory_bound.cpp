@@ -10,7 +10,7 @@
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
 #include "programs/heap.hpp"
-#include "thread_executor.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 
@@ -71,8 +71,8 @@ void check(const char* name, Index hidden_dim) {
         const long bytes = peak(layer, x, out, max_tokens);
         const bool fits = bytes <= bound;
         num_failed += fits ? 0 : 1;
-        std::printf("%s, %td workers, %td tokens, at most %td at once: %ld bytes, promised %ld%s\n", name, workers, tokens,
-                    max_tokens, bytes, bound, fits ? "" : ": MORE");
+        std::printf("%s, %td workers, %td tokens, at most %td at once: %ld bytes, promised %ld%s\n", name, workers,
+                    tokens, max_tokens, bytes, bound, fits ? "" : ": MORE");
       }
 }
 

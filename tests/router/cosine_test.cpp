@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "moe/router/cosine.hpp"
 
-#include "catch.hpp"
-#include "gradient.hpp"
-#include "matrices.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/matrices.hpp"
+#include "support/thread_executor.hpp"
 
 using moe::Bias;
 using moe::Index;

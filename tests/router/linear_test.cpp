@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
 #include "moe/router/linear.hpp"
 
-#include "catch.hpp"
-#include "gradient.hpp"
-#include "matrices.hpp"
-#include "thread_executor.hpp"
-#include "tolerance.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/matrices.hpp"
+#include "support/thread_executor.hpp"
+#include "support/tolerance.hpp"
 
 using moe::Bias;
 using moe::F32;

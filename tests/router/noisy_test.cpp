@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/router/noisy.hpp"
 
-#include "catch.hpp"
-#include "matrices.hpp"
+#include "support/catch.hpp"
+#include "support/matrices.hpp"
 
 using moe::Index;
 using moe::Matrix;

@@ -3,12 +3,12 @@
 
 #include <limits>
 
-#include "catch.hpp"
-#include "expert/fixtures.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/linear.hpp"
+#include "support/catch.hpp"
+#include "support/experts.hpp"
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;

@@ -3,9 +3,9 @@
 
 #include <map>
 
-#include "catch.hpp"
 #include "moe/routing/capacity/capacity.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using moe::CapacityOptions;
 using moe::CapacityScope;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "moe/routing/capacity/capacity_options.hpp"
 
-#include "catch.hpp"
+#include "support/catch.hpp"
 
 using moe::CapacityOptions;
 using moe::Index;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/routing/capacity/capacity.hpp"
 
-#include "catch.hpp"
 #include "moe/routing/balance/statistics.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::CapacityOptions;

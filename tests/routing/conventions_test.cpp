@@ -2,10 +2,10 @@
 // Capacities and drops of public code bases, by their own formulas in whole numbers.
 #include "moe/routing/capacity/conventions.hpp"
 
-#include "catch.hpp"
 #include "moe/routing/balance/statistics.hpp"
 #include "moe/routing/capacity/capacity.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using moe::CapacityOptions;
 using moe::Index;

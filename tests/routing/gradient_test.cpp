@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 #include "moe/routing/gradient.hpp"
 
-#include "catch.hpp"
 #include "moe/routing/balance/entropy.hpp"
 #include "moe/routing/balance/z_loss.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using moe::RoutingGradient;
 using moe::Step;

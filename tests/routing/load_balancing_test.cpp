@@ -6,9 +6,9 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
-#include "gradient.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/routings.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

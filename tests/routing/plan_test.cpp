@@ -4,9 +4,9 @@
 #include <array>
 #include <tuple>
 
-#include "catch.hpp"
 #include "moe/routing/balance/statistics.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using moe::DispatchPlan;
 using moe::Index;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "moe/routing/balance/sinkhorn.hpp"
 
-#include "catch.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/routings.hpp"
 
 using Catch::Matchers::WithinAbs;
 using moe::Index;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/routing/balance/z_loss.hpp"
 
-#include "catch.hpp"
-#include "gradient.hpp"
-#include "routing/fixtures.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/routings.hpp"
 
 using Catch::Matchers::WithinAbs;
 using Catch::Matchers::WithinRel;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 
-#include "catch.hpp"
 #include "moe/train/adam_w.hpp"
-#include "sample_layer.hpp"
+#include "support/catch.hpp"
+#include "support/sample_layer.hpp"
 
 namespace {
 

@@ -3,10 +3,10 @@
 #include <limits>
 #include <numeric>
 
-#include "catch.hpp"
 #include "moe/train/clip.hpp"
-#include "sample_layer.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/sample_layer.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

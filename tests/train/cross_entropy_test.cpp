@@ -3,11 +3,11 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
-#include "gradient.hpp"
-#include "matrices.hpp"
 #include "moe/train/cross_entropy.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/matrices.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

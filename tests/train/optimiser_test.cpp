@@ -5,11 +5,11 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
 #include "moe/train/adam_w.hpp"
 #include "moe/train/sgd.hpp"
-#include "sample_layer.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/sample_layer.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

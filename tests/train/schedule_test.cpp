@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <cmath>
 
-#include "catch.hpp"
 #include "moe/train/schedule.hpp"
+#include "support/catch.hpp"
 
 using Catch::Matchers::WithinRel;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "moe/train/sgd.hpp"
-#include "catch.hpp"
-#include "sample_layer.hpp"
+#include "support/catch.hpp"
+#include "support/sample_layer.hpp"
 
 using test::Number;
 

@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/routing/balance/selection_bias.hpp"
 #include "moe/routing/balance/statistics.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
+#include "support/catch.hpp"
 
 namespace {
 
@@ -126,6 +126,5 @@ TEST_CASE("State: backward accepts a gradient whose state has another size", "[t
   typename decltype(plain)::Tape tape;
   auto out = test::nan_matrix<float>(9, kModelDim), dtokens = out;
   layer.forward(tokens, Step{}, out, tape);
-  CHECK_THROWS_AS(layer.backward(tokens, tape, tokens, gradient, dtokens),
-                  std::invalid_argument);
+  CHECK_THROWS_AS(layer.backward(tokens, tape, tokens, gradient, dtokens), std::invalid_argument);
 }

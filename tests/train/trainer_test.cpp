@@ -5,16 +5,16 @@
 #include <limits>
 #include <vector>
 
-#include "catch.hpp"
-#include "gradient.hpp"
 #include "layer/fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/routing/balance/importance.hpp"
 #include "moe/train/squared_error.hpp"
-#include "routing/fixtures.hpp"
-#include "sample_layer.hpp"
-#include "thread_executor.hpp"
+#include "support/catch.hpp"
+#include "support/gradient.hpp"
+#include "support/routings.hpp"
+#include "support/sample_layer.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 

@@ -19,9 +19,9 @@ namespace moe::inline MOE_ABI {
 ///   last_slope  as the model had it: it decides what is free in standard_errors() and refits, and about no prediction
 /// Throws std::runtime_error that names the tensor for a file that cannot be read, holds something else, was written
 /// with another gate, or holds numbers that no model has. Memory in proportion to the file.
-template <LikelihoodGate Gate = SoftmaxGate>
-GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gate& gate = {},
-                                    LastSlope last_slope = LastSlope::Zero, FileAccess access = FileAccess::Map) {
+template <LikelihoodGate G = SoftmaxGate>
+GaussianMoe<G> load_gaussian_moe(const std::filesystem::path& path, const G& gate = {},
+                                 LastSlope last_slope = LastSlope::Zero, FileAccess access = FileAccess::Map) {
   const std::string label = "moe::load_gaussian_moe: '" + path.string() + "'";
   const std::vector<Index> shape = [&] {
     const SafetensorsReader file(path, access);
@@ -31,9 +31,9 @@ GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gat
                        detail::join(slope.shape, ", "), "], expected F64 [num_experts, input_dim], at least [1, 1]");
     return slope.shape;
   }();
-  GaussianMoe<Gate> model;
+  GaussianMoe<G> model;
   try {  // sizes and gate have to agree, which for a given gate is the file's fault
-    model = GaussianMoe<Gate>::zero(shape[0], shape[1], gate);
+    model = GaussianMoe<G>::zero(shape[0], shape[1], gate);
     model.form();
   } catch (const std::invalid_argument& error) {
     fail_environment(label, ": holds ", shape[0], " experts, which the gate cannot have: ", error.what());
@@ -49,10 +49,10 @@ GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path& path, const Gat
 }
 
 /// For other gates: GaussianMoe says in a sentence what they lack.
-template <class Gate>
-  requires(!LikelihoodGate<Gate>)
-GaussianMoe<Gate> load_gaussian_moe(const std::filesystem::path&, const Gate& = {}, LastSlope = LastSlope::Zero,
-                                    FileAccess = FileAccess::Map) {
+template <class G>
+  requires(!LikelihoodGate<G>)
+GaussianMoe<G> load_gaussian_moe(const std::filesystem::path&, const G& = {}, LastSlope = LastSlope::Zero,
+                                 FileAccess = FileAccess::Map) {
   return {};
 }
 

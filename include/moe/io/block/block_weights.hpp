@@ -6,24 +6,23 @@
 #include <vector>
 
 #include "moe/io/block/moe_block.hpp"
-#include "moe/io/families/family_table.hpp"
+#include "moe/io/checkpoint/weight_slice.hpp"
+#include "moe/io/families/family.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// A part of a stored tensor and the weights that it holds:
-///   matrix(first_output + o, i) = tensor[first + o * output_stride + i * input_stride],  o < outputs, all i
-/// A bias has one input. So every layout of the published families is a list of these, to be read and to be written.
-struct WeightPiece {
-  PanelMatrix<F32>* matrix;
-  Index first_output, outputs;
-  Index first, output_stride, input_stride;
+/// Where the tensors of a block are, before they are read.
+struct BlockLocation {
+  FamilyFormat format = {};
+  std::string prefix = {};
+  bool is_quantised = false;  ///< fused expert weights stored as blocks and scales (MXFP4), and so out x in
 };
 
-/// A tensor of a checkpoint with what it fills: the pieces of matrices, or a vector of numbers.
+/// A tensor of a checkpoint with what it fills: parts of matrices, or a vector of numbers.
 struct BoundTensor {
   std::string name;
   std::vector<Index> shape;
-  std::vector<WeightPiece> pieces = {};
+  std::vector<WeightSlice> slices = {};  ///< each with the matrix that it fills, and no source
   Eigen::RowVectorXd* numbers = nullptr;
 };
 
@@ -52,44 +51,47 @@ inline ExpertPool<Glu>& weighted_experts(GluAndIdentity& experts) { return exper
 /// Lists the tensors of a block under the names and in the layout of a family.
 class BlockBinder {
  public:
-  BlockBinder(const MoeConfig& config, const FamilyFormat& format, std::string prefix, bool rows_are_outputs)
-      : config_(config), format_(format), prefix_(std::move(prefix)), rows_are_outputs_(rows_are_outputs) {}
+  BlockBinder(const MoeConfig& config, const BlockLocation& location)
+      : config_(config), location_(location), format_(location.format) {}
 
   std::vector<BoundTensor> bind(MoeBlock& block) {
     std::visit([&](auto& layer) { bind_layer(layer); }, block.layer());
     return std::move(tensors_);
   }
 
-  template <class Gate>
-  void bind_router(LinearRouter& router, Gate& gate) {
+  template <class G>
+  void bind_router(LinearRouter& router, G& gate) {
     whole(format_.router, router.weight());
     if (config_.router_bias) whole(format_.router_bias, router.bias());
-    if constexpr (std::is_same_v<Gate, TopKGate>) {
+    if constexpr (std::is_same_v<G, TopKGate>) {
       if (!config_.selection_bias) return;
       BoundTensor& tensor = add(format_.selection_bias, {gate.selection_bias.size()});
-      if (config_.family == "ernie4_5_moe") tensor.shape.insert(tensor.shape.begin(), 1);
+      if (format_.selection_bias_rank == 2) tensor.shape.insert(tensor.shape.begin(), 1);
       tensor.numbers = &gate.selection_bias;
     }
   }
   std::vector<BoundTensor> take() { return std::move(tensors_); }
 
  private:
-  using Matrix = PanelMatrix<F32>;
-
   BoundTensor& add(std::string_view name, std::vector<Index> shape) {
     if (name.empty())
       fail("moe::MoeConfig: family '", config_.family, "' has no tensor for a part that the configuration asks for");
-    return tensors_.emplace_back(BoundTensor{prefix_ + std::string(name), std::move(shape)});
+    return tensors_.emplace_back(BoundTensor{location_.prefix + std::string(name), std::move(shape)});
   }
 
   /// Rows [first, first + outputs) of a matrix or bias, as a tensor of their own.
-  void rows(std::string_view name, Matrix& matrix, Index first, Index outputs) {
+  void rows(std::string_view name, PanelMatrix<F32>& matrix, Index first, Index outputs) {
     const Index inputs = matrix.inputs();
     const bool is_vector = matrix.shape().size() == 1;
     BoundTensor& tensor = add(name, is_vector ? std::vector<Index>{outputs} : std::vector<Index>{outputs, inputs});
-    tensor.pieces.push_back({&matrix, first, outputs, 0, inputs, 1});
+    tensor.slices.push_back({.outputs = outputs,
+                             .inputs = inputs,
+                             .output_stride = inputs,
+                             .input_stride = 1,
+                             .to = &matrix,
+                             .first_output = first});
   }
-  void whole(std::string_view name, Matrix& matrix) { rows(name, matrix, 0, matrix.outputs()); }
+  void whole(std::string_view name, PanelMatrix<F32>& matrix) { rows(name, matrix, 0, matrix.outputs()); }
 
   template <class Layer>
   void bind_layer(Layer& layer) {
@@ -149,80 +151,75 @@ class BlockBinder {
   }
 
   void stacked(const std::vector<ExpertMatrices>& experts) {
-    const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim, size = hidden * dim;
-    BoundTensor gate = std::move(add(format_.gate, {count * hidden, dim})), up = gate, down = gate;
-    up.name = prefix_ + std::string(format_.up), down.name = prefix_ + std::string(format_.down);
-    for (Index e = 0; e < count; ++e) {
-      const ExpertMatrices& expert = experts[static_cast<std::size_t>(e)];
-      gate.pieces.push_back({expert.up, 0, hidden, e * size, dim, 1});
-      up.pieces.push_back({expert.up, hidden, hidden, e * size, dim, 1});
-      down.pieces.push_back({expert.down, 0, dim, e * size, 1, dim});
-    }
-    tensors_.back() = std::move(gate);
-    tensors_.push_back(std::move(up));
-    tensors_.push_back(std::move(down));
+    const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
+    const std::vector<Index> shape{count * hidden, dim};
+    const auto fill = [&](std::string_view name, const WeightSlice& expert, auto member) {
+      BoundTensor& tensor = add(name, shape);
+      for (Index e = 0; e < count; ++e) {
+        WeightSlice& slice = tensor.slices.emplace_back(expert);
+        slice.first = e * hidden * dim;
+        slice.to = experts[static_cast<std::size_t>(e)].*member;
+      }
+    };
+    const WeightSlice gate{.outputs = hidden, .inputs = dim, .output_stride = dim, .input_stride = 1};
+    fill(format_.gate, gate, &ExpertMatrices::up);
+    WeightSlice up = gate;
+    up.first_output = hidden;
+    fill(format_.up, up, &ExpertMatrices::up);
+    fill(format_.down, {.outputs = dim, .inputs = hidden, .output_stride = 1, .input_stride = dim},
+         &ExpertMatrices::down);
   }
 
   void fused(const std::vector<ExpertMatrices>& experts) {
     const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
     using enum ExpertLayout;
-    const bool out_in = format_.layout == FusedOutIn || format_.layout == FusedInterleavedOutIn || rows_are_outputs_;
-    const bool interleaved = format_.layout == FusedInterleaved || format_.layout == FusedInterleavedOutIn;
-    using Shape = std::vector<Index>;
-    BoundTensor up{prefix_ + std::string(format_.gate),
-                   out_in ? Shape{count, 2 * hidden, dim} : Shape{count, dim, 2 * hidden}};
-    BoundTensor down{prefix_ + std::string(format_.down),
-                     out_in ? Shape{count, dim, hidden} : Shape{count, hidden, dim}};
-    const Index up_out = out_in ? dim : 1, up_in = out_in ? 1 : 2 * hidden;
-    const Index down_out = out_in ? hidden : 1, down_in = out_in ? 1 : dim;
-    for (Index e = 0; e < count; ++e) {
-      const ExpertMatrices& expert = experts[static_cast<std::size_t>(e)];
-      halves(*expert.up, e * 2 * hidden * dim, up_out, up_in, interleaved, up);
-      down.pieces.push_back({expert.down, 0, dim, e * hidden * dim, down_out, down_in});
-    }
-    tensors_.push_back(std::move(up));
-    tensors_.push_back(std::move(down));
-    if (config_.expert_bias) fused_biases(experts, interleaved);
+    const bool out_in =
+        format_.layout == FusedOutIn || format_.layout == FusedInterleavedOutIn || location_.is_quantised;
+    // A tensor [E, outputs, inputs] or [E, inputs, outputs]; [E, outputs] of biases.
+    const auto fill = [&](std::string_view name, Index outputs, Index inputs, auto member) -> BoundTensor& {
+      using Shape = std::vector<Index>;
+      BoundTensor& tensor = add(name, out_in ? Shape{count, outputs, inputs} : Shape{count, inputs, outputs});
+      for (Index e = 0; e < count; ++e)
+        tensor.slices.push_back({.outputs = outputs,
+                                 .inputs = inputs,
+                                 .first = e * outputs * inputs,
+                                 .output_stride = out_in ? inputs : 1,
+                                 .input_stride = out_in ? 1 : outputs,
+                                 .to = experts[static_cast<std::size_t>(e)].*member});
+      return tensor;
+    };
+    split(fill(format_.gate, 2 * hidden, dim, &ExpertMatrices::up));
+    fill(format_.down, dim, hidden, &ExpertMatrices::down);
+    if (!config_.expert_bias) return;
+    BoundTensor& up_bias = fill(format_.up_bias, 2 * hidden, 1, &ExpertMatrices::up_bias);
+    up_bias.shape = {count, 2 * hidden};
+    split(up_bias);
+    fill(format_.down_bias, dim, 1, &ExpertMatrices::down_bias).shape = {count, dim};
   }
 
-  void fused_biases(const std::vector<ExpertMatrices>& experts, bool interleaved) {
-    const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
-    BoundTensor up{prefix_ + std::string(format_.up_bias), {count, 2 * hidden}};
-    BoundTensor down{prefix_ + std::string(format_.down_bias), {count, dim}};
-    for (Index e = 0; e < count; ++e) {
-      const ExpertMatrices& expert = experts[static_cast<std::size_t>(e)];
-      halves(*expert.up_bias, e * 2 * hidden, 1, 1, interleaved, up);
-      down.pieces.push_back({expert.down_bias, 0, dim, e * dim, 1, 1});
-    }
-    tensors_.push_back(std::move(up));
-    tensors_.push_back(std::move(down));
-  }
-
-  /// Gates and ups of one expert: one block after the other, or in turn.
-  void halves(Matrix& matrix, Index first, Index output_stride, Index input_stride, bool interleaved,
-              BoundTensor& tensor) const {
-    const Index hidden = config_.hidden_dim;
-    const Index step = interleaved ? 2 * output_stride : output_stride;
-    const Index second = first + (interleaved ? output_stride : hidden * output_stride);
-    tensor.pieces.push_back({&matrix, 0, hidden, first, step, input_stride});
-    tensor.pieces.push_back({&matrix, hidden, hidden, second, step, input_stride});
+  /// Gates and ups that stand in turns, as slices of their own.
+  void split(BoundTensor& tensor) const {
+    using enum ExpertLayout;
+    if (format_.layout != FusedInterleaved && format_.layout != FusedInterleavedOutIn) return;
+    std::vector<WeightSlice> halves;
+    for (const WeightSlice& slice : tensor.slices)
+      for (const Index side : {0, 1})
+        halves.push_back(slice.every_output(2, side).into(*slice.to, side * config_.hidden_dim));
+    tensor.slices = std::move(halves);
   }
 
   const MoeConfig& config_;
+  const BlockLocation& location_;
   const FamilyFormat& format_;
-  std::string prefix_;
-  bool rows_are_outputs_;
   std::vector<BoundTensor> tensors_;
 };
 
 }  // namespace detail
 
-/// The tensors of `block` in the format of its family below `prefix`, in the order of router, experts, shared expert.
-/// They point into the block, which must outlive them and keep its layer. `rows_are_outputs`: quantised expert weights
-/// are stored out x in even where the family's plain ones are not.
-inline std::vector<BoundTensor> bind_weights(MoeBlock& block, const FamilyFormat& format, std::string prefix,
-                                             bool rows_are_outputs = false) {
-  return detail::BlockBinder(block.config(), format, std::move(prefix), rows_are_outputs).bind(block);
+/// The tensors of `block` at a place of a checkpoint, in the order of router, experts, shared expert. They point into
+/// the block, which must outlive them and keep its layer.
+inline std::vector<BoundTensor> bind_weights(MoeBlock& block, const BlockLocation& location) {
+  return detail::BlockBinder(block.config(), location).bind(block);
 }
 
 /// Writes the weights of a bound tensor into `values`, in the layout of the tensor: what it was loaded from, or a
@@ -234,11 +231,11 @@ inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
     fail("moe::read_bound: ", values.size(), " values for tensor '", tensor.name, "', expected ", size);
   if (tensor.numbers)
     for (Index i = 0; i < size; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>((*tensor.numbers)(i));
-  for (const WeightPiece& piece : tensor.pieces)
-    for (Index o = 0; o < piece.outputs; ++o)
-      for (Index i = 0; i < piece.matrix->inputs(); ++i)
-        values[static_cast<std::size_t>(piece.first + o * piece.output_stride + i * piece.input_stride)] =
-            (*piece.matrix)(piece.first_output + o, i);
+  for (const WeightSlice& slice : tensor.slices)
+    for (Index o = 0; o < slice.outputs; ++o)
+      for (Index i = 0; i < slice.inputs; ++i)
+        values[static_cast<std::size_t>(slice.first + o * slice.output_stride + i * slice.input_stride)] =
+            (*slice.to)(slice.first_output + o, i);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "moe/io/block/block_weights.hpp"
-#include "moe/io/block/stated_storage.hpp"
 #include "moe/io/checkpoint/load_weight.hpp"
+#include "moe/io/families/families.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -24,7 +24,7 @@ namespace detail {
 
 /// Throws std::runtime_error unless the tensors below the prefix are those in `expected`. A prefix that is a whole
 /// transformer layer holds other parts, too: there the folders of the expected tensors are looked into.
-inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& location,
+inline void require_no_other(const Checkpoint& checkpoint, const std::string& family, const BlockLocation& location,
                              const std::set<std::string>& expected) {
   const std::string& prefix = location.prefix;
   std::set<std::string> owned{prefix};
@@ -41,37 +41,27 @@ inline void require_no_other(const Checkpoint& checkpoint, const BlockLocation& 
          name != checkpoint.names().end() && name->starts_with(folder); ++name)
       if (!expected.contains(*name) && *name != neighbour)
         fail_environment("moe::load_moe_block: '", checkpoint.path().string(), "': tensor '", *name,
-                         "' is not part of a block of family '", location.format.family, "'");
+                         "' is not part of a block of family '", family, "'");
 }
 
-/// A matrix with the slices that fill it: one, or gates and ups from two.
-struct MatrixSlices {
-  PanelMatrix<F32>* matrix;
-  std::vector<WeightSlice> slices;
-};
-
-/// The jobs of a load, in the order of the tensors.
-inline std::vector<MatrixSlices> slices_of(const std::vector<BoundTensor>& tensors,
-                                           const std::vector<WeightSource>& sources) {
-  std::vector<MatrixSlices> jobs;
+/// The slices of the tensors by matrix, each with its source, in the order of the tensors.
+inline std::vector<std::vector<WeightSlice>> slices_of(const std::vector<BoundTensor>& tensors,
+                                                       const std::vector<WeightSource>& sources) {
+  std::vector<std::vector<WeightSlice>> matrices;
   std::map<PanelMatrix<F32>*, std::size_t> place;
   for (std::size_t t = 0; t < tensors.size(); ++t)
-    for (const WeightPiece& piece : tensors[t].pieces) {
-      const auto [entry, is_new] = place.emplace(piece.matrix, jobs.size());
-      if (is_new) jobs.push_back({piece.matrix, {}});
-      jobs[entry->second].slices.push_back({.source = sources[t],
-                                            .outputs = piece.outputs,
-                                            .inputs = piece.matrix->inputs(),
-                                            .first = piece.first,
-                                            .output_stride = piece.output_stride,
-                                            .input_stride = piece.input_stride});
+    for (const WeightSlice& slice : tensors[t].slices) {
+      const auto [entry, is_new] = place.emplace(slice.to, matrices.size());
+      if (is_new) matrices.emplace_back();
+      matrices[entry->second].push_back(slice);
+      matrices[entry->second].back().source = sources[t];
     }
-  return jobs;
+  return matrices;
 }
 
 /// Reads all tensors, in parallel.
 inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources,
-                         const LoadOptions& options) {
+                         const LoadProgress& progress = {}) {
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     if (!tensors[t].numbers) continue;
     std::vector<float> values(static_cast<std::size_t>(tensors[t].numbers->size()));
@@ -79,29 +69,21 @@ inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vec
     for (std::size_t i = 0; i < values.size(); ++i) (*tensors[t].numbers)(static_cast<Index>(i)) = values[i];
   }
   WeightLoader loader;
-  for (const MatrixSlices& job : slices_of(tensors, sources)) {
-    if (job.slices.size() == 2)
-      loader.add(GateUpSlices{job.slices[0], job.slices[1]}, *job.matrix);
-    else if (job.matrix->order() == PanelOrder::Paired)
-      loader.add(gate_up_halves(job.slices[0]), *job.matrix);
-    else
-      loader.add(job.slices[0], *job.matrix);
-  }
-  loader.run(options.progress);
+  for (std::vector<WeightSlice>& slices : slices_of(tensors, sources)) loader.add(std::move(slices));
+  loader.run(progress);
 }
 
 }  // namespace detail
 
 /// Finds the tensors of a block: the first format of the family whose router and last expert weight are there, below
 /// the family's prefix with the number of the layer in it, or below options.prefix.
-/// Throws std::invalid_argument for a family that is not in kFamilyFormats, std::runtime_error if nothing is found.
+/// Throws std::invalid_argument for a family that is not in kFamilies, std::runtime_error if nothing is found.
 inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& config,
                                 const LoadOptions& options = {}) {
-  bool known = false;
+  const Family* const family = find_family(config.family);
+  if (!family) fail("moe::find_block: family '", config.family, "' is not known");
   std::string tried;
-  for (const FamilyFormat& format : kFamilyFormats) {
-    if (format.family != config.family) continue;
-    known = true;
+  for (const FamilyFormat& format : family->formats) {
     if (format.gate.empty() != (config.expert == ExpertKind::ReluPlain)) continue;
     const std::string prefix = options.prefix.empty() ? numbered_name(format.prefix, options.layer) : options.prefix;
     const std::string router = prefix + std::string(format.router);
@@ -111,7 +93,6 @@ inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& c
     const std::string router_text = has_router ? "" : "'" + router + "'", down_text = has_down ? "" : "'" + down + "'";
     tried += (tried.empty() ? "" : ", or ") + router_text + (has_router || has_down ? "" : " and ") + down_text;
   }
-  if (!known) fail("moe::find_block: family '", config.family, "' is not known");
   fail_environment("moe::find_block: '", checkpoint.path().string(), "' has no MoE block of family '", config.family,
                    "' there: missing tensors ", tried);
 }
@@ -156,6 +137,55 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
   return sources;
 }
 
+/// Throws std::runtime_error for an FP8 weight without scales where the configuration says that there are some, or
+/// another weight has them: they are lost, not 1. Where nobody speaks of scales, the codes are the values.
+inline void require_all_scales(const MoeConfig& config, const std::vector<WeightSource>& sources) {
+  const bool is_stated = config.quantisation.method == QuantMethod::Fp8Blocks;
+  const auto scaled =
+      std::find_if(sources.begin(), sources.end(), [](const WeightSource& s) { return s.has_scales(); });
+  if (!is_stated && scaled == sources.end()) return;
+  const std::string reason =
+      is_stated ? "the configuration says fp8 in blocks with scales" : in_quotes(scaled->name()) + " has scales";
+  for (const WeightSource& source : sources)
+    if (source.is_fp8() && !source.has_scales())
+      fail_environment(source.label(), ": tensor ", in_quotes(source.name() + "_scale_inv"), " is missing, as ",
+                       reason);
+}
+
+/// Whether quantisation is about a tensor: matrices of experts, shared ones included. Routers, gates of shared experts
+/// and biases stay plain.
+inline bool is_quantisable(const BoundTensor& tensor, const BlockLocation& location) {
+  const bool is_score = tensor.name == location.prefix + std::string(location.format.router) ||
+                        tensor.name == location.prefix + std::string(location.format.shared_score);
+  return !is_score && !tensor.slices.empty() && tensor.slices.front().to->shape().size() == 2;
+}
+
+/// Throws std::runtime_error naming the tensor where one is stored otherwise than the configuration says. Plain expert
+/// weights are refused, too, unless it lists their modules as not converted: whoever has turned a checkpoint into BF16
+/// takes out the statement as well, or it is not known what the numbers are.
+inline void require_stated(const MoeConfig& config, const BlockLocation& location,
+                           const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources) {
+  require_all_scales(config, sources);
+  const Quantisation& stated = config.quantisation;
+  if (stated.method == QuantMethod::Unstated) return;
+  const bool is_fp8 = stated.method == QuantMethod::Fp8Blocks;
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    const WeightSource& source = sources[t];
+    const bool is_as_stated = source.has_scales() && source.is_fp8() == is_fp8;
+    const bool is_plain = !source.has_scales() && !source.is_fp8();
+    const auto may_be_plain = [&] {
+      return !is_quantisable(tensors[t], location) || stated.leaves_out(tensors[t].name);
+    };
+    if (!is_as_stated && !(is_plain && may_be_plain()))
+      fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is stored as ", source.format(),
+                       ", but the configuration says ", is_fp8 ? "fp8 in blocks with scales" : "mxfp4",
+                       is_plain ? " and does not list it as not converted" : "");
+    if (source.is_fp8() && stated.codes && source.codes() != *stated.codes)
+      fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is ", dtype_name(source.codes()),
+                       ", but the configuration says ", dtype_name(*stated.codes));
+  }
+}
+
 }  // namespace detail
 
 /// Loads the MoE block of a published model from its own files: every weight of the block, whatever its type and
@@ -172,7 +202,7 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
   const BlockLocation location = find_block(checkpoint, config, options);
   detail::require_sizes(checkpoint, config, location);
   MoeBlock block(config);
-  const auto tensors = bind_weights(block, location.format, location.prefix, location.is_quantised);
+  const auto tensors = bind_weights(block, location);
   const auto sources = detail::sources_of(checkpoint, tensors);
   detail::require_stated(config, location, tensors, sources);
   std::set<std::string> expected;
@@ -181,30 +211,30 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
   Index filled = 0;
   for (const BoundTensor& tensor : tensors) {
     if (tensor.numbers) filled += tensor.numbers->size();
-    for (const WeightPiece& piece : tensor.pieces) filled += piece.outputs * piece.matrix->inputs();
+    for (const WeightSlice& slice : tensor.slices) filled += slice.outputs * slice.inputs;
   }
   if (const Index held = num_parameters(block) + num_state(block); filled != held)
     fail("moe::load_moe_block: the tensors of family '", config.family, "' hold ", filled, " weights, expected ", held,
          " as in the block");
-  detail::require_no_other(checkpoint, location, expected);
-  detail::load_tensors(tensors, sources, options);
+  detail::require_no_other(checkpoint, config.family, location, expected);
+  detail::load_tensors(tensors, sources, options.progress);
   return block;
 }
 
-/// The router and the gate of a block alone, by the names of `format` below `prefix`; other tensors are not looked at.
-/// For families with a TopKGate. Throws as load_moe_block does.
+/// The router and the gate of a block alone; other tensors are not looked at. For families with a TopKGate. Throws as
+/// load_moe_block does.
 inline std::pair<LinearRouter, TopKGate> load_router(const Checkpoint& checkpoint, const MoeConfig& config,
-                                                     const FamilyFormat& format, const std::string& prefix) {
+                                                     const BlockLocation& location) {
   config.validate();
   const Bias bias = config.router_bias ? Bias::Zero : Bias::Off;
   std::pair loaded(LinearRouter(config.num_logits(), config.model_dim, bias), config.gate);
   if (config.selection_bias) loaded.second.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
-  detail::BlockBinder binder(config, format, prefix, false);
+  detail::BlockBinder binder(config, location);
   binder.bind_router(loaded.first, loaded.second);
   const auto tensors = binder.take();
   const auto sources = detail::sources_of(checkpoint, tensors);
-  detail::require_stated(config, {.format = format, .prefix = prefix}, tensors, sources);
-  detail::load_tensors(tensors, sources, {});
+  detail::require_stated(config, location, tensors, sources);
+  detail::load_tensors(tensors, sources);
   return loaded;
 }
 

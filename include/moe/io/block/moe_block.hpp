@@ -32,8 +32,8 @@ using GluAndIdentity = Concatenated<ExpertPool<Glu>, ExpertPool<ScaledIdentity>>
 
 namespace detail {
 
-template <class Gate, class E>
-using LayerOf = MoeLayer<LinearRouter, Gate, ExpertPool<E>>;
+template <class G, class E>
+using LayerOf = MoeLayer<LinearRouter, G, ExpertPool<E>>;
 using GluLayer = LayerOf<TopKGate, Glu>;
 
 /// The innermost layer of one with branches, and its tape.
@@ -239,8 +239,8 @@ class MoeBlock {
     return {config.num_logits(), config.model_dim, bias};
   }
 
-  template <class E, class Gate>
-  static detail::LayerOf<Gate, E> layer_of(const MoeConfig& config, Gate gate) {
+  template <class E, class G>
+  static detail::LayerOf<G, E> layer_of(const MoeConfig& config, G gate) {
     return {router_of(config), std::move(gate), pool<E>(config), config.weight_on};
   }
 

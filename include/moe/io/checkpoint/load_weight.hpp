@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -25,27 +26,37 @@ struct LoadProgress {
 /// KB per worker.
 ///   moe::WeightLoader loader;
 ///   for (Index e = 0; e < num_experts; ++e)
-///     loader.add(moe::gate_up_halves(moe::weight_slice(fused, moe::WeightLayout::OutIn, e)), experts[e].gate_up());
+///     loader.add(moe::weight_slice(fused, moe::WeightLayout::OutIn, e), experts[e].gate_up());
 ///   loader.run();
 /// The matrices must stay where they are until run() returns. One per thread.
 class WeightLoader {
  public:
-  /// The slice into a matrix in plain order. Throws std::runtime_error naming the weight if the shapes differ,
-  /// std::invalid_argument for a matrix in paired order, or a slice beyond the weight.
-  void add(const WeightSlice& slice, PanelMatrix<F32>& to) {
-    if (to.order() != PanelOrder::Plain)
-      fail("moe::WeightLoader::add: a matrix in paired order, expected gate and up slices for it");
-    require_shape(slice, to.outputs(), to.inputs());
-    plan({slice, slice, &to});
+  /// A whole matrix from one slice; one in paired order takes gates, then ups. Throws std::runtime_error naming the
+  /// weight if the shapes differ, std::invalid_argument for a slice beyond the weight.
+  void add(const WeightSlice& slice, PanelMatrix<F32>& to) { add({slice.into(to)}); }
+
+  /// Gates and ups into one matrix of twice the outputs, in either order. Throws as above.
+  void add_gate_up(const WeightSlice& gate, const WeightSlice& up, PanelMatrix<F32>& to) {
+    if (to.outputs() % 2 != 0)
+      fail("moe::WeightLoader::add_gate_up: a matrix of ", to.outputs(),
+           " outputs for gate and up, expected an even number");
+    add({gate.into(to), up.into(to, to.outputs() / 2)});
   }
 
-  /// Gate and up slices into one matrix of twice the outputs, in either order. Throws as above.
-  void add(const GateUpSlices& slices, PanelMatrix<F32>& to) {
-    if (to.outputs() % 2 != 0)
-      fail("moe::WeightLoader::add: a matrix of ", to.outputs(), " outputs for gate and up, expected an even number");
-    require_shape(slices.gate, to.outputs() / 2, to.inputs());
-    require_shape(slices.up, to.outputs() / 2, to.inputs());
-    plan({slices.gate, slices.up, &to});
+  /// All slices of one matrix, in any order, each with its place in it. Throws as above, and std::invalid_argument for
+  /// slices of several matrices or of none, or which do not begin with its first output.
+  void add(std::vector<WeightSlice> slices) {
+    std::stable_sort(slices.begin(), slices.end(),
+                     [](const WeightSlice& a, const WeightSlice& b) { return a.first_output < b.first_output; });
+    if (slices.empty() || !slices.front().to || slices.front().first_output != 0)
+      fail("moe::WeightLoader::add: no slice for the first output of a matrix, expected slices of all its outputs");
+    const PanelMatrix<F32>& to = *slices.front().to;
+    for (std::size_t s = 0; s < slices.size(); ++s) {
+      if (slices[s].to != &to) fail("moe::WeightLoader::add: slices of several matrices, expected those of one");
+      const Index end = s + 1 < slices.size() ? slices[s + 1].first_output : to.outputs();
+      require_shape(slices[s], end - slices[s].first_output, to.inputs());
+    }
+    plan(std::move(slices));
   }
 
   /// Loads everything that was added, and forgets it. Which thread fills what changes no bit.
@@ -58,19 +69,19 @@ class WeightLoader {
     std::vector<detail::PanelScratch> scratch(static_cast<std::size_t>(num_workers()));
     parallel_for(std::ssize(pieces_), [&](Index task, Index worker) {
       const Piece& piece = pieces_[static_cast<std::size_t>(task)];
-      detail::load_panels(jobs_[piece.job], piece.begin, piece.end, scratch[static_cast<std::size_t>(worker)]);
+      detail::load_panels(matrices_[piece.matrix], piece.begin, piece.end, scratch[static_cast<std::size_t>(worker)]);
       if (!reports) return;
       const std::lock_guard lock(mutex);
       const std::uint64_t before = std::exchange(done, done + piece.bytes);
       if (done / every != before / every || done == total) progress.report(done, total);
     });
-    jobs_.clear();
+    matrices_.clear();
     pieces_.clear();
   }
 
  private:
   struct Piece {
-    std::size_t job;
+    std::size_t matrix;
     Index begin, end;  ///< panels or inputs, see detail::extent_of
     std::uint64_t bytes;
   };
@@ -83,20 +94,21 @@ class WeightLoader {
     slice.require_inside();
   }
 
-  void plan(detail::PanelJob job) {
-    const Index extent = detail::extent_of(job), step = detail::extent_of_piece(job);
-    const std::uint64_t bytes = job.lower.bytes() + (job.is_fused() ? job.upper.bytes() : 0);
+  void plan(std::vector<WeightSlice> slices) {
+    const Index extent = detail::extent_of(slices), step = detail::extent_of_piece(slices);
+    std::uint64_t bytes = 0;
+    for (const WeightSlice& slice : slices) bytes += slice.bytes();
     const auto until = [&](Index i) {
       return i == extent ? bytes : bytes / static_cast<std::uint64_t>(extent) * static_cast<std::uint64_t>(i);
     };
     for (Index begin = 0; begin < extent; begin += step) {
       const Index end = std::min(begin + step, extent);
-      pieces_.push_back({jobs_.size(), begin, end, until(end) - until(begin)});
+      pieces_.push_back({matrices_.size(), begin, end, until(end) - until(begin)});
     }
-    jobs_.push_back(std::move(job));
+    matrices_.push_back(std::move(slices));
   }
 
-  std::vector<detail::PanelJob> jobs_;
+  std::vector<std::vector<WeightSlice>> matrices_;
   std::vector<Piece> pieces_;
 };
 
@@ -104,13 +116,6 @@ class WeightLoader {
 inline void load_weight(const WeightSlice& slice, PanelMatrix<F32>& to) {
   WeightLoader loader;
   loader.add(slice, to);
-  loader.run();
-}
-
-/// The matrix of gates and ups of a GLU at once, in parallel. Throws as WeightLoader::add() does.
-inline void load_weight(const GateUpSlices& slices, PanelMatrix<F32>& to) {
-  WeightLoader loader;
-  loader.add(slices, to);
   loader.run();
 }
 

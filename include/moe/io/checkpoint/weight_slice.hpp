@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "moe/io/checkpoint/weight_source.hpp"
+#include "moe/kernel/panel_matrix.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -11,17 +12,28 @@ namespace moe::inline MOE_ABI {
 /// row per input.
 enum class WeightLayout { OutIn, InOut };
 
-/// A matrix [outputs, inputs] within the values of a weight: element (o, i) is value first + o * output_stride +
-/// i * input_stride. What the family loaders compute with instead of copying:
+/// Which values of a stored weight go where: the one description from the names of a family to the panels.
+///   (*to)(first_output + o, i) = value first + o * output_stride + i * input_stride,   o < outputs, i < inputs
+/// Every layout of the published families is a list of these, to be read and to be written:
 ///   weight_slice(source, WeightLayout::InOut, expert)                 one expert of a fused tensor [E, in, out]
-///   gate_up_halves(...), gate_up_interleaved(...)                     the two matrices of a GLU
+///   weight_slice(...).every_output(2, 0), (2, 1)                      gates and ups that stand in turns
 ///   weight_slice(source, WeightLayout::OutIn).output_range(e * n, n)  one expert of stacked rows [E * n, in]
-/// A plain value; the handle in it keeps the checkpoint open.
+/// A plain value; the handle in it keeps the checkpoint open, the matrix must outlive it.
 struct WeightSlice {
-  WeightSource source;
+  WeightSource source = {};  ///< none where names and shapes alone are known
   Index outputs = 0, inputs = 0;
   Index first = 0, output_stride = 0, input_stride = 0;
+  PanelMatrix<F32>* to = nullptr;
+  Index first_output = 0;
 
+  /// The same, to fill rows [first_output, first_output + outputs) of a matrix: with PanelOrder::Paired gates, then
+  /// ups.
+  WeightSlice into(PanelMatrix<F32>& matrix, Index row = 0) const {
+    WeightSlice part = *this;
+    part.to = &matrix;
+    part.first_output = row;
+    return part;
+  }
   /// Outputs [begin, begin + count). Throws std::invalid_argument where there are fewer.
   WeightSlice output_range(Index begin, Index count) const {
     require_range("output_range", begin, count, outputs);
@@ -128,23 +140,6 @@ inline WeightSlice bias_slice(const WeightSource& source, Index vector = 0) {
           .first = vector * outputs,
           .output_stride = 1,
           .input_stride = 1};
-}
-
-/// The two matrices [hidden_dim, model_dim] of a gated expert.
-struct GateUpSlices {
-  WeightSlice gate, up;
-};
-
-/// Gates first, then ups: outputs [0, n/2) and [n/2, n). Throws std::runtime_error for an odd number of outputs.
-inline GateUpSlices gate_up_halves(const WeightSlice& fused) {
-  fused.require_divisible(2);
-  const Index half = fused.outputs / 2;
-  return {fused.output_range(0, half), fused.output_range(half, half)};
-}
-
-/// Gate and up in turns: even and odd outputs. Throws std::runtime_error for an odd number of outputs.
-inline GateUpSlices gate_up_interleaved(const WeightSlice& fused) {
-  return {fused.every_output(2, 0), fused.every_output(2, 1)};
 }
 
 }  // namespace moe::inline MOE_ABI

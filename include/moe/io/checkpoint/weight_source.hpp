@@ -21,9 +21,12 @@ namespace moe::inline MOE_ABI {
 ///   MXFP4   `name_blocks` [.., in/32, 16] and `name_scales` [.., in/32] in U8 (or with `.` for `_`): 32 elements share
 ///           2^(scale - 127), NaN for 255; a byte holds two codes, the even element in its low half (Open Compute
 ///           Project, "OCP Microscaling Formats (MX) Specification" 1.0)
-/// A handle; keeps its checkpoint open. Immutable, share freely.
+/// A handle; keeps its checkpoint open. Immutable, share freely. One that was not found is of no weight, and can only
+/// be assigned to.
 class WeightSource {
  public:
+  WeightSource() = default;
+
   /// Throws std::runtime_error naming file and tensor if there is no such weight, or it is stored in more than one of
   /// these ways, of a wrong type or shape, or with scales of another format.
   static WeightSource find(const Checkpoint& checkpoint, const std::string& name) {

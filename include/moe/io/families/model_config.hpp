@@ -5,8 +5,8 @@
 #include <string>
 #include <string_view>
 
-#include "moe/io/families/family_readers.hpp"
-#include "moe/io/families/quantisation_reader.hpp"
+#include "moe/io/families/families.hpp"
+#include "moe/io/families/quantisation.hpp"
 #include "moe/io/file/json_text.hpp"
 #include "moe/io/file/text_file.hpp"
 
@@ -14,15 +14,19 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// The entry of a config.json in kModelTypes.
-inline const ModelType& model_type_of(const JsonFields& top) {
-  const bool is_original = !top.has("model_type") && top.has("experts_per_token") && top.has("swiglu_limit");
-  const std::string model_type = is_original ? "gpt_oss" : top.text("model_type");
+/// The family of a config.json.
+inline const Family& family_of(const JsonFields& top) {
+  if (!top.has("model_type"))
+    for (const Family& family : kFamilies)
+      if (family.is_meant && family.is_meant(top)) return family;
+  const std::string model_type = top.text("model_type");
   std::string known;
-  for (const ModelType& type : kModelTypes) {
-    if (type.model_type == model_type) return type;
-    known += " " + std::string(type.model_type);
-  }
+  for (const Family& family : kFamilies)
+    for (const std::string_view type : family.model_types) {
+      if (type.empty()) continue;
+      if (type == model_type) return family;
+      known += " " + std::string(type);
+    }
   fail_environment(top.label(), ": model_type is ", in_quotes(model_type), ", expected one of", known);
 }
 
@@ -51,9 +55,9 @@ inline MoeConfig parse_moe_config(const std::string& label, const nlohmann::json
                                   std::optional<Index> layer = {}) {
   if (layer && *layer < 0) fail("moe::parse_moe_config: layer is ", *layer, ", expected at least 0");
   const detail::JsonFields top(label, json, layer);
-  const detail::ModelType& type = detail::model_type_of(top);
-  MoeConfig config{.family = std::string(type.family)};
-  type.read(top.has("text_config") ? top.part("text_config") : top, config);
+  const Family& family = detail::family_of(top);
+  MoeConfig config{.family = std::string(family.name)};
+  family.read(top.has("text_config") ? top.part("text_config") : top, config);
   config.quantisation = detail::read_quantisation(top);
   try {
     config.validate();
@@ -79,7 +83,7 @@ inline MoeConfig read_moe_config(const std::filesystem::path& path, std::optiona
 inline std::string read_moe_family(const std::filesystem::path& path) {
   const std::string label = "moe::read_moe_family: '" + path.string() + "'";
   const nlohmann::json json = detail::read_json(label, path);
-  return std::string(detail::model_type_of(detail::JsonFields(label, json)).family);
+  return std::string(detail::family_of(detail::JsonFields(label, json)).name);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -4,21 +4,22 @@
 #include <algorithm>
 #include <charconv>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "moe/io/checkpoint/checkpoint.hpp"
-#include "moe/io/families/family_table.hpp"
+#include "moe/io/families/families.hpp"
 
 namespace moe::inline MOE_ABI {
 
 /// Numbers of the layers of a checkpoint that have the router of an MoE block of a family, ascending; of encoder and
-/// decoder together. Empty for a family that is not in kFamilyFormats. Reads names only.
+/// decoder together. Empty for a family that is not in kFamilies. Reads names only.
 inline std::vector<Index> moe_layers(const Checkpoint& checkpoint, std::string_view family) {
   std::set<Index> layers;
-  for (const FamilyFormat& format : kFamilyFormats) {
-    if (format.family != family) continue;
+  const Family* const known = find_family(family);
+  for (const FamilyFormat& format : known ? known->formats : std::span<const FamilyFormat>()) {
     const std::size_t place = format.prefix.find("{}");
     if (place == format.prefix.npos) continue;
     const std::string_view head = format.prefix.substr(0, place);

@@ -16,7 +16,6 @@
 #include "moe/io/file/mapped_file.hpp"
 #include "moe/io/file/output_file.hpp"
 #include "moe/io/file/safetensors_header.hpp"
-#include "moe/io/file/safetensors_layout.hpp"
 #include "moe/io/file/tensor.hpp"
 
 namespace moe::inline MOE_ABI {

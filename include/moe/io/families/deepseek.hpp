@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "moe/io/families/family.hpp"
+
+// DeepSeek-V2 and V3, and GLM-4.5, which routes as V3: shared experts, groups, a bias of the selection.
+namespace moe::inline MOE_ABI::detail {
+
+inline void read_deepseek(const JsonFields& fields, MoeConfig& config) {
+  read_sizes(fields, "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", config);
+  config.shared_dim = fields.integer("n_shared_experts", 0) * config.hidden_dim;
+  config.gate.scale = fields.number("routed_scaling_factor", 1);
+  require_silu(fields);
+}
+inline void read_groups(const JsonFields& fields, Index best, MoeConfig& config) {
+  const Index count = fields.integer("n_group", 1);
+  if (count > 1) config.gate.groups = {.count = count, .kept = fields.integer("topk_group"), .best = best};
+}
+
+/// The code published with the model either normalises, by sum + 1e-20, or scales, by what norm_topk_prob says and only
+/// for more than one choice; that is followed. The class in transformers never normalises. All releases have false.
+inline void read_deepseek_v2(const JsonFields& fields, MoeConfig& config) {
+  read_deepseek(fields, config);
+  set_norm(false, config);
+  if (fields.flag("norm_topk_prob", false) && config.gate.k > 1) {
+    set_norm(true, config);
+    config.gate.epsilon = 1e-20;
+    config.gate.scale = 1;
+  }
+  fields.require("scoring_func", "softmax");
+  const std::string method = fields.text("topk_method", "greedy");
+  if (method == "group_limited_greedy")
+    read_groups(fields, 1, config);
+  else if (method != "greedy")
+    fields.refuse("topk_method", method, "greedy or group_limited_greedy");
+}
+inline constexpr std::array kDeepseekV2Formats{with_shared(projections()), resaved(with_shared(projections()))};
+inline constexpr Family kDeepseekV2{
+    .name = "deepseek_v2", .model_types = {"deepseek_v2"}, .read = read_deepseek_v2, .formats = kDeepseekV2Formats};
+
+inline void read_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
+  read_deepseek(fields, config);
+  fields.require("scoring_func", "sigmoid");
+  fields.require("topk_method", "noaux_tc");
+  set_norm(fields.flag("norm_topk_prob", true), config);
+  config.gate.score = Score::Sigmoid;
+  config.gate.epsilon = 1e-20;
+  config.selection_bias = true;
+  read_groups(fields, 2, config);
+}
+inline constexpr std::array kDeepseekV3Formats{with_bias(with_shared(projections())),
+                                               resaved(with_bias(with_shared(projections())))};
+inline constexpr Family kDeepseekV3{
+    .name = "deepseek_v3", .model_types = {"deepseek_v3"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
+
+inline constexpr Family kGlm4{
+    .name = "glm4_moe", .model_types = {"glm4_moe"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
+
+}  // namespace moe::inline MOE_ABI::detail

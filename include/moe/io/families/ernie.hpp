@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+
+#include "moe/io/families/family.hpp"
+
+// ERNIE 4.5.
+namespace moe::inline MOE_ABI::detail {
+
+inline void read_ernie(const JsonFields& fields, MoeConfig& config) {
+  read_sizes(fields, "moe_intermediate_size", "moe_num_experts", "moe_k", config);
+  config.shared_dim = fields.integer("moe_num_shared_experts", 0) * config.hidden_dim;
+  config.gate.floor = fields.number("moe_norm_min", 1e-12);
+  config.selection_bias = true;
+  if (fields.flag("use_bias", false)) fields.refuse("use_bias", true, "false");
+  require_silu(fields);
+}
+
+constexpr FamilyFormat ernie_names() {
+  FamilyFormat format = with_bias(with_shared(projections()), "moe_statics.e_score_correction_bias");
+  format.selection_bias_rank = 2;
+  return format;
+}
+inline constexpr std::array kErnieFormats{ernie_names()};
+inline constexpr Family kErnie{
+    .name = "ernie4_5_moe", .model_types = {"ernie4_5_moe"}, .read = read_ernie, .formats = kErnieFormats};
+
+}  // namespace moe::inline MOE_ABI::detail

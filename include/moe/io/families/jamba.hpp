@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+
+#include "moe/io/families/family.hpp"
+
+// Jamba.
+namespace moe::inline MOE_ABI::detail {
+
+inline void read_jamba(const JsonFields& fields, MoeConfig& config) {
+  read_sizes(fields, "intermediate_size", "num_experts", "num_experts_per_tok", config);
+  set_norm(false, config);
+  require_silu(fields);
+}
+inline constexpr std::array kJambaFormats{with_router(projections("model.layers.{}.feed_forward."), "router.weight")};
+inline constexpr Family kJamba{.name = "jamba", .model_types = {"jamba"}, .read = read_jamba, .formats = kJambaFormats};
+
+}  // namespace moe::inline MOE_ABI::detail

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+
+#include "moe/io/families/family.hpp"
+
+// Mixtral, and what is published under its names: a softmax over the chosen, w1, w3 and w2.
+namespace moe::inline MOE_ABI::detail {
+
+inline constexpr std::array kMixtralFormats{numbered(), resaved(projections())};
+inline constexpr Family kMixtral{
+    .name = "mixtral", .model_types = {"mixtral"}, .read = read_local, .formats = kMixtralFormats};
+
+inline void read_phimoe(const JsonFields& fields, MoeConfig& config) {
+  read_local(fields, config);
+  if (config.gate.k != SparseMixerGate::kChoices)
+    fail_environment(fields.label(), ": num_experts_per_tok is ", config.gate.k, ", expected 2 of this family");
+  config.sparse_mixer = SparseMixerGate{.jitter = fields.number("router_jitter_noise", 0.01)};
+}
+inline constexpr std::array kPhimoeFormats{numbered(), resaved(with_router(projections(), "router.weight"))};
+inline constexpr Family kPhimoe{
+    .name = "phimoe", .model_types = {"phimoe"}, .read = read_phimoe, .formats = kPhimoeFormats};
+
+inline void read_minimax(const JsonFields& fields, MoeConfig& config) {
+  read_local(fields, config);
+  config.gate.score = Score::Sigmoid;
+  config.selection_bias = true;
+}
+inline constexpr std::string_view kMinimaxBias = "e_score_correction_bias";
+inline constexpr std::array kMinimaxFormats{with_bias(numbered(), kMinimaxBias),
+                                            resaved(with_bias(projections(), kMinimaxBias))};
+inline constexpr Family kMinimax{
+    .name = "minimax_m2", .model_types = {"minimax_m2"}, .read = read_minimax, .formats = kMinimaxFormats};
+
+}  // namespace moe::inline MOE_ABI::detail
