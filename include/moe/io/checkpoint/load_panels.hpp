@@ -145,7 +145,7 @@ inline Index turn_pairs(MatrixSlices slices, const OutputRun& run, float* to) {
   }
   const Index inputs = matrix_of(slices).inputs(), body = inputs - inputs % (2 * kLanes);
   for (Index i = 0; i < body; i += 2 * kLanes) {
-    for (const float* row : rows) _mm_prefetch(reinterpret_cast<const char*>(row) + 2 * i + kFetchAhead, _MM_HINT_T0);
+    for (const float* row : rows) __builtin_prefetch(reinterpret_cast<const char*>(row) + 2 * i + kFetchAhead);
     simd::transpose<float, StreamPairs>(rows.data(), i / 2, to + i * kWidth, 2 * kWidth);
   }
   return body;

@@ -9,10 +9,7 @@
 #include <limits>
 #include <span>
 
-#if defined(__AVX2__) && defined(__F16C__)
-#include <immintrin.h>
-#endif
-
+#include "moe/core/simd_small_floats.hpp"
 #include "moe/io/file/dtype.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -112,41 +109,15 @@ void decode_elements(const std::byte* bytes, std::span<S> values, const Convert&
   }
 }
 
-#if defined(__AVX2__) && defined(__F16C__)
-/// Codes of eight elements as eight floats, for the types that weights come in.
-template <class F>
-__m256 eight_floats(const std::byte* bytes) {
-  if constexpr (std::is_same_v<F, Half>) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-  } else if constexpr (std::is_same_v<F, Bfloat>) {
-    const __m256i codes = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(codes, 16));
-  } else if constexpr (std::is_same_v<F, E5M2>) {  // the upper halves of Half
-    const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
-    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8));
-  } else {  // as halves of another bias: multiplying subnormal floats instead is slow on some processors
-    const __m128i codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)));
-    const __m128i magnitude = _mm_and_si128(codes, _mm_set1_epi16(0x7F));
-    const __m128i sign = _mm_slli_epi16(_mm_andnot_si128(_mm_set1_epi16(0x7F), codes), 8);
-    const __m128i nan = _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)), _mm_set1_epi16(0x7E00));
-    const __m128i half = _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
-    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(0x1p8f));
-  }
-}
-#endif
-
 /// Small floats as floats: eight at a time where the machine can, the others one by one with `convert`.
-template <class F, class Stored, class S, class Convert>
+template <simd::SmallFloat kType, class Stored, class S, class Convert>
 void decode_small(const std::byte* bytes, std::span<S> values, const Convert& convert) {
-#if defined(__AVX2__) && defined(__F16C__)
-  if constexpr (std::is_same_v<S, float>) {
+  if constexpr (simd::kWidensSmallFloats && std::is_same_v<S, float>) {
     const std::size_t body = values.size() / 8 * 8;
-    for (std::size_t i = 0; i < body; i += 8)
-      _mm256_storeu_ps(values.data() + i, eight_floats<F>(bytes + i * sizeof(Stored)));
+    for (std::size_t i = 0; i < body; i += 8) simd::widen_eight<kType>(bytes + i * sizeof(Stored), values.data() + i);
     bytes += body * sizeof(Stored);
     values = values.subspan(body);
   }
-#endif
   decode_elements<Stored>(bytes, values, convert);
 }
 
@@ -167,13 +138,15 @@ void decode(Dtype from, const std::byte* bytes, std::span<S> values) {
     case Dtype::F32:
       return plain(float{});
     case Dtype::F16:
-      return decode_small<Half, std::uint16_t>(bytes, values, half_to_float);
+      return decode_small<simd::SmallFloat::Half, std::uint16_t>(bytes, values, half_to_float);
     case Dtype::BF16:
-      return decode_small<Bfloat, std::uint16_t>(bytes, values, bfloat_to_float);
+      return decode_small<simd::SmallFloat::Bfloat, std::uint16_t>(bytes, values, bfloat_to_float);
     case Dtype::F8_E4M3:
-      return decode_small<E4M3, std::uint8_t>(bytes, values, [](auto code) { return kFloatOfCode<E4M3>[code]; });
+      return decode_small<simd::SmallFloat::E4M3, std::uint8_t>(bytes, values,
+                                                                [](auto code) { return kFloatOfCode<E4M3>[code]; });
     case Dtype::F8_E5M2:
-      return decode_small<E5M2, std::uint8_t>(bytes, values, [](auto code) { return kFloatOfCode<E5M2>[code]; });
+      return decode_small<simd::SmallFloat::E5M2, std::uint8_t>(bytes, values,
+                                                                [](auto code) { return kFloatOfCode<E5M2>[code]; });
     case Dtype::I64:
       return plain(std::int64_t{});
     case Dtype::I32:

@@ -9,6 +9,7 @@
 #include <span>
 
 #include "moe/core/simd.hpp"
+#include "moe/core/simd_small_floats.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -37,33 +38,6 @@ inline void scale_values(std::span<float> values, float scale) {
 }
 
 /// A block of MXFP4: two codes (E2M1) in a byte, the even element in its low half.
-inline void decode_mx(const std::byte* bytes, float scale, float* values) {
-#if defined(__AVX2__)
-  // A value is a bfloat16 of two bytes, both looked up among sixteen.
-  const __m128i upper = _mm_setr_epi8(0, 0x3F, 0x3F, 0x3F, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41, -0x41, -0x41, -0x40,
-                                      -0x40, -0x40, -0x40);
-  const __m128i lower =
-      _mm_setr_epi8(0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40, 0, 0, -0x80, -0x40, 0, 0x40, -0x80, -0x40);
-  const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)), nibble = _mm_set1_epi8(15);
-  const __m128i even = _mm_and_si128(pairs, nibble), odd = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
-  const auto put = [&](__m128i bfloats, float* to) {
-    const __m256i bits = _mm256_slli_epi32(_mm256_cvtepu16_epi32(bfloats), 16);
-    _mm256_storeu_ps(to, _mm256_mul_ps(_mm256_castsi256_ps(bits), _mm256_set1_ps(scale)));
-  };
-  const auto put_sixteen = [&](__m128i codes, float* to) {
-    const __m128i high = _mm_shuffle_epi8(upper, codes), low = _mm_shuffle_epi8(lower, codes);
-    put(_mm_unpacklo_epi8(low, high), to);
-    put(_mm_unpackhi_epi8(low, high), to + 8);
-  };
-  put_sixteen(_mm_unpacklo_epi8(even, odd), values);
-  put_sixteen(_mm_unpackhi_epi8(even, odd), values + 16);
-#else
-  for (std::size_t i = 0; i < static_cast<std::size_t>(kMxBytes); ++i) {
-    const auto pair = std::to_integer<std::size_t>(bytes[i]);
-    values[2 * i] = kMxValues[pair % 16] * scale;
-    values[2 * i + 1] = kMxValues[pair / 16] * scale;
-  }
-#endif
-}
+inline void decode_mx(const std::byte* bytes, float scale, float* values) { simd::widen_e2m1(bytes, scale, values); }
 
 }  // namespace moe::inline MOE_ABI::detail
