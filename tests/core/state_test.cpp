@@ -204,3 +204,33 @@ TEST_CASE("HasState: state is static and takes its objects by reference; other m
   STATIC_REQUIRE_FALSE(moe::detail::HasOtherState<Switch>);
   STATIC_REQUIRE_FALSE(moe::detail::HasOtherState<double>);
 }
+
+namespace {
+
+/// A list of numbers, each a parameter of the same name.
+struct Numbers {
+  std::vector<double> values;
+
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    for (std::size_t i = 0; i < first.values.size(); ++i) f("x", first.values[i], rest.values[i]...);
+  }
+};
+struct TwoLists {
+  Numbers first, second;
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit_part(f, "first", self.first...);
+    moe::visit_part(f, "second", self.second...);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("require_gradient_of: parts that are cut elsewhere are refused, though their leaves are alike", "[core]") {
+  const TwoLists part{{{1, 2, 3}}, {{4, 5}}}, gradient{{{1, 2}}, {{3, 4, 5}}};
+  CHECK_NOTHROW(moe::detail::require_gradient_of("f", "gradient", part, part));
+  CHECK_THROWS_WITH(moe::detail::require_gradient_of("f", "gradient", part, gradient),
+                    Catch::Matchers::ContainsSubstring("parameter 'second.x' of gradient differs in name or shape"));
+}

@@ -202,11 +202,25 @@ TEMPLATE_TEST_CASE("coded weights: bits of the decoded weights, for sizes around
 }
 
 TEST_CASE("coded weights: rows in several blocks, and more than can wait", "[expert]") {
-  const auto plain = experts_of<moe::Glu>({.input = 270, .hidden = 40, .output = 35});
+  constexpr Index kInputs = 2 * moe::kernel::detail::kExpandedInputs<float> + 14;
+  const auto plain = experts_of<moe::Glu>({.input = kInputs, .hidden = 40, .output = 35});
   std::vector<moe::BasicGlu<Expanded>> codes;
   for (const moe::Glu& expert : plain) codes.push_back(coded<Expanded>(expert));
-  const auto x = test::random_matrix<float>(3000, 270, 5);
+  // Two of three experts: some have more rows than can wait.
+  const auto x = test::random_matrix<float>(moe::kernel::detail::kWaitingRows<float> * 7 / 4, kInputs, 5);
   check_equal(pass(layer_of(std::move(codes)), x), pass(layer_of(plain), x));
+}
+
+TEST_CASE("coded weights: a product of the format's own serves few rows, and no others", "[expert]") {
+  const auto expert = coded<Streamed>(experts_of<moe::Glu>({.input = 33, .hidden = 50, .output = 19})[0]);
+  const auto products = [&](Index rows) {
+    const Index before = PanelMatrix<Streamed>::products;
+    test::run(expert, test::random_matrix<float>(rows, 33));
+    return PanelMatrix<Streamed>::products - before;
+  };
+  CHECK(products(1) > 0);
+  CHECK(products(moe::kernel::kTileRows / 2) > 0);
+  CHECK(products(moe::kernel::kTileRows / 2 + 1) == 0);
 }
 
 TEST_CASE("coded weights: one pool mixes formats", "[expert]") {
@@ -269,7 +283,8 @@ TEST_CASE("PanelMatrix: get and set look whether the place is there", "[expert]"
   matrix.set(2, 1, 5);
   CHECK(matrix.get(2, 1) == 5);
   CHECK(matrix(2, 1) == 5);
-  CHECK_THROWS_WITH(matrix.get(3, 0), "moe::PanelMatrix::get: (3, 0) of a matrix [3, 2]");
-  CHECK_THROWS_WITH(matrix.get(0, -1), "moe::PanelMatrix::get: (0, -1) of a matrix [3, 2]");
-  CHECK_THROWS_WITH(matrix.set(0, 2, 1), "moe::PanelMatrix::set: (0, 2) of a matrix [3, 2]");
+  CHECK_THROWS_WITH(matrix.get(3, 0), "moe::PanelMatrix::get: output 3, input 0, expected places of a matrix [3, 2]");
+  CHECK_THROWS_WITH(matrix.get(0, -1), "moe::PanelMatrix::get: output 0, input -1, expected places of a matrix [3, 2]");
+  CHECK_THROWS_WITH(matrix.set(0, 2, 1),
+                    "moe::PanelMatrix::set: output 0, input 2, expected places of a matrix [3, 2]");
 }

@@ -2,9 +2,12 @@
 // A format of codes for tests of what any format rests on: the upper 16 bits of every float, in panels.
 #pragma once
 
+#include <atomic>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "moe/kernel/panel_matrix.hpp"
@@ -68,6 +71,8 @@ class PanelMatrix<test::Truncated<few_rows>> {
   }
   const std::uint16_t* codes() const { return codes_->data(); }
 
+  static inline std::atomic<Index> products = 0;  ///< calls of multiply()
+
   std::vector<Index> shape() const { return {outputs_, inputs_}; }
   template <class S>
   void read(std::span<S> values) const {
@@ -103,6 +108,7 @@ class PanelMatrix<test::Truncated<few_rows>> {
   }
   static void multiply(const void* matrix, const float* const* rows, int num_rows, Index first, Index apart,
                        int streams, float* sums) {
+    ++products;
     const auto& self = *static_cast<const PanelMatrix*>(matrix);
     for (int q = 0; q < streams; ++q)
       for (int r = 0; r < num_rows; ++r)

@@ -41,7 +41,7 @@ std::vector<Frozen<E>> frozen_experts(const moe::ExpertPool<E>& pool) {
 }
 
 struct Pass {
-  Matrix<double> out, dtokens;
+  Matrix<double> out, dtokens, inferred;
   std::vector<double> router;  ///< the gradient
 };
 
@@ -49,9 +49,11 @@ template <class Layer>
 Pass pass(const Layer& layer) {
   const auto tokens = test::random_matrix<double>(kTokens, layer.input_dim(), 1);
   const auto dout = test::random_matrix<double>(kTokens, layer.output_dim(), 2);
-  Pass result{
-      test::nan_matrix<double>(kTokens, layer.output_dim()), test::nan_matrix<double>(kTokens, layer.input_dim()), {}};
-  CHECK(test::same_bits(test::forward(layer, tokens), test::forward(layer, tokens)));
+  Pass result{test::nan_matrix<double>(kTokens, layer.output_dim()),
+              test::nan_matrix<double>(kTokens, layer.input_dim()),
+              {},
+              {}};
+  result.inferred = test::forward(layer, tokens);
   typename Layer::Tape tape;
   Layer gradient = moe::zeros_like(layer), without = gradient;
   layer.forward(tokens, moe::Step{}, result.out, tape);
@@ -74,6 +76,7 @@ Pass pass(const Layer& layer) {
 }
 
 void check_equal(const Pass& a, const Pass& b) {
+  CHECK(test::same_bits(a.inferred, b.inferred));
   CHECK(test::same_bits(a.out, b.out));
   CHECK(test::same_bits(a.dtokens, b.dtokens));
   CHECK(a.router == b.router);
@@ -194,4 +197,28 @@ TEST_CASE("Frozen: experts are taken as from what it holds", "[layer]") {
                         test::forward(moe::take_experts(layer, {3, 0, 1}), tokens)));
   CHECK(test::same_bits(test::forward(moe::concatenate(frozen, frozen), tokens),
                         test::forward(moe::concatenate(layer, layer), tokens)));
+}
+
+namespace {
+
+/// Serves inference alone.
+struct FixedRouter {
+  using Scalar = double;
+  Index num_experts() const { return 3; }
+  Index model_dim() const { return test::kModelDim; }
+  void logits(const moe::ConstMatrixRef<double>&, const moe::Context&, moe::MatrixRef<double> out) const {
+    out.setZero();
+  }
+};
+
+}  // namespace
+
+static_assert(moe::Router<Frozen<FixedRouter>> && !moe::DifferentiableRouter<Frozen<FixedRouter>>);
+
+TEST_CASE("Frozen: a walk over a const object leaves it shared", "[layer]") {
+  const auto layer = test::layer_of<Mlp>(3, TopKGate{.k = 2});
+  const moe::MoeLayer frozen(layer.router(), layer.gate(), Frozen(layer.experts()));
+  const auto copy = frozen;
+  numbers(copy);
+  CHECK(&*copy.experts() == &*frozen.experts());
 }

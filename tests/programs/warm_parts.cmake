@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Every router, gate and expert of moe/moe.hpp is one that warm_parts.cpp looks at.
+# Every header of a router, gate or expert in moe/moe.hpp is one that warm_parts.cpp includes, so that a new part is not
+# forgotten there.
 file(STRINGS "${CMAKE_CURRENT_LIST_DIR}/../../include/moe/moe.hpp" listed REGEX "moe/(router|gate|expert)/")
 file(READ "${CMAKE_CURRENT_LIST_DIR}/warm_parts.cpp" program)
 foreach(include IN LISTS listed)

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <utility>
 
+#include "moe/core/tape.hpp"
 #include "moe/core/visit.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -14,10 +16,15 @@ namespace moe::inline MOE_ABI {
 /// Stands where the object stands: an expert, an expert set or a router (moe/expert/frozen.hpp, moe/router/frozen.hpp).
 /// Forward and the gradients of its inputs have the bits of the object; a gradient of its own is not computed, and
 /// takes no memory in gradients and moments, which share the object. Its parameters are state, under the names that
-/// they have in the object, so files are those of the object, frozen or not. Whoever writes to it through visit_all(),
-/// as load_parameters() does, gets a copy of its own first where others share it. Share freely.
+/// they have in the object, so files are those of the object, frozen or not. An object that is not const and walked by
+/// visit_all() or visit_state(), as load_parameters() walks one, gets a copy of its own first where others share it;
+/// gradients and moments that were made before keep what they shared. Share freely.
 template <class T>
-class Frozen;
+class Frozen {
+  static_assert(sizeof(T) == 0,
+                "moe::Frozen: what does not learn is an Expert or an ExpertSet (include moe/expert/frozen.hpp) or a "
+                "Router (moe/router/frozen.hpp)");
+};
 
 template <class T>
 Frozen(T) -> Frozen<T>;
@@ -46,6 +53,7 @@ class FrozenObject {
   const T& walked() const { return *object_; }
   T& walked() {
     if (object_.use_count() > 1) object_ = std::make_shared<T>(*object_);
+    std::atomic_thread_fence(std::memory_order_acquire);  // whoever shared it has read before he let go
     return *object_;
   }
 

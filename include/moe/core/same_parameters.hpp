@@ -49,14 +49,16 @@ void require_same_parameters(const char* function, const char* name, const T& la
       layer, other);
 }
 
-/// FNV-1a of the names in their parts and stored sizes of all parameters, in order.
+/// FNV-1a of the names of parts and parameters and of stored sizes, in order.
 class Fingerprint {
  public:
-  using IgnoresPrefixes = void;
-
+  void prefix(const std::string& name) {
+    for (const char c : name) add(static_cast<unsigned char>(c));
+    add('.');
+  }
   template <class Leaf>
   void operator()(const std::string& name, const Leaf& leaf) {
-    for (const char c : name) add(static_cast<unsigned char>(c));
+    prefix(name);
     add(parameter_span(leaf).size() + 256);
   }
   template <class T>
@@ -74,17 +76,17 @@ class Fingerprint {
 
 /// Whether all leaves of two objects with equal fingerprints are stored alike.
 struct SameLayout {
-  using IgnoresPrefixes = void;
   bool same = true;
 
+  void prefix(const std::string&) {}
   template <class Leaf>
   void operator()(const std::string&, const Leaf& a, const Leaf& b) {
     same = same && same_layout(a, b);
   }
 };
 
-/// The same as require_same_parameters() for backward passes, which do not allocate: lists and names are made to
-/// complain only.
+/// The same as require_same_parameters() for backward passes, which do not allocate where names of parts and parameters
+/// are of at most 15 characters: lists and joined names are made to complain only.
 template <class T>
 void require_gradient_of(const char* function, const char* name, const T& part, const T& gradient) {
   bool same = Fingerprint::of(part) == Fingerprint::of(gradient);

@@ -94,10 +94,10 @@ inline constexpr Walked kWalked = Walked::Learned;
 template <class F, Walked walked>
 inline constexpr Walked kWalked<Walk<F, walked>> = walked;
 
-/// Visitors that take the names of leaves as they come, without the prefixes of parts, which would be put together in
-/// memory: they have a member type IgnoresPrefixes.
+/// Visitors that are told of a prefix where the part begins, by prefix(), and then take the names of its leaves as they
+/// come: names that are put together take memory.
 template <class F>
-concept IgnoresPrefixes = requires { typename F::IgnoresPrefixes; };
+concept TakesPrefixes = requires(F& f, const std::string& prefix) { f.prefix(prefix); };
 
 template <class F>
 auto& visitor_of(F& f) {
@@ -156,11 +156,13 @@ void visit_all(F&& f, First& first, Rest&... rest) {
 template <class F, class... Parts>
 void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
   auto& named = detail::visitor_of(f);
-  if constexpr (detail::IgnoresPrefixes<std::remove_cvref_t<decltype(named)>>)
-    return detail::walk<detail::kWalked<std::remove_cvref_t<F>>>(named,
-                                                                 [&](auto&& walker) { visit(walker, parts...); });
+  constexpr detail::Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
+  if constexpr (detail::TakesPrefixes<std::remove_cvref_t<decltype(named)>>) {
+    named.prefix(prefix);
+    return detail::walk<walked>(named, [&](auto&& walker) { visit(walker, parts...); });
+  }
   const auto prefixed = [&](const std::string& name, auto&... leaves) { named(prefix + "." + name, leaves...); };
-  detail::walk<detail::kWalked<std::remove_cvref_t<F>>>(prefixed, [&](auto&& walker) { visit(walker, parts...); });
+  detail::walk<walked>(prefixed, [&](auto&& walker) { visit(walker, parts...); });
 }
 
 /// The same for a part that is a gradient, a velocity or a moment of an object: its state means nothing and is not

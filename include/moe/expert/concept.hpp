@@ -4,6 +4,7 @@
 #include <concepts>
 #include <vector>
 
+#include "moe/core/tape.hpp"
 #include "moe/core/visit.hpp"
 #include "moe/routing/context.hpp"
 
@@ -79,22 +80,5 @@ concept SkipsGradient = DifferentiableExpert<E> &&
                                  MatrixRef<typename E::Scalar> drows, const Context& context, typename E::Tape& tape) {
                           expert.backward(rows, tape, rows, drows, NoGradient{}, context);
                         };
-
-namespace detail {
-
-/// T::Tape, or nothing for a part that cannot be trained through.
-template <class T>
-struct TapeOfPart {
-  struct type {};
-};
-template <class T>
-  requires requires { typename T::Tape; }
-struct TapeOfPart<T> {
-  using type = typename T::Tape;
-};
-template <class T>
-using TapeOf = typename TapeOfPart<T>::type;
-
-}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

@@ -81,7 +81,7 @@ class Frozen<X> : public detail::FrozenObject<X> {
   Index input_dim() const { return (*this)->input_dim(); }
   Index output_dim() const { return (*this)->output_dim(); }
   Index row_width() const { return moe::row_width(**this); }
-  const auto& operator[](Index e) const
+  decltype(auto) operator[](Index e) const
     requires requires(const X& experts) { experts[e]; }
   {
     return (**this)[e];

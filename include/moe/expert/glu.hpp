@@ -46,8 +46,11 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   const detail::BiasPanels<Codec>& down_bias() const { return down_bias_; }
 
   /// Experts of consecutive hidden units, each with its gate, whose outputs add up to those of this one; see
-  /// split_expert(). Throws std::invalid_argument unless 1 <= parts <= hidden_dim.
-  std::vector<BasicGlu> split(Index parts) const {
+  /// split_expert(). Throws std::invalid_argument unless 1 <= parts <= hidden_dim, and for an expert without inputs or
+  /// outputs.
+  std::vector<BasicGlu> split(Index parts) const
+    requires(!detail::Coded<Codec>)
+  {
     this->require_parts();
     return detail::split_hidden("moe::Glu::split", hidden_dim(), parts, [&](std::span<const Index> units) {
       BasicGlu part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off,

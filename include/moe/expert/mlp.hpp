@@ -42,8 +42,10 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
   const detail::BiasPanels<Codec>& down_bias() const { return down_bias_; }
 
   /// Experts of consecutive hidden units, whose outputs add up to those of this one; see split_expert(). Throws
-  /// std::invalid_argument unless 1 <= parts <= hidden_dim.
-  std::vector<BasicMlp> split(Index parts) const {
+  /// std::invalid_argument unless 1 <= parts <= hidden_dim, and for an expert without inputs or outputs.
+  std::vector<BasicMlp> split(Index parts) const
+    requires(!detail::Coded<Codec>)
+  {
     this->require_parts();
     return detail::split_hidden("moe::Mlp::split", hidden_dim(), parts, [&](std::span<const Index> units) {
       BasicMlp part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off);

@@ -10,17 +10,19 @@ namespace moe::inline MOE_ABI {
 /// arXiv:2404.07413); as an expert the constant of MoE++ (arXiv:2410.07348). Immutable in forward, share freely.
 template <class Codec>
 class BasicOffset {
+  using Panels = PanelMatrix<BiasCodec<Codec>>;
+
  public:
   using Scalar = typename Codec::Scalar;
   struct Tape {};
 
   /// Zero offset [dim]. Throws std::invalid_argument for a negative size.
-  explicit BasicOffset(Index dim) : bias_(PanelMatrix<Codec>::bias(detail::checked_size("moe::Offset", "dim", dim))) {}
+  explicit BasicOffset(Index dim) : bias_(Panels::bias(detail::checked_size("moe::Offset", "dim", dim))) {}
 
   Index input_dim() const { return bias_.outputs(); }
   Index output_dim() const { return bias_.outputs(); }
-  PanelMatrix<Codec>& bias() { return bias_; }
-  const PanelMatrix<Codec>& bias() const { return bias_; }
+  Panels& bias() { return bias_; }
+  const Panels& bias() const { return bias_; }
 
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&) const { fill(rows, out); }
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context&, Tape&) const { fill(rows, out); }
@@ -60,7 +62,7 @@ class BasicOffset {
       for (Index c = 0; c < out.cols(); ++c) out(r, c) = bias_(c, 0);
   }
 
-  PanelMatrix<Codec> bias_;
+  Panels bias_;
 };
 
 using Offset = BasicOffset<F32>;

@@ -150,6 +150,7 @@ class ExpertPool {
 
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
+    if (((rest.size() != first.size()) || ...)) fail("moe::ExpertPool::visit: the pools have different sizes");
     for (Index e = 0; e < first.size(); ++e) visit_part(f, std::to_string(e), first[e], rest[e]...);
   }
 

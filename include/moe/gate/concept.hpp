@@ -119,6 +119,12 @@ G concatenate_gates(const G& a, const G& b, [[maybe_unused]] Index num_a, [[mayb
     return a.concatenate(b, num_a, num_b);
   } else {
     if (!(a == b)) fail("moe::concatenate: the gates are not equal, expected equal options");
+    visit_all(
+        [](const std::string& name, const auto& leaf) {
+          if (!parameter_shape(leaf).empty())
+            fail("moe::concatenate: '", name, "' of the gate is not one number, expected a gate with `concatenate`");
+        },
+        a);
     return a;
   }
 }

@@ -192,6 +192,7 @@ inline ExpertGroups TopKGate::groups_of(std::span<const Index> ids, Index num_ex
   ExpertGroups result = groups;
   result.count = std::ssize(group);
   result.kept = std::min(groups.kept, result.count);
+  if (result.count == 1) result.best = 1;  // limits nothing any more
   return result;
 }
 
@@ -240,7 +241,7 @@ inline TopKGate TopKGate::duplicate(Index times, Index num_experts) const {
   validate(num_experts);
   if (times < 1) fail("moe::TopKGate::duplicate: times is ", times, ", expected at least 1");
   const auto repeated = [&](const Eigen::RowVectorXd& bias) {
-    Eigen::RowVectorXd copies(bias.size() * times);
+    Eigen::RowVectorXd copies(detail::checked_product("moe::TopKGate::duplicate", bias.size(), times));
     for (Index e = 0; e < copies.size(); ++e) copies(e) = bias(e / times);
     return copies;
   };
@@ -249,14 +250,13 @@ inline TopKGate TopKGate::duplicate(Index times, Index num_experts) const {
   const double p = normalise == Normalise::Sum ? 1 : normalise == Normalise::Euclidean ? 2 : norm_p;
   const double norm = normalise == Normalise::Off ? 1 : share * std::pow(chosen, 1 / p);  // of the copies' scores
   TopKGate gate = *this;
-  gate.k = k == 1 ? 1 : k * times;
+  gate.k = k == 1 ? 1 : detail::checked_product("moe::TopKGate::duplicate", k, times);
   gate.scale = scale * norm / (chosen * share);
   gate.epsilon = epsilon * norm;
   gate.floor = floor * norm;
   gate.selection_bias = share * repeated(selection_bias);
   gate.weight_bias = repeated(weight_bias);
-  gate.groups.best = groups.best * times;
-  if (groups.count == 1) gate.groups.best = groups.best;
+  if (groups.count > 1) gate.groups.best = detail::checked_product("moe::TopKGate::duplicate", groups.best, times);
   return gate;
 }
 

@@ -176,8 +176,10 @@ class PanelMatrix {
   }
   /// The same of inputs.
   PanelMatrix take_inputs(std::span<const Index> ids) const {
+    if (empty()) return *this;
     detail::require_ids("moe::PanelMatrix::take_inputs", ids, inputs_);
     PanelMatrix result(outputs_, std::ssize(ids), order_);
+    result.is_bias_ = is_bias_ && result.inputs_ == 1;
     for (Index o = 0; o < outputs_; ++o)
       for (Index i = 0; i < result.inputs_; ++i) result(o, i) = (*this)(o, ids[static_cast<std::size_t>(i)]);
     return result;
@@ -210,7 +212,8 @@ class PanelMatrix {
   }
   void require_place(const char* function, Index output, Index input) const {
     if (output < 0 || output >= outputs_ || input < 0 || input >= inputs_)
-      fail(function, ": (", output, ", ", input, ") of a matrix [", outputs_, ", ", inputs_, "]");
+      fail(function, ": output ", output, ", input ", input, ", expected places of a matrix [", outputs_, ", ", inputs_,
+           "]");
   }
   static Index panel_stride(Index inputs) {
     constexpr Index kLine = static_cast<Index>(kCacheLine / sizeof(Scalar));

@@ -190,7 +190,7 @@ WithBranches<Layer, Branches...> duplicate_experts(const WithBranches<Layer, Bra
 }
 
 /// One layer with the experts of `a`, then those of `b`, under a router with the rows of both. Expert sets of two types
-/// stand side by side (Concatenated). With branches around `a`, they stay; of two layers that both have some,
+/// stand side by side (Concatenated). Branches around one of them stay; of two layers that both have some,
 /// concatenate their layer()s and say which branches are to stay.
 /// Throws std::invalid_argument unless both map as many columns to as many, weights are on the same side (WeightOn),
 /// and the gates are equal in all that is not an expert's own; and for a layer that has been moved from, or whose gate
@@ -221,6 +221,10 @@ auto concatenate(const MoeLayer<R, G, X>& a, const MoeLayer<R, G, Y>& b) {
 template <class Layer, class... Branches, class R, class G, class X>
 auto concatenate(const WithBranches<Layer, Branches...>& a, const MoeLayer<R, G, X>& b) {
   return detail::with_layer(a, concatenate(a.layer(), b));
+}
+template <class R, class G, class X, class Layer, class... Branches>
+auto concatenate(const MoeLayer<R, G, X>& a, const WithBranches<Layer, Branches...>& b) {
+  return detail::with_layer(b, concatenate(a, b.layer()));
 }
 template <class A, class... OfA, class B, class... OfB>
 auto concatenate(const WithBranches<A, OfA...>&, const WithBranches<B, OfB...>&) {

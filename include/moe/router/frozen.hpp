@@ -14,7 +14,7 @@ template <Router R>
 class Frozen<R> : public detail::FrozenObject<R> {
  public:
   using Scalar = typename R::Scalar;
-  using Tape = typename R::Tape;
+  using Tape = detail::TapeOf<R>;
   using detail::FrozenObject<R>::FrozenObject;
 
   Index num_experts() const { return (*this)->num_experts(); }
