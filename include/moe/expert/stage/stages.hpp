@@ -16,7 +16,8 @@ namespace moe::inline MOE_ABI {
 /// both const or not; an empty bias means none. The epilogue is a value, as it may hold numbers.
 template <class E, class W, class B>
 struct Stage {
-  static_assert(PanelWeight<std::remove_const_t<W>>,
+  static constexpr bool kIsWeight = PanelWeight<std::remove_const_t<W>>;  // named: compilers explain concepts at length
+  static_assert(kIsWeight,
                 "moe::Stage: weights are a moe::PanelMatrix or have `Scalar`, `outputs()`, `inputs()`, `panels()`, "
                 "`order()` and `source()` (see PanelWeight in moe/kernel/panel_matrix.hpp)");
   static_assert(LearnedWeight<std::remove_const_t<B>> && std::is_same_v<typename B::Scalar, typename W::Scalar>,
