@@ -12,8 +12,9 @@
 
 namespace moe::inline MOE_ABI {
 
-/// One stage of an expert: out = epilogue(in x weight^T + bias). W is a PanelWeight, B a PanelMatrix of its scalar,
-/// both const or not; an empty bias means none. The epilogue is a value, as it may hold numbers.
+/// One stage of an expert: out = epilogue(in x weight^T + bias). W is a PanelWeight, B a PanelMatrix of its scalar; an
+/// empty bias means none. Codes have no gradient, nor have weights and biases that are const though the expert is not.
+/// The epilogue is a value, as it may hold numbers.
 template <class E, class W, class B>
 struct Stage {
   static constexpr bool kIsWeight = PanelWeight<std::remove_const_t<W>>;  // named: compilers explain concepts at length
