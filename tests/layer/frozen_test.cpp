@@ -4,12 +4,16 @@
 
 #include "layer/fixtures.hpp"
 #include "moe/expert/concatenated.hpp"
+#include "moe/expert/gated_expert.hpp"
 #include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/structure.hpp"
+#include "moe/router/cosine.hpp"
 #include "moe/router/frozen.hpp"
+#include "moe/router/noisy.hpp"
+#include "moe/router/none.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
 #include "support/catch.hpp"
@@ -27,7 +31,23 @@ static_assert(moe::PanelExpert<Frozen<Glu>> && moe::DifferentiableExpert<Frozen<
 static_assert(moe::DifferentiableExpertSet<Frozen<moe::ExpertPool<Mlp>>>);
 static_assert(moe::DifferentiableExpert<Frozen<moe::BasicOffset<F64>>>);
 static_assert(moe::DifferentiableRouter<Frozen<Router>>);
-static_assert(moe::Expert<Frozen<moe::OneOf<Glu, Mlp>>> && !moe::DifferentiableExpert<Frozen<moe::OneOf<Glu, Mlp>>>);
+static_assert(moe::PanelExpert<Frozen<Glu>> && moe::SkipsGradient<Glu> && moe::SkipsGradient<Frozen<Glu>>);
+
+/// Whether a composite of a part that cannot leave out its gradient knows that it cannot, and one of others that it
+/// can.
+template <template <class> class Composite>
+constexpr bool kAsItsPart =
+    moe::DifferentiableExpert<Frozen<Composite<Glu>>> && moe::Expert<Frozen<Composite<test::Diagonal>>> &&
+    !moe::DifferentiableExpert<Frozen<Composite<test::Diagonal>>>;
+template <class E>
+using OneOfMlp = moe::OneOf<Mlp, E>;
+template <class E>
+using Gated = moe::GatedExpert<E, F64>;
+static_assert(kAsItsPart<OneOfMlp> && kAsItsPart<Gated>);
+template <class E>
+using Sets = Frozen<moe::Concatenated<moe::ExpertPool<Mlp>, moe::ExpertPool<E>>>;
+static_assert(moe::DifferentiableExpertSet<Sets<Gated<Glu>>> && moe::ExpertSet<Sets<test::Diagonal>>);
+static_assert(!moe::DifferentiableExpertSet<Sets<test::Diagonal>>);
 
 namespace {
 
@@ -46,7 +66,7 @@ struct Pass {
 };
 
 template <class Layer>
-Pass pass(const Layer& layer) {
+Pass pass(const Layer& layer, const moe::Step& step = {}) {
   const auto tokens = test::random_matrix<double>(kTokens, layer.input_dim(), 1);
   const auto dout = test::random_matrix<double>(kTokens, layer.output_dim(), 2);
   Pass result{test::nan_matrix<double>(kTokens, layer.output_dim()),
@@ -56,7 +76,7 @@ Pass pass(const Layer& layer) {
   result.inferred = test::forward(layer, tokens);
   typename Layer::Tape tape;
   Layer gradient = moe::zeros_like(layer), without = gradient;
-  layer.forward(tokens, moe::Step{}, result.out, tape);
+  layer.forward(tokens, step, result.out, tape);
   layer.backward(tokens, tape, dout, gradient, result.dtokens);
   layer.backward(tokens, tape, dout, without);
   moe::visit(
@@ -110,6 +130,39 @@ void check_experts() {
   CHECK(numbers(of_experts) == numbers(layer));
 }
 
+/// Experts behind random gates.
+template <class E>
+std::vector<Gated<E>> random_gated(std::uint64_t count) {
+  std::vector<Gated<E>> gated;
+  for (std::uint64_t e = 0; e < count; ++e)
+    gated.emplace_back(test::random_expert<E>(test::kModelDim, 7, 10 * e),
+                       test::random_expert<moe::BasicLinear<F64>>(1, test::kModelDim, 10 * e + 1));
+  return gated;
+}
+
+template <class X>
+void check_set(const X& set) {
+  const auto router = Router::random(set.size(), test::kModelDim, 7);
+  for (const auto weight_on : {moe::WeightOn::Output, moe::WeightOn::Input}) {
+    const moe::MoeLayer frozen(router, TopKGate{.k = 2}, Frozen(set), weight_on);
+    check_equal(pass(frozen), pass(moe::MoeLayer(router, TopKGate{.k = 2}, set, weight_on)));
+    CHECK(moe::num_parameters(frozen) == moe::num_parameters(router));
+    CHECK(moe::num_parameters(set) > 0);
+  }
+}
+
+template <class R>
+void check_router(const R& router, const moe::Step& step) {
+  const auto experts = test::layer_of<Glu>(4, TopKGate{.k = 2}).experts();
+  const moe::MoeLayer frozen(Frozen<R>(router), TopKGate{.k = 2}, experts);
+  const Pass a = pass(frozen, step), b = pass(moe::MoeLayer(router, TopKGate{.k = 2}, experts), step);
+  CHECK(test::same_bits(a.out, b.out));
+  CHECK(test::same_bits(a.dtokens, b.dtokens));
+  CHECK(moe::num_parameters(frozen) == moe::num_parameters(experts));
+}
+
+moe::DispatchPlan plan_of(const std::vector<Index>& counts) { return moe::DispatchPlan::from_counts(counts); }
+
 }  // namespace
 
 TEST_CASE("Frozen: experts and sets have the bits of what they hold, and no gradient", "[layer]") {
@@ -128,13 +181,81 @@ TEST_CASE("Frozen: experts that are not panels", "[layer]") {
               pass(plain));
 }
 
-TEST_CASE("Frozen: a router", "[layer]") {
+TEST_CASE("Frozen: routers", "[layer]") {
   const auto layer = test::layer_of<Glu>(4, TopKGate{.k = 2});
-  const moe::MoeLayer frozen(Frozen(layer.router()), layer.gate(), layer.experts());
-  const Pass a = pass(frozen), b = pass(layer);
-  CHECK(test::same_bits(a.out, b.out));
-  CHECK(test::same_bits(a.dtokens, b.dtokens));
-  CHECK(moe::num_parameters(frozen) == moe::num_parameters(layer.experts()));
+  check_router(layer.router(), moe::Step{});
+  auto cosine = moe::BasicCosineRouter<F64>::random(4, test::kModelDim, 3, 7);
+  test::randomise(cosine, 8);
+  check_router(cosine, moe::Step{});
+  moe::BasicNoisyRouter<F64> noisy(4, test::kModelDim);
+  test::randomise(noisy, 9);
+  check_router(noisy, moe::Step{});
+  check_router(noisy, moe::Step::train(3));
+  check_router(moe::BasicNoRouter<F64>(4, test::kModelDim), moe::Step{});
+}
+
+TEST_CASE("Frozen: sets side by side", "[layer]") {
+  const moe::Concatenated sets(test::layer_of<Glu>(3, TopKGate{.k = 2}).experts(),
+                               moe::ExpertPool(std::vector<moe::BasicScaledIdentity<F64>>(2, {test::kModelDim, 0.5})),
+                               moe::ExpertPool(random_gated<Mlp>(2)));
+  check_set(sets);
+}
+
+TEST_CASE("Frozen: a pool of experts of several types", "[layer]") {
+  using Any = moe::OneOf<Mlp, Gated<Glu>, moe::BasicOffset<F64>>;
+  std::vector<Any> experts;
+  for (std::uint64_t e = 0; e < 2; ++e) {
+    experts.push_back(test::random_expert<Mlp>(test::kModelDim, 5, e));
+    experts.push_back(random_gated<Glu>(2)[e]);
+    moe::BasicOffset<F64> offset(test::kModelDim);
+    test::randomise(offset, e);
+    experts.push_back(offset);
+  }
+  check_set(moe::ExpertPool(experts));
+}
+
+TEST_CASE("Frozen: a gated expert as a branch", "[layer]") {
+  const auto layer = test::layer_of<Glu>(3, TopKGate{.k = 2});
+  const auto gated = random_gated<Mlp>(1)[0];
+  const moe::WithBranches frozen(layer, Frozen(gated));
+  check_equal(pass(frozen), pass(moe::WithBranches(layer, gated)));
+  CHECK(moe::num_parameters(frozen) == moe::num_parameters(layer));
+}
+
+TEST_CASE("Frozen: tapes of other passes are refused before anything is written", "[layer][error]") {
+  const auto tokens = test::random_matrix<double>(kTokens, test::kModelDim, 1);
+  const moe::Step step;
+  moe::Scratch scratch;
+  const moe::Context context(step, scratch);
+  const auto refuse = [&](const auto& expert) {
+    typename std::remove_cvref_t<decltype(expert)>::Tape tape;
+    auto out = test::nan_matrix<double>(kTokens, test::kModelDim);
+    auto drows = test::nan_matrix<double>(kTokens - 1, test::kModelDim);
+    const auto untouched = drows;
+    expert.forward(tokens, out, context, tape);
+    CHECK_NOTHROW(expert.require_backward(kTokens, tape, moe::NoGradient{}));
+    CHECK_THROWS_AS(expert.require_backward(kTokens - 1, tape, moe::NoGradient{}), std::invalid_argument);
+    const Matrix<double> fewer = tokens.topRows(kTokens - 1);
+    CHECK_THROWS_AS(expert.backward(fewer, tape, fewer, drows, moe::NoGradient{}, context), std::invalid_argument);
+    CHECK(test::same_bits(drows, untouched));
+  };
+  const auto mlp = test::random_expert<Mlp>(test::kModelDim, 5, 1);
+  refuse(mlp);
+  refuse(random_gated<Glu>(1)[0]);
+  refuse(moe::OneOf<Glu, Mlp>(mlp));
+
+  moe::OneOf<Glu, Mlp>::Tape of_glu;
+  CHECK_THROWS_AS((moe::OneOf<Glu, Mlp>(mlp).require_backward(kTokens, of_glu, moe::NoGradient{})),
+                  std::invalid_argument);
+  const moe::Concatenated sets(test::layer_of<Glu>(2, TopKGate{}).experts(), moe::ExpertPool(random_gated<Mlp>(2)));
+  const auto plan = plan_of({3, 0, 4, 6});
+  moe::RowBuffer<double> rows;
+  rows.resize(kTokens, sets.row_width());
+  decltype(sets)::Tape tape;
+  sets.forward(tokens, plan, context, rows, tape);
+  CHECK_NOTHROW(sets.require_backward(plan, tape, moe::NoGradient{}));
+  for (const auto& other : {plan_of({2, 0, 5, 6}), plan_of({3, 0, 5, 5}), plan_of({3, 0, 4, 5})})
+    CHECK_THROWS_AS(sets.require_backward(other, tape, moe::NoGradient{}), std::invalid_argument);
 }
 
 TEST_CASE("Frozen: beside experts that learn, and as a branch", "[layer]") {

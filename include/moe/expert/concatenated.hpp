@@ -10,6 +10,7 @@
 
 #include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/take.hpp"
 #include "moe/expert/expert_set.hpp"
@@ -33,6 +34,7 @@ class Concatenated {
                 "experts in moe::ExpertPool (see moe/expert/expert_set.hpp)");
   static constexpr std::size_t kNumSets = 1 + sizeof...(Rest);
   static constexpr bool kDifferentiable = DifferentiableExpertSet<First> && (DifferentiableExpertSet<Rest> && ...);
+  static constexpr bool kSkipsGradient = SetSkipsGradient<First> && (SetSkipsGradient<Rest> && ...);
 
  public:
   using Scalar = typename First::Scalar;
@@ -109,18 +111,12 @@ class Concatenated {
   void require_backward(const PlanView& plan, const Tape& tape, const Concatenated& gradient) const
     requires kDifferentiable
   {
-    constexpr const char* kFunction = "moe::Concatenated::backward";
-    require_experts(kFunction, plan);
-    if (&gradient == this) fail(kFunction, ": gradient is the object itself, expected one of its own (zeros_like)");
-    Index first = 0;
-    for_each_set([&](auto i, const auto& set) {
-      const auto& of_set = std::get<i>(gradient.sets_);
-      if (of_set.size() != set.size())
-        fail(kFunction, ": set ", i + 0, " of gradient has ", of_set.size(), " experts, expected ", set.size());
-      detail::require_backward_of(kFunction, "gradient of a set", set, plan.part(first, set.size()),
-                                  std::get<i>(tape.sets), of_set);
-      first += set.size();
-    });
+    require_pass(plan, tape, gradient);
+  }
+  void require_backward(const PlanView& plan, const Tape& tape, NoGradient none) const
+    requires kSkipsGradient
+  {
+    require_pass(plan, tape, none);
   }
   /// dtokens[t] = sum of dL/d(row) over the rows of token t in `plan`, overwritten; accumulates into `gradient`.
   ///   dout  [all rows of the plan, at least row_width()]
@@ -130,23 +126,14 @@ class Concatenated {
                 const RowBuffer<Scalar>& dout, Concatenated& gradient, MatrixRef<Scalar> dtokens) const
     requires kDifferentiable
   {
-    constexpr const char* kFunction = "moe::Concatenated::backward";
-    require_backward_call(tokens, plan, tape, dout, gradient);
-    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
-    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
-    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
-    for_each_part(plan, context, [&](auto i, const auto& set, const PlanView& part, const Context& own) {
-      const auto run = [&](MatrixRef<Scalar> to) {
-        set.backward(tokens, part, own, std::get<i>(tape.sets), dout, std::get<i>(gradient.sets_), to);
-      };
-      if constexpr (decltype(i)::value == 0) {
-        run(dtokens);
-      } else {
-        tape.dtokens.resize(dtokens.rows(), dtokens.cols());
-        run(tape.dtokens);
-        add(tape.dtokens, dtokens);
-      }
-    });
+    run_backward(tokens, plan, context, tape, dout, gradient, dtokens);
+  }
+  /// dtokens alone, where no set has a gradient to compute.
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, NoGradient none, MatrixRef<Scalar> dtokens) const
+    requires kSkipsGradient
+  {
+    run_backward(tokens, plan, context, tape, dout, none, dtokens);
   }
   /// The same without dtokens, which are not computed by the sets that can leave them out.
   void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
@@ -254,10 +241,54 @@ class Concatenated {
       fail(function, ": ", name, " is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(),
            ", ", row_width(), "]");
   }
+  template <std::size_t At, class Gradient>
+  static decltype(auto) gradient_of(Gradient& gradient) {
+    return detail::part_of(gradient, [](auto& sets) -> auto& { return std::get<At>(sets.sets_); });
+  }
+  template <class Gradient>
+  void require_pass(const PlanView& plan, const Tape& tape, const Gradient& gradient) const {
+    constexpr const char* kFunction = "moe::Concatenated::backward";
+    require_experts(kFunction, plan);
+    if (static_cast<const void*>(&gradient) == this)
+      fail(kFunction, ": gradient is the object itself, expected one of its own (zeros_like)");
+    Index first = 0;
+    for_each_set([&](auto i, const auto& set) {
+      const auto& of_set = gradient_of<decltype(i)::value>(gradient);
+      if constexpr (!detail::kIsNoGradient<Gradient>)
+        if (of_set.size() != set.size())
+          fail(kFunction, ": set ", i + 0, " of gradient has ", of_set.size(), " experts, expected ", set.size());
+      detail::require_backward_of(kFunction, "gradient of a set", set, plan.part(first, set.size()),
+                                  std::get<i>(tape.sets), of_set);
+      first += set.size();
+    });
+  }
+  template <class Gradient>
   void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Tape& tape,
-                             const RowBuffer<Scalar>& dout, const Concatenated& gradient) const {
+                             const RowBuffer<Scalar>& dout, const Gradient& gradient) const {
     require_sizes("moe::Concatenated::backward", tokens, plan, "dout", dout);
-    require_backward(plan, tape, gradient);
+    require_pass(plan, tape, gradient);
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                    const RowBuffer<Scalar>& dout, Gradient& gradient, MatrixRef<Scalar> dtokens) const {
+    constexpr const char* kFunction = "moe::Concatenated::backward";
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
+    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
+    for_each_part(plan, context, [&](auto i, const auto& set, const PlanView& part, const Context& own) {
+      const auto run = [&](MatrixRef<Scalar> to) {
+        set.backward(tokens, part, own, std::get<i>(tape.sets), dout, gradient_of<decltype(i)::value>(gradient), to);
+      };
+      if constexpr (decltype(i)::value == 0) {
+        run(dtokens);
+      } else {
+        tape.dtokens.resize(dtokens.rows(), dtokens.cols());
+        run(tape.dtokens);
+        add(tape.dtokens, dtokens);
+      }
+    });
   }
 
   static void add(const RowBuffer<Scalar>& from, MatrixRef<Scalar> to) {

@@ -11,7 +11,9 @@
 
 namespace moe::inline MOE_ABI {
 
-/// An expert that does not learn; trained through where its backward takes NoGradient.
+/// An expert that does not learn; trained through where its backward takes NoGradient, as those of Linear, Mlp, Glu,
+/// Offset and ScaledIdentity do, those of OneOf and GatedExpert where their experts' do, and that of Frozen. That of
+/// LayerExpert does not: such a one serves inference.
 template <Expert E>
 class Frozen<E> : public detail::FrozenObject<E> {
  public:
@@ -68,7 +70,8 @@ class Frozen<E> : public detail::FrozenObject<E>, public StagedExpert<Frozen<E>,
   }
 };
 
-/// An expert set that does not learn; trained through where its backward takes NoGradient.
+/// An expert set that does not learn; trained through where its backward takes NoGradient, as those of ExpertPool and
+/// Concatenated do where those of their experts and sets do.
 template <ExpertSet X>
 class Frozen<X> : public detail::FrozenObject<X> {
  public:

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/linear.hpp"
 
@@ -68,34 +69,24 @@ class GatedExpert {
   void require_backward(Index num_rows, const Tape& tape, const GatedExpert& gradient) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::GatedExpert::backward";
-    detail::require_shape(kFunction, "tape.out", tape.out, num_rows, output_dim());
-    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert, gradient.expert_);
-    gate_.require_backward(num_rows, tape.gate, gradient.gate_);
+    require_pass(num_rows, tape, gradient);
+  }
+  void require_backward(Index num_rows, const Tape& tape, NoGradient none) const
+    requires SkipsGradient<E>
+  {
+    require_pass(num_rows, tape, none);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 GatedExpert& gradient, const Context& context) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::GatedExpert::backward";
-    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
-    require_backward(rows.rows(), tape, gradient);
-    tape.dout = dout;
-    tape.dscore.resize(dout.rows(), 1);
-    for (Index r = 0; r < dout.rows(); ++r) {
-      const Scalar score = tape.score(r, 0);
-      double along = 0;  // <dout, E(x)>
-      for (Index c = 0; c < dout.cols(); ++c)
-        along = simd::fma(static_cast<double>(dout(r, c)), static_cast<double>(tape.out(r, c)), along);
-      tape.dscore(r, 0) = score * (1 - score) * static_cast<Scalar>(along);
-      tape.dout.row(r) *= score;
-    }
-    tape.drows.resize(rows.rows(), input_dim());
-    gate_.backward(rows, tape.gate, tape.dscore, tape.drows, gradient.gate_, context);
-    expert_.backward(rows, tape.expert, tape.dout, drows, gradient.expert_, context);
-    drows += tape.drows;
+    run_backward(rows, tape, dout, drows, gradient, context);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient none, const Context& context) const
+    requires SkipsGradient<E>
+  {
+    run_backward(rows, tape, dout, drows, none, context);
   }
 
   /// The parts of the expert, each behind the same gate; see split_expert().
@@ -124,6 +115,39 @@ class GatedExpert {
       score(r, 0) = Sigmoid::value(score(r, 0));
       out.row(r) *= score(r, 0);
     }
+  }
+
+  template <class Gradient>
+  void require_pass(Index num_rows, const Tape& tape, const Gradient& gradient) const {
+    constexpr const char* kFunction = "moe::GatedExpert::backward";
+    detail::require_shape(kFunction, "tape.out", tape.out, num_rows, output_dim());
+    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert,
+                                detail::part_of(gradient, &GatedExpert::expert_));
+    gate_.require_backward(num_rows, tape.gate, detail::part_of(gradient, &GatedExpert::gate_));
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                    MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
+    constexpr const char* kFunction = "moe::GatedExpert::backward";
+    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
+    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
+    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    require_pass(rows.rows(), tape, gradient);
+    tape.dout = dout;
+    tape.dscore.resize(dout.rows(), 1);
+    for (Index r = 0; r < dout.rows(); ++r) {
+      const Scalar score = tape.score(r, 0);
+      double along = 0;  // <dout, E(x)>
+      for (Index c = 0; c < dout.cols(); ++c)
+        along = simd::fma(static_cast<double>(dout(r, c)), static_cast<double>(tape.out(r, c)), along);
+      tape.dscore(r, 0) = score * (1 - score) * static_cast<Scalar>(along);
+      tape.dout.row(r) *= score;
+    }
+    tape.drows.resize(rows.rows(), input_dim());
+    gate_.backward(rows, tape.gate, tape.dscore, tape.drows, detail::part_of(gradient, &GatedExpert::gate_), context);
+    expert_.backward(rows, tape.expert, tape.dout, drows, detail::part_of(gradient, &GatedExpert::expert_), context);
+    drows += tape.drows;
   }
 
   E expert_;

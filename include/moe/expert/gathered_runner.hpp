@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/kernel/combine.hpp"
@@ -63,11 +64,8 @@ struct GatheredRunner {
   }
 
   template <class Gradient>
-  static decltype(auto) gradient_of(Gradient& gradient, [[maybe_unused]] Index e) {
-    if constexpr (std::is_same_v<std::remove_const_t<Gradient>, NoGradient>)
-      return NoGradient{};
-    else
-      return gradient[e];
+  static decltype(auto) gradient_of(Gradient& gradient, Index e) {
+    return part_of(gradient, [e](auto& pool) -> auto& { return pool[e]; });
   }
 
   /// Throws std::invalid_argument unless the experts that have rows are of the pool's dimensions.
@@ -115,14 +113,12 @@ struct GatheredRunner {
       fail(kFunction, ": the tape has rows [", tape.inputs.rows.rows(), ", ", tape.inputs.rows.cols(), "], expected [",
            plan.num_rows(), ", ", pool.input_dim(), "] as in the forward pass of these experts");
     tape.of.require(kFunction, plan);
-    if constexpr (!std::is_same_v<Gradient, NoGradient>) {
-      for (Index e = 0; e < pool.size(); ++e)
-        if (plan.rows_of(e) > 0)  // no other has a tape of this batch
-          require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e),
-                              tape.experts[static_cast<std::size_t>(e)], gradient[e]);
-        else
-          require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
-    }
+    for (Index e = 0; e < pool.size(); ++e)
+      if (plan.rows_of(e) > 0)  // no other has a tape of this batch
+        require_backward_of(kFunction, "gradient", pool[e], plan.rows_of(e), tape.experts[static_cast<std::size_t>(e)],
+                            gradient_of(gradient, e));
+      else if constexpr (!kIsNoGradient<Gradient>)
+        require_gradient_of(kFunction, "gradient", pool[e], gradient[e]);
   }
   template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>&, const PlanView& plan, const Context& context,

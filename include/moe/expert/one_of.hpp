@@ -4,6 +4,7 @@
 #include <utility>
 #include <variant>
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/concept.hpp"
 
@@ -18,6 +19,7 @@ class OneOf {
                 "`void forward(const ConstMatrixRef<S>& rows, MatrixRef<S> out, const Context&) const` "
                 "(see moe/expert/concept.hpp)");
   static constexpr bool kDifferentiable = DifferentiableExpert<First> && (DifferentiableExpert<Rest> && ...);
+  static constexpr bool kSkipsGradient = SkipsGradient<First> && (SkipsGradient<Rest> && ...);
 
  public:
   using Scalar = typename First::Scalar;
@@ -63,30 +65,24 @@ class OneOf {
   void require_backward(Index num_rows, const Tape& tape, const OneOf& gradient) const
     requires kDifferentiable
   {
-    constexpr const char* kFunction = "moe::OneOf::backward";
-    if (tape.index() != expert_.index() || gradient.expert_.index() != expert_.index())
-      fail(kFunction, ": the tape is of alternative ", tape.index(), " and the gradient of ", gradient.expert_.index(),
-           ", expected ", expert_.index());
-    std::visit(
-        [&](const auto& expert) {
-          using E = std::remove_cvref_t<decltype(expert)>;
-          detail::require_backward_of(kFunction, "gradient", expert, num_rows, std::get<TapeOfExpert<E>>(tape).tape,
-                                      std::get<E>(gradient.expert_));
-        },
-        expert_);
+    require_pass(num_rows, tape, gradient, gradient.expert_.index());
+  }
+  void require_backward(Index num_rows, const Tape& tape, NoGradient none) const
+    requires kSkipsGradient
+  {
+    require_pass(num_rows, tape, none, expert_.index());
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 OneOf& gradient, const Context& context) const
     requires kDifferentiable
   {
-    require_backward(rows.rows(), tape, gradient);
-    std::visit(
-        [&](const auto& expert) {
-          using E = std::remove_cvref_t<decltype(expert)>;
-          expert.backward(rows, std::get<TapeOfExpert<E>>(tape).tape, dout, drows, std::get<E>(gradient.expert_),
-                          context);
-        },
-        expert_);
+    run_backward(rows, tape, dout, drows, gradient, context);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient none, const Context& context) const
+    requires kSkipsGradient
+  {
+    run_backward(rows, tape, dout, drows, none, context);
   }
 
   /// Throws std::invalid_argument unless all are of one alternative.
@@ -103,6 +99,39 @@ class OneOf {
   }
 
  private:
+  template <class E, class Gradient>
+  static decltype(auto) gradient_of(Gradient& gradient) {
+    return detail::part_of(gradient, [](auto& one) -> auto& { return std::get<E>(one.expert_); });
+  }
+
+  /// `alternative` is that of the gradient.
+  template <class Gradient>
+  void require_pass(Index num_rows, const Tape& tape, const Gradient& gradient, std::size_t alternative) const {
+    constexpr const char* kFunction = "moe::OneOf::backward";
+    if (tape.index() != expert_.index() || alternative != expert_.index())
+      fail(kFunction, ": the tape is of alternative ", tape.index(), " and the gradient of ", alternative,
+           ", expected ", expert_.index());
+    std::visit(
+        [&](const auto& expert) {
+          using E = std::remove_cvref_t<decltype(expert)>;
+          detail::require_backward_of(kFunction, "gradient", expert, num_rows, std::get<TapeOfExpert<E>>(tape).tape,
+                                      gradient_of<E>(gradient));
+        },
+        expert_);
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                    MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
+    require_backward(rows.rows(), tape, gradient);
+    std::visit(
+        [&](const auto& expert) {
+          using E = std::remove_cvref_t<decltype(expert)>;
+          expert.backward(rows, std::get<TapeOfExpert<E>>(tape).tape, dout, drows, gradient_of<E>(gradient), context);
+        },
+        expert_);
+  }
+
   std::variant<First, Rest...> expert_;
 };
 

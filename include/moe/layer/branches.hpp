@@ -182,7 +182,7 @@ class WithBranches {
   struct RequireTrainable {
     static_assert((DifferentiableExpert<Branches> && ...),
                   "moe::WithBranches: training needs branches with forward(..., tape), backward and visit "
-                  "(see moe/expert/concept.hpp)");
+                  "(inside moe::Frozen: backward that takes moe::NoGradient) (see moe/expert/concept.hpp)");
     static_assert(TrainableLayer<L> || !detail::kMayBeTrained<L>,
                   "moe::WithBranches: training needs a layer with forward(..., tape), backward and visit "
                   "(see moe/layer/concept.hpp)");

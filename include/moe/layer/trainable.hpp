@@ -31,12 +31,13 @@ template <class R, class G, class X>
 struct RequireTrainable {
   static_assert(DifferentiableRouter<R>,
                 "moe::MoeLayer: training needs a Router with logits(..., tape), backward and visit "
-                "(see moe/router/concept.hpp)");
+                "(inside moe::Frozen: backward that takes moe::NoGradient) (see moe/router/concept.hpp)");
   static_assert(DifferentiableGate<G, typename R::Scalar>,
                 "moe::MoeLayer: training needs a Gate with probabilities, replay, backward and visit "
                 "(see moe/gate/concept.hpp)");
   static_assert(Mixture<X> || DifferentiableExpertSet<X>,
                 "moe::MoeLayer: training needs experts with forward(..., tape), backward and visit "
+                "(inside moe::Frozen: backward that takes moe::NoGradient) "
                 "(see moe/expert/concept.hpp and moe/expert/expert_set.hpp)");
   static_assert(!Mixture<X> || DifferentiableMixture<X>,
                 "moe::MoeLayer: training needs a Mixture with forward(..., tape), backward and visit "

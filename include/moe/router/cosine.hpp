@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/scratch.hpp"
 #include "moe/router/linear.hpp"
 
@@ -86,32 +87,26 @@ class BasicCosineRouter {
   /// sizes, and the gradient of them, too.
   void require_backward(Index num_tokens, const Tape& tape, const BasicCosineRouter& gradient) const {
     constexpr const char* kFunction = "moe::CosineRouter::backward";
-    detail::require_shape(kFunction, "tape.unit", tape.unit, num_tokens, proj_dim());
+    require_backward(num_tokens, tape, NoGradient{});
     if (!gradient.vectors().is_shaped_as(vectors()))
       fail(kFunction, ": gradient has [", gradient.num_experts(), ", ", gradient.vectors().inputs(),
            "] vectors, expected [", num_experts(), ", ", proj_dim(), "]");
     projection_.require_backward(num_tokens, tape.projection, gradient.projection_);
+  }
+  void require_backward(Index num_tokens, const Tape& tape, NoGradient) const {
+    detail::require_shape("moe::CosineRouter::backward", "tape.unit", tape.unit, num_tokens, proj_dim());
   }
 
   /// Gradients of all parameters and of the tokens. With u = h / |h|: dh = (du - u (u . du)) / |h|, and likewise for v.
   /// Throws std::invalid_argument, before it writes anything, on wrong shapes and as require_backward().
   void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicCosineRouter& gradient, MatrixRef<Scalar> dtokens) const {
-    require_backward(tokens.rows(), tape, gradient);
-    detail::require_shape("moe::CosineRouter::backward", "tokens", tokens, tokens.rows(), model_dim());
-    detail::require_shape("moe::CosineRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
-    const BasicLinearRouter<Codec>& direction = update_direction(tape);
-    if (!tape.ddirection || !tape.ddirection->weight().is_shaped_as(direction.weight())) tape.ddirection = direction;
-    std::ranges::fill(tape.ddirection->weight().span(), Scalar{0});  // all it has: directions have no bias
-    tape.dunit.resize(tokens.rows(), proj_dim());
-    tape.dunit.matrix().setZero();
-    direction.backward(tape.unit, context, tape.similarity, dlogits, *tape.ddirection, tape.dunit);
-    add_vector_gradients(tape, gradient);
-    parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
-      for (Index t = begin; t < end; ++t)
-        through_normalise(tape.unit.row(t), tape.length[static_cast<std::size_t>(t)], tape.dunit.row(t));
-    });
-    projection_.backward(tokens, context, tape.projection, tape.dunit, gradient.projection_, dtokens);
+    run_backward(tokens, context, tape, dlogits, gradient, dtokens);
+  }
+  /// Of the tokens alone.
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
+                NoGradient none, MatrixRef<Scalar> dtokens) const {
+    run_backward(tokens, context, tape, dlogits, none, dtokens);
   }
 
   /// The directions of the given experts in the same space. Throws std::invalid_argument as TakesExperts says.
@@ -141,6 +136,34 @@ class BasicCosineRouter {
 
   BasicCosineRouter(BasicLinearRouter<Codec> projection, BasicLinearRouter<Codec> experts, double temperature)
       : projection_(std::move(projection)), experts_(std::move(experts)), temperature_(temperature) {}
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& tokens, const Context& context, Tape& tape,
+                    const ConstMatrixRef<Scalar>& dlogits, Gradient& gradient, MatrixRef<Scalar> dtokens) const {
+    require_backward(tokens.rows(), tape, gradient);
+    detail::require_shape("moe::CosineRouter::backward", "tokens", tokens, tokens.rows(), model_dim());
+    detail::require_shape("moe::CosineRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim());
+    const BasicLinearRouter<Codec>& direction = update_direction(tape);
+    tape.dunit.resize(tokens.rows(), proj_dim());
+    tape.dunit.matrix().setZero();
+    const auto of_direction = [&](auto&) -> auto& { return zero_ddirection(tape); };
+    direction.backward(tape.unit, context, tape.similarity, dlogits, detail::part_of(gradient, of_direction),
+                       tape.dunit);
+    if constexpr (!detail::kIsNoGradient<Gradient>) add_vector_gradients(tape, gradient);
+    parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
+      for (Index t = begin; t < end; ++t)
+        through_normalise(tape.unit.row(t), tape.length[static_cast<std::size_t>(t)], tape.dunit.row(t));
+    });
+    projection_.backward(tokens, context, tape.projection, tape.dunit,
+                         detail::part_of(gradient, &BasicCosineRouter::projection_), dtokens);
+  }
+
+  BasicLinearRouter<Codec>& zero_ddirection(Tape& tape) const {
+    if (!tape.ddirection || !tape.ddirection->weight().is_shaped_as(tape.direction->weight()))
+      tape.ddirection = tape.direction;
+    std::ranges::fill(tape.ddirection->weight().span(), Scalar{0});  // all it has: directions have no bias
+    return *tape.ddirection;
+  }
 
   double scale() const { return std::exp(std::min(temperature_, largest_temperature())); }
 
@@ -216,6 +239,6 @@ class BasicCosineRouter {
 
 using CosineRouter = BasicCosineRouter<F32>;
 
-static_assert(DifferentiableRouter<CosineRouter> && TakesExperts<CosineRouter> && Concatenates<CosineRouter>);
+static_assert(RouterSkipsGradient<CosineRouter> && TakesExperts<CosineRouter> && Concatenates<CosineRouter>);
 
 }  // namespace moe::inline MOE_ABI

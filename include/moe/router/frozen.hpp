@@ -9,7 +9,8 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A router that does not learn; trained through where its backward takes NoGradient, as that of LinearRouter does.
+/// A router that does not learn; trained through where its backward takes NoGradient, as those of LinearRouter,
+/// CosineRouter, NoisyRouter and NoRouter do.
 template <Router R>
 class Frozen<R> : public detail::FrozenObject<R> {
  public:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/numeric/activation.hpp"
 #include "moe/router/linear.hpp"
 
@@ -71,6 +72,11 @@ class BasicNoisyRouter {
   /// Throws std::invalid_argument unless the tape is that of a forward pass of so many tokens through a router of these
   /// sizes, and the gradient of them, too.
   void require_backward(Index num_tokens, const Tape& tape, const BasicNoisyRouter& gradient) const {
+    require_backward(num_tokens, tape, NoGradient{});
+    clean_.require_backward(num_tokens, tape.linear, gradient.clean_);
+    noise_.require_backward(num_tokens, tape.linear, gradient.noise_);
+  }
+  void require_backward(Index num_tokens, const Tape& tape, NoGradient) const {
     const auto require = [&](const char* name, const Matrix<Scalar>& matrix) {
       detail::require_shape("moe::NoisyRouter::backward", name, matrix, num_tokens, num_experts());
     };
@@ -81,30 +87,18 @@ class BasicNoisyRouter {
     }
     if (tape.dclean.size() != 0) require("tape.dclean", tape.dclean);
     if (tape.dnoise_std.size() != 0) require("tape.dnoise_std", tape.dnoise_std);
-    clean_.require_backward(num_tokens, tape.linear, gradient.clean_);
-    noise_.require_backward(num_tokens, tape.linear, gradient.noise_);
   }
 
   /// `dtokens` must not overlap `tokens` or `dlogits`. Throws std::invalid_argument, before it writes anything, on
   /// wrong shapes and as require_backward().
   void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicNoisyRouter& gradient, MatrixRef<Scalar> dtokens) const {
-    constexpr const char* kFunction = "moe::NoisyRouter::backward";
-    require_backward(tokens.rows(), tape, gradient);
-    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
-    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
-    detail::require_apart(kFunction, "dtokens", dtokens, "dlogits", dlogits);
-    Matrix<Scalar>& dspread = tape.dspread;
-    dspread = dlogits;
-    if (tape.dclean.size() != 0) dspread += tape.dclean;
-    clean_.backward(tokens, context, tape.linear, dspread, gradient.clean_, dtokens);
-    if (tape.noise_std.size() == 0) return;
-    const bool load_loss = tape.dnoise_std.size() != 0;
-    for_each_draw(tokens.rows(), context.step, [&](Index t, Index e, Scalar draw) {
-      const Scalar dstd = simd::fma(draw, dlogits(t, e), load_loss ? tape.dnoise_std(t, e) : Scalar{0});
-      dspread(t, e) = dstd * Softplus::derivative(tape.spread(t, e));
-    });
-    noise_.backward(tokens, context, tape.linear, dspread, gradient.noise_, dtokens);
+    run_backward(tokens, context, tape, dlogits, gradient, dtokens);
+  }
+  /// dtokens alone.
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
+                NoGradient none, MatrixRef<Scalar> dtokens) const {
+    run_backward(tokens, context, tape, dlogits, none, dtokens);
   }
 
   /// Both maps cut alike. The noise of logit i is drawn for the number i, not for ids[i]. Throws std::invalid_argument
@@ -127,6 +121,29 @@ class BasicNoisyRouter {
   BasicNoisyRouter(BasicLinearRouter<Codec> clean, BasicLinearRouter<Codec> noise, double minimum_std)
       : clean_(std::move(clean)), noise_(std::move(noise)), minimum_std_(minimum_std) {}
 
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& tokens, const Context& context, Tape& tape,
+                    const ConstMatrixRef<Scalar>& dlogits, Gradient& gradient, MatrixRef<Scalar> dtokens) const {
+    constexpr const char* kFunction = "moe::NoisyRouter::backward";
+    require_backward(tokens.rows(), tape, gradient);
+    detail::require_shape(kFunction, "dlogits", dlogits, tokens.rows(), num_experts());
+    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dlogits", dlogits);
+    Matrix<Scalar>& dspread = tape.dspread;
+    dspread = dlogits;
+    if (tape.dclean.size() != 0) dspread += tape.dclean;
+    clean_.backward(tokens, context, tape.linear, dspread, detail::part_of(gradient, &BasicNoisyRouter::clean_),
+                    dtokens);
+    if (tape.noise_std.size() == 0) return;
+    const bool load_loss = tape.dnoise_std.size() != 0;
+    for_each_draw(tokens.rows(), context.step, [&](Index t, Index e, Scalar draw) {
+      const Scalar dstd = simd::fma(draw, dlogits(t, e), load_loss ? tape.dnoise_std(t, e) : Scalar{0});
+      dspread(t, e) = dstd * Softplus::derivative(tape.spread(t, e));
+    });
+    noise_.backward(tokens, context, tape.linear, dspread, detail::part_of(gradient, &BasicNoisyRouter::noise_),
+                    dtokens);
+  }
+
   template <class Body>
   void for_each_draw(Index num_tokens, const Step& step, const Body& body) const {
     const RandomField random = step.random(Purpose::Noise);
@@ -142,6 +159,6 @@ class BasicNoisyRouter {
 
 using NoisyRouter = BasicNoisyRouter<F32>;
 
-static_assert(DifferentiableRouter<NoisyRouter> && TakesExperts<NoisyRouter> && Concatenates<NoisyRouter>);
+static_assert(RouterSkipsGradient<NoisyRouter> && TakesExperts<NoisyRouter> && Concatenates<NoisyRouter>);
 
 }  // namespace moe::inline MOE_ABI

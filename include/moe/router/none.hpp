@@ -51,6 +51,11 @@ class BasicNoRouter {
     detail::require_shape("moe::NoRouter::backward", "dtokens", dtokens, tokens.rows(), model_dim_);
     backward(tokens, context, tape, dlogits, gradient);
   }
+  void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
+                NoGradient, MatrixRef<Scalar> dtokens) const {
+    BasicNoRouter none = *this;
+    backward(tokens, context, tape, dlogits, none, dtokens);
+  }
   /// The same without dtokens.
   void backward(const MatrixView<Scalar>& tokens, const Context&, Tape& tape, const MatrixView<Scalar>& dlogits,
                 BasicNoRouter& gradient) const {
@@ -81,7 +86,7 @@ class BasicNoRouter {
 
 using NoRouter = BasicNoRouter<F32>;
 
-static_assert(DifferentiableRouter<NoRouter> && DifferentiableRouter<BasicNoRouter<F64>>);
+static_assert(RouterSkipsGradient<NoRouter> && RouterSkipsGradient<BasicNoRouter<F64>>);
 static_assert(TakesExperts<NoRouter> && Concatenates<NoRouter>);
 
 }  // namespace moe::inline MOE_ABI

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/expert/stage/backward_stages.hpp"
 #include "moe/expert/stage/forward_stages.hpp"
 #include "moe/kernel/combine.hpp"
@@ -27,7 +28,7 @@ struct PanelRunner {
   }
   template <class Pool>
   static auto expert_of(Pool& pool) {
-    if constexpr (std::is_same_v<std::remove_const_t<Pool>, NoGradient>)
+    if constexpr (kIsNoGradient<Pool>)
       return NoGradient{};
     else
       return [&pool](Index e) -> auto& { return pool[e]; };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "moe/core/overlap.hpp"
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/expert/stage/backward_stages.hpp"
 #include "moe/expert/stage/forward_stages.hpp"
 #include "moe/kernel/gather.hpp"
@@ -53,13 +54,11 @@ class StagedExpert {
   /// sizes, and the gradient of these sizes, too.
   template <class D>
   void require_backward(Index num_rows, const Buffers<D>& tape, const D& gradient) const {
-    if (tape.num_rows != num_rows || tape.input_dim != derived().input_dim())
-      fail("moe::StagedExpert::backward: the tape is of [", tape.num_rows, ", ", tape.input_dim, "] rows, expected [",
-           num_rows, ", ", derived().input_dim(), "]");
-    const Index offset[] = {0, num_rows};
-    require_backward_stages<D>(
-        {offset, 1}, [&](Index) -> const D& { return derived(); }, widths<D>(), tape.stages,
-        [&](Index) -> const D& { return gradient; });
+    require_pass(num_rows, tape, gradient);
+  }
+  template <class D>
+  void require_backward(Index num_rows, const Buffers<D>& tape, NoGradient none) const {
+    require_pass(num_rows, tape, none);
   }
 
   /// Throws std::invalid_argument, before it writes anything, on wrong shapes and as require_backward(). `drows` may
@@ -67,10 +66,13 @@ class StagedExpert {
   template <class D>
   void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
                 MatrixRef<Scalar> drows, D& gradient, const Context&) const {
-    constexpr const char* kFunction = "moe::StagedExpert::backward";
-    moe::detail::require_shape(kFunction, "drows", drows, tape.num_rows, derived().input_dim());
-    run_backward(rows, tape, dout, gradient, &tape.din);
-    detail::copy_rows<Scalar>(tape.din, drows);
+    backward_rows(rows, tape, dout, drows, gradient);
+  }
+  /// The same without a gradient, which is not computed.
+  template <class D>
+  void backward(const MatrixView<Scalar>& rows, Buffers<D>& tape, const MatrixView<Scalar>& dout,
+                MatrixRef<Scalar> drows, NoGradient none, const Context&) const {
+    backward_rows(rows, tape, dout, drows, none);
   }
   /// The same without `drows`, which is not computed.
   template <class D>
@@ -86,25 +88,52 @@ class StagedExpert {
   moe::detail::StageWidths<D> widths() const {
     const Index any_row[] = {0, 1};
     return moe::detail::require_stages<D>({any_row, 1}, derived().input_dim(), derived().output_dim(),
-                                          [&](Index) -> const D& { return derived(); });
+                                          for_any_row<const D>(derived()));
   }
 
-  template <class D>
+  /// As stages ask for experts and gradients: the same for every group.
+  template <class T>
+  static auto for_any_row(T& object) {
+    if constexpr (moe::detail::kIsNoGradient<T>)
+      return NoGradient{};
+    else
+      return [&object](Index) -> T& { return object; };
+  }
+
+  template <class D, class Gradient>
+  void require_pass(Index num_rows, const Buffers<D>& tape, const Gradient& gradient) const {
+    if (tape.num_rows != num_rows || tape.input_dim != derived().input_dim())
+      fail("moe::StagedExpert::backward: the tape is of [", tape.num_rows, ", ", tape.input_dim, "] rows, expected [",
+           num_rows, ", ", derived().input_dim(), "]");
+    const Index offset[] = {0, num_rows};
+    require_backward_stages<D>({offset, 1}, for_any_row<const D>(derived()), widths<D>(), tape.stages,
+                               for_any_row(gradient));
+  }
+
+  template <class D, class Gradient>
+  void backward_rows(const ConstMatrixRef<Scalar>& rows, Buffers<D>& tape, const ConstMatrixRef<Scalar>& dout,
+                     MatrixRef<Scalar> drows, Gradient& gradient) const {
+    moe::detail::require_shape("moe::StagedExpert::backward", "drows", drows, tape.num_rows, derived().input_dim());
+    run_backward(rows, tape, dout, gradient, &tape.din);
+    detail::copy_rows<Scalar>(tape.din, drows);
+  }
+
+  /// `din` is nullptr where nobody asks for it.
+  template <class D, class Gradient>
   void run_backward(const ConstMatrixRef<Scalar>& rows, Buffers<D>& tape, const ConstMatrixRef<Scalar>& dout,
-                    D& gradient, RowBuffer<Scalar>* din) const {
+                    Gradient& gradient, RowBuffer<Scalar>* din) const {
     constexpr const char* kFunction = "moe::StagedExpert::backward";
     moe::detail::require_shape(kFunction, "rows", rows, tape.num_rows, derived().input_dim());
     moe::detail::require_shape(kFunction, "dout", dout, tape.num_rows, derived().output_dim());
-    require_backward(rows.rows(), tape, gradient);
-    if (&gradient == &derived())
+    require_pass(rows.rows(), tape, gradient);
+    if (static_cast<const void*>(&gradient) == &derived())
       fail(kFunction, ": gradient is the expert itself, expected one of its own (zeros_like)");
     const Index offset[] = {0, rows.rows()};
-    const auto self = [&](Index) -> const D& { return derived(); };
+    const auto self = for_any_row<const D>(derived());
     kernel::gather<Scalar>(
         dout, dout.rows(), row_width<D>(derived()), [](Index r) { return r; }, tape.out);
     const StagedRows<D, decltype(self)> of{{offset, 1}, kernel::RowSource<Scalar>::from(rows), self, widths<D>()};
-    detail::run_backward_stages<D>(
-        of, tape.stages, tape.out, [&](Index) -> D& { return gradient; }, din);
+    detail::run_backward_stages<D>(of, tape.stages, tape.out, for_any_row(gradient), din);
   }
 
   template <Keep keep, class D>
@@ -112,7 +141,7 @@ class StagedExpert {
     moe::detail::require_shape("moe::StagedExpert::forward", "rows", rows, rows.rows(), derived().input_dim());
     moe::detail::require_shape("moe::StagedExpert::forward", "out", out, rows.rows(), derived().output_dim());
     const Index offset[] = {0, rows.rows()};
-    const auto self = [&](Index) -> const D& { return derived(); };
+    const auto self = for_any_row<const D>(derived());
     const StagedRows<D, decltype(self)> of{{offset, 1}, kernel::RowSource<Scalar>::from(rows), self, widths<D>()};
     buffers.num_rows = rows.rows();
     buffers.input_dim = rows.cols();
