@@ -65,6 +65,8 @@ class Run {
   void compare_gradients(Report& report) {
     const std::string grad = reference_.prefix() + "grad.";
     moe::MoeBlock gradient = moe::zeros_like(block_);
+    moe::visit_state([](const std::string&, auto& leaf) { std::ranges::fill(moe::parameter_span(leaf), 0); },
+                     gradient);  // so that a gradient written to it would be seen
     Matrix<float> dtokens(tokens_.rows(), tokens_.cols());
     block_.backward(tokens_, tape_, reference_.matrix("cotangent", tokens_.cols()), gradient, dtokens);
     report.add_values(grad + "input", span_of(dtokens), span_of(reference_.read<float>("grad.input", tokens_.cols())),
