@@ -2,7 +2,7 @@
 #pragma once
 
 // The table of contents of the statistics: Gaussian mixtures of experts, with the gates of the layers, by maximum
-// likelihood. Start with gaussian/fit.hpp. Every header also stands alone.
+// likelihood. Start with gaussian/fit/fit.hpp. Every header also stands alone.
 
 // The model: what it is, its numbers, its gate.
 #include "moe/gaussian/model/data.hpp"

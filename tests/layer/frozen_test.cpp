@@ -242,6 +242,7 @@ TEST_CASE("Frozen: tapes of other passes are refused before anything is written"
   const auto mlp = test::random_expert<Mlp>(test::kModelDim, 5, 1);
   refuse(mlp);
   refuse(random_gated<Glu>(1)[0]);
+  refuse(Frozen(random_gated<Glu>(1)[0]));
   refuse(moe::OneOf<Glu, Mlp>(mlp));
 
   moe::OneOf<Glu, Mlp>::Tape of_glu;
@@ -256,6 +257,34 @@ TEST_CASE("Frozen: tapes of other passes are refused before anything is written"
   CHECK_NOTHROW(sets.require_backward(plan, tape, moe::NoGradient{}));
   for (const auto& other : {plan_of({2, 0, 5, 6}), plan_of({3, 0, 5, 5}), plan_of({3, 0, 4, 5})})
     CHECK_THROWS_AS(sets.require_backward(other, tape, moe::NoGradient{}), std::invalid_argument);
+}
+
+TEST_CASE("Frozen: a layer refuses the tape of a frozen part before it writes anything", "[layer][error]") {
+  const auto layer = test::layer_of<Glu>(3, TopKGate{.k = 2});
+  const auto tokens = test::random_matrix<double>(kTokens, test::kModelDim, 1);
+  const auto check = [&](const auto& whole, const auto& spoil) {
+    using Layer = std::remove_cvref_t<decltype(whole)>;
+    typename Layer::Tape tape;
+    Layer gradient = moe::zeros_like(whole);
+    auto out = test::nan_matrix<double>(kTokens, test::kModelDim), dtokens = out;
+    const auto untouched = dtokens;
+    const auto before = numbers(gradient);
+    whole.forward(tokens, moe::Step{}, out, tape);
+    spoil(tape);
+    CHECK_THROWS_AS(whole.backward(tokens, tape, tokens, gradient, dtokens), std::invalid_argument);
+    CHECK(test::same_bits(dtokens, untouched));
+    CHECK(numbers(gradient) == before);
+  };
+  using Cosine = moe::BasicCosineRouter<F64>;
+  const auto cosine = Cosine::random(3, test::kModelDim, 4, 1), wider = Cosine::random(3, test::kModelDim, 5, 1);
+  check(moe::MoeLayer(Frozen(cosine), layer.gate(), layer.experts()), [&](auto& tape) {
+    Matrix<double> logits(kTokens, 3);
+    wider.logits(tokens, moe::Step{}, logits, tape.router);
+  });
+  check(moe::WithBranches(layer, Frozen(random_gated<Mlp>(1)[0])), [&](auto& tape) {
+    Matrix<double> out(kTokens - 1, test::kModelDim);
+    random_gated<Mlp>(1)[0].forward(tokens.topRows(kTokens - 1), out, moe::Step{}, std::get<0>(tape.branches));
+  });
 }
 
 TEST_CASE("Frozen: beside experts that learn, and as a branch", "[layer]") {

@@ -9,22 +9,22 @@
 // kWidensSmallFloats says so; others go number by number.
 namespace moe::inline MOE_ABI::simd {
 
-enum class SmallFloat { Half, Bfloat, E5M2, E4M3 };
+enum class FloatCode { Half, Bfloat, E5M2, E4M3 };
 
 #if defined(__AVX2__) && defined(__F16C__)
 
 inline constexpr bool kWidensSmallFloats = true;
 
 /// Eight consecutive numbers.
-template <SmallFloat kType>
+template <FloatCode kType>
 void widen_eight(const std::byte* from, float* to) {
   const auto widened = [&] {
-    if constexpr (kType == SmallFloat::Half) {
+    if constexpr (kType == FloatCode::Half) {
       return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    } else if constexpr (kType == SmallFloat::Bfloat) {
+    } else if constexpr (kType == FloatCode::Bfloat) {
       const __m256i codes = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
       return _mm256_castsi256_ps(_mm256_slli_epi32(codes, 16));
-    } else if constexpr (kType == SmallFloat::E5M2) {  // the upper halves of Half
+    } else if constexpr (kType == FloatCode::E5M2) {  // the upper halves of Half
       const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
       return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(codes), 8));
     } else {  // as halves of another bias: multiplying subnormal floats instead is slow on some processors
@@ -39,8 +39,18 @@ void widen_eight(const std::byte* from, float* to) {
   _mm256_storeu_ps(to, widened());
 }
 
+#else
+
+inline constexpr bool kWidensSmallFloats = false;
+
+template <FloatCode kType>
+void widen_eight(const std::byte*, float*) = delete;
+
+#endif
+
 /// 32 numbers E2M1, two in a byte, the even one in its low half, times a scale.
 inline void widen_e2m1(const std::byte* from, float scale, float* to) {
+#if defined(__AVX2__)
   // A value is a bfloat16 of two bytes, both looked up among sixteen.
   const __m128i upper = _mm_setr_epi8(0, 0x3F, 0x3F, 0x3F, 0x40, 0x40, 0x40, 0x40, -0x80, -0x41, -0x41, -0x41, -0x40,
                                       -0x40, -0x40, -0x40);
@@ -59,24 +69,14 @@ inline void widen_e2m1(const std::byte* from, float scale, float* to) {
   };
   put_sixteen(_mm_unpacklo_epi8(even, odd), to);
   put_sixteen(_mm_unpackhi_epi8(even, odd), to + 16);
-}
-
 #else
-
-inline constexpr bool kWidensSmallFloats = false;
-
-template <SmallFloat kType>
-void widen_eight(const std::byte*, float*) = delete;
-
-inline void widen_e2m1(const std::byte* from, float scale, float* to) {
   constexpr float kValues[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
   for (std::size_t i = 0; i < 16; ++i) {
     const auto pair = std::to_integer<std::size_t>(from[i]);
     to[2 * i] = kValues[pair % 16] * scale;
     to[2 * i + 1] = kValues[pair / 16] * scale;
   }
-}
-
 #endif
+}
 
 }  // namespace moe::inline MOE_ABI::simd

@@ -33,6 +33,17 @@ class Frozen<E> : public detail::FrozenObject<E> {
   {
     (*this)->forward(rows, out, context, tape);
   }
+  void require_backward(Index num_rows, const Tape& tape, const Frozen&) const
+    requires SkipsGradient<E>
+  {
+    require_backward(num_rows, tape, NoGradient{});
+  }
+  void require_backward(Index num_rows, const Tape& tape, NoGradient none) const
+    requires SkipsGradient<E>
+  {
+    if constexpr (requires { (*this)->require_backward(num_rows, tape, none); })
+      (*this)->require_backward(num_rows, tape, none);
+  }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 Frozen&, const Context& context) const
     requires SkipsGradient<E>

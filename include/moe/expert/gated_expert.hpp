@@ -49,7 +49,7 @@ class GatedExpert {
 
   /// out [num_rows, output_dim]; throws std::invalid_argument on other shapes.
   void forward(const MatrixView<Scalar>& rows, MatrixRef<Scalar> out, const Context& context) const {
-    RowBuffer<Scalar>& score = context.scratch.get<Score>().value;
+    RowBuffer<Scalar>& score = context.scratch.get<Scores>().value;
     score.resize(rows.rows(), 1);
     gate_.forward(rows, score, context);  // first: `out` may overlap `rows` where the expert allows it
     expert_.forward(rows, out, context);
@@ -105,7 +105,7 @@ class GatedExpert {
   }
 
  private:
-  struct Score {
+  struct Scores {
     RowBuffer<Scalar> value;
   };
 

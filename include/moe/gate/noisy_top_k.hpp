@@ -16,10 +16,10 @@ enum class LogitNoise { Gaussian, Gumbel };
 namespace detail {
 
 /// One token of a noisy top-K gate: that of a top-K gate on other logits.
-template <class S, class Gate>
+template <class S, class G>
 class NoisyTopKRule {
  public:
-  NoisyTopKRule(const Gate& gate, const Step& step, Index num_experts)
+  NoisyTopKRule(const G& gate, const Step& step, Index num_experts)
       : gate_(gate),
         step_(step),
         num_experts_(num_experts),
@@ -61,7 +61,7 @@ class NoisyTopKRule {
     return {token.index, token.logits, token.scratch.subspan(static_cast<std::size_t>(num_experts_))};
   }
 
-  const Gate& gate_;
+  const G& gate_;
   const Step& step_;
   Index num_experts_;
   TopKRule<S, TopKGate> rule_;

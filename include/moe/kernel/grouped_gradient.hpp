@@ -135,9 +135,9 @@ struct GradientShare {
   S* packed;
 };
 
-template <class S, class Matrix>
+template <class S, class Panels>
 void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, const GradientShare<S>& share,
-                         Matrix& gradient) {
+                         Panels& gradient) {
   const auto [begin, end, first, last, packed] = share;
   constexpr Index kWidth = kPanelWidth<S>;
   for (Index i = first; i < last; i += kGradientInputs) {
@@ -154,8 +154,8 @@ void add_weight_gradient(const RowSource<S>& in, const RowSource<S>& dout, const
 }
 
 /// Column sums of dout, as outer products with a single input of 1.
-template <class S, class Matrix>
-void add_bias_gradient(const RowSource<S>& dout, Index begin, Index end, Matrix& gradient) {
+template <class S, class Panels>
+void add_bias_gradient(const RowSource<S>& dout, Index begin, Index end, Panels& gradient) {
   static constexpr S kOne = 1;
   for (Index p = 0; p < gradient.panels(); ++p)
     outer_product_tile<1, S>({&kOne, 0}, {dout.row(begin) + p * kPanelWidth<S>, dout.stride}, end - begin,
@@ -168,9 +168,9 @@ void add_bias_gradient(const RowSource<S>& dout, Index begin, Index end, Matrix&
 /// ascending order. dout rows are contiguous, hold gradient(g).width() scalars and are zero in the padding (which keeps
 /// the panels' zero). Split by inputs, so that rows are packed once and matrices with few outputs are spread, too.
 /// 2 * num_rows * inputs * outputs operations; no allocation when warm.
-template <class S, class Gradient, class Bias>
+template <class S, class GradientOf, class BiasOf>
 void grouped_weight_gradient(const RowGroups& groups, const RowSource<S>& in, const RowSource<S>& dout,
-                             const Gradient& gradient, const Bias& bias, GradientScratch<S>& scratch) {
+                             const GradientOf& gradient, const BiasOf& bias, GradientScratch<S>& scratch) {
   MOE_ASSERT(dout.index == nullptr);
   constexpr Index kInputs = detail::kGradientInputs;
   scratch.reserve(detail::kGradientRows * kInputs);
@@ -190,8 +190,8 @@ void grouped_weight_gradient(const RowGroups& groups, const RowSource<S>& in, co
 
 /// bias(g) += column sums of dout where bias(g) is not empty, with the bits of grouped_weight_gradient(): for weights
 /// that have no gradient.
-template <class S, class Bias>
-void grouped_bias_gradient(const RowGroups& groups, const RowSource<S>& dout, const Bias& bias, TaskList& tasks) {
+template <class S, class BiasOf>
+void grouped_bias_gradient(const RowGroups& groups, const RowSource<S>& dout, const BiasOf& bias, TaskList& tasks) {
   tasks.run(
       groups, [&](Index g) { return bias(g).empty() ? Index{0} : Index{1}; }, [&](Index g) { return bias(g).width(); },
       [&](Index g, Index, Index, Index) { detail::add_bias_gradient(dout, groups.begin(g), groups.end(g), bias(g)); });

@@ -39,7 +39,7 @@ Matrix<S> k_means_seeds(const Matrix<S>& points, Index k, const RandomField& ran
       next = static_cast<Index>(random.below(static_cast<std::uint64_t>(n), j, 1));
       distance.setConstant(std::numeric_limits<S>::max());
     } else {
-      double left = random.uniform(j, 5) * static_cast<double>(distance.sum());
+      double left = random.uniform(j, 5) * distance.template cast<double>().sum();
       while (next + 1 < n && (left -= static_cast<double>(distance(next))) > 0) ++next;
       while (next > 0 && distance(next) == 0) --next;  // the last point, by rounding
     }

@@ -41,6 +41,12 @@ class Frozen<R> : public detail::FrozenObject<R> {
   {
     (*this)->logits(tokens, context, out, tape);
   }
+  void require_backward(Index num_tokens, const Tape& tape, const Frozen&) const
+    requires RouterSkipsGradient<R>
+  {
+    if constexpr (requires { (*this)->require_backward(num_tokens, tape, NoGradient{}); })
+      (*this)->require_backward(num_tokens, tape, NoGradient{});
+  }
   void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
                 Frozen&, MatrixRef<Scalar> dtokens) const
     requires RouterSkipsGradient<R>

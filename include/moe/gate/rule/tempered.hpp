@@ -24,11 +24,11 @@ struct NoTransform {
 };
 
 /// One token of a gate that anneals z = transform(logits).
-template <class S, class Gate, class Transform = NoTransform>
+template <class S, class G, class Transform = NoTransform>
 class TemperedRule {
  public:
   /// `name`: of the gate, in messages.
-  TemperedRule(const char* name, const Gate& gate, const Step& step, const ConstMatrixRef<S>& logits,
+  TemperedRule(const char* name, const G& gate, const Step& step, const ConstMatrixRef<S>& logits,
                Transform transform = {})
       : gate_(gate),
         step_(step),
@@ -83,7 +83,7 @@ class TemperedRule {
     if (!clean) weigh_backward<S>(p, choices, {}, d);
     softmax_backward(p, d, num_experts_, d);
     for (Index e = 0; e < num_experts_; ++e) d[e] = static_cast<S>(static_cast<double>(d[e]) / tau_);
-    if constexpr (LearnableSchedule<decltype(Gate::temperature)>) dtau_.of(token.index) += tau_gradient(z, d);
+    if constexpr (LearnableSchedule<decltype(G::temperature)>) dtau_.of(token.index) += tau_gradient(z, d);
     if (!clean) return;
     clean_softmax(token, p);
     std::fill_n(dclean, num_experts_, S{0});
@@ -138,7 +138,7 @@ class TemperedRule {
     return -sum / tau_;
   }
 
-  const Gate& gate_;
+  const G& gate_;
   const Step& step_;
   Index num_experts_;
   Transform transform_;

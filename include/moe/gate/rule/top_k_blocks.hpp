@@ -18,7 +18,7 @@ template <class S>
 inline constexpr Index kFewestInBlock = simd::kLanes<S> / 4 + 1;
 
 /// Collects up to kLanes tokens and routes them together.
-template <class S, class Gate>
+template <class S, class G>
 class TopKBlock {
  public:
   static constexpr Index kLanes = simd::kLanes<S>;
@@ -26,7 +26,7 @@ class TopKBlock {
   using Scratch = RowScratch<S, kLanes + 2>;
   static_assert(kLanes + 2 >= kScratchRows);
 
-  TopKBlock(const TopKRule<S, Gate>& rule, Index k, Index num_experts, Scratch& scratch, Index worker)
+  TopKBlock(const TopKRule<S, G>& rule, Index k, Index num_experts, Scratch& scratch, Index worker)
       : rule_(rule), k_(k), num_experts_(num_experts), scratch_(scratch, worker) {}
 
   static bool fits(Index k, Index num_experts) { return k <= kMostLaneChoices && num_experts <= kMostLaneIds; }
@@ -127,7 +127,7 @@ class TopKBlock {
     }
   }
 
-  const TopKRule<S, Gate>& rule_;
+  const TopKRule<S, G>& rule_;
   Index k_, num_experts_, count_ = 0;
   std::array<Index, static_cast<std::size_t>(kLanes)> token_;
   std::array<const S*, static_cast<std::size_t>(kLanes)> row_;
@@ -136,20 +136,20 @@ class TopKBlock {
 };
 
 /// Every valid token gets k experts.
-template <class S, class Gate>
-void route_top_k_blocks(const char* function, const TopKRule<S, Gate>& rule, Index k, const ConstMatrixRef<S>& logits,
+template <class S, class G>
+void route_top_k_blocks(const char* function, const TopKRule<S, G>& rule, Index k, const ConstMatrixRef<S>& logits,
                         const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   constexpr Index kLanes = simd::kLanes<S>;
-  if (!TopKBlock<S, Gate>::fits(k, num_experts) || num_tokens < kFewestInBlock<S>)
+  if (!TopKBlock<S, G>::fits(k, num_experts) || num_tokens < kFewestInBlock<S>)
     return route_tokens<S>(function, rule, logits, context, routing);
   resize_top_k(function, k, num_tokens, context.step, routing);
   FirstRejected rejected;
   const auto reject = [&](Index t) { rejected.reject(t); };
   const Index grain = (token_blocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
-  typename TopKBlock<S, Gate>::Scratch scratch(num_experts, context.scratch);
+  typename TopKBlock<S, G>::Scratch scratch(num_experts, context.scratch);
   parallel_ranges(num_tokens, grain, [&](Index begin, Index end, Index worker) {
-    TopKBlock<S, Gate> block(rule, k, num_experts, scratch, worker);
+    TopKBlock<S, G> block(rule, k, num_experts, scratch, worker);
     for (Index t = begin; t < end; ++t) {
       if (context.step.is_valid(t)) block.add(t, logits.data() + t * logits.outerStride());
       if (block.full()) block.route(routing, reject);

@@ -23,10 +23,10 @@ enum class GroupRank { Scores, Logits };
 namespace detail {
 
 /// One token of a top-K gate.
-template <class S, class Gate>
+template <class S, class G>
 class TopKRule {
  public:
-  TopKRule(const Gate& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) { gate.validate(num_experts); }
+  TopKRule(const G& gate, Index num_experts) : gate_(gate), num_experts_(num_experts) { gate.validate(num_experts); }
 
   /// Scores grow with logits: without a bias or a sum of scores the logits decide who is chosen, else rank() does.
   bool logits_decide() const { return gate_.selection_bias.size() == 0 && gate_.groups.count == 1; }
@@ -173,7 +173,7 @@ class TopKRule {
     }
   }
 
-  const Gate& gate_;
+  const G& gate_;
   Index num_experts_;
 };
 

@@ -181,7 +181,7 @@ class Starts {
   std::vector<Index> clusters(const RandomField& random, Index k) const {
     Matrix<double> points(num_rows(), d_ + 1);
     points << sample_.x.leftCols(d_), sample_.y;
-    return k_means(points, k, random, {.rounds = 10}).labels;
+    return k_means(points, std::min(k, num_rows()), random, {.rounds = 10}).labels;
   }
 
   /// Quantiles of a random projection of x; cuts are drawn, so that classes differ in size.

@@ -15,7 +15,6 @@
 #include "moe/gaussian/model/gate_weights.hpp"
 #include "moe/gaussian/model/identified.hpp"
 
-// One file, as the report, the checks that fill it and the function that runs them are one thing to read.
 namespace moe::inline MOE_ABI {
 
 /// What data cannot, or can hardly, tell about a model.

@@ -44,7 +44,7 @@ class WeightLoader {
   }
 
   /// All slices of one matrix, in any order, each with its place in it. Throws as above, and std::invalid_argument for
-  /// slices of several matrices or of none, or which do not begin with its first output.
+  /// slices without a source, of several matrices or of none, or which do not begin with its first output.
   void add(std::vector<WeightSlice> slices) {
     std::stable_sort(slices.begin(), slices.end(),
                      [](const WeightSlice& a, const WeightSlice& b) { return a.first_output < b.first_output; });
@@ -53,6 +53,8 @@ class WeightLoader {
     const PanelMatrix<F32>& to = *slices.front().to;
     for (std::size_t s = 0; s < slices.size(); ++s) {
       if (slices[s].to != &to) fail("moe::WeightLoader::add: slices of several matrices, expected those of one");
+      if (!slices[s].source)
+        fail("moe::WeightLoader::add: slice ", s, " has no source, expected a weight that was found");
       const Index end = s + 1 < slices.size() ? slices[s + 1].first_output : to.outputs();
       require_shape(slices[s], end - slices[s].first_output, to.inputs());
     }

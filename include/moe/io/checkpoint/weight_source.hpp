@@ -21,8 +21,8 @@ namespace moe::inline MOE_ABI {
 ///   MXFP4   `name_blocks` [.., in/32, 16] and `name_scales` [.., in/32] in U8 (or with `.` for `_`): 32 elements share
 ///           2^(scale - 127), NaN for 255; a byte holds two codes, the even element in its low half (Open Compute
 ///           Project, "OCP Microscaling Formats (MX) Specification" 1.0)
-/// A handle; keeps its checkpoint open. Immutable, share freely. One that was not found is of no weight, and can only
-/// be assigned to.
+/// A handle; keeps its checkpoint open. Immutable, share freely. One that was not found is of no weight: it can only be
+/// asked whether it is, and assigned to.
 class WeightSource {
  public:
   WeightSource() = default;
@@ -45,6 +45,9 @@ class WeightSource {
   static bool exists(const Checkpoint& checkpoint, const std::string& name) {
     return checkpoint.contains(name) || checkpoint.contains(name + "_blocks") || checkpoint.contains(name + ".blocks");
   }
+
+  /// Whether it is of a weight.
+  explicit operator bool() const { return state_ != nullptr; }
 
   const std::string& name() const { return state_->name; }
   /// The tensors of the file that it is read from.
@@ -194,10 +197,10 @@ class WeightSource {
           detail::mx_scale(std::to_integer<std::uint8_t>(state_->exponents[static_cast<std::size_t>(block)]));
       const std::byte* const bytes = state_->codes.bytes.data() + block * detail::kMxBytes;
       if (std::ssize(values) >= detail::kMxBlock && begin == 0) {
-        detail::decode_mx(bytes, scale, values.data());
+        simd::widen_e2m1(bytes, scale, values.data());
       } else {
         std::array<float, detail::kMxBlock> whole;
-        detail::decode_mx(bytes, scale, whole.data());
+        simd::widen_e2m1(bytes, scale, whole.data());
         std::copy_n(whole.begin() + begin, count, values.begin());
       }
       first += static_cast<Index>(count);

@@ -110,7 +110,7 @@ void decode_elements(const std::byte* bytes, std::span<S> values, const Convert&
 }
 
 /// Small floats as floats: eight at a time where the machine can, the others one by one with `convert`.
-template <simd::SmallFloat kType, class Stored, class S, class Convert>
+template <simd::FloatCode kType, class Stored, class S, class Convert>
 void decode_small(const std::byte* bytes, std::span<S> values, const Convert& convert) {
   if constexpr (simd::kWidensSmallFloats && std::is_same_v<S, float>) {
     const std::size_t body = values.size() / 8 * 8;
@@ -138,15 +138,15 @@ void decode(Dtype from, const std::byte* bytes, std::span<S> values) {
     case Dtype::F32:
       return plain(float{});
     case Dtype::F16:
-      return decode_small<simd::SmallFloat::Half, std::uint16_t>(bytes, values, half_to_float);
+      return decode_small<simd::FloatCode::Half, std::uint16_t>(bytes, values, half_to_float);
     case Dtype::BF16:
-      return decode_small<simd::SmallFloat::Bfloat, std::uint16_t>(bytes, values, bfloat_to_float);
+      return decode_small<simd::FloatCode::Bfloat, std::uint16_t>(bytes, values, bfloat_to_float);
     case Dtype::F8_E4M3:
-      return decode_small<simd::SmallFloat::E4M3, std::uint8_t>(bytes, values,
-                                                                [](auto code) { return kFloatOfCode<E4M3>[code]; });
+      return decode_small<simd::FloatCode::E4M3, std::uint8_t>(bytes, values,
+                                                               [](auto code) { return kFloatOfCode<E4M3>[code]; });
     case Dtype::F8_E5M2:
-      return decode_small<simd::SmallFloat::E5M2, std::uint8_t>(bytes, values,
-                                                                [](auto code) { return kFloatOfCode<E5M2>[code]; });
+      return decode_small<simd::FloatCode::E5M2, std::uint8_t>(bytes, values,
+                                                               [](auto code) { return kFloatOfCode<E5M2>[code]; });
     case Dtype::I64:
       return plain(std::int64_t{});
     case Dtype::I32:

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -17,8 +16,6 @@ namespace moe::inline MOE_ABI::detail {
 inline constexpr Index kScaleBlock = 128;
 /// Elements that share one scale of an MXFP4 weight, and the bytes that hold their codes.
 inline constexpr Index kMxBlock = 32, kMxBytes = kMxBlock / 2;
-
-inline constexpr std::array<float, 16> kMxValues{0, 0.5f, 1, 1.5f, 2, 3, 4, 6, -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
 
 /// 2^(code - 127), the scale E8M0 of an MXFP4 block; 255 is NaN.
 inline float mx_scale(std::uint8_t code) {
@@ -36,8 +33,5 @@ inline void scale_values(std::span<float> values, float scale) {
         for (Index j = i; j < i + count; ++j) data[j] *= scale;
       });
 }
-
-/// A block of MXFP4: two codes (E2M1) in a byte, the even element in its low half.
-inline void decode_mx(const std::byte* bytes, float scale, float* values) { simd::widen_e2m1(bytes, scale, values); }
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -53,7 +53,7 @@ enum class CapacityRounding {
 };
 
 /// How many choices an expert takes and which are dropped. What public code bases mean by a capacity, as values of
-/// these options: routing/conventions.hpp. A capacity that is a constant, in both phases:
+/// these options: routing/capacity/conventions.hpp. A capacity that is a constant, in both phases:
 ///   {.factor = 0, .evaluation_factor = 0, .min_capacity = 64}
 struct CapacityOptions {
   double factor = 1.25;                   ///< in training, times the balanced load; 0: min_capacity alone decides
