@@ -17,7 +17,7 @@ struct DeepSpeed {
     const Index least = v.integer("min_capacity", 4);
     const auto policy = v.text("drop_policy", "probs") == "position" ? moe::conventions::DropPolicy::Position
                                                                      : moe::conventions::DropPolicy::Probability;
-    options = function == "top1gating"   ? moe::conventions::deepspeed_top_1(factor, least, false)
+    options = function == "top1gating" ? moe::conventions::deepspeed_top_1(factor, least, moe::ServiceOrder::ByPosition)
               : function == "top2gating" ? moe::conventions::deepspeed_top_2(factor, least)
                                          : moe::conventions::deepspeed_top_k(factor, least, policy);
     if (!drops) options.factor = moe::kUnlimited;

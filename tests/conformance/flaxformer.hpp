@@ -81,7 +81,9 @@ inline Integers dispatch_indices(const Routing& routing, const std::vector<Index
 
 inline void check_tokens_choose(Variant& v, Flaxformer& router) {
   const Index k = v.integer("num_selected_experts", 1), capacity = v.integer("capacity", 1), experts = router.experts();
-  moe::CapacityOptions options = moe::conventions::t5x(0, capacity, v.flag("batch_prioritized_routing", false));
+  const auto order =
+      v.flag("batch_prioritized_routing", false) ? moe::ServiceOrder::ByScore : moe::ServiceOrder::ByPosition;
+  moe::CapacityOptions options = moe::conventions::t5x(0, capacity, order);
   const bool scatters = router.kind.find("Scatter") != std::string::npos || v.has("dispatch_indices");
   Groups& groups = router.groups;
   Matrix<float> logits = router.logits;

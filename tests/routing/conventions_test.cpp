@@ -82,7 +82,8 @@ TEST_CASE("conventions: random token selection of DeepSpeed draws anew", "[capac
     return test::copy_of(routing.weights());
   };
   CHECK(served(conventions::deepspeed_top_1(1), 0) != served(conventions::deepspeed_top_1(1), 1));
-  CHECK(served(conventions::deepspeed_top_1(1, 4, false), 0) == served(conventions::deepspeed_top_1(1, 4, false), 1));
+  CHECK(served(conventions::deepspeed_top_1(1, 4, ServiceOrder::ByPosition), 0) ==
+        served(conventions::deepspeed_top_1(1, 4, ServiceOrder::ByPosition), 1));
 }
 
 TEST_CASE("conventions: numbers out of range are errors", "[capacity][error]") {

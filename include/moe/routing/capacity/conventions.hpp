@@ -65,11 +65,11 @@ enum class DropPolicy { Position, Probability };
 // All of these limit inference like training; set evaluation_factor for another. They throw std::invalid_argument on
 // numbers that CapacityOptions refuses.
 
-/// DeepSpeed-MoE, top 1. random: random token selection (use_rts), by random numbers of ours.
-inline CapacityOptions deepspeed_top_1(double factor, Index min_capacity = 4, bool random = true) {
-  return moe::detail::in_both_phases({.factor = factor,
-                                      .min_capacity = min_capacity,
-                                      .order = random ? ServiceOrder::Random : ServiceOrder::ByPosition});
+/// DeepSpeed-MoE, top 1. Order: Random for random token selection (use_rts), by random numbers of ours, else
+/// ByPosition.
+inline CapacityOptions deepspeed_top_1(double factor, Index min_capacity = 4,
+                                       ServiceOrder order = ServiceOrder::Random) {
+  return moe::detail::in_both_phases({.factor = factor, .min_capacity = min_capacity, .order = order});
 }
 
 /// DeepSpeed-MoE, top 2.
@@ -141,11 +141,11 @@ inline CapacityOptions tensor2tensor(double factor, Index min_capacity = 4) {
                                       .floor = 1e-9});
 }
 
-/// T5X and flaxformer, tokens choose. by_score: batch_prioritized_routing.
-inline CapacityOptions t5x(double factor, Index min_capacity = 4, bool by_score = false) {
+/// T5X and flaxformer, tokens choose. Order: ByScore for batch_prioritized_routing.
+inline CapacityOptions t5x(double factor, Index min_capacity = 4, ServiceOrder order = ServiceOrder::ByPosition) {
   return moe::detail::in_both_phases({.factor = factor,
                                       .min_capacity = min_capacity,
-                                      .order = by_score ? ServiceOrder::ByScore : ServiceOrder::ByPosition,
+                                      .order = order,
                                       .scope = CapacityScope::Group,
                                       .load = CapacityLoad::Tokens,
                                       .rounding = CapacityRounding::Nearest});
