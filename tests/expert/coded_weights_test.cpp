@@ -278,6 +278,74 @@ TEST_CASE("coded weights: parts that do not fit are refused by name", "[expert]"
                     Catch::Matchers::ContainsSubstring("stage 1 of expert 0 is [9, 20] with 9 biases"));
 }
 
+namespace {
+
+/// Weights that hand other sizes to the kernels than they claim.
+struct Liar {
+  using Scalar = float;
+  Index claimed_panels = 1, source_panels = 1, source_inputs = 5;
+  PanelMatrix<F32> honest{3, 5};
+
+  Index outputs() const { return 3; }
+  Index inputs() const { return 5; }
+  Index panels() const { return claimed_panels; }
+  PanelOrder order() const { return PanelOrder::Plain; }
+  moe::kernel::PanelSource<float> source() const {
+    auto source = honest.source();
+    source.panels = source_panels;
+    source.inputs = source_inputs;
+    return source;
+  }
+};
+
+class LyingExpert : public moe::StagedExpert<LyingExpert, F32> {
+ public:
+  explicit LyingExpert(const Liar& weight) : weight_(weight) {}
+  Index input_dim() const { return 5; }
+  Index output_dim() const { return 3; }
+  template <class Self>
+  static auto stages(Self& self) {
+    return std::tuple{moe::make_stage<moe::Elementwise<moe::Identity>>(self.weight_, self.bias_)};
+  }
+
+ private:
+  Liar weight_;
+  PanelMatrix<F32> bias_;
+};
+
+}  // namespace
+
+TEST_CASE("coded weights: a source of other sizes than its weight is refused", "[expert]") {
+  const auto rows = test::random_matrix<float>(2, 5);
+  CHECK_NOTHROW(test::run(LyingExpert(Liar{}), rows));
+  CHECK_THROWS_WITH(
+      test::run(LyingExpert({.source_inputs = 6}), rows),
+      "moe::PanelExpert: stage 0 of expert 0 has 1 panels, and a source of 1 with 6 inputs, expected those "
+      "of a matrix [3, 5]");
+  CHECK_THROWS_AS(test::run(LyingExpert({.source_panels = 2}), rows), std::invalid_argument);
+  CHECK_THROWS_AS(test::run(LyingExpert({.claimed_panels = 2, .source_panels = 2}), rows), std::invalid_argument);
+}
+
+TEST_CASE("coded weights: NaN and infinity reach their own output alone, for few rows and many", "[expert]") {
+  moe::Linear plain(37, 300, Bias::Zero);
+  test::randomise(plain, 1, 0.1);
+  plain = representable(plain);
+  plain.weight().set(5, 7, std::numeric_limits<float>::infinity());
+  plain.weight().set(20, 299, test::kNan<float>);
+  const auto expanded = coded<Expanded>(plain);
+  const auto streamed = coded<Streamed>(plain);
+  for (const Index count : {1, 40}) {
+    const auto rows = test::random_matrix<float>(count, 300, 5);
+    const Matrix<float> expected = test::run(plain, rows);
+    for (const Matrix<float>& out : {test::run(expanded, rows), test::run(streamed, rows)})
+      for (Index r = 0; r < count; ++r)
+        for (Index o = 0; o < 37; ++o) {
+          REQUIRE(std::isfinite(out(r, o)) == (o != 5 && o != 20));
+          if (o != 20) REQUIRE(test::same_bits(out(r, o), expected(r, o)));
+        }
+  }
+}
+
 TEST_CASE("PanelMatrix: get and set look whether the place is there", "[expert]") {
   PanelMatrix<F32> matrix(3, 2);
   matrix.set(2, 1, 5);

@@ -9,6 +9,7 @@
 
 #include "moe/core/matrix.hpp"
 
+// Long, as parameters and state are one walk, and leaves are read, written and counted as it finds them.
 namespace moe::inline MOE_ABI {
 
 namespace detail {

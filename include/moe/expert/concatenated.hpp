@@ -16,6 +16,7 @@
 #include "moe/expert/expert_set.hpp"
 #include "moe/kernel/dispatch.hpp"
 
+// Long, as each verb of a set stands here once with its checks and once more as what it hands to every set.
 namespace moe::inline MOE_ABI {
 
 /// Expert sets side by side under one router, each on its own fast path. Experts are numbered set after set: with sets

@@ -106,6 +106,21 @@ struct StageWidths {
   }
 };
 
+/// Whether the panels of a weight are as many as its outputs take, and what it hands to the kernels is of its sizes: a
+/// PanelMatrix is made so.
+template <class W>
+bool has_consistent_panels([[maybe_unused]] const W& weight) {
+  if constexpr (LearnedWeight<W>) {
+    return true;
+  } else {
+    const Index units = weight.order() == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
+    const Index width = kernel::kPanelWidth<typename W::Scalar> / (weight.order() == PanelOrder::Paired ? 2 : 1);
+    const auto source = weight.source();
+    return weight.panels() == (units + width - 1) / width && source.panels == weight.panels() &&
+           source.inputs == weight.inputs();
+  }
+}
+
 /// Widths of the stages. Throws std::invalid_argument unless every expert that has rows maps `inputs` columns to
 /// `outputs`, each stage reading what the stage before has written, with biases of its size: parts may be replaced
 /// through references, and the kernels trust sizes. Others are not touched, which is what costs for one token of many
@@ -124,6 +139,10 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
         fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
              "] with ", bias.outputs(), " biases, expected [.., ", width,
              "] with none or as many, in the order of its epilogue");
+      if (!has_consistent_panels(weight))
+        fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " has ", weight.panels(), " panels, and a source of ",
+             weight.source().panels, " with ", weight.source().inputs, " inputs, expected those of a matrix [",
+             weight.outputs(), ", ", weight.inputs(), "]");
       width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
       widths.panels[i] = std::max(widths.panels[i], weight.panels());
     });

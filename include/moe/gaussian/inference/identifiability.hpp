@@ -15,6 +15,7 @@
 #include "moe/gaussian/model/gate_weights.hpp"
 #include "moe/gaussian/model/identified.hpp"
 
+// Long, as the report, the checks that fill it and the function that runs them are read together.
 namespace moe::inline MOE_ABI {
 
 /// What data cannot, or can hardly, tell about a model.

@@ -14,6 +14,7 @@
 #include "moe/core/random.hpp"
 #include "moe/gaussian/predict/mixture_rows.hpp"
 
+// Long, as quadrature and Monte Carlo check each other.
 namespace moe::inline MOE_ABI {
 
 /// Distances between two conditional densities, averaged over inputs: h^2 <= V <= sqrt(2) h.

@@ -20,6 +20,7 @@
 #include "moe/gaussian/theory/rate_slope.hpp"
 #include "moe/gaussian/theory/voronoi.hpp"
 
+// Long, as an experiment is its options, its result and what leads from the one to the other.
 namespace moe::inline MOE_ABI {
 
 /// Law of the inputs: fills x [n, d], which has its size already, from a field of random numbers; x(i, c) should depend

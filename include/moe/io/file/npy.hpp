@@ -20,6 +20,7 @@
 #include "moe/io/file/output_file.hpp"
 #include "moe/io/file/tensor.hpp"
 
+// Long, as a header is written by the rules that it is read by.
 namespace moe::inline MOE_ABI {
 
 namespace detail {
