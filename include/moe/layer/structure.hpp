@@ -165,8 +165,9 @@ WithBranches<Layer, Branches...> take_experts(const WithBranches<Layer, Branches
 /// The layer with every expert `times` times in a row that computes the same as `layer` in inference, up to rounding:
 /// take_experts(), and the gate that makes up for the copies. SoftmaxGate shares weights out; TopKGate chooses all
 /// copies of its k experts, or with k = 1 the first one, so that a token costs what it did; see the `duplicate` of each
-/// gate. In training, noise and gradients set copies apart. Throws std::invalid_argument for times < 1, and as
-/// take_experts(). Gates for which no numbers give the same outputs are refused by the compiler: SparseMixerGate,
+/// gate. In training, noise and gradients set copies apart, and a TopKGate that only an epsilon near 1/100 kept from
+/// constant weights is refused, as its epsilon shrinks with the scores. Throws std::invalid_argument for times < 1, and
+/// as take_experts(). Gates for which no numbers give the same outputs are refused by the compiler: SparseMixerGate,
 /// annealed and random ones, limits and chances.
 /// Komatsuzaki et al., "Sparse upcycling" (arXiv:2212.05055), start from copies of one expert.
 template <class R, class G, class X>
