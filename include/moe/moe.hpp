@@ -40,6 +40,7 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 

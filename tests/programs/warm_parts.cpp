@@ -23,6 +23,7 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/layer/layer_expert.hpp"
@@ -160,6 +161,7 @@ void check_gates() {
   check_gate("SparseMixerGate", moe::SparseMixerGate{});
   check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
+  check_gate("TopPGate", moe::TopPGate{});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
