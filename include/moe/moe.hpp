@@ -33,6 +33,7 @@
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/rank.hpp"
 #include "moe/gate/rule/temperature.hpp"
 #include "moe/gate/rule/token_rule.hpp"
 #include "moe/gate/softmax.hpp"

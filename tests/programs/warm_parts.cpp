@@ -18,6 +18,7 @@
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/rank.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -162,6 +163,7 @@ void check_gates() {
   check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
   check_gate("TopPGate", moe::TopPGate{});
+  check_gate("RankGate", moe::RankGate{{2, 0}});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
