@@ -39,6 +39,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
+#include "moe/gate/threshold.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/top_p.hpp"

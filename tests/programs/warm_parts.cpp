@@ -22,6 +22,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
+#include "moe/gate/threshold.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/top_p.hpp"
@@ -164,6 +165,7 @@ void check_gates() {
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
   check_gate("TopPGate", moe::TopPGate{});
   check_gate("RankGate", moe::RankGate{{2, 0}});
+  check_gate("ThresholdGate", moe::ThresholdGate{});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }

@@ -20,6 +20,9 @@ enum class Normalise { Off, Sum, Euclidean, PNorm };
 /// logits as the router gave them.
 enum class WeightLogits { Selection, Clean };
 
+/// What a choice weighs where a gate leaves that open: its score, or as much as any other.
+enum class ChoiceWeight { Score, Unit };
+
 /// What training does where each weight is a constant, so that the router learns nothing from the task: Refuse it, or
 /// Accept it, as where auxiliary losses alone are to train the router, or nothing is.
 enum class ConstantWeights { Refuse, Accept };
