@@ -45,6 +45,7 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 
 // Experts: rows -> rows, alone and in pools.
 #include "moe/expert/concatenated.hpp"

@@ -28,6 +28,7 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/cosine.hpp"
@@ -166,6 +167,7 @@ void check_gates() {
   check_gate("TopPGate", moe::TopPGate{});
   check_gate("RankGate", moe::RankGate{{2, 0}});
   check_gate("ThresholdGate", moe::ThresholdGate{});
+  check_gate("WithSkipping", moe::WithSkipping<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
