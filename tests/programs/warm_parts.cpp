@@ -19,6 +19,7 @@
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/rank.hpp"
+#include "moe/gate/relu.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -168,6 +169,7 @@ void check_gates() {
   check_gate("RankGate", moe::RankGate{{2, 0}});
   check_gate("ThresholdGate", moe::ThresholdGate{});
   check_gate("WithSkipping", moe::WithSkipping<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
+  check_gate("ReluGate", moe::ReluGate{});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
