@@ -33,6 +33,7 @@
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
 #include "moe/gate/rule/temperature.hpp"
