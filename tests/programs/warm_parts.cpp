@@ -18,6 +18,7 @@
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/null_expert.hpp"
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
@@ -172,6 +173,7 @@ void check_gates() {
   check_gate("WithSkipping", moe::WithSkipping<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
   check_gate("ReluGate", moe::ReluGate{});
   check_gate("PrototypeGate", moe::PrototypeGate{.groups = 3});
+  check_gate("NullExpertGate", moe::NullExpertGate{.k = 3, .nulls = 2});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
