@@ -32,6 +32,8 @@
 #include "moe/gate/concept.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/hash_tables.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/null_expert.hpp"
 #include "moe/gate/prototype.hpp"

@@ -17,6 +17,8 @@
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/hash_tables.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/null_expert.hpp"
 #include "moe/gate/prototype.hpp"
@@ -49,7 +51,12 @@ using moe::Matrix;
 constexpr Index kTokens = 300, kExperts = 6, kDim = 45;
 
 const Matrix<float> tokens = Matrix<float>::Random(kTokens, kDim);
-const moe::Step step = moe::Step::train(1, 2);
+const std::vector<std::int64_t> keys(kTokens, 3);
+const moe::Step step = [] {
+  moe::Step keyed = moe::Step::train(1, 2);
+  keyed.key = keys;
+  return keyed;
+}();
 
 template <class R>
 void check_router(const std::string& name, const R& router) {
@@ -174,6 +181,7 @@ void check_gates() {
   check_gate("ReluGate", moe::ReluGate{});
   check_gate("PrototypeGate", moe::PrototypeGate{.groups = 3});
   check_gate("NullExpertGate", moe::NullExpertGate{.k = 3, .nulls = 2});
+  check_gate("HashGate", moe::HashGate{.table = moe::random_hash_table(9, kExperts, 2, 1)});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
