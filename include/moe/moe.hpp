@@ -26,6 +26,7 @@
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
+#include "moe/router/normalised.hpp"
 
 // Gates: logits -> who goes where, with which weight.
 #include "moe/gate/activation.hpp"

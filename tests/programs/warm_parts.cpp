@@ -41,6 +41,7 @@
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
+#include "moe/router/normalised.hpp"
 #include "programs/expect_none.hpp"
 
 namespace {
@@ -159,6 +160,7 @@ void check_routers() {
   check_router("LinearRouter", linear);
   check_router("CosineRouter", moe::CosineRouter::random(kExperts, kDim, 8, 1));
   check_router("NoisyRouter", moe::NoisyRouter::random(kExperts, kDim, 1));
+  check_router("NormalisedRouter", moe::NormalisedRouter(linear));
   check_router("NoRouter", moe::NoRouter(kExperts, kDim));
   check_router("Frozen router", moe::Frozen(linear));
 }
