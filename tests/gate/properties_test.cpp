@@ -2,11 +2,20 @@
 // What holds for all gates alike.
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/hash_tables.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/null_expert.hpp"
+#include "moe/gate/prototype.hpp"
+#include "moe/gate/rank.hpp"
+#include "moe/gate/relu.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
+#include "moe/gate/threshold.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 #include "support/catch.hpp"
 #include "support/gates.hpp"
 #include "support/thread_executor.hpp"
@@ -17,6 +26,38 @@ using moe::Step;
 
 namespace {
 
+/// HashGate with the id of a token as its key.
+struct HashOfIds {
+  moe::HashGate gate;
+  static constexpr bool kPerToken = true;
+
+  template <class F, class... Self>
+  static void visit(F&&, Self&...) {}
+
+  template <class S>
+  void route(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const {
+    std::vector<std::int64_t> key;
+    for (Index t = 0; t < logits.rows(); ++t) key.push_back(context.step.id(t));
+    Step step = context.step;
+    step.key = key;
+    gate.route(logits, {step, context.scratch}, routing);
+  }
+  template <class S>
+  void probabilities(const moe::Logits<S>& logits, const moe::Context& context, moe::Matrix<S>& p) const {
+    gate.probabilities(logits, context, p);
+  }
+  template <class S>
+  void replay(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const {
+    gate.replay(logits, context, routing);
+  }
+  template <class S>
+  void backward(const moe::Logits<S>& logits, const moe::Context& context, const moe::Routing<S>& routing,
+                std::type_identity_t<std::span<const S>> dweight, const moe::MatrixView<S>& dprobability,
+                moe::Matrix<S>& dlogits, HashOfIds& gradient) const {
+    gate.backward(logits, context, routing, dweight, dprobability, dlogits, gradient.gate);
+  }
+};
+
 /// Calls f(name, gate) for gates that choose by the logits of a token, all their parameters present.
 template <class F>
 void for_each_deterministic_gate(Index experts, F&& f) {
@@ -26,6 +67,12 @@ void for_each_deterministic_gate(Index experts, F&& f) {
   f("sigmoid top-k", moe::TopKGate{.k = 1, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::Off});
   f("dense to sparse", moe::DenseToSparseGate<LearnableTemperature>{.threshold = 0.01});
   f("dense to sparse, clean weights", moe::DenseToSparseGate<>{.weights = moe::WeightLogits::Clean});
+  f("top-p", moe::TopPGate{.p = 0.6});
+  f("relu", moe::ReluGate{});
+  f("threshold", moe::ThresholdGate{.threshold = 1.5 / static_cast<double>(experts), .score = moe::Score::Softmax});
+  f("top-k with skipping",
+    moe::WithSkipping<moe::TopKGate>{.gate = {.k = (experts + 1) / 2}, .skipped = moe::SkippedWeight::Shared});
+  if (experts > 1) f("ranks", moe::RankGate{{1, 0}});
 }
 
 /// The same and those with noise, draws and biases.
@@ -45,7 +92,16 @@ void for_each_gate(Index experts, F&& f) {
   f("activation", moe::ActivationGate<moe::Tanh, LearnableTemperature>{.bias = test::random_bias(experts, 33, 0.5),
                                                                        .sparse = {.threshold = 0.05, .gumbel = 0.5}});
   f("stochastic", moe::StochasticGate{.training = moe::DrawPer::Token});
+  f("prototypes", moe::PrototypeGate{.groups = experts % 2 == 0 ? 2 : 1});
+  f("null experts",
+    moe::NullExpertGate{.k = (experts + 1) / 2, .nulls = experts / 4, .normalise = moe::Normalise::Off});
+  f("hash", HashOfIds{{.table = moe::random_hash_table(300, experts - experts / 4, (experts + 2) / 3, 34),
+                       .weight = moe::ChoiceWeight::Score,
+                       .normalise = moe::Normalise::Off}});
 }
+
+/// Gates whose tokens may get no expert.
+bool may_choose_nobody(const std::string& name) { return name == "relu" || name == "null experts"; }
 
 /// Everything that a gate computes, for comparing bits.
 template <class S, class G>
@@ -150,7 +206,7 @@ TEST_CASE("Gates: padding gets no experts, no probabilities and no gradient, and
     CAPTURE(name);
     for (Index t = 0; t < 70; ++t)
       if (valid[static_cast<std::size_t>(t)]) {
-        REQUIRE(!routing.experts(t).empty());
+        REQUIRE((may_choose_nobody(name) || !routing.experts(t).empty()));
       } else {
         REQUIRE(routing.experts(t).empty());
         REQUIRE(p.row(t).isZero(0));
@@ -168,7 +224,7 @@ TEST_CASE("Gates: no tokens give an empty routing and matrices of the right widt
     CAPTURE(name);
     CHECK(routing.num_tokens() == 0);
     CHECK(routing.num_assignments() == 0);
-    CHECK(test::probabilities(gate, logits).cols() == 6);
+    CHECK(test::probabilities(gate, logits).cols() == (std::string(name) == "null experts" ? 5 : 6));
     CHECK(back.dlogits.cols() == 6);
   });
 }
@@ -215,7 +271,7 @@ TEMPLATE_TEST_CASE("Gates: adding a constant to the logits of a token changes no
   const auto logits = test::exact_logits<TestType>(30, 17, 48);
   const moe::Matrix<TestType> shifted = logits.array() + TestType(100.25);
   for_each_deterministic_gate(17, [&](const std::string& name, const auto& gate) {
-    if (name == "sigmoid top-k") return;
+    if (name == "sigmoid top-k" || name == "relu") return;
     CAPTURE(name);
     REQUIRE(test::equal_bits(test::routed(gate, logits, Step::train(1)), test::routed(gate, shifted, Step::train(1))));
     REQUIRE(test::equal_bits(test::probabilities(gate, logits), test::probabilities(gate, shifted)));

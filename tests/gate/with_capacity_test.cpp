@@ -3,7 +3,7 @@
 
 #include "moe/gate/top_k.hpp"
 
-#include "gate/threshold_gate.hpp"
+#include "gate/own_gate.hpp"
 #include "support/catch.hpp"
 #include "support/gradient.hpp"
 #include "support/routings.hpp"
@@ -16,7 +16,7 @@ using moe::Routing;
 using moe::ServiceOrder;
 using moe::Step;
 using moe::WithCapacity;
-using test::ThresholdGate;
+using test::OwnGate;
 
 namespace {
 
@@ -36,7 +36,7 @@ struct CheckedGate : FirstExpertGate {
   }
 };
 
-using Limited = WithCapacity<ThresholdGate>;
+using Limited = WithCapacity<OwnGate>;
 static_assert(moe::DifferentiableGate<Limited, float> && moe::DifferentiableGate<Limited, double>);
 static_assert(!Limited::kPerToken && moe::HasParameters<Limited>);
 static_assert(moe::Gate<WithCapacity<FirstExpertGate>>);
@@ -154,7 +154,7 @@ TEST_CASE("WithCapacity: without a limit, backward is the gate's", "[gate]") {
   for (std::size_t a = 0; a < dweight.size(); ++a) dweight[a] = SmoothLoss::weight_slope(a);
   Matrix<double> dlogits, expected;
   Limited gradient = moe::zeros_like(gate);
-  ThresholdGate expected_gradient = moe::zeros_like(gate.gate);
+  OwnGate expected_gradient = moe::zeros_like(gate.gate);
   gate.backward(logits, Step{}, routing, dweight, Matrix<double>(), dlogits, gradient);
   gate.gate.backward(logits, Step{}, routing, dweight, Matrix<double>(), expected, expected_gradient);
   CHECK(dlogits == expected);

@@ -2,6 +2,8 @@
 // A workspace that limits the number of tokens: the same bits in chunks.
 #include "layer/fixtures.hpp"
 #include "moe/expert/scaled_identity.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/hash_tables.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
@@ -59,6 +61,29 @@ TEST_CASE("max_tokens: tokens draw what they draw in one pass, with and without 
   step.valid = valid;
   check_chunks(layer, step);
   check_chunks(test::layer_of<Glu>(5, moe::StochasticGate{.k = 2, .training = moe::DrawPer::Group}), step);
+}
+
+TEST_CASE("max_tokens: keys go with their tokens, in chunks and to layers among the experts", "[layer]") {
+  const moe::HashGate gate{.table = moe::random_hash_table(9, 5, 2, 1), .weight = moe::ChoiceWeight::Score};
+  const auto layer = test::layer_of<Glu>(5, gate);
+  std::vector<std::int64_t> key(kTokens);
+  for (std::size_t t = 0; t < key.size(); ++t) key[t] = std::int64_t(t * t % 9);
+  Step step;
+  step.key = key;
+  check_chunks(layer, step);
+
+  const auto inner = [&] { return moe::LayerExpert(layer); };
+  const moe::ExpertPool pool(std::vector{inner(), inner(), inner()});
+  const moe::MoeLayer outer(moe::BasicLinearRouter<F64>::random(3, kModelDim, 2), TopKGate{.k = 2}, pool);
+  check_chunks(outer, step);
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim);
+  const auto whole = test::forward(outer, tokens, step);
+  for (Index t = 0; t < kTokens; ++t) {
+    Step alone;
+    alone.key = std::span(key).subspan(std::size_t(t), 1);
+    CHECK(test::same_bits(test::forward(outer, Matrix<double>(tokens.row(t)), alone), whole.row(t)));
+  }
+  CHECK_THROWS_AS(test::forward(outer, tokens, Step{}), std::invalid_argument);
 }
 
 TEST_CASE("max_tokens: branches go in the chunks of their layer", "[layer]") {

@@ -17,14 +17,23 @@
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/hash_tables.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/null_expert.hpp"
+#include "moe/gate/prototype.hpp"
+#include "moe/gate/rank.hpp"
+#include "moe/gate/relu.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
+#include "moe/gate/threshold.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/cosine.hpp"
@@ -32,6 +41,7 @@
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
+#include "moe/router/normalised.hpp"
 #include "programs/expect_none.hpp"
 
 namespace {
@@ -42,7 +52,12 @@ using moe::Matrix;
 constexpr Index kTokens = 300, kExperts = 6, kDim = 45;
 
 const Matrix<float> tokens = Matrix<float>::Random(kTokens, kDim);
-const moe::Step step = moe::Step::train(1, 2);
+const std::vector<std::int64_t> keys(kTokens, 3);
+const moe::Step step = [] {
+  moe::Step keyed = moe::Step::train(1, 2);
+  keyed.key = keys;
+  return keyed;
+}();
 
 template <class R>
 void check_router(const std::string& name, const R& router) {
@@ -145,6 +160,7 @@ void check_routers() {
   check_router("LinearRouter", linear);
   check_router("CosineRouter", moe::CosineRouter::random(kExperts, kDim, 8, 1));
   check_router("NoisyRouter", moe::NoisyRouter::random(kExperts, kDim, 1));
+  check_router("NormalisedRouter", moe::NormalisedRouter(linear));
   check_router("NoRouter", moe::NoRouter(kExperts, kDim));
   check_router("Frozen router", moe::Frozen(linear));
 }
@@ -160,6 +176,14 @@ void check_gates() {
   check_gate("SparseMixerGate", moe::SparseMixerGate{});
   check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
+  check_gate("TopPGate", moe::TopPGate{});
+  check_gate("RankGate", moe::RankGate{{2, 0}});
+  check_gate("ThresholdGate", moe::ThresholdGate{});
+  check_gate("WithSkipping", moe::WithSkipping<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
+  check_gate("ReluGate", moe::ReluGate{});
+  check_gate("PrototypeGate", moe::PrototypeGate{.groups = 3});
+  check_gate("NullExpertGate", moe::NullExpertGate{.k = 3, .nulls = 2});
+  check_gate("HashGate", moe::HashGate{.table = moe::random_hash_table(9, kExperts, 2, 1)});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }

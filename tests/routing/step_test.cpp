@@ -42,11 +42,12 @@ TEST_CASE("Step: spans are read per token", "[step]") {
 TEST_CASE("Step: a span of the wrong length is an error that names it", "[step][error]") {
   const std::vector<std::int64_t> two = {0, 1};
   const std::vector<std::uint8_t> valid = {1, 1};
-  Step ids, groups, padding;
+  Step ids, groups, keys, padding;
   ids.token_id = two;
   groups.group_id = two;
+  keys.key = two;
   padding.valid = valid;
-  for (const Step& step : {ids, groups, padding}) {
+  for (const Step& step : {ids, groups, keys, padding}) {
     CHECK_NOTHROW(step.validate("f", 2));
     CHECK_THROWS_AS(step.validate("f", 3), std::invalid_argument);
   }

@@ -19,7 +19,7 @@ concept HasRoute = requires(const G& gate, const Matrix<S>& logits, const Contex
   { gate.route(logits, context, routing) } -> std::same_as<void>;
 };
 
-/// Says at compile time whether each token is decided by itself, from its own logits, id and group alone.
+/// Says at compile time whether each token is decided by itself, from its own logits, id, group and key alone.
 template <class G>
 concept StatesPerToken = requires {
   { G::kPerToken } -> std::convertible_to<bool>;

@@ -5,9 +5,9 @@
 #include <cmath>
 #include <limits>
 #include <span>
-#include <vector>
 
 #include "moe/gate/concept.hpp"
+#include "moe/gate/rule/taken_groups.hpp"
 #include "moe/gate/rule/top_k_blocks.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -169,28 +169,9 @@ inline void TopKGate::validate(Index num_experts) const {
 }
 
 inline ExpertGroups TopKGate::groups_of(std::span<const Index> ids, Index num_experts) const {
-  constexpr const char* kFunction = "moe::TopKGate::take";
   if (groups.count == 1) return groups;
-  const Index size = num_experts / groups.count;
-  std::vector<Index> group, taken;  // in the order of ids: which, and how many experts of it
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const Index g = ids[i] / size;
-    if (i > 0 && g == group.back()) {
-      ++taken.back();
-      continue;
-    }
-    if (std::ranges::find(group, g) != group.end())
-      fail(kFunction, ": ids[", i, "] is ", ids[i], " of group ", g, " behind experts of group ", group.back(),
-           ", expected the experts of a group to stand together");
-    group.push_back(g);
-    taken.push_back(1);
-  }
-  for (std::size_t i = 1; i < taken.size(); ++i)
-    if (taken[i] != taken[0])
-      fail(kFunction, ": ids name ", taken[i], " experts of group ", group[i], " and ", taken[0], " of group ",
-           group[0], ", expected equally many of each group");
   ExpertGroups result = groups;
-  result.count = std::ssize(group);
+  result.count = detail::count_taken_groups("moe::TopKGate::take", ids, num_experts / groups.count);
   result.kept = std::min(groups.kept, result.count);
   if (result.count == 1) result.best = 1;  // limits nothing any more
   return result;

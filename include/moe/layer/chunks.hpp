@@ -35,6 +35,7 @@ void for_each_chunk(const ConstMatrixRef<S>& tokens, const Step& step, MatrixRef
     Step part = step;
     part.token_id = part_of(step.token_id, first, count);
     part.group_id = part_of(step.group_id, first, count);
+    part.key = part_of(step.key, first, count);
     part.valid = part_of(step.valid, first, count);
     if (step.token_id.empty()) {
       ws.token_id.resize(static_cast<std::size_t>(count));

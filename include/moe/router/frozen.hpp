@@ -10,7 +10,7 @@
 namespace moe::inline MOE_ABI {
 
 /// A router that does not learn; trained through where its backward takes NoGradient, as those of LinearRouter,
-/// CosineRouter, NoisyRouter and NoRouter do.
+/// CosineRouter, NoisyRouter and NoRouter do, and NormalisedRouter around them.
 template <Router R>
 class Frozen<R> : public detail::FrozenObject<R> {
  public:

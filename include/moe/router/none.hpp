@@ -7,7 +7,7 @@
 
 namespace moe::inline MOE_ABI {
 
-/// A router for gates that do not look at logits, as StochasticGate or a hash of token ids: logits are zero, there is
+/// A router for gates that do not look at logits, as StochasticGate or HashGate: logits are zero, there is
 /// nothing to learn, and tokens get no gradient. Before a gate that does look, all experts are alike, and ties go to
 /// the lower ones. Immutable in use, share freely.
 ///   moe::MoeLayer layer(moe::NoRouter(8, 64), moe::StochasticGate{}, experts);

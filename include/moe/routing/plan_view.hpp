@@ -84,17 +84,19 @@ struct ViewRows {
 
 }  // namespace detail
 
-/// Steps that speak of the rows of a plan: row r has the id and the group of the token that it reads, and none is
-/// padding. Working memory, which the steps refer to; one per thread.
+/// Steps that speak of the rows of a plan: row r has the id, the group and the key of the token that it reads, and none
+/// is padding. Working memory, which the steps refer to; one per thread.
 class RowKeys {
  public:
   void build(const Step& step, const PlanView& plan) {
     first_row_ = plan.first_row();
     token_id_.clear();
     group_id_.clear();
+    key_.clear();
     for (Index r = plan.first_row(); r < plan.last_row(); ++r) {
       token_id_.push_back(step.id(plan.token_of_row(r)));
       group_id_.push_back(step.group(plan.token_of_row(r)));
+      if (!step.key.empty()) key_.push_back(step.key[static_cast<std::size_t>(plan.token_of_row(r))]);
     }
   }
 
@@ -105,11 +107,12 @@ class RowKeys {
     own.valid = {};
     own.token_id = std::span(token_id_).subspan(begin, count);
     own.group_id = std::span(group_id_).subspan(begin, count);
+    own.key = key_.empty() ? std::span<const std::int64_t>() : std::span(key_).subspan(begin, count);
     return own;
   }
 
  private:
-  std::vector<std::int64_t> token_id_, group_id_;
+  std::vector<std::int64_t> token_id_, group_id_, key_;
   Index first_row_ = 0;
 };
 

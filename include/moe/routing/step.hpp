@@ -12,8 +12,8 @@ enum class Phase { Inference, Training };
 
 /// All that varies from call to call and is not data: phase, place in training, keys of the random draws, padding.
 /// Step{} is inference: no noise, annealing finished. Step::train(n, seed) is the n-th update.
-/// Empty spans mean: token t has id t, one group, all tokens valid. Spans refer to the caller's memory, which must
-/// outlive the call (for a tape: until backward has returned).
+/// Empty spans mean: token t has id t, one group, no keys, all tokens valid. Spans refer to the caller's memory, which
+/// must outlive the call (for a tape: until backward has returned).
 struct Step {
   Phase phase = Phase::Inference;
   std::uint64_t update = 0;  ///< optimiser updates done so far; schedules are pure functions of it
@@ -22,7 +22,10 @@ struct Step {
   std::uint32_t pass = 0;                       ///< several passes over one batch (THOR, MC dropout) draw independently
   std::span<const std::int64_t> token_id = {};  ///< [num_tokens]; keys the draws of a token, wherever it stands
   std::span<const std::int64_t> group_id = {};  ///< [num_tokens]; sequence, task or domain
-  std::span<const std::uint8_t> valid = {};     ///< [num_tokens]; 0 = padding: no experts, no losses, no statistics
+  /// [num_tokens]; what gates look a token up by, as its place in the vocabulary (HashGate). No draw depends on it, and
+  /// no number stands for it where it is missing.
+  std::span<const std::int64_t> key = {};
+  std::span<const std::uint8_t> valid = {};  ///< [num_tokens]; 0 = padding: no experts, no losses, no statistics
 
   static Step train(std::uint64_t update, std::uint64_t seed = 0) {
     Step step;
@@ -56,6 +59,7 @@ struct Step {
     };
     check("token_id", token_id.size());
     check("group_id", group_id.size());
+    check("key", key.size());
     check("valid", valid.size());
   }
 };

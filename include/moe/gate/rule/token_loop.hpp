@@ -147,12 +147,13 @@ void for_each_token(const char* function, const ConstMatrixRef<S>& logits, const
   rejected.raise<S>(function, logits, needed);
 }
 
-/// Sizes `matrix` [T, E] for a loop that writes the rows of valid tokens, the others being zero. It is not that of the
-/// logits.
+/// Sizes `matrix` [T, cols] for a loop that writes the rows of valid tokens, the others being zero. It is not that of
+/// the logits.
 template <class S>
-void resize_rows(const char* function, const ConstMatrixRef<S>& logits, const Step& step, Matrix<S>& matrix) {
+void resize_rows(const char* function, const ConstMatrixRef<S>& logits, Index cols, const Step& step,
+                 Matrix<S>& matrix) {
   require_apart(function, "the matrix to be written", matrix, "logits", logits);
-  matrix.resize(logits.rows(), logits.cols());
+  matrix.resize(logits.rows(), cols);
   if (!step.valid.empty()) matrix.setZero();
 }
 

@@ -33,7 +33,9 @@ struct Choices {
 ///                                    choices; selection frozen
 /// where `const Token<S>& token` has the logits [num_experts], finite or -infinity for a mask. Optional:
 /// `Index choices(Index num_experts) const`, the number of experts that every token goes to: `chosen` has then so many
-/// places, and select must fill them. Without it `chosen` has num_experts places, and select is called twice per token.
+/// places, and select must fill them. Without it `chosen` has a place per logit, and select is called twice per token.
+/// `Index num_experts(Index num_logits) const`, where a token has more logits than there are experts to score and to
+/// choose: p has then that many scores, and d as many entries as logits, those behind the experts being 0 at first.
 template <class T, class S>
 concept TokenRule = requires(const T& rule, const Token<S>& token, std::span<Index> chosen,
                              std::span<const Index> experts, std::span<S> values, const Choices<S>& choices) {
@@ -44,6 +46,15 @@ concept TokenRule = requires(const T& rule, const Token<S>& token, std::span<Ind
 };
 
 namespace detail {
+
+/// Experts of a rule whose tokens have so many logits.
+template <class Rule>
+Index num_experts_of([[maybe_unused]] const Rule& rule, Index num_logits) {
+  if constexpr (requires { rule.num_experts(num_logits); })
+    return rule.num_experts(num_logits);
+  else
+    return num_logits;
+}
 
 /// Room for k choices of every valid token.
 template <class S>
@@ -78,7 +89,8 @@ bool route_token(const Rule& rule, const Token<S>& token, Routing<S>& routing) {
 template <class S, class Rule>
 void route_tokens(const char* function, const Rule& rule, const MatrixView<S>& logits, const Context& context,
                   Routing<S>& routing) {
-  const Index num_tokens = logits.rows(), num_experts = logits.cols();
+  const Index num_tokens = logits.rows(), num_logits = logits.cols();
+  const Index num_experts = detail::num_experts_of(rule, num_logits);
   const auto weigh = [&](const Token<S>& token, Index found) {
     const std::span<Index> experts = routing.experts(token.index);
     detail::require_selected(function, token.index, experts, found, std::ssize(experts), num_experts);
@@ -95,10 +107,10 @@ void route_tokens(const char* function, const Rule& rule, const MatrixView<S>& l
   } else {
     // The counts lie in the routing itself until it is sized.
     routing.resize(num_tokens, 1);
-    detail::RowScratch<Index, 1> places(num_experts, context.scratch);
+    detail::RowScratch<Index, 1> places(num_logits, context.scratch);
     const auto select = [&](const Token<S>& token, Index worker, const auto& use) {
       typename detail::RowScratch<Index, 1>::Worker own(places, worker);
-      const Index found = rule.select(token, std::span(own.data(), static_cast<std::size_t>(num_experts)));
+      const Index found = rule.select(token, std::span(own.data(), static_cast<std::size_t>(num_logits)));
       if (found > num_experts)
         fail(function, ": select() chose ", found, " experts, expected at most num_experts = ", num_experts);
       use(own.data(), found);
@@ -124,9 +136,10 @@ void route_tokens(const char* function, const Rule& rule, const MatrixView<S>& l
 template <class S, class Rule>
 void token_probabilities(const char* function, const Rule& rule, const MatrixView<S>& logits, const Context& context,
                          Matrix<S>& p) {
-  detail::resize_rows<S>(function, logits, context.step, p);
+  const Index num_experts = detail::num_experts_of(rule, logits.cols());
+  detail::resize_rows<S>(function, logits, num_experts, context.step, p);
   detail::for_each_token<S>(function, logits, context, 1, [&](const Token<S>& token) {
-    rule.probabilities(token, std::span(p.row(token.index).data(), token.logits.size()));
+    rule.probabilities(token, std::span(p.row(token.index).data(), static_cast<std::size_t>(num_experts)));
   });
 }
 
@@ -134,7 +147,7 @@ void token_probabilities(const char* function, const Rule& rule, const MatrixVie
 template <class S, class Rule>
 void replay_tokens(const char* function, const Rule& rule, const MatrixView<S>& logits, const Context& context,
                    Routing<S>& routing) {
-  detail::require_routing(function, routing, logits.rows(), logits.cols());
+  detail::require_routing(function, routing, logits.rows(), detail::num_experts_of(rule, logits.cols()));
   detail::for_each_token<S>(function, logits, context, 1, [&](const Token<S>& token) {
     const std::span<S> weights = routing.weights(token.index);
     rule.weigh(token, std::as_const(routing).experts(token.index), weights);
@@ -148,21 +161,21 @@ template <class S, class Rule>
 void backward_tokens(const char* function, Rule&& rule, const MatrixView<S>& logits, const Context& context,
                      const Routing<S>& routing, std::type_identity_t<std::span<const S>> dweight,
                      const MatrixView<S>& dprobability, Matrix<S>& dlogits) {
-  detail::require_routing(function, routing, logits.rows(), logits.cols());
+  const Index num_experts = detail::num_experts_of(rule, logits.cols());
+  detail::require_routing(function, routing, logits.rows(), num_experts);
   if (static_cast<Index>(dweight.size()) != routing.num_assignments())
     fail(function, ": dweight has ", dweight.size(),
          " entries, expected one per assignment = ", routing.num_assignments());
   if (dprobability.size() != 0)
-    detail::require_shape(function, "dprobability", dprobability, logits.rows(), logits.cols());
+    detail::require_shape(function, "dprobability", dprobability, logits.rows(), num_experts);
   detail::require_apart(function, "dlogits", dlogits, "dprobability", dprobability);
-  detail::resize_rows<S>(function, logits, context.step, dlogits);
+  detail::resize_rows<S>(function, logits, logits.cols(), context.step, dlogits);
   detail::for_each_token<S>(function, logits, context, 1, [&](const Token<S>& token) {
     const Index t = token.index;
     const std::span<S> d(dlogits.row(t).data(), token.logits.size());
-    if (dprobability.size() != 0)
-      std::copy_n(dprobability.data() + t * dprobability.outerStride(), logits.cols(), d.data());
-    else
-      std::ranges::fill(d, S{0});
+    const Index copied = dprobability.size() == 0 ? 0 : num_experts;
+    if (copied > 0) std::copy_n(dprobability.data() + t * dprobability.outerStride(), copied, d.data());
+    std::fill(d.begin() + copied, d.end(), S{0});
     const auto first = static_cast<std::size_t>(routing.begin(t)), count = routing.experts(t).size();
     rule.backward(token, Choices<S>{routing.experts(t), routing.dropped(t), dweight.subspan(first, count)}, d);
   });

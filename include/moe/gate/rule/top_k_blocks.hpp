@@ -101,7 +101,7 @@ class TopKBlock {
       for (Index s = 0; s < k_; ++s) chosen[static_cast<std::size_t>(s)] = V::load_aligned(&weight_[at(s, 0)]);
     }
     const std::span<V> weights = std::span(chosen).first(static_cast<std::size_t>(k_));
-    rule_.weigh_lanes(weights, scale);
+    rule_.weights().weigh_lanes(weights, scale);
     for (Index s = 0; s < k_; ++s) chosen[static_cast<std::size_t>(s)].store_aligned(&weight_[at(s, 0)]);
   }
 
@@ -110,7 +110,7 @@ class TopKBlock {
     alignas(64) std::array<S, static_cast<std::size_t>(kLanes)> shift, inverse;
     for (Index lane = 0; lane < kLanes; ++lane) {
       const S* z = rule_.with_bias(row(lane), scratch(0));
-      const SoftmaxScale<S> scale = rule_.scale_of(z);
+      const SoftmaxScale<S> scale = rule_.weights().scale_of(z);
       shift[static_cast<std::size_t>(lane)] = scale.shift;
       inverse[static_cast<std::size_t>(lane)] = scale.inverse;
       for (Index s = 0; s < k_; ++s) weight_[at(s, lane)] = z[static_cast<Index>(id_[at(s, lane)])];

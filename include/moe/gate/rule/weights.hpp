@@ -20,11 +20,27 @@ enum class Normalise { Off, Sum, Euclidean, PNorm };
 /// logits as the router gave them.
 enum class WeightLogits { Selection, Clean };
 
+/// What a choice weighs where a gate leaves that open: its score, or as much as any other.
+enum class ChoiceWeight { Score, Unit };
+
 /// What training does where each weight is a constant, so that the router learns nothing from the task: Refuse it, or
 /// Accept it, as where auxiliary losses alone are to train the router, or nothing is.
 enum class ConstantWeights { Refuse, Accept };
 
 namespace detail {
+
+/// Throws std::invalid_argument for a PNorm in the options of a gate that has no p.
+inline void require_norm_without_p(const char* gate, Normalise normalise) {
+  if (normalise == Normalise::PNorm)
+    fail(gate, ": normalise is PNorm, expected Off, Sum or Euclidean: this gate has no norm_p");
+}
+
+/// What backward of a gate says whose tokens have one choice each, divided by itself.
+[[noreturn]] inline void fail_constant_weights(const char* function) {
+  fail(function, ": each token has one choice, whose weight is normalised and the same for all, which leaves the ",
+       "router without gradient, expected normalise = Normalise::Off, or constant_weights = ConstantWeights::Accept ",
+       "where other losses alone train the router");
+}
 
 /// Scores of the chosen experts to weights: w_s = scale * score_s / max(norm + epsilon, floor).
 struct WeightRule {

@@ -16,7 +16,7 @@ using moe::Step;
 /// p = softmax(scale * logits); weights p of the experts with p > threshold, best first. Ragged, one learnable number.
 /// normalises: weights are divided by their sum over choices that are not dropped, so it matters that a limit hands the
 /// gate its own routing back. drops_itself: the last choice of tokens with an odd id, a drop that is not the limit's.
-struct ThresholdGate {
+struct OwnGate {
   double threshold = 0.15;
   double scale = 1;
   bool normalises = false, drops_itself = false;
@@ -59,7 +59,7 @@ struct ThresholdGate {
   template <class S>
   void backward(const moe::Logits<S>& logits, const moe::Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const moe::MatrixView<S>& dprobability,
-                Matrix<S>& dlogits, ThresholdGate& gradient) const {
+                Matrix<S>& dlogits, OwnGate& gradient) const {
     Matrix<S> p, dp = Matrix<S>::Zero(logits.rows(), logits.cols());
     probabilities(logits, context, p);
     if (dprobability.size() != 0) dp = dprobability;
