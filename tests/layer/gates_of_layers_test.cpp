@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: MIT
+// Layers whose gates need more than logits of experts: nulls beside them, keys of tokens.
+#include "layer/gradient_check.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/null_expert.hpp"
+#include "moe/layer/structure.hpp"
+#include "moe/router/normalised.hpp"
+#include "moe/routing/balance/null_experts.hpp"
+
+using moe::F64;
+using moe::HashGate;
+using moe::Index;
+using moe::Matrix;
+using moe::NullExpertGate;
+using moe::Step;
+using test::kModelDim;
+using Glu = moe::BasicGlu<F64>;
+using Linear = moe::BasicLinearRouter<F64>;
+
+namespace {
+
+/// Four experts and two nulls, under logits of one standard deviation.
+auto with_nulls(const NullExpertGate& gate) {
+  return moe::MoeLayer(moe::NormalisedRouter(Linear::random(6, kModelDim, 2, moe::Bias::Zero), {.scale = 2}), gate,
+                       test::layer_of<Glu>(4, moe::TopKGate{}).experts());
+}
+
+}  // namespace
+
+TEST_CASE("NullExpertGate: in a layer nulls cost no rows, and tokens that chose them alone are zero", "[layer]") {
+  const auto layer = with_nulls({.k = 2, .nulls = 2});
+  const auto tokens = test::random_matrix<double>(60, kModelDim);
+  auto out = test::nan_matrix<double>(60, kModelDim);
+  moe::BasicWorkspace<double> ws;
+  layer.forward(tokens, out, ws);
+  Index chosen = 0, alone = 0;
+  for (Index t = 0; t < 60; ++t) {
+    const auto count = std::ssize(ws.routing.experts(t));
+    chosen += count;
+    alone += count == 0 ? 1 : 0;
+    CHECK(test::all_zero(out.row(t)) == (count == 0));
+  }
+  CHECK(ws.plan().num_rows() == chosen);
+  CHECK(chosen < 2 * 60);
+  CHECK(alone > 0);
+}
+
+TEST_CASE("NullExpertGate: a layer is trained through experts, nulls and their balance", "[layer]") {
+  const NullExpertGate gate{.k = 3, .nulls = 2, .normalise = moe::Normalise::Off};
+  const auto balance = [&](const auto& layer, auto& tape, moe::RoutingGradient<double>& losses) {
+    Matrix<double> p;
+    layer.gate().probabilities(tape.logits, tape.step, p);
+    return 0.3 * moe::null_expert_loss(p, tape.routing, {.count = gate.nulls, .k = gate.k}, tape.step, 0.3, losses);
+  };
+  CHECK(test::layer_gradient_error(with_nulls(gate), Step{}, 7, balance) < 1e-6);
+}
+
+TEST_CASE("NullExpertGate: experts are taken with their logits and all nulls", "[layer]") {
+  const auto layer = with_nulls({.k = 2, .nulls = 2});
+  const auto small = moe::take_experts(layer, {3, 1});
+  CHECK(small.router().num_experts() == 4);
+  for (const auto& [to, from] : {std::pair<Index, Index>{0, 3}, {1, 1}, {2, 4}, {3, 5}})
+    CHECK(small.router().router().weight()(to, 0) == layer.router().router().weight()(from, 0));
+}
+
+TEST_CASE("HashGate: a layer whose scores weigh trains its router, and follows its experts", "[layer]") {
+  HashGate gate{.table = Matrix<double>(3, 2), .weight = moe::ChoiceWeight::Score};
+  gate.table << 0, 2, 1, 3, 3, 0;
+  const std::vector<std::int64_t> keys = {0, 2, 1, 1, 0, 2, 2};
+  Step step;
+  step.key = keys;
+  const auto layer = test::layer_of<Glu>(4, gate);
+  CHECK(test::layer_gradient_error(layer, step) < 1e-6);
+  const auto tokens = test::random_matrix<double>(7, kModelDim);
+  const auto turned = moe::take_experts(layer, {2, 3, 0, 1});
+  CHECK(test::same_bits(test::forward(turned, tokens, step), test::forward(layer, tokens, step)));
+}
