@@ -106,6 +106,7 @@
 #include "moe/kernel/panel_matrix.hpp"
 #include "moe/numeric/activation.hpp"
 #include "moe/numeric/assignment.hpp"
+#include "moe/numeric/balanced_assignment.hpp"
 #include "moe/numeric/elementary.hpp"
 #include "moe/numeric/k_means.hpp"
 #include "moe/numeric/log_sum_exp.hpp"
