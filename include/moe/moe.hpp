@@ -29,12 +29,14 @@
 
 // Gates: logits -> who goes where, with which weight.
 #include "moe/gate/activation.hpp"
+#include "moe/gate/balanced.hpp"
 #include "moe/gate/concept.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/rule/temperature.hpp"
 #include "moe/gate/rule/token_rule.hpp"
+#include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"

@@ -15,9 +15,11 @@
 #include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/activation.hpp"
+#include "moe/gate/balanced.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -159,6 +161,9 @@ void check_gates() {
   check_gate("StochasticGate", moe::StochasticGate{});
   check_gate("SparseMixerGate", moe::SparseMixerGate{});
   check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});
+  check_gate("BalancedGate", moe::BalancedGate{});
+  check_gate("BalancedGate by auction", moe::BalancedGate{.assignment = {.solver = moe::AssignmentSolver::Auction}});
+  check_gate("SinkhornGate", moe::SinkhornGate{});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
