@@ -42,6 +42,8 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/wrap/grouped.hpp"
+#include "moe/gate/wrap/straight_through.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 

@@ -25,6 +25,8 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/wrap/grouped.hpp"
+#include "moe/gate/wrap/straight_through.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/layer/layer_expert.hpp"
@@ -165,6 +167,8 @@ void check_gates() {
   check_gate("BalancedGate by auction", moe::BalancedGate{.assignment = {.solver = moe::AssignmentSolver::Auction}});
   check_gate("SinkhornGate", moe::SinkhornGate{});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
+  check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
+  check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
