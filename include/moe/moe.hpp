@@ -32,6 +32,8 @@
 #include "moe/gate/balanced.hpp"
 #include "moe/gate/concept.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/dselect_k.hpp"
+#include "moe/gate/dselect_k_loss.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/rule/temperature.hpp"

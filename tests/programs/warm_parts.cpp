@@ -17,6 +17,8 @@
 #include "moe/gate/activation.hpp"
 #include "moe/gate/balanced.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/dselect_k.hpp"
+#include "moe/gate/dselect_k_loss.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/noisy_top_k.hpp"
 #include "moe/gate/sinkhorn.hpp"
@@ -166,6 +168,7 @@ void check_gates() {
   check_gate("BalancedGate", moe::BalancedGate{});
   check_gate("BalancedGate by auction", moe::BalancedGate{.assignment = {.solver = moe::AssignmentSolver::Auction}});
   check_gate("SinkhornGate", moe::SinkhornGate{});
+  check_gate("DSelectKGate", moe::DSelectKGate{.num_experts = kExperts});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
   check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
   check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
