@@ -11,6 +11,7 @@
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/layer_expert.hpp"
+#include "moe/layer/merged_experts.hpp"
 #include "moe/layer/mixture.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/routed_experts.hpp"
