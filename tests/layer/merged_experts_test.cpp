@@ -167,9 +167,13 @@ TEST_CASE("MergedExperts: groups do not see each other, and padding is not read"
   Batch batch;
   auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
   const auto out = test::forward(layer, tokens, batch.step);
+  const test::TrainingPass clean(layer, tokens, out, batch.step);
   for (Index t = 0; t < kTokens; ++t)
     if (!batch.step.is_valid(t)) tokens.row(t).setConstant(test::kNan<double>);
   CHECK(test::same_bits(test::forward(layer, tokens, batch.step), out));
+  const test::TrainingPass pass(layer, tokens, out, batch.step);
+  CHECK(test::same_bits(pass.dtokens, clean.dtokens));
+  CHECK(test::same_parameters(pass.gradient, clean.gradient));
   for (Index t = 0; t < kTokens; ++t)
     if (batch.step.group(t) == 40 && batch.step.is_valid(t)) tokens.row(t) *= 2;
   const auto other = test::forward(layer, tokens, batch.step);
