@@ -58,6 +58,20 @@ TEST_CASE("AlignedBuffer: a copy is deep", "[core]") {
   CHECK(copy.data() != original.data());
 }
 
+TEST_CASE("AlignedBuffer: assignment keeps memory of the same size, and takes other memory else", "[core]") {
+  AlignedBuffer<float> original(5), same(5), other(500000);
+  original.data()[3] = 4;
+  const float* const memory = same.data();
+  same = original;
+  other = original;
+  CHECK(same.data() == memory);
+  CHECK(same.data()[3] == 4);
+  CHECK((other.size() == 5 && other.data()[3] == 4));
+  const AlignedBuffer<float>& itself = same;
+  same = itself;
+  CHECK(same.data()[3] == 4);
+}
+
 TEST_CASE("AlignedBuffer: a move leaves nothing behind", "[core]") {
   AlignedBuffer<float> original(5);
   const float* const data = original.data();

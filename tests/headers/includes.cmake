@@ -65,9 +65,10 @@ set(listed_folders "(gate|gate/rule|gate/wrap|router|expert|expert/stage|layer|t
 set(internal
   expert/gathered_runner.hpp expert/stage/backward_stages.hpp expert/stage/forward_stages.hpp expert/stage/panel_runner.hpp
   expert/stage/stages.hpp
-  gate/rule/score_weights.hpp gate/rule/taken_groups.hpp gate/rule/tempered.hpp gate/rule/token_loop.hpp
-  gate/rule/top_k_blocks.hpp gate/rule/top_k_rule.hpp gate/rule/weights.hpp
-  routing/balance/token_sum.hpp
+  gate/rule/binary_codes.hpp gate/rule/score_weights.hpp gate/rule/taken_groups.hpp gate/rule/tempered.hpp
+  gate/rule/token_loop.hpp gate/rule/top_k_blocks.hpp gate/rule/top_k_rule.hpp gate/rule/weights.hpp
+  layer/grouped_rows.hpp layer/merged_parameters.hpp layer/soft_slots.hpp
+  routing/balance/token_sum.hpp routing/token_groups.hpp
   train/elementwise.hpp train/row_loss.hpp)
 foreach(header IN LISTS headers)
   if(header MATCHES "^${listed_folders}/[^/]+$")

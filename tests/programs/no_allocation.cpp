@@ -15,7 +15,9 @@
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/layer_expert.hpp"
+#include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/soft_moe.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/train/trainer.hpp"
@@ -142,6 +144,18 @@ void check_compositions(const std::string& threads) {
                 moe::MoeLayer(moe::LinearRouter::random(3, kModelDim, 1), moe::TopKGate{}, mixed));
 }
 
+/// Layers without choices.
+void check_soft(const std::string& threads) {
+  const auto router = moe::LinearRouter::random(kExperts, kModelDim, 1);
+  const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
+  const moe::MoeLayer merged(router, moe::SoftmaxGate{}, moe::MergedExperts(pool));
+  check_forward("merged experts, " + threads, merged);
+  check_training("merged experts, training, " + threads, merged);
+  const moe::SoftMoeLayer soft(moe::LinearRouter::random(3 * kExperts, kModelDim, 1), pool);
+  check_forward("soft, " + threads, soft);
+  check_training("soft, training, " + threads, soft);
+}
+
 /// More experts than the stack has room for; choices that go by lanes, by parts of a row and through groups.
 void check_many_experts(const std::string& threads) {
   constexpr Index kMany = 2052;
@@ -159,6 +173,7 @@ void check_many_experts(const std::string& threads) {
 
 void check_all(const std::string& threads) {
   check_compositions(threads);
+  check_soft(threads);
   check_many_experts(threads);
   check_other_routing(threads);
   check_panel_experts<moe::Glu>("glu, " + threads);

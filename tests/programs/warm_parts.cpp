@@ -15,7 +15,10 @@
 #include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"
 #include "moe/gate/activation.hpp"
+#include "moe/gate/balanced.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/dselect_k.hpp"
+#include "moe/gate/dselect_k_loss.hpp"
 #include "moe/gate/expert_choice.hpp"
 #include "moe/gate/hash.hpp"
 #include "moe/gate/hash_tables.hpp"
@@ -24,6 +27,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
 #include "moe/gate/stochastic.hpp"
@@ -31,6 +35,8 @@
 #include "moe/gate/token_gate.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/top_p.hpp"
+#include "moe/gate/wrap/grouped.hpp"
+#include "moe/gate/wrap/straight_through.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
@@ -175,6 +181,10 @@ void check_gates() {
   check_gate("StochasticGate", moe::StochasticGate{});
   check_gate("SparseMixerGate", moe::SparseMixerGate{});
   check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});
+  check_gate("BalancedGate", moe::BalancedGate{});
+  check_gate("BalancedGate by auction", moe::BalancedGate{.assignment = {.solver = moe::AssignmentSolver::Auction}});
+  check_gate("SinkhornGate", moe::SinkhornGate{});
+  check_gate("DSelectKGate", moe::DSelectKGate{.num_experts = kExperts});
   check_gate("TokenGate", moe::TokenGate<EqualRule>{});
   check_gate("TopPGate", moe::TopPGate{});
   check_gate("RankGate", moe::RankGate{{2, 0}});
@@ -184,6 +194,8 @@ void check_gates() {
   check_gate("PrototypeGate", moe::PrototypeGate{.groups = 3});
   check_gate("NullExpertGate", moe::NullExpertGate{.k = 3, .nulls = 2});
   check_gate("HashGate", moe::HashGate{.table = moe::random_hash_table(9, kExperts, 2, 1)});
+  check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
+  check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }

@@ -103,6 +103,25 @@ TEST_CASE("sinkhorn: a low temperature finds the balanced assignment", "[routing
   for (const Index t : {1, 2}) CHECK_THAT(plan(t, 1), WithinAbs(0.25, 1e-3));
 }
 
+TEST_CASE("sinkhorn: a temperature divides the logits", "[routing]") {
+  const auto logits = test::random_logits<double>(20, 5);
+  CHECK(test::same_bits(plan_of<double>(logits, {}, {.temperature = 0.25}), plan_of<double>(logits * 4)));
+}
+
+TEST_CASE("sinkhorn: a used workspace gives the bits of a new one", "[routing]") {
+  moe::SinkhornWorkspace workspace;
+  Matrix<double> plan;
+  Step step;
+  for (const Index tokens : {600, 7, 40}) {
+    auto logits = test::random_logits<double>(tokens, 6);
+    logits.row(1).setConstant(-INFINITY);
+    const auto valid = test::every_nth_padding(tokens, 3);
+    step.valid = valid;
+    moe::sinkhorn<double>(logits, step, {}, workspace, plan);
+    CHECK(test::same_bits(plan, plan_of<double>(logits, step)));
+  }
+}
+
 TEST_CASE("sinkhorn: padding has no share, whatever it holds", "[routing]") {
   auto logits = test::random_logits<double>(9, 3);
   const auto valid = test::every_nth_padding(9, 3);
@@ -156,6 +175,8 @@ TEST_CASE("sinkhorn: bad options and logits are errors", "[routing][error]") {
                     "moe::sinkhorn: tolerance is -1, expected at least 0");
   CHECK_THROWS_WITH(plan_of<double>(logits, {}, {.max_iterations = 0}),
                     "moe::sinkhorn: max_iterations is 0, expected at least 1");
+  CHECK_THROWS_WITH(plan_of<double>(logits, {}, {.temperature = 0}),
+                    "moe::sinkhorn: temperature is 0, expected a finite value above 0");
   logits(1, 2) = INFINITY;
   CHECK_THROWS_WITH(plan_of<double>(logits),
                     "moe::sinkhorn: logit of token 1 for expert 2 is inf, expected a finite number, or -infinity as a "

@@ -42,10 +42,19 @@ class AlignedBuffer {
       : data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)),
         is_mapped_(std::exchange(other.is_mapped_, false)) {}
-  AlignedBuffer& operator=(AlignedBuffer other) noexcept {
-    std::swap(data_, other.data_);
-    std::swap(size_, other.size_);
-    std::swap(is_mapped_, other.is_mapped_);
+  /// Keeps the memory where it is as large.
+  AlignedBuffer& operator=(const AlignedBuffer& other) {
+    if (size_ != other.size_)
+      *this = AlignedBuffer(other);
+    else if (this != &other)
+      std::copy_n(other.data_, size_, data_);
+    return *this;
+  }
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
+    AlignedBuffer taken(std::move(other));  // which is empty from here on
+    std::swap(data_, taken.data_);
+    std::swap(size_, taken.size_);
+    std::swap(is_mapped_, taken.is_mapped_);
     return *this;
   }
   ~AlignedBuffer() {

@@ -27,10 +27,9 @@ struct SumBlocks {
 };
 
 /// total [width] += the sums over all items, where add(begin, end, sum, worker) adds the terms of the items from
-/// `begin` to `end`, a block, to sum [width]. Allocates a few cache lines per block.
+/// `begin` to `end`, a block, to sum [width]. `partial` is working memory: a row per block, in cache lines of its own.
 template <class Add>
-void add_blocks(const SumBlocks& blocks, std::span<double> total, Add&& add) {
-  RowBuffer<double> partial;  // a row per block, in cache lines of its own
+void add_blocks(const SumBlocks& blocks, std::span<double> total, RowBuffer<double>& partial, Add&& add) {
   partial.resize(blocks.count(), std::ssize(total));
   parallel_ranges(blocks.num_items, blocks.size, [&](Index begin, Index end, Index worker) {
     double* sum = partial.row(blocks.of(begin));
@@ -39,6 +38,12 @@ void add_blocks(const SumBlocks& blocks, std::span<double> total, Add&& add) {
   });
   for (Index block = 0; block < partial.rows(); ++block)
     for (std::size_t i = 0; i < total.size(); ++i) total[i] += partial.row(block)[i];
+}
+/// The same with memory of its own: allocates a few cache lines per block.
+template <class Add>
+void add_blocks(const SumBlocks& blocks, std::span<double> total, Add&& add) {
+  RowBuffer<double> partial;
+  add_blocks(blocks, total, partial, add);
 }
 
 /// A single sum over at most kMost blocks, for a loop that is somebody else's and hands out whole blocks. No

@@ -10,31 +10,11 @@
 #include "moe/core/aligned.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/routing/capacity/capacity_options.hpp"
+#include "moe/routing/token_groups.hpp"
 
 namespace moe::inline MOE_ABI {
 
 namespace detail {
-
-/// Tokens that compete for the places of an expert, group after group: those of group g are token[begin[g]] ...
-/// token[begin[g + 1] - 1], ascending.
-struct TokenGroups {
-  std::vector<Index> token, begin;
-
-  void build(Index num_tokens, const Step& step) {
-    token.clear();
-    for (Index t = 0; t < num_tokens; ++t)
-      if (step.is_valid(t)) token.push_back(t);
-    if (!step.group_id.empty()) std::ranges::sort(token, {}, [&](Index t) { return std::pair(step.group(t), t); });
-    begin.assign(1, 0);
-    for (std::size_t i = 1; i <= token.size(); ++i)
-      if (i == token.size() || step.group(token[i]) != step.group(token[i - 1])) begin.push_back(static_cast<Index>(i));
-  }
-  Index count() const { return static_cast<Index>(begin.size()) - 1; }
-  std::span<const Index> operator[](Index g) const {
-    const auto first = static_cast<std::size_t>(begin[static_cast<std::size_t>(g)]);
-    return std::span(token).subspan(first, static_cast<std::size_t>(begin[static_cast<std::size_t>(g) + 1]) - first);
-  }
-};
 
 /// Working memory of ExpertChoiceGate.
 template <class S>

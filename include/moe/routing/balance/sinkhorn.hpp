@@ -16,12 +16,16 @@ namespace moe::inline MOE_ABI {
 struct SinkhornOptions {
   double tolerance = 1e-4;     ///< of the mean change of a column's scale in one iteration; >= 0
   Index max_iterations = 200;  ///< >= 1
+  double temperature = 1;      ///< that logits are divided by; > 0. Lower ones come nearer to a hard plan
 
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate() const {
     if (!(tolerance >= 0)) fail("moe::sinkhorn: tolerance is ", tolerance, ", expected at least 0");
     if (max_iterations < 1) fail("moe::sinkhorn: max_iterations is ", max_iterations, ", expected at least 1");
+    if (!(temperature > 0 && std::isfinite(temperature)))
+      fail("moe::sinkhorn: temperature is ", temperature, ", expected a finite value above 0");
   }
+  friend bool operator==(const SinkhornOptions&, const SinkhornOptions&) = default;
 };
 
 /// How sinkhorn() ended.
@@ -37,17 +41,18 @@ namespace detail {
 /// are of the order of 1 and more, as the largest entry of every row is 1.
 inline constexpr double kSinkhornEpsilon = 1e-8;
 
-/// exp(logit - largest of the token), so that no logit overflows; 0 for padding and masked experts.
+/// exp((logit - largest of the token) / temperature), so that no logit overflows; 0 for masked experts. Rows of padding
+/// are left as they are.
 template <class S>
-Matrix<double> sinkhorn_kernel(const ConstMatrixRef<S>& logits, const Step& step) {
-  Matrix<double> kernel = Matrix<double>::Zero(logits.rows(), logits.cols());
+void sinkhorn_kernel(const ConstMatrixRef<S>& logits, const Step& step, double temperature, RowBuffer<double>& kernel) {
+  kernel.resize(logits.rows(), logits.cols());
   for_each_valid(logits.rows(), step, [&](Index t) {
     const S* z = logits.data() + t * logits.outerStride();
     const auto most = static_cast<double>(*std::max_element(z, z + logits.cols()));
-    if (most == -std::numeric_limits<double>::infinity()) return;
-    for (Index e = 0; e < logits.cols(); ++e) kernel(t, e) = std::exp(static_cast<double>(z[e]) - most);
+    const bool masked = most == -std::numeric_limits<double>::infinity();
+    for (Index e = 0; e < logits.cols(); ++e)
+      kernel.row(t)[e] = masked ? 0.0 : std::exp((static_cast<double>(z[e]) - most) / temperature);
   });
-  return kernel;
 }
 
 template <class S>
@@ -65,24 +70,30 @@ void require_sinkhorn_logits(const ConstMatrixRef<S>& logits, const Step& step) 
 
 }  // namespace detail
 
+/// Working memory of sinkhorn(), which grows and never shrinks. One per thread.
+struct SinkhornWorkspace {
+  RowBuffer<double> kernel, partial;  ///< the logits' exponentials, [num_tokens, num_experts]; sums of blocks of tokens
+  std::vector<double> row, column, sum;
+};
+
 /// Balanced assignment of tokens to experts, softened by entropy: plan_te = r_t exp(z_te) c_e, with every expert's
 /// column summing to 1 / num_experts and every valid token's row to 1 / (number of valid tokens), by turns from c = 1
 /// on:
 ///   r_t = 1 / T / (sum_e exp(z_te) c_e + 1e-8),   c_e = 1 / E / (sum_t r_t exp(z_te) + 1e-8)
 /// until the mean |change of c_e| is below the tolerance. Columns are met exactly, rows nearly. Choose the experts of a
 /// token by its row of the plan and weigh them by a score of its logits (S-BASE, Megatron-LM): no gradient passes here.
-///   logits  [num_tokens, num_experts]; those of a token that lie 745 below its largest count as -infinity, a mask.
-///           Adding a number to all logits of a token changes nothing.
+///   logits  [num_tokens, num_experts]; those of a token that lie 745 temperatures below its largest count as
+///           -infinity, a mask. Adding a number to all logits of a token changes nothing.
 ///   plan    [num_tokens, num_experts], overwritten (resized); padding gets zeros
 /// The sums are of exp(z - largest z of the token): no logit is too large. Masks may leave no plan with these sums; the
 /// turns then end at max_iterations, with finite numbers. Divide logits by a temperature to come nearer to a hard plan.
 /// Throws std::invalid_argument for options out of range and for a NaN or +infinity in the logits of a valid token.
-/// O(iterations * num_tokens * num_experts), in parallel, the same bits for any number of threads; allocates a copy of
-/// the logits in double.
+/// O(iterations * num_tokens * num_experts), in parallel, the same bits for any number of threads; no allocation when
+/// workspace and plan have seen sizes as large before.
 /// Clark et al., "Unified scaling laws for routed language models" (arXiv:2202.01169); Cuturi (arXiv:1306.0895).
 template <class S>
 SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const SinkhornOptions& options,
-                        Matrix<S>& plan) {
+                        SinkhornWorkspace& workspace, Matrix<S>& plan) {
   options.validate();
   detail::require_apart("moe::sinkhorn", "plan", plan, "logits", logits);
   detail::require_sinkhorn_logits<S>(logits, step);
@@ -92,15 +103,21 @@ SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const Sin
   plan.setZero(num_tokens, num_experts);
   if (num_valid == 0 || num_experts == 0) return {0, 0, true};
 
-  const Matrix<double> kernel = detail::sinkhorn_kernel<S>(logits, step);
-  std::vector<double> column(static_cast<std::size_t>(num_experts), 1), row(static_cast<std::size_t>(num_tokens));
+  auto& [kernel, partial, row, column, sum] = workspace;
+  detail::sinkhorn_kernel<S>(logits, step, options.temperature, kernel);
+  column.assign(static_cast<std::size_t>(num_experts), 1);
+  row.resize(static_cast<std::size_t>(num_tokens));
+  const double *const k_of_all = kernel.row(0), *const column_scale = column.data();
+  double* const row_scale = row.data();
+  const Index stride = kernel.stride();
   while (report.iterations < options.max_iterations && !report.converged) {
-    const auto sum = detail::sum_over_tokens(num_tokens, num_experts, step, [&](Index t, double* sums) {
-      const double* k = kernel.row(t).data();
+    sum.assign(static_cast<std::size_t>(num_experts), 0);
+    detail::add_over_tokens(num_tokens, step, sum, partial, [=](Index t, double* sums) {
+      const double* k = k_of_all + t * stride;
       double total = detail::kSinkhornEpsilon;
-      for (Index e = 0; e < num_experts; ++e) total += k[e] * column[static_cast<std::size_t>(e)];
+      for (Index e = 0; e < num_experts; ++e) total += k[e] * column_scale[e];
       const double scale = 1 / (num_valid * total);
-      row[static_cast<std::size_t>(t)] = scale;
+      row_scale[t] = scale;
       for (Index e = 0; e < num_experts; ++e) sums[e] += scale * k[e];
     });
     report.change = 0;
@@ -113,11 +130,17 @@ SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const Sin
     report.converged = report.change < options.tolerance;
   }
   detail::for_each_valid(num_tokens, step, [&](Index t) {
-    const double scale = row[static_cast<std::size_t>(t)];
     for (Index e = 0; e < num_experts; ++e)
-      plan(t, e) = static_cast<S>(scale * kernel(t, e) * column[static_cast<std::size_t>(e)]);
+      plan(t, e) = static_cast<S>(row_scale[t] * k_of_all[t * stride + e] * column_scale[e]);
   });
   return report;
+}
+/// The same with memory of its own: allocates a copy of the logits in double.
+template <class S>
+SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const SinkhornOptions& options,
+                        Matrix<S>& plan) {
+  SinkhornWorkspace workspace;
+  return sinkhorn<S>(logits, step, options, workspace, plan);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -21,15 +21,23 @@ void for_each_valid(Index num_tokens, const Step& step, F&& f) {
   });
 }
 
-/// Sums over valid tokens [width]: add(t, sum) adds the terms of token t to sum [width]. The same bits for any number
-/// of threads.
+/// total [width] += sums over valid tokens: add(t, sum) adds the terms of token t to sum [width]. The same bits for any
+/// number of threads. `partial` is working memory.
 template <class Add>
-std::vector<double> sum_over_tokens(Index num_tokens, Index width, const Step& step, Add&& add) {
-  std::vector<double> total(static_cast<std::size_t>(width));
-  add_blocks({num_tokens, kTokensPerBlock}, total, [&](Index begin, Index end, double* sum, Index) {
+void add_over_tokens(Index num_tokens, const Step& step, std::span<double> total, RowBuffer<double>& partial,
+                     Add&& add) {
+  add_blocks({num_tokens, kTokensPerBlock}, total, partial, [&](Index begin, Index end, double* sum, Index) {
     for (Index t = begin; t < end; ++t)
       if (step.is_valid(t)) add(t, sum);
   });
+}
+
+/// Sums over valid tokens [width], with memory of their own.
+template <class Add>
+std::vector<double> sum_over_tokens(Index num_tokens, Index width, const Step& step, Add&& add) {
+  std::vector<double> total(static_cast<std::size_t>(width));
+  RowBuffer<double> partial;
+  add_over_tokens(num_tokens, step, total, partial, add);
   return total;
 }
 
