@@ -10,6 +10,7 @@
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/concept.hpp"
+#include "moe/layer/diversify.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/mixture.hpp"
 #include "moe/layer/moe_layer.hpp"
