@@ -90,6 +90,7 @@
 #include "moe/train/cross_entropy.hpp"
 #include "moe/train/routed_pass.hpp"
 #include "moe/train/schedule.hpp"
+#include "moe/train/self_contrast.hpp"
 #include "moe/train/sgd.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
