@@ -88,6 +88,7 @@
 #include "moe/train/concept.hpp"
 #include "moe/train/consistency.hpp"
 #include "moe/train/cross_entropy.hpp"
+#include "moe/train/disagreement.hpp"
 #include "moe/train/distillation.hpp"
 #include "moe/train/routed_pass.hpp"
 #include "moe/train/schedule.hpp"
