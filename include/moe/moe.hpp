@@ -63,10 +63,12 @@
 
 // Routing: the data between the parts, what limits it, how even it is.
 #include "moe/routing/balance/entropy.hpp"
+#include "moe/routing/balance/group_balance.hpp"
 #include "moe/routing/balance/importance.hpp"
 #include "moe/routing/balance/load.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
 #include "moe/routing/balance/selection_bias.hpp"
+#include "moe/routing/balance/sequence_balance.hpp"
 #include "moe/routing/balance/sinkhorn.hpp"
 #include "moe/routing/balance/statistics.hpp"
 #include "moe/routing/balance/z_loss.hpp"

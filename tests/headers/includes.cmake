@@ -67,7 +67,7 @@ set(internal
   expert/stage/stages.hpp
   gate/rule/tempered.hpp gate/rule/token_loop.hpp gate/rule/top_k_blocks.hpp gate/rule/top_k_rule.hpp
   gate/rule/weights.hpp
-  routing/balance/token_sum.hpp
+  routing/balance/sequences.hpp routing/balance/token_sum.hpp
   train/elementwise.hpp train/row_loss.hpp)
 foreach(header IN LISTS headers)
   if(header MATCHES "^${listed_folders}/[^/]+$")
