@@ -62,6 +62,7 @@
 #include "moe/expert/widths.hpp"
 
 // Routing: the data between the parts, what limits it, how even it is.
+#include "moe/routing/balance/drops_by_position.hpp"
 #include "moe/routing/balance/entropy.hpp"
 #include "moe/routing/balance/group_balance.hpp"
 #include "moe/routing/balance/importance.hpp"
