@@ -68,6 +68,7 @@
 #include "moe/routing/balance/importance.hpp"
 #include "moe/routing/balance/load.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
+#include "moe/routing/balance/routing_report.hpp"
 #include "moe/routing/balance/selection_bias.hpp"
 #include "moe/routing/balance/sequence_balance.hpp"
 #include "moe/routing/balance/sinkhorn.hpp"
