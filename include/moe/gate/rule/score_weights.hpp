@@ -91,11 +91,12 @@ class ScoreWeights {
     return score_ == Score::Sigmoid ? Sigmoid::value(x) : simd::sqrt(Softplus::value(x));
   }
   void scores_backward(const S* score, S* d) const {
-    if (score_ == Score::Softmax) return softmax_backward(score, d, num_experts_, d);
+    const Index n = num_experts_;
+    if (score_ == Score::Softmax) return softmax_backward(score, d, n, d);
     if (score_ == Score::Sigmoid)
-      for (Index e = 0; e < num_experts_; ++e) d[e] *= score[e] * (1 - score[e]);
+      for (Index e = 0; e < n; ++e) d[e] *= score[e] * (1 - score[e]);
     else  // sigmoid(z) / (2 score), where 1 + exp(z) = exp(score^2); 0 at score 0, where z is -infinity or near
-      for (Index e = 0; e < num_experts_; ++e)
+      for (Index e = 0; e < n; ++e)
         d[e] *= score[e] > 0 ? -std::expm1(-score[e] * score[e]) / (2 * score[e]) : S{0};
   }
 
