@@ -129,6 +129,10 @@ TEST_CASE("Round trip: every gate, with all that it can learn and with nothing",
   require_round_trip("capacity", moe::WithCapacity<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("chance", moe::WithChance<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("expert choice", moe::ExpertChoiceGate{}, 0);
+  require_round_trip("balanced", moe::BalancedGate{}, 0);
+  require_round_trip("sinkhorn", moe::SinkhornGate{.top_k = biased_gate()}, 2 * kExperts);
+  require_round_trip("grouped", moe::GroupedGate<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
+  require_round_trip("straight through", moe::StraightThrough<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("capacity, learnt", moe::WithCapacity<moe::DenseToSparseGate<Learnt>>{}, 1);
 }
 
@@ -179,6 +183,12 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
                            pool(moe::BasicGlu<F64>(kDim, kHidden))));
   require_round_trip("capacity", layer(LinearRouter(kExperts, kDim), moe::WithCapacity<moe::TopKGate>{biased_gate()},
                                        pool(Mlp(kDim, kHidden))));
+  require_round_trip(
+      "merged experts",
+      layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{}, moe::MergedExperts(pool(Mlp(kDim, kHidden)))),
+      kExperts * (kDim + 2 * kDim * kHidden));
+  require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
+                     kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("branches",
                      moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
                                        moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),
@@ -215,13 +225,18 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "gate/dense_to_sparse",
                                          "gate/noisy_top_k",
                                          "gate/rule/temperature",
+                                         "gate/sinkhorn",
                                          "gate/top_k",
+                                         "gate/wrap/grouped",
+                                         "gate/wrap/straight_through",
                                          "gate/wrap/with_capacity",
                                          "gate/wrap/with_chance",
                                          "layer/branches",
                                          "layer/layer_expert",
+                                         "layer/merged_experts",
                                          "layer/moe_layer",
                                          "layer/routed_experts",
+                                         "layer/soft_moe",
                                          "router/cosine",
                                          "router/linear",
                                          "router/noisy"});

@@ -13,6 +13,7 @@
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/wrap/straight_through.hpp"
 
 namespace test {
 
@@ -102,6 +103,7 @@ std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
   gates.emplace_back("activation", moe::ActivationGate<>{.bias = bias(0.5)});
   gates.emplace_back("stochastic", moe::StochasticGate{.k = 2, .training = moe::DrawPer::Token});
   gates.emplace_back("noisy_top_k", moe::NoisyTopKGate{});
+  gates.emplace_back("straight_through", moe::StraightThrough<moe::TopKGate>{{.k = 2, .weight_bias = bias(0.4)}});
   return gates;
 }
 

@@ -52,7 +52,7 @@ struct DSelectKGate {
 
   /// Bits of a code.
   static Index num_bits(Index experts) {
-    return experts < 2 ? 0 : std::bit_width(static_cast<std::uint64_t>(experts - 1));
+    return experts < 2 ? 0 : static_cast<Index>(std::bit_width(static_cast<std::uint64_t>(experts - 1)));
   }
   Index num_logits(Index experts) const { return k * (1 + num_bits(experts)); }
   /// Column of alpha_s, before those of its code.
