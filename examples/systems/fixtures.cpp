@@ -5,14 +5,15 @@
 // Digits are easy: to tell bit widths or orders of caching apart, use text. The picture shows what its experts take.
 #include "support/digits.hpp"
 #include "support/text.hpp"
+#include "support/train.hpp"
 
 int main(int argc, char** argv) {
   return systems::run_page(argc, argv, {"fixtures", "1701.06538", "moe/gate/top_k.hpp"}, [](systems::Page& page) {
     const systems::Labelled& test = systems::digits().test;
     const auto digits = page.over_seeds([&](std::uint64_t seed) -> std::vector<double> {
       const auto small = systems::digits16(page, seed), large = systems::digits32(page, seed);
-      return {systems::accuracy(systems::scores(small, test.rows), test.labels),
-              systems::accuracy(systems::scores(large, test.rows), test.labels)};
+      return {systems::accuracy(systems::outputs(small, test.rows), test.labels),
+              systems::accuracy(systems::outputs(large, test.rows), test.labels)};
     });
     page.table({"digits", "accuracy"});
     page.row("16 experts of 24 units", {digits[0]});

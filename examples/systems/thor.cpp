@@ -19,6 +19,7 @@
 #include <moe/train/consistency.hpp>
 
 #include "support/digits.hpp"
+#include "support/train.hpp"
 
 namespace {
 
@@ -69,7 +70,7 @@ std::vector<double> judge(const Thor& layer, const systems::Labelled& test) {
   double disagreement = 0;
   for (std::size_t a = 0; a < each.size(); ++a)
     for (std::size_t b = 0; b < a; ++b) disagreement += (1 - systems::agreement(each[a], each[b])) / 6;
-  return {systems::accuracy(systems::scores(layer, test.rows), test.labels), systems::accuracy(mean, test.labels),
+  return {systems::accuracy(systems::outputs(layer, test.rows), test.labels), systems::accuracy(mean, test.labels),
           disagreement};
 }
 
@@ -85,10 +86,9 @@ std::vector<double> run(const systems::Labelled& data, const systems::Labelled& 
   }
   moe::MoeLayer learned(moe::LinearRouter::random(kExperts, data.rows.cols(), seed),
                         moe::TopKGate::switch_transformer(), experts);
-  systems::train(
-      learned, {.updates = updates, .rate = 5e-3, .max_norm = 1e9, .balance = 0.01}, seed,
-      [&](std::uint64_t update) { return draw_batch(data, 2 * kBatch, seed, update); }, [](std::uint64_t, double) {});
-  numbers.push_back(systems::accuracy(systems::scores(learned, test.rows), test.labels));
+  systems::train(learned, {.updates = updates, .rate = 5e-3, .balance = 0.01}, seed,
+                 [&](std::uint64_t update) { return draw_batch(data, 2 * kBatch, seed, update); });
+  numbers.push_back(systems::accuracy(systems::outputs(learned, test.rows), test.labels));
   return numbers;
 }
 

@@ -9,6 +9,7 @@
 
 #include "../../digits/data.hpp"
 #include "cache.hpp"
+#include "train.hpp"
 
 namespace systems {
 
@@ -46,8 +47,7 @@ class Epochs {
 void train_epochs(DigitsModel& model, std::uint64_t epochs, Training how, std::uint64_t seed) {
   Epochs batches(digits().train, seed);
   how.updates = epochs * batches.batches();
-  train(
-      model, how, seed, [&](std::uint64_t update) { return batches(update); }, [](std::uint64_t, double) {});
+  train(model, how, seed, [&](std::uint64_t update) { return batches(update); });
 }
 
 void add_noise(DigitsModel& model, double size, std::uint64_t seed) {

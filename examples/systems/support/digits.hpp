@@ -9,6 +9,7 @@
 #include <moe/layer/moe_layer.hpp>
 #include <moe/router/linear.hpp>
 
+#include "labelled.hpp"
 #include "page.hpp"
 #include "with_head.hpp"
 

@@ -8,6 +8,8 @@
 
 #include <moe/core/matrix.hpp>
 #include <moe/core/random.hpp>
+#include <moe/routing/step.hpp>
+#include <moe/train/cross_entropy.hpp>
 
 namespace systems {
 
@@ -17,6 +19,11 @@ struct Labelled {
 
   moe::Index size() const { return rows.rows(); }
 };
+
+inline double loss_of(const Labelled& data, const moe::Matrix<float>& out, const moe::Step& step,
+                      moe::Matrix<float>& dout) {
+  return moe::cross_entropy<float>(out, data.labels, step, dout);
+}
 
 inline Labelled rows_of(const Labelled& data, const std::vector<moe::Index>& ids) {
   Labelled out{data.rows(ids, Eigen::all), {}};

@@ -12,6 +12,7 @@
 #include <string_view>
 
 #include "cache.hpp"
+#include "train.hpp"
 
 namespace systems {
 
@@ -157,7 +158,7 @@ TextModel text_model(const Page& page, std::uint64_t seed) {
 
 double bits_per_character(const TextModel& model, const Labelled& data) {
   moe::Matrix<float> none;
-  return moe::cross_entropy<float>(scores(model, data.rows), data.labels, {}, none) / std::numbers::ln2;
+  return loss_of(data, outputs(model, data.rows), {}, none) / std::numbers::ln2;
 }
 
 void draw_experts(const TextModel& model, const std::string& path) {

@@ -2,16 +2,11 @@
 // A classifier: scores = head(layer(tokens)), with a linear head. A layer of its own kind, as far as training goes.
 #pragma once
 
-#include <cstdint>
 #include <utility>
 
 #include <moe/expert/linear.hpp>
 #include <moe/layer/concept.hpp>
-#include <moe/numeric/schedule.hpp>
-#include <moe/train/cross_entropy.hpp>
-#include <moe/train/trainer.hpp>
-
-#include "labelled.hpp"
+#include <moe/layer/workspace.hpp>
 
 namespace systems {
 
@@ -71,37 +66,5 @@ class WithHead {
   Layer layer_;
   moe::Linear head_;
 };
-
-/// Scores of the rows, in inference.
-template <class Model>
-moe::Matrix<float> scores(const Model& model, const moe::Matrix<float>& rows) {
-  moe::Workspace ws;
-  moe::Matrix<float> out(rows.rows(), model.output_dim());
-  model.forward(rows, moe::Step{}, out, ws);
-  return out;
-}
-
-/// How a classifier is trained: AdamW, with a rate that falls to 0 along a cosine.
-struct Training {
-  std::uint64_t updates = 1000;
-  double rate = 4e-3, weight_decay = 0, max_norm = 1, balance = 0;
-};
-
-/// Cross-entropy on batch(update), a Labelled; report(update, loss) is told of every update.
-template <class Model, class Batch, class Report>
-void train(Model& model, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report) {
-  moe::Trainer trainer(model, moe::AdamW{.weight_decay = how.weight_decay},
-                       {.max_norm = how.max_norm, .balance = how.balance});
-  const moe::CosineSchedule rate{.start = how.rate, .end = 0, .updates = how.updates};
-  for (std::uint64_t update = 0; update < how.updates; ++update) {
-    const Labelled data = batch(update);
-    const moe::Step step = moe::Step::train(update, seed);
-    const double loss = trainer.accumulate(data.rows, step, [&](const auto& out, auto& dout) {
-      return moe::cross_entropy<float>(out, data.labels, step, dout);
-    });
-    trainer.update(rate(update));
-    report(update, loss);
-  }
-}
 
 }  // namespace systems
