@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,7 +19,8 @@ struct BlockLocation {
   bool is_quantised = false;  ///< fused expert weights stored as blocks and scales (MXFP4), and so out x in
 };
 
-/// A tensor of a checkpoint with what it fills: parts of matrices, or a vector of numbers.
+/// A tensor of a checkpoint with what it fills: parts of matrices, or a vector of numbers. What no slice has fills
+/// nothing.
 struct BoundTensor {
   std::string name;
   std::vector<Index> shape;
@@ -188,7 +190,9 @@ class BlockBinder {
                                  .to = experts[static_cast<std::size_t>(e)].*member});
       return tensor;
     };
-    split(fill(format_.gate, 2 * hidden, dim, &ExpertMatrices::up));
+    BoundTensor& up = fill(format_.gate, 2 * hidden, dim, &ExpertMatrices::up);
+    if (format_.identities_have_gates) up.shape.front() += config_.num_identity_experts;
+    split(up);
     fill(format_.down, dim, hidden, &ExpertMatrices::down);
     if (!config_.expert_bias) return;
     BoundTensor& up_bias = fill(format_.up_bias, 2 * hidden, 1, &ExpertMatrices::up_bias);
@@ -223,7 +227,7 @@ inline std::vector<BoundTensor> bind_weights(MoeBlock& block, const BlockLocatio
 }
 
 /// Writes the weights of a bound tensor into `values`, in the layout of the tensor: what it was loaded from, or a
-/// gradient. Throws std::invalid_argument unless there is a value per element.
+/// gradient; 0 where no slice is. Throws std::invalid_argument unless there is a value per element.
 inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
   Index size = 1;
   for (const Index extent : tensor.shape) size *= extent;
@@ -231,6 +235,8 @@ inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
     fail("moe::read_bound: ", values.size(), " values for tensor '", tensor.name, "', expected ", size);
   if (tensor.numbers)
     for (Index i = 0; i < size; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>((*tensor.numbers)(i));
+  else
+    std::fill(values.begin(), values.end(), 0.0f);
   for (const WeightSlice& slice : tensor.slices)
     for (Index o = 0; o < slice.outputs; ++o)
       for (Index i = 0; i < slice.inputs; ++i)

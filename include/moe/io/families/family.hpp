@@ -33,6 +33,7 @@ struct FamilyFormat {
   Index selection_bias_rank = 1;  ///< [num_logits], or [1, num_logits]
   ExpertLayout layout = ExpertLayout::PerExpert;
   std::string_view gate = {}, up = {}, down = {};  ///< of the experts; fused: `gate` holds both; an MLP has no `gate`
+  bool identities_have_gates = false;  ///< fused: `gate` has entries of identity experts, too, which nothing reads
   std::string_view up_bias = {}, down_bias = {};
   std::string_view shared_gate = {}, shared_up = {}, shared_down = {};  ///< fused: `shared_gate` holds both, out x in
   std::string_view shared_score = {};
