@@ -83,6 +83,9 @@ TEST_CASE("load_moe_block: families that choose by sigmoids compute what their c
   check(oracle::mimo_v2_flash(kSizes), "mimo_v2_flash");
   check(oracle::lfm2_moe(kSizes, true, true), "lfm2_moe");
   check(oracle::lfm2_moe(kSizes, false, false), "lfm2_moe", {{"use_expert_bias", false}, {"norm_topk_prob", false}});
+  for (const bool fused : {false, true})
+    check(oracle::nemotron_h(kSizes, fused), "nemotron_h",
+          {{"moe_shared_expert_intermediate_size", kSizes.hidden + 4}});
 }
 
 TEST_CASE("load_moe_block: a configuration that says something else computes something else", "[io]") {

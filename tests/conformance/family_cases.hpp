@@ -154,6 +154,8 @@ inline std::vector<Case> latest_cases(std::uint32_t seed) {
   cases.push_back(case_of(lfm2_moe(s, false, false), s, f32, " no bias, no norm"));
   add(resaved(lfm2_moe(s, true, true), s), out_in);
   add(renamed(granitemoeshared(s), "granitemoehybrid"));
+  add(nemotron_h(s, false));
+  cases.push_back(case_of(nemotron_h(s, true), s, f32, " fused"));
   add(resaved(plain("jamba", s, "router.weight", false), s), out_in);
   add(resaved_ernie(s), out_in);
   add(resaved_longcat(s, 4, 6.0), out_in);
@@ -173,7 +175,7 @@ inline std::vector<Case> small_cases(std::uint32_t seed) {
   std::vector<Case> cases;
   for (const Case& one : all_cases(seed))
     for (const char* name : {"mixtral", "dbrx p = 1", "deepseek_v3", "deepseek_v3 router only", "longcat_flash",
-                             "gpt_oss", "switch 1", "nllb_moe prioritised fraction"})
+                             "gpt_oss", "switch 1", "nllb_moe prioritised fraction", "nemotron_h"})
       if (one.name == name) cases.push_back(one);
   return cases;
 }

@@ -46,6 +46,13 @@ inline void choose_by_sigmoid(Family& family, const Sizes& sizes, const SigmoidR
                   {"routed_scaling_factor", std::to_string(rule.scale)}};
 }
 
+/// Up, the square of what is positive, down.
+inline Vector squared_mlp(const Vector& pre, const std::function<Vector(const Vector&)>& down) {
+  Vector h(pre.size());
+  for (Size i = 0; i < h.size(); ++i) h[i] = pre[i] > 0 ? pre[i] * pre[i] : 0;
+  return down(h);
+}
+
 /// As transformers 5 saves experts: [E, 2F, D] and [E, D, F].
 inline Family resaved(Family family, const Sizes& sizes) {
   for (auto shape = family.shapes.begin(); shape != family.shapes.end();)
@@ -88,6 +95,39 @@ inline Family lfm2_moe(const Sizes& sizes, bool has_bias, bool normalises) {
   detail::choose_by_sigmoid(family, sizes,
                             {.bias = has_bias ? "expert_bias" : "", .epsilon = 1e-6, .normalises = normalises});
   detail::add_experts(family, sizes, "w1", "w3", "w2");
+  return family;
+}
+
+/// Nemotron-H: experts and a shared expert of two layers, with a squared ReLU between them.
+inline Family nemotron_h(const Sizes& sizes, bool fused) {
+  Family family{.name = "nemotron_h"};
+  detail::choose_by_sigmoid(family, sizes, {.scale = 2.5});
+  const Size dim = sizes.dim, hidden = sizes.hidden, width = hidden + 4;
+  if (fused)
+    family.shapes.insert(
+        {{"experts.up_proj", {sizes.experts, hidden, dim}}, {"experts.down_proj", {sizes.experts, dim, hidden}}});
+  for (Size e = 0; e < sizes.experts && !fused; ++e)
+    family.shapes.insert(
+        {{detail::expert_name(e, "up_proj"), {hidden, dim}}, {detail::expert_name(e, "down_proj"), {dim, hidden}}});
+  family.shapes.insert(
+      {{"shared_experts.up_proj.weight", {width, dim}}, {"shared_experts.down_proj.weight", {dim, width}}});
+  family.expert = [=](const Weights& w, Size e, const Vector& x) {
+    const Tensor& up = w.at(fused ? "experts.up_proj" : detail::expert_name(e, "up_proj"));
+    const Tensor& down = w.at(fused ? "experts.down_proj" : detail::expert_name(e, "down_proj"));
+    const Size first = fused ? e * hidden * dim : 0;
+    return detail::squared_mlp(product(up, first, hidden, x),
+                               [&](const Vector& h) { return product(down, first, dim, h); });
+  };
+  family.shared = [=](const Weights& w, const Vector& x) {
+    return detail::squared_mlp(product(w.at("shared_experts.up_proj.weight"), 0, width, x), [&](const Vector& h) {
+      return product(w.at("shared_experts.down_proj.weight"), 0, dim, h);
+    });
+  };
+  family.facts.insert({{"expert_kind", "mlp"},
+                       {"expert_act", "relu2"},
+                       {"shared_expert", "mlp"},
+                       {"shared_d_ff", std::to_string(width)}});
+  if (fused) family.facts["layout"] = "fused_out_in";
   return family;
 }
 

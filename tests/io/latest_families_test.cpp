@@ -34,7 +34,8 @@ TEST_CASE("parse_moe_config: families that route by sigmoids have their scale, n
   for (const auto& [model_type, scale, epsilon, shared_dim] :
        {Row{"kimi_k2", 2.5, 1e-20, 16}, Row{"glm4_moe_lite", 2.5, 1e-20, 16}, Row{"glm4v_moe", 2.5, 1e-20, 16},
         Row{"glm_moe_dsa", 2.5, 1e-20, 16}, Row{"solar_open", 2.5, 1e-20, 16}, Row{"exaone_moe", 2.5, 1e-20, 16},
-        Row{"hy_v3", 2.826, 1e-20, 16}, Row{"mimo_v2_flash", 1, 1e-20, 0}, Row{"lfm2_moe", 1, 1e-6, 0}}) {
+        Row{"hy_v3", 2.826, 1e-20, 16}, Row{"mimo_v2_flash", 1, 1e-20, 0}, Row{"lfm2_moe", 1, 1e-6, 0},
+        Row{"nemotron_h", 2.5, 1e-20, 10}}) {
     const MoeConfig config = test::config_of(model_type);
     CAPTURE(model_type);
     CHECK((config.gate.score == Score::Sigmoid && config.gate.normalise == Normalise::Sum));
@@ -62,6 +63,19 @@ TEST_CASE("parse_moe_config: Qwen3-Next, Qwen3.5 and Qwen3-VL normalise", "[io][
   for (const char* name : {"qwen3_5_moe", "qwen3_vl_moe"})
     CHECK(contains(complaint(name, "text_config.norm_topk_prob", false), "norm_topk_prob is false, expected true"));
   CHECK(test::config_of("flex_olmo").gate.normalise == Normalise::Off);
+}
+
+TEST_CASE("parse_moe_config: Nemotron-H has experts without gates, and none in a latent space", "[io][error]") {
+  const MoeConfig config = test::config_of("nemotron_h");
+  CHECK(config.expert == moe::ExpertKind::SquaredReluPlain);
+  CHECK(!is_gated(config.expert));
+  CHECK(without("nemotron_h", "moe_latent_size").shared_dim == config.shared_dim);
+  CHECK(complaint("nemotron_h", "moe_latent_size", 1024) ==
+        "file: moe_latent_size is 1024, expected null: no latent space");
+  CHECK(contains(complaint("nemotron_h", "n_shared_experts", 2), "n_shared_experts is 2, expected 1"));
+  CHECK(contains(complaint("nemotron_h", "mlp_hidden_act", "silu"), "mlp_hidden_act is \"silu\", expected 'relu2'"));
+  CHECK(contains(complaint("nemotron_h", "mlp_bias", true), "mlp_bias is true, expected false"));
+  CHECK(contains(complaint("nemotron_h", "moe_shared_expert_intermediate_size", nullptr), "is missing"));
 }
 
 TEST_CASE("parse_moe_config: what the latest families could ask and nothing computes is refused", "[io][error]") {

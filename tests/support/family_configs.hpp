@@ -67,6 +67,8 @@ inline const std::map<std::string, std::string>& family_configs() {
       {"hy_v3", wide + R"(, "num_experts": 6, "num_experts_per_tok": 2, "num_shared_experts": 2, "route_norm": true)"},
       {"lfm2_moe", wide + R"(, "num_experts": 6, "num_experts_per_tok": 2, "use_expert_bias": true)"},
       {"granitemoehybrid", local + R"(, "shared_intermediate_size": 10)"},
+      {"nemotron_h", wide + R"(, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "moe_shared_expert_intermediate_size": 10, "mlp_hidden_act": "relu2", "routed_scaling_factor": 2.5)"},
   };
   return configs;
 }

@@ -39,7 +39,8 @@ template <class Product>
 ExpertMatrices matrices_of(BasicGlu<F32, Product>& expert) {
   return {&expert.gate_up(), &expert.gate_up_bias(), &expert.down(), &expert.down_bias()};
 }
-inline ExpertMatrices matrices_of(ReluMlp& expert) {
+template <class Act>
+ExpertMatrices matrices_of(BasicMlp<F32, Act>& expert) {
   return {&expert.up(), &expert.up_bias(), &expert.down(), &expert.down_bias()};
 }
 
@@ -125,6 +126,11 @@ class BlockBinder {
     whole(format_.shared_down, shared.down());
   }
 
+  void bind_branch(SquaredReluMlp& shared) {
+    whole(format_.shared_up, shared.up());
+    whole(format_.shared_down, shared.down());
+  }
+
   void bind_experts(const std::vector<ExpertMatrices>& experts) {
     switch (format_.layout) {
       case ExpertLayout::PerExpert:
@@ -177,6 +183,8 @@ class BlockBinder {
     using enum ExpertLayout;
     const bool out_in =
         format_.layout == FusedOutIn || format_.layout == FusedInterleavedOutIn || location_.is_quantised;
+    const bool gated = !format_.gate.empty();
+    const Index width = gated ? 2 * hidden : hidden;
     // A tensor [E, outputs, inputs] or [E, inputs, outputs]; [E, outputs] of biases.
     const auto fill = [&](std::string_view name, Index outputs, Index inputs, auto member) -> BoundTensor& {
       using Shape = std::vector<Index>;
@@ -190,13 +198,13 @@ class BlockBinder {
                                  .to = experts[static_cast<std::size_t>(e)].*member});
       return tensor;
     };
-    BoundTensor& up = fill(format_.gate, 2 * hidden, dim, &ExpertMatrices::up);
+    BoundTensor& up = fill(gated ? format_.gate : format_.up, width, dim, &ExpertMatrices::up);
     if (format_.identities_have_gates) up.shape.front() += config_.num_identity_experts;
     split(up);
     fill(format_.down, dim, hidden, &ExpertMatrices::down);
     if (!config_.expert_bias) return;
-    BoundTensor& up_bias = fill(format_.up_bias, 2 * hidden, 1, &ExpertMatrices::up_bias);
-    up_bias.shape = {count, 2 * hidden};
+    BoundTensor& up_bias = fill(format_.up_bias, width, 1, &ExpertMatrices::up_bias);
+    up_bias.shape = {count, width};
     split(up_bias);
     fill(format_.down_bias, dim, 1, &ExpertMatrices::down_bias).shape = {count, dim};
   }

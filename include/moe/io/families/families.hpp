@@ -19,6 +19,7 @@
 #include "moe/io/families/llama4.hpp"
 #include "moe/io/families/longcat.hpp"
 #include "moe/io/families/mixtral.hpp"
+#include "moe/io/families/nemotron.hpp"
 #include "moe/io/families/olmoe.hpp"
 #include "moe/io/families/qwen.hpp"
 #include "moe/io/families/switch.hpp"
@@ -67,6 +68,7 @@ inline constexpr std::array kFamilies{
     detail::kHy3,
     detail::kLfm2,
     detail::kGraniteHybrid,
+    detail::kNemotron,
 };
 // clang-format on
 
