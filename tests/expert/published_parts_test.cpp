@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Parts that published models need: the products of GPT-OSS and Kimi K3, an expert with a gate of its own, an offset.
+// Parts that published models need: the products of GPT-OSS and Kimi K3, the squares of Nemotron-H, an expert with a
+// gate of its own, an offset.
 #include <array>
 
 #include "moe/expert/gated_expert.hpp"
+#include "moe/expert/mlp.hpp"
 #include "moe/expert/offset.hpp"
 #include "support/catch.hpp"
 #include "support/experts.hpp"
@@ -15,6 +17,7 @@ using moe::Matrix;
 using Glu = moe::BasicGlu<F64>;
 using ClampedGlu = moe::BasicGlu<F64, moe::ClampedSwiGlu>;
 using SituGlu = moe::BasicGlu<F64, moe::SituGlu>;
+using SquaredMlp = moe::BasicMlp<F64, moe::SquaredRelu>;
 using Offset = moe::BasicOffset<F64>;
 using Gated = moe::GatedExpert<Glu, F64>;
 
@@ -130,6 +133,22 @@ TEST_CASE("SituGlu: a register has the bits of its numbers, and experts the grad
   CHECK(expert_gradient_error(expert, test::random_matrix<double>(6, kDim)) < 1e-6);
   CHECK_THROWS_AS((SituGlu(kDim, 5, moe::Bias::Zero, {.beta = 0})), std::invalid_argument);
   CHECK_THROWS_AS((SituGlu(kDim, 5, moe::Bias::Zero, {.linear_beta = -1})), std::invalid_argument);
+}
+
+TEST_CASE("SquaredRelu: an Mlp is the formula, and has the gradients of central differences", "[expert]") {
+  const auto expert = test::random_expert<SquaredMlp>(kDim, 5, 6, moe::Bias::Zero);
+  const auto rows = test::random_matrix<double>(9, kDim), out = test::run(expert, rows);
+  for (Index r = 0; r < rows.rows(); ++r)
+    for (Index c = 0; c < kDim; ++c) {
+      double sum = expert.down_bias()(c, 0);
+      for (Index h = 0; h < 5; ++h) {
+        double pre = expert.up_bias()(h, 0);
+        for (Index i = 0; i < kDim; ++i) pre += rows(r, i) * expert.up()(h, i);
+        if (pre > 0) sum += pre * pre * expert.down()(c, h);
+      }
+      CHECK_THAT(out(r, c), WithinAbs(sum, 1e-13));
+    }
+  CHECK(expert_gradient_error(expert, rows) < 1e-6);
 }
 
 TEST_CASE("GatedExpert: scales its expert by a sigmoid", "[expert]") {
