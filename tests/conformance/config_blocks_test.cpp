@@ -70,6 +70,9 @@ TEST_CASE("load_moe_block: families that choose by sigmoids compute what their c
     return oracle::sigmoid_shared("any", kSizes, rule, folder);
   };
   check(shared({.scale = 2.827}), "kimi_k2", {{"routed_scaling_factor", 2.827}});
+  check(oracle::kimi_linear(kSizes, 3, 2, 2.446), "kimi_linear");
+  check(oracle::kimi_linear(kSizes, 1, 1, 1), "kimi_linear",
+        {{"num_expert_group", 1}, {"use_grouped_topk", false}, {"routed_scaling_factor", nullptr}});
   check(shared({.scale = 2.5, .normalises = false}), "dots1");
   check(shared({.scale = 2.5}), "dots1", {{"norm_topk_prob", true}});
   check(shared({.scale = 1.8}), "glm4_moe_lite", unsaid);

@@ -137,6 +137,7 @@ inline std::vector<Case> latest_cases(std::uint32_t seed) {
   add(renamed(resaved(qwen2_moe(s, true), s), "qwen3_5_moe"), out_in);
   add(qwen3_vl_moe(s), in_out);
   add(sigmoid_shared("kimi_k2", s, {.scale = 2.827}));
+  add(kimi_linear(s, 3, 2, 2.446));
   add(sigmoid_shared("dots1", s, {.scale = 2.5, .normalises = false}));
   add(sigmoid_shared("glm4_moe_lite", s, {.scale = 1.8}));
   add(sigmoid_shared("glm4v_moe", s, {}));

@@ -81,6 +81,18 @@ inline Family sigmoid_shared(const std::string& name, const Sizes& sizes, const 
   return family;
 }
 
+/// Kimi Linear: DeepSeek-V3, groups and all, with the names of Mixtral's experts.
+inline Family kimi_linear(const Sizes& sizes, Size groups, Size kept, double scale) {
+  Family family = deepseek_v3(sizes, groups, kept, scale);
+  for (Size e = 0; e < sizes.experts; ++e)
+    for (const char* name : {"gate_proj", "up_proj", "down_proj"}) family.shapes.erase(detail::expert_name(e, name));
+  for (const char* name : {"gate", "up", "down"})
+    family.shapes.erase("shared_experts." + std::string(name) + "_proj.weight");
+  detail::add_experts(family, sizes, "w1", "w3", "w2");
+  detail::add_shared(family, sizes, "shared_experts", 2 * sizes.hidden);
+  return detail::renamed(family, "kimi_linear");
+}
+
 /// MiMo-V2-Flash: the same without a shared expert.
 inline Family mimo_v2_flash(const Sizes& sizes) {
   Family family{.name = "mimo_v2_flash"};

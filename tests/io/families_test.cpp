@@ -46,7 +46,7 @@ TEST_CASE("Families: every format has a configuration and every model type a for
   }
   for_each_format([&](const MoeConfig& config, const FamilyFormat&) { loaded.insert(config.family); });
   CHECK(loaded == families);
-  CHECK(families.size() == 39);
+  CHECK(families.size() == 40);
   CHECK(moe::find_family("my_moe") == nullptr);
 }
 

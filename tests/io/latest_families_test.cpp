@@ -42,6 +42,11 @@ TEST_CASE("parse_moe_config: families that route by sigmoids have their scale, n
     CHECK((config.gate.scale == scale && config.gate.epsilon == epsilon && config.gate.groups.count == 1));
     CHECK((config.selection_bias && config.shared_dim == shared_dim));
   }
+  const MoeConfig linear = test::config_of("kimi_linear");
+  CHECK((linear.gate.score == Score::Sigmoid && linear.gate.epsilon == 1e-20 && linear.gate.scale == 2.446));
+  CHECK((linear.gate.groups.count == 3 && linear.gate.groups.kept == 2 && linear.gate.groups.best == 2));
+  CHECK(with("kimi_linear", "moe_renormalize", false).gate.normalise == Normalise::Off);
+  CHECK(test::config_of("deepseek_v32").family == "deepseek_v3");
   CHECK(without("glm4_moe_lite", "routed_scaling_factor").gate.scale == 1.8);
   CHECK(without("glm_moe_dsa", "routed_scaling_factor").gate.scale == 2.5);
   CHECK(without("kimi_k2", "routed_scaling_factor").gate.scale == 1);
@@ -83,6 +88,11 @@ TEST_CASE("parse_moe_config: what the latest families could ask and nothing comp
   CHECK(with("mimo_v2_flash", "n_shared_experts", 0).shared_dim == 0);
   CHECK(contains(complaint("mimo_v2_flash", "scoring_func", "softmax"), "expected 'sigmoid'"));
   CHECK(contains(complaint("kimi_k2", "topk_method", "greedy"), "expected 'noaux_tc'"));
+  CHECK(complaint("kimi_linear", "routed_expert_hidden_size", 3584) ==
+        "file: routed_expert_hidden_size is 3584, expected null: no latent space");
+  CHECK(contains(complaint("kimi_linear", "hidden_act", "situ"), "hidden_act is \"situ\", expected 'silu'"));
+  CHECK(contains(complaint("kimi_linear", "moe_router_activation_func", "softmax"), "expected 'sigmoid'"));
+  CHECK(contains(complaint("kimi_linear", "use_grouped_topk", false), "use_grouped_topk is false, expected true"));
   CHECK(contains(complaint("minimax", "shared_intermediate_size", 64), "shared_intermediate_size is 64, expected 0"));
   for (const char* name : {"moe_router_use_sigmoid", "moe_router_enable_expert_bias", "route_norm"})
     CHECK(contains(complaint("hy_v3", name, false), std::string(name) + " is false, expected true"));

@@ -6,8 +6,8 @@
 
 #include "moe/io/families/family.hpp"
 
-// DeepSeek-V2 and V3, with shared experts, groups, and in V3 a bias of the selection; and what routes as V3: Kimi K2,
-// dots.llm1, MiMo-V2-Flash. GLM does, too, and has a file of its own.
+// DeepSeek-V2 and V3, with shared experts, groups, and in V3 a bias of the selection; and what routes as V3: dots.llm1,
+// MiMo-V2-Flash. GLM and Kimi do, too, and have files of their own. V3.2 has the blocks of V3.
 namespace moe::inline MOE_ABI::detail {
 
 inline void read_deepseek(const JsonFields& fields, MoeConfig& config) {
@@ -60,11 +60,10 @@ constexpr FamilyFormat deepseek_v3_names(std::string_view prefix = kMlp) {
   return with_bias(with_shared(projections(prefix)));
 }
 inline constexpr std::array kDeepseekV3Formats{deepseek_v3_names(), resaved(deepseek_v3_names())};
-inline constexpr Family kDeepseekV3{
-    .name = "deepseek_v3", .model_types = {"deepseek_v3"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
-
-inline constexpr Family kKimiK2{
-    .name = "kimi_k2", .model_types = {"kimi_k2"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
+inline constexpr Family kDeepseekV3{.name = "deepseek_v3",
+                                    .model_types = {"deepseek_v3", "deepseek_v32"},
+                                    .read = read_deepseek_v3,
+                                    .formats = kDeepseekV3Formats};
 
 /// Where nothing is said, weights are not normalised (transformers main at 008e5743).
 inline void read_dots1(const JsonFields& fields, MoeConfig& config) {

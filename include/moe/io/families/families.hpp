@@ -15,6 +15,7 @@
 #include "moe/io/families/granite.hpp"
 #include "moe/io/families/hunyuan.hpp"
 #include "moe/io/families/jamba.hpp"
+#include "moe/io/families/kimi.hpp"
 #include "moe/io/families/lfm2.hpp"
 #include "moe/io/families/llama4.hpp"
 #include "moe/io/families/longcat.hpp"
@@ -58,6 +59,7 @@ inline constexpr std::array kFamilies{
     detail::kQwen35,
     detail::kQwen3Vl,
     detail::kKimiK2,
+    detail::kKimiLinear,
     detail::kDots1,
     detail::kMimo,
     detail::kGlm4Lite,
