@@ -98,14 +98,19 @@ inline void set_experts(const Facts& facts, moe::MoeConfig& config) {
                     .alpha = facts.number("act_alpha", config.clamp.alpha),
                     .up_offset = facts.number("up_offset", config.clamp.up_offset)};
   } else if (kind == "mlp") {
-    config.expert = moe::ExpertKind::ReluPlain, act = "relu";
+    const bool is_squared = facts.text("expert_act", "relu") == "relu2";
+    config.expert = is_squared ? moe::ExpertKind::SquaredReluPlain : moe::ExpertKind::ReluPlain;
+    act = is_squared ? "relu2" : "relu";
   }
   if (kind != "gptoss_clamped_swiglu" || !facts.text("expert_act", act).starts_with("x*sigmoid("))
     facts.choice("expert_act", {act});
   config.expert_bias = facts.flag("expert_bias");
   if (facts.choice("weight_on", {"output", "input"}) == "input") config.weight_on = moe::WeightOn::Input;
   config.shared_dim = facts.integer("shared_d_ff", 0);
-  const bool has_shared = facts.choice("shared_expert", {"none", "swiglu", "swiglu_fused_concat"}) != "none";
+  const std::string shared = facts.choice("shared_expert", {"none", "swiglu", "swiglu_fused_concat", "mlp"});
+  const bool has_shared = shared != "none";
+  if (has_shared && (shared == "mlp") != (config.expert == moe::ExpertKind::SquaredReluPlain))
+    facts.refuse("shared_expert", "one that computes what the experts do");
   if (has_shared != (config.shared_dim > 0)) facts.refuse("shared_d_ff", "a width where there is a shared expert");
   if (facts.choice("shared_gate", {"none", "sigmoid"}) == "sigmoid") config.shared_gate = moe::SharedGate::Sigmoid;
   config.output_bias = facts.flag("output_bias");

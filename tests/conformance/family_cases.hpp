@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "conformance/family_capacity_files.hpp"
-#include "conformance/family_oracle_softmax.hpp"
+#include "conformance/family_oracle_latest.hpp"
 
 namespace oracle {
 
@@ -118,10 +118,55 @@ inline std::vector<Case> other_cases(std::uint32_t seed) {
           case_of(gpt_oss(mx), mx, {.storage = Storage::Mxfp4, .seed = seed}, " mxfp4")};
 }
 
+/// Families of 2025 and 2026, and blocks that transformers 5 has saved again.
+inline std::vector<Case> latest_cases(std::uint32_t seed) {
+  using detail::renamed, detail::resaved;
+  const Sizes s{.dim = 12, .hidden = 7, .experts = 6, .k = 2, .tokens = 5};
+  const FileOptions f32{.gradients = true, .seed = seed};
+  std::vector<Case> cases;
+  const auto add = [&](const Family& family, const std::string& layout = "") {
+    Family stored = family;
+    if (!layout.empty()) stored.facts["layout"] = layout;
+    cases.push_back(case_of(stored, s, f32, layout.empty() ? "" : " " + layout));
+  };
+  const std::string out_in = "fused_out_in_concat_gate_up", in_out = "fused_in_out_concat_gate_up";
+  add(plain("flex_olmo", s, "gate.weight", false));
+  cases.push_back(case_of(renamed(plain("mixtral", s, "gate.weight", true), "minimax"), s, f32, ""));
+  add(renamed(qwen2_moe(s, true), "qwen3_next"));
+  add(renamed(qwen2_moe(s, true), "qwen3_5_moe"));
+  add(renamed(resaved(qwen2_moe(s, true), s), "qwen3_5_moe"), out_in);
+  add(qwen3_vl_moe(s), in_out);
+  add(sigmoid_shared("kimi_k2", s, {.scale = 2.827}));
+  add(kimi_linear(s, 3, 2, 2.446));
+  add(sigmoid_shared("dots1", s, {.scale = 2.5, .normalises = false}));
+  add(sigmoid_shared("glm4_moe_lite", s, {.scale = 1.8}));
+  add(sigmoid_shared("glm4v_moe", s, {}));
+  add(sigmoid_shared("glm_moe_dsa", s, {.scale = 2.5}));
+  add(sigmoid_shared("solar_open", s, {}));
+  add(resaved(sigmoid_shared("glm4v_moe", s, {}), s), out_in);
+  add(sigmoid_shared("exaone_moe", s, {.bias = "e_score_correction_bias", .scale = 2.5}));
+  add(resaved(sigmoid_shared("exaone_moe", s, {.scale = 2.5}), s), out_in);
+  add(sigmoid_shared("hy_v3", s, {.router = "router.gate.weight", .bias = "expert_bias", .scale = 2.826},
+                     "shared_mlp"));
+  add(resaved(sigmoid_shared("hy_v3", s, {.bias = "e_score_correction_bias", .scale = 2.826}), s), out_in);
+  add(mimo_v2_flash(s));
+  add(resaved(mimo_v2_flash(s), s), out_in);
+  add(lfm2_moe(s, true, true));
+  cases.push_back(case_of(lfm2_moe(s, false, false), s, f32, " no bias, no norm"));
+  add(resaved(lfm2_moe(s, true, true), s), out_in);
+  add(renamed(granitemoeshared(s), "granitemoehybrid"));
+  add(nemotron_h(s, false));
+  cases.push_back(case_of(nemotron_h(s, true), s, f32, " fused"));
+  add(resaved(plain("jamba", s, "router.weight", false), s), out_in);
+  add(resaved_ernie(s), out_in);
+  add(resaved_longcat(s, 4, 6.0), out_in);
+  return cases;
+}
+
 /// All of them, of one seed.
 inline std::vector<Case> all_cases(std::uint32_t seed) {
   std::vector<Case> cases = token_cases(seed);
-  for (const auto& more : {capacity_cases(seed), other_cases(seed)})
+  for (const auto& more : {capacity_cases(seed), other_cases(seed), latest_cases(seed)})
     cases.insert(cases.end(), more.begin(), more.end());
   return cases;
 }
@@ -131,7 +176,7 @@ inline std::vector<Case> small_cases(std::uint32_t seed) {
   std::vector<Case> cases;
   for (const Case& one : all_cases(seed))
     for (const char* name : {"mixtral", "dbrx p = 1", "deepseek_v3", "deepseek_v3 router only", "longcat_flash",
-                             "gpt_oss", "switch 1", "nllb_moe prioritised fraction"})
+                             "gpt_oss", "switch 1", "nllb_moe prioritised fraction", "nemotron_h"})
       if (one.name == name) cases.push_back(one);
   return cases;
 }

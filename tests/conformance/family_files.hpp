@@ -82,7 +82,7 @@ class FileRun {
     file.add(t + "cotangent", {1, tokens_.size(), dim_}, cotangent);
     file.add(t + "grad.input", {1, tokens_.size(), dim_}, dinput);
     for (auto& [name, tensor] : weights_) {
-      if (name.find("e_score_correction_bias") != name.npos) continue;
+      if (name.find("e_score_correction_bias") != name.npos || name == "expert_bias") continue;
       Vector gradient;
       for (double& value : tensor.values) gradient.push_back(derivative(value));
       file.add(t + "grad." + prefix + name, tensor.shape, gradient);

@@ -85,12 +85,13 @@ inline void require_storage(const moe::Checkpoint& file, const Facts& facts, con
                             Index num_experts) {
   using enum moe::ExpertLayout;
   const moe::ExpertLayout layout = location.format.layout;
-  facts.choice("layout", {layout == PerExpert     ? "per_expert_separate_out_in"
-                          : layout == FusedOutIn  ? "fused_out_in_concat_gate_up"
-                          : layout == FusedInOut  ? "fused_in_out_concat_gate_up"
-                          : layout == StackedRows ? "fused_rows_E*ff_by_d (w1,v1 out_in; w2 in_out)"
-                          : location.is_quantised ? "mxfp4_blocks_out_in_interleaved_gate_up"
-                                                  : "fused_in_out_interleaved_gate_up"});
+  facts.choice("layout",
+               {layout == PerExpert    ? "per_expert_separate_out_in"
+                : layout == FusedOutIn ? (location.format.gate.empty() ? "fused_out_in" : "fused_out_in_concat_gate_up")
+                : layout == FusedInOut ? "fused_in_out_concat_gate_up"
+                : layout == StackedRows ? "fused_rows_E*ff_by_d (w1,v1 out_in; w2 in_out)"
+                : location.is_quantised ? "mxfp4_blocks_out_in_interleaved_gate_up"
+                                        : "fused_in_out_interleaved_gate_up"});
   const std::string down = location.prefix + moe::numbered_name(location.format.down, num_experts - 1);
   const std::string stored = moe::WeightSource::find(file, down).format(), said = facts.text("weight_dtype", stored);
   const auto first_word = [](const std::string& text) { return text.substr(0, text.find(' ')); };

@@ -56,7 +56,7 @@ void check_gated() {
 
 TEMPLATE_TEST_CASE("Elementwise: every activation is applied to every column, forward and backward", "[expert]",
                    moe::Identity, moe::Relu, moe::Tanh, moe::Sigmoid, moe::Softplus, moe::Silu, moe::Gelu,
-                   moe::GeluTanh) {
+                   moe::GeluTanh, moe::SquaredRelu) {
   check_elementwise<TestType, float>();
   check_elementwise<TestType, double>();
 }
@@ -68,7 +68,7 @@ TEMPLATE_TEST_CASE("Gated: the first register gates the second, forward and back
 }
 
 TEMPLATE_TEST_CASE("Elementwise: zero padding gets a gradient of zero", "[expert]", moe::Identity, moe::Relu, moe::Tanh,
-                   moe::Sigmoid, moe::Softplus, moe::Silu, moe::Gelu, moe::GeluTanh) {
+                   moe::Sigmoid, moe::Softplus, moe::Silu, moe::Gelu, moe::GeluTanh, moe::SquaredRelu) {
   std::array<float, 2 * kLanes<float>> zero = {}, dpre;
   moe::Elementwise<TestType>::backward(zero.data(), zero.data(), dpre.data());
   for (const float value : dpre) CHECK(value == 0);

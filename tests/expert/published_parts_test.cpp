@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Parts that published models need: the clamped product of GPT-OSS, an expert with a gate of its own, an offset.
+// Parts that published models need: the products of GPT-OSS and Kimi K3, the squares of Nemotron-H, an expert with a
+// gate of its own, an offset.
+#include <array>
+
 #include "moe/expert/gated_expert.hpp"
+#include "moe/expert/mlp.hpp"
 #include "moe/expert/offset.hpp"
 #include "support/catch.hpp"
 #include "support/experts.hpp"
@@ -12,6 +16,8 @@ using moe::Index;
 using moe::Matrix;
 using Glu = moe::BasicGlu<F64>;
 using ClampedGlu = moe::BasicGlu<F64, moe::ClampedSwiGlu>;
+using SituGlu = moe::BasicGlu<F64, moe::SituGlu>;
+using SquaredMlp = moe::BasicMlp<F64, moe::SquaredRelu>;
 using Offset = moe::BasicOffset<F64>;
 using Gated = moe::GatedExpert<Glu, F64>;
 
@@ -51,6 +57,11 @@ double clamped(const moe::ClampedSwiGlu& p, double gate, double up) {
   return (u + p.up_offset) * g / (1 + std::exp(-p.alpha * g));
 }
 
+double situ(const moe::SituGlu& p, double gate, double up) {
+  const double u = p.linear_beta == 0 ? up : p.linear_beta * std::tanh(up / p.linear_beta);
+  return p.beta * std::tanh(gate / p.beta) / (1 + std::exp(-gate)) * u;
+}
+
 }  // namespace
 
 TEST_CASE("ClampedSwiGlu: is the formula, inside and outside the limits", "[expert]") {
@@ -78,6 +89,66 @@ TEST_CASE("ClampedSwiGlu: experts with biases have the gradients of central diff
   test::randomise(other, 9);
   CHECK(expert_gradient_error(other, test::random_matrix<double>(6, kDim)) < 1e-6);
   CHECK_THROWS_AS((ClampedGlu(kDim, 5, moe::Bias::Zero, {.limit = 0})), std::invalid_argument);
+}
+
+TEST_CASE("SituGlu: is the formula, near silu(g) u at zero and bounded far out", "[expert]") {
+  const auto product = GENERATE(moe::SituGlu{}, moe::SituGlu{0.5, 2}, moe::SituGlu{.linear_beta = 0});
+  for (const double gate : {-60.0, -8.0, -1.0, 0.0, 0.3, 6.9, 300.0})
+    for (const double up : {-50.0, -7.0, -1.0, 0.0, 2.0, 30.0}) {
+      CAPTURE(product.beta, product.linear_beta, gate, up);
+      const double value = situ(product, gate, up), size = 1 + std::abs(value);
+      CHECK_THAT(product.value(gate, up), WithinAbs(value, 1e-14 * size));
+      CHECK_THAT(product.value(static_cast<float>(gate), static_cast<float>(up)), WithinAbs(value, 3e-6 * size));
+      CHECK(std::abs(value) <= product.beta * (product.linear_beta == 0 ? std::abs(up) : product.linear_beta));
+      const double h = 1e-5;
+      const auto slope = [&](double dg, double du) {
+        return (situ(product, gate + dg, up + du) - situ(product, gate - dg, up - du)) / (2 * h);
+      };
+      CHECK_THAT(product.gate_derivative(gate, up), WithinAbs(slope(h, 0), 1e-8 * size));
+      CHECK_THAT(product.up_derivative(gate, up), WithinAbs(slope(0, h), 1e-8 * size));
+    }
+  CHECK_THAT(product.value(1e-4, 1.0), WithinAbs(moe::Silu::value(1e-4), product.linear_beta == 2 ? 5e-6 : 1e-7));
+}
+
+TEST_CASE("SituGlu: a register has the bits of its numbers, and experts the gradients of central differences",
+          "[expert][error]") {
+  const auto numbers = test::random_matrix<float>(2, moe::simd::kLanes<float>, 4);
+  std::array<float, 3 * moe::simd::kLanes<float>> found;
+  const auto g = moe::simd::load_partial(numbers.row(0).data(), moe::simd::kLanes<float>, 0.0f);
+  const auto u = moe::simd::load_partial(numbers.row(1).data(), moe::simd::kLanes<float>, 0.0f);
+  const moe::SituGlu product;
+  const auto keep = [&](std::size_t part, const auto& values) {
+    moe::simd::store_partial(found.data() + part * moe::simd::kLanes<float>, values, moe::simd::kLanes<float>);
+  };
+  keep(0, product.value(g, u)), keep(1, product.gate_derivative(g, u)), keep(2, product.up_derivative(g, u));
+  for (Index c = 0; c < moe::simd::kLanes<float>; ++c) {
+    const float gate = numbers(0, c), up = numbers(1, c);
+    const auto at = [&](Index part) { return found[static_cast<std::size_t>(part * moe::simd::kLanes<float> + c)]; };
+    CHECK(test::same_bits(at(0), product.value(gate, up)));
+    CHECK(test::same_bits(at(1), product.gate_derivative(gate, up)));
+    CHECK(test::same_bits(at(2), product.up_derivative(gate, up)));
+  }
+  SituGlu expert(kDim, 5, moe::Bias::Zero, {.beta = 0.8, .linear_beta = 1.5});
+  test::randomise(expert, 9);
+  CHECK(expert_gradient_error(expert, test::random_matrix<double>(6, kDim)) < 1e-6);
+  CHECK_THROWS_AS((SituGlu(kDim, 5, moe::Bias::Zero, {.beta = 0})), std::invalid_argument);
+  CHECK_THROWS_AS((SituGlu(kDim, 5, moe::Bias::Zero, {.linear_beta = -1})), std::invalid_argument);
+}
+
+TEST_CASE("SquaredRelu: an Mlp is the formula, and has the gradients of central differences", "[expert]") {
+  const auto expert = test::random_expert<SquaredMlp>(kDim, 5, 6, moe::Bias::Zero);
+  const auto rows = test::random_matrix<double>(9, kDim), out = test::run(expert, rows);
+  for (Index r = 0; r < rows.rows(); ++r)
+    for (Index c = 0; c < kDim; ++c) {
+      double sum = expert.down_bias()(c, 0);
+      for (Index h = 0; h < 5; ++h) {
+        double pre = expert.up_bias()(h, 0);
+        for (Index i = 0; i < kDim; ++i) pre += rows(r, i) * expert.up()(h, i);
+        if (pre > 0) sum += pre * pre * expert.down()(c, h);
+      }
+      CHECK_THAT(out(r, c), WithinAbs(sum, 1e-13));
+    }
+  CHECK(expert_gradient_error(expert, rows) < 1e-6);
 }
 
 TEST_CASE("GatedExpert: scales its expert by a sigmoid", "[expert]") {

@@ -17,6 +17,7 @@ namespace {
 using test::Long;
 using All =
     std::tuple<moe::Identity, moe::Relu, moe::Tanh, moe::Sigmoid, moe::Softplus, moe::Silu, moe::Gelu, moe::GeluTanh>;
+using AllAndSquares = decltype(std::tuple_cat(All{}, std::tuple<moe::SquaredRelu>{}));
 
 /// e^-kEnd is still a normal number, and so is e^(-x^2 / 2) up to kNormalEnd.
 template <class S>
@@ -42,7 +43,8 @@ constexpr auto derivative = [](const auto& x) { return A::derivative(x); };
 template <class A>
 constexpr auto second_derivative = [](const auto& x) { return A::second_derivative(x); };
 
-TEMPLATE_LIST_TEST_CASE("Activation: all shipped ones satisfy the concept and have a name", "[numeric]", All) {
+TEMPLATE_LIST_TEST_CASE("Activation: all shipped ones satisfy the concept and have a name", "[numeric]",
+                        AllAndSquares) {
   STATIC_REQUIRE(moe::Activation<TestType>);
   REQUIRE(std::strlen(TestType::kName) > 0);
 }
@@ -76,7 +78,7 @@ void check_equal_bits(Long low, Long high) {
   check(second_derivative<A>);
 }
 
-TEMPLATE_LIST_TEST_CASE("Activation: a scalar, a tail and any lane give the same bits", "[numeric]", All) {
+TEMPLATE_LIST_TEST_CASE("Activation: a scalar, a tail and any lane give the same bits", "[numeric]", AllAndSquares) {
   check_equal_bits<TestType, float>(-20, 20);
   check_equal_bits<TestType, double>(-45, 45);
 }
@@ -104,7 +106,7 @@ TEMPLATE_LIST_TEST_CASE("Activation: huge arguments saturate, and infinity is th
   check_saturation<TestType, double>();
 }
 
-TEMPLATE_LIST_TEST_CASE("Activation: NaN passes through", "[numeric]", All) {
+TEMPLATE_LIST_TEST_CASE("Activation: NaN passes through", "[numeric]", AllAndSquares) {
   CHECK(std::isnan(TestType::value(test::kNan<float>)));
   CHECK(std::isnan(TestType::value(test::kNan<double>)));
   if constexpr (!std::is_same_v<TestType, moe::Identity>) {
@@ -133,6 +135,23 @@ TEST_CASE("Identity and Relu: are exact", "[numeric]") {
     CHECK(moe::Relu::value(x) == (x > 0 ? x : 0));
     CHECK(moe::Relu::derivative(x) == (x > 0 ? 1 : 0));
   }
+}
+
+TEMPLATE_TEST_CASE("SquaredRelu: is exact up to one rounding, and its derivatives are", "[numeric]", float, double) {
+  using Limits = std::numeric_limits<TestType>;
+  for (const double value : {-1e18, -2.5, -0.0, 0.0, 1e-3, 0.7, 3.0, 1e18}) {
+    const auto x = static_cast<TestType>(value);
+    const TestType square = x > 0 ? x * x : 0, slope = x > 0 ? 2 * x : 0, bend = x > 0 ? 2 : 0;
+    CAPTURE(x);
+    CHECK(moe::SquaredRelu::value(x) == square);
+    CHECK(moe::SquaredRelu::derivative(x) == slope);
+    CHECK(moe::SquaredRelu::second_derivative(x) == bend);
+  }
+  CHECK(moe::SquaredRelu::value(Limits::infinity()) == Limits::infinity());
+  CHECK(moe::SquaredRelu::value(Limits::max()) == Limits::infinity());
+  CHECK(moe::SquaredRelu::value(-Limits::infinity()) == 0);
+  CHECK(moe::SquaredRelu::derivative(-Limits::infinity()) == 0);
+  CHECK(std::isnan(moe::SquaredRelu::second_derivative(test::kNan<TestType>)));
 }
 
 TEMPLATE_TEST_CASE("Tanh: is within 3, 4 and 6 ulp", "[numeric]", float, double) {

@@ -16,6 +16,8 @@ inline const std::map<std::string, std::string>& family_configs() {
   static const std::string wide = R"("hidden_size": 12, "intermediate_size": 99, "moe_intermediate_size": 8)";
   static const std::string deepseek = wide + R"(, "n_routed_experts": 6, "num_experts_per_tok": 2,
     "n_shared_experts": 2, "routed_scaling_factor": 2.5)";
+  static const std::string shared =
+      wide + R"(, "num_experts": 6, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 10)";
   static const std::map<std::string, std::string> configs = {
       {"mixtral", local},
       {"olmoe", sizes + R"(, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": true)"},
@@ -47,6 +49,31 @@ inline const std::map<std::string, std::string>& family_configs() {
       {"longcat_flash", R"("hidden_size": 12, "expert_ffn_hidden_size": 8, "n_routed_experts": 6, "moe_topk": 3,
         "zero_expert_num": 4, "zero_expert_type": "identity", "routed_scaling_factor": 6.0, "router_bias": true)"},
       {"minimax_m2", local},
+      {"minimax", local},
+      {"flex_olmo", sizes + R"(, "num_experts": 6, "num_experts_per_tok": 2)"},
+      {"qwen3_next", shared},
+      {"qwen3_5_moe", R"("text_config": {"model_type": "qwen3_5_moe_text", )" + shared + "}"},
+      {"qwen3_5_moe_text", shared},
+      {"qwen3_vl_moe", R"("text_config": {)" + wide + R"(, "num_experts": 6, "num_experts_per_tok": 2})"},
+      {"kimi_k2", deepseek + R"(, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": true)"},
+      {"kimi_linear", wide + R"(, "num_experts": 6, "num_experts_per_token": 2, "num_shared_experts": 2,
+        "moe_router_activation_func": "sigmoid", "moe_renormalize": true, "use_grouped_topk": true,
+        "num_expert_group": 3, "topk_group": 2, "routed_scaling_factor": 2.446)"},
+      {"deepseek_v32", deepseek + R"(, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_group": 3,
+        "topk_group": 2, "norm_topk_prob": true)"},
+      {"dots1", deepseek},
+      {"mimo_v2_flash", wide + R"(, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": null,
+        "routed_scaling_factor": null, "scoring_func": "sigmoid", "topk_method": "noaux_tc")"},
+      {"glm4_moe_lite", deepseek},
+      {"glm4v_moe", R"("text_config": {)" + deepseek + "}"},
+      {"glm_moe_dsa", deepseek},
+      {"solar_open", deepseek},
+      {"exaone_moe", wide + R"(, "num_experts": 6, "num_experts_per_tok": 2, "num_shared_experts": 2)"},
+      {"hy_v3", wide + R"(, "num_experts": 6, "num_experts_per_tok": 2, "num_shared_experts": 2, "route_norm": true)"},
+      {"lfm2_moe", wide + R"(, "num_experts": 6, "num_experts_per_tok": 2, "use_expert_bias": true)"},
+      {"granitemoehybrid", local + R"(, "shared_intermediate_size": 10)"},
+      {"nemotron_h", wide + R"(, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": 1,
+        "moe_shared_expert_intermediate_size": 10, "mlp_hidden_act": "relu2", "routed_scaling_factor": 2.5)"},
   };
   return configs;
 }

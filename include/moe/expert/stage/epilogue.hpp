@@ -77,6 +77,49 @@ struct ClampedSwiGlu {
   }
 };
 
+/// b tanh(g / b) sigmoid(g) times c tanh(u / c): near zero silu(g) u, and nowhere beyond b c. b is beta and c
+/// linear_beta, where 0 leaves u as it is: SiTU, the product of Kimi K3, whose numbers are the defaults.
+struct SituGlu {
+  double beta = 4;          ///< > 0
+  double linear_beta = 25;  ///< > 0, or 0 for no bound of u
+
+  /// Throws std::invalid_argument unless the numbers are finite and in range.
+  void validate() const {
+    if (!(beta > 0 && std::isfinite(beta))) fail("moe::SituGlu: beta is ", beta, ", expected above 0");
+    if (!(linear_beta >= 0 && std::isfinite(linear_beta)))
+      fail("moe::SituGlu: linear_beta is ", linear_beta, ", expected at least 0");
+  }
+
+  template <class V>
+  V value(const V& gate, const V& up) const {
+    return gate_of(gate) * up_of(up);
+  }
+  template <class V>
+  V gate_derivative(const V& gate, const V& up) const {
+    const V inner = gate * number<V>(1 / beta);
+    const V bend = number<V>(beta) * Tanh::value(inner) * Sigmoid::derivative(gate);
+    return simd::fma(Tanh::derivative(inner), Sigmoid::value(gate), bend) * up_of(up);
+  }
+  template <class V>
+  V up_derivative(const V& gate, const V& up) const {
+    return linear_beta == 0 ? gate_of(gate) : gate_of(gate) * Tanh::derivative(up * number<V>(1 / linear_beta));
+  }
+
+ private:
+  template <class V>
+  static V number(double value) {
+    return V(static_cast<simd::Scalar<V>>(value));
+  }
+  template <class V>
+  V gate_of(const V& gate) const {
+    return number<V>(beta) * Tanh::value(gate * number<V>(1 / beta)) * Sigmoid::value(gate);
+  }
+  template <class V>
+  V up_of(const V& up) const {
+    return linear_beta == 0 ? up : number<V>(linear_beta) * Tanh::value(up * number<V>(1 / linear_beta));
+  }
+};
+
 using SwiGlu = GatedBy<Silu>;
 using GeGlu = GatedBy<Gelu>;
 using ReGlu = GatedBy<Relu>;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,7 +19,8 @@ struct BlockLocation {
   bool is_quantised = false;  ///< fused expert weights stored as blocks and scales (MXFP4), and so out x in
 };
 
-/// A tensor of a checkpoint with what it fills: parts of matrices, or a vector of numbers.
+/// A tensor of a checkpoint with what it fills: parts of matrices, or a vector of numbers. What no slice has fills
+/// nothing.
 struct BoundTensor {
   std::string name;
   std::vector<Index> shape;
@@ -37,7 +39,8 @@ template <class Product>
 ExpertMatrices matrices_of(BasicGlu<F32, Product>& expert) {
   return {&expert.gate_up(), &expert.gate_up_bias(), &expert.down(), &expert.down_bias()};
 }
-inline ExpertMatrices matrices_of(ReluMlp& expert) {
+template <class Act>
+ExpertMatrices matrices_of(BasicMlp<F32, Act>& expert) {
   return {&expert.up(), &expert.up_bias(), &expert.down(), &expert.down_bias()};
 }
 
@@ -123,6 +126,11 @@ class BlockBinder {
     whole(format_.shared_down, shared.down());
   }
 
+  void bind_branch(SquaredReluMlp& shared) {
+    whole(format_.shared_up, shared.up());
+    whole(format_.shared_down, shared.down());
+  }
+
   void bind_experts(const std::vector<ExpertMatrices>& experts) {
     switch (format_.layout) {
       case ExpertLayout::PerExpert:
@@ -175,6 +183,8 @@ class BlockBinder {
     using enum ExpertLayout;
     const bool out_in =
         format_.layout == FusedOutIn || format_.layout == FusedInterleavedOutIn || location_.is_quantised;
+    const bool gated = !format_.gate.empty();
+    const Index width = gated ? 2 * hidden : hidden;
     // A tensor [E, outputs, inputs] or [E, inputs, outputs]; [E, outputs] of biases.
     const auto fill = [&](std::string_view name, Index outputs, Index inputs, auto member) -> BoundTensor& {
       using Shape = std::vector<Index>;
@@ -188,11 +198,13 @@ class BlockBinder {
                                  .to = experts[static_cast<std::size_t>(e)].*member});
       return tensor;
     };
-    split(fill(format_.gate, 2 * hidden, dim, &ExpertMatrices::up));
+    BoundTensor& up = fill(gated ? format_.gate : format_.up, width, dim, &ExpertMatrices::up);
+    if (format_.identities_have_gates) up.shape.front() += config_.num_identity_experts;
+    split(up);
     fill(format_.down, dim, hidden, &ExpertMatrices::down);
     if (!config_.expert_bias) return;
-    BoundTensor& up_bias = fill(format_.up_bias, 2 * hidden, 1, &ExpertMatrices::up_bias);
-    up_bias.shape = {count, 2 * hidden};
+    BoundTensor& up_bias = fill(format_.up_bias, width, 1, &ExpertMatrices::up_bias);
+    up_bias.shape = {count, width};
     split(up_bias);
     fill(format_.down_bias, dim, 1, &ExpertMatrices::down_bias).shape = {count, dim};
   }
@@ -223,7 +235,7 @@ inline std::vector<BoundTensor> bind_weights(MoeBlock& block, const BlockLocatio
 }
 
 /// Writes the weights of a bound tensor into `values`, in the layout of the tensor: what it was loaded from, or a
-/// gradient. Throws std::invalid_argument unless there is a value per element.
+/// gradient; 0 where no slice is. Throws std::invalid_argument unless there is a value per element.
 inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
   Index size = 1;
   for (const Index extent : tensor.shape) size *= extent;
@@ -231,6 +243,8 @@ inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
     fail("moe::read_bound: ", values.size(), " values for tensor '", tensor.name, "', expected ", size);
   if (tensor.numbers)
     for (Index i = 0; i < size; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>((*tensor.numbers)(i));
+  else
+    std::fill(values.begin(), values.end(), 0.0f);
   for (const WeightSlice& slice : tensor.slices)
     for (Index o = 0; o < slice.outputs; ++o)
       for (Index i = 0; i < slice.inputs; ++i)

@@ -84,7 +84,7 @@ inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& c
   if (!family) fail("moe::find_block: family '", config.family, "' is not known");
   std::string tried;
   for (const FamilyFormat& format : family->formats) {
-    if (format.gate.empty() != (config.expert == ExpertKind::ReluPlain)) continue;
+    if (format.gate.empty() == is_gated(config.expert)) continue;
     const std::string prefix = options.prefix.empty() ? numbered_name(format.prefix, options.layer) : options.prefix;
     const std::string router = prefix + std::string(format.router);
     const std::string down = prefix + numbered_name(format.down, std::max<Index>(config.num_experts, 1) - 1);

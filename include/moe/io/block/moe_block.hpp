@@ -27,6 +27,7 @@ namespace moe::inline MOE_ABI {
 using ClampedGlu = BasicGlu<F32, ClampedSwiGlu>;
 using GeluGlu = BasicGlu<F32, GatedBy<GeluTanh>>;
 using ReluMlp = BasicMlp<F32, Relu>;
+using SquaredReluMlp = BasicMlp<F32, SquaredRelu>;
 /// Experts of LongCat: those with weights, then those without.
 using GluAndIdentity = Concatenated<ExpertPool<Glu>, ExpertPool<ScaledIdentity>>;
 
@@ -35,6 +36,7 @@ namespace detail {
 template <class G, class E>
 using LayerOf = MoeLayer<LinearRouter, G, ExpertPool<E>>;
 using GluLayer = LayerOf<TopKGate, Glu>;
+using SquaredReluLayer = WithBranches<LayerOf<TopKGate, SquaredReluMlp>, SquaredReluMlp>;
 
 /// The innermost layer of one with branches, and its tape.
 template <class L>
@@ -65,6 +67,7 @@ class MoeBlock {
                              WithBranches<detail::GluLayer, Glu>,                    // shared expert: DeepSeek, ...
                              WithBranches<detail::GluLayer, GatedExpert<Glu, F32>>,  // Qwen2-MoE
                              WithBranches<detail::GluLayer, Offset>,                 // JetMoE
+                             detail::SquaredReluLayer,                               // Nemotron-H
                              detail::LayerOf<TopKGate, ClampedGlu>,                  // GPT-OSS
                              MoeLayer<LinearRouter, TopKGate, GluAndIdentity>,       // LongCat
                              detail::LayerOf<SparseMixerGate, Glu>,                  // Phi-3.5-MoE
@@ -235,8 +238,7 @@ class MoeBlock {
   }
 
   static LinearRouter router_of(const MoeConfig& config) {
-    const Bias bias = config.router_bias ? Bias::Zero : Bias::Off;
-    return {config.num_logits(), config.model_dim, bias};
+    return {config.num_logits(), config.model_dim, config.router_bias ? Bias::Zero : Bias::Off};
   }
 
   template <class E, class G>
@@ -256,18 +258,22 @@ class MoeBlock {
     TopKGate gate = config.gate;
     if (config.selection_bias) gate.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
     const bool branches = config.shared_dim != 0 || config.output_bias, identities = config.num_identity_experts != 0;
-    const bool plain = !branches && !identities;
+    const bool plain = !branches && !identities, top_k = !config.capacity && !config.sparse_mixer;
     if (plain && config.capacity && !config.sparse_mixer) {
       WithCapacity<TopKGate> limited{std::move(gate), *config.capacity};
       if (config.expert == ExpertKind::ReluPlain) return layer_of<ReluMlp>(config, std::move(limited));
       if (config.expert == ExpertKind::GeluGated) return layer_of<GeluGlu>(config, std::move(limited));
     }
-    if (config.expert == ExpertKind::ClampedGated && plain && !config.capacity && !config.sparse_mixer)
+    if (config.expert == ExpertKind::ClampedGated && plain && top_k)
       return layer_of<ClampedGlu>(config, std::move(gate));
+    if (config.expert == ExpertKind::SquaredReluPlain && config.shared_dim != 0 && top_k && !identities &&
+        !config.output_bias && config.shared_gate == SharedGate::Off)
+      return detail::SquaredReluLayer(layer_of<SquaredReluMlp>(config, std::move(gate)),
+                                      SquaredReluMlp(config.model_dim, config.shared_dim, Bias::Off));
     if (config.expert == ExpertKind::SiluGated && !config.capacity) {
       if (config.sparse_mixer && plain) return layer_of<Glu>(config, *config.sparse_mixer);
-      if (!config.sparse_mixer && identities && !branches) return with_identities(config, std::move(gate));
-      if (!config.sparse_mixer && !identities) return with_branches(config, layer_of<Glu>(config, std::move(gate)));
+      if (top_k && identities && !branches) return with_identities(config, std::move(gate));
+      if (top_k && !identities) return with_branches(config, layer_of<Glu>(config, std::move(gate)));
     }
     fail("moe::MoeBlock: family '", config.family, "' asks for parts together that no published model has");
   }
@@ -280,9 +286,8 @@ class MoeBlock {
     Glu shared(config.model_dim, config.shared_dim);
     if (config.shared_gate == SharedGate::Off)
       return WithBranches<detail::GluLayer, Glu>(std::move(layer), std::move(shared));
-    using Gated = GatedExpert<Glu, F32>;
-    return WithBranches<detail::GluLayer, Gated>(std::move(layer),
-                                                 Gated(std::move(shared), Linear(1, config.model_dim, Bias::Off)));
+    GatedExpert<Glu, F32> gated(std::move(shared), Linear(1, config.model_dim, Bias::Off));
+    return WithBranches<detail::GluLayer, GatedExpert<Glu, F32>>(std::move(layer), std::move(gated));
   }
 
   MoeConfig config_;

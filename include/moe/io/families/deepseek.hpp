@@ -6,7 +6,8 @@
 
 #include "moe/io/families/family.hpp"
 
-// DeepSeek-V2 and V3, and GLM-4.5, which routes as V3: shared experts, groups, a bias of the selection.
+// DeepSeek-V2 and V3, with shared experts, groups, and in V3 a bias of the selection; and what routes as V3: dots.llm1,
+// MiMo-V2-Flash. GLM and Kimi do, too, and have files of their own. V3.2 has the blocks of V3.
 namespace moe::inline MOE_ABI::detail {
 
 inline void read_deepseek(const JsonFields& fields, MoeConfig& config) {
@@ -41,8 +42,8 @@ inline constexpr std::array kDeepseekV2Formats{with_shared(projections()), resav
 inline constexpr Family kDeepseekV2{
     .name = "deepseek_v2", .model_types = {"deepseek_v2"}, .read = read_deepseek_v2, .formats = kDeepseekV2Formats};
 
-inline void read_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
-  read_deepseek(fields, config);
+/// How V3 routes, but for the scale.
+inline void read_v3_routing(const JsonFields& fields, MoeConfig& config) {
   fields.require("scoring_func", "sigmoid");
   fields.require("topk_method", "noaux_tc");
   set_norm(fields.flag("norm_topk_prob", true), config);
@@ -51,12 +52,34 @@ inline void read_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
   config.selection_bias = true;
   read_groups(fields, 2, config);
 }
-inline constexpr std::array kDeepseekV3Formats{with_bias(with_shared(projections())),
-                                               resaved(with_bias(with_shared(projections())))};
-inline constexpr Family kDeepseekV3{
-    .name = "deepseek_v3", .model_types = {"deepseek_v3"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
+inline void read_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
+  read_deepseek(fields, config);
+  read_v3_routing(fields, config);
+}
+constexpr FamilyFormat deepseek_v3_names(std::string_view prefix = kMlp) {
+  return with_bias(with_shared(projections(prefix)));
+}
+inline constexpr std::array kDeepseekV3Formats{deepseek_v3_names(), resaved(deepseek_v3_names())};
+inline constexpr Family kDeepseekV3{.name = "deepseek_v3",
+                                    .model_types = {"deepseek_v3", "deepseek_v32"},
+                                    .read = read_deepseek_v3,
+                                    .formats = kDeepseekV3Formats};
 
-inline constexpr Family kGlm4{
-    .name = "glm4_moe", .model_types = {"glm4_moe"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
+/// Where nothing is said, weights are not normalised (transformers main at 008e5743).
+inline void read_dots1(const JsonFields& fields, MoeConfig& config) {
+  read_deepseek_v3(fields, config);
+  set_norm(fields.flag("norm_topk_prob", false), config);
+}
+inline constexpr Family kDots1{
+    .name = "dots1", .model_types = {"dots1"}, .read = read_dots1, .formats = kDeepseekV3Formats};
+
+/// No shared expert, whatever one asks for: the class in transformers takes it out (main at 019770dd).
+inline void read_mimo(const JsonFields& fields, MoeConfig& config) {
+  read_deepseek_v3(fields, config);
+  if (config.shared_dim != 0) fields.refuse("n_shared_experts", fields.integer("n_shared_experts"), "0 or null");
+}
+inline constexpr std::array kMimoFormats{with_bias(projections()), resaved(with_bias(projections()))};
+inline constexpr Family kMimo{
+    .name = "mimo_v2_flash", .model_types = {"mimo_v2_flash"}, .read = read_mimo, .formats = kMimoFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

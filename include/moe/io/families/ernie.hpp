@@ -17,12 +17,13 @@ inline void read_ernie(const JsonFields& fields, MoeConfig& config) {
   require_silu(fields);
 }
 
-constexpr FamilyFormat ernie_names() {
-  FamilyFormat format = with_bias(with_shared(projections()), "moe_statics.e_score_correction_bias");
+constexpr FamilyFormat ernie_names(std::string_view bias) {
+  FamilyFormat format = with_bias(with_shared(projections()), bias);
   format.selection_bias_rank = 2;
   return format;
 }
-inline constexpr std::array kErnieFormats{ernie_names()};
+inline constexpr std::array kErnieFormats{ernie_names("moe_statics.e_score_correction_bias"),
+                                          resaved(ernie_names("gate.moe_statics.e_score_correction_bias"))};
 inline constexpr Family kErnie{
     .name = "ernie4_5_moe", .model_types = {"ernie4_5_moe"}, .read = read_ernie, .formats = kErnieFormats};
 

@@ -9,13 +9,18 @@
 #include "moe/io/families/dbrx.hpp"
 #include "moe/io/families/deepseek.hpp"
 #include "moe/io/families/ernie.hpp"
+#include "moe/io/families/exaone.hpp"
+#include "moe/io/families/glm.hpp"
 #include "moe/io/families/gpt_oss.hpp"
 #include "moe/io/families/granite.hpp"
 #include "moe/io/families/hunyuan.hpp"
 #include "moe/io/families/jamba.hpp"
+#include "moe/io/families/kimi.hpp"
+#include "moe/io/families/lfm2.hpp"
 #include "moe/io/families/llama4.hpp"
 #include "moe/io/families/longcat.hpp"
 #include "moe/io/families/mixtral.hpp"
+#include "moe/io/families/nemotron.hpp"
 #include "moe/io/families/olmoe.hpp"
 #include "moe/io/families/qwen.hpp"
 #include "moe/io/families/switch.hpp"
@@ -48,6 +53,24 @@ inline constexpr std::array kFamilies{
     detail::kAria,
     detail::kLongcat,
     detail::kMinimax,
+    detail::kMinimaxText,
+    detail::kFlexOlmo,
+    detail::kQwen3Next,
+    detail::kQwen35,
+    detail::kQwen3Vl,
+    detail::kKimiK2,
+    detail::kKimiLinear,
+    detail::kDots1,
+    detail::kMimo,
+    detail::kGlm4Lite,
+    detail::kGlm4v,
+    detail::kGlm5,
+    detail::kSolarOpen,
+    detail::kExaone,
+    detail::kHy3,
+    detail::kLfm2,
+    detail::kGraniteHybrid,
+    detail::kNemotron,
 };
 // clang-format on
 

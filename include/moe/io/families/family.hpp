@@ -33,6 +33,7 @@ struct FamilyFormat {
   Index selection_bias_rank = 1;  ///< [num_logits], or [1, num_logits]
   ExpertLayout layout = ExpertLayout::PerExpert;
   std::string_view gate = {}, up = {}, down = {};  ///< of the experts; fused: `gate` holds both; an MLP has no `gate`
+  bool identities_have_gates = false;  ///< fused: `gate` has entries of identity experts, too, which nothing reads
   std::string_view up_bias = {}, down_bias = {};
   std::string_view shared_gate = {}, shared_up = {}, shared_down = {};  ///< fused: `shared_gate` holds both, out x in
   std::string_view shared_score = {};
@@ -58,7 +59,8 @@ inline std::string numbered_name(std::string_view name, Index number) {
 
 namespace detail {
 
-inline constexpr std::string_view kMlp = "model.layers.{}.mlp.", kSparse = "model.layers.{}.block_sparse_moe.",
+inline constexpr std::string_view kMlp = "model.layers.{}.mlp.", kTextMlp = "model.language_model.layers.{}.mlp.",
+                                  kSparse = "model.layers.{}.block_sparse_moe.",
                                   kExpertGate = "experts.{}.gate_proj.weight", kExpertUp = "experts.{}.up_proj.weight",
                                   kExpertDown = "experts.{}.down_proj.weight", kFusedGateUp = "experts.gate_up_proj",
                                   kFusedDown = "experts.down_proj", kBias = "gate.e_score_correction_bias";
@@ -117,6 +119,11 @@ inline void require_silu(const JsonFields& fields) { fields.require("hidden_act"
 inline void read_local(const JsonFields& fields, MoeConfig& config) {
   read_sizes(fields, "intermediate_size", "num_local_experts", "num_experts_per_tok", config);
   require_silu(fields);
+}
+
+/// Throws unless a flag, if it is there, has this value.
+inline void require_flag(const JsonFields& fields, const char* name, bool expected) {
+  if (fields.flag(name, expected) != expected) fields.refuse(name, !expected, expected ? "true" : "false");
 }
 
 inline void set_norm(bool normalises, MoeConfig& config) {

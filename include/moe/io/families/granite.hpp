@@ -5,7 +5,8 @@
 
 #include "moe/io/families/family.hpp"
 
-// Granite, with and without a shared expert, and JetMoE, which has its names and a bias of the output.
+// Granite, with and without a shared expert, also between Mamba layers, and JetMoE, which has its names and a bias of
+// the output.
 namespace moe::inline MOE_ABI::detail {
 
 constexpr FamilyFormat granite_names(std::string_view prefix) {
@@ -30,6 +31,10 @@ constexpr FamilyFormat granite_shared_names() {  // the shared expert is a sibli
 inline constexpr std::array kGraniteSharedFormats{granite_shared_names()};
 inline constexpr Family kGraniteShared{.name = "granitemoeshared",
                                        .model_types = {"granitemoeshared"},
+                                       .read = read_granite_shared,
+                                       .formats = kGraniteSharedFormats};
+inline constexpr Family kGraniteHybrid{.name = "granitemoehybrid",
+                                       .model_types = {"granitemoehybrid"},
                                        .read = read_granite_shared,
                                        .formats = kGraniteSharedFormats};
 

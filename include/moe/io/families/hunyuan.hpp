@@ -5,7 +5,7 @@
 
 #include "moe/io/families/family.hpp"
 
-// HunYuan, whose config.json may have a number for every layer.
+// HunYuan, whose config.json may have a number for every layer, and Hy3, which routes by sigmoids.
 namespace moe::inline MOE_ABI::detail {
 
 /// Experts and shared experts are as wide as moe_intermediate_size says, or else intermediate_size.
@@ -31,5 +31,26 @@ constexpr FamilyFormat hunyuan_names() {
 inline constexpr std::array kHunyuanFormats{hunyuan_names(), resaved(hunyuan_names())};
 inline constexpr Family kHunyuan{
     .name = "hunyuan_v1_moe", .model_types = {"hunyuan_v1_moe"}, .read = read_hunyuan, .formats = kHunyuanFormats};
+
+/// Published with flags of what the class in transformers always does (main at 008e5743).
+inline void read_hy3(const JsonFields& fields, MoeConfig& config) {
+  read_sizes(fields, "moe_intermediate_size", "num_experts", "num_experts_per_tok", config);
+  for (const char* name : {"moe_router_use_sigmoid", "moe_router_enable_expert_bias", "route_norm"})
+    require_flag(fields, name, true);
+  config.shared_dim = fields.integer("num_shared_experts", 1) * config.hidden_dim;
+  config.gate.score = Score::Sigmoid;
+  config.gate.epsilon = 1e-20;
+  config.gate.scale = fields.number("router_scaling_factor", 2.826);
+  config.selection_bias = true;
+  require_silu(fields);
+}
+constexpr FamilyFormat hy3_names() {
+  FamilyFormat format = with_bias(hunyuan_names(), "expert_bias");
+  format.router = "router.gate.weight";
+  return format;
+}
+inline constexpr std::array kHy3Formats{hy3_names(),
+                                        resaved(with_bias(with_shared(projections()), "e_score_correction_bias"))};
+inline constexpr Family kHy3{.name = "hy_v3", .model_types = {"hy_v3"}, .read = read_hy3, .formats = kHy3Formats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -13,7 +13,9 @@ inline void read_jamba(const JsonFields& fields, MoeConfig& config) {
   set_norm(false, config);
   require_silu(fields);
 }
-inline constexpr std::array kJambaFormats{with_router(projections("model.layers.{}.feed_forward."), "router.weight")};
+inline constexpr std::string_view kJambaPrefix = "model.layers.{}.feed_forward.";
+inline constexpr std::array kJambaFormats{with_router(projections(kJambaPrefix), "router.weight"),
+                                          resaved(with_router(projections(), "router.weight"), kJambaPrefix)};
 inline constexpr Family kJamba{.name = "jamba", .model_types = {"jamba"}, .read = read_jamba, .formats = kJambaFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

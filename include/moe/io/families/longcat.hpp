@@ -23,7 +23,12 @@ constexpr FamilyFormat longcat_names() {
   return with_bias(with_router(projections(), "router.classifier.weight", "router.classifier.bias"),
                    "router.e_score_correction_bias");
 }
-inline constexpr std::array kLongcatFormats{longcat_names()};
+constexpr FamilyFormat resaved_longcat() {  // transformers main at 0469a353
+  FamilyFormat format = resaved(longcat_names());
+  format.identities_have_gates = true;
+  return format;
+}
+inline constexpr std::array kLongcatFormats{longcat_names(), resaved_longcat()};
 inline constexpr Family kLongcat{
     .name = "longcat_flash", .model_types = {"longcat_flash"}, .read = read_longcat, .formats = kLongcatFormats};
 

@@ -12,6 +12,15 @@ inline constexpr std::array kMixtralFormats{numbered(), resaved(projections())};
 inline constexpr Family kMixtral{
     .name = "mixtral", .model_types = {"mixtral"}, .read = read_local, .formats = kMixtralFormats};
 
+/// MiniMax-Text-01, as transformers has it (main at 008e5743); a shared expert would be more.
+inline void read_minimax_text(const JsonFields& fields, MoeConfig& config) {
+  read_local(fields, config);
+  if (const Index width = fields.integer("shared_intermediate_size", 0))
+    fields.refuse("shared_intermediate_size", width, "0");
+}
+inline constexpr Family kMinimaxText{
+    .name = "minimax", .model_types = {"minimax"}, .read = read_minimax_text, .formats = kMixtralFormats};
+
 inline void read_phimoe(const JsonFields& fields, MoeConfig& config) {
   read_local(fields, config);
   if (config.gate.k != SparseMixerGate::kChoices)

@@ -16,11 +16,16 @@ namespace moe::inline MOE_ABI {
 
 /// What an expert of a published model computes.
 enum class ExpertKind {
-  SiluGated,     ///< down(silu(gate x) * (up x)): Glu
-  ClampedGated,  ///< the same with the product ClampedSwiGlu (GPT-OSS)
-  GeluGated,     ///< the same with GELU by tanh for silu (Switch 1.1)
-  ReluPlain,     ///< down(relu(up x)): an MLP (Switch, NLLB)
+  SiluGated,         ///< down(silu(gate x) * (up x)): Glu
+  ClampedGated,      ///< the same with the product ClampedSwiGlu (GPT-OSS)
+  GeluGated,         ///< the same with GELU by tanh for silu (Switch 1.1)
+  ReluPlain,         ///< down(relu(up x)): an MLP (Switch, NLLB)
+  SquaredReluPlain,  ///< down(relu(up x)^2), of the shared expert, too (Nemotron-H)
 };
+
+constexpr bool is_gated(ExpertKind kind) {
+  return kind != ExpertKind::ReluPlain && kind != ExpertKind::SquaredReluPlain;
+}
 
 /// Whether a shared expert is scaled by a sigmoid of its own.
 enum class SharedGate { Off, Sigmoid };

@@ -5,7 +5,7 @@
 
 #include "moe/io/families/family.hpp"
 
-// OLMoE.
+// OLMoE, and FlexOlmo, whose blocks are the same.
 namespace moe::inline MOE_ABI::detail {
 
 inline void read_olmoe(const JsonFields& fields, MoeConfig& config) {
@@ -15,5 +15,7 @@ inline void read_olmoe(const JsonFields& fields, MoeConfig& config) {
 }
 inline constexpr std::array kOlmoeFormats{projections(), resaved(projections())};
 inline constexpr Family kOlmoe{.name = "olmoe", .model_types = {"olmoe"}, .read = read_olmoe, .formats = kOlmoeFormats};
+inline constexpr Family kFlexOlmo{
+    .name = "flex_olmo", .model_types = {"flex_olmo"}, .read = read_olmoe, .formats = kOlmoeFormats};
 
 }  // namespace moe::inline MOE_ABI::detail
