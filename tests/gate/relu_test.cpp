@@ -55,7 +55,7 @@ TEST_CASE("ReluGate: a recorded choice that is not positive has weight zero and 
   moe::Matrix<double> dlogits;
   ReluGate gradient;
   ReluGate{}.backward(logits, moe::Step{}, routing, std::span<const double>(dweight), moe::Matrix<double>(), dlogits,
-                     gradient);
+                      gradient);
   CHECK(dlogits == test::row<double>({0, 5}));
 }
 

@@ -88,6 +88,16 @@ TEST_CASE("WithSkipping: its choices are those of its gate that weigh enough", "
   CHECK(skipped > 20);
 }
 
+TEST_CASE("WithSkipping: thousands of choices, of which many stay", "[gate]") {
+  const auto logits = test::random_logits<float>(2, 5000, 4);
+  const auto routing = test::routed(WithSkipping<TopKGate>{.gate = raw(5000), .min_ratio = 1, .least = 3000}, logits);
+  for (Index t = 0; t < 2; ++t)
+    for (std::size_t s = 0; s < 5000; ++s) {  // choices stand by falling weight; equal ones all stay
+      const bool stays = s < 3000 || routing.weights(t)[s] == routing.weights(t)[2999];
+      CHECK((routing.dropped(t)[s] == 0) == stays);
+    }
+}
+
 TEST_CASE("WithSkipping: gradients agree with central differences, alone, limited and around limits", "[gate]") {
   const auto logits = test::random_logits<double>(14, 6, 2);
   const Step step = Step::train(2, 3);
