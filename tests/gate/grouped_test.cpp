@@ -95,7 +95,10 @@ TEST_CASE("GroupedGate: gradients agree with central differences", "[gate]") {
   CHECK(test::gate_gradient_error(raw, logits) < 1e-6);
   const GroupedGate<moe::DenseToSparseGate<moe::LearnableTemperature>> learns{};
   CHECK(test::gate_gradient_error(learns, logits, batch.step) < 1e-6);
-  // Drops of single tokens, by the limit around it.
+  // Drops of single tokens, and by the limit around it.
+  auto some = test::routed(sums, logits, batch.step);
+  for (const Index a : {0, 3, 6, 7, 12}) some.drop(a, moe::kDroppedByCapacity);
+  CHECK(test::gate_gradient_error(sums, logits, batch.step, some) < 1e-6);
   const moe::WithCapacity<GroupedGate<TopKGate>> limited{sums, {.factor = 0.5, .min_capacity = 1}};
   const auto routing = test::routed(limited, logits, batch.step);
   CHECK(std::ranges::count(routing.dropped(), moe::kDroppedByCapacity) > 0);

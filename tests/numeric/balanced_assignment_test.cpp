@@ -104,6 +104,13 @@ TEST_CASE("balanced_assignment: as good as the best of all assignments", "[assig
       }
 }
 
+TEST_CASE("balanced_assignment: a mask is avoided whatever all others lose by it", "[assignment]") {
+  Matrix<double> scores(3, 3);
+  scores << -INFINITY, 0, -INFINITY, -INFINITY, 10, 0, 0, -INFINITY, 10;  // with one mask the others have 20
+  for (const auto& options : {kExact, auction(1e-3)})
+    CHECK(moe::balanced_assignment(scores, options) == std::vector<Index>{1, 2, 0});
+}
+
 TEST_CASE("balanced_assignment: exact and auction agree on many rows", "[assignment][property]") {
   for (const Index columns : {2, 7, 32, 500})
     for (const Index rows : {31, 64, 256}) {

@@ -76,6 +76,42 @@ struct SinkhornWorkspace {
   std::vector<double> row, column, sum;
 };
 
+namespace detail {
+
+/// The turns of sinkhorn() on workspace.kernel, which leave the scales of rows and columns there.
+inline SinkhornReport sinkhorn_scales(const Step& step, const SinkhornOptions& options, SinkhornWorkspace& workspace) {
+  auto& [kernel, partial, row, column, sum] = workspace;
+  const Index num_tokens = kernel.rows(), num_experts = kernel.cols(), stride = kernel.stride();
+  const auto num_valid = static_cast<double>(step.num_valid(num_tokens));
+  column.assign(static_cast<std::size_t>(num_experts), 1);
+  row.resize(static_cast<std::size_t>(num_tokens));
+  const double *const k_of_all = kernel.row(0), *const column_scale = column.data();
+  double* const row_scale = row.data();
+  SinkhornReport report;
+  while (report.iterations < options.max_iterations && !report.converged) {
+    sum.assign(static_cast<std::size_t>(num_experts), 0);
+    add_over_tokens(num_tokens, step, sum, partial, [=](Index t, double* sums) {
+      const double* k = k_of_all + t * stride;
+      double total = kSinkhornEpsilon;
+      for (Index e = 0; e < num_experts; ++e) total += k[e] * column_scale[e];
+      const double scale = 1 / (num_valid * total);
+      row_scale[t] = scale;
+      for (Index e = 0; e < num_experts; ++e) sums[e] += scale * k[e];
+    });
+    report.change = 0;
+    for (std::size_t e = 0; e < sum.size(); ++e) {
+      const double scale = 1 / (static_cast<double>(num_experts) * (sum[e] + kSinkhornEpsilon));
+      report.change += std::abs(scale - column[e]) / static_cast<double>(num_experts);
+      column[e] = scale;
+    }
+    ++report.iterations;
+    report.converged = report.change < options.tolerance;
+  }
+  return report;
+}
+
+}  // namespace detail
+
 /// Balanced assignment of tokens to experts, softened by entropy: plan_te = r_t exp(z_te) c_e, with every expert's
 /// column summing to 1 / num_experts and every valid token's row to 1 / (number of valid tokens), by turns from c = 1
 /// on:
@@ -97,41 +133,14 @@ SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const Sin
   options.validate();
   detail::require_apart("moe::sinkhorn", "plan", plan, "logits", logits);
   detail::require_sinkhorn_logits<S>(logits, step);
-  const Index num_tokens = logits.rows(), num_experts = logits.cols();
-  const auto num_valid = static_cast<double>(step.num_valid(num_tokens));
-  SinkhornReport report;
-  plan.setZero(num_tokens, num_experts);
-  if (num_valid == 0 || num_experts == 0) return {0, 0, true};
-
-  auto& [kernel, partial, row, column, sum] = workspace;
-  detail::sinkhorn_kernel<S>(logits, step, options.temperature, kernel);
-  column.assign(static_cast<std::size_t>(num_experts), 1);
-  row.resize(static_cast<std::size_t>(num_tokens));
-  const double *const k_of_all = kernel.row(0), *const column_scale = column.data();
-  double* const row_scale = row.data();
-  const Index stride = kernel.stride();
-  while (report.iterations < options.max_iterations && !report.converged) {
-    sum.assign(static_cast<std::size_t>(num_experts), 0);
-    detail::add_over_tokens(num_tokens, step, sum, partial, [=](Index t, double* sums) {
-      const double* k = k_of_all + t * stride;
-      double total = detail::kSinkhornEpsilon;
-      for (Index e = 0; e < num_experts; ++e) total += k[e] * column_scale[e];
-      const double scale = 1 / (num_valid * total);
-      row_scale[t] = scale;
-      for (Index e = 0; e < num_experts; ++e) sums[e] += scale * k[e];
-    });
-    report.change = 0;
-    for (std::size_t e = 0; e < sum.size(); ++e) {
-      const double scale = 1 / (static_cast<double>(num_experts) * (sum[e] + detail::kSinkhornEpsilon));
-      report.change += std::abs(scale - column[e]) / static_cast<double>(num_experts);
-      column[e] = scale;
-    }
-    ++report.iterations;
-    report.converged = report.change < options.tolerance;
-  }
-  detail::for_each_valid(num_tokens, step, [&](Index t) {
-    for (Index e = 0; e < num_experts; ++e)
-      plan(t, e) = static_cast<S>(row_scale[t] * k_of_all[t * stride + e] * column_scale[e]);
+  plan.setZero(logits.rows(), logits.cols());
+  if (step.num_valid(logits.rows()) == 0 || logits.cols() == 0) return {0, 0, true};
+  detail::sinkhorn_kernel<S>(logits, step, options.temperature, workspace.kernel);
+  const SinkhornReport report = detail::sinkhorn_scales(step, options, workspace);
+  detail::for_each_valid(logits.rows(), step, [&](Index t) {
+    const double scale = workspace.row[static_cast<std::size_t>(t)];
+    for (Index e = 0; e < plan.cols(); ++e)
+      plan(t, e) = static_cast<S>(scale * workspace.kernel.row(t)[e] * workspace.column[static_cast<std::size_t>(e)]);
   });
   return report;
 }
