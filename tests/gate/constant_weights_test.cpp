@@ -3,9 +3,12 @@
 #include <string>
 
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/rank.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 #include "support/catch.hpp"
 #include "support/gates.hpp"
 
@@ -120,8 +123,10 @@ TEST_CASE("WithCapacity: backward refuses to normalise the weight of one choice"
   const TopKGate raw = TopKGate::switch_transformer();
   for (const KeptWeights weights : {KeptWeights::Renormalised, KeptWeights::NormalisedFirst}) {
     CAPTURE(static_cast<int>(weights));
-    CHECK_THROWS_WITH(backward(normalised_by_capacity(raw, weights)),
-                      ContainsSubstring("moe::WithCapacity::backward: k is 1 and the capacity normalises weights"));
+    CHECK_THROWS_WITH(
+        backward(normalised_by_capacity(raw, weights)),
+        ContainsSubstring(
+            "moe::WithCapacity::backward: each token has one choice and the capacity normalises weights"));
     TopKGate accepted = raw;
     accepted.constant_weights = ConstantWeights::Accept;
     CHECK_FALSE(refused(normalised_by_capacity(accepted, weights)));
@@ -134,6 +139,14 @@ TEST_CASE("WithCapacity: backward refuses to normalise the weight of one choice"
     CHECK_FALSE(refused(with_floor));
     using Chance = moe::WithChance<NoisyTopKGate>;
     CHECK(refused(moe::WithCapacity<Chance>{.gate = {.gate = {.top_k = raw}}, .capacity = {.weights = weights}}));
+    const auto top_p = [&](Index most) {
+      using Skipping = moe::WithSkipping<moe::TopPGate>;
+      return moe::WithCapacity<Skipping>{.gate = {.gate = {.most = most}}, .capacity = {.weights = weights}};
+    };
+    CHECK(refused(top_p(1)));
+    CHECK_FALSE(refused(top_p(2)));
+    const moe::RankGate rank{.ranks = {1}, .normalise = Normalise::Off};
+    CHECK(refused(moe::WithCapacity<moe::RankGate>{.gate = rank, .capacity = {.weights = weights}}));
   }
   CHECK_FALSE(refused(normalised_by_capacity(raw, KeptWeights::AsTheyAre)));
 }

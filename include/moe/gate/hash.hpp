@@ -91,10 +91,13 @@ struct HashGate {
   /// Throws std::invalid_argument, naming the first number that is out of range. O(num_keys k^2).
   void validate(Index num_experts) const;
 
+  /// One whose weight the router is to learn by.
+  bool makes_one_choice() const { return k() == 1 && weight == ChoiceWeight::Score; }
+
   /// Throws std::invalid_argument where scores are to teach the router of several experts, and cannot; see
   /// constant_weights.
   void require_backward(Index num_experts) const {
-    if (num_experts > 1 && k() == 1 && weight == ChoiceWeight::Score && normalise != Normalise::Off && epsilon < 0.01 &&
+    if (num_experts > 1 && makes_one_choice() && normalise != Normalise::Off && epsilon < 0.01 &&
         constant_weights == ConstantWeights::Refuse)
       detail::fail_constant_weights("moe::HashGate::backward");
   }

@@ -108,9 +108,11 @@ struct RankGate {
     detail::require_norm_without_p("moe::RankGate", normalise);
   }
 
+  bool makes_one_choice() const { return ranks.size() == 1; }
+
   /// Throws std::invalid_argument where the router would learn nothing; see constant_weights.
   void require_backward(Index) const {
-    if (ranks.size() == 1 && normalise != Normalise::Off && constant_weights == ConstantWeights::Refuse)
+    if (makes_one_choice() && normalise != Normalise::Off && constant_weights == ConstantWeights::Refuse)
       detail::fail_constant_weights("moe::RankGate::backward");
   }
 

@@ -69,12 +69,14 @@ struct TopKGate {
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const;
 
+  bool makes_one_choice() const { return k == 1; }
+
   /// Whether each weight is `scale`, or so near to it that a router learns nothing, whatever the logits: one choice,
   /// divided by itself. An epsilon below 1/100, and a floor that the best of num_experts scores does not fall below (of
   /// a softmax 1 / num_experts, else taken as 1/100), change nothing about that.
   bool has_constant_weights(Index num_experts) const {
     const double least = score == Score::Softmax ? 1.0 / static_cast<double>(num_experts) : 0.01;
-    return k == 1 && normalise != Normalise::Off && epsilon < 0.01 && floor <= least;
+    return makes_one_choice() && normalise != Normalise::Off && epsilon < 0.01 && floor <= least;
   }
 
   /// Throws std::invalid_argument where the router of several experts would learn nothing; see constant_weights.

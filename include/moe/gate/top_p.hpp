@@ -108,9 +108,12 @@ struct TopPGate {
     detail::require_norm_without_p("moe::TopPGate", normalise);
   }
 
+  bool makes_one_choice() const { return most == 1; }
+
   /// Throws std::invalid_argument where the router of several experts would learn nothing; see constant_weights.
   void require_backward(Index num_experts) const {
-    if (num_experts > 1 && most == 1 && normalise != Normalise::Off && constant_weights == ConstantWeights::Refuse)
+    if (num_experts > 1 && makes_one_choice() && normalise != Normalise::Off &&
+        constant_weights == ConstantWeights::Refuse)
       detail::fail_constant_weights("moe::TopPGate::backward");
   }
 

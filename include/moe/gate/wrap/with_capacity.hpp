@@ -22,15 +22,15 @@ inline constexpr bool kHasCapacity = false;
 template <class G>
 inline constexpr bool kHasCapacity<WithCapacity<G>> = true;
 
-/// The gate that chooses k experts inside of adaptors, as a pointer; nullptr_t where none says so.
+/// The gate inside of adaptors that can tell whether its tokens have one choice each; nullptr_t where none can.
 template <class G>
-auto top_k_of(const G& gate) {
-  if constexpr (requires { gate.has_constant_weights(Index{}), gate.k, gate.constant_weights; })
+auto choosing_gate_of(const G& gate) {
+  if constexpr (requires { gate.makes_one_choice(), gate.constant_weights; })
     return &gate;
   else if constexpr (requires { gate.top_k; })
-    return top_k_of(gate.top_k);
+    return choosing_gate_of(gate.top_k);
   else if constexpr (requires { gate.gate; })
-    return top_k_of(gate.gate);
+    return choosing_gate_of(gate.gate);
   else
     return nullptr;
 }
@@ -61,13 +61,15 @@ struct WithCapacity {
   /// choice of a token by itself; see TopKGate::constant_weights.
   void require_backward(Index num_experts) const {
     if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts);
-    if constexpr (!std::is_null_pointer_v<decltype(detail::top_k_of(gate))>) {
-      const auto* top_k = detail::top_k_of(gate);
+    if constexpr (!std::is_null_pointer_v<decltype(detail::choosing_gate_of(gate))>) {
+      const auto* inner = detail::choosing_gate_of(gate);
       const bool normalises =  // the best of num_experts probabilities is not below that floor
           capacity.weights != KeptWeights::AsTheyAre && capacity.floor * static_cast<double>(num_experts) <= 1;
-      if (num_experts > 1 && top_k->k == 1 && normalises && top_k->constant_weights == ConstantWeights::Refuse)
-        fail("moe::WithCapacity::backward: k is 1 and the capacity normalises weights, which makes each of them the ",
-             "same and leaves the router without gradient, expected weights = KeptWeights::AsTheyAre, or the gate's ",
+      if (num_experts > 1 && inner->makes_one_choice() && normalises &&
+          inner->constant_weights == ConstantWeights::Refuse)
+        fail("moe::WithCapacity::backward: each token has one choice and the capacity normalises weights, which makes ",
+             "each of them the same and leaves the router without gradient, expected weights = KeptWeights::AsTheyAre, "
+             "or the gate's ",
              "constant_weights = ConstantWeights::Accept where other losses alone train the router");
     }
   }
