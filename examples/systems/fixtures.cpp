@@ -31,8 +31,8 @@ int main(int argc, char** argv) {
     page.row("16 experts of 64 units", {text[0], text[1]});
     systems::draw_experts(systems::text_model(page, page.first_seed()), "text.svg");
 
-    page.expect("accuracy on digits, 16 experts", digits[0], {.low = 0.955});
-    page.expect("accuracy on digits, 32 experts", digits[1], {.low = 0.955});
+    page.expect("accuracy on digits, 16 experts", digits[0], {.low = 0.95});
+    page.expect("accuracy on digits, 32 experts", digits[1], {.low = 0.945});
     page.claim("bits per character of held-out text", text[2], {.low = 2.2, .high = 2.8});
   });
 }
