@@ -110,6 +110,7 @@ TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
   require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
   require_round_trip("none", moe::NoRouter(kExperts, kDim), 0);
+  require_round_trip("normalised", moe::NormalisedRouter(LinearRouter(kExperts, kDim)), kExperts * kDim);
   require_round_trip("noisy, double", moe::BasicNoisyRouter<F64>(kExperts, kDim), 2 * kExperts * kDim);
 }
 
@@ -131,6 +132,10 @@ TEST_CASE("Round trip: every gate, with all that it can learn and with nothing",
   require_round_trip("expert choice", moe::ExpertChoiceGate{}, 0);
   require_round_trip("balanced", moe::BalancedGate{}, 0);
   require_round_trip("sinkhorn", moe::SinkhornGate{.top_k = biased_gate()}, 2 * kExperts);
+  require_round_trip("hash", moe::HashGate{.table = moe::random_hash_table(7, kExperts, 2, 1)}, 7 * 2);
+  require_round_trip("threshold", moe::ThresholdGate{}, 0);
+  require_round_trip("thresholds", moe::ThresholdGate{.thresholds = zeros<double>()}, kExperts);
+  require_round_trip("skipping", moe::WithSkipping<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("grouped", moe::GroupedGate<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("straight through", moe::StraightThrough<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("capacity, learnt", moe::WithCapacity<moe::DenseToSparseGate<Learnt>>{}, 1);
@@ -223,14 +228,17 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "expert/pool",
                                          "gate/activation",
                                          "gate/dense_to_sparse",
+                                         "gate/hash",
                                          "gate/noisy_top_k",
                                          "gate/rule/temperature",
                                          "gate/sinkhorn",
+                                         "gate/threshold",
                                          "gate/top_k",
                                          "gate/wrap/grouped",
                                          "gate/wrap/straight_through",
                                          "gate/wrap/with_capacity",
                                          "gate/wrap/with_chance",
+                                         "gate/wrap/with_skipping",
                                          "layer/branches",
                                          "layer/layer_expert",
                                          "layer/merged_experts",
@@ -239,5 +247,6 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/soft_moe",
                                          "router/cosine",
                                          "router/linear",
-                                         "router/noisy"});
+                                         "router/noisy",
+                                         "router/normalised"});
 }
