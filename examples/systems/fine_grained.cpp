@@ -6,24 +6,17 @@
 // worse, as the paper has it, but here no worse than without each token's best routed one. Not here: groups of devices.
 #include <array>
 
-#include <moe/expert/mlp.hpp>
-#include <moe/expert/pool.hpp>
-#include <moe/gate/top_k.hpp>
-#include <moe/layer/branches.hpp>
-#include <moe/layer/moe_layer.hpp>
 #include <moe/layer/structure.hpp>
-#include <moe/router/linear.hpp>
 
 #include "support/page.hpp"
-#include "support/regression.hpp"
-#include "support/train.hpp"
+#include "support/relu_layer.hpp"
 
 namespace {
 
 using moe::Index;
-using Expert = moe::BasicMlp<moe::F32, moe::Relu>;
-using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<Expert>>;
-using WithShared = moe::WithBranches<Layer, Expert>;
+using Expert = systems::ReluMlp;
+using Layer = systems::ReluLayer;
+using systems::WithShared;
 
 constexpr Index kDim = 8, kBatch = 128;
 constexpr systems::Clusters kTask = {.clusters = 32, .dim = kDim, .outputs = kDim, .offset = 1, .common = 2};

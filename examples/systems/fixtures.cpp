@@ -5,7 +5,6 @@
 // Digits are easy: to tell bit widths or orders of caching apart, use text. The picture shows what its experts take.
 #include "support/digits.hpp"
 #include "support/text.hpp"
-#include "support/train.hpp"
 
 int main(int argc, char** argv) {
   return systems::run_page(argc, argv, {"fixtures", "1701.06538", "moe/gate/top_k.hpp"}, [](systems::Page& page) {

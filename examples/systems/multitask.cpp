@@ -9,7 +9,8 @@
 #include <moe/layer/structure.hpp>
 
 #include "support/digits.hpp"
-#include "support/train.hpp"
+#include "support/page.hpp"
+#include "support/relu_layer.hpp"
 
 namespace {
 

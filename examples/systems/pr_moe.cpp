@@ -5,24 +5,17 @@
 // Here: clusters with a map each, and one that all share; a stack of four residual layers with 32 experts, spread
 // evenly or not. Not here: learned weights of the two branches, distillation, and an order of the pyramids, which is
 // printed as it comes out.
-#include <moe/expert/mlp.hpp>
-#include <moe/expert/pool.hpp>
-#include <moe/expert/scaled_identity.hpp>
-#include <moe/gate/top_k.hpp>
-#include <moe/layer/branches.hpp>
-#include <moe/layer/moe_layer.hpp>
-#include <moe/router/linear.hpp>
+#include <array>
 
 #include "support/page.hpp"
-#include "support/regression.hpp"
+#include "support/relu_layer.hpp"
 #include "support/stack.hpp"
-#include "support/train.hpp"
 
 namespace {
 
 using moe::Index;
-using Expert = moe::BasicMlp<moe::F32, moe::Relu>;
-using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<Expert>>;
+using Expert = systems::ReluMlp;
+using Layer = systems::ReluLayer;
 using Residual = moe::WithBranches<Layer, Expert, moe::ScaledIdentity>;  // routed + fixed + x
 
 constexpr Index kDim = 8, kHidden = 16, kBatch = 128;
@@ -61,7 +54,7 @@ int main(int argc, char** argv) {
   return systems::run_page(argc, argv, {"pr_moe", "2201.05596", "moe/layer/branches.hpp"}, [](systems::Page& page) {
     const auto updates = page.amount<std::uint64_t>(2000, 100);
     const auto plain = [](Index k, std::uint64_t seed) {
-      return moe::WithBranches<Layer, moe::ScaledIdentity>(routed(8, k, seed), moe::ScaledIdentity{kDim});
+      return systems::WithResidual(routed(8, k, seed), moe::ScaledIdentity{kDim});
     };
     const auto one = page.over_seeds([&](std::uint64_t seed) -> std::vector<double> {
       return {trained_error(plain(1, seed), seed, updates), trained_error(plain(2, seed), seed, updates),

@@ -7,24 +7,18 @@
 // error.
 #include <array>
 
-#include <moe/expert/mlp.hpp>
-#include <moe/expert/pool.hpp>
-#include <moe/gate/top_k.hpp>
-#include <moe/layer/moe_layer.hpp>
-#include <moe/router/linear.hpp>
 #include <moe/routing/balance/selection_bias.hpp>
 #include <moe/routing/balance/statistics.hpp>
 #include <moe/train/trainer.hpp>
 
 #include "support/page.hpp"
-#include "support/regression.hpp"
-#include "support/train.hpp"
+#include "support/relu_layer.hpp"
 
 namespace {
 
 using moe::Index;
-using Expert = moe::BasicMlp<moe::F32, moe::Relu>;
-using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<Expert>>;
+using Expert = systems::ReluMlp;
+using Layer = systems::ReluLayer;
 
 constexpr Index kExperts = 16, kDim = 8, kBatch = 128;
 constexpr systems::Clusters kTask = {.clusters = 32, .dim = kDim, .outputs = kDim, .offset = 1, .common = 2};

@@ -7,19 +7,15 @@
 // here: experts as capacity. They come to agree, so that one that is drawn is nearly as good as the average of all.
 #include <array>
 
-#include <moe/expert/mlp.hpp>
-#include <moe/expert/pool.hpp>
 #include <moe/gate/stochastic.hpp>
-#include <moe/gate/top_k.hpp>
-#include <moe/layer/moe_layer.hpp>
 #include <moe/numeric/softmax.hpp>
-#include <moe/router/linear.hpp>
 #include <moe/router/none.hpp>
 #include <moe/train/adam_w.hpp>
 #include <moe/train/consistency.hpp>
 
 #include "support/digits.hpp"
-#include "support/train.hpp"
+#include "support/page.hpp"
+#include "support/relu_layer.hpp"
 
 namespace {
 
@@ -84,8 +80,8 @@ std::vector<double> run(const systems::Labelled& data, const systems::Labelled& 
     const Thor layer(moe::NoRouter(kExperts, data.rows.cols()), moe::StochasticGate{}, experts);
     for (const double number : judge(train_thor(layer, data, alpha, seed, updates), test)) numbers.push_back(number);
   }
-  moe::MoeLayer learned(moe::LinearRouter::random(kExperts, data.rows.cols(), seed),
-                        moe::TopKGate::switch_transformer(), experts);
+  systems::ReluLayer learned(moe::LinearRouter::random(kExperts, data.rows.cols(), seed),
+                             moe::TopKGate::switch_transformer(), experts);
   systems::train(learned, {.updates = updates, .rate = 5e-3, .balance = 0.01}, seed,
                  [&](std::uint64_t update) { return draw_batch(data, 2 * kBatch, seed, update); });
   numbers.push_back(systems::accuracy(systems::outputs(learned, test.rows), test.labels));

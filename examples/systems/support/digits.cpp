@@ -9,7 +9,6 @@
 
 #include "../../digits/data.hpp"
 #include "cache.hpp"
-#include "train.hpp"
 
 namespace systems {
 

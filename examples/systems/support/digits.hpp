@@ -3,20 +3,12 @@
 // residual, so that all that a digit's scores are made of has gone through two experts.
 #pragma once
 
-#include <moe/expert/mlp.hpp>
-#include <moe/expert/pool.hpp>
-#include <moe/gate/top_k.hpp>
-#include <moe/layer/moe_layer.hpp>
-#include <moe/router/linear.hpp>
-
 #include "labelled.hpp"
 #include "page.hpp"
-#include "with_head.hpp"
+#include "relu_layer.hpp"
 
 namespace systems {
 
-using ReluMlp = moe::BasicMlp<moe::F32, moe::Relu>;
-using ReluLayer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<ReluMlp>>;
 using DigitsModel = WithHead<ReluLayer>;
 
 inline constexpr moe::Index kPixels = 64, kDigits = 10;

@@ -12,7 +12,6 @@
 #include <string_view>
 
 #include "cache.hpp"
-#include "train.hpp"
 
 namespace systems {
 

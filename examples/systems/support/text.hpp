@@ -7,10 +7,9 @@
 #include <string>
 #include <vector>
 
-#include <moe/expert/scaled_identity.hpp>
-#include <moe/layer/branches.hpp>
-
-#include "digits.hpp"
+#include "labelled.hpp"
+#include "page.hpp"
+#include "relu_layer.hpp"
 
 namespace systems {
 
@@ -18,8 +17,7 @@ inline constexpr moe::Index kContext = 12, kEmbedding = 8, kCharacters = 97;
 inline constexpr moe::Index kTextDim = kContext * kEmbedding, kTextExperts = 16, kTextHidden = 64;
 
 /// scores = head(x + layer(x)), x the embeddings of the last 12 characters. The MoE layer is model.layer().layer().
-using TextLayer = moe::WithBranches<ReluLayer, moe::ScaledIdentity>;
-using TextModel = WithHead<TextLayer>;
+using TextModel = WithHead<WithResidual>;
 
 /// Characters as numbers below kCharacters. The last kHeldOut of each kind are not trained on.
 struct Text {

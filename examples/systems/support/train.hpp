@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <type_traits>
 
 #include <moe/layer/workspace.hpp>
 #include <moe/numeric/schedule.hpp>
@@ -16,24 +18,30 @@ struct Training {
   double rate = 4e-3, weight_decay = 0, max_norm = 1e9, balance = 0;
 };
 
-struct NoReport {
-  void operator()(std::uint64_t, double) const {}
-};
+/// Told of every update that was made, and of its loss.
+using Report = std::function<void(std::uint64_t update, double loss)>;
 
-/// Trains on batch(update), a Labelled or a Regression; report(update, loss) is told of every update that was made.
-template <class Layer, class Batch, class Report = NoReport>
-void train(Layer& layer, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report = {}) {
+/// See train(). Not inline, so that support/relu_layer.hpp can say which of them are compiled once.
+template <class Layer, class Data>
+void train_on(Layer& layer, const Training& how, std::uint64_t seed, const std::function<Data(std::uint64_t)>& batch,
+              const Report& report) {
   moe::Trainer trainer(layer, moe::AdamW{.weight_decay = how.weight_decay},
                        {.max_norm = how.max_norm, .balance = how.balance});
   const moe::CosineSchedule rate{.start = how.rate, .end = 0, .updates = how.updates};
   for (std::uint64_t update = 0; update < how.updates; ++update) {
-    const auto data = batch(update);
+    const Data data = batch(update);
     const moe::Step step = moe::Step::train(update, seed);
     const double loss = trainer.accumulate(data.rows, step,
                                            [&](const auto& out, auto& dout) { return loss_of(data, out, step, dout); });
     trainer.update(rate(update));
-    report(update, loss);
+    if (report) report(update, loss);
   }
+}
+
+/// Trains on batch(update), a Labelled, a Regression or the like: something with `rows` and a loss_of().
+template <class Layer, class Batch>
+void train(Layer& layer, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report = {}) {
+  train_on<Layer, std::invoke_result_t<const Batch&, std::uint64_t>>(layer, how, seed, batch, report);
 }
 
 /// What a layer makes of the rows, in inference.
