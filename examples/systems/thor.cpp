@@ -12,6 +12,7 @@
 #include <moe/router/none.hpp>
 #include <moe/train/adam_w.hpp>
 #include <moe/train/consistency.hpp>
+#include <moe/train/disagreement.hpp>
 
 #include "support/digits.hpp"
 #include "support/page.hpp"
@@ -55,19 +56,16 @@ Thor train_thor(Thor layer, const systems::Labelled& data, double alpha, std::ui
 std::vector<double> judge(const Thor& layer, const systems::Labelled& test) {
   moe::Scratch scratch;
   const moe::Step step;
-  std::vector<std::vector<Index>> each;
-  moe::Matrix<float> out(test.size(), layer.output_dim()), mean = moe::Matrix<float>::Zero(test.size(), out.cols());
+  std::vector<moe::Matrix<float>> each(std::size_t(kExperts), {test.size(), layer.output_dim()});
+  moe::Matrix<float> mean = moe::Matrix<float>::Zero(test.size(), layer.output_dim());
   for (Index e = 0; e < kExperts; ++e) {
+    moe::Matrix<float>& out = each[static_cast<std::size_t>(e)];
     layer.experts()[e].forward(test.rows, out, {step, scratch});
-    each.push_back(systems::predictions(out));
     for (Index t = 0; t < out.rows(); ++t) moe::softmax(out.row(t).data(), out.cols(), out.row(t).data());
     mean += out;
   }
-  double disagreement = 0;
-  for (std::size_t a = 0; a < each.size(); ++a)
-    for (std::size_t b = 0; b < a; ++b) disagreement += (1 - systems::agreement(each[a], each[b])) / 6;
   return {systems::accuracy(systems::outputs(layer, test.rows), test.labels), systems::accuracy(mean, test.labels),
-          disagreement};
+          moe::disagreement(each)};
 }
 
 /// judge() for alpha 0, 1 and 5, then the accuracy of a learned top-1 gate with experts of the same size.

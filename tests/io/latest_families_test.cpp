@@ -51,7 +51,14 @@ TEST_CASE("parse_moe_config: families that route by sigmoids have their scale, n
   CHECK(without("glm_moe_dsa", "routed_scaling_factor").gate.scale == 2.5);
   CHECK(without("kimi_k2", "routed_scaling_factor").gate.scale == 1);
   CHECK(test::config_of("dots1").gate.normalise == Normalise::Off);
+  CHECK(test::config_of("dots1").gate.score == moe::Score::Sigmoid);
+  CHECK(with("dots1", "scoring_func", "sigmoid").gate.score == moe::Score::Sigmoid);
+  CHECK(contains(complaint("dots1", "scoring_func", "softmax"), "expected 'sigmoid'"));
   CHECK(with("dots1", "norm_topk_prob", true).gate.normalise == Normalise::Sum);
+  nlohmann::json early_hy3 = nlohmann::json::parse(test::config_text("hy_v3"));
+  early_hy3.erase("moe_intermediate_size");
+  early_hy3["expert_hidden_dim"] = 7;
+  CHECK(moe::parse_moe_config("file", early_hy3).hidden_dim == 7);
   CHECK(with("lfm2_moe", "norm_topk_prob", false).gate.normalise == Normalise::Off);
   CHECK(!with("lfm2_moe", "use_expert_bias", false).selection_bias);
 }

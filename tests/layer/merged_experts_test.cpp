@@ -247,6 +247,45 @@ TEST_CASE("MergedExperts: tapes and gradients of others are refused, no tokens a
   mixture.backward(Matrix<double>(0, kModelDim), empty, Step{}, tape, none, gradient, dweight, none);
 }
 
+TEST_CASE("MergedExperts: a routing of other choices is refused in backward", "[layer][error]") {
+  const MergedExperts mixture(pool_of<Mlp>(2));
+  const auto tokens = test::random_matrix<double>(2, kModelDim, 1);
+  const auto of = [](std::vector<Index> begin, Index last) {
+    Routing<double> routing;
+    routing.resize_ragged(2, [&](Index t) { return begin[std::size_t(t) + 1] - begin[std::size_t(t)]; });
+    std::ranges::fill(routing.experts(), 0);
+    routing.experts().back() = last;
+    std::ranges::fill(routing.weights(), 0.5);
+    return routing;
+  };
+  const auto forward = of({0, 1, 3}, 1);
+  MergedExperts<Mlp>::Tape tape;
+  moe::Scratch scratch;
+  const Step step;
+  Matrix<double> out(2, kModelDim), dtokens = out;
+  mixture.forward(tokens, forward, {step, scratch}, out, tape);
+  auto gradient = moe::zeros_like(mixture);
+  std::vector<double> dweight(3);
+  CHECK_THROWS_WITH(mixture.backward(tokens, of({0, 2, 3}, 1), {step, scratch}, tape, out, gradient, dweight, dtokens),
+                    ContainsSubstring("MergedExperts::backward: the choices of token 0 end at 2, expected 1"));
+  CHECK_THROWS_WITH(mixture.backward(tokens, of({0, 1, 3}, 3), {step, scratch}, tape, out, gradient, dweight, dtokens),
+                    ContainsSubstring("MergedExperts::backward") && ContainsSubstring("3"));
+  CHECK_NOTHROW(mixture.backward(tokens, forward, {step, scratch}, tape, out, gradient, dweight, dtokens));
+}
+
+TEST_CASE("MergedExperts: a group without weight gets an expert of zeros, and out may be the tokens", "[layer]") {
+  const MergedExperts mixture(pool_of<Mlp>(kExperts));
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
+  auto routing = dense_routing(kExperts, Step{});
+  Matrix<double> in_place = tokens;
+  moe::Scratch scratch;
+  const Step step;
+  mixture.forward(in_place, routing, {step, scratch}, in_place);
+  CHECK(test::same_bits(in_place, run(mixture, tokens, routing, step)));
+  for (Index a = 0; a < routing.num_assignments(); ++a) routing.drop(a, moe::kDroppedByGate);
+  CHECK(test::all_zero(run(mixture, tokens, routing, step)));
+}
+
 TEST_CASE("MergedExperts: takes and joins experts", "[layer]") {
   const MergedExperts mixture(pool_of<Mlp>(4));
   const std::vector<Index> ids = {3, 1}, others = {0, 2};

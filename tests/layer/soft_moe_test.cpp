@@ -191,6 +191,37 @@ TEST_CASE("SoftMoeLayer: any number of threads gives the same bits, forward and 
   }
 }
 
+TEST_CASE("SoftMoeLayer: -infinity keeps a token out of a slot, and out of all of them", "[layer]") {
+  Matrix<double> logits = test::random_matrix<double>(4, 2, 3);
+  logits(1, 0) = logits(2, 0) = logits(2, 1) = -INFINITY;
+  moe::detail::SoftSlots<double> slots;
+  slots.build("test", logits, Step{}, 2);
+  CHECK(slots.dispatch.row(0)[1] == 0);
+  CHECK(slots.dispatch.row(1)[1] > 0);
+  CHECK(slots.combine.row(1)[0] == 0);
+  CHECK(slots.combine.row(1)[1] == 1);
+  for (Index s = 0; s < 2; ++s) {
+    CHECK(slots.dispatch.row(s)[2] == 0);
+    CHECK(slots.combine.row(2)[s] == 0);
+  }
+}
+
+TEST_CASE("SoftMoeLayer: out may be the tokens, and replay gives the bits again", "[layer]") {
+  const auto layer = layer_of<Mlp>(router_of(kExperts * kSlots));
+  const Batch batch;
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
+  const auto out = test::forward(layer, tokens, batch.step);
+  Matrix<double> in_place = tokens, trained(kTokens, kModelDim), again = trained;
+  typename decltype(layer_of<Mlp>(router_of(6)))::Workspace ws;
+  layer.forward(in_place, batch.step, in_place, ws);
+  CHECK(test::same_bits(in_place, out));
+  typename decltype(layer_of<Mlp>(router_of(6)))::Tape tape;
+  layer.forward(tokens, batch.step, trained, tape);
+  layer.replay(tokens, again, tape);
+  CHECK(test::same_bits(trained, out));
+  CHECK(test::same_bits(again, out));
+}
+
 TEST_CASE("SoftMoeLayer: padding may hold anything, forward and backward", "[layer]") {
   const auto layer = layer_of<Mlp>(router_of(kExperts * kSlots));
   const Batch batch;

@@ -10,10 +10,16 @@
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/prototype.hpp"
+#include "moe/gate/rank.hpp"
+#include "moe/gate/relu.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
+#include "moe/gate/threshold.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 
 namespace test {
 
@@ -85,7 +91,7 @@ class AnyGate {
   std::unique_ptr<Base> model_;
 };
 
-/// Every gate that decides each token by itself, for `num_experts` experts.
+/// The gates that decide each token by itself, for `num_experts` experts, but for those that need other logits or keys.
 template <class S>
 std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
   const auto bias = [&](double scale) -> Eigen::RowVectorXd {
@@ -103,6 +109,13 @@ std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
   gates.emplace_back("activation", moe::ActivationGate<>{.bias = bias(0.5)});
   gates.emplace_back("stochastic", moe::StochasticGate{.k = 2, .training = moe::DrawPer::Token});
   gates.emplace_back("noisy_top_k", moe::NoisyTopKGate{});
+  gates.emplace_back("top_k root softplus", moe::TopKGate{.k = 3, .score = moe::Score::SqrtSoftplus});
+  gates.emplace_back("top_p", moe::TopPGate{.p = 0.6});
+  gates.emplace_back("threshold", moe::ThresholdGate{});
+  gates.emplace_back("relu", moe::ReluGate{});
+  gates.emplace_back("prototype", moe::PrototypeGate{.groups = 1, .k = 2});
+  gates.emplace_back("rank", moe::RankGate{.ranks = {2, 0}});
+  gates.emplace_back("with_skipping", moe::WithSkipping<moe::TopKGate>{.gate = {.k = 3}, .min_ratio = 0.5});
   gates.emplace_back("straight_through", moe::StraightThrough<moe::TopKGate>{{.k = 2, .weight_bias = bias(0.4)}});
   return gates;
 }

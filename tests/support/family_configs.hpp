@@ -61,7 +61,7 @@ inline const std::map<std::string, std::string>& family_configs() {
         "num_expert_group": 3, "topk_group": 2, "routed_scaling_factor": 2.446)"},
       {"deepseek_v32", deepseek + R"(, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_group": 3,
         "topk_group": 2, "norm_topk_prob": true)"},
-      {"dots1", deepseek},
+      {"dots1", deepseek + R"(, "scoring_func": "noaux_tc", "topk_method": "noaux_tc")"},
       {"mimo_v2_flash", wide + R"(, "n_routed_experts": 6, "num_experts_per_tok": 2, "n_shared_experts": null,
         "routed_scaling_factor": null, "scoring_func": "sigmoid", "topk_method": "noaux_tc")"},
       {"glm4_moe_lite", deepseek},

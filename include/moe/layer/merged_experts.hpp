@@ -45,11 +45,11 @@ void mean_weights(const TokenGroups& groups, const Routing<S>& routing, Index nu
 /// experts give the weighted sum of their outputs. An expert with all of the weight is that expert, bit for bit. What a
 /// token gets depends on the weights of its whole group, later tokens too. Without any weight the parameters are zero.
 /// Experts must have parameters of equal names and shapes, and no state, of which there is no mean: named errors
-/// otherwise. What is no parameter, as the limit of an activation, is that of expert 0. Immutable in use, share freely.
-/// Same bits for any number of threads. Merging costs num_experts * parameters operations per group, the expert that of
-/// one per token; backward merges again rather than keep a copy per group. No allocation when warm.
-/// Muqeeth, Liu & Raffel, "Soft merging of experts with adaptive routing" (SMEAR, arXiv:2306.03745); Zhong et al.,
-/// "Lory" (arXiv:2405.03133).
+/// otherwise (of state, in the constructor). What is no parameter, as the limit of an activation, is that of expert 0.
+/// Immutable in use, share freely. Same bits for any number of threads. Merging costs num_experts * parameters
+/// operations per group, the expert that of one per token; backward merges again rather than keep a copy per group. No
+/// allocation when warm. Muqeeth, Liu & Raffel, "Soft merging of experts with adaptive routing" (SMEAR,
+/// arXiv:2306.03745); Zhong et al., "Lory" (arXiv:2405.03133).
 template <class E>
 class MergedExperts {
   static_assert(Expert<E> && HasParameters<E>,
@@ -69,10 +69,10 @@ class MergedExperts {
     std::optional<E> merged, dmerged;
     std::vector<detail::TapeOf<E>> of_group;
     RowBuffer<Scalar> dout, drows;
-    std::vector<double> dshare;  ///< of one group
-    Scratch scratch;             ///< of the expert
-    Index num_tokens = 0, num_assignments = 0;
-    bool is_whole = false;  ///< whether a forward pass has ended
+    std::vector<double> dshare;      ///< of one group
+    Scratch scratch;                 ///< of the expert
+    std::vector<Index> token_begin;  ///< of the routing
+    bool is_whole = false;           ///< whether a forward pass has ended
   };
 
   /// Throws std::invalid_argument for experts that cannot be merged.
@@ -116,8 +116,8 @@ class MergedExperts {
       tape.merged->forward(tape.of.block(tape.rows, g), tape.of.block(tape.out, g), own, of_group(tape, g));
     });
     tape.of.scatter(tape.out, out);
-    tape.num_tokens = routing.num_tokens();
-    tape.num_assignments = routing.num_assignments();
+    tape.token_begin.clear();
+    for (Index t = 0; t <= routing.num_tokens(); ++t) tape.token_begin.push_back(t == 0 ? 0 : routing.end(t - 1));
     tape.is_whole = true;
   }
 
@@ -129,10 +129,14 @@ class MergedExperts {
     constexpr const char* kFunction = "moe::MergedExperts::backward";
     require_alike(kFunction);
     if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
-    if (tape.num_tokens != routing.num_tokens() || tape.num_assignments != routing.num_assignments())
-      fail(kFunction, ": routing has ", routing.num_tokens(), " tokens and ", routing.num_assignments(),
-           " assignments, expected ", tape.num_tokens, " and ", tape.num_assignments,
+    if (std::ssize(tape.token_begin) != routing.num_tokens() + 1)
+      fail(kFunction, ": routing has ", routing.num_tokens(), " tokens, expected ", tape.token_begin.size() - 1,
            " as in the forward pass of the tape");
+    for (Index t = 0; t < routing.num_tokens(); ++t)
+      if (routing.end(t) != tape.token_begin[static_cast<std::size_t>(t) + 1])
+        fail(kFunction, ": the choices of token ", t, " end at ", routing.end(t), ", expected ",
+             tape.token_begin[static_cast<std::size_t>(t) + 1], " as in the forward pass of the tape");
+    detail::require_experts(kFunction, routing, num_experts());
     if (tape.share.cols() != num_experts() || tape.rows.cols() != input_dim())
       fail(kFunction, ": the tape is of ", tape.share.cols(), " experts of ", tape.rows.cols(), " inputs, expected ",
            num_experts(), " of ", input_dim());

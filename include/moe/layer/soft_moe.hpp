@@ -30,7 +30,8 @@ namespace moe::inline MOE_ABI {
 /// A layer as MoeLayer is, to which branches, trainers and files apply; it has no gate, so that losses of routings do
 /// not. Draws of experts are keyed by the group and the number of a slot. Immutable in forward, share freely between
 /// threads; all working memory is in the workspace or tape. Same bits for any number of threads. Beside router and
-/// experts 2 * num_tokens * slots * (input_dim + output_dim) operations, three times as many in backward.
+/// experts 2 * num_tokens * slots * (input_dim + output_dim) operations, three times as many in backward; D takes
+/// groups * slots * (tokens of the largest group) scalars, so groups had better be of like sizes.
 /// Puigcerver, Riquelme, Mustafa & Houlsby, "From sparse to soft mixtures of experts" (arXiv:2308.00951).
 template <class R, class X>
 class SoftMoeLayer {

@@ -42,15 +42,18 @@ inline constexpr std::array kDeepseekV2Formats{with_shared(projections()), resav
 inline constexpr Family kDeepseekV2{
     .name = "deepseek_v2", .model_types = {"deepseek_v2"}, .read = read_deepseek_v2, .formats = kDeepseekV2Formats};
 
-/// How V3 routes, but for the scale.
-inline void read_v3_routing(const JsonFields& fields, MoeConfig& config) {
-  fields.require("scoring_func", "sigmoid");
+/// How V3 routes, but for the scale and what it says of its scores.
+inline void read_v3_choice(const JsonFields& fields, MoeConfig& config) {
   fields.require("topk_method", "noaux_tc");
   set_norm(fields.flag("norm_topk_prob", true), config);
   config.gate.score = Score::Sigmoid;
   config.gate.epsilon = 1e-20;
   config.selection_bias = true;
   read_groups(fields, 2, config);
+}
+inline void read_v3_routing(const JsonFields& fields, MoeConfig& config) {
+  fields.require("scoring_func", "sigmoid");
+  read_v3_choice(fields, config);
 }
 inline void read_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
   read_deepseek(fields, config);
@@ -65,9 +68,12 @@ inline constexpr Family kDeepseekV3{.name = "deepseek_v3",
                                     .read = read_deepseek_v3,
                                     .formats = kDeepseekV3Formats};
 
-/// Where nothing is said, weights are not normalised (transformers main at 008e5743).
+/// Where nothing is said, weights are not normalised (transformers main at 008e5743). Published files name the method
+/// of choice for the scores, too, which are sigmoids all the same.
 inline void read_dots1(const JsonFields& fields, MoeConfig& config) {
-  read_deepseek_v3(fields, config);
+  read_deepseek(fields, config);
+  if (fields.text("scoring_func", "sigmoid") != "noaux_tc") fields.require("scoring_func", "sigmoid");
+  read_v3_choice(fields, config);
   set_norm(fields.flag("norm_topk_prob", false), config);
 }
 inline constexpr Family kDots1{

@@ -32,9 +32,11 @@ inline constexpr std::array kHunyuanFormats{hunyuan_names(), resaved(hunyuan_nam
 inline constexpr Family kHunyuan{
     .name = "hunyuan_v1_moe", .model_types = {"hunyuan_v1_moe"}, .read = read_hunyuan, .formats = kHunyuanFormats};
 
-/// Published with flags of what the class in transformers always does (main at 008e5743).
+/// Published with flags of what the class in transformers always does (main at 008e5743), and at first with another
+/// name for the width of experts.
 inline void read_hy3(const JsonFields& fields, MoeConfig& config) {
-  read_sizes(fields, "moe_intermediate_size", "num_experts", "num_experts_per_tok", config);
+  const char* width = fields.has("moe_intermediate_size") ? "moe_intermediate_size" : "expert_hidden_dim";
+  read_sizes(fields, width, "num_experts", "num_experts_per_tok", config);
   for (const char* name : {"moe_router_use_sigmoid", "moe_router_enable_expert_bias", "route_norm"})
     require_flag(fields, name, true);
   config.shared_dim = fields.integer("num_shared_experts", 1) * config.hidden_dim;
