@@ -86,7 +86,7 @@ TEST_CASE("balanced_assignment: the worked example of four tokens", "[assignment
 
 TEST_CASE("balanced_assignment: as good as the best of all assignments", "[assignment][property]") {
   for (Index columns = 1; columns <= 7; ++columns)
-    for (Index rows = 1; rows <= (columns <= 2 ? 9 : columns <= 4 ? 7 : 5); ++rows)
+    for (Index rows = 1; rows <= (columns <= 2 ? 9 : columns <= 4 ? 7 : columns == 5 ? 6 : 5); ++rows)
       for (std::uint64_t seed = 0; seed < 6; ++seed) {
         CAPTURE(columns, rows, seed);
         const auto scores = sample(rows, columns, seed);

@@ -79,6 +79,13 @@ void check_router(const std::string& name, const R& router) {
     if constexpr (requires { router.backward(tokens, context, tape, dlogits, gradient); })
       router.backward(tokens, context, tape, dlogits, gradient);
   });
+  moe::Step of_half = step;
+  of_half.key = step.key.first(kTokens / 2);
+  const moe::Context half(of_half, context.scratch);
+  test::expect_none(name + ", batches of two sizes", [&] {
+    router.logits(tokens, context, logits, tape);
+    router.logits(tokens.topRows(kTokens / 2), half, logits.topRows(kTokens / 2), tape);
+  });
 }
 
 template <class G>
@@ -95,6 +102,13 @@ void check_gate(const std::string& name, const G& gate) {
     gate.probabilities(moe::Logits<float>(logits), context, p);
     gate.replay(moe::Logits<float>(logits), context, routing);
     gate.backward(moe::Logits<float>(logits), context, routing, std::span<const float>(dweight), p, dlogits, gradient);
+  });
+  moe::Step of_half = step;
+  of_half.key = step.key.first(kTokens / 2);
+  const moe::Context half(of_half, context.scratch);
+  test::expect_none(name + ", batches of two sizes", [&] {
+    gate.route(moe::Logits<float>(logits), context, routing);
+    gate.route(moe::Logits<float>(logits.topRows(kTokens / 2)), half, routing);
   });
 }
 

@@ -122,6 +122,9 @@ TEST_CASE("NormalisedRouter: equal logits are zeros, and so is the logit of one 
   const auto tokens = test::random_matrix<double>(3, 5, 5);
   CHECK(test::all_zero(logits(moe::NormalisedRouter(moe::BasicNoRouter<moe::F64>(4, 5)), tokens)));
   CHECK(test::all_zero(logits(Router(Linear::random(1, 5, 6)), tokens)));
+  Linear equal(3, 5, moe::Bias::Zero);
+  for (Index e = 0; e < 3; ++e) equal.bias().set(e, 0, 0.1);  // whose sum, over three, is not 0.1
+  CHECK(test::all_zero(logits(Router(equal), tokens)));
 }
 
 TEST_CASE("NormalisedRouter: masked experts stay so, and the others are normalised without them", "[router]") {
@@ -168,7 +171,7 @@ TEST_CASE("NormalisedRouter: padding may hold anything, and NaN is left for the 
   Matrix<double> dlogits = test::random_matrix<double>(3, 3, 16);
   dlogits.row(1).setConstant(NAN);
   router.backward(tokens, step, tape, dlogits, gradient, dtokens);
-  CHECK(test::all_zero(tape.dz.row(1)));
+  CHECK(test::all_zero(tape.dz.matrix().row(1)));
   CHECK(test::all_zero(dtokens.row(1)));
 }
 

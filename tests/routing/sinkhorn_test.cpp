@@ -110,7 +110,7 @@ TEST_CASE("sinkhorn: a temperature divides the logits", "[routing]") {
 
 TEST_CASE("sinkhorn: a used workspace gives the bits of a new one", "[routing]") {
   moe::SinkhornWorkspace workspace;
-  Matrix<double> plan;
+  moe::RowBuffer<double> plan;
   Step step;
   for (const Index tokens : {600, 7, 40}) {
     auto logits = test::random_logits<double>(tokens, 6);
@@ -118,7 +118,7 @@ TEST_CASE("sinkhorn: a used workspace gives the bits of a new one", "[routing]")
     const auto valid = test::every_nth_padding(tokens, 3);
     step.valid = valid;
     moe::sinkhorn<double>(logits, step, {}, workspace, plan);
-    CHECK(test::same_bits(plan, plan_of<double>(logits, step)));
+    CHECK(test::same_bits(plan.matrix(), plan_of<double>(logits, step)));
   }
 }
 

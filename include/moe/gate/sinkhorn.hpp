@@ -16,13 +16,13 @@ namespace detail {
 template <class S>
 class PlannedRule {
  public:
-  PlannedRule(const TopKRule<S, TopKGate>& rule, const Matrix<S>& plan) : rule_(rule), plan_(plan) {}
+  PlannedRule(const TopKRule<S, TopKGate>& rule, const RowBuffer<S>& plan) : rule_(rule), plan_(plan) {}
 
   Index choices(Index num_experts) const { return rule_.choices(num_experts); }
   Index select(const Token<S>& token, std::span<Index> chosen) const {
     constexpr S kMasked = -std::numeric_limits<S>::infinity();
     const auto score = [&](Index e) {
-      return token.logits[static_cast<std::size_t>(e)] == kMasked ? kMasked : plan_(token.index, e);
+      return token.logits[static_cast<std::size_t>(e)] == kMasked ? kMasked : plan_.row(token.index)[e];
     };
     top_k(score, std::ssize(token.logits), chosen);
     return score(chosen.back()) > kMasked ? std::ssize(chosen) : -1;
@@ -33,7 +33,7 @@ class PlannedRule {
 
  private:
   const TopKRule<S, TopKGate>& rule_;
-  const Matrix<S>& plan_;
+  const RowBuffer<S>& plan_;
 };
 
 }  // namespace detail
@@ -122,7 +122,7 @@ struct SinkhornGate {
   template <class S>
   struct Plan {
     SinkhornWorkspace workspace;
-    Matrix<S> plan;
+    RowBuffer<S> plan;
   };
 };
 

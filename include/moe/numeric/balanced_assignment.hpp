@@ -105,10 +105,10 @@ class ExactAssignment {
     at(before_, node) = from;
     at(via_, node) = row;
   }
+  /// The end, which is never done, wins ties: with equal scores a path is then found at once.
   Index nearest() const {
-    std::size_t best = 0;
-    while (done_[best]) ++best;  // the end never is
-    for (std::size_t node = best + 1; node < done_.size(); ++node)
+    auto best = static_cast<std::size_t>(end_);
+    for (std::size_t node = 0; node < done_.size(); ++node)
       if (!done_[node] && distance_[node] < distance_[best]) best = node;
     return static_cast<Index>(best);
   }

@@ -7,12 +7,13 @@
 #include <span>
 #include <utility>
 
+#include "moe/core/aligned.hpp"
 #include "moe/core/overlap.hpp"
-#include "moe/core/parallel.hpp"
 #include "moe/core/part_of_gradient.hpp"
 #include "moe/core/take.hpp"
 #include "moe/core/tape.hpp"
 #include "moe/router/concept.hpp"
+#include "moe/routing/balance/token_sum.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -49,8 +50,8 @@ class NormalisedRouter {
  public:
   using Scalar = typename R::Scalar;
   struct Tape {
-    Matrix<Scalar> z;   ///< z, [num_tokens, num_experts]
-    Matrix<Scalar> dz;  ///< working memory of backward: dL/dz
+    RowBuffer<Scalar> z;   ///< z, [num_tokens, num_experts]
+    RowBuffer<Scalar> dz;  ///< working memory of backward: dL/dz
     detail::TapeOf<R> router;
   };
 
@@ -77,7 +78,8 @@ class NormalisedRouter {
   {
     context.step.validate("moe::NormalisedRouter::logits", tokens.rows());
     router_.logits(tokens, context, out, tape.router);
-    tape.z = out;
+    tape.z.resize(out.rows(), out.cols());
+    tape.z.matrix() = out;
     normalise(context.step, out);
   }
 
@@ -86,7 +88,7 @@ class NormalisedRouter {
   template <class Gradient>
     requires DifferentiableRouter<R>
   void require_backward(Index num_tokens, const Tape& tape, const Gradient& gradient) const {
-    detail::require_shape("moe::NormalisedRouter::backward", "tape.z", tape.z, num_tokens, num_experts());
+    detail::require_shape("moe::NormalisedRouter::backward", "tape.z", tape.z.matrix(), num_tokens, num_experts());
     if constexpr (requires { router_.require_backward(num_tokens, tape.router, of_router(gradient)); })
       router_.require_backward(num_tokens, tape.router, of_router(gradient));
   }
@@ -98,7 +100,7 @@ class NormalisedRouter {
     requires DifferentiableRouter<R>
   {
     prepare_backward(tokens.rows(), context.step, tape, dlogits, gradient);
-    router_.backward(tokens, context, tape.router, tape.dz, gradient.router_, dtokens);
+    router_.backward(tokens, context, tape.router, tape.dz.matrix(), gradient.router_, dtokens);
   }
   /// dtokens alone.
   void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
@@ -106,7 +108,7 @@ class NormalisedRouter {
     requires RouterSkipsGradient<R>
   {
     prepare_backward(tokens.rows(), context.step, tape, dlogits, none);
-    router_.backward(tokens, context, tape.router, tape.dz, none, dtokens);
+    router_.backward(tokens, context, tape.router, tape.dz.matrix(), none, dtokens);
   }
   /// The gradient alone.
   void backward(const MatrixView<Scalar>& tokens, const Context& context, Tape& tape, const MatrixView<Scalar>& dlogits,
@@ -116,7 +118,7 @@ class NormalisedRouter {
     }
   {
     prepare_backward(tokens.rows(), context.step, tape, dlogits, gradient);
-    router_.backward(tokens, context, tape.router, tape.dz, gradient.router_);
+    router_.backward(tokens, context, tape.router, tape.dz.matrix(), gradient.router_);
   }
 
   /// The router's, normalised over the experts that are left, as if the others were masked.
@@ -140,7 +142,6 @@ class NormalisedRouter {
   }
 
  private:
-  static constexpr Index kTokensPerTask = 64;
   static constexpr Scalar kMasked = -std::numeric_limits<Scalar>::infinity();
 
   /// Mean and 1 / sqrt(variance + epsilon) of the logits of a token that are not masked, and how many they are.
@@ -151,14 +152,16 @@ class NormalisedRouter {
   };
   Statistics statistics(const Scalar* z) const {
     Statistics result;
+    double first = 0;  // from which the mean is taken, as that of equal logits is then exact
     for (Index e = 0; e < num_experts(); ++e) {
       if (z[e] == kMasked) continue;
+      if (result.count == 0) first = static_cast<double>(z[e]);
       result.is_usable = result.is_usable && std::isfinite(z[e]);
-      result.mean += static_cast<double>(z[e]);
+      result.mean += static_cast<double>(z[e]) - first;
       ++result.count;
     }
     const double count = static_cast<double>(std::max<Index>(result.count, 1));
-    result.mean /= count;
+    result.mean = first + result.mean / count;
     double squares = 0;
     for (Index e = 0; e < num_experts(); ++e) {
       if (z[e] == kMasked) continue;
@@ -169,16 +172,8 @@ class NormalisedRouter {
     return result;
   }
 
-  template <class Body>
-  static void for_each_valid(Index num_tokens, const Step& step, const Body& body) {
-    parallel_ranges(num_tokens, kTokensPerTask, [&](Index begin, Index end, Index) {
-      for (Index t = begin; t < end; ++t)
-        if (step.is_valid(t)) body(t);
-    });
-  }
-
   void normalise(const Step& step, MatrixRef<Scalar> out) const {
-    for_each_valid(out.rows(), step, [&](Index t) {
+    detail::for_each_valid(out.rows(), step, [&](Index t) {
       Scalar* z = out.row(t).data();
       const Statistics of = statistics(z);
       if (!of.is_usable) return;
@@ -201,9 +196,10 @@ class NormalisedRouter {
     require_backward(num_tokens, tape, gradient);
     step.validate(kFunction, num_tokens);
     detail::require_shape(kFunction, "dlogits", dlogits, num_tokens, num_experts());
-    tape.dz.setZero(num_tokens, num_experts());
-    for_each_valid(num_tokens, step, [&](Index t) {
-      through_normalise(tape.z.row(t).data(), dlogits.data() + t * dlogits.outerStride(), tape.dz.row(t).data());
+    tape.dz.resize(num_tokens, num_experts());
+    tape.dz.matrix().setZero();
+    detail::for_each_valid(num_tokens, step, [&](Index t) {
+      through_normalise(tape.z.row(t), dlogits.data() + t * dlogits.outerStride(), tape.dz.row(t));
     });
   }
 

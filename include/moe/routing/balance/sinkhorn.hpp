@@ -129,27 +129,32 @@ inline SinkhornReport sinkhorn_scales(const Step& step, const SinkhornOptions& o
 /// Clark et al., "Unified scaling laws for routed language models" (arXiv:2202.01169); Cuturi (arXiv:1306.0895).
 template <class S>
 SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const SinkhornOptions& options,
-                        SinkhornWorkspace& workspace, Matrix<S>& plan) {
+                        SinkhornWorkspace& workspace, RowBuffer<S>& plan) {
   options.validate();
-  detail::require_apart("moe::sinkhorn", "plan", plan, "logits", logits);
   detail::require_sinkhorn_logits<S>(logits, step);
-  plan.setZero(logits.rows(), logits.cols());
+  plan.resize(logits.rows(), logits.cols());
+  plan.matrix().setZero();
   if (step.num_valid(logits.rows()) == 0 || logits.cols() == 0) return {0, 0, true};
   detail::sinkhorn_kernel<S>(logits, step, options.temperature, workspace.kernel);
   const SinkhornReport report = detail::sinkhorn_scales(step, options, workspace);
   detail::for_each_valid(logits.rows(), step, [&](Index t) {
     const double scale = workspace.row[static_cast<std::size_t>(t)];
     for (Index e = 0; e < plan.cols(); ++e)
-      plan(t, e) = static_cast<S>(scale * workspace.kernel.row(t)[e] * workspace.column[static_cast<std::size_t>(e)]);
+      plan.row(t)[e] =
+          static_cast<S>(scale * workspace.kernel.row(t)[e] * workspace.column[static_cast<std::size_t>(e)]);
   });
   return report;
 }
-/// The same with memory of its own: allocates a copy of the logits in double.
+/// The same with memory of its own: allocates a copy of the logits in double, and one of the plan.
 template <class S>
 SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const SinkhornOptions& options,
                         Matrix<S>& plan) {
+  detail::require_apart("moe::sinkhorn", "plan", plan, "logits", logits);
   SinkhornWorkspace workspace;
-  return sinkhorn<S>(logits, step, options, workspace, plan);
+  RowBuffer<S> rows;
+  const SinkhornReport report = sinkhorn<S>(logits, step, options, workspace, rows);
+  plan = rows.matrix();
+  return report;
 }
 
 }  // namespace moe::inline MOE_ABI
