@@ -82,10 +82,11 @@ void check_router(const std::string& name, const R& router) {
   moe::Step of_half = step;
   of_half.key = step.key.first(kTokens / 2);
   const moe::Context half(of_half, context.scratch);
-  test::expect_none(name + ", batches of two sizes", [&] {
-    router.logits(tokens, context, logits, tape);
-    router.logits(tokens.topRows(kTokens / 2), half, logits.topRows(kTokens / 2), tape);
-  });
+  if constexpr (!requires { tape.noise_std; })  // whose tape holds matrices
+    test::expect_none(name + ", batches of two sizes", [&] {
+      router.logits(tokens, context, logits, tape);
+      router.logits(tokens.topRows(kTokens / 2), half, logits.topRows(kTokens / 2), tape);
+    });
 }
 
 template <class G>

@@ -14,6 +14,7 @@ template <class Codec>
 class BasicNoisyRouter {
  public:
   using Scalar = typename Codec::Scalar;
+  /// Matrices, as losses take them: a batch of another size takes memory anew.
   struct Tape {
     Matrix<Scalar> clean;      ///< x W^T, what load_cv2 takes as clean logits
     Matrix<Scalar> noise_std;  ///< s; empty at inference
