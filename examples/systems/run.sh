@@ -21,6 +21,7 @@ every=
 if [ -z "$names" ]; then
   every=yes
   for page in "$root"/examples/systems/*.cpp; do names="$names $(basename "$page" .cpp)"; done
+  if [ "$own_seeds" ]; then rm -rf cache; fi  # what the table says is of models that this library has trained
 fi
 
 targets=

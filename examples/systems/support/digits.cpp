@@ -84,8 +84,12 @@ const Digits& digits() {
 
 DigitsModel digits_model(const Page& page, const DigitsExperts& what, std::uint64_t seed) {
   const auto epochs = page.amount<std::uint64_t>(what.copies > 1 ? 30 : 40, 4);
+  const Training first{.weight_decay = 0.05, .max_norm = 5, .balance = 0.05};
+  const Training upcycled{.rate = 5e-4, .weight_decay = 0.05, .max_norm = 5};
   Hash hash;
-  hash << "digits 1" << what.experts << what.copies << what.noise << epochs << bytes_of(digits().train.rows);
+  hash << "digits 1" << what.experts << what.copies << what.noise << epochs << first << upcycled;
+  hash << bytes_of(digits().train.rows);
+  for (const moe::Index label : digits().train.labels) hash << label;
   DigitsModel model{ReluLayer(moe::LinearRouter::random(what.experts, kPixels, seed), moe::TopKGate{.k = 2},
                               moe::ExpertPool<ReluMlp>::random(what.experts, kPixels, kHidden, seed + 10)),
                     moe::Linear::random(kDigits, kPixels, seed + 20)};
@@ -94,13 +98,12 @@ DigitsModel digits_model(const Page& page, const DigitsExperts& what, std::uint6
   // The cache is asked for a model of the final size.
   DigitsModel final_model(moe::take_experts(model.layer(), ids), model.head());
   return cached(page, "digits" + std::to_string(std::ssize(ids)), seed, hash, final_model, [&](DigitsModel& out) {
-    train_epochs(model, epochs, {.weight_decay = 0.05, .max_norm = 5, .balance = 0.05}, seed);
+    train_epochs(model, epochs, first, seed);
     out = model;
     if (what.copies == 1) return;
     out.layer() = moe::take_experts(model.layer(), ids);
     add_noise(out, what.noise, seed);
-    train_epochs(out, page.amount<std::uint64_t>(5, 1), {.rate = 5e-4, .weight_decay = 0.05, .max_norm = 5},
-                 seed + 100);
+    train_epochs(out, page.amount<std::uint64_t>(5, 1), upcycled, seed + 100);
   });
 }
 

@@ -135,8 +135,9 @@ Labelled text_from(const std::vector<moe::Index>& characters, moe::Index first, 
 
 TextModel text_model(const Page& page, std::uint64_t seed) {
   const auto updates = page.amount<std::uint64_t>(3000, 60);
+  const Training how{.updates = updates, .weight_decay = 0.01, .max_norm = 1, .balance = 0.02};
   Hash hash;
-  hash << "text 1" << updates;
+  hash << "text 1" << how;
   for (const auto* kind : {&text().prose, &text().code})
     hash << std::string_view(reinterpret_cast<const char*>(kind->data()), kind->size() * sizeof(moe::Index));
   TextModel model{{ReluLayer(moe::LinearRouter::random(kTextExperts, kTextDim, seed), moe::TopKGate{.k = 2},
@@ -144,7 +145,6 @@ TextModel text_model(const Page& page, std::uint64_t seed) {
                    moe::ScaledIdentity{kTextDim}},
                   moe::Linear::random(kCharacters, kTextDim, seed + 20)};
   return cached(page, "text", seed, hash, std::move(model), [&](TextModel& out) {
-    const Training how{.updates = updates, .weight_decay = 0.01, .max_norm = 1, .balance = 0.02};
     const auto report = [&](std::uint64_t update, double loss) {
       if (update % 200 == 0)
         std::fprintf(stderr, "text, seed %d: update %d of %d, %.2f bits per character\n", static_cast<int>(seed),

@@ -18,6 +18,12 @@ struct Training {
   double rate = 4e-3, weight_decay = 0, max_norm = 1e9, balance = 0;
 };
 
+/// What a cached model's name says of how it was trained (cache.hpp).
+template <class Hash>
+Hash& operator<<(Hash& hash, const Training& how) {
+  return hash << how.updates << how.rate << how.weight_decay << how.max_norm << how.balance;
+}
+
 /// Told of every update that was made, and of its loss.
 using Report = std::function<void(std::uint64_t update, double loss)>;
 
