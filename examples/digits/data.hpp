@@ -9,7 +9,8 @@
 #include <string>
 #include <vector>
 
-#include <moe/moe.hpp>
+#include <moe/core/error.hpp>
+#include <moe/core/matrix.hpp>
 
 namespace digits {
 

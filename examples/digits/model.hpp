@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include <moe/moe.hpp>
+
 #include "data.hpp"
 
 namespace digits {
