@@ -20,17 +20,20 @@ struct NoReport {
   void operator()(std::uint64_t, double) const {}
 };
 
-/// Trains on batch(update), a Labelled or a Regression; report(update, loss) is told of every update that was made.
-template <class Layer, class Batch, class Report = NoReport>
-void train(Layer& layer, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report = {}) {
+/// Trains on batch(update), a Labelled or a Regression, whose keys, if it has some, are those of the step;
+/// report(update, loss) is told of every update that was made. An auxiliary loss is what Trainer::accumulate() takes.
+template <class Layer, class Batch, class Report = NoReport, class... Auxiliary>
+void train(Layer& layer, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report = {},
+           const Auxiliary&... auxiliary) {
   moe::Trainer trainer(layer, moe::AdamW{.weight_decay = how.weight_decay},
                        {.max_norm = how.max_norm, .balance = how.balance});
   const moe::CosineSchedule rate{.start = how.rate, .end = 0, .updates = how.updates};
   for (std::uint64_t update = 0; update < how.updates; ++update) {
     const auto data = batch(update);
-    const moe::Step step = moe::Step::train(update, seed);
-    const double loss = trainer.accumulate(data.rows, step,
-                                           [&](const auto& out, auto& dout) { return loss_of(data, out, step, dout); });
+    moe::Step step = moe::Step::train(update, seed);
+    if constexpr (requires { data.key; }) step.key = data.key;
+    const double loss = trainer.accumulate(
+        data.rows, step, [&](const auto& out, auto& dout) { return loss_of(data, out, step, dout); }, auxiliary...);
     trainer.update(rate(update));
     report(update, loss);
   }
