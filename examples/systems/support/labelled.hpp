@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -77,6 +78,17 @@ inline double agreement(const std::vector<moe::Index>& a, const std::vector<moe:
 
 inline double accuracy(const moe::Matrix<float>& scores, const std::vector<moe::Index>& labels) {
   return agreement(predictions(scores), labels);
+}
+
+/// -log softmax(scores)[label] of each row, in nats.
+inline std::vector<double> losses(const moe::Matrix<float>& scores, const std::vector<moe::Index>& labels) {
+  std::vector<double> loss;
+  for (moe::Index i = 0; i < scores.rows(); ++i) {
+    const auto above = (scores.row(i).array() - scores(i, labels[static_cast<std::size_t>(i)])).cast<double>();
+    const double most = above.maxCoeff();
+    loss.push_back(most + std::log((above - most).exp().sum()));
+  }
+  return loss;
 }
 
 }  // namespace systems

@@ -4,6 +4,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <vector>
 
 #include <moe/core/matrix.hpp>
 #include <moe/core/random.hpp>
@@ -14,6 +15,7 @@ namespace systems {
 
 struct Regression {
   moe::Matrix<float> rows, targets;
+  std::vector<std::int64_t> key = {};  // where a teacher drew them, the cluster of each row
 };
 
 inline double loss_of(const Regression& data, const moe::Matrix<float>& out, const moe::Step& step,
@@ -51,6 +53,7 @@ class Teacher {
     Regression data{moe::Matrix<float>(count, what_.dim), moe::Matrix<float>(count, what_.outputs)};
     for (moe::Index i = 0; i < count; ++i) {
       const auto c = static_cast<moe::Index>(random.below(static_cast<std::uint64_t>(what_.clusters), i, what_.dim));
+      data.key.push_back(c);
       for (moe::Index j = 0; j < what_.dim; ++j)
         data.rows(i, j) = centre_(c, j) + static_cast<float>(what_.width * random.normal(i, j));
       data.targets.row(i).noalias() =

@@ -28,26 +28,29 @@ Hash& operator<<(Hash& hash, const Training& how) {
 using Report = std::function<void(std::uint64_t update, double loss)>;
 
 /// See train(). Not inline, so that support/relu_layer.hpp can say which of them are compiled once.
-template <class Layer, class Data>
+template <class Layer, class Data, class... Auxiliary>
 void train_on(Layer& layer, const Training& how, std::uint64_t seed, const std::function<Data(std::uint64_t)>& batch,
-              const Report& report) {
+              const Report& report, const Auxiliary&... auxiliary) {
   moe::Trainer trainer(layer, moe::AdamW{.weight_decay = how.weight_decay},
                        {.max_norm = how.max_norm, .balance = how.balance});
   const moe::CosineSchedule rate{.start = how.rate, .end = 0, .updates = how.updates};
   for (std::uint64_t update = 0; update < how.updates; ++update) {
     const Data data = batch(update);
-    const moe::Step step = moe::Step::train(update, seed);
-    const double loss = trainer.accumulate(data.rows, step,
-                                           [&](const auto& out, auto& dout) { return loss_of(data, out, step, dout); });
+    moe::Step step = moe::Step::train(update, seed);
+    if constexpr (requires { data.key; }) step.key = data.key;
+    const double loss = trainer.accumulate(
+        data.rows, step, [&](const auto& out, auto& dout) { return loss_of(data, out, step, dout); }, auxiliary...);
     trainer.update(rate(update));
     if (report) report(update, loss);
   }
 }
 
-/// Trains on batch(update), a Labelled, a Regression or the like: something with `rows` and a loss_of().
-template <class Layer, class Batch>
-void train(Layer& layer, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report = {}) {
-  train_on<Layer, std::invoke_result_t<const Batch&, std::uint64_t>>(layer, how, seed, batch, report);
+/// Trains on batch(update), a Labelled, a Regression or the like: something with `rows` and a loss_of(), and keys of
+/// the rows if it has some. An auxiliary loss is what Trainer::accumulate() takes.
+template <class Layer, class Batch, class... Auxiliary>
+void train(Layer& layer, const Training& how, std::uint64_t seed, const Batch& batch, const Report& report = {},
+           const Auxiliary&... auxiliary) {
+  train_on<Layer, std::invoke_result_t<const Batch&, std::uint64_t>>(layer, how, seed, batch, report, auxiliary...);
 }
 
 /// What a layer makes of the rows, in inference.
