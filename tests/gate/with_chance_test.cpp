@@ -4,6 +4,7 @@
 #include "gate/own_gate.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/grouped.hpp"
+#include "moe/gate/wrap/straight_through.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
 #include "support/catch.hpp"
@@ -107,10 +108,16 @@ TEST_CASE("WithChance: replay and gradient around what weighs by its own drops",
   check(test::OwnGate{.threshold = 0.1, .normalises = true, .drops_itself = true});
 }
 
-TEST_CASE("WithChance: what a gate has inside is seen through adaptors", "[gate]") {
-  using Chance = WithChance<TopKGate>;
-  STATIC_REQUIRE(moe::detail::kHasChance<moe::WithCapacity<moe::GroupedGate<Chance>>>);
-  STATIC_REQUIRE_FALSE(moe::detail::kHasChance<moe::WithCapacity<moe::GroupedGate<TopKGate>>>);
+TEST_CASE("Adaptors: one of a kind is seen through others, so that no second one goes around", "[gate]") {
+  using moe::GroupedGate, moe::StraightThrough, moe::WithCapacity, moe::WithSkipping;
+  namespace detail = moe::detail;
+  STATIC_REQUIRE(detail::kHasChance<WithCapacity<GroupedGate<WithChance<TopKGate>>>>);
+  STATIC_REQUIRE_FALSE(detail::kHasChance<WithCapacity<GroupedGate<TopKGate>>>);
+  STATIC_REQUIRE(detail::kHasCapacity<WithChance<WithSkipping<WithCapacity<TopKGate>>>>);
+  STATIC_REQUIRE(detail::kHasCapacity<GroupedGate<WithCapacity<TopKGate>>>);
+  STATIC_REQUIRE_FALSE(detail::kHasCapacity<WithChance<WithSkipping<TopKGate>>>);
+  STATIC_REQUIRE(detail::kHasSkipping<StraightThrough<WithCapacity<WithSkipping<TopKGate>>>>);
+  STATIC_REQUIRE_FALSE(detail::kHasSkipping<StraightThrough<WithCapacity<TopKGate>>>);
 }
 
 TEST_CASE("WithChance: a dweight of another batch is an error", "[gate][error]") {

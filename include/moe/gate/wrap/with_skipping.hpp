@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "moe/gate/concept.hpp"
@@ -79,6 +80,9 @@ struct WithSkipping;
 namespace detail {
 template <class G>
 inline constexpr bool kHasSkipping = false;
+template <class G>
+  requires requires(const G& any) { any.gate; }
+inline constexpr bool kHasSkipping<G> = kHasSkipping<std::remove_cvref_t<decltype(G::gate)>>;
 template <class G>
 inline constexpr bool kHasSkipping<WithSkipping<G>> = true;
 }  // namespace detail
