@@ -11,6 +11,17 @@ using moe::Normalise;
 using moe::NullExpertGate;
 using moe::TopKGate;
 
+namespace {
+
+/// Refuses to learn for any other number of experts.
+struct OfFourExperts : NullExpertGate {
+  void require_backward(Index num_experts) const {
+    if (num_experts != 4) moe::fail("OfFourExperts: asked for ", num_experts);
+  }
+};
+
+}  // namespace
+
 TEST_CASE("NullExpertGate: choices of nulls are none, and experts share the weight", "[gate]") {
   moe::Matrix<double> logits(4, 5);  // three experts, two nulls
   logits << 1, 3, 2, 2.5, 0,         // expert 1, null 0, expert 2
@@ -87,6 +98,11 @@ TEST_CASE("NullExpertGate: nulls stay where experts are taken, in adaptors too",
   const moe::WithSkipping<NullExpertGate> skipping{.gate = gate};
   CHECK(moe::detail::num_logits(skipping, 4) == 6);
   CHECK(skipping.logits_of(ids, 4) == columns);
+}
+
+TEST_CASE("NullExpertGate: adaptors ask about experts, not logits, before backward", "[gate]") {
+  const moe::WithSkipping<OfFourExperts> gate{.gate = {{.k = 3, .nulls = 2}}};
+  CHECK(test::gate_gradient_error(gate, test::random_logits<double>(5, 6, 6)) < 1e-6);
 }
 
 TEST_CASE("NullExpertGate: numbers out of range and choices of nulls from elsewhere are refused", "[gate][error]") {

@@ -183,7 +183,6 @@ struct WithSkipping {
   void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithSkipping& gradient) const {
-    require_backward(logits.cols());
     if (dweight.size() != routing.weights().size())
       fail("moe::WithSkipping::backward: dweight has ", dweight.size(),
            " entries, expected num_assignments = ", routing.num_assignments());
