@@ -105,6 +105,36 @@ TEST_CASE("NullExpertGate: adaptors ask about experts, not logits, before backwa
   CHECK(test::gate_gradient_error(gate, test::random_logits<double>(5, 6, 6)) < 1e-6);
 }
 
+TEST_CASE("NullExpertGate: backward refuses one normalised weight, of a single expert beside nulls too",
+          "[gate][error]") {
+  const auto refuses = [](NullExpertGate gate, Index num_experts) {
+    try {
+      gate.require_backward(num_experts);
+    } catch (const std::invalid_argument&) {
+      gate.constant_weights = moe::ConstantWeights::Accept;
+      CHECK_NOTHROW(gate.require_backward(num_experts));
+      return true;
+    }
+    return false;
+  };
+  CHECK(refuses({.k = 1, .nulls = 1}, 1));
+  CHECK(refuses({.k = 3, .nulls = 2}, 1));
+  CHECK(refuses({.k = 1, .nulls = 0}, 2));
+  CHECK(refuses({.k = 1, .nulls = 2}, 4));
+  CHECK_FALSE(refuses({.k = 1, .nulls = 0}, 1));  // nothing to learn
+  CHECK_FALSE(refuses({.k = 2, .nulls = 1}, 2));
+  CHECK_FALSE(refuses({.k = 3, .nulls = 2, .normalise = Normalise::Off}, 1));
+  const auto logits = test::random_logits<double>(4, 3, 8);
+  const NullExpertGate gate{.k = 3, .nulls = 2};
+  CHECK_THROWS_AS(test::gate_gradient_error(gate, logits), std::invalid_argument);
+  const NullExpertGate accepts{.k = 3, .nulls = 2, .constant_weights = moe::ConstantWeights::Accept};
+  const std::vector<double> ones(4, 1.0);
+  moe::Matrix<double> dlogits;
+  NullExpertGate gradient;
+  accepts.backward(logits, moe::Step{}, test::routed(accepts, logits), ones, moe::Matrix<double>(), dlogits, gradient);
+  CHECK(dlogits.isZero(0));  // indeed
+}
+
 TEST_CASE("NullExpertGate: numbers out of range and choices of nulls from elsewhere are refused", "[gate][error]") {
   CHECK_THROWS_WITH((NullExpertGate{.k = 6, .nulls = 1}.validate(4)),
                     "moe::NullExpertGate: k is 6, expected 1 <= k <= num_experts + nulls = 5");
