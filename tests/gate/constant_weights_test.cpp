@@ -2,7 +2,9 @@
 // Gates whose weights are constants do not train a router in silence.
 #include <string>
 
+#include "moe/gate/balanced.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/top_p.hpp"
@@ -112,6 +114,7 @@ TEST_CASE("Gates around a top-1 gate refuse what it does", "[gate][error]") {
   CHECK(refused(moe::WithChance<TopKGate>{.gate = constant}));
   CHECK(refused(moe::WithCapacity<TopKGate>{.gate = constant}));
   CHECK(refused(moe::WithCapacity<moe::WithChance<NoisyTopKGate>>{.gate = {.gate = {.top_k = constant}}}));
+  CHECK(refused(moe::WithSkipping<TopKGate>{.gate = constant}));
   CHECK_FALSE(refused(NoisyTopKGate{.top_k = accepted}));
   CHECK_FALSE(refused(NoisyTopKGate::gumbel(raw)));
   CHECK_FALSE(refused(moe::WithChance<TopKGate>{.gate = accepted}));
@@ -149,4 +152,24 @@ TEST_CASE("WithCapacity: backward refuses to normalise the weight of one choice"
     CHECK(refused(moe::WithCapacity<moe::RankGate>{.gate = rank, .capacity = {.weights = weights}}));
   }
   CHECK_FALSE(refused(normalised_by_capacity(raw, KeptWeights::AsTheyAre)));
+}
+
+TEST_CASE("WithCapacity: gates that always make one choice are refused with it, too", "[gate][error]") {
+  const auto check = []<class G>(const G& gate) {
+    const auto limited = [&](KeptWeights weights) {
+      return moe::WithCapacity<G>{.gate = gate, .capacity = {.factor = 4, .weights = weights}};
+    };
+    for (const KeptWeights weights : {KeptWeights::Renormalised, KeptWeights::NormalisedFirst}) {
+      CHECK(refused(limited(weights)));
+      auto accepted = limited(weights);
+      accepted.gate.constant_weights = ConstantWeights::Accept;
+      CHECK(test::largest(backward(accepted)) < 1e-15);  // nothing to learn from, indeed
+    }
+    CHECK(test::largest(backward(limited(KeptWeights::AsTheyAre))) > 1e-3);
+  };
+  check(moe::BalancedGate{});
+  check(moe::PrototypeGate{.groups = 1, .k = 1});
+  const moe::CapacityOptions capacity{.factor = 4, .weights = KeptWeights::Renormalised};
+  CHECK_FALSE(refused(moe::WithCapacity<moe::PrototypeGate>{.gate = {.groups = 1, .k = 2}, .capacity = capacity}));
+  CHECK_FALSE(refused(moe::WithCapacity<moe::PrototypeGate>{.gate = {.groups = 5, .k = 1}, .capacity = capacity}));
 }

@@ -11,6 +11,17 @@ using moe::Normalise;
 using moe::NullExpertGate;
 using moe::TopKGate;
 
+namespace {
+
+/// Refuses to learn for any other number of experts.
+struct OfFourExperts : NullExpertGate {
+  void require_backward(Index num_experts) const {
+    if (num_experts != 4) moe::fail("OfFourExperts: asked for ", num_experts);
+  }
+};
+
+}  // namespace
+
 TEST_CASE("NullExpertGate: choices of nulls are none, and experts share the weight", "[gate]") {
   moe::Matrix<double> logits(4, 5);  // three experts, two nulls
   logits << 1, 3, 2, 2.5, 0,         // expert 1, null 0, expert 2
@@ -87,6 +98,41 @@ TEST_CASE("NullExpertGate: nulls stay where experts are taken, in adaptors too",
   const moe::WithSkipping<NullExpertGate> skipping{.gate = gate};
   CHECK(moe::detail::num_logits(skipping, 4) == 6);
   CHECK(skipping.logits_of(ids, 4) == columns);
+}
+
+TEST_CASE("NullExpertGate: adaptors ask about experts, not logits, before backward", "[gate]") {
+  const moe::WithSkipping<OfFourExperts> gate{.gate = {{.k = 3, .nulls = 2}}};
+  CHECK(test::gate_gradient_error(gate, test::random_logits<double>(5, 6, 6)) < 1e-6);
+}
+
+TEST_CASE("NullExpertGate: backward refuses one normalised weight, of a single expert beside nulls too",
+          "[gate][error]") {
+  const auto refuses = [](NullExpertGate gate, Index num_experts) {
+    try {
+      gate.require_backward(num_experts);
+    } catch (const std::invalid_argument&) {
+      gate.constant_weights = moe::ConstantWeights::Accept;
+      CHECK_NOTHROW(gate.require_backward(num_experts));
+      return true;
+    }
+    return false;
+  };
+  CHECK(refuses({.k = 1, .nulls = 1}, 1));
+  CHECK(refuses({.k = 3, .nulls = 2}, 1));
+  CHECK(refuses({.k = 1, .nulls = 0}, 2));
+  CHECK(refuses({.k = 1, .nulls = 2}, 4));
+  CHECK_FALSE(refuses({.k = 1, .nulls = 0}, 1));  // nothing to learn
+  CHECK_FALSE(refuses({.k = 2, .nulls = 1}, 2));
+  CHECK_FALSE(refuses({.k = 3, .nulls = 2, .normalise = Normalise::Off}, 1));
+  const auto logits = test::random_logits<double>(4, 3, 8);
+  const NullExpertGate gate{.k = 3, .nulls = 2};
+  CHECK_THROWS_AS(test::gate_gradient_error(gate, logits), std::invalid_argument);
+  const NullExpertGate accepts{.k = 3, .nulls = 2, .constant_weights = moe::ConstantWeights::Accept};
+  const std::vector<double> ones(4, 1.0);
+  moe::Matrix<double> dlogits;
+  NullExpertGate gradient;
+  accepts.backward(logits, moe::Step{}, test::routed(accepts, logits), ones, moe::Matrix<double>(), dlogits, gradient);
+  CHECK(dlogits.isZero(0));  // indeed
 }
 
 TEST_CASE("NullExpertGate: numbers out of range and choices of nulls from elsewhere are refused", "[gate][error]") {

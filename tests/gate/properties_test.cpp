@@ -88,6 +88,8 @@ void for_each_gate(Index experts, F&& f) {
   f("gumbel top-k", moe::NoisyTopKGate::gumbel(moe::TopKGate::switch_transformer()));
   f("gumbel top-1 of weight 1", moe::NoisyTopKGate::gumbel({.k = 1, .constant_weights = moe::ConstantWeights::Accept}));
   f("top-k by chance", moe::WithChance<moe::TopKGate>{.gate = biased, .threshold = 1.5});
+  f("skipping by chance", moe::WithChance<moe::WithSkipping<moe::TopKGate>>{
+                              .gate = {.gate = biased, .skipped = moe::SkippedWeight::Shared}, .threshold = 1.5});
   f("dense to sparse with noise", moe::DenseToSparseGate<LearnableTemperature>{.gumbel = 1});
   f("activation", moe::ActivationGate<moe::Tanh, LearnableTemperature>{.bias = test::random_bias(experts, 33, 0.5),
                                                                        .sparse = {.threshold = 0.05, .gumbel = 0.5}});

@@ -86,6 +86,12 @@ TEST_CASE("PrototypeGate: prototypes go with their experts", "[gate]") {
   CHECK_THROWS_AS(gate.take(std::vector<Index>{0, 4, 8}, 12), std::invalid_argument);
   CHECK_THROWS_AS(gate.concatenate(gate, 12, 9), std::invalid_argument);
   CHECK_THROWS_AS(gate.concatenate(PrototypeGate{3, 1}, 12, 12), std::invalid_argument);
+  const PrototypeGate accepts{3, 2, moe::ConstantWeights::Accept};
+  CHECK(accepts.take(std::vector<Index>{4, 5, 6}, 12) == PrototypeGate{1, 2, moe::ConstantWeights::Accept});
+  CHECK(accepts.concatenate(accepts, 12, 12) == PrototypeGate{6, 2, moe::ConstantWeights::Accept});
+  CHECK_THROWS_WITH(
+      gate.concatenate(accepts, 12, 12),
+      "moe::PrototypeGate::concatenate: constant_weights is not the same in both, expected equal options");
 }
 
 TEST_CASE("PrototypeGate: prototypes that do not divide the experts and masked ones are refused", "[gate][error]") {

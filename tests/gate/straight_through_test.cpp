@@ -53,7 +53,7 @@ TEST_CASE("StraightThrough: chooses as the gate does and weighs all choices alik
 TEST_CASE("StraightThrough: dropped choices weigh nothing and leave the others alone", "[gate]") {
   const StraightThrough<moe::WithChance<TopKGate>> gate{{{.k = 3}, 0.6}};
   const auto routing = test::routed(gate, test::random_logits<double>(50, 6, 1), Step::train(1));
-  CHECK(std::ranges::count(routing.dropped(), moe::kDroppedByGate) > 0);
+  CHECK(std::ranges::count(routing.dropped(), moe::kDroppedByChance) > 0);
   for (std::size_t a = 0; a < routing.weights().size(); ++a)
     CHECK(routing.weights()[a] == (routing.dropped()[a] ? 0 : 1.0 / 3));
 }

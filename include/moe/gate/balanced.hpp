@@ -9,6 +9,7 @@
 
 #include "moe/gate/concept.hpp"
 #include "moe/gate/rule/token_rule.hpp"
+#include "moe/gate/rule/weights.hpp"
 #include "moe/numeric/activation.hpp"
 #include "moe/numeric/balanced_assignment.hpp"
 #include "moe/routing/token_groups.hpp"
@@ -81,6 +82,7 @@ struct BalancedChoices {
 /// Lewis et al., "BASE layers: simplifying training of large, sparse models" (arXiv:2103.16716).
 struct BalancedGate {
   BalancedAssignmentOptions assignment = {};
+  ConstantWeights constant_weights = ConstantWeights::Refuse;  ///< in backward, where a capacity normalises weights
 
   static constexpr bool kPerToken = false;
 
@@ -97,6 +99,8 @@ struct BalancedGate {
     if (num_experts < 1) fail("moe::BalancedGate: num_experts is ", num_experts, ", expected at least 1");
     assignment.validate("moe::BalancedGate");
   }
+
+  bool makes_one_choice() const { return true; }
 
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {

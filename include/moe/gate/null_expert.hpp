@@ -72,7 +72,7 @@ struct NullExpertGate {
   Index k = 2;      ///< in [1, num_experts + nulls]
   Index nulls = 1;  ///< >= 0
   Normalise normalise = Normalise::Sum;
-  ConstantWeights constant_weights = ConstantWeights::Refuse;  ///< in backward, with k = 1 and weights normalised
+  ConstantWeights constant_weights = ConstantWeights::Refuse;  ///< in backward, see require_backward()
 
   static constexpr bool kPerToken = true;
 
@@ -104,9 +104,11 @@ struct NullExpertGate {
     detail::require_norm_without_p("moe::NullExpertGate", normalise);
   }
 
-  /// Throws std::invalid_argument where the router of several experts would learn nothing; see constant_weights.
+  /// Throws std::invalid_argument where the router would learn nothing: it has more than one logit, but tokens choose
+  /// one expert at most (k = 1, or a single expert beside nulls), whose weight is normalised; see constant_weights.
   void require_backward(Index num_experts) const {
-    if (num_experts > 1 && k == 1 && normalise != Normalise::Off && constant_weights == ConstantWeights::Refuse)
+    if (num_logits(num_experts) > 1 && std::min(k, num_experts) == 1 && normalise != Normalise::Off &&
+        constant_weights == ConstantWeights::Refuse)
       detail::fail_constant_weights("moe::NullExpertGate::backward");
   }
 

@@ -68,8 +68,9 @@ class PrototypeRule {
 /// std::invalid_argument for a NaN or +infinity in the logits of a valid token.
 /// Yang et al., "M6-T: Exploring Sparse Expert Models and Beyond" (arXiv:2105.15082; there k = 1).
 struct PrototypeGate {
-  Index groups = 1;  ///< divides num_experts
-  Index k = 1;       ///< in [1, num_experts / groups]
+  Index groups = 1;                                            ///< divides num_experts
+  Index k = 1;                                                 ///< in [1, num_experts / groups]
+  ConstantWeights constant_weights = ConstantWeights::Refuse;  ///< in backward, where a capacity normalises weights
 
   static constexpr bool kPerToken = true;
 
@@ -82,12 +83,12 @@ struct PrototypeGate {
     constexpr const char* kFunction = "moe::PrototypeGate::take";
     validate(num_experts);
     detail::require_ids(kFunction, ids, num_experts);
-    const PrototypeGate gate{detail::count_taken_groups(kFunction, ids, num_experts / groups), k};
+    const PrototypeGate gate{detail::count_taken_groups(kFunction, ids, num_experts / groups), k, constant_weights};
     gate.validate(std::ssize(ids));
     return gate;
   }
-  /// The prototypes of this gate, then those of `other`. Throws std::invalid_argument unless k and the size of
-  /// prototypes are the same.
+  /// The prototypes of this gate, then those of `other`. Throws std::invalid_argument unless k, the size of
+  /// prototypes and constant_weights are the same.
   PrototypeGate concatenate(const PrototypeGate& other, Index num_experts, Index other_num_experts) const {
     constexpr const char* kFunction = "moe::PrototypeGate::concatenate";
     validate(num_experts);
@@ -95,7 +96,8 @@ struct PrototypeGate {
     detail::require_equal_option(kFunction, "k", k, other.k);
     detail::require_equal_option(kFunction, "the size of prototypes", num_experts / groups,
                                  other_num_experts / other.groups);
-    return {groups + other.groups, k};
+    detail::require_equal_option(kFunction, "constant_weights", constant_weights, other.constant_weights);
+    return {groups + other.groups, k, constant_weights};
   }
   friend bool operator==(const PrototypeGate&, const PrototypeGate&) = default;
 
@@ -106,6 +108,8 @@ struct PrototypeGate {
     if (k < 1 || k > num_experts / groups)
       fail("moe::PrototypeGate: k is ", k, ", expected 1 <= k <= experts of a prototype = ", num_experts / groups);
   }
+
+  bool makes_one_choice() const { return groups == 1 && k == 1; }
 
   template <class S>
   void route(const Logits<S>& logits, const Context& context, Routing<S>& routing) const {

@@ -32,10 +32,12 @@ concept IntegerRange =
 }  // namespace detail
 
 /// Values of Routing::dropped(): any but 0 means that the choice never reaches an expert. Who dropped it matters to
-/// backward passes only: a gate finds its own drops as it left them, though an adaptor dropped more behind it.
+/// replay and backward only: each kind of adaptor has a value of its own, by which it takes back its drops and nobody
+/// else's, so that the gate inside finds the routing as it left it.
 inline constexpr std::uint8_t kDroppedByGate = 1;  ///< also padding
 inline constexpr std::uint8_t kDroppedByCapacity = 2;
 inline constexpr std::uint8_t kDroppedBySkipping = 3;
+inline constexpr std::uint8_t kDroppedByChance = 4;
 
 /// Who goes where, with which weight: what every gate fills. Compressed rows for fixed-K and ragged gates alike: the
 /// assignments of token t are [token_begin[t], token_begin[t + 1]), in choice order (dense gates: ascending expert).

@@ -20,6 +20,9 @@ namespace detail {
 template <class G>
 inline constexpr bool kHasCapacity = false;
 template <class G>
+  requires requires(const G& any) { any.gate; }
+inline constexpr bool kHasCapacity<G> = kHasCapacity<std::remove_cvref_t<decltype(G::gate)>>;
+template <class G>
 inline constexpr bool kHasCapacity<WithCapacity<G>> = true;
 
 /// The gate inside of adaptors that can tell whether its tokens have one choice each; nullptr_t where none can.

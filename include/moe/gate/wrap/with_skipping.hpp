@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "moe/gate/concept.hpp"
@@ -79,6 +80,9 @@ struct WithSkipping;
 namespace detail {
 template <class G>
 inline constexpr bool kHasSkipping = false;
+template <class G>
+  requires requires(const G& any) { any.gate; }
+inline constexpr bool kHasSkipping<G> = kHasSkipping<std::remove_cvref_t<decltype(G::gate)>>;
 template <class G>
 inline constexpr bool kHasSkipping<WithSkipping<G>> = true;
 }  // namespace detail
@@ -179,7 +183,6 @@ struct WithSkipping {
   void backward(const Logits<S>& logits, const Context& context, const Routing<S>& routing,
                 std::type_identity_t<std::span<const S>> dweight, const MatrixView<S>& dprobability, Matrix<S>& dlogits,
                 WithSkipping& gradient) const {
-    require_backward(logits.cols());
     if (dweight.size() != routing.weights().size())
       fail("moe::WithSkipping::backward: dweight has ", dweight.size(),
            " entries, expected num_assignments = ", routing.num_assignments());
