@@ -59,8 +59,8 @@ class NullExpertRule {
 ///   prob = softmax over all of them       weight_i = prob_i / sum of prob over the chosen experts, nulls not counted;
 ///                                         with Normalise::Off prob_i, which nulls take their share of
 /// The router scores num_logits(num_experts). probabilities() are prob of the experts, [num_tokens, num_experts], whose
-/// rows do not sum to one: load_balancing_loss() balances experts among themselves and leaves it open how much goes to
-/// nulls; null_expert_loss() balances them, too.
+/// rows do not sum to one: load_balancing_loss() of them is least where all goes to nulls, and drives it there;
+/// null_expert_loss() balances experts and nulls.
 /// Gradients, selection frozen, are those of TopKGate; logits of nulls learn through Normalise::Off and through losses
 /// on probabilities(). A logit of -infinity masks an expert or a null, and a token chooses among what is left, one at
 /// least. With nulls = 0 it is TopKGate, bit for bit.

@@ -129,9 +129,9 @@ struct GroupsAsTokens {
 
 }  // namespace detail
 
-/// Routes groups of tokens, as sentences, tasks or domains: the mean of the logits of a group's valid tokens
-/// (step.group_id) goes through the gate once, as if it was a token whose id is that of the group, and all of them get
-/// what it gives.
+/// Routes groups of tokens, as sentences, or what a batch has of a task or domain: the mean of the logits of a group's
+/// valid tokens (step.group_id) goes through the gate once, as if it was a token whose id is that of the group, and all
+/// of them get what it gives.
 ///   moe::GroupedGate<moe::TopKGate> gate{.gate = moe::TopKGate::switch_transformer()};
 /// As the logits of a linear router are linear in its inputs, that is to route the mean token. Its key (step.key) is
 /// that of the group's first valid token. Probabilities of a token are those of its group. An expert that is masked for
@@ -139,9 +139,10 @@ struct GroupsAsTokens {
 ///   dL/dlogits of a token = dL/d(mean logits) / (tokens of its group)
 /// Not kPerToken: what a token gets depends on its whole group, later tokens too, and on nothing else if the gate is
 /// kPerToken. Limits go around it, WithCapacity<GroupedGate<G>>, as they count tokens. Its parameters and their names
-/// are the gate's. Immutable, share freely. O(num_tokens * num_logits) more than the gate for the groups; a warm call
-/// does not allocate. Errors are the gate's, which speaks of groups as tokens; a NaN is named by its own token.
-/// Kudugunta et al., "Beyond distillation: task-level mixture-of-experts" (arXiv:2110.03742).
+/// are the gate's. Immutable, share freely. O(num_tokens * num_logits) more than the gate for the groups; route()
+/// does not allocate when warm, nor does backward where there are as many groups as before. Errors are the gate's,
+/// which speaks of groups as tokens; a NaN is named by its own token. Kudugunta et al., "Beyond distillation:
+/// task-level mixture-of-experts" (arXiv:2110.03742).
 template <class G>
 struct GroupedGate {
   G gate = {};
