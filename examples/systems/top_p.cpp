@@ -16,6 +16,7 @@
 #include <moe/routing/balance/statistics.hpp>
 
 #include "support/between_centres.hpp"
+#include "support/digits.hpp"
 #include "support/rank_correlation.hpp"
 #include "support/text.hpp"
 #include "support/train.hpp"

@@ -105,7 +105,8 @@ template <class S, class G>
 struct Backward {
   Backward(const G& gate, const moe::Matrix<S>& logits, const moe::Step& step, const moe::Routing<S>& routing)
       : dweight(routing.weights().size()), gradient(moe::zeros_like(gate)) {
-    dprobability = random_logits<S>(logits.rows(), probabilities(gate, logits, step).cols(), 77);
+    const moe::Matrix<S> zero = moe::Matrix<S>::Zero(logits.rows(), logits.cols());
+    dprobability = random_logits<S>(logits.rows(), probabilities(gate, zero, step).cols(), 77);
     const moe::RandomField random(moe::Purpose::User, 78);
     for (moe::Index t = 0; t < routing.num_tokens(); ++t)  // a function of (token, expert): the same in any batch
       for (moe::Index a = routing.begin(t); a < routing.end(t); ++a)
