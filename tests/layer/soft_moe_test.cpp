@@ -147,7 +147,7 @@ TEST_CASE("SoftMoeLayer: D sums to 1 over tokens and C over slots", "[layer][pro
   Matrix<double> out(kTokens, kModelDim);
   decltype(layer)::Tape tape;
   layer.forward(tokens, batch.step, out, tape);
-  const auto& slots = tape.slots;
+  const auto& slots = tape.soft;
   REQUIRE(slots.num_groups() == 3);
   for (Index r = 0; r < slots.all_slots(); ++r) {
     double sum = 0;

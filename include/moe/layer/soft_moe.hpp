@@ -57,7 +57,7 @@ class SoftMoeLayer {
   struct Tape {
     RowBuffer<Scalar> logits;
     Step step;
-    detail::SoftSlots<Scalar> slots;
+    detail::SoftSlots<Scalar> soft;
     detail::SoftSlotsGradient<Scalar> gradient;
     detail::TapeOf<R> router;
     detail::TapeOf<X> experts;
@@ -96,16 +96,16 @@ class SoftMoeLayer {
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
     const detail::ExclusiveUse use(kFunction, "workspace", ws.use);
     static_cast<void>(detail::goes_in_chunks<SoftMoeLayer>(kFunction, tokens.rows(), ws));
-    auto& [slots, scratch] = ws.scratch.template get<Memory>();
+    auto& [soft, scratch] = ws.scratch.template get<Memory>();
     ws.logits.resize(tokens.rows(), router_.num_experts());
     router_.logits(tokens, Context{step, scratch}, ws.logits);  // [T, slots]
-    slots.build(kFunction, ws.logits, step, num_experts());     // D, C and the plan
-    slots.dispatch_tokens(tokens);                              // slots = D^T tokens
-    const Step of_slots = slots.step(step);
-    slots.outputs.resize(slots.all_slots(), row_width(experts_));
-    experts_.forward(slots.inputs, slots.plan, Context{of_slots, scratch}, slots.outputs);
-    slots.combine_outputs(output_dim());  // out = C experts(slots)
-    slots.of.scatter(slots.out, out);
+    soft.build(kFunction, ws.logits, step, num_experts());      // D, C and the plan
+    soft.dispatch_tokens(tokens);                               // slots = D^T tokens
+    const Step of_slots = soft.step(step);
+    soft.outputs.resize(soft.all_slots(), row_width(experts_));
+    experts_.forward(soft.inputs, soft.plan, Context{of_slots, scratch}, soft.outputs);
+    soft.combine_outputs(output_dim());  // out = C experts(slots)
+    soft.of.scatter(soft.out, out);
   }
 
   /// The same with what backward needs kept in `tape`; `out` must not overlap `tokens`, which backward reads again. The
@@ -121,14 +121,14 @@ class SoftMoeLayer {
     tape.step = step;
     tape.logits.resize(tokens.rows(), router_.num_experts());
     router_.logits(tokens, Context{step, tape.scratch}, tape.logits, tape.router);
-    detail::SoftSlots<Scalar>& slots = tape.slots;
-    slots.build(kFunction, tape.logits, step, num_experts());
-    slots.dispatch_tokens(tokens);
-    const Step of_slots = slots.step(step);
-    slots.outputs.resize(slots.all_slots(), row_width(experts_));
-    experts_.forward(slots.inputs, slots.plan, Context{of_slots, tape.scratch}, slots.outputs, tape.experts);
-    slots.combine_outputs(output_dim());
-    slots.of.scatter(slots.out, out);
+    detail::SoftSlots<Scalar>& soft = tape.soft;
+    soft.build(kFunction, tape.logits, step, num_experts());
+    soft.dispatch_tokens(tokens);
+    const Step of_slots = soft.step(step);
+    soft.outputs.resize(soft.all_slots(), row_width(experts_));
+    experts_.forward(soft.inputs, soft.plan, Context{of_slots, tape.scratch}, soft.outputs, tape.experts);
+    soft.combine_outputs(output_dim());
+    soft.of.scatter(soft.out, out);
     tape.input_dim = input_dim();
     tape.output_dim = output_dim();
   }
@@ -152,7 +152,7 @@ class SoftMoeLayer {
     require_tape(kFunction, num_tokens, tape);
     if (&gradient == this) fail(kFunction, ": gradient is the layer itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.router", router_, num_tokens, tape.router, gradient.router_);
-    detail::require_backward_of(kFunction, "gradient.experts", experts_, PlanView(tape.slots.plan), tape.experts,
+    detail::require_backward_of(kFunction, "gradient.experts", experts_, PlanView(tape.soft.plan), tape.experts,
                                 gradient.experts_);
   }
 
@@ -183,7 +183,7 @@ class SoftMoeLayer {
 
  private:
   struct Memory {
-    detail::SoftSlots<Scalar> slots;
+    detail::SoftSlots<Scalar> soft;
     Scratch scratch;  // apart: among the experts may be another such layer
   };
 
@@ -193,19 +193,19 @@ class SoftMoeLayer {
     require_backward(tokens.rows(), tape, gradient);
     require_backward_shapes(tokens, dout, dtokens);
     const detail::ExclusiveUse use("moe::SoftMoeLayer::backward", "tape", tape.use);
-    auto& slots = tape.slots;
+    auto& soft = tape.soft;
     auto& of_slots = tape.gradient;
-    const Step step = slots.step(tape.step);
-    of_slots.backward_combine(dout, row_width(experts_), slots);
-    of_slots.dinputs.resize(slots.all_slots(), input_dim());
-    experts_.backward(slots.inputs, slots.plan, Context{step, tape.scratch}, tape.experts, of_slots.doutputs,
+    const Step step = soft.step(tape.step);
+    of_slots.backward_combine(dout, row_width(experts_), soft);
+    of_slots.dinputs.resize(soft.all_slots(), input_dim());
+    experts_.backward(soft.inputs, soft.plan, Context{step, tape.scratch}, tape.experts, of_slots.doutputs,
                       gradient.experts_, MatrixRef<Scalar>(of_slots.dinputs.matrix()));
-    of_slots.backward_dispatch(slots);
-    tape.dlogits.resize(tokens.rows(), slots.num_slots);
-    of_slots.backward_logits(slots, tape.dlogits);
+    of_slots.backward_dispatch(soft);
+    tape.dlogits.resize(tokens.rows(), soft.num_slots);
+    of_slots.backward_logits(soft, tape.dlogits);
     if (dtokens != nullptr) {
-      of_slots.backward_tokens(slots);
-      slots.of.scatter(of_slots.dtokens, *dtokens);
+      of_slots.backward_tokens(soft);
+      soft.of.scatter(of_slots.dtokens, *dtokens);
     }
     backward_router(tokens, tape, gradient, dtokens);
   }
@@ -258,9 +258,9 @@ class SoftMoeLayer {
 
   void require_tape(const char* function, Index num_tokens, const Tape& tape) const {
     if (tape.input_dim == 0) fail(function, ": the tape holds no forward pass that has ended");
-    if (tape.logits.cols() != router_.num_experts() || tape.slots.plan.num_experts() != num_experts() ||
+    if (tape.logits.cols() != router_.num_experts() || tape.soft.plan.num_experts() != num_experts() ||
         tape.input_dim != input_dim() || tape.output_dim != output_dim())
-      fail(function, ": the tape is of ", tape.slots.plan.num_experts(), " experts and ", tape.logits.cols(),
+      fail(function, ": the tape is of ", tape.soft.plan.num_experts(), " experts and ", tape.logits.cols(),
            " slots that map ", tape.input_dim, " to ", tape.output_dim, ", expected ", num_experts(), " and ",
            router_.num_experts(), ", ", input_dim(), " to ", output_dim());
     if (num_tokens != tape.logits.rows())

@@ -130,69 +130,69 @@ struct SoftSlotsGradient {
   RowBuffer<double> mean;            ///< sum of D dD over the tokens of a group, [num_groups, num_slots]
 
   /// doutputs = C^T dout, zero from its columns to `width`; dC = dout outputs^T.
-  void backward_combine(const ConstMatrixRef<S>& dout_of_tokens, Index width, SoftSlots<S>& slots) {
-    slots.of.gather(dout_of_tokens, dout);
+  void backward_combine(const ConstMatrixRef<S>& dout_of_tokens, Index width, SoftSlots<S>& soft) {
+    soft.of.gather(dout_of_tokens, dout);
     const Index cols = dout.cols();
-    transposed.resize(slots.all_slots(), slots.of.groups.largest());
-    for (Index g = 0; g < slots.num_groups(); ++g)
-      transpose_rows(slots.combine, slots.token_groups().begin(g), slots.token_groups().end(g), g * slots.num_slots,
+    transposed.resize(soft.all_slots(), soft.of.groups.largest());
+    for (Index g = 0; g < soft.num_groups(); ++g)
+      transpose_rows(soft.combine, soft.token_groups().begin(g), soft.token_groups().end(g), g * soft.num_slots,
                      transposed);
-    doutputs.resize(slots.all_slots(), width);
+    doutputs.resize(soft.all_slots(), width);
     for (Index r = 0; r < doutputs.rows(); ++r) std::fill(doutputs.row(r) + cols, doutputs.row(r) + width, S{0});
-    slots.panels.pack(slots.token_groups(), cols, [&](Index r) { return dout.row(r); });
-    multiply(slots.slot_groups(), transposed, slots, cols,
-             [&](Index slot) { return doutputs.row(slots.row_of_slot(slot)); });
-    slots.panels.pack_transposed(slots.slot_groups(), cols,
-                                 [&](Index slot) { return slots.outputs.row(slots.row_of_slot(slot)); });
-    dcombine.resize(dout.rows(), slots.num_slots);
-    multiply(slots.token_groups(), dout, slots, slots.num_slots, [&](Index r) { return dcombine.row(r); });
+    soft.panels.pack(soft.token_groups(), cols, [&](Index r) { return dout.row(r); });
+    multiply(soft.slot_groups(), transposed, soft, cols,
+             [&](Index slot) { return doutputs.row(soft.row_of_slot(slot)); });
+    soft.panels.pack_transposed(soft.slot_groups(), cols,
+                                [&](Index slot) { return soft.outputs.row(soft.row_of_slot(slot)); });
+    dcombine.resize(dout.rows(), soft.num_slots);
+    multiply(soft.token_groups(), dout, soft, soft.num_slots, [&](Index r) { return dcombine.row(r); });
   }
 
   /// dD = tokens dinputs^T, with D in `transposed` from here on.
-  void backward_dispatch(SoftSlots<S>& slots) {
-    slots.panels.pack_transposed(slots.slot_groups(), dinputs.cols(),
-                                 [&](Index slot) { return dinputs.row(slots.row_of_slot(slot)); });
-    ddispatch.resize(slots.tokens.rows(), slots.num_slots);
-    multiply(slots.token_groups(), slots.tokens, slots, slots.num_slots, [&](Index r) { return ddispatch.row(r); });
-    transposed.resize(slots.tokens.rows(), slots.num_slots);
+  void backward_dispatch(SoftSlots<S>& soft) {
+    soft.panels.pack_transposed(soft.slot_groups(), dinputs.cols(),
+                                [&](Index slot) { return dinputs.row(soft.row_of_slot(slot)); });
+    ddispatch.resize(soft.tokens.rows(), soft.num_slots);
+    multiply(soft.token_groups(), soft.tokens, soft, soft.num_slots, [&](Index r) { return ddispatch.row(r); });
+    transposed.resize(soft.tokens.rows(), soft.num_slots);
     constexpr Index kSlotsPerTask = 32;
-    parallel_ranges(slots.num_slots, kSlotsPerTask, [&](Index begin, Index end, Index) {
-      for (Index g = 0; g < slots.num_groups(); ++g)
+    parallel_ranges(soft.num_slots, kSlotsPerTask, [&](Index begin, Index end, Index) {
+      for (Index g = 0; g < soft.num_groups(); ++g)
         for (Index slot = begin; slot < end; ++slot) {
-          const S* const from = slots.dispatch.row(g * slots.num_slots + slot);
-          const Index first = slots.token_groups().begin(g), count = slots.token_groups().size(g);
+          const S* const from = soft.dispatch.row(g * soft.num_slots + slot);
+          const Index first = soft.token_groups().begin(g), count = soft.token_groups().size(g);
           for (Index i = 0; i < count; ++i) transposed.row(first + i)[slot] = from[i];
         }
     });
   }
 
   /// dtokens = D dinputs, after backward_dispatch().
-  void backward_tokens(SoftSlots<S>& slots) {
-    slots.panels.pack(slots.slot_groups(), dinputs.cols(),
-                      [&](Index slot) { return dinputs.row(slots.row_of_slot(slot)); });
+  void backward_tokens(SoftSlots<S>& soft) {
+    soft.panels.pack(soft.slot_groups(), dinputs.cols(),
+                     [&](Index slot) { return dinputs.row(soft.row_of_slot(slot)); });
     dtokens.resize(transposed.rows(), dinputs.cols());
-    multiply(slots.token_groups(), transposed, slots, dinputs.cols(), [&](Index r) { return dtokens.row(r); });
+    multiply(soft.token_groups(), transposed, soft, dinputs.cols(), [&](Index r) { return dtokens.row(r); });
   }
 
   /// dlogits = C (dC - sum over slots of C dC) + D (dD - sum over tokens of D dD), 0 for padding.
-  void backward_logits(const SoftSlots<S>& slots, Matrix<S>& dlogits) {
-    mean.resize(slots.num_groups(), slots.num_slots);
-    parallel_for(slots.num_groups(), [&](Index g, Index) {
+  void backward_logits(const SoftSlots<S>& soft, Matrix<S>& dlogits) {
+    mean.resize(soft.num_groups(), soft.num_slots);
+    parallel_for(soft.num_groups(), [&](Index g, Index) {
       double* const sum = mean.row(g);
-      std::fill_n(sum, slots.num_slots, 0.0);
-      for (Index r = slots.token_groups().begin(g); r < slots.token_groups().end(g); ++r)
-        for (Index i = 0; i < slots.num_slots; ++i)
+      std::fill_n(sum, soft.num_slots, 0.0);
+      for (Index r = soft.token_groups().begin(g); r < soft.token_groups().end(g); ++r)
+        for (Index i = 0; i < soft.num_slots; ++i)
           sum[i] += static_cast<double>(transposed.row(r)[i]) * static_cast<double>(ddispatch.row(r)[i]);
     });
-    if (slots.tokens.rows() != dlogits.rows()) dlogits.setZero();
-    for (Index g = 0; g < slots.num_groups(); ++g) {
-      const Index first = slots.token_groups().begin(g);
+    if (soft.tokens.rows() != dlogits.rows()) dlogits.setZero();
+    for (Index g = 0; g < soft.num_groups(); ++g) {
+      const Index first = soft.token_groups().begin(g);
       constexpr Index kRowsPerTask = 32;
-      parallel_ranges(slots.token_groups().size(g), kRowsPerTask, [&](Index begin, Index end, Index) {
+      parallel_ranges(soft.token_groups().size(g), kRowsPerTask, [&](Index begin, Index end, Index) {
         for (Index r = first + begin; r < first + end; ++r) {
-          S* const d = dlogits.row(slots.of.groups.token[static_cast<std::size_t>(r)]).data();
-          softmax_backward(slots.combine.row(r), dcombine.row(r), slots.num_slots, d);
-          for (Index i = 0; i < slots.num_slots; ++i)
+          S* const d = dlogits.row(soft.of.groups.token[static_cast<std::size_t>(r)]).data();
+          softmax_backward(soft.combine.row(r), dcombine.row(r), soft.num_slots, d);
+          for (Index i = 0; i < soft.num_slots; ++i)
             d[i] += transposed.row(r)[i] * (ddispatch.row(r)[i] - static_cast<S>(mean.row(g)[i]));
         }
       });
@@ -201,9 +201,9 @@ struct SoftSlotsGradient {
 
  private:
   template <class To>
-  static void multiply(const kernel::RowGroups& groups, const RowBuffer<S>& a, SoftSlots<S>& slots, Index cols,
+  static void multiply(const kernel::RowGroups& groups, const RowBuffer<S>& a, SoftSlots<S>& soft, Index cols,
                        const To& to) {
-    kernel::multiply_by_rows<S>(groups, kernel::RowSource<S>::from(a), slots.panels, cols, slots.tasks, to);
+    kernel::multiply_by_rows<S>(groups, kernel::RowSource<S>::from(a), soft.panels, cols, soft.tasks, to);
   }
 };
 
