@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-// The routers of the literature in one table: who chooses (tokens, experts, an assignment, a table, nobody), how many
-// experts a token gets, how even loads are, what is left out, and what route() costs on one core. Cai et al., "A survey
-// on mixture of experts" (arXiv:2407.06204), section 4.1; the header of each gate names its own paper.
-// Here: eight linear experts on clusters with a linear map each, whose number is the key of the hash, and on digits,
-// where the nearest of eight mean images is. Nothing is tuned but the weight of balance losses, so the order is one of
-// these tasks; on digits BASE and Sinkhorn, balanced in training alone, are worse than chance. Not here: other routers.
+// The routers of the literature in one table: how many experts a token gets, how even loads are, what is left out, and
+// what route() costs on one core. Cai et al., "A survey on mixture of experts" (arXiv:2407.06204), section 4.1; the
+// header of each gate names its paper. Here: eight linear experts on clusters with a linear map each, whose number is
+// the key of the hash; on digits, where the nearest of eight mean images is; on text, where the last character tells.
+// Nothing is tuned but the weight of balance losses, so the order is one of these tasks; on digits BASE and Sinkhorn,
+// even in training alone, lose to chance. Not here: other routers.
 #include <algorithm>
 
 #include <moe/expert/linear.hpp>
@@ -31,15 +31,14 @@
 #include "support/any_gate.hpp"
 #include "support/league.hpp"
 #include "support/page.hpp"
+#include "support/text.hpp"
 
 namespace {
 
 using moe::Index, systems::kLeagueBatch, systems::LeagueTask;
-
 constexpr Index kExperts = systems::kLeagueClusters;
 constexpr double kBalance = 0.1;
 constexpr std::size_t kSwitch = 3, kBase = 4, kExpertChoice = 7, kThreshold = 12;  // among the players
-
 struct Player {
   const char* name;
   systems::AnyGate gate;
@@ -104,6 +103,7 @@ std::vector<systems::Sample> show(systems::Page& page, const char* name, const a
 int main(int argc, char** argv) {
   return systems::run_page(argc, argv, {"router_league", "2407.06204", "moe/gate/hash.hpp"}, [](systems::Page& page) {
     const auto updates = page.amount<std::uint64_t>(800, 40);
+    show(page, "text", [&](std::uint64_t seed) { return systems::league_text(seed, updates / 2); });
     show(page, "digits", [&](std::uint64_t seed) { return systems::league_digits(seed, updates / 4); });
     const auto s = show(page, "clusters", [&](std::uint64_t seed) { return systems::league_clusters(seed, updates); });
     systems::Sample best, worst, chance;  // errors of the learned gates of few experts, and of what is random

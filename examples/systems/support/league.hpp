@@ -13,11 +13,13 @@
 #include <vector>
 
 #include <moe/core/error.hpp>
+#include <moe/gate/hash_tables.hpp>
 #include <moe/numeric/k_means.hpp>
 #include <moe/routing/balance/statistics.hpp>
 
 #include "digits.hpp"
 #include "regression.hpp"
+#include "text.hpp"
 #include "train.hpp"
 
 namespace systems {
@@ -88,6 +90,47 @@ inline LeagueTask league_digits(std::uint64_t seed, std::uint64_t updates) {
     if (std::ssize(ids) < kLeagueBatch && i + 1 < digits().test.size()) continue;
     task.test.push_back(regression(rows_of(digits().test, ids)));
     ids.clear();
+  }
+  return task;
+}
+
+/// The next character of prose, as a regression to 0 and 1; the cluster is that of the last character in a table with
+/// equally much to do for each. The error is the share of wrong characters.
+inline LeagueTask league_text(std::uint64_t seed, std::uint64_t updates) {
+  const std::vector<moe::Index>& prose = text().prose;
+  std::vector<double> frequency(static_cast<std::size_t>(kCharacters));
+  for (const moe::Index character : prose) frequency[static_cast<std::size_t>(character)] += 1;
+  const moe::Matrix<double> table = moe::balanced_hash_table(frequency, kLeagueClusters);
+  const auto regression = [=, &prose](const std::vector<moe::Index>& places) {
+    Labelled data = text_at(prose, places);
+    Regression out{std::move(data.rows), moe::Matrix<float>::Zero(std::ssize(places), kCharacters), {}};
+    for (std::size_t i = 0; i < places.size(); ++i) {
+      out.targets(static_cast<moe::Index>(i), data.labels[i]) = 1;
+      out.key.push_back(static_cast<std::int64_t>(table(prose[static_cast<std::size_t>(places[i] - 1)], 0)));
+    }
+    return with_places(std::move(out));
+  };
+  const auto trained = static_cast<std::uint64_t>(std::ssize(prose) - Text::kHeldOut - kContext);
+  LeagueTask task{kTextDim,
+                  kCharacters,
+                  updates,
+                  1e-2,
+                  [=](std::uint64_t update) {
+                    const moe::RandomField random(moe::Purpose::Shuffle, seed, update);
+                    std::vector<moe::Index> places(static_cast<std::size_t>(kLeagueBatch));
+                    for (std::size_t i = 0; i < places.size(); ++i)
+                      places[i] = kContext + static_cast<moe::Index>(random.below(trained, static_cast<moe::Index>(i)));
+                    return regression(places);
+                  },
+                  {},
+                  [](const moe::Matrix<float>& out, const Regression& data) {
+                    return 1 - agreement(predictions(out), predictions(data.targets));
+                  }};
+  for (moe::Index first = std::ssize(prose) - Text::kHeldOut; first + kLeagueBatch <= std::ssize(prose);
+       first += 2 * kLeagueBatch) {
+    std::vector<moe::Index> places(static_cast<std::size_t>(kLeagueBatch));
+    std::iota(places.begin(), places.end(), first);
+    task.test.push_back(regression(places));
   }
   return task;
 }

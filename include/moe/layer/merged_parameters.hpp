@@ -68,7 +68,7 @@ void add_scaled(S factor, const S* from, Index n, S* to) {
 
 /// Visitor that sets leaves to the weighted sums of those of the experts, ascending. Experts without weight are not
 /// read, and one that has all of it is copied.
-struct Merge {
+struct MergeInto {
   const ParameterTable& table;
   const double* share;
   std::size_t next = 0;
@@ -98,7 +98,7 @@ struct Merge {
 /// merged = sum_e share[e] * expert e.
 template <class E>
 void merge(const ParameterTable& table, const double* share, E& merged) {
-  Merge visitor{table, share};
+  MergeInto visitor{table, share};
   visit(visitor, merged);
 }
 
