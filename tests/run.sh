@@ -5,8 +5,8 @@
 #   tests/run.sh --full     also clang++ as it optimises, ThreadSanitizer, benchmarks, all ways to use the library from
 #                           other projects, and what the README tells to do; fuzzes for a minute instead of ten seconds
 # Build directories go below ${MOE_BUILD_DIR:-build}, which git ignores. The last line is "N passed, M failed", counted
-# over all stages; the exit status is 0 if nothing failed. Says beforehand how long it will take: about half an hour on
-# two cores, 17 minutes with --quick.
+# over all stages; the exit status is 0 if nothing failed. Says beforehand how long it will take: about an hour on
+# two cores, half of it with --quick.
 set -eu
 
 mode=default
@@ -37,11 +37,11 @@ if [ "$mode" = full ]; then
 fi
 
 # minutes_of <stage>: with the cores of this machine and nothing compiled before. Core minutes of an AMD Zen 5 guest;
-# those of ci-clang, tsan and release are estimates. Most of it is compiling: a second run takes a few minutes a stage.
+# those of asan, ci-clang, tsan and release are estimates. Most of it is compiling: a second run takes a few minutes a stage.
 minutes_of() {
   case "$1" in
-    ci-gcc) core_minutes=34 ;;
-    asan) core_minutes=26 ;;
+    ci-gcc) core_minutes=62 ;;
+    asan) core_minutes=50 ;;
     ci-clang) core_minutes=45 ;;
     tsan) core_minutes=50 ;;
     release) core_minutes=60 ;;

@@ -120,6 +120,8 @@ TEST_CASE("sinkhorn: a used workspace gives the bits of a new one", "[routing]")
     moe::sinkhorn<double>(logits, step, {}, workspace, plan);
     CHECK(test::same_bits(plan.matrix(), plan_of<double>(logits, step)));
   }
+  step.valid = {};
+  CHECK_THROWS_AS(moe::sinkhorn<double>(plan.matrix(), step, {}, workspace, plan), std::invalid_argument);
 }
 
 TEST_CASE("sinkhorn: padding has no share, whatever it holds", "[routing]") {

@@ -10,6 +10,7 @@
 
 #include "moe/core/aligned.hpp"
 
+// Above 300 lines: two solvers of one problem, with the workspace that both share, are read against each other.
 namespace moe::inline MOE_ABI {
 
 /// How balanced_assignment() finds its answer: Exact by shortest paths, Auction by bids, which is near to the best one

@@ -131,6 +131,7 @@ template <class S>
 SinkhornReport sinkhorn(const MatrixView<S>& logits, const Step& step, const SinkhornOptions& options,
                         SinkhornWorkspace& workspace, RowBuffer<S>& plan) {
   options.validate();
+  detail::require_apart("moe::sinkhorn", "plan", plan.matrix(), "logits", logits);
   detail::require_sinkhorn_logits<S>(logits, step);
   plan.resize(logits.rows(), logits.cols());
   plan.matrix().setZero();
