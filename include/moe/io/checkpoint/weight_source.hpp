@@ -194,7 +194,7 @@ class WeightSource {
       const Index block = first / detail::kMxBlock, begin = first % detail::kMxBlock;
       const auto count = std::min(static_cast<std::size_t>(detail::kMxBlock - begin), values.size());
       const float scale =
-          detail::mx_scale(std::to_integer<std::uint8_t>(state_->exponents[static_cast<std::size_t>(block)]));
+          detail::e8m0_to_float(std::to_integer<std::uint8_t>(state_->exponents[static_cast<std::size_t>(block)]));
       const std::byte* const bytes = state_->codes.bytes.data() + block * detail::kMxBytes;
       if (std::ssize(values) >= detail::kMxBlock && begin == 0) {
         simd::widen_e2m1(bytes, scale, values.data());

@@ -1,0 +1,449 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "moe/kernel/code_panels.hpp"
+#include "moe/kernel/panel_matrix.hpp"
+#include "moe/kernel/weight_rounding.hpp"
+
+// Long, as it is one class: what a weight is made of, one by one.
+namespace moe::inline MOE_ABI {
+
+/// The codec of weights in few bits. Their format is a value of the matrix, not a type: experts and matrices of one
+/// pool may differ in it, and each runs at full speed.
+struct Quantised {
+  using Storage = std::byte;
+  using Scalar = float;
+};
+
+/// Weight matrix [outputs, inputs] in few bits, in the order that the kernels read: see PanelMatrix, WeightFormat. What
+/// is computed with it has the bits of what is computed with decoded(). Its numbers are kept and not learned: experts
+/// name it in `state`, and backward goes through it to the rows alone. Copies share their codes until one of them is
+/// written; immutable use is thread-safe. Empty after it has been moved from.
+template <>
+class PanelMatrix<Quantised> {
+ public:
+  using Scalar = float;
+  static constexpr Index kLanes = simd::kLanes<float>;
+  static constexpr Index kWidth = kernel::kPanelWidth<float>;
+
+  PanelMatrix() = default;
+  /// Zeros, which take no memory.
+  PanelMatrix(Index outputs, Index inputs, PanelOrder order = PanelOrder::Plain)
+      : PanelMatrix(outputs, inputs, order, WeightFormat::none()) {}
+  /// Zeros in a format. Throws std::invalid_argument for what WeightFormat::validate() refuses, sizes that are negative
+  /// or too large, or an odd number of paired outputs.
+  PanelMatrix(Index outputs, Index inputs, PanelOrder order, const WeightFormat& format)
+      : state_(std::make_shared<State>(outputs, inputs, order, format)) {}
+
+  Index outputs() const { return state_ ? state_->outputs : 0; }
+  Index inputs() const { return state_ ? state_->panels.inputs : 0; }
+  Index panels() const { return state_ ? state_->panels.panels : 0; }
+  PanelOrder order() const { return state_ ? state_->order : PanelOrder::Plain; }
+  bool empty() const { return outputs() == 0; }
+  WeightFormat format() const { return state_ ? state_->panels.format : WeightFormat::none(); }
+  bool is_shaped_as(const PanelMatrix& other) const {
+    return outputs() == other.outputs() && inputs() == other.inputs() && order() == other.order();
+  }
+  /// Scales of an output: 0 without scales.
+  Index num_groups() const { return format().num_groups(inputs()); }
+  /// Of codes, scales, zero points and padding.
+  std::size_t bytes() const { return state_ ? static_cast<std::size_t>(state_->codes.size()) : 0; }
+
+  /// What the kernels read; valid as long as this object lives and is not written.
+  kernel::PanelSource<float> source() const {
+    if (!state_) return {};
+    const auto nan = state_->has_nan ? kernel::NanCodes::Present : kernel::NanCodes::Absent;
+    return {.inputs = inputs(),
+            .panels = panels(),
+            .decoder = &kernel::decoder_of(state_->panels.format, nan),
+            .matrix = &state_->panels};
+  }
+
+  /// One weight. Throws std::invalid_argument for an output or input that is not there.
+  float get(Index output, Index input) const {
+    require_place("moe::PanelMatrix::get", output, input);
+    const kernel::CodePanels& panels = state_->panels;
+    const WeightFormat& format = panels.format;
+    if (format.code == WeightCode::None) return 0;
+    const Place at = place(output, input);
+    const float value = detail::value_of_code(format, load_code(at));
+    if (format.scale == ScaleType::None) return value;
+    const float scale = whole_scale(at);
+    if (!format.has_zero_points) return value * scale;
+    if (format.code == WeightCode::Planes) return simd::fma(value, scale, load_offset(at));
+    return (value - static_cast<float>(load_zero(at))) * scale;
+  }
+  /// The code of a weight, in the lowest bits: of Int8 and Int4 two's complement. Throws as get(), and for a matrix
+  /// without codes.
+  std::uint32_t code(Index output, Index input) const {
+    require_codes("moe::PanelMatrix::code");
+    require_place("moe::PanelMatrix::code", output, input);
+    return load_code(place(output, input));
+  }
+  void set_code(Index output, Index input, std::uint32_t code) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_code";
+    require_codes(kFunction);
+    require_place(kFunction, output, input);
+    if (code >> format().code_bits() != 0)
+      fail(kFunction, ": code ", code, ", expected one of ", format().code_bits(), " bits");
+    store_code(place(output, input), code);
+  }
+  /// Codes of an output from an input on: set_code() for many.
+  void set_codes(Index output, Index first_input, std::span<const std::uint32_t> codes) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_codes";
+    require_codes(kFunction);
+    if (codes.empty()) return;
+    require_place(kFunction, output, first_input);
+    require_place(kFunction, output, first_input + std::ssize(codes) - 1);
+    const int bits = format().code_bits();
+    for (const std::uint32_t code : codes)
+      if (code >> bits != 0) fail(kFunction, ": code ", code, ", expected one of ", bits, " bits");
+    own();
+    for (Index i = 0; i < std::ssize(codes); ++i)
+      store_code(place(output, first_input + i), codes[static_cast<std::size_t>(i)]);
+  }
+
+  /// The scale of a group of an output, without that of the matrix. Throw std::invalid_argument for a group that is not
+  /// there.
+  float scale(Index output, Index group) const {
+    const Place at = group_place("moe::PanelMatrix::scale", output, group);
+    return detail::scale_of_bits(format().scale, load_scale(at));
+  }
+  /// Rounds to the nearest that can be stored. Throws for a finite scale that becomes infinite, and for one of E4M3
+  /// codes of 2^119 and more, with which the kernels would leave the range of a float.
+  void set_scale(Index output, Index group, float scale) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_scale";
+    const Place at = group_place(kFunction, output, group);
+    const std::uint32_t bits = detail::bits_of_scale(format().scale, scale);
+    const float stored = detail::scale_of_bits(format().scale, bits);
+    if (std::isfinite(scale) && !std::isfinite(stored))
+      fail(kFunction, ": scale ", scale, " of output ", output, ", expected one that ", format().name(), " can store");
+    if (format().code == WeightCode::E4M3 && std::isfinite(scale) && std::abs(stored) >= 0x1p119f)
+      fail(kFunction, ": scale ", scale, " of output ", output, ", expected one below 2^119");
+    store(at.panel, at.scale, bits, format().scale_bits() / 8);
+  }
+  /// The zero point of a group, as the codes count; the offset of Planes.
+  float zero_point(Index output, Index group) const {
+    const Place at = zero_place("moe::PanelMatrix::zero_point", output, group);
+    return format().code == WeightCode::Planes ? load_offset(at) : static_cast<float>(load_zero(at));
+  }
+  /// Throws for a zero point of Int8 and Int4 that is no integer from -128 to 127, and for an offset of Planes that
+  /// cannot be stored.
+  void set_zero_point(Index output, Index group, float zero) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_zero_point";
+    const Place at = zero_place(kFunction, output, group);
+    if (format().code == WeightCode::Planes) {
+      const std::uint32_t bits = detail::bits_of_scale(format().scale, zero);
+      if (std::isfinite(zero) && !std::isfinite(detail::scale_of_bits(format().scale, bits)))
+        fail(kFunction, ": offset ", zero, " of output ", output, ", expected one that ", format().name(),
+             " can store");
+      return store(at.panel, at.zero, bits, format().scale_bits() / 8);
+    }
+    if (!(zero >= -128 && zero <= 127) || zero != std::floor(zero))
+      fail(kFunction, ": ", zero, " of output ", output, ", expected an integer from -128 to 127");
+    store(at.panel, at.zero, static_cast<std::uint8_t>(static_cast<int>(zero)), 1);
+  }
+  /// What all scales are multiplied with where they are stored as E4M3; else 1.
+  float matrix_scale() const { return state_ ? state_->panels.scale : 1; }
+  void set_matrix_scale(float scale) {
+    if (format().scale != ScaleType::E4M3 && scale != 1)
+      fail("moe::PanelMatrix::set_matrix_scale: ", scale, " of ", format().name(),
+           ", expected 1, or scales stored as E4M3");
+    own().panels.scale = scale;
+  }
+
+  std::vector<Index> shape() const { return {outputs(), inputs()}; }
+  /// The weights, row by row. Throws std::invalid_argument if there are not outputs * inputs values.
+  template <class S>
+  void read(std::span<S> values) const {
+    if (std::ssize(values) != outputs() * inputs())
+      fail("moe::PanelMatrix::read: ", values.size(), " values, expected outputs * inputs = ", outputs() * inputs());
+    const PanelMatrix<F32> weights = decoded();
+    weights.read(values);
+  }
+  /// Rounds other weights to the nearest ones of this format, with scales of their own: see round_to_nearest(). Throws
+  /// std::invalid_argument for another number of values, for a matrix without codes, and naming the first weight that
+  /// the format cannot hold: NaN and infinity, where it has none, and what is too large.
+  template <class S>
+  void write(std::span<const S> values) {
+    constexpr const char* kFunction = "moe::PanelMatrix::write";
+    if (std::ssize(values) != outputs() * inputs())
+      fail(kFunction, ": ", values.size(), " values, expected outputs * inputs = ", outputs() * inputs());
+    require_codes(kFunction);
+    std::vector<float> row(static_cast<std::size_t>(inputs()));
+    const auto row_of = [&](Index o) {
+      std::copy_n(values.data() + o * inputs(), inputs(), row.data());
+      return std::span<const float>(row);
+    };
+    round_rows(kFunction, row_of);
+  }
+  /// The same from panels of scalars.
+  void round(const PanelMatrix<F32>& weights) {
+    constexpr const char* kFunction = "moe::PanelMatrix::round";
+    if (weights.outputs() != outputs() || weights.inputs() != inputs())
+      fail(kFunction, ": weights are [", weights.outputs(), ", ", weights.inputs(), "], expected [", outputs(), ", ",
+           inputs(), "]");
+    require_codes(kFunction);
+    std::vector<float> row(static_cast<std::size_t>(inputs()));
+    const auto row_of = [&](Index o) {
+      for (Index i = 0; i < inputs(); ++i) row[static_cast<std::size_t>(i)] = weights(o, i);
+      return std::span<const float>(row);
+    };
+    round_rows(kFunction, row_of);
+  }
+
+  /// Panels of the weights: with them everything is computed to the same bits, from 2 to 20 times the memory.
+  PanelMatrix<F32> decoded() const {
+    PanelMatrix<F32> result(outputs(), inputs(), order());
+    const kernel::PanelSource<float> from = source();
+    for (Index p = 0; p < panels(); ++p) from.decoder->decode(from.matrix, p, 0, inputs(), result.panel(p));
+    return result;
+  }
+
+  /// The first `bits` planes: the matrix of fewer bits that is in this one, each weight at the middle of what it may
+  /// have been. Throws std::invalid_argument for other formats, and unless 1 <= bits <= format().bits.
+  PanelMatrix first_planes(int bits) const {
+    constexpr const char* kFunction = "moe::PanelMatrix::first_planes";
+    const WeightFormat whole = format();
+    if (whole.code != WeightCode::Planes || bits < 1 || bits > whole.bits)
+      fail(kFunction, ": ", bits, " planes of ", whole.name(), ", expected planes, and 1 to as many as there are");
+    WeightFormat fewer = whole;
+    fewer.bits = bits;
+    PanelMatrix result(outputs(), inputs(), order(), fewer);
+    for (Index o = 0; o < outputs(); ++o) {
+      for (Index g = 0; g < num_groups(); ++g) {
+        result.set_scale(o, g, std::ldexp(scale(o, g), whole.bits - bits));
+        if (whole.has_zero_points) result.set_zero_point(o, g, zero_point(o, g));
+      }
+      for (Index i = 0; i < inputs(); ++i)
+        result.store_code(result.place(o, i), load_code(place(o, i)) >> (whole.bits - bits));
+    }
+    return result;
+  }
+
+ private:
+  struct State {
+    State(Index num_outputs, Index inputs, PanelOrder columns, const WeightFormat& format)
+        : outputs(detail::checked_size("moe::PanelMatrix", "outputs", num_outputs)), order(columns) {
+      format.validate();
+      detail::checked_size("moe::PanelMatrix", "inputs", inputs);
+      if (order == PanelOrder::Paired && outputs % 2 != 0)
+        fail("moe::PanelMatrix: paired order with ", outputs, " outputs, expected an even number");
+      const Index units = order == PanelOrder::Paired ? outputs / 2 : outputs;
+      const Index width = order == PanelOrder::Paired ? kLanes : kWidth;
+      panels.format = format;
+      panels.inputs = inputs;
+      panels.panels = (units + width - 1) / width;
+      if (format.code == WeightCode::None) return;
+      const Index step = kernel::detail::inputs_per_step(format.code);
+      const Index size = format.scale == ScaleType::None ? inputs : std::min(format.group_of(inputs), inputs);
+      panels.group = std::max<Index>(step, (size + step - 1) / step * step);
+      panels.header_bytes = kWidth * (format.scale_bits() + format.zero_bits()) / 8;
+      const auto bytes_of = [&](Index count) {  // of a group with so many inputs
+        return panels.header_bytes + (count + step - 1) / step * kernel::detail::step_bytes(format);
+      };
+      panels.group_bytes = bytes_of(panels.group);
+      const Index whole = inputs / panels.group, rest = inputs % panels.group;
+      Index bytes = whole * panels.group_bytes + (rest > 0 ? bytes_of(rest) : 0);
+      constexpr Index kLine = static_cast<Index>(kCacheLine);
+      bytes = (bytes + kLine - 1) / kLine * kLine;
+      if (bytes % 4096 == 0 && bytes > 0) bytes += kLine;  // see PanelMatrix::stride()
+      panels.panel_bytes = bytes;
+      codes = AlignedBuffer<std::byte>(detail::checked_product("moe::PanelMatrix", panels.panels, bytes));
+      panels.data = codes.data();
+    }
+    State(const State& other)
+        : outputs(other.outputs), order(other.order), has_nan(other.has_nan), panels(other.panels), codes(other.codes) {
+      panels.data = codes.data();
+    }
+    State& operator=(const State&) = delete;
+
+    Index outputs;
+    PanelOrder order;
+    bool has_nan = false;  ///< a code E4M3
+    kernel::CodePanels panels;
+    AlignedBuffer<std::byte> codes;
+  };
+
+  /// Where the parts of a weight are: bytes from the begin of the panel, and a bit of the first of its code.
+  struct Place {
+    Index panel, scale, zero, code;
+    int bit;
+  };
+
+  template <class RowOf>
+  void round_rows(const char* function, const RowOf& row_of) {
+    State& state = own();
+    const WeightFormat format = state.panels.format;
+    float largest = 0;
+    for (Index o = 0; o < outputs(); ++o) {
+      const std::span<const float> row = row_of(o);
+      for (Index i = 0; i < inputs(); ++i) {
+        require_weight(function, o, i, row[static_cast<std::size_t>(i)]);
+        largest = std::max(largest, std::abs(row[static_cast<std::size_t>(i)]));
+      }
+    }
+    // NVFP4: the largest scale of a group becomes the largest E4M3.
+    if (format.scale == ScaleType::E4M3) {
+      const double scale = static_cast<double>(largest) / (448 * detail::largest_code(format.code));
+      state.panels.scale = scale > 0 ? std::max(static_cast<float>(scale), 0x1p-126f) : 1;
+    }
+    for (Index o = 0; o < outputs(); ++o) round_row(function, o, row_of(o));
+  }
+  void round_row(const char* function, Index o, std::span<const float> row) {
+    const kernel::CodePanels& panels = state_->panels;
+    const WeightFormat format = panels.format;
+    const Index size = format.scale == ScaleType::None ? inputs() : panels.group;
+    for (Index begin = 0; begin < inputs(); begin += size) {
+      const Index count = std::min(size, inputs() - begin);
+      const detail::GroupFit fit(format, panels.scale,
+                                 row.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)));
+      detail::GroupParameters parameters;
+      if (format.scale != ScaleType::None) {
+        parameters = fit.best();
+        if (!std::isfinite(parameters.scale) || !std::isfinite(parameters.zero))
+          fail(function, ": output ", o, " has weights from input ", begin, " on whose scale ", format.name(),
+               " cannot store");
+        set_scale(o, begin / size, parameters.scale);
+        if (format.has_zero_points) set_zero_point(o, begin / size, parameters.zero);
+      }
+      for (Index i = begin; i < begin + count; ++i)
+        store_code(place(o, i), fit.code(row[static_cast<std::size_t>(i)], parameters));
+    }
+  }
+  void require_weight(const char* function, Index o, Index i, float weight) const {
+    const WeightCode code = format().code;
+    if (code == WeightCode::Bf16 || code == WeightCode::F16) {
+      const float rounded =
+          detail::value_of_code(format(), detail::nearest_code(format(), static_cast<double>(weight)));
+      if (std::isfinite(weight) == std::isfinite(rounded)) return;
+    } else if (std::isfinite(weight)) {
+      if (format().scale != ScaleType::None || std::abs(static_cast<double>(weight)) <= detail::largest_code(code))
+        return;
+    }
+    fail(function, ": weight of output ", o, ", input ", i, " is ", weight, ", expected one that ", format().name(),
+         " can hold");
+  }
+
+  State& own() {
+    if (!state_) fail("moe::PanelMatrix: empty, expected a matrix that can be written");
+    if (state_.use_count() > 1) state_ = std::make_shared<State>(*state_);
+    return *state_;
+  }
+  void require_codes(const char* function) const {
+    if (format().code == WeightCode::None) fail(function, ": the matrix has no codes, expected one made in a format");
+  }
+  void require_place(const char* function, Index output, Index input) const {
+    if (output < 0 || output >= outputs() || input < 0 || input >= inputs())
+      fail(function, ": output ", output, ", input ", input, ", expected places of a matrix [", outputs(), ", ",
+           inputs(), "]");
+  }
+  Place group_place(const char* function, Index output, Index group) const {
+    if (output < 0 || output >= outputs() || group < 0 || group >= num_groups())
+      fail(function, ": output ", output, ", group ", group, ", expected places of [", outputs(), ", ", num_groups(),
+           "]");
+    return place(output, group * state_->panels.group);
+  }
+  Place zero_place(const char* function, Index output, Index group) const {
+    if (!format().has_zero_points) fail(function, ": ", format().name(), " has no zero points");
+    return group_place(function, output, group);
+  }
+
+  Place place(Index output, Index input) const {
+    const kernel::CodePanels& panels = state_->panels;
+    Index panel = output / kWidth, column = output % kWidth;
+    if (state_->order == PanelOrder::Paired) {
+      const Index half = outputs() / 2, unit = output < half ? output : output - half;
+      panel = unit / kLanes;
+      column = unit % kLanes + (output < half ? 0 : kLanes);
+    }
+    const WeightFormat& format = panels.format;
+    const Index group = input / panels.group, within = input % panels.group, at = group * panels.group_bytes;
+    const Index step = kernel::detail::inputs_per_step(format.code);
+    const Index codes = at + panels.header_bytes + within / step * kernel::detail::step_bytes(format);
+    const Index scale = at + column * (format.scale_bits() / 8);
+    const Index zero = at + kWidth * (format.scale_bits() / 8) + column * (format.zero_bits() / 8);
+    const Index i = within % step;
+    Place result{panel, scale, zero, codes, 0};
+    switch (format.code) {
+      case WeightCode::Bf16:
+        result.code += i / 2 * (4 * kWidth) + 4 * column + i % 2 * 2;
+        break;
+      case WeightCode::F16:
+        result.code += 2 * (i * kWidth + column);
+        break;
+      case WeightCode::E4M3:
+      case WeightCode::E5M2:
+      case WeightCode::Int8:
+        result.code += i * kWidth + column;
+        break;
+      case WeightCode::Int4:
+      case WeightCode::E2M1:
+        result.code += 4 * column + i / 2;
+        result.bit = static_cast<int>(i % 2 * 4);
+        break;
+      case WeightCode::Planes:
+        result.code += 4 * column + i / 8;
+        result.bit = static_cast<int>(i % 8);
+        break;
+      case WeightCode::None:
+        break;
+    }
+    return result;
+  }
+
+  std::uint32_t load(Index panel, Index at, int bytes) const {
+    std::uint32_t bits = 0;
+    std::memcpy(&bits, state_->panels.panel(panel) + at, static_cast<std::size_t>(bytes));
+    return bits;
+  }
+  void store(Index panel, Index at, std::uint32_t bits, int bytes) {
+    State& state = own();
+    std::memcpy(state.codes.data() + panel * state.panels.panel_bytes + at, &bits, static_cast<std::size_t>(bytes));
+  }
+  std::uint32_t load_code(const Place& at) const {
+    const WeightFormat& format = state_->panels.format;
+    const int bits = format.code_bits();
+    if (format.code != WeightCode::Planes)
+      return load(at.panel, at.code, std::max(1, bits / 8)) >> at.bit & ((1u << bits) - 1);
+    std::uint32_t code = 0;
+    for (int p = 0; p < bits; ++p) code = code << 1 | (load(at.panel, at.code + p * (4 * kWidth), 1) >> at.bit & 1u);
+    return code;
+  }
+  void store_code(const Place& at, std::uint32_t code) {
+    const WeightFormat format = state_->panels.format;
+    const int bits = format.code_bits();
+    if (format.code == WeightCode::Planes) {
+      for (int p = 0; p < bits; ++p) {
+        const Index byte = at.code + p * (4 * kWidth);
+        const std::uint32_t rest = load(at.panel, byte, 1) & ~(1u << at.bit);
+        store(at.panel, byte, rest | (code >> (bits - 1 - p) & 1u) << at.bit, 1);
+      }
+    } else if (bits < 8) {
+      const std::uint32_t rest = load(at.panel, at.code, 1) & ~(15u << at.bit);
+      store(at.panel, at.code, rest | code << at.bit, 1);
+    } else {
+      store(at.panel, at.code, code, bits / 8);
+      if (format.code == WeightCode::E4M3 && (code & 0x7Fu) == 0x7Fu) own().has_nan = true;
+    }
+  }
+  std::uint32_t load_scale(const Place& at) const { return load(at.panel, at.scale, format().scale_bits() / 8); }
+  float whole_scale(const Place& at) const {
+    const float stored = detail::scale_of_bits(format().scale, load_scale(at));
+    return format().scale == ScaleType::E4M3 ? stored * state_->panels.scale : stored;
+  }
+  int load_zero(const Place& at) const { return static_cast<std::int8_t>(load(at.panel, at.zero, 1)); }
+  float load_offset(const Place& at) const {
+    return detail::scale_of_bits(format().scale, load(at.panel, at.zero, format().scale_bits() / 8));
+  }
+
+  std::shared_ptr<State> state_;
+};
+
+}  // namespace moe::inline MOE_ABI
