@@ -3,7 +3,11 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <cstdint>
+#include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -11,8 +15,18 @@
 
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/file/convert_blocks.hpp"
+#include "moe/kernel/weight_format.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// A weight as a file has it, in the terms of WeightFormat: (code - zero) * scale. A plain value.
+struct StoredWeight {
+  std::uint32_t code;  ///< in the lowest bits, of integers two's complement
+  float scale = 1;     ///< of its group, without that of the matrix; 1 where there is none
+  float zero = 0;      ///< as the codes count
+
+  friend bool operator==(const StoredWeight&, const StoredWeight&) = default;
+};
 
 /// The values of a weight, however a checkpoint stores it:
 ///   plain   `name`, of any floating-point type
@@ -88,6 +102,43 @@ class WeightSource {
     read_mxfp4(first, values);
   }
 
+  /// The format that holds the stored values bit for bit, in groups along the last extent of shape(); none for F32 and
+  /// F64, which have no format of few bits.
+  std::optional<WeightFormat> kept_format() const {
+    const auto code = code_type();
+    if (!code) return std::nullopt;
+    WeightFormat format{.code = *code};
+    if (state_->kind == Kind::Mxfp4) return WeightFormat::mxfp4();
+    if (state_->kind == Kind::Scaled) format.group = detail::kScaleBlock, format.scale = state_->scale_type;
+    return format;
+  }
+  /// Value `place` in row-major order of shape(), as kept_format() has it. Throws std::invalid_argument where there is
+  /// no such format or no such value.
+  StoredWeight stored(Index place) const {
+    constexpr const char* kFunction = "moe::WeightSource::stored";
+    if (!code_type())
+      fail(kFunction, ": ", detail::in_quotes(name()), " is stored as ", format(), ", expected codes of few bits");
+    if (place < 0 || place >= size())
+      fail(kFunction, ": value ", place, " of ", detail::in_quotes(name()), " with ", size(), " values");
+    const std::byte* const bytes = state_->codes.bytes.data();
+    if (state_->kind == Kind::Mxfp4) {
+      const auto pair = std::to_integer<std::uint32_t>(bytes[place / 2]);
+      const auto exponent = state_->exponents[static_cast<std::size_t>(place / detail::kMxBlock)];
+      return {.code = place % 2 == 0 ? pair & 15u : pair >> 4,
+              .scale = detail::e8m0_to_float(std::to_integer<std::uint8_t>(exponent))};
+    }
+    StoredWeight weight{.code = 0};
+    const std::size_t bytes_each = dtype_size(state_->codes.dtype);
+    std::memcpy(&weight.code, bytes + static_cast<std::size_t>(place) * bytes_each, bytes_each);
+    if (state_->kind == Kind::Scaled) {
+      const Index columns = state_->shape.back();
+      weight.scale = block_scale(place / columns, place % columns);
+    }
+    return weight;
+  }
+  /// What all scales are multiplied with: 1 unless the format is NVFP4.
+  float matrix_scale() const { return 1; }
+
   /// The bytes of all values where they are stored plainly as this type, for loops that decode on their own; else none.
   std::span<const std::byte> stored_as(Dtype dtype) const {
     if (state_->kind != Kind::Plain || state_->codes.dtype != dtype) return {};
@@ -103,6 +154,7 @@ class WeightSource {
     TensorView codes;
     std::vector<Index> shape;
     Index size = 0;
+    ScaleType scale_type = ScaleType::None;     ///< FP8
     std::vector<float> scales = {};             ///< FP8: [matrices, row blocks, column blocks]
     std::span<const std::byte> exponents = {};  ///< MXFP4: per block
     std::uint64_t scale_bytes = 0;
@@ -144,6 +196,9 @@ class WeightSource {
     require(scales, grid, is_floating(scales.dtype), "a floating-point type");
     state.kind = Kind::Scaled;
     state.scales = read_all<float>(scales);
+    state.scale_type = scales.dtype == Dtype::BF16  ? ScaleType::Bf16
+                       : scales.dtype == Dtype::F16 ? ScaleType::F16
+                                                    : ScaleType::F32;
     state.scale_bytes = scales.bytes.size();
     return WeightSource(std::move(state));
   }
@@ -171,19 +226,40 @@ class WeightSource {
     detail::decode(codes.dtype, codes.bytes.data() + static_cast<std::size_t>(first) * dtype_size(codes.dtype), values);
   }
 
-  void read_scaled(Index first, std::span<float> values) const {
+  std::optional<WeightCode> code_type() const {
+    switch (state_->codes.dtype) {
+      case Dtype::BF16:
+        return WeightCode::Bf16;
+      case Dtype::F16:
+        return WeightCode::F16;
+      case Dtype::F8_E4M3:
+        return WeightCode::E4M3;
+      case Dtype::F8_E5M2:
+        return WeightCode::E5M2;
+      case Dtype::U8:
+        return WeightCode::E2M1;
+      default:
+        return std::nullopt;
+    }
+  }
+
+  /// Of an FP8 value; rows count on from matrix to matrix.
+  float block_scale(Index row, Index column) const {
     const Index columns = state_->shape.back(), rows = *(state_->shape.end() - 2);
     const auto blocks = [](Index extent) { return (extent + detail::kScaleBlock - 1) / detail::kScaleBlock; };
+    const Index block_row = row / rows * blocks(rows) + row % rows / detail::kScaleBlock;
+    return state_->scales[static_cast<std::size_t>(block_row * blocks(columns) + column / detail::kScaleBlock)];
+  }
+
+  void read_scaled(Index first, std::span<float> values) const {
+    const Index columns = state_->shape.back();
     while (!values.empty()) {
       const Index row = first / columns, column = first % columns;
-      const Index block_row = row / rows * blocks(rows) + row % rows / detail::kScaleBlock;
       const Index end = std::min((column / detail::kScaleBlock + 1) * detail::kScaleBlock, columns);
       const Index count = std::min(end - column, std::ssize(values));
       const std::span<float> part = values.first(static_cast<std::size_t>(count));
-      const float scale =
-          state_->scales[static_cast<std::size_t>(block_row * blocks(columns) + column / detail::kScaleBlock)];
       decode(first, part);
-      detail::scale_values(part, scale);
+      detail::scale_values(part, block_scale(row, column));
       first += count;
       values = values.subspan(part.size());
     }
