@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -105,8 +106,19 @@ class PanelMatrix<Quantised> {
     for (const std::uint32_t code : codes)
       if (code >> bits != 0) fail(kFunction, ": code ", code, ", expected one of ", bits, " bits");
     own();
-    for (Index i = 0; i < std::ssize(codes); ++i)
-      store_code(place(output, first_input + i), codes[static_cast<std::size_t>(i)]);
+    // Eight inputs from a multiple of eight on lie in one step, and in every step alike: a place is sought once for
+    // them.
+    std::array<Place, 8> eight;
+    for (Index j = 0; j < 8; ++j) eight[static_cast<std::size_t>(j)] = place(output, j);
+    Place at = {};
+    for (Index i = 0, begin = -1; i < std::ssize(codes); ++i) {
+      const Index input = first_input + i, j = input % 8;
+      if (i == 0 || j == 0) begin = (at = place(output, input - j)).code;
+      const Place& nth = eight[static_cast<std::size_t>(j)];
+      at.code = begin + nth.code - eight[0].code;
+      at.bit = nth.bit;
+      store_code(at, codes[static_cast<std::size_t>(i)]);
+    }
   }
 
   /// The scale of a group of an output, without that of the matrix. Throw std::invalid_argument for a group that is not
