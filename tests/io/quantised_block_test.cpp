@@ -140,14 +140,14 @@ TEST_CASE("load_quantised_block: a format asked for is that of the quantised blo
     const auto checkpoint = stored.open();
     const auto floats = moe::load_moe_block(checkpoint, config);
     for (const WeightFormat& format : {WeightFormat::int4(), WeightFormat::nvfp4()}) {
-        const auto block = moe::load_quantised_block(checkpoint, config, {.format = format});
-        const auto expected = moe::quantise(floats, format);
-        int count = 0;
-        CAPTURE(model_type, format.name());
-        CHECK(test::same_codes(block, expected, count));
-        CHECK(count >= 12);
-        CHECK(formats_of(block) == std::set<std::string>{format.name()});
-        CHECK(test::leaves_of(block) == test::leaves_of(moe::dequantise(expected)));
+      const auto block = moe::load_quantised_block(checkpoint, config, {.format = format});
+      const auto expected = moe::quantise(floats, format);
+      int count = 0;
+      CAPTURE(model_type, format.name());
+      CHECK(test::same_codes(block, expected, count));
+      CHECK(count >= 12);
+      CHECK(formats_of(block) == std::set<std::string>{format.name()});
+      CHECK(test::leaves_of(block) == test::leaves_of(moe::dequantise(expected)));
     }
   }
 }
@@ -203,7 +203,7 @@ TEST_CASE("load_quantised_block: what cannot be kept is refused by name", "[io][
   const MoeConfig config = config_of("olmoe");
   const StoredBlock floats(config, StoredAs::F32);
   const std::string no_bits = message_of([&] { load(floats, config); });
-  CHECK(contains(no_bits, "experts.0.gate_proj.weight' is stored as F32, expected few bits, or a format"));
+  CHECK(contains(no_bits, "experts.0.gate_proj.weight' is stored as F32, which no format of few bits holds"));
   CHECK(formats_of(load(floats, config, {.format = WeightFormat::bf16()})) == std::set<std::string>{"bf16"});
 
   StoredBlock mixed(config, StoredAs::Bf16);

@@ -26,7 +26,7 @@ inline WeightFormat kept_format_of(MatrixSlices slices) {
   const std::optional<WeightFormat> kept = first.kept_format();
   if (!kept)
     fail(kFunction, ": weight ", in_quotes(first.name()), " is stored as ", first.format(),
-         ", expected few bits, or a format to round it to");
+         ", which no format of few bits holds as it is; expected a format to round it to");
   bool has_one_scale = true;
   for (const WeightSlice& slice : slices) {
     const WeightSource& other = slice.source;
