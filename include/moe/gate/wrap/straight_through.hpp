@@ -55,6 +55,12 @@ struct StraightThrough {
   {
     return {detail::concatenate_gates(gate, other.gate, num_experts, other_num_experts)};
   }
+  /// The gate's, of which each choice becomes one copy, or all copies, as with all shipped ones.
+  StraightThrough duplicate(Index times, Index num_experts) const
+    requires requires(const G& any) { any.duplicate(times, num_experts); }
+  {
+    return {gate.duplicate(times, num_experts)};
+  }
 
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
