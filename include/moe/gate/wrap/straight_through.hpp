@@ -21,6 +21,9 @@ namespace moe::inline MOE_ABI {
 /// Bengio, Leonard & Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv:1308.3432).
 template <class G>
 struct StraightThrough {
+  static_assert(StatesPerToken<G>,
+                "moe::StraightThrough: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
+
   G gate = {};
 
   static constexpr bool kPerToken = G::kPerToken;
