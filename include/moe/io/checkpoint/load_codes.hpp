@@ -53,10 +53,16 @@ inline bool copy_group(const WeightSlice& slice, Index output, Index begin, std:
   const std::size_t bytes = dtype_size(source.codes());
   const std::span<const std::byte> plain = source.stored_as(source.codes());
   if (!plain.empty() && format.scale == ScaleType::None) {
-    for (std::size_t i = 0; i < codes.size(); ++i) {
-      const auto place = static_cast<std::size_t>(first + static_cast<Index>(i) * slice.input_stride);
-      codes[i] = 0;
-      std::memcpy(&codes[i], plain.data() + place * bytes, bytes);
+    const std::byte* const at = plain.data() + static_cast<std::size_t>(first) * bytes;
+    const std::size_t apart = static_cast<std::size_t>(slice.input_stride) * bytes;
+    if (bytes == 2) {
+      for (std::size_t i = 0; i < codes.size(); ++i) {
+        std::uint16_t code = 0;
+        std::memcpy(&code, at + i * apart, sizeof code);
+        codes[i] = code;
+      }
+    } else {
+      for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = std::to_integer<std::uint32_t>(at[i * apart]);
     }
     to.set_codes(row, begin, codes);
     return true;
@@ -76,23 +82,30 @@ inline bool copy_group(const WeightSlice& slice, Index output, Index begin, std:
   return true;
 }
 
-/// A slice as it is stored. Where its outputs lie dense, some inputs of all outputs are read at a time, so that a line
-/// of the file is read once. False where inputs that share a scale in the format do not in the file.
+/// A slice as it is stored, some inputs of some outputs at a time: those of a panel where the inputs of an output lie
+/// together, so that it stays in L1 and the file is read in its order; else of all outputs, so that a line of the file
+/// is read once. False where inputs that share a scale in the format do not in the file.
 inline bool copy_codes(const WeightSlice& slice, PanelMatrix<Quantised>& to, std::vector<std::uint32_t>& codes) {
   constexpr Index kInputsAtOnce = 256;
   const Index inputs = slice.inputs;
   const bool has_scales = to.format().scale != ScaleType::None;
   const Index group = std::min(has_scales ? to.format().group_of(inputs) : kInputsAtOnce, inputs);
-  const Index step = slice.input_stride == 1 ? inputs : std::max<Index>(1, kInputsAtOnce / group) * group;
+  const Index inputs_at_once = std::max<Index>(1, kInputsAtOnce / group) * group;
+  const Index outputs_at_once = slice.input_stride == 1 ? PanelMatrix<Quantised>::kWidth : slice.outputs;
   const bool becomes_float = slice.source.kept_format()->scale != to.format().scale;
   const float factor = becomes_float ? slice.source.matrix_scale() : 1;
   codes.resize(static_cast<std::size_t>(group));
-  for (Index begin = 0; begin < inputs; begin += step)
-    for (Index o = 0; o < slice.outputs; ++o)
-      for (Index i = begin; i < std::min(begin + step, inputs); i += group) {
-        const auto count = static_cast<std::size_t>(std::min(group, inputs - i));
-        if (!copy_group(slice, o, i, std::span(codes).first(count), to, factor)) return false;
-      }
+  const auto copy_output = [&](Index output, Index begin, Index end) {
+    for (Index i = begin; i < end; i += group) {
+      const auto count = static_cast<std::size_t>(std::min(group, end - i));
+      if (!copy_group(slice, output, i, std::span(codes).first(count), to, factor)) return false;
+    }
+    return true;
+  };
+  for (Index first = 0; first < slice.outputs; first += outputs_at_once)
+    for (Index begin = 0; begin < inputs; begin += inputs_at_once)
+      for (Index o = first; o < std::min(first + outputs_at_once, slice.outputs); ++o)
+        if (!copy_output(o, begin, std::min(begin + inputs_at_once, inputs))) return false;
   return true;
 }
 
