@@ -101,8 +101,7 @@ Measurement interleave(const std::vector<Contestant>& contestants, const std::ve
     result.work.flop += one.flop / static_cast<double>(work.size());
     result.work.bytes += one.bytes / static_cast<double>(work.size());
   }
-  for (std::size_t c = 0; c < count; ++c)
-    result.timings.push_back(summary(contestants[c].name, samples[c], first));
+  for (std::size_t c = 0; c < count; ++c) result.timings.push_back(summary(contestants[c].name, samples[c], first));
   return result;
 }
 

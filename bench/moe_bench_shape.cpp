@@ -52,13 +52,18 @@ void add_options(CLI::App& app, Arguments& arguments, Names& names) {
   size("--tokens", arguments.cell.tokens, "T")->required();
   app.add_option("--threads", arguments.cell.threads, "default: all")->check(Count(1, bench::all_threads()));
   app.add_option("--weights", names.weights, "how weights are stored")
-      ->check(CLI::IsMember({"f32"}))->capture_default_str();
+      ->check(CLI::IsMember({"f32"}))
+      ->capture_default_str();
   app.add_option("--routing", names.routing, "popularity of experts: alike, U(0.7, 1.3), or 1 / rank")
-      ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))->capture_default_str();
-  app.add_flag_callback("--backward", [&] { arguments.cell.pass = bench::Pass::Backward; }, "time the backward pass");
-  app.add_flag_callback("--no-peers", [&] { arguments.peers = bench::Peers::None; }, "ours only: half the memory");
+      ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))
+      ->capture_default_str();
+  app.add_flag_callback(
+      "--backward", [&] { arguments.cell.pass = bench::Pass::Backward; }, "time the backward pass");
+  app.add_flag_callback(
+      "--no-peers", [&] { arguments.peers = bench::Peers::None; }, "ours only: half the memory");
   app.add_option("--seconds", arguments.effort.seconds, "measure about as long")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_flag("--json", arguments.json, "one JSON object instead of text");
 }
 
@@ -72,8 +77,8 @@ Arguments parse(CLI::App& app, int argc, char** argv) {
   arguments.cell.pattern = pattern_of(names.routing);
   bench::Shape& shape = arguments.shape;
   if (shape.k > shape.num_experts)
-    throw CLI::ValidationError("--k", "is " + std::to_string(shape.k) + ", expected at most --experts = " +
-                                          std::to_string(shape.num_experts));
+    throw CLI::ValidationError(
+        "--k", "is " + std::to_string(shape.k) + ", expected at most --experts = " + std::to_string(shape.num_experts));
   if (arguments.cell.pattern != bench::Pattern::Uniform && shape.model_dim < shape.num_experts)
     throw CLI::ValidationError("--routing", "other than uniform needs --model-dim of at least --experts");
   shape.name = std::to_string(shape.num_experts) + "x" + std::to_string(shape.model_dim) + "x" +

@@ -16,7 +16,7 @@ using namespace bench;
 
 struct Plan {
   std::vector<Shape> shapes;
-  std::vector<Index> tokens;    ///< on all threads
+  std::vector<Index> tokens;  ///< on all threads
   std::vector<Index> tokens_of_one_thread;
   std::vector<Pattern> patterns;  ///< beside the uniform one, at kTrainTokens
   Effort effort;
@@ -50,8 +50,7 @@ std::vector<Cell> cells_of(const Plan& plan, Pass most) {
   for (const Index tokens : plan.tokens) cells.push_back({.tokens = tokens, .threads = threads});
   for (const Pattern pattern : plan.patterns)
     cells.push_back({.tokens = kTrainTokens, .threads = threads, .pattern = pattern});
-  if (most == Pass::Backward)
-    cells.push_back({.tokens = kTrainTokens, .threads = threads, .pass = Pass::Backward});
+  if (most == Pass::Backward) cells.push_back({.tokens = kTrainTokens, .threads = threads, .pass = Pass::Backward});
   if (threads > 1)
     for (const Index tokens : plan.tokens_of_one_thread) cells.push_back({.tokens = tokens, .threads = 1});
   return cells;

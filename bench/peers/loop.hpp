@@ -107,8 +107,8 @@ class LoopPeer final : public Peer {
   void route(const Matrix<float>& tokens) {
     logits_.resize(tokens.rows(), shape_.num_experts);
     moe::parallel_ranges(tokens.rows(), 64, [&](Index begin, Index end, Index) {
-      Gemm::product(end - begin, shape_.num_experts, shape_.model_dim, tokens.row(begin).data(),
-                    weights_.router.data(), logits_.row(begin).data());
+      Gemm::product(end - begin, shape_.num_experts, shape_.model_dim, tokens.row(begin).data(), weights_.router.data(),
+                    logits_.row(begin).data());
     });
     routing_.build(logits_, shape_.k);
     y_.resize(tokens.rows() * shape_.k, shape_.model_dim);
@@ -192,9 +192,9 @@ class LoopPeer final : public Peer {
   std::vector<Weight> gate_up_, down_;  // per expert
   NaiveRouting routing_;
   Matrix<float> logits_, dlogits_;
-  std::vector<Rows> worker_;        // of forward: per thread, rows of one expert
-  Rows tape_, dtape_;               // of training: rows of all experts
-  GrowingRows y_, dy_;              // [tokens * k, model_dim]
+  std::vector<Rows> worker_;  // of forward: per thread, rows of one expert
+  Rows tape_, dtape_;         // of training: rows of all experts
+  GrowingRows y_, dy_;        // [tokens * k, model_dim]
   std::vector<float> dweight_;
 };
 
