@@ -25,6 +25,7 @@ struct PlainWeights {
 
   explicit PlainWeights(const Shape& shape);  ///< zeros
   void set_zero();
+  void forget_experts();  ///< and their memory
 };
 
 /// Weights as a new layer has them, drawn by a generator that is fast rather than good: gigabytes in a second.

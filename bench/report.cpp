@@ -71,6 +71,12 @@ nlohmann::json to_json(const MovementResult& m) {
           {"combine_speedup_over_scatter_add", m.combine_speedup}};
 }
 
+void write(const nlohmann::json& json, const std::string& path) {
+  std::ofstream file(path);
+  file << json.dump(2) << '\n';
+  if (!file) moe::fail_environment("bench: cannot write ", path);
+}
+
 template <class Results>
 nlohmann::json list_of(const Results& results) {
   nlohmann::json list = nlohmann::json::array();
@@ -133,9 +139,11 @@ void write_json(const Report& report, const std::string& path) {
                                {"shares", list_of(report.shares)},
                                {"plans", list_of(report.plans)},
                                {"movements", list_of(report.movements)}};
-  std::ofstream file(path);
-  file << json.dump(2) << '\n';
-  if (!file) moe::fail_environment("bench: cannot write ", path);
+  write(json, path);
+}
+
+void write_formats_json(const std::vector<CellResult>& cells, const std::string& path) {
+  write(formats_json(cells), path);
 }
 
 }  // namespace bench

@@ -21,6 +21,7 @@ struct PlainWeight {
 ///   product(m, n, k, a, b, c)       c = a b        a [m, k], b [k, n]
 ///   product_bt(m, n, k, a, b, c)    c = a b^T      a [m, k], b [n, k]
 ///   add_at_product(m, n, k, a, b, c)  c += a^T b   a [k, m], b [k, n]
+/// Weights of other types than float have kName, kBits and kTolerance: see Peer.
 template <class Gemm>
 class LoopPeer final : public Peer {
  public:
@@ -31,6 +32,18 @@ class LoopPeer final : public Peer {
   }
 
   std::string name() const override { return Gemm::kName; }
+  std::string weights() const override {
+    if constexpr (requires { Weight::kName; }) return Weight::kName;
+    return Peer::weights();
+  }
+  double bits_per_weight() const override {
+    if constexpr (requires { Weight::kBits; }) return Weight::kBits;
+    return Peer::bits_per_weight();
+  }
+  double tolerance() const override {
+    if constexpr (requires { Weight::kTolerance; }) return Weight::kTolerance;
+    return Peer::tolerance();
+  }
 
   void forward(const Matrix<float>& tokens, Matrix<float>& out) override {
     route(tokens);
