@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
+#include <deque>
 #include <limits>
 #include <set>
 
@@ -45,58 +47,95 @@ Index sets_for(Index tokens) { return tokens <= 4 ? 16 : tokens <= 32 ? 4 : 1; }
 
 }  // namespace
 
-Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan) {
+namespace {
+
+Index touched_experts(const moe::DispatchPlan& plan) {
   Index touched = 0;
   for (Index e = 0; e < plan.num_experts(); ++e) touched += plan.rows_of(e) > 0;
-  return touched * shape.expert_bytes();
+  return touched;
+}
+
+}  // namespace
+
+Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan) {
+  return touched_experts(plan) * shape.expert_bytes();
 }
 
 Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass) {
+  return work_of(shape, plan, pass, static_cast<double>(shape.expert_bytes()));
+}
+
+Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass, double expert_bytes) {
   const auto rows = static_cast<double>(plan.num_rows()), count = static_cast<double>(plan.num_tokens());
   const auto dim = static_cast<double>(shape.model_dim);
   const double flop =
       6 * dim * static_cast<double>(shape.hidden_dim) * rows + 2 * dim * static_cast<double>(shape.num_experts) * count;
-  const auto weights = static_cast<double>(touched_bytes(shape, plan) + shape.router_bytes());
+  const double weights =
+      static_cast<double>(touched_experts(plan)) * expert_bytes + static_cast<double>(shape.router_bytes());
   const double activations = count * dim * sizeof(float);
   if (pass == Pass::Forward) return {flop, weights + 2 * activations};
   return {2 * flop, 3 * weights + 3 * activations};
 }
 
-const Timing* CellResult::naive() const {
+const Timing* CellResult::timing_of(const std::string& name) const {
   for (const Timing& timing : measurement.timings)
-    if (timing.name == "Eigen") return &timing;
+    if (timing.name == name) return &timing;
   return nullptr;
 }
 
+const Timing* CellResult::naive() const { return timing_of("Eigen"); }
+
 const Timing* CellResult::best_peer() const {
   const Timing* best = nullptr;
-  for (const Timing& timing : measurement.timings)
-    if (&timing != &ours() && (best == nullptr || timing.seconds < best->seconds)) best = &timing;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const Timing& timing = measurement.timings[i];
+    if (!entries[i].is_ours && (best == nullptr || timing.seconds < best->seconds)) best = &timing;
+  }
   return best;
+}
+
+const Timing* CellResult::floats() const {
+  for (std::size_t i = 0; i < entries.size(); ++i)
+    if (entries[i].is_ours && entries[i].weights == name_of(Weights{})) return &measurement.timings[i];
+  return nullptr;
 }
 
 /// Tokens in sets, and where results go.
 struct LayerBench::Inputs {
   std::vector<Matrix<float>> tokens;
-  std::vector<Work> work;
-  Index working_set = 0;  // bytes of all sets together: touched weights; backward: and their gradients
-  Index call_bytes = 0;   // the same of the largest set
+  std::vector<moe::DispatchPlan> plans;
+  Index copies = 1;        // of the weights: backward has gradients, too
+  Index touched = 0;       // experts of all sets together
+  Index most_touched = 0;  // by one set
   Matrix<float> dout, out, dtokens;
 
   Inputs(const Shape& shape, const Layer& layer, const Cell& cell, moe::Workspace& workspace)
-      : dout(Matrix<float>::Random(cell.tokens, shape.model_dim)),
+      : copies(cell.pass == Pass::Backward ? 2 : 1),
+        dout(Matrix<float>::Random(cell.tokens, shape.model_dim)),
         out(cell.tokens, shape.model_dim),
         dtokens(cell.tokens, shape.model_dim) {
-    const Index copies = cell.pass == Pass::Backward ? 2 : 1;
-    std::set<Index> touched;
+    std::set<Index> experts;
     for (Index set = 0; set < sets_for(cell.tokens); ++set) {
       tokens.push_back(routed_tokens(shape, cell.pattern, cell.tokens, set * cell.tokens));
       layer.forward(tokens.back(), out, workspace);
-      work.push_back(work_of(shape, workspace.plan(), cell.pass));
-      for (const Index e : std::as_const(workspace.routing).experts()) touched.insert(e);
-      call_bytes = std::max(call_bytes, copies * touched_bytes(shape, workspace.plan()));
+      plans.push_back(workspace.plan());
+      for (const Index e : std::as_const(workspace.routing).experts()) experts.insert(e);
+      most_touched = std::max(most_touched, touched_experts(workspace.plan()));
     }
-    working_set = copies * static_cast<Index>(touched.size()) * shape.expert_bytes();
+    touched = static_cast<Index>(experts.size());
+  }
+
+  std::vector<Work> work(const Shape& shape, Pass pass, double expert_bytes) const {
+    std::vector<Work> result;
+    for (const moe::DispatchPlan& plan : plans) result.push_back(work_of(shape, plan, pass, expert_bytes));
+    return result;
+  }
+
+  LimitMeter meter(int threads, double expert_bytes) const {
+    const auto bytes = [&](Index experts) {
+      return static_cast<Index>(static_cast<double>(copies * experts) * expert_bytes);
+    };
+    return LimitMeter(bytes(touched), threads, bytes(most_touched));
   }
 
   /// So that who writes nothing does not pass with the results of who ran before.
@@ -106,19 +145,39 @@ struct LayerBench::Inputs {
   }
 };
 
-Index LayerBench::bytes_needed(const Shape& shape, Peers peers, Pass most) {
+Index LayerBench::bytes_needed(const Shape& shape, Peers peers, Pass most, const std::vector<Weights>& weights) {
   const Index plain = peers == Peers::All ? 1 : 0, blocked = plain == 1 && onednn_copies_weights() ? 1 : 0;
-  return shape.weight_bytes() * ((1 + plain) * (most == Pass::Backward ? 2 : 1) + blocked);
+  const Index floats = shape.weight_bytes() * ((1 + plain) * (most == Pass::Backward ? 2 : 1) + blocked);
+  double coded = 0;  // and the weights that they decode to
+  for (const Weights& way : weights)
+    if (way) coded += static_cast<double>(shape.num_experts) * expert_bytes(shape, way);
+  if (coded > 0) coded += static_cast<double>(shape.weight_bytes());
+  if (peers == Peers::FewBits) coded += few_bit_peers_bytes(shape);
+  return floats + static_cast<Index>(coded);
 }
 
-LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most)
-    : shape_(if_it_fits(shape, bytes_needed(shape, peers, most))),
-      weights_(peers == Peers::All ? random_weights(shape) : PlainWeights({"", 0, 0, 0, 0})),
-      layer_(peers == Peers::All ? layer_from(shape, weights_) : random_layer(shape)) {
-  if (peers == Peers::All) peers_ = make_peers(shape, weights_);
+LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most, const std::vector<Weights>& weights)
+    : shape_(if_it_fits(shape, bytes_needed(shape, peers, most, weights))),
+      plain_(peers == Peers::None ? PlainWeights({"", 0, 0, 0, 0}) : random_weights(shape)),
+      layer_(peers == Peers::None ? random_layer(shape) : layer_from(shape, plain_)) {
+  if (peers == Peers::All) peers_ = make_peers(shape, plain_);
+  if (peers == Peers::FewBits) {
+    peers_ = make_few_bit_peers(shape, plain_);
+    plain_.forget_experts();
+  }
   if (most == Pass::Backward) {
     gradient_.emplace(zero_layer(shape));
     if (peers == Peers::All) peer_gradient_.emplace(shape);
+  }
+  for (const Weights& way : weights) {
+    ways_.push_back({.weights = way, .coded = {}});
+    if (!way) continue;
+    if (most == Pass::Backward)
+      moe::fail("bench::LayerBench: backward with weights in ", way->name(), ", expected f32");
+    ways_.back().coded.emplace(layer_, *way);
+    if (decoded_) continue;
+    decoded_.emplace(zero_layer(shape));
+    decoded_->router() = layer_.router();
   }
 }
 
@@ -135,6 +194,12 @@ Contestant LayerBench::our_contestant(Inputs& inputs, Pass pass) {
       }};
 }
 
+Contestant LayerBench::coded_contestant(const Way& way, Inputs& inputs) {
+  return {"moe", {}, [&](Index set) {
+            way.coded->forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out, workspace_);
+          }};
+}
+
 Contestant LayerBench::peer_contestant(Peer& peer, Inputs& inputs, Pass pass) {
   if (pass == Pass::Forward)
     return {
@@ -146,9 +211,8 @@ Contestant LayerBench::peer_contestant(Peer& peer, Inputs& inputs, Pass pass) {
           }};
 }
 
-bool LayerBench::agrees(const Inputs& peers, const Inputs& ours, Pass pass) const {
-  constexpr double kTolerance = 1e-4;  // float sums of some thousand terms in another order, with a wide margin
-  const auto equal = [](const auto& a, const auto& b) { return relative_error(a, b) < kTolerance; };  // false for NaN
+bool LayerBench::agrees(const Inputs& peers, const Inputs& ours, Pass pass, double tolerance) const {
+  const auto equal = [&](const auto& a, const auto& b) { return relative_error(a, b) < tolerance; };  // false for NaN
   if (!equal(peers.out, ours.out)) return false;
   if (pass == Pass::Forward) return true;
   if (!equal(peers.dtokens, ours.dtokens)) return false;
@@ -164,30 +228,76 @@ bool LayerBench::agrees(const Inputs& peers, const Inputs& ours, Pass pass) cons
   return all_equal;
 }
 
+/// `inputs` hold the output of `way` for the first set.
+void LayerBench::require_bits(const Way& way, const Inputs& inputs) {
+  way.coded->decode_into(*decoded_, inputs.plans.front());
+  Matrix<float> out(inputs.out.rows(), inputs.out.cols());
+  decoded_->forward(inputs.tokens.front(), out, workspace_);
+  const auto bytes = static_cast<std::size_t>(out.size()) * sizeof(float);
+  if (std::memcmp(out.data(), inputs.out.data(), bytes) != 0)
+    moe::fail_environment("bench: ", shape_.name, " with weights in ", name_of(way.weights), " and ", out.rows(),
+                          " tokens has other results than with these weights as floats");
+}
+
+Entry LayerBench::entry_of(const Way& way) const {
+  return {.weights = name_of(way.weights),
+          .bits = bits_per_weight(shape_, way.weights),
+          .bytes = way.coded ? way.coded->bytes() + shape_.router_bytes() : shape_.weight_bytes()};
+}
+
 CellResult LayerBench::measure(const Cell& cell, const Effort& effort) {
   set_threads(cell.threads);
   Inputs inputs(shape_, layer_, cell, workspace_);
-  CellResult result{.shape = shape_, .cell = cell, .measurement = {}, .wrong = {}};
-  std::vector<Contestant> contestants{our_contestant(inputs, cell.pass)};
+  CellResult result{.shape = shape_, .cell = cell, .measurement = {}, .entries = {}, .wrong = {}};
+  std::vector<Contestant> contestants;
   const auto run_once = [&](const Contestant& contestant) {
     inputs.forget_results();
     if (contestant.prepare) contestant.prepare(0);
     contestant.run(0);
   };
   if (gradient_) moe::set_zero(*gradient_);
-  run_once(contestants.front());
+  const Contestant floats = our_contestant(inputs, cell.pass);
+  run_once(floats);
   const Inputs ours = inputs;
+  const auto enter = [&](const Contestant& contestant, const Entry& entry, double bytes_of_expert) {
+    contestants.push_back(contestant);
+    contestants.back().work = inputs.work(shape_, cell.pass, bytes_of_expert);
+    result.entries.push_back(entry);
+    result.entries.back().error = relative_error(inputs.out, ours.out);
+  };
+  // Float weights in memory: all weights are read from there. In the cache: smaller ones live nearer by.
+  const LimitMeter meter = inputs.meter(cell.threads, expert_bytes(shape_, {}));
+  std::deque<LimitMeter> meters;
+  for (const Way& way : ways_) {
+    const double bytes = expert_bytes(shape_, way.weights);
+    const Contestant contestant = way.coded ? coded_contestant(way, inputs) : floats;
+    if (way.coded) {
+      run_once(contestant);
+      require_bits(way, inputs);
+    } else {
+      inputs.out = ours.out;
+    }
+    enter(contestant, entry_of(way), bytes);
+    if (way.coded && meter.is_warm())
+      contestants.back().meter = &meters.emplace_back(inputs.meter(cell.threads, bytes));
+    if (ways_.size() > 1) contestants.back().name += ' ' + name_of(way.weights);
+  }
   for (const auto& peer : peers_) {
     if (peer_gradient_) peer_gradient_->set_zero();
     const Contestant contestant = peer_contestant(*peer, inputs, cell.pass);
     run_once(contestant);
-    if (agrees(inputs, ours, cell.pass))
-      contestants.push_back(contestant);
+    const double bytes = peer->bits_per_weight() / 32 * expert_bytes(shape_, {});
+    if (agrees(inputs, ours, cell.pass, peer->tolerance()))
+      enter(contestant,
+            {.weights = peer->weights(),
+             .is_ours = false,
+             .bits = peer->bits_per_weight(),
+             .bytes = static_cast<Index>(static_cast<double>(shape_.num_experts) * bytes) + shape_.router_bytes()},
+            bytes);
     else
       result.wrong.push_back(peer->name());
   }
-  const LimitMeter meter(inputs.working_set, cell.threads, inputs.call_bytes);
-  result.measurement = interleave(contestants, inputs.work, meter, effort);
+  result.measurement = interleave(contestants, contestants.front().work, meter, effort);
   return result;
 }
 

@@ -9,27 +9,32 @@ namespace {
 
 /// One contestant in one repetition: means per call.
 struct Sample {
-  double seconds = 0, prepare_seconds = 0, limit_seconds = 0;
+  double seconds = 0, prepare_seconds = 0;
+  double limit_seconds = 0, flop_seconds = 0, byte_seconds = 0;  // at least: of both together, of either
   Limits limits;
 };
-
-double least_seconds(const Work& work, const Limits& limits) {
-  return std::max(work.flop / limits.flop, work.bytes / limits.bytes);
-}
 
 /// Takes samples: limits, then warming up or not, then the calls.
 class Runner {
  public:
   Runner(const std::vector<Work>& work, const LimitMeter& meter) : work_(work), meter_(meter) {}
 
+  const std::vector<Work>& work_of(const Contestant& contestant) const {
+    return contestant.work.empty() ? work_ : contestant.work;
+  }
+
   Sample sample(const Contestant& contestant, Index repetition) const {
     Sample sample;
-    sample.limits = meter_.measure();
+    sample.limits = (contestant.meter ? *contestant.meter : meter_).measure();
     double calls = 0;
     const auto call = [&](Index set) {
       if (contestant.prepare) sample.prepare_seconds += seconds_of([&] { contestant.prepare(set); });
       sample.seconds += seconds_of([&] { contestant.run(set); });
-      sample.limit_seconds += least_seconds(work_[static_cast<std::size_t>(set)], sample.limits);
+      const Work& work = work_of(contestant)[static_cast<std::size_t>(set)];
+      const double flop_seconds = work.flop / sample.limits.flop, byte_seconds = work.bytes / sample.limits.bytes;
+      sample.flop_seconds += flop_seconds;
+      sample.byte_seconds += byte_seconds;
+      sample.limit_seconds += std::max(flop_seconds, byte_seconds);
       ++calls;
     };
     if (meter_.is_warm()) {
@@ -42,9 +47,9 @@ class Runner {
     } else {
       call(repetition % sets());
     }
-    sample.seconds /= calls;
-    sample.prepare_seconds /= calls;
-    sample.limit_seconds /= calls;
+    for (double* const seconds :
+         {&sample.seconds, &sample.prepare_seconds, &sample.limit_seconds, &sample.flop_seconds, &sample.byte_seconds})
+      *seconds /= calls;
     return sample;
   }
 
@@ -65,14 +70,28 @@ double median_over(std::size_t repetitions, const Value& value) {
 
 using Samples = std::vector<Sample>;  // of one contestant, by repetition
 
+Work mean_of(const std::vector<Work>& work) {
+  Work mean;
+  for (const Work& one : work) {
+    mean.flop += one.flop / static_cast<double>(work.size());
+    mean.bytes += one.bytes / static_cast<double>(work.size());
+  }
+  return mean;
+}
+
 /// `first` are those of the contestant that the others are compared with.
-Timing summary(const std::string& name, const Samples& own, const Samples& first) {
+Timing summary(const std::string& name, const std::vector<Work>& work, const Samples& own, const Samples& first) {
   const auto of = [&](const auto& value) { return median_over(own.size(), value); };
   return {.name = name,
           .seconds = of([&](std::size_t r) { return own[r].seconds; }),
           .prepare_seconds = of([&](std::size_t r) { return own[r].prepare_seconds; }),
           .ratio = of([&](std::size_t r) { return own[r].seconds / first[r].seconds; }),
-          .percent_of_limit = of([&](std::size_t r) { return 100 * own[r].limit_seconds / own[r].seconds; })};
+          .percent_of_limit = of([&](std::size_t r) { return 100 * own[r].limit_seconds / own[r].seconds; }),
+          .percent_of_peak = of([&](std::size_t r) { return 100 * own[r].flop_seconds / own[r].seconds; }),
+          .percent_of_bandwidth = of([&](std::size_t r) { return 100 * own[r].byte_seconds / own[r].seconds; }),
+          .limits = {.flop = of([&](std::size_t r) { return own[r].limits.flop; }),
+                     .bytes = of([&](std::size_t r) { return own[r].limits.bytes; })},
+          .work = mean_of(work)};
 }
 
 }  // namespace
@@ -94,15 +113,10 @@ Measurement interleave(const std::vector<Contestant>& contestants, const std::ve
   }
 
   Measurement result{.repetitions = repetitions, .is_warm = meter.is_warm()};
-  const Samples& first = samples.front();
-  result.limits.flop = median_over(first.size(), [&](std::size_t r) { return first[r].limits.flop; });
-  result.limits.bytes = median_over(first.size(), [&](std::size_t r) { return first[r].limits.bytes; });
-  for (const Work& one : work) {
-    result.work.flop += one.flop / static_cast<double>(work.size());
-    result.work.bytes += one.bytes / static_cast<double>(work.size());
-  }
   for (std::size_t c = 0; c < count; ++c)
-    result.timings.push_back(summary(contestants[c].name, samples[c], first));
+    result.timings.push_back(summary(contestants[c].name, runner.work_of(contestants[c]), samples[c], samples.front()));
+  result.limits = result.timings.front().limits;
+  result.work = result.timings.front().work;
   return result;
 }
 

@@ -21,20 +21,25 @@ struct Contestant {
   std::string name;
   std::function<void(Index set)> prepare;  ///< timed apart, between the flush and each run; may be empty
   std::function<void(Index set)> run;
+  std::vector<Work> work = {};        ///< of its calls, where they move or compute something else than others do
+  const LimitMeter* meter = nullptr;  ///< where its working set is of another size; as warm as the others' or as cold
 };
 
 /// Medians over the repetitions.
 struct Timing {
   std::string name;
   double seconds = 0, prepare_seconds = 0;
-  double ratio = 0;             ///< its time / the first contestant's
-  double percent_of_limit = 0;  ///< 100 max(flop / peak, bytes / bandwidth) / time
+  double ratio = 0;                                      ///< its time / the first contestant's
+  double percent_of_limit = 0;                           ///< 100 max(flop / peak, bytes / bandwidth) / time
+  double percent_of_peak = 0, percent_of_bandwidth = 0;  ///< the two that this is the larger of
+  Limits limits = {};                                    ///< beside it
+  Work work = {};                                        ///< mean over the sets
 };
 
 struct Measurement {
   std::vector<Timing> timings = {};  ///< in the order of the contestants
-  Limits limits = {};                ///< medians, beside the first contestant
-  Work work = {};                    ///< mean over the sets
+  Limits limits = {};                ///< those of the first contestant
+  Work work = {};                    ///< the same
   int repetitions = 0;
   bool is_warm = false;  ///< weights (and gradients) fit the last-level cache
   bool is_bound_by_flop() const { return work.flop / limits.flop > work.bytes / limits.bytes; }

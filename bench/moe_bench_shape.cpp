@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "format_table.hpp"
 #include "result_json.hpp"
 
 namespace {
@@ -16,7 +17,8 @@ struct Arguments {
   bench::Cell cell;
   bench::Effort effort;
   bench::Peers peers = bench::Peers::All;
-  bool json = false;
+  std::vector<bench::Weights> weights;
+  bool formats = false, json = false;
 };
 
 constexpr const char* kDescription =
@@ -28,7 +30,13 @@ constexpr const char* kDescription =
     "every repetition: bandwidth from the cache if the weights (backward: and gradients) fit the last-level cache,\n"
     "else from memory, with cold weights; but backward follows its forward: what that used last may be cached. All\n"
     "figures are medians over interleaved repetitions; peers are whole loops, gather to weighted sum,\n"
-    "on weights as plain row-major matrices; with AVX-512, oneDNN keeps a copy in blocks for forward.";
+    "on weights as plain row-major matrices; with AVX-512, oneDNN keeps a copy in blocks for forward.\n\n"
+    "--weights other than f32 rounds the experts to nearest and measures forward alone, beside our floats; bytes are\n"
+    "those of the codes, and results are compared first, bit by bit, with those of the decoded weights. Weights are\n"
+    "cold where those of floats would be. --formats prints a table of formats for 1, 8, 64 and 512 tokens, beside\n"
+    "oneDNN in BF16 and s8; --seconds are those of a batch.";
+
+constexpr double kSecondsOfFormats = 10;  // a dozen contestants
 
 /// Options that stand for something else than themselves.
 struct Names {
@@ -40,6 +48,17 @@ bench::Pattern pattern_of(const std::string& name) {
   return name == "zipf" ? bench::Pattern::Zipf : bench::Pattern::Uniform;
 }
 
+/// Of one format, beside floats; or of all.
+std::vector<bench::Weights> weights_of(const std::string& name, bool all) try {
+  if (all) return bench::usual_weights();
+  if (name == "f32") return bench::kFloatWeights;
+  const moe::WeightFormat format = moe::WeightFormat::named(name);
+  if (format == moe::WeightFormat::none()) throw CLI::ValidationError("--weights", "none has none, expected some");
+  return {format, bench::Weights{}};
+} catch (const std::invalid_argument& error) {
+  throw CLI::ValidationError("--weights", error.what());
+}
+
 void add_options(CLI::App& app, Arguments& arguments, Names& names) {
   using Count = CLI::Range;
   const auto size = [&](const char* name, moe::Index& value, const char* help) {
@@ -49,16 +68,24 @@ void add_options(CLI::App& app, Arguments& arguments, Names& names) {
   size("--hidden-dim", arguments.shape.hidden_dim, "F, hidden units of an expert")->required();
   size("--experts", arguments.shape.num_experts, "E")->required();
   size("--k", arguments.shape.k, "K, experts of a token")->required();
-  size("--tokens", arguments.cell.tokens, "T")->required();
+  arguments.cell.tokens = 0;
+  size("--tokens", arguments.cell.tokens, "T; of a table of formats only this batch");
   app.add_option("--threads", arguments.cell.threads, "default: all")->check(Count(1, bench::all_threads()));
-  app.add_option("--weights", names.weights, "how weights are stored")
-      ->check(CLI::IsMember({"f32"}))->capture_default_str();
+  auto* const weights = app.add_option("--weights", names.weights,
+                                       "how experts store them: f32, bf16, f16, fp8, int8, int4, mxfp4, nvfp4, 1bit to "
+                                       "8bit, with another group as in int4-g128; moe::WeightFormat::named")
+                            ->capture_default_str();
+  app.add_flag("--formats", arguments.formats, "a table of formats, forward")->excludes(weights);
   app.add_option("--routing", names.routing, "popularity of experts: alike, U(0.7, 1.3), or 1 / rank")
-      ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))->capture_default_str();
-  app.add_flag_callback("--backward", [&] { arguments.cell.pass = bench::Pass::Backward; }, "time the backward pass");
-  app.add_flag_callback("--no-peers", [&] { arguments.peers = bench::Peers::None; }, "ours only: half the memory");
+      ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))
+      ->capture_default_str();
+  app.add_flag_callback(
+      "--backward", [&] { arguments.cell.pass = bench::Pass::Backward; }, "time the backward pass, of floats");
+  app.add_flag_callback(
+      "--no-peers", [&] { arguments.peers = bench::Peers::None; }, "ours only: half the memory");
   app.add_option("--seconds", arguments.effort.seconds, "measure about as long")
-      ->check(CLI::NonNegativeNumber)->capture_default_str();
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_flag("--json", arguments.json, "one JSON object instead of text");
 }
 
@@ -70,10 +97,18 @@ Arguments parse(CLI::App& app, int argc, char** argv) {
   add_options(app, arguments, names);
   app.parse(argc, argv);
   arguments.cell.pattern = pattern_of(names.routing);
+  arguments.weights = weights_of(names.weights, arguments.formats);
+  if (arguments.cell.pass == bench::Pass::Backward && arguments.weights != bench::kFloatWeights)
+    throw CLI::ValidationError("--backward", "needs --weights f32: codes are not trained");
+  if (arguments.cell.tokens == 0 && !arguments.formats) throw CLI::RequiredError("--tokens");
+  if (arguments.formats) {
+    if (app.get_option("--seconds")->count() == 0) arguments.effort.seconds = kSecondsOfFormats;
+    if (arguments.peers == bench::Peers::All) arguments.peers = bench::Peers::FewBits;
+  }
   bench::Shape& shape = arguments.shape;
   if (shape.k > shape.num_experts)
-    throw CLI::ValidationError("--k", "is " + std::to_string(shape.k) + ", expected at most --experts = " +
-                                          std::to_string(shape.num_experts));
+    throw CLI::ValidationError(
+        "--k", "is " + std::to_string(shape.k) + ", expected at most --experts = " + std::to_string(shape.num_experts));
   if (arguments.cell.pattern != bench::Pattern::Uniform && shape.model_dim < shape.num_experts)
     throw CLI::ValidationError("--routing", "other than uniform needs --model-dim of at least --experts");
   shape.name = std::to_string(shape.num_experts) + "x" + std::to_string(shape.model_dim) + "x" +
@@ -85,14 +120,18 @@ void print(const CellResult& result) {
   const bench::Measurement& m = result.measurement;
   const Timing& ours = result.ours();
   for (const std::string& peer : bench::peer_kernels()) std::printf("peer %s\n", peer.c_str());
-  std::printf("%s, %td tokens, %s routing, %s, %d thread(s), %s, %d repetitions\n", result.shape.name.c_str(),
-              result.cell.tokens, bench::name_of(result.cell.pattern),
+  const bench::Entry& entry = result.entries.front();
+  std::printf("%s, %s, %td tokens, %s routing, %s, %d thread(s), %s, %d repetitions\n", result.shape.name.c_str(),
+              entry.weights.c_str(), result.cell.tokens, bench::name_of(result.cell.pattern),
               result.cell.pass == bench::Pass::Forward ? "forward" : "backward", result.cell.threads,
               bench::instruction_set().c_str(), m.repetitions);
   std::printf("  ours              %10.3f ms  %8.1f GFLOP/s  %7.1f GB/s\n", 1e3 * ours.seconds,
               1e-9 * m.work.flop / ours.seconds, 1e-9 * m.work.bytes / ours.seconds);
   if (result.cell.pass == bench::Pass::Backward)
     std::printf("  forward with tape %10.3f ms\n", 1e3 * ours.prepare_seconds);
+  if (entry.error > 0)
+    std::printf("  %.2f bits per weight, %.1f MiB; outputs differ from those of f32 by %.1e, relative to these\n",
+                entry.bits, 0x1p-20 * static_cast<double>(entry.bytes), entry.error);
   std::printf("  limit             %10s     %8.1f GFLOP/s  %7.1f GB/s  bound by %s: %.1f%% reached\n", "",
               1e-9 * m.limits.flop, 1e-9 * m.limits.bytes, m.is_bound_by_flop() ? "FLOP" : "bandwidth",
               ours.percent_of_limit);
@@ -101,6 +140,21 @@ void print(const CellResult& result) {
                 1e3 * m.timings[i].seconds, m.timings[i].ratio, m.timings[i].percent_of_limit);
   for (const std::string& name : result.wrong)
     std::printf("  %-17s left out: its results differ from ours\n", name.c_str());
+}
+
+void run_formats(bench::LayerBench& layer, const Arguments& arguments) {
+  std::vector<moe::Index> batches = bench::kFormatTokens;
+  if (arguments.cell.tokens > 0) batches = {arguments.cell.tokens};
+  std::vector<CellResult> cells;
+  for (const moe::Index tokens : batches) {
+    bench::Cell cell = arguments.cell;
+    cell.tokens = tokens;
+    cells.push_back(layer.measure(cell, arguments.effort));
+  }
+  if (arguments.json) return (void)std::printf("%s\n", bench::formats_json(cells).dump(2).c_str());
+  for (const std::string& peer : bench::peer_kernels()) std::printf("peer %s\n", peer.c_str());
+  std::printf("%s\n", bench::kFormatColumns);
+  bench::print_formats(cells);
 }
 
 }  // namespace
@@ -114,7 +168,11 @@ int main(int argc, char** argv) try {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   }
-  bench::LayerBench layer(arguments.shape, arguments.peers, arguments.cell.pass);
+  bench::LayerBench layer(arguments.shape, arguments.peers, arguments.cell.pass, arguments.weights);
+  if (arguments.formats) {
+    run_formats(layer, arguments);
+    return 0;
+  }
   const CellResult result = layer.measure(arguments.cell, arguments.effort);
   if (!arguments.json) {
     print(result);

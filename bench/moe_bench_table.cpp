@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 
 #include "clock.hpp"
+#include "format_table.hpp"
 #include "peers/kernels.hpp"
 #include "report.hpp"
 
@@ -16,7 +17,7 @@ using namespace bench;
 
 struct Plan {
   std::vector<Shape> shapes;
-  std::vector<Index> tokens;    ///< on all threads
+  std::vector<Index> tokens;  ///< on all threads
   std::vector<Index> tokens_of_one_thread;
   std::vector<Pattern> patterns;  ///< beside the uniform one, at kTrainTokens
   Effort effort;
@@ -50,8 +51,7 @@ std::vector<Cell> cells_of(const Plan& plan, Pass most) {
   for (const Index tokens : plan.tokens) cells.push_back({.tokens = tokens, .threads = threads});
   for (const Pattern pattern : plan.patterns)
     cells.push_back({.tokens = kTrainTokens, .threads = threads, .pattern = pattern});
-  if (most == Pass::Backward)
-    cells.push_back({.tokens = kTrainTokens, .threads = threads, .pass = Pass::Backward});
+  if (most == Pass::Backward) cells.push_back({.tokens = kTrainTokens, .threads = threads, .pass = Pass::Backward});
   if (threads > 1)
     for (const Index tokens : plan.tokens_of_one_thread) cells.push_back({.tokens = tokens, .threads = 1});
   return cells;
@@ -97,18 +97,45 @@ Report run(const Plan& plan) {
   return report;
 }
 
+/// Forward passes with weights in all formats, on all threads and on one.
+std::vector<CellResult> run_formats(const std::vector<Shape>& shapes, const Effort& effort) {
+  std::printf("%s, last-level cache %td MiB\n", processor_name().c_str(), last_level_cache() >> 20);
+  for (const std::string& peer : peer_kernels()) std::printf("peer %s\n", peer.c_str());
+  std::printf("\n%s", kFormatColumns);
+  std::vector<CellResult> all;
+  for (const Shape& shape : shapes) try {
+      std::fprintf(stderr, "%s: making and rounding %td MiB of weights\n", shape.name.c_str(),
+                   shape.weight_bytes() >> 20);
+      LayerBench layer(shape, Peers::FewBits, Pass::Forward, usual_weights());
+      for (int threads = all_threads(); threads > 0; threads = threads > 1 ? 1 : 0) {
+        std::vector<CellResult> cells;
+        for (const Index tokens : kFormatTokens) {
+          std::fprintf(stderr, "%s: %td tokens, %d thread(s)\n", shape.name.c_str(), tokens, threads);
+          cells.push_back(layer.measure({.tokens = tokens, .threads = threads}, effort));
+        }
+        std::printf("\n");
+        print_formats(cells);
+        all.insert(all.end(), cells.begin(), cells.end());
+      }
+    } catch (const std::runtime_error& error) {
+      std::fprintf(stderr, "%s: left out: %s\n", shape.name.c_str(), error.what());
+    }
+  return all;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
   bench::choose_peer_kernels(argv);
   CLI::App app("Layers of published models beside the machine's limits and GEMM libraries");
-  bool quick = false;
+  bool quick = false, formats = false;
   std::string directory = ".";
   app.add_flag("--quick", quick, "three shapes, few repetitions: about three minutes instead of half an hour");
+  app.add_flag("--formats", formats, "instead, formats of weights: three shapes, ten minutes; --quick: two, three");
   std::vector<std::string> names, known;
   for (const Shape& shape : kShapes) known.push_back(shape.name);
   app.add_option("--shape", names, "measure only this shape; may be repeated")->check(CLI::IsMember(known));
-  app.add_option("--output", directory, "where bench.json and roofline.svg go")->capture_default_str();
+  app.add_option("--output", directory, "where bench.json and roofline.svg go; formats.json")->capture_default_str();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -119,6 +146,15 @@ int main(int argc, char** argv) try {
   if (!names.empty()) {
     plan.shapes.assign(kShapes.begin(), kShapes.end());
     std::erase_if(plan.shapes, [&](const Shape& shape) { return std::ranges::count(names, shape.name) == 0; });
+  }
+  if (formats) {
+    if (names.empty()) plan.shapes.assign(kShapes.begin(), kShapes.begin() + (quick ? 2 : 3));
+    const std::vector<CellResult> cells =
+        run_formats(plan.shapes, {.seconds = quick ? 5.0 : 12.0, .least = 3, .most = 31});
+    const std::string path = directory + "/formats.json";
+    write_formats_json(cells, path);
+    std::printf("\nJSON: %s\n", path.c_str());
+    return 0;
   }
   const Report report = run(plan);
   const std::string json = directory + "/bench.json", svg = directory + "/roofline.svg";

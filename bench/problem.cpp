@@ -71,6 +71,11 @@ void PlainWeights::set_zero() {
   });
 }
 
+void PlainWeights::forget_experts() {
+  gate_up = {};
+  down = {};
+}
+
 PlainWeights random_weights(const Shape& shape) {
   PlainWeights weights(shape);
   draw_router(shape, weights.router);

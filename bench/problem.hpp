@@ -19,12 +19,13 @@ using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<mo
 
 /// Row-major [inputs, outputs], as x W is written: what the GEMM libraries run fastest with at few rows.
 struct PlainWeights {
-  Matrix<float> router;                           // [model_dim, num_experts]
+  Matrix<float> router;                            // [model_dim, num_experts]
   std::vector<moe::AlignedBuffer<float>> gate_up;  // per expert [model_dim, 2 * hidden_dim], gates first
   std::vector<moe::AlignedBuffer<float>> down;     // per expert [hidden_dim, model_dim]
 
   explicit PlainWeights(const Shape& shape);  ///< zeros
   void set_zero();
+  void forget_experts();  ///< and their memory
 };
 
 /// Weights as a new layer has them, drawn by a generator that is fast rather than good: gigabytes in a second.

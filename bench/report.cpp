@@ -25,8 +25,7 @@ void print_scaling(const std::vector<CellResult>& cells) {
       if (all.cell.threads != 1 && is_plain(all) && all.shape.name == one.shape.name &&
           all.cell.tokens == one.cell.tokens)
         std::printf("  %-17s %6td tokens: %.2f, FMA loop %.2f\n", one.shape.name.c_str(), one.cell.tokens,
-                    one.ours().seconds / all.ours().seconds,
-                    all.measurement.limits.flop / one.measurement.limits.flop);
+                    one.ours().seconds / all.ours().seconds, all.measurement.limits.flop / one.measurement.limits.flop);
   }
 }
 
@@ -49,17 +48,33 @@ void print_limits(const std::vector<CellResult>& cells) {
 }
 
 nlohmann::json to_json(const ShareResult& s) {
-  return {{"shape", s.shape}, {"tokens", s.tokens}, {"threads", s.threads}, {"router_percent", s.router},
-          {"gate_percent", s.gate}, {"plan_percent", s.plan}, {"combine_percent", s.combine}, {"percent", s.sum()}};
+  return {
+      {"shape", s.shape},       {"tokens", s.tokens},     {"threads", s.threads},         {"router_percent", s.router},
+      {"gate_percent", s.gate}, {"plan_percent", s.plan}, {"combine_percent", s.combine}, {"percent", s.sum()}};
 }
 nlohmann::json to_json(const PlanResult& p) {
-  return {{"tokens", p.tokens}, {"experts", p.experts}, {"k", p.k}, {"nanoseconds_per_token", p.nanoseconds},
-          {"naive_nanoseconds_per_token", p.naive_nanoseconds}, {"speedup", p.speedup}};
+  return {{"tokens", p.tokens},
+          {"experts", p.experts},
+          {"k", p.k},
+          {"nanoseconds_per_token", p.nanoseconds},
+          {"naive_nanoseconds_per_token", p.naive_nanoseconds},
+          {"speedup", p.speedup}};
 }
 nlohmann::json to_json(const MovementResult& m) {
-  return {{"shape", m.shape}, {"tokens", m.tokens}, {"dispatch_gbps", m.dispatch_gbps},
-          {"combine_gbps", m.combine_gbps}, {"memcpy_gbps", m.memcpy_gbps}, {"dispatch_percent", m.dispatch_percent},
-          {"combine_percent", m.combine_percent}, {"combine_speedup_over_scatter_add", m.combine_speedup}};
+  return {{"shape", m.shape},
+          {"tokens", m.tokens},
+          {"dispatch_gbps", m.dispatch_gbps},
+          {"combine_gbps", m.combine_gbps},
+          {"memcpy_gbps", m.memcpy_gbps},
+          {"dispatch_percent", m.dispatch_percent},
+          {"combine_percent", m.combine_percent},
+          {"combine_speedup_over_scatter_add", m.combine_speedup}};
+}
+
+void write(const nlohmann::json& json, const std::string& path) {
+  std::ofstream file(path);
+  file << json.dump(2) << '\n';
+  if (!file) moe::fail_environment("bench: cannot write ", path);
 }
 
 template <class Results>
@@ -80,8 +95,8 @@ void print_header() {
       "bytes / bandwidth), both measured beside each repetition; bound: which of them (F, B). bwd follows its\n"
       "forward: some of its weights may be cached. Peers store weights as plain matrices%s.\n\n"
       "%-17s %-4s %3s %6s %-8s %10s %10s %10s %-9s %7s %7s %5s %8s %7s\n",
-      onednn_copies_weights() ? ", oneDNN in its blocks" : "", "shape", "pass", "thr", "tokens", "routing",
-      "ours ms", "Eigen ms", "peer ms", "best peer", "x peer", "% limit", "bound", "GFLOP/s", "GB/s");
+      onednn_copies_weights() ? ", oneDNN in its blocks" : "", "shape", "pass", "thr", "tokens", "routing", "ours ms",
+      "Eigen ms", "peer ms", "best peer", "x peer", "% limit", "bound", "GFLOP/s", "GB/s");
 }
 
 void print_row(const CellResult& result) {
@@ -105,8 +120,8 @@ void print_rest(const Report& report) {
   for (const ShareResult& s : report.shares)
     std::printf("  %-17s %6td tokens, %d thread(s): %.1f + %.1f + %.1f + %.1f = %.1f%%\n", s.shape.c_str(), s.tokens,
                 s.threads, s.router, s.gate, s.plan, s.combine, s.sum());
-  std::printf("\nLogits to plan, 1 thread\n%8s %8s %4s %12s %12s %8s\n", "tokens", "experts", "k", "ns/token",
-              "naive", "speedup");
+  std::printf("\nLogits to plan, 1 thread\n%8s %8s %4s %12s %12s %8s\n", "tokens", "experts", "k", "ns/token", "naive",
+              "speedup");
   for (const PlanResult& p : report.plans)
     std::printf("%8td %8td %4td %12.1f %12.1f %8.2f\n", p.tokens, p.experts, p.k, p.nanoseconds, p.naive_nanoseconds,
                 p.speedup);
@@ -119,12 +134,16 @@ void print_rest(const Report& report) {
 }
 
 void write_json(const Report& report, const std::string& path) {
-  const nlohmann::json json = {{"machine", machine_json()},         {"cells", list_of(report.cells)},
-                               {"shares", list_of(report.shares)},  {"plans", list_of(report.plans)},
+  const nlohmann::json json = {{"machine", machine_json()},
+                               {"cells", list_of(report.cells)},
+                               {"shares", list_of(report.shares)},
+                               {"plans", list_of(report.plans)},
                                {"movements", list_of(report.movements)}};
-  std::ofstream file(path);
-  file << json.dump(2) << '\n';
-  if (!file) moe::fail_environment("bench: cannot write ", path);
+  write(json, path);
+}
+
+void write_formats_json(const std::vector<CellResult>& cells, const std::string& path) {
+  write(formats_json(cells), path);
 }
 
 }  // namespace bench

@@ -21,6 +21,7 @@ void print_rest(const Report& report);
 
 /// Throw std::runtime_error if the file cannot be written.
 void write_json(const Report& report, const std::string& path);
+void write_formats_json(const std::vector<CellResult>& cells, const std::string& path);
 /// Writes `path`.gp, and the picture itself if gnuplot is installed; false if not.
 bool write_picture(const Report& report, const std::string& path);
 

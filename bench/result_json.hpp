@@ -18,10 +18,11 @@ inline nlohmann::json machine_json() {
           {"compiler", std::string(__VERSION__)}};
 }
 
-/// The keys of moe_bench_shape --json. Without peers, theirs are null.
+/// The keys of moe_bench_shape --json. Without peers, or float weights beside others, theirs are null.
 inline nlohmann::json to_json(const CellResult& result) {
   const Measurement& m = result.measurement;
-  const Timing &ours = result.ours(), *naive = result.naive(), *best = result.best_peer();
+  const Timing &ours = result.ours(), *naive = result.naive(), *best = result.best_peer(), *floats = result.floats();
+  const Entry& entry = result.entries.front();
   const auto milliseconds = [](const Timing* timing) {
     return timing ? nlohmann::json(1e3 * timing->seconds) : nlohmann::json();
   };
@@ -32,7 +33,10 @@ inline nlohmann::json to_json(const CellResult& result) {
                          {"k", result.shape.k},
                          {"tokens", result.cell.tokens},
                          {"threads", result.cell.threads},
-                         {"weights", "f32"},
+                         {"weights", entry.weights},
+                         {"bits_per_weight", entry.bits},
+                         {"layer_bytes", entry.bytes},
+                         {"output_error", entry.error},
                          {"routing", name_of(result.cell.pattern)},
                          {"pass", result.cell.pass == Pass::Forward ? "forward" : "backward"},
                          {"milliseconds", 1e3 * ours.seconds},
@@ -45,6 +49,8 @@ inline nlohmann::json to_json(const CellResult& result) {
                          {"weights_from", m.is_warm ? "cache" : "memory"},
                          {"flop", m.work.flop},
                          {"bytes", m.work.bytes},
+                         {"f32_milliseconds", milliseconds(floats)},
+                         {"speedup_over_f32", floats ? nlohmann::json(floats->ratio) : nlohmann::json()},
                          {"naive_milliseconds", milliseconds(naive)},
                          {"best_peer", best ? nlohmann::json(best->name) : nlohmann::json()},
                          {"best_peer_milliseconds", milliseconds(best)},
@@ -52,11 +58,32 @@ inline nlohmann::json to_json(const CellResult& result) {
                          {"wrong_peers", result.wrong},
                          {"repetitions", m.repetitions}};
   if (result.cell.pass == Pass::Backward) json["forward_milliseconds"] = 1e3 * ours.prepare_seconds;
-  for (const Timing& timing : m.timings)
+  for (std::size_t i = 0; i < m.timings.size(); ++i) {
+    const Timing& timing = m.timings[i];
+    const Entry& who = result.entries[i];
     json["contestants"].push_back({{"name", timing.name},
+                                   {"weights", who.weights},
+                                   {"bits_per_weight", who.bits},
+                                   {"layer_bytes", who.bytes},
+                                   {"output_error", who.error},
                                    {"milliseconds", 1e3 * timing.seconds},
+                                   {"tokens_per_second", static_cast<double>(result.cell.tokens) / timing.seconds},
                                    {"ratio", timing.ratio},
-                                   {"percent_of_limit", timing.percent_of_limit}});
+                                   {"gflops", 1e-9 * timing.work.flop / timing.seconds},
+                                   {"gbps", 1e-9 * timing.work.bytes / timing.seconds},
+                                   {"peak_gflops", 1e-9 * timing.limits.flop},
+                                   {"read_gbps", 1e-9 * timing.limits.bytes},
+                                   {"percent_of_limit", timing.percent_of_limit},
+                                   {"percent_of_peak", timing.percent_of_peak},
+                                   {"percent_of_bandwidth", timing.percent_of_bandwidth}});
+  }
+  return json;
+}
+
+/// The same for the cells of tables of formats: {"machine": ..., "cells": [...]}.
+inline nlohmann::json formats_json(const std::vector<CellResult>& cells) {
+  nlohmann::json json = {{"machine", machine_json()}, {"cells", nlohmann::json::array()}};
+  for (const CellResult& cell : cells) json["cells"].push_back(to_json(cell));
   return json;
 }
 

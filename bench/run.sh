@@ -4,6 +4,8 @@
 #   bench/run.sh --quick             three shapes: below five minutes, up to 7 GB
 #   bench/run.sh --march x86-64-v3   compiled for AVX2 (default: native); peers are then kept to AVX2, too
 #   bench/run.sh --shape OLMoE       only this shape; may be repeated, and combined with --quick
+#   bench/run.sh --formats           instead, formats of weights beside floats: three shapes, ten minutes, up to 11 GB;
+#                                    with --quick two shapes, three minutes and 4 GB; with --shape those
 # Prints the table on stdout and progress on stderr; JSON and picture go to ${MOE_BUILD_DIR:-build}/bench/output. Any
 # other shape: build/bench/bench/moe_bench_shape --help. Packages that are missing are installed on Debian.
 set -eu
@@ -11,10 +13,10 @@ set -eu
 march=native options=
 while [ $# -gt 0 ]; do
   case "$1" in
-    --quick) options="$options --quick" ;;
+    --quick | --formats) options="$options $1" ;;
     --shape) options="$options --shape ${2:?--shape needs a name}"; shift ;;
     --march) march=${2:?--march needs a value, for example x86-64-v3}; shift ;;
-    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
@@ -30,6 +32,7 @@ for library in libeigen3-dev libxsimd-dev libbenchmark-dev libcli11-dev nlohmann
 for peer in libopenblas-dev libdnnl-dev; do need - $peer; done
 case "$options" in
   *--quick* | *--shape*) measuring="two to five minutes" ;;
+  *--formats*) measuring="ten minutes" ;;
   *) measuring="half an hour" ;;
 esac
 echo "What follows: ${missing:+packages, as fast as the network is; }compiling, a minute or two; measuring, $measuring." >&2

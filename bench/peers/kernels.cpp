@@ -179,6 +179,7 @@ std::string onednn_kernels() {
   const auto has = [isa = dnnl::get_effective_cpu_isa()](dnnl::cpu_isa wanted) {
     return (static_cast<int>(isa) & static_cast<int>(wanted)) == static_cast<int>(wanted);
   };
+  if (has(dnnl::cpu_isa::avx512_core_amx)) return "AVX-512 with BF16, AMX for BF16 and s8";
   if (has(dnnl::cpu_isa::avx512_core_bf16)) return "AVX-512 with BF16";
   if (has(dnnl::cpu_isa::avx512_core)) return "AVX-512";
   return has(dnnl::cpu_isa::avx2) ? "AVX2" : has(dnnl::cpu_isa::sse41) ? "SSE4.1" : "its reference";

@@ -21,6 +21,7 @@ struct PlainWeight {
 ///   product(m, n, k, a, b, c)       c = a b        a [m, k], b [k, n]
 ///   product_bt(m, n, k, a, b, c)    c = a b^T      a [m, k], b [n, k]
 ///   add_at_product(m, n, k, a, b, c)  c += a^T b   a [k, m], b [k, n]
+/// Weights of other types than float have kName, kBits and kTolerance: see Peer.
 template <class Gemm>
 class LoopPeer final : public Peer {
  public:
@@ -31,6 +32,18 @@ class LoopPeer final : public Peer {
   }
 
   std::string name() const override { return Gemm::kName; }
+  std::string weights() const override {
+    if constexpr (requires { Weight::kName; }) return Weight::kName;
+    return Peer::weights();
+  }
+  double bits_per_weight() const override {
+    if constexpr (requires { Weight::kBits; }) return Weight::kBits;
+    return Peer::bits_per_weight();
+  }
+  double tolerance() const override {
+    if constexpr (requires { Weight::kTolerance; }) return Weight::kTolerance;
+    return Peer::tolerance();
+  }
 
   void forward(const Matrix<float>& tokens, Matrix<float>& out) override {
     route(tokens);
@@ -107,8 +120,8 @@ class LoopPeer final : public Peer {
   void route(const Matrix<float>& tokens) {
     logits_.resize(tokens.rows(), shape_.num_experts);
     moe::parallel_ranges(tokens.rows(), 64, [&](Index begin, Index end, Index) {
-      Gemm::product(end - begin, shape_.num_experts, shape_.model_dim, tokens.row(begin).data(),
-                    weights_.router.data(), logits_.row(begin).data());
+      Gemm::product(end - begin, shape_.num_experts, shape_.model_dim, tokens.row(begin).data(), weights_.router.data(),
+                    logits_.row(begin).data());
     });
     routing_.build(logits_, shape_.k);
     y_.resize(tokens.rows() * shape_.k, shape_.model_dim);
@@ -192,9 +205,9 @@ class LoopPeer final : public Peer {
   std::vector<Weight> gate_up_, down_;  // per expert
   NaiveRouting routing_;
   Matrix<float> logits_, dlogits_;
-  std::vector<Rows> worker_;        // of forward: per thread, rows of one expert
-  Rows tape_, dtape_;               // of training: rows of all experts
-  GrowingRows y_, dy_;              // [tokens * k, model_dim]
+  std::vector<Rows> worker_;  // of forward: per thread, rows of one expert
+  Rows tape_, dtape_;         // of training: rows of all experts
+  GrowingRows y_, dy_;        // [tokens * k, model_dim]
   std::vector<float> dweight_;
 };
 

@@ -18,6 +18,12 @@ class Peer {
   virtual ~Peer() = default;
   virtual std::string name() const = 0;
 
+  virtual std::string weights() const { return "f32"; }  ///< how they are stored
+  virtual double bits_per_weight() const { return 32; }
+  /// How much its outputs may differ from ours with float weights, relative to these: by default what float sums of
+  /// some thousand terms in another order do, with a wide margin.
+  virtual double tolerance() const { return 1e-4; }
+
   /// Inference: working memory of one expert per thread.
   virtual void forward(const Matrix<float>& tokens, Matrix<float>& out) = 0;
   /// The same, keeping what backward needs.
@@ -31,6 +37,11 @@ class Peer {
 std::unique_ptr<Peer> make_eigen_peer(const Shape& shape, const PlainWeights& weights);
 std::unique_ptr<Peer> make_openblas_peer(const Shape& shape, const PlainWeights& weights);
 std::unique_ptr<Peer> make_onednn_peer(const Shape& shape, const PlainWeights& weights);
+
+/// oneDNN with weights and rows in BF16, and in integers of 8 bits with a scale for each output and each row; none
+/// without oneDNN. They keep the experts in their own layout and read of `weights` the router alone. Forward only.
+std::vector<std::unique_ptr<Peer>> make_few_bit_peers(const Shape& shape, const PlainWeights& weights);
+double few_bit_peers_bytes(const Shape& shape);
 
 /// Whether oneDNN keeps the experts' weights in a layout of its own, beside the plain matrices.
 bool onednn_copies_weights();

@@ -106,6 +106,12 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
+// Weights in few bits: formats, and layers made of them.
+#include "moe/compress/quantise.hpp"
+#include "moe/compress/round_to_nearest.hpp"
+#include "moe/kernel/quantised_matrix.hpp"
+#include "moe/kernel/weight_format.hpp"
+
 // Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.
 #include "moe/train/adam_w.hpp"
 #include "moe/train/clip.hpp"

@@ -7,6 +7,7 @@
 #include <functional>
 #include <numeric>
 
+#include "moe/compress/quantise.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/layer/merged_experts.hpp"
@@ -184,6 +185,26 @@ void check_mixtures() {
   check_layer(moe::SoftMoeLayer(moe::LinearRouter::random(5 * kExperts, kModelDim, 1), pool), "soft mixture");
 }
 
+/// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows.
+void check_formats() {
+  const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
+  const char* const formats[] = {"bf16", "f16",       "fp8",   "fp8-e5m2", "int8", "int8-zero",
+                                 "int4", "int4-zero", "mxfp4", "nvfp4",    "3bit", "2bit-symmetric"};
+  const auto layer_of = [&](auto experts) {
+    return moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1),
+                         test::AnyGate<float>("top-2", moe::TopKGate{.k = 2}), std::move(experts));
+  };
+  check_layer(layer_of(moe::quantise(pool,
+                                     [&](const moe::ExpertMatrix& matrix) {
+                                       const Index second = matrix.name == "down.weight" ? 1 : 0;
+                                       return moe::WeightFormat::named(formats[2 * matrix.expert + second]);
+                                     })),
+              "formats of few bits");
+  for (const char* format : {"int8", "int4", "mxfp4"})
+    check_layer(layer_of(moe::with_dot(moe::quantise(pool, moe::WeightFormat::named(format)), moe::Dot::Int8)),
+                std::string("integers of rows, ") + format);
+}
+
 }  // namespace
 
 int main() {
@@ -194,6 +215,7 @@ int main() {
   check<moe::F32, moe::Glu>("float glu");
   check<moe::F64, moe::BasicMlp<moe::F64>>("double mlp");
   check_mixtures();
+  check_formats();
   std::printf("%d differences\n", num_different);
   return num_different == 0 ? 0 : 1;
 }

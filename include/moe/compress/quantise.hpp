@@ -159,6 +159,32 @@ auto quantise(const WithBranches<Layer, Branches...>& layer, const Format& forma
   return with_experts(layer, quantise(layer.layer().experts(), format, quantiser));
 }
 
+/// The expert, pool or layer whose rows are rounded, too, before they are multiplied: several times as fast where many
+/// rows meet an expert, see PanelMatrix<Quantised>::dot(). Throws std::invalid_argument for formats that have no such
+/// product.
+///   const auto fast = moe::with_dot(moe::quantise(layer, moe::WeightFormat::int8()), moe::Dot::Int8);
+template <detail::HasPanels E>
+E with_dot(const E& expert, Dot dot) {
+  return detail::converted<Quantised>(expert, [&](std::string_view, PanelMatrix<Quantised> weights) {
+    weights.set_dot(dot);
+    return weights;
+  });
+}
+template <detail::HasPanels E>
+ExpertPool<E> with_dot(const ExpertPool<E>& pool, Dot dot) {
+  std::vector<E> experts;
+  for (Index e = 0; e < pool.size(); ++e) experts.push_back(with_dot(pool[e], dot));
+  return ExpertPool<E>(std::move(experts));
+}
+template <class R, class G, class X>
+auto with_dot(const MoeLayer<R, G, X>& layer, Dot dot) {
+  return with_experts(layer, with_dot(layer.experts(), dot));
+}
+template <class Layer, class... Branches>
+auto with_dot(const WithBranches<Layer, Branches...>& layer, Dot dot) {
+  return with_experts(layer, with_dot(layer.layer().experts(), dot));
+}
+
 /// The expert, pool or layer of floats that computes the same bits: every weight decoded.
 template <detail::HasPanels E>
 auto dequantise(const E& expert) {

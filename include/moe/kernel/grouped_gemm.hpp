@@ -217,6 +217,7 @@ void multiply(const RowSource<S>& in, Index begin, Index end, const std::type_id
   if (begin == end || panels.first == panels.last) return;
   const PanelSource<S>& matrix = panels.of;
   const bool coded = matrix.decoder != nullptr;
+  if (coded && matrix.decoder->product) return matrix.decoder->product(in, begin, end, panels, finish);
   constexpr int kFew = kTileRows / 2;  // up to here streams_at_once gives two and more
   if (end - begin <= kFew && (!coded || matrix.decoder->multiply))
     return with_constant<kFew>(static_cast<int>(end - begin),

@@ -15,6 +15,13 @@ constexpr Index panels_of(Index columns) {
   return (columns + kPanelWidth<S> - 1) / kPanelWidth<S>;
 }
 
+template <class S>
+struct RowSource;
+template <class S>
+struct PanelRange;
+template <class S>
+class FinishRef;
+
 /// How the panels of one format of codes are read: one constant table per format. Every weight decodes to one scalar,
 /// and a product with codes has the bits of the product with panels that hold these scalars.
 template <class S>
@@ -30,6 +37,11 @@ struct PanelDecoder {
   /// each from +0, one fused multiply-add per input, in ascending order. Without it, decode() goes block by block.
   void (*multiply)(const void* matrix, const S* const* rows, int num_rows, Index panel, Index apart, int streams,
                    S* sums) = nullptr;
+
+  /// Where there is one, the whole product of rows and some panels is this: as multiply() in
+  /// moe/kernel/grouped_gemm.hpp, with other bits than those of the decoded weights.
+  void (*product)(const RowSource<S>& in, Index begin, Index end, const PanelRange<S>& panels,
+                  const FinishRef<S>& finish) = nullptr;
 };
 
 /// A weight matrix as the kernels see it: where its panels lie, or how its codes are decoded on the way. One type for

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "moe/kernel/code_panels.hpp"
+#include "moe/kernel/dot.hpp"
 #include "moe/kernel/panel_matrix.hpp"
 #include "moe/kernel/weight_rounding.hpp"
 
@@ -62,8 +63,27 @@ class PanelMatrix<Quantised> {
     const auto nan = state_->has_nan ? kernel::NanCodes::Present : kernel::NanCodes::Absent;
     return {.inputs = inputs(),
             .panels = panels(),
-            .decoder = &kernel::decoder_of(state_->panels.format, nan),
+            .decoder = dot_ == Dot::Exact ? &kernel::decoder_of(state_->panels.format, nan)
+                                          : &kernel::dot_decoder_of(state_->panels.format, dot_),
             .matrix = &state_->panels};
+  }
+
+  /// What rows are rounded to before they are multiplied. Of the matrix and its copies, not of its format; gradients
+  /// are those of the exact product. With Dot::Int8
+  ///   y = sum over groups of (sum of codes of x * codes of w, exact) * (scale of x * scale of w)
+  /// in ascending order, a fused multiply-add for each group, and for each 512 inputs of larger ones; the bits do not
+  /// depend on the batch, threads or, where it has a fused multiply-add, the instruction set. As |x - code * scale| <=
+  /// max |x| / 254 in a group, y is off by at most sum over groups of max |x| / 254 * sum |w|, and rounding. With
+  /// Dot::Bf16 each x is off by |x| / 256.
+  Dot dot() const { return dot_; }
+  /// Throws std::invalid_argument where can_dot() says that there is no such product.
+  void set_dot(Dot dot) {
+    if (!kernel::can_dot(format(), inputs(), dot))
+      fail("moe::PanelMatrix::set_dot: ", dot == Dot::Int8 ? "Int8" : "Bf16", " of ", format().name(), " with ",
+           inputs(), " inputs, expected at most ", kernel::detail::kMostDotInputs, " and ",
+           dot == Dot::Int8 ? "int8, int4, mxfp4 or nvfp4 without zero points"
+                            : "bf16 on a machine with AVX512-BF16 for which this is compiled");
+    dot_ = dot;
   }
 
   /// One weight. Throws std::invalid_argument for an output or input that is not there.
@@ -570,6 +590,7 @@ class PanelMatrix<Quantised> {
   }
 
   std::shared_ptr<State> state_;
+  Dot dot_ = Dot::Exact;
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+#include "coded_layer.hpp"
+
+#include "moe/compress/quantise.hpp"
+#include "moe/core/parallel.hpp"
+
+namespace bench {
+
+std::vector<Weights> usual_weights() {
+  std::vector<Weights> result{Weights{}};
+  for (const char* name : {"bf16", "f16", "fp8", "int8", "int4", "mxfp4", "nvfp4", "4bit", "2bit"})
+    result.emplace_back(moe::WeightFormat::named(name));
+  return result;
+}
+
+double expert_bytes(const Shape& shape, const Weights& weights) {
+  if (!weights) return static_cast<double>(shape.expert_bytes());
+  const auto size = static_cast<double>(shape.model_dim) * static_cast<double>(shape.hidden_dim);
+  return size / 8 * (2 * weights->bits_per_weight(shape.model_dim) + weights->bits_per_weight(shape.hidden_dim));
+}
+
+double bits_per_weight(const Shape& shape, const Weights& weights) {
+  return 8 * expert_bytes(shape, weights) * sizeof(float) / static_cast<double>(shape.expert_bytes());
+}
+
+struct CodedLayer::Content {
+  decltype(moe::quantise(std::declval<const Layer&>(), moe::WeightFormat::bf16())) layer;
+};
+
+CodedLayer::CodedLayer(const Layer& layer, const moe::WeightFormat& format)
+    : content_(new Content{moe::quantise(layer, format)}) {}
+CodedLayer::~CodedLayer() = default;
+CodedLayer::CodedLayer(CodedLayer&&) noexcept = default;
+
+void CodedLayer::forward(const Matrix<float>& tokens, Matrix<float>& out, moe::Workspace& workspace) const {
+  content_->layer.forward(tokens, out, workspace);
+}
+
+Index CodedLayer::bytes() const {
+  std::size_t sum = 0;
+  const auto& experts = content_->layer.experts();
+  for (Index e = 0; e < experts.size(); ++e) sum += experts[e].gate_up().bytes() + experts[e].down().bytes();
+  return static_cast<Index>(sum);
+}
+
+void CodedLayer::decode_into(Layer& layer, const moe::DispatchPlan& plan) const {
+  moe::parallel_for(plan.num_experts(), [&](Index e, Index) {
+    if (plan.rows_of(e) == 0) return;
+    const auto& from = content_->layer.experts()[e];
+    layer.experts()[e].gate_up() = from.gate_up().decoded();
+    layer.experts()[e].down() = from.down().decoded();
+  });
+}
+
+}  // namespace bench
