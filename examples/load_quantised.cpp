@@ -4,7 +4,6 @@
 // or one to round to: bf16, int8, int4-g128, mxfp4, 3bit, ... Without DIRECTORY it makes a small checkpoint first.
 #include <chrono>
 #include <cstdio>
-#include <moe/core/memory_bytes.hpp>
 #include <moe/io.hpp>
 #include <moe/moe.hpp>
 #include <optional>

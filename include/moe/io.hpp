@@ -9,6 +9,7 @@
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"
+#include "moe/io/block/quantise_block.hpp"
 #include "moe/io/families/families.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/families/moe_config.hpp"

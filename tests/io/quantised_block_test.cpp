@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Blocks of published models that keep the few bits of their file, or are rounded to others while they are read.
-#include "moe/compress/quantise_block.hpp"
+#include "moe/io/block/quantise_block.hpp"
 
 #include "io/stored_block.hpp"
 #include "layer/structure_fixtures.hpp"

@@ -3,7 +3,7 @@
 #include "io/family_blocks.hpp"
 #include "io/stored_block.hpp"
 #include "layer/structure_fixtures.hpp"
-#include "moe/compress/quantise_block.hpp"
+#include "moe/io/block/quantise_block.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
 #include "support/catch.hpp"
@@ -75,6 +75,23 @@ TEST_CASE("QuantisedMoeBlock: the shared expert is coded, its gate and the route
   CHECK(formats.at("experts.3.down.weight") == "mxfp4");
   CHECK(formats.at("branches.0.expert.gate_up.weight") == "int8-g32");
   CHECK(moe::num_parameters(codes) == 6 * 12 + 12);
+}
+
+TEST_CASE("QuantisedMoeBlock: rows of all experts are rounded where asked, near the exact product", "[io]") {
+  const MoeBlock whole = test::random_block(test::config_of("qwen2_moe", 64, 32), 3);
+  const QuantisedMoeBlock codes = moe::quantise(whole, WeightFormat::int8());
+  const QuantisedMoeBlock fast = moe::with_dot(codes, moe::Dot::Int8);
+  moe::visit_state(
+      [](const std::string& name, const auto& leaf) {
+        CAPTURE(name);
+        if constexpr (requires { leaf.dot(); }) CHECK(leaf.dot() == moe::Dot::Int8);
+      },
+      fast);
+  const Matrix<float> exact = test::output_of(codes), rounded = test::output_of(fast);
+  CHECK(!test::same_bits(rounded, exact));
+  CHECK(test::largest(rounded - exact) <
+        0.05 * test::largest(exact));  // 3 products, each row within 1 / 254 of its max
+  CHECK_THROWS_AS(moe::with_dot(moe::quantise(whole, WeightFormat::planes(3)), moe::Dot::Int8), std::invalid_argument);
 }
 
 TEST_CASE("QuantisedMoeBlock: is cut as blocks are, and copies share codes", "[io]") {

@@ -70,4 +70,13 @@ inline MoeBlock dequantise(const QuantisedMoeBlock& block) {
   return detail::converted_block<F32>(block, detail::kDecoding);
 }
 
+/// The block whose rows are rounded, too, before they are multiplied with the weights of experts; see with_dot() of
+/// layers. Throws std::invalid_argument where a format has no such product.
+inline QuantisedMoeBlock with_dot(const QuantisedMoeBlock& block, Dot dot) {
+  return detail::converted_block<Quantised>(block, [&](const ExpertMatrix&, PanelMatrix<Quantised> weights) {
+    weights.set_dot(dot);
+    return weights;
+  });
+}
+
 }  // namespace moe::inline MOE_ABI
