@@ -28,21 +28,34 @@ class Fp4Storage final : public WeightStorage {
     return std::to_integer<std::uint32_t>(codes.bytes[static_cast<std::size_t>(place / 2)]) >> (place % 2 * 4) & 15u;
   }
   GroupNumbers numbers(Index row, Index column) const override { return {.scale = grid_.at(row, column)}; }
-  Index run(Index column) const override { return grid_.run(column); }
-  void decode(Index row, Index column, GroupNumbers group, std::span<float> values) const override {
-    const Index place = row * columns() + column;
-    const std::byte* const bytes = codes.bytes.data() + place / 2;
-    if (place % 2 == 0 && std::ssize(values) == kMxBlock) return simd::widen_e2m1(bytes, group.scale, values.data());
-    // A part of a block: 16 bytes may not be there.
-    const auto odd = static_cast<std::size_t>(place % 2);
-    std::array<std::byte, kMxBytes> part{};
-    std::array<float, kMxBlock> whole;
-    std::copy_n(bytes, (odd + values.size() + 1) / 2, part.begin());
-    simd::widen_e2m1(part.data(), group.scale, whole.data());
-    std::copy_n(whole.begin() + static_cast<std::ptrdiff_t>(odd), values.size(), values.begin());
+  void read_row(Index row, Index column, std::span<float> values) const override {
+    const Index start = row * columns(), count = std::ssize(values);
+    const Index whole = grid_.is_e8m0 && column % kMxBlock == 0 && start % 2 == 0 ? count / kMxBlock : 0;
+    const std::byte* const exponents = grid_.scales.bytes.data() + grid_.place_of(row, column);
+    for (Index b = 0; b < whole; ++b)
+      simd::widen_e2m1(codes.bytes.data() + (start + column) / 2 + b * kMxBytes,
+                       e8m0_to_float(std::to_integer<std::uint8_t>(exponents[b])), values.data() + b * kMxBlock);
+    const Index done = whole * kMxBlock;
+    grid_.for_each_run(row, column + done, count - done, [&](Index begin, Index size, Index, float scale) {
+      const Index place = begin - column;
+      decode(start + begin, scale * matrix_scale, values.subspan(static_cast<std::size_t>(place)), size);
+    });
   }
 
  private:
+  /// At most a block of 32 values, into as many and more, of which those that follow in the row may be overwritten.
+  void decode(Index place, float scale, std::span<float> values, Index count) const {
+    const std::byte* const bytes = codes.bytes.data() + place / 2;
+    const Index odd = place % 2;
+    // All the values are of this row, so there are codes of as many.
+    if (odd == 0 && std::ssize(values) >= kMxBlock) return simd::widen_e2m1(bytes, scale, values.data());
+    std::array<std::byte, kMxBytes> part{};
+    std::array<float, kMxBlock> whole;
+    std::copy_n(bytes, (odd + count + 1) / 2, part.begin());
+    simd::widen_e2m1(part.data(), scale, whole.data());
+    std::copy_n(whole.begin() + odd, count, values.begin());
+  }
+
   ScaleGrid grid_;
 };
 

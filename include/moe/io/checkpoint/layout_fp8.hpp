@@ -28,10 +28,13 @@ class Fp8Storage final : public PlainStorage {
         .code = code_of(codes.dtype), .scale = scale_type(grid_.scales), .group = has_group ? grid_.block_columns : 0};
   }
   GroupNumbers numbers(Index row, Index column) const override { return {.scale = grid_.at(row, column)}; }
-  Index run(Index column) const override { return grid_.run(column); }
-  void decode(Index row, Index column, GroupNumbers group, std::span<float> values) const override {
-    PlainStorage::read(row * columns() + column, values);
-    scale_values(values, group.scale);
+  void read_row(Index row, Index column, std::span<float> values) const override {
+    grid_.for_each_run(row, column, std::ssize(values), [&](Index begin, Index count, Index, float scale) {
+      const std::span<float> part =
+          values.subspan(static_cast<std::size_t>(begin - column), static_cast<std::size_t>(count));
+      PlainStorage::read(row * columns() + begin, part);
+      scale_values(part, scale);
+    });
   }
   void read(Index first, std::span<float> values) const override { WeightStorage::read(first, values); }
 

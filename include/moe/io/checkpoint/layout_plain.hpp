@@ -44,8 +44,7 @@ class PlainStorage : public WeightStorage {
     return bits;
   }
   GroupNumbers numbers(Index, Index) const override { return {}; }
-  Index run(Index column) const override { return columns() - column; }
-  void decode(Index row, Index column, GroupNumbers, std::span<float> values) const override {
+  void read_row(Index row, Index column, std::span<float> values) const override {
     read(row * columns() + column, values);
   }
   void read(Index first, std::span<float> values) const override { detail::decode(codes.dtype, at(first), values); }

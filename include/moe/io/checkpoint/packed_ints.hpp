@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <bit>
 
 #include "moe/io/checkpoint/scale_grid.hpp"
 
@@ -18,22 +17,63 @@ struct PackedInts {
   Index row_stride = 0, column_stride = 0;  ///< from a word to that of the next row, column, or word of them
   std::array<std::uint8_t, 8> place_in_word{0, 1, 2, 3, 4, 5, 6, 7};
 
-  Index per_word() const { return words.dtype == Dtype::I8 ? 1 : 32 / bits; }
   std::uint32_t mask() const { return (1u << bits) - 1; }
   /// The value that stands for 0 where no zero point says otherwise.
   int middle() const { return 1 << (bits - 1); }
 
   /// From 0 to 2^bits - 1: less 2^(bits - 1), it is the integer.
   std::uint32_t at(Index row, Index column) const {
-    const int shift = std::countr_zero(static_cast<std::uint64_t>(per_word()));
+    if (words.dtype == Dtype::I8)
+      return std::to_integer<std::uint32_t>(words.bytes[static_cast<std::size_t>(row * row_stride + column)]) ^ 128u;
+    const int shift = shift_of_words();
     const Index packed = along == Along::Rows ? row : column;
     const Index word = along == Along::Rows ? (row >> shift) * row_stride + column * column_stride
                                             : row * row_stride + (column >> shift) * column_stride;
-    if (shift == 0) return std::to_integer<std::uint32_t>(words.bytes[static_cast<std::size_t>(word)]) ^ 128u;
-    std::uint32_t bits_of_word = 0;
-    std::memcpy(&bits_of_word, words.bytes.data() + 4 * word, sizeof bits_of_word);
-    const auto place = static_cast<std::size_t>(packed & ((Index{1} << shift) - 1));
-    return bits_of_word >> (bits * place_in_word[place]) & mask();
+    return load(word) >> shift_in_word(packed) & mask();
+  }
+
+  /// Values of a row from a column on: (integer - zero) * scale.
+  void decode(Index row, Index column, GroupNumbers group, float* values, Index count) const {
+    const float zero = static_cast<float>(middle()) + group.zero;  // an integer of less than 10 bits
+    const auto value = [&](std::uint32_t code) {
+      return (static_cast<float>(static_cast<int>(code)) - zero) * group.scale;
+    };
+    if (words.dtype == Dtype::I8) {
+      const std::byte* const bytes = words.bytes.data() + row * row_stride + column;
+      for (Index i = 0; i < count; ++i) values[i] = value(std::to_integer<std::uint32_t>(bytes[i]) ^ 128u);
+    } else if (along == Along::Rows) {
+      const int in_word = shift_in_word(row);
+      const Index first = (row >> shift_of_words()) * row_stride + column * column_stride;
+      for (Index i = 0; i < count; ++i) values[i] = value(load(first + i * column_stride) >> in_word & mask());
+    } else if (bits == 4) {
+      decode_words<4>(row, column, value, values, count);
+    } else {
+      decode_words<8>(row, column, value, values, count);
+    }
+  }
+
+ private:
+  int shift_of_words() const { return bits == 4 ? 3 : 2; }
+  int shift_in_word(Index packed) const {
+    return bits * place_in_word[static_cast<std::size_t>(packed & ((Index{1} << shift_of_words()) - 1))];
+  }
+  std::uint32_t load(Index word) const {
+    std::uint32_t loaded = 0;
+    std::memcpy(&loaded, words.bytes.data() + 4 * word, sizeof loaded);
+    return loaded;
+  }
+
+  /// Whole words at once, of values in their order.
+  template <int kBits, class Value>
+  void decode_words(Index row, Index column, const Value& value, float* values, Index count) const {
+    constexpr Index kEach = 32 / kBits;
+    const Index end = column + count;
+    for (; column < end && column % kEach != 0; ++column) *values++ = value(at(row, column));
+    for (; column + kEach <= end; column += kEach, values += kEach) {
+      const std::uint32_t word = load(row * row_stride + column / kEach * column_stride);
+      for (int k = 0; k < kEach; ++k) values[k] = value(word >> (kBits * k) & ((1u << kBits) - 1));
+    }
+    for (; column < end; ++column) *values++ = value(at(row, column));
   }
 };
 
@@ -73,12 +113,11 @@ class IntStorage final : public WeightStorage {
   GroupNumbers numbers(Index row, Index column) const override {
     return {.scale = parts_.scales.at(row, column), .zero = zero(row, column / parts_.group)};
   }
-  Index run(Index column) const override { return parts_.group - column % parts_.group; }
-  void decode(Index row, Index column, GroupNumbers group, std::span<float> values) const override {
-    const int middle = parts_.codes.middle();
-    for (float& value : values)
-      value =
-          (static_cast<float>(static_cast<int>(parts_.codes.at(row, column++)) - middle) - group.zero) * group.scale;
+  void read_row(Index row, Index column, std::span<float> values) const override {
+    const auto run = [&](Index begin, Index count, Index group, float scale) {
+      parts_.codes.decode(row, begin, {scale, zero(row, group)}, values.data() + (begin - column), count);
+    };
+    parts_.scales.for_each_run(row, column, std::ssize(values), run);
   }
 
  private:

@@ -32,7 +32,8 @@ struct ScaleGrid {
   /// In the order of the file: [.., rows / block_rows, columns / block_columns].
   static ScaleGrid of_blocks(const TensorView& scales, Index rows, Index columns, Index block_rows,
                              Index block_columns) {
-    if (scales.bytes.empty()) return {.scales = scales};  // products of its other extents may be out of range
+    if (scales.bytes.empty())  // products of other extents may be out of range
+      return {.scales = scales, .block_rows = block_rows, .block_columns = block_columns};
     const Index across = num_parts(columns, block_columns);
     return {.scales = scales,
             .rows = std::max<Index>(1, rows),
@@ -44,19 +45,49 @@ struct ScaleGrid {
             .is_e8m0 = detail::is_e8m0(scales)};
   }
 
-  float at(Index row, Index column) const {
-    return number(row / rows * matrix_stride + row % rows / block_rows * row_stride +
-                  column / block_columns * column_stride);
+  Index place_of(Index row, Index column) const {
+    return row / rows * matrix_stride + row % rows / block_rows * row_stride + column / block_columns * column_stride;
   }
+  float at(Index row, Index column) const { return number(place_of(row, column)); }
+
+  /// Calls each_run(column, count, block, scale) for the values of a row from a column on, by the scale that they
+  /// share.
+  template <class EachRun>
+  void for_each_run(Index row, Index column, Index count, const EachRun& each_run) const {
+    Index block = column / block_columns, place = place_of(row, column);
+    while (count > 0) {
+      const Index size = std::min((block + 1) * block_columns - column, count);
+      each_run(column, size, block, number(place));
+      column += size;
+      count -= size;
+      ++block;
+      place += column_stride;
+    }
+  }
+
   float number(Index place) const {
-    const std::byte* const bytes = scales.bytes.data();
-    if (is_e8m0) return e8m0_to_float(std::to_integer<std::uint8_t>(bytes[place]));
-    float value = 0;
-    detail::decode(scales.dtype, bytes + static_cast<std::size_t>(place) * dtype_size(scales.dtype),
-                   std::span(&value, 1));
-    return value;
+    if (is_e8m0) return e8m0_to_float(std::to_integer<std::uint8_t>(scales.bytes[static_cast<std::size_t>(place)]));
+    const std::byte* const bytes = scales.bytes.data() + static_cast<std::size_t>(place) * dtype_size(scales.dtype);
+    const auto load = [&]<class Stored>(Stored stored) {
+      std::memcpy(&stored, bytes, sizeof stored);
+      return stored;
+    };
+    switch (scales.dtype) {
+      case Dtype::F32:
+        return load(float{});
+      case Dtype::F16:
+        return half_to_float(load(std::uint16_t{}));
+      case Dtype::BF16:
+        return bfloat_to_float(load(std::uint16_t{}));
+      case Dtype::F8_E4M3:
+        return kFloatOfCode<E4M3>[load(std::uint8_t{})];
+      default: {
+        float value = 0;
+        detail::decode(scales.dtype, bytes, std::span(&value, 1));
+        return value;
+      }
+    }
   }
-  Index run(Index column) const { return block_columns - column % block_columns; }
 };
 
 /// The one number of a tensor: [] or [1].

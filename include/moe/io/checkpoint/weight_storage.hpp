@@ -90,21 +90,17 @@ class WeightStorage {
   virtual std::uint32_t code(Index row, Index column) const = 0;
   /// Of the group of a value, without the scale of the matrix.
   virtual GroupNumbers numbers(Index row, Index column) const = 0;
-  /// Columns from this one on that share its numbers.
-  virtual Index run(Index column) const = 0;
-  /// Values of a row from a column on, all of one group.
-  virtual void decode(Index row, Index column, GroupNumbers numbers, std::span<float> values) const = 0;
+  /// Values of a row from a column on.
+  virtual void read_row(Index row, Index column, std::span<float> values) const = 0;
 
   /// Values in row-major order.
   virtual void read(Index first, std::span<float> values) const {
     while (!values.empty()) {
       const Index row = first / columns(), column = first % columns();
-      const Index count = std::min({run(column), columns() - column, std::ssize(values)});
-      const std::span<float> part = values.first(static_cast<std::size_t>(count));
-      GroupNumbers group = numbers(row, column);
-      group.scale *= matrix_scale;
-      decode(row, column, group, part);
-      first += count;
+      const std::span<float> part =
+          values.first(static_cast<std::size_t>(std::min(columns() - column, std::ssize(values))));
+      read_row(row, column, part);
+      first += std::ssize(part);
       values = values.subspan(part.size());
     }
   }
