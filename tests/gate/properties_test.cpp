@@ -105,41 +105,17 @@ void for_each_gate(Index experts, F&& f) {
 /// Gates whose tokens may get no expert.
 bool may_choose_nobody(const std::string& name) { return name == "relu" || name == "null experts"; }
 
-/// Everything that a gate computes, for comparing bits.
-template <class S, class G>
-struct Everything {
-  Everything(const G& gate, const moe::Matrix<S>& logits, const Step& step)
-      : routing(test::routed(gate, logits, step)),
-        p(test::probabilities(gate, logits, step)),
-        back(gate, logits, step, routing) {}
-
-  bool equals(const Everything& other) const {
-    bool equal = test::equal_bits(routing, other.routing) && test::equal_bits(p, other.p) &&
-                 test::equal_bits(back.dlogits, other.back.dlogits);
-    moe::visit(
-        [&](const std::string&, const auto& a, const auto& b) {
-          equal = equal && test::equal_bits(moe::parameter_span(a), moe::parameter_span(b));
-        },
-        back.gradient, other.back.gradient);
-    return equal;
-  }
-
-  moe::Routing<S> routing;
-  moe::Matrix<S> p;
-  test::Backward<S, G> back;
-};
-
 }  // namespace
 
 TEMPLATE_TEST_CASE("Gates: all bits are the same for any number of threads", "[gate][property]", float, double) {
   const auto logits = test::random_logits<TestType>(300, 9, 41);
   for_each_gate(9, [&]<class G>(const char* name, const G& gate) {
-    const Everything<TestType, G> serial(gate, logits, Step::train(1));
+    const test::Everything<TestType, G> serial(gate, logits, Step::train(1));
     for (const Index workers : {1, 2, 3, 8}) {
       test::ThreadExecutor executor(workers);
       const moe::UseExecutor use(executor);
       CAPTURE(name, workers);
-      REQUIRE(serial.equals(Everything<TestType, G>(gate, logits, Step::train(1))));
+      REQUIRE(serial.equals(test::Everything<TestType, G>(gate, logits, Step::train(1))));
     }
   });
 }

@@ -50,6 +50,8 @@ TEST_CASE("parse_moe_config: families that route by sigmoids have their scale, n
   CHECK(without("glm4_moe_lite", "routed_scaling_factor").gate.scale == 1.8);
   CHECK(without("glm_moe_dsa", "routed_scaling_factor").gate.scale == 2.5);
   CHECK(without("kimi_k2", "routed_scaling_factor").gate.scale == 1);
+  CHECK(contains(complaint("deepseek_v3", "routed_scaling_factor", nullptr), "routed_scaling_factor"));
+  CHECK(contains(complaint("deepseek_v32", "routed_scaling_factor", nullptr), "routed_scaling_factor"));
   CHECK(test::config_of("dots1").gate.normalise == Normalise::Off);
   CHECK(test::config_of("dots1").gate.score == moe::Score::Sigmoid);
   CHECK(with("dots1", "scoring_func", "sigmoid").gate.score == moe::Score::Sigmoid);

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: MIT
-// Gates that look at the whole batch, and gates around gates, in a layer.
+// Gates that look at the whole batch, gates around gates, and those of groups, ranks and thresholds, in a layer.
 #include "layer/fixtures.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/gate/balanced.hpp"
 #include "moe/gate/dselect_k.hpp"
 #include "moe/gate/dselect_k_loss.hpp"
+#include "moe/gate/prototype.hpp"
+#include "moe/gate/rank.hpp"
+#include "moe/gate/relu.hpp"
 #include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
+#include "moe/gate/threshold.hpp"
+#include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/grouped.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/with_skipping.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/structure.hpp"
 #include "support/catch.hpp"
@@ -85,15 +91,67 @@ TEST_CASE("Gates over the batch: experts can be taken and joined", "[layer][gate
   check_structure(moe::GroupedGate<TopKGate>{{.k = 2}});
 }
 
+TEST_CASE("Gates of groups, ranks and thresholds: experts can be taken and joined", "[layer][gate]") {
+  check_structure(moe::PrototypeGate{.groups = 2});
+  check_structure(moe::RankGate{{1, 0}});
+  check_structure(moe::TopPGate{.p = 0.7});
+  check_structure(moe::ReluGate{});
+  check_structure(moe::WithSkipping<TopKGate>{{.k = 2}});
+  moe::ThresholdGate thresholds{.thresholds = Eigen::RowVectorXd(kExperts)};
+  thresholds.thresholds << 0.5, 0.4, 0.6, 0.3;
+  check_structure(thresholds);
+}
+
+TEST_CASE("DSelectKGate: two layers are not one, also with as many logits as experts", "[layer][gate][error]") {
+  const moe::DSelectKGate gate{.num_experts = 8, .k = 2};
+  const auto layer = test::layer_of<Mlp>(8, gate);
+  CHECK_THROWS_WITH(concatenate(layer, layer),
+                    ContainsSubstring("DSelectKGate::concatenate: 8 and 8 experts have codes of their own"));
+  const moe::DSelectKGate three{.num_experts = 8, .k = 3};
+  const moe::MoeLayer wider(Router::random(12, kModelDim, 1), three, layer.experts());
+  CHECK_THROWS_WITH(concatenate(wider, wider), ContainsSubstring("the gates want 12 and 12 logits"));
+}
+
 TEST_CASE("Gates over the batch: copies of experts compute the same at inference", "[layer][gate]") {
   const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
   const auto check = [&](const auto& layer) {
     const auto out = test::forward(layer, tokens);
-    CHECK(test::largest(Matrix<double>(test::forward(duplicate_experts(layer, 3), tokens) - out)) < 1e-12);
+    for (const Index times : {1, 2, 3})
+      CHECK(test::largest(Matrix<double>(test::forward(duplicate_experts(layer, times), tokens) - out)) < 1e-12);
   };
   check(layer_of(moe::BalancedGate{}));
   check(layer_of(moe::SinkhornGate{}));
   check(layer_of(moe::GroupedGate<TopKGate>{{.k = 2}}));
+  check(layer_of(moe::PrototypeGate{.groups = 2}));
+  check(layer_of(moe::PrototypeGate{.groups = 2, .k = 2}));
+  check(layer_of(moe::RankGate{{2, 0}}));
+  check(layer_of(moe::RankGate{.ranks = {1}, .normalise = moe::Normalise::Off}));
+  for (const Index k : {1, 2}) check(layer_of(moe::StraightThrough<TopKGate>{{.k = k}}));
+  check(layer_of(moe::StraightThrough<moe::GroupedGate<moe::RankGate>>{{{{3, 1}}}}));
+  moe::ThresholdGate threshold{.threshold = 0.3, .score = moe::Score::Softmax, .unclaimed = moe::Unclaimed::Nobody};
+  check(layer_of(threshold));
+  threshold.thresholds.resize(kExperts);
+  threshold.thresholds << 0.2, 0.1, 0.3, 0.4;
+  check(layer_of(threshold));
+  check(layer_of(moe::StraightThrough<moe::ThresholdGate>{threshold}));
+}
+
+TEST_CASE("Gates of ranks and thresholds: copies that would weigh more than their expert are refused",
+          "[layer][gate][error]") {
+  const auto check = [](const auto& gate, const char* message) {
+    const auto layer = layer_of(gate);
+    CHECK(duplicate_experts(layer, 1).num_experts() == kExperts);
+    CHECK_THROWS_WITH(duplicate_experts(layer, 2), ContainsSubstring(message));
+  };
+  check(moe::RankGate{.normalise = moe::Normalise::Euclidean},
+        "moe::RankGate::duplicate: weights are normalised by their Euclidean norm, expected their sum");
+  const char* const shares = "moe::ThresholdGate::duplicate: 2 copies would not weigh what their expert did, expected";
+  check(moe::ThresholdGate{}, shares);
+  check(moe::ThresholdGate{.score = moe::Score::Softmax}, shares);
+  check(
+      moe::ThresholdGate{
+          .score = moe::Score::Softmax, .unclaimed = moe::Unclaimed::Nobody, .weight = moe::ChoiceWeight::Unit},
+      shares);
 }
 
 TEST_CASE("MergedExperts: a layer of them takes and joins experts", "[layer]") {

@@ -6,7 +6,9 @@
 #include "moe/layer/structure.hpp"
 #include "moe/router/normalised.hpp"
 #include "moe/routing/balance/null_experts.hpp"
+#include "support/catch.hpp"
 
+using Catch::Matchers::ContainsSubstring;
 using moe::F64;
 using moe::HashGate;
 using moe::Index;
@@ -63,6 +65,11 @@ TEST_CASE("NullExpertGate: experts are taken with their logits and all nulls", "
     CHECK(small.router().router().weight()(to, 0) == layer.router().router().weight()(from, 0));
 }
 
+TEST_CASE("NullExpertGate: layers with nulls are not joined, as nulls stand behind all experts", "[layer][error]") {
+  const auto layer = with_nulls({.k = 2, .nulls = 2});
+  CHECK_THROWS_WITH(moe::concatenate(layer, layer), ContainsSubstring("the gates want 6 and 6 logits"));
+}
+
 TEST_CASE("HashGate: a layer whose scores weigh trains its router, and follows its experts", "[layer]") {
   HashGate gate{.table = Matrix<double>(3, 2), .weight = moe::ChoiceWeight::Score};
   gate.table << 0, 2, 1, 3, 3, 0;
@@ -74,4 +81,35 @@ TEST_CASE("HashGate: a layer whose scores weigh trains its router, and follows i
   const auto tokens = test::random_matrix<double>(7, kModelDim);
   const auto turned = moe::take_experts(layer, {2, 3, 0, 1});
   CHECK(test::same_bits(test::forward(turned, tokens, step), test::forward(layer, tokens, step)));
+}
+
+TEST_CASE("HashGate: copies share the keys of their expert, and compute the same at the same cost", "[layer]") {
+  using moe::Normalise;
+  const std::vector<std::int64_t> keys = {0, 2, 1, 1, 0, 3, 2};
+  Step step;
+  step.key = keys;
+  const auto tokens = test::random_matrix<double>(7, kModelDim);
+  HashGate gate{.table = Matrix<double>(4, 2)};
+  gate.table << 0, 2, 1, 3, 3, 0, 0, 2;
+  const auto check = [&] {
+    const auto layer = test::layer_of<Glu>(4, gate);
+    const auto out = test::forward(layer, tokens, step);
+    for (const Index times : {1, 2, 3}) {
+      const auto copies = moe::duplicate_experts(layer, times);
+      CHECK(copies.gate().k() == 2);
+      CHECK(test::largest(Matrix<double>(test::forward(copies, tokens, step) - out)) < 1e-12);
+    }
+  };
+  check();
+  const Matrix<double> twice = gate.duplicate(2, 4).table;
+  Matrix<double> dealt_out(4, 2);
+  dealt_out << 0, 4, 2, 6, 7, 1, 0, 5;
+  CHECK(test::same_bits(twice, dealt_out));
+  for (const auto score : {moe::Score::Softmax, moe::Score::Sigmoid})
+    for (const auto normalise : {Normalise::Sum, Normalise::Euclidean, Normalise::Off})
+      for (const double epsilon : {0.0, 0.25}) {
+        gate = {gate.table, moe::ChoiceWeight::Score, score, normalise, epsilon, /*scale=*/1.5};
+        CAPTURE(static_cast<int>(score), static_cast<int>(normalise), epsilon);
+        check();
+      }
 }

@@ -9,7 +9,11 @@
 
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/dselect_k.hpp"
+#include "moe/gate/hash.hpp"
+#include "moe/gate/hash_tables.hpp"
 #include "moe/gate/noisy_top_k.hpp"
+#include "moe/gate/null_expert.hpp"
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
@@ -36,6 +40,7 @@ class AnyGate {
   std::string name;
 
   void validate(moe::Index num_experts) const { model_->validate(num_experts); }
+  moe::Index num_logits(moe::Index num_experts) const { return model_->num_logits(num_experts); }
   void route(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const {
     model_->route(logits, context, routing);
   }
@@ -56,6 +61,7 @@ class AnyGate {
     virtual ~Base() = default;
     virtual std::unique_ptr<Base> clone() const = 0;
     virtual void validate(moe::Index) const = 0;
+    virtual moe::Index num_logits(moe::Index) const = 0;
     virtual void route(const moe::Logits<S>&, const moe::Context&, moe::Routing<S>&) const = 0;
     virtual void backward(const moe::Logits<S>&, const moe::Context&, const moe::Routing<S>&, std::span<const S>,
                           const moe::MatrixView<S>&, moe::Matrix<S>&, Base&) const = 0;
@@ -69,6 +75,7 @@ class AnyGate {
     explicit Model(G gate_) : gate(std::move(gate_)) {}
     std::unique_ptr<Base> clone() const override { return std::make_unique<Model>(gate); }
     void validate(moe::Index num_experts) const override { gate.validate(num_experts); }
+    moe::Index num_logits(moe::Index num_experts) const override { return moe::detail::num_logits(gate, num_experts); }
     void route(const moe::Logits<S>& logits, const moe::Context& context, moe::Routing<S>& routing) const override {
       gate.route(logits, context, routing);
     }
@@ -117,6 +124,20 @@ std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
   gates.emplace_back("rank", moe::RankGate{.ranks = {2, 0}});
   gates.emplace_back("with_skipping", moe::WithSkipping<moe::TopKGate>{.gate = {.k = 3}, .min_ratio = 0.5});
   gates.emplace_back("straight_through", moe::StraightThrough<moe::TopKGate>{{.k = 2, .weight_bias = bias(0.4)}});
+  return gates;
+}
+
+/// Keys of tokens that keyed_and_other_gates() know.
+inline constexpr moe::Index kNumKeys = 20;
+
+/// Those that need keys below kNumKeys, or other numbers of logits than experts.
+template <class S>
+std::vector<AnyGate<S>> keyed_and_other_gates(moe::Index num_experts) {
+  std::vector<AnyGate<S>> gates;
+  gates.emplace_back("hash", moe::HashGate{.table = moe::random_hash_table(kNumKeys, num_experts, 2, 7),
+                                           .weight = moe::ChoiceWeight::Score});
+  gates.emplace_back("null_expert", moe::NullExpertGate{.k = 3, .nulls = 2});
+  gates.emplace_back("dselect_k", moe::DSelectKGate{.num_experts = num_experts, .k = 2, .width = 2});
   return gates;
 }
 

@@ -9,7 +9,9 @@
 
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/soft_moe.hpp"
 #include "moe/router/linear.hpp"
 #include "programs/any_gate.hpp"
 #include "support/thread_executor.hpp"
@@ -70,7 +72,12 @@ Result run(const Layer& layer, moe::Step step, const Tokens& ids) {
     tokens.row(r) = kAllTokens.row(ids[static_cast<std::size_t>(r)]);
     dout.row(r) = kAllDouts.row(ids[static_cast<std::size_t>(r)]);
   }
+  std::vector<std::int64_t> key = ids, group = ids;
+  for (std::int64_t& of_token : key) of_token %= test::kNumKeys;
+  for (std::int64_t& of_token : group) of_token %= 4;
   step.token_id = ids;
+  step.key = key;
+  step.group_id = group;
 
   typename Layer::Workspace ws;
   typename Layer::Tape tape;
@@ -81,7 +88,7 @@ Result run(const Layer& layer, moe::Step step, const Tokens& ids) {
   Result result{bytes_of(inferred), bytes_of(out), bytes_of(dtokens), {}};
   moe::visit([&](const std::string&, const auto& leaf) { append<S>(result.gradient, moe::parameter_span(leaf)); },
              gradient);
-  append<double>(result.gradient, gradient.gate().parameters());
+  if constexpr (requires { gradient.gate(); }) append<double>(result.gradient, gradient.gate().parameters());
   return result;
 }
 
@@ -146,19 +153,35 @@ void check_threads(const Runner& run, const std::string& experiment) {
 #endif
 }
 
+template <class Layer>
+void check_layer(const Layer& layer, const std::string& name) {
+  for (const moe::Step& step : {moe::Step{}, moe::Step::train(3, 5)}) {
+    const Runner run_step = [&](const Tokens& ids) { return run(layer, step, ids); };
+    const std::string experiment = name + (step.training() ? ", training" : ", inference");
+    check_threads(run_step, experiment);
+    if constexpr (Layer::kPerToken) check_batches(run_step, experiment);
+  }
+}
+
 template <class Codec, class Expert>
 void check(const std::string& name) {
   using S = typename Codec::Scalar;
-  for (const auto& gate : test::per_token_gates<S>(kExperts)) {
-    const moe::MoeLayer layer(moe::BasicLinearRouter<Codec>::random(kExperts, kModelDim, 1), gate,
+  auto gates = test::per_token_gates<S>(kExperts);
+  for (auto& gate : test::keyed_and_other_gates<S>(kExperts)) gates.push_back(std::move(gate));
+  for (const auto& gate : gates) {
+    const moe::MoeLayer layer(moe::BasicLinearRouter<Codec>::random(gate.num_logits(kExperts), kModelDim, 1), gate,
                               moe::ExpertPool<Expert>::random(kExperts, kModelDim, kHiddenDim, 2));
-    for (const moe::Step& step : {moe::Step{}, moe::Step::train(3, 5)}) {
-      const Runner run_step = [&](const Tokens& ids) { return run(layer, step, ids); };
-      const std::string experiment = name + ", " + gate.name + (step.training() ? ", training" : ", inference");
-      check_threads(run_step, experiment);
-      check_batches(run_step, experiment);
-    }
+    check_layer(layer, name + ", " + gate.name);
   }
+}
+
+/// What mixes the tokens of a group, and so depends on the batch.
+void check_mixtures() {
+  const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
+  check_layer(moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1),
+                            test::AnyGate<float>("softmax", moe::SoftmaxGate{}), moe::MergedExperts(pool)),
+              "merged experts");
+  check_layer(moe::SoftMoeLayer(moe::LinearRouter::random(5 * kExperts, kModelDim, 1), pool), "soft mixture");
 }
 
 }  // namespace
@@ -170,6 +193,7 @@ int main() {
   // Every scalar and every kind of expert, but not every pair: each costs ten seconds of compilation.
   check<moe::F32, moe::Glu>("float glu");
   check<moe::F64, moe::BasicMlp<moe::F64>>("double mlp");
+  check_mixtures();
   std::printf("%d differences\n", num_different);
   return num_different == 0 ? 0 : 1;
 }

@@ -119,6 +119,26 @@ struct Backward {
   G gradient;
 };
 
+/// Everything that a gate computes, for comparing bits.
+template <class S, class G>
+struct Everything {
+  Everything(const G& gate, const moe::Matrix<S>& logits, const moe::Step& step)
+      : routing(routed(gate, logits, step)), p(probabilities(gate, logits, step)), back(gate, logits, step, routing) {}
+
+  bool equals(const Everything& other) const {
+    bool equal =
+        equal_bits(routing, other.routing) && equal_bits(p, other.p) && equal_bits(back.dlogits, other.back.dlogits);
+    moe::visit([&](const std::string&, const auto& a,
+                   const auto& b) { equal = equal && equal_bits(moe::parameter_span(a), moe::parameter_span(b)); },
+               back.gradient, other.back.gradient);
+    return equal;
+  }
+
+  moe::Routing<S> routing;
+  moe::Matrix<S> p;
+  Backward<S, G> back;
+};
+
 /// Worst relative error of the gradients of  sum_a dw_a w_a + sum_te dp_te p_te  with respect to logits and parameters,
 /// the selection (and any drops in `routing`) frozen.
 template <class G>

@@ -502,6 +502,71 @@ TEST_CASE("Trainer: a learning rate that is refused keeps the gradient", "[train
   CHECK(trainer.update(0.5).gradient_norm == 6);
 }
 
+namespace {
+
+/// Two layers, one after the other, as a user writes them.
+template <class Layer>
+struct Pair {
+  using Scalar = typename Layer::Scalar;
+  using Rows = Matrix<Scalar>;
+  struct Tape {
+    typename Layer::Tape first, second;
+    Rows between;
+  };
+  Layer first, second;
+
+  Index input_dim() const { return first.input_dim(); }
+  Index output_dim() const { return second.output_dim(); }
+  void forward(const moe::ConstMatrixRef<Scalar>& tokens, const Step& step, moe::MatrixRef<Scalar> out,
+               Tape& tape) const {
+    tape.between.resize(tokens.rows(), first.output_dim());
+    first.forward(tokens, step, tape.between, tape.first);
+    second.forward(tape.between, step, out, tape.second);
+  }
+  void backward(const moe::ConstMatrixRef<Scalar>& tokens, Tape& tape, const moe::ConstMatrixRef<Scalar>& dout,
+                Pair& gradient, moe::MatrixRef<Scalar> dtokens) const {
+    Rows dbetween(tokens.rows(), first.output_dim());
+    second.backward(tape.between, tape.second, dout, gradient.second, dbetween);
+    first.backward(tokens, tape.first, dbetween, gradient.first, dtokens);
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit_part(f, "first", self.first...);
+    moe::visit_part(f, "second", self.second...);
+  }
+  template <class F>
+  void for_each_layer(Tape& tape, F&& f) const {
+    f(first, tape.first);
+    f(second, tape.second);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("Trainer: a stack of one's own names its layers, whose routers are balanced", "[train][property]") {
+  using Layers = Pair<LayerOf<moe::F64>>;
+  auto second = sample_layer<moe::F64>(4);  // all experts: no choice that a step of the difference could change
+  test::randomise(second, 5, 0.3);
+  Layers layers{sample_layer<moe::F64>(4), std::move(second)};
+  const Batch<double> batch(9, 2);
+  const auto run = [&](const Layers& of) {
+    Layers copy = of;
+    moe::Trainer trainer(copy, moe::Sgd{}, {.balance = 0.3, .z_loss = 0.2});
+    Index passes = 0;
+    const double loss = trainer.accumulate(
+        batch.tokens, batch.step(), batch.loss(),
+        [&](const moe::RoutedPass<double>&) { return static_cast<double>(++passes); }, 0.25);
+    CHECK(passes == 2);
+    const moe::AuxiliaryLosses& auxiliary = trainer.auxiliary();
+    return std::pair(0.25 * (loss + 0.3 * auxiliary.balance + 0.2 * auxiliary.z_loss), trainer.gradient());
+  };
+  const Layers gradient = run(layers).second;
+  std::string name;
+  const double error = test::parameter_gradient_error([&] { return run(layers).first; }, layers, gradient, &name);
+  CAPTURE(name);
+  CHECK(error < 1e-6);
+}
+
 TEST_CASE("Trainer: numbers out of range are refused", "[train][error]") {
   auto layer = sample_layer<moe::F32>();
   for (const moe::TrainerOptions& options :

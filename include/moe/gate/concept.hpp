@@ -71,6 +71,11 @@ concept DifferentiableGate = Gate<G, S> && HasParameters<G> &&
 
 namespace detail {
 
+/// Throws std::invalid_argument, in the name of the `duplicate` of a gate, for fewer than one copy.
+inline void require_times(const char* function, Index times) {
+  if (times < 1) fail(function, ": times is ", times, ", expected at least 1");
+}
+
 /// A gate that says how many columns of logits it wants.
 template <class G>
 concept StatesNumLogits = requires(const G& gate) {

@@ -23,10 +23,11 @@ namespace moe::inline MOE_ABI {
 /// width/2, to all of them while none is. Weights sum to 1 where num_experts is a power of two; else what lies on codes
 /// that no expert has is lost, all of it in the worst case: see unused_code_loss() (moe/gate/dselect_k_loss.hpp).
 /// The router has k (1 + bits) logits, selector after selector, alpha_s before z_s0, z_s1, ... Each must be finite:
-/// there are no masks, as no logit is an expert's own. As experts share bits, none can be taken out, and take_experts()
-/// does not serve it. Immutable, share freely. O(k num_experts) per token, of which num_experts weights are kept in the
-/// context: a warm call does not allocate. All members throw std::invalid_argument for a logit of a valid token that is
-/// not finite. Hazimeh et al., "DSelect-k" (arXiv:2106.03760).
+/// there are no masks, as no logit is an expert's own. As experts share bits, none can be taken out or added:
+/// take_experts(), concatenate() and duplicate_experts() do not serve it. Immutable, share freely. O(k num_experts) per
+/// token, of which num_experts weights are kept in the context: a warm call does not allocate. All members throw
+/// std::invalid_argument for a logit of a valid token that is not finite. Hazimeh et al., "DSelect-k"
+/// (arXiv:2106.03760).
 struct DSelectKGate {
   Index num_experts = 0;  ///< of the layer; >= 1
   Index k = 2;            ///< selectors, >= 1; more than one may choose an expert
@@ -37,6 +38,11 @@ struct DSelectKGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  /// Throws std::invalid_argument: the codes of two gates are not those of one.
+  DSelectKGate concatenate(const DSelectKGate&, Index of_this, Index of_other) const {
+    fail("moe::DSelectKGate::concatenate: ", of_this, " and ", of_other,
+         " experts have codes of their own, expected a gate with logits of single experts");
+  }
   friend bool operator==(const DSelectKGate&, const DSelectKGate&) = default;
 
   /// Throws std::invalid_argument, naming the first number that is out of range.

@@ -87,6 +87,9 @@ struct HashGate {
   /// The same experts by the numbers that they have now, the first where one comes twice. Throws std::invalid_argument
   /// where a row names an expert that is left out.
   HashGate take(std::span<const Index> ids, Index num_experts) const;
+  /// The keys of an expert are dealt out to its copies in turn, so that all of them are used and a token costs what it
+  /// did. Scores of a softmax are shared by copies, which epsilon or, with Normalise::Off, scale makes up for.
+  HashGate duplicate(Index times, Index num_experts) const;
 
   /// Throws std::invalid_argument, naming the first number that is out of range. O(num_keys k^2).
   void validate(Index num_experts) const;
@@ -198,6 +201,25 @@ inline HashGate HashGate::take(std::span<const Index> ids, Index num_experts) co
         fail(kFunction, ": the table has expert ", table(key, s), " for key ", key, ", expected one of the ids");
       gate.table(key, s) = now;
     }
+  return gate;
+}
+
+inline HashGate HashGate::duplicate(Index times, Index num_experts) const {
+  constexpr const char* kFunction = "moe::HashGate::duplicate";
+  validate(num_experts);
+  detail::require_times(kFunction, times);
+  detail::checked_product(kFunction, num_experts, times);
+  HashGate gate = *this;
+  std::vector<Index> next(static_cast<std::size_t>(num_experts));
+  for (Index key = 0; key < num_keys(); ++key)
+    for (Index s = 0; s < k(); ++s) {
+      const auto e = static_cast<Index>(table(key, s));
+      gate.table(key, s) = static_cast<double>(e * times + next[static_cast<std::size_t>(e)]++ % times);
+    }
+  if (weight == ChoiceWeight::Score && score == Score::Softmax) {
+    const auto f = static_cast<double>(times);
+    (normalise == Normalise::Off ? gate.scale : gate.epsilon) *= normalise == Normalise::Off ? f : 1 / f;
+  }
   return gate;
 }
 

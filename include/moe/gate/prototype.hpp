@@ -99,6 +99,13 @@ struct PrototypeGate {
     detail::require_equal_option(kFunction, "constant_weights", constant_weights, other.constant_weights);
     return {groups + other.groups, k, constant_weights};
   }
+  /// All copies of the k best experts of each prototype are chosen, each with its share of the weight.
+  PrototypeGate duplicate(Index times, Index num_experts) const {
+    constexpr const char* kFunction = "moe::PrototypeGate::duplicate";
+    validate(num_experts);
+    detail::require_times(kFunction, times);
+    return {groups, detail::checked_product(kFunction, k, times), constant_weights};
+  }
   friend bool operator==(const PrototypeGate&, const PrototypeGate&) = default;
 
   /// Throws std::invalid_argument, naming the first number that is out of range.

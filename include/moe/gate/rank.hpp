@@ -91,6 +91,9 @@ struct RankGate {
     detail::require_equal_option("moe::RankGate::concatenate", "the gate", *this, other);
     return *this;
   }
+  /// The ranks of all copies, each of which has its share of the weight. Throws std::invalid_argument for several
+  /// copies with Normalise::Euclidean, under which they would weigh more than the expert.
+  RankGate duplicate(Index times, Index num_experts) const;
   friend bool operator==(const RankGate&, const RankGate&) = default;
 
   /// Throws std::invalid_argument, naming the first number that is out of range; one expert has no ranks.
@@ -147,6 +150,20 @@ struct RankGate {
     return {ranks, normalise, logits.cols()};
   }
 };
+
+inline RankGate RankGate::duplicate(Index times, Index num_experts) const {
+  constexpr const char* kFunction = "moe::RankGate::duplicate";
+  validate(num_experts);
+  detail::require_times(kFunction, times);
+  if (times > 1 && normalise == Normalise::Euclidean)
+    fail(kFunction, ": weights are normalised by their Euclidean norm, expected their sum, or Normalise::Off");
+  RankGate gate = *this;
+  gate.ranks.clear();
+  for (const Index rank : ranks)
+    for (Index copy = 0; copy < times; ++copy)
+      gate.ranks.push_back(detail::checked_product(kFunction, rank, times) + copy);
+  return gate;
+}
 
 static_assert(DifferentiableGate<RankGate, float> && DifferentiableGate<RankGate, double>);
 

@@ -115,6 +115,11 @@ struct ThresholdGate {
     return gate;
   }
 
+  /// Copies are active where their expert was, each with its share of the weight. Throws std::invalid_argument for
+  /// several copies where they have no shares but of a softmax: but for Score::Softmax, ChoiceWeight::Score and
+  /// Unclaimed::Nobody.
+  ThresholdGate duplicate(Index times, Index num_experts) const;
+
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(Index num_experts) const {
     if (num_experts < 1) fail("moe::ThresholdGate: num_experts is ", num_experts, ", expected at least 1");
@@ -151,6 +156,21 @@ struct ThresholdGate {
     return {*this, logits.cols()};
   }
 };
+
+inline ThresholdGate ThresholdGate::duplicate(Index times, Index num_experts) const {
+  constexpr const char* kFunction = "moe::ThresholdGate::duplicate";
+  validate(num_experts);
+  detail::require_times(kFunction, times);
+  if (times > 1 && (score != Score::Softmax || weight != ChoiceWeight::Score || unclaimed != Unclaimed::Nobody))
+    fail(kFunction, ": ", times, " copies would not weigh what their expert did, expected Score::Softmax, ",
+         "ChoiceWeight::Score and Unclaimed::Nobody");
+  ThresholdGate gate = *this;
+  gate.threshold = threshold / static_cast<double>(times);
+  gate.thresholds.resize(detail::checked_product(kFunction, thresholds.size(), times));
+  for (Index e = 0; e < gate.thresholds.size(); ++e)
+    gate.thresholds(e) = thresholds(e / times) / static_cast<double>(times);
+  return gate;
+}
 
 static_assert(DifferentiableGate<ThresholdGate, float> && DifferentiableGate<ThresholdGate, double>);
 

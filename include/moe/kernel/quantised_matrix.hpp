@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -105,8 +106,19 @@ class PanelMatrix<Quantised> {
     for (const std::uint32_t code : codes)
       if (code >> bits != 0) fail(kFunction, ": code ", code, ", expected one of ", bits, " bits");
     own();
-    for (Index i = 0; i < std::ssize(codes); ++i)
-      store_code(place(output, first_input + i), codes[static_cast<std::size_t>(i)]);
+    // Eight inputs from a multiple of eight on lie in one step, and in every step alike: a place is sought once for
+    // them.
+    std::array<Place, 8> eight;
+    for (Index j = 0; j < 8; ++j) eight[static_cast<std::size_t>(j)] = place(output, j);
+    Place at = {};
+    for (Index i = 0, begin = -1; i < std::ssize(codes); ++i) {
+      const Index input = first_input + i, j = input % 8;
+      if (i == 0 || j == 0) begin = (at = place(output, input - j)).code;
+      const Place& nth = eight[static_cast<std::size_t>(j)];
+      at.code = begin + nth.code - eight[0].code;
+      at.bit = nth.bit;
+      store_code(at, codes[static_cast<std::size_t>(i)]);
+    }
   }
 
   /// The scale of a group of an output, without that of the matrix. Throw std::invalid_argument for a group that is not
@@ -124,8 +136,7 @@ class PanelMatrix<Quantised> {
     const float stored = detail::scale_of_bits(format().scale, bits);
     if (std::isfinite(scale) && !std::isfinite(stored))
       fail(kFunction, ": scale ", scale, " of output ", output, ", expected one that ", format().name(), " can store");
-    if (format().code == WeightCode::E4M3 && std::isfinite(scale) && std::abs(stored) >= 0x1p119f)
-      fail(kFunction, ": scale ", scale, " of output ", output, ", expected one below 2^119");
+    require_scale(kFunction, output, stored);
     store(at.panel, at.scale, bits, format().scale_bits() / 8);
   }
   /// The zero point of a group, as the codes count; the offset of Planes.
@@ -156,6 +167,63 @@ class PanelMatrix<Quantised> {
       fail("moe::PanelMatrix::set_matrix_scale: ", scale, " of ", format().name(),
            ", expected 1, or scales stored as E4M3");
     own().panels.scale = scale;
+  }
+
+  /// What is stored, output by output, whatever the instruction set: codes as bits from the lowest of the first byte of
+  /// a row on, rows in whole bytes; scales and zero points [outputs, num_groups()] as they are stored.
+  struct Rows {
+    std::vector<std::byte> codes = {}, scales = {}, zeros = {};
+  };
+  Rows rows() const {
+    Rows result = empty_rows();
+    const WeightFormat format = this->format();
+    const int bits = format.code_bits();
+    if (bits == 0) return result;
+    const Index row_bytes = bytes_of_row();
+    for (Index o = 0; o < outputs(); ++o) {
+      for (Index i = 0; i < inputs(); ++i)
+        put_bits(result.codes.data() + o * row_bytes, i * bits, bits, load_code(place(o, i)));
+      for (Index g = 0; g < num_groups(); ++g) {
+        const Place at = place(o, g * state_->panels.group);
+        const Index k = o * num_groups() + g, scale = format.scale_bits() / 8, zero = format.zero_bits() / 8;
+        std::memcpy(result.scales.data() + k * scale, at_panel(at.panel) + at.scale, static_cast<std::size_t>(scale));
+        if (zero > 0)
+          std::memcpy(result.zeros.data() + k * zero, at_panel(at.panel) + at.zero, static_cast<std::size_t>(zero));
+      }
+    }
+    return result;
+  }
+  /// Throws std::invalid_argument for parts of other sizes, and for scales that set_scale() refuses.
+  void set_rows(const Rows& rows) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_rows";
+    const Rows expected = empty_rows();
+    if (rows.codes.size() != expected.codes.size() || rows.scales.size() != expected.scales.size() ||
+        rows.zeros.size() != expected.zeros.size())
+      fail(kFunction, ": ", rows.codes.size(), ", ", rows.scales.size(), " and ", rows.zeros.size(),
+           " bytes of codes, scales and zero points, expected ", expected.codes.size(), ", ", expected.scales.size(),
+           " and ", expected.zeros.size());
+    const WeightFormat format = this->format();
+    const int bits = format.code_bits(), scale = format.scale_bits() / 8, zero = format.zero_bits() / 8;
+    if (bits == 0) return;
+    PanelMatrix result(outputs(), inputs(), order(), format);
+    result.own().panels.scale = matrix_scale();
+    const Index row_bytes = bytes_of_row();
+    for (Index o = 0; o < outputs(); ++o) {
+      for (Index g = 0; g < num_groups(); ++g) {
+        const Place at = place(o, g * state_->panels.group);
+        const Index k = o * num_groups() + g;
+        std::uint32_t stored = 0;
+        std::memcpy(&stored, rows.scales.data() + k * scale, static_cast<std::size_t>(scale));
+        require_scale(kFunction, o, detail::scale_of_bits(format.scale, stored));
+        result.store(at.panel, at.scale, stored, scale);
+        if (zero == 0) continue;
+        std::memcpy(&stored, rows.zeros.data() + k * zero, static_cast<std::size_t>(zero));
+        result.store(at.panel, at.zero, stored, zero);
+      }
+      for (Index i = 0; i < inputs(); ++i)
+        result.store_code(result.place(o, i), get_bits(rows.codes.data() + o * row_bytes, i * bits, bits));
+    }
+    *this = std::move(result);
   }
 
   std::vector<Index> shape() const { return {outputs(), inputs()}; }
@@ -331,6 +399,38 @@ class PanelMatrix<Quantised> {
          " can hold");
   }
 
+  void require_scale(const char* function, Index output, float scale) const {
+    if (format().code == WeightCode::E4M3 && std::isfinite(scale) && std::abs(scale) >= 0x1p119f)
+      fail(function, ": scale ", scale, " of output ", output, ", expected one below 2^119");
+  }
+  Index bytes_of_row() const { return (inputs() * format().code_bits() + 7) / 8; }
+  Rows empty_rows() const {
+    const WeightFormat format = this->format();
+    const auto bytes = [](Index count) { return std::vector<std::byte>(static_cast<std::size_t>(count)); };
+    const Index groups = outputs() * num_groups();
+    return {.codes = bytes(outputs() * bytes_of_row()),
+            .scales = bytes(groups * format.scale_bits() / 8),
+            .zeros = bytes(groups * format.zero_bits() / 8)};
+  }
+  static void put_bits(std::byte* to, Index first, int count, std::uint32_t bits) {
+    for (int b = 0; b < count; b += 8) {  // codes begin at a byte, or end in it: 8 bits from anywhere touch two
+      const Index place = first + b, part = std::min(8, count - b);
+      const std::uint32_t value = (bits >> b & ((1u << part) - 1)) << place % 8;
+      to[place / 8] |= static_cast<std::byte>(value & 255u);
+      if (place % 8 + part > 8) to[place / 8 + 1] |= static_cast<std::byte>(value >> 8);
+    }
+  }
+  static std::uint32_t get_bits(const std::byte* from, Index first, int count) {
+    std::uint32_t bits = 0;
+    for (int b = 0; b < count; b += 8) {
+      const Index place = first + b, part = std::min(8, count - b);
+      std::uint32_t value = std::to_integer<std::uint32_t>(from[place / 8]);
+      if (place % 8 + part > 8) value |= std::to_integer<std::uint32_t>(from[place / 8 + 1]) << 8;
+      bits |= (value >> place % 8 & ((1u << part) - 1)) << b;
+    }
+    return bits;
+  }
+
   State& own() {
     if (!state_) fail("moe::PanelMatrix: empty, expected a matrix that can be written");
     if (state_.use_count() > 1) state_ = std::make_shared<State>(*state_);
@@ -398,9 +498,10 @@ class PanelMatrix<Quantised> {
     return result;
   }
 
+  const std::byte* at_panel(Index panel) const { return state_->panels.panel(panel); }
   std::uint32_t load(Index panel, Index at, int bytes) const {
     std::uint32_t bits = 0;
-    std::memcpy(&bits, state_->panels.panel(panel) + at, static_cast<std::size_t>(bytes));
+    std::memcpy(&bits, at_panel(panel) + at, static_cast<std::size_t>(bytes));
     return bits;
   }
   void store(Index panel, Index at, std::uint32_t bits, int bytes) {

@@ -14,7 +14,7 @@
 namespace moe::inline MOE_ABI {
 
 /// What an auxiliary loss reads of a forward pass, and where its gradient goes: the router's part of a tape, to which
-/// it refers.
+/// it refers. With moe/routing/balance/importance.hpp:
 ///   [](const moe::RoutedPass<float>& pass) {
 ///     return moe::importance_loss<float>(pass.probability, pass.step, /*weight=*/0.01, pass.losses);
 ///   }
@@ -60,10 +60,17 @@ concept WrapsLayer = requires(const Layer& layer, Tape& tape) {
   tape.layer;
 };
 
-/// Whether a layer shows the gate and tape of its own router.
+struct IgnoreLayer {
+  template <class Layer, class Tape>
+  void operator()(const Layer&, Tape&) const {}
+};
+template <class Layer, class Tape>
+concept NamesLayers = requires(const Layer& layer, Tape& tape) { layer.for_each_layer(tape, IgnoreLayer{}); };
+
+/// Whether a layer shows the gate and tape of its own router, or names layers that have to.
 template <class Layer, class Tape>
 consteval bool finds_gate() {
-  if constexpr (HasGate<Layer, Tape> || SpeaksForGate<Layer, Tape>)
+  if constexpr (HasGate<Layer, Tape> || SpeaksForGate<Layer, Tape> || NamesLayers<Layer, Tape>)
     return true;
   else if constexpr (WrapsLayer<Layer, Tape>)
     return finds_gate<std::remove_cvref_t<decltype(std::declval<const Layer&>().layer())>, decltype(Tape::layer)>();
@@ -116,6 +123,12 @@ void visit_gates(const Layer& layer, Tape& tape, const F& f) {
       visit_gates_of_set(layer.experts(), tape.mixture.experts, tape.mixture.plan, f);
   } else if constexpr (SpeaksForGate<Layer, Tape>) {
     f(layer, Of{tape.logits(), tape.routing(), tape.step(), tape.losses()});
+  } else if constexpr (NamesLayers<Layer, Tape>) {
+    layer.for_each_layer(tape, [&]<class Inner, class InnerTape>(const Inner& inner, InnerTape& inner_tape) {
+      static_assert(finds_gate<Inner, InnerTape>(),
+                    "moe::for_each_routed: what for_each_layer() names shows no gate and tape of its router");
+      visit_gates(inner, inner_tape, f);
+    });
   } else if constexpr (WrapsLayer<Layer, Tape>) {
     visit_gates(layer.layer(), tape.layer, f);
     if constexpr (requires { tape.branches; })
@@ -132,7 +145,13 @@ void visit_gates(const Layer& layer, Tape& tape, const F& f) {
 ///   moe::for_each_routed(layer, tape, [](const moe::RoutedPass<float>& pass) {
 ///     moe::load_balancing_loss<float>(pass.probability, pass.routing, pass.step, 0.01, pass.losses);
 ///   });
-/// Layers inside parts of one's own are not found. `tape` is that which forward has filled, not a copy, whose inner
+/// Layers inside parts of one's own are not found, but for those that a layer of one's own, as a stack, names together
+/// with their tapes; all of them show routers:
+///   template <class F>
+///   void for_each_layer(Tape& tape, F&& f) const {
+///     for (std::size_t l = 0; l < layers.size(); ++l) f(layers[l], tape.layers[l]);
+///   }
+/// `tape` is that which forward has filled, not a copy, whose inner
 /// steps refer to the original. Allocates the probabilities.
 template <class Layer, class F>
 void for_each_routed(const Layer& layer, typename Layer::Tape& tape, const F& f) {

@@ -65,8 +65,9 @@ struct UpdateResult {
 ///                                            {.counts = counts});
 ///   }, scale_of(part));
 /// The same bits as the loop written out with forward, backward, clip_by_norm and step, for any number of threads.
-/// Auxiliary losses are those of all routers that for_each_routed() finds: the layer's own, also below branches, and
-/// those of layers among its experts, each with the same weight.
+/// Auxiliary losses are those of all routers that for_each_routed() finds: the layer's own, also below branches, those
+/// of layers among its experts, and those of the layers that a stack of one's own names in `for_each_layer`, each with
+/// the same weight.
 ///
 /// Refers to the layer, which must stay where it is; everything else is the trainer's own: gradient, optimiser state,
 /// tape. May be moved, not copied. Not thread-safe; one layer, one trainer. While batches keep their size it allocates
@@ -120,9 +121,8 @@ class Trainer {
   }
 
   /// The same with auxiliary losses of one's own, beside those of the options.
-  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own; is
-  ///   called
-  ///              for the layer's own router and for those of layers among its experts
+  ///   auxiliary  double(const RoutedPass<Scalar>&): adds gradients to its `losses`, times weights of its own; called
+  ///              for every router that for_each_routed() finds
   template <class Loss, class Auxiliary>
     requires(!std::convertible_to<Auxiliary, double>)
   double accumulate(const MatrixView<Scalar>& tokens, const Step& step, Loss&& loss, Auxiliary&& auxiliary,
@@ -130,7 +130,9 @@ class Trainer {
     static_assert(
         kHasGate,
         "moe::Trainer: auxiliary losses need a layer that shows its router's part: `gate()` with `tape.logits` "
-        "and `tape.routing`, as MoeLayer, or `layer()` with `tape.layer`, as WithBranches");
+        "and `tape.routing`, as MoeLayer, `layer()` with `tape.layer`, as WithBranches, or `for_each_layer`, as a "
+        "stack "
+        "(see moe/train/routed_pass.hpp)");
     static_assert(std::is_invocable_r_v<double, Auxiliary&, const RoutedPass<Scalar>&>,
                   "moe::Trainer: an auxiliary loss is `double(const moe::RoutedPass<Scalar>& pass)` "
                   "(see moe/train/routed_pass.hpp)");

@@ -145,6 +145,10 @@ struct GroupsAsTokens {
 /// task-level mixture-of-experts" (arXiv:2110.03742).
 template <class G>
 struct GroupedGate {
+  static_assert(HasRoute<G, float> || HasRoute<G, double>,
+                "moe::GroupedGate: a Gate needs `void route(const Logits<S>&, const Context&, Routing<S>&) const` "
+                "(see moe/gate/concept.hpp)");
+
   G gate = {};
 
   static constexpr bool kPerToken = false;

@@ -21,6 +21,9 @@ namespace moe::inline MOE_ABI {
 /// Bengio, Leonard & Courville, "Estimating or propagating gradients through stochastic neurons" (arXiv:1308.3432).
 template <class G>
 struct StraightThrough {
+  static_assert(StatesPerToken<G>,
+                "moe::StraightThrough: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
+
   G gate = {};
 
   static constexpr bool kPerToken = G::kPerToken;
@@ -54,6 +57,12 @@ struct StraightThrough {
     requires detail::ConcatenatesGate<G>
   {
     return {detail::concatenate_gates(gate, other.gate, num_experts, other_num_experts)};
+  }
+  /// The gate's, of which each choice becomes one copy, or all copies, as with all shipped ones.
+  StraightThrough duplicate(Index times, Index num_experts) const
+    requires requires(const G& any) { any.duplicate(times, num_experts); }
+  {
+    return {gate.duplicate(times, num_experts)};
   }
 
   template <class F, class... Self>

@@ -52,6 +52,8 @@ inline constexpr bool kHasChance<WithChance<G>> = true;
 /// Lepikhin et al., GShard, section 2.2 (arXiv:2006.16668); Zoph et al., ST-MoE (arXiv:2202.08906).
 template <class G>
 struct WithChance {
+  static_assert(StatesPerToken<G>,
+                "moe::WithChance: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
   static_assert(!detail::kHasChance<G>, "moe::WithChance: one chance is enough; the drops of two cannot be told apart");
 
   G gate = {};

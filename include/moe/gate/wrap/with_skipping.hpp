@@ -98,6 +98,8 @@ inline constexpr bool kHasSkipping<WithSkipping<G>> = true;
 /// Models" (arXiv:2402.14800; there the ratio is the median over a calibration set).
 template <class G>
 struct WithSkipping {
+  static_assert(StatesPerToken<G>,
+                "moe::WithSkipping: a Gate needs `static constexpr bool kPerToken` (see moe/gate/concept.hpp)");
   static_assert(!detail::kHasSkipping<G>,
                 "moe::WithSkipping: one rule of skipping is enough; the drops of two cannot be told apart");
 

@@ -59,13 +59,18 @@ inline void read_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
   read_deepseek(fields, config);
   read_v3_routing(fields, config);
 }
+/// The scale has to be said: the code published with the model takes 1 where it is not, that of transformers 2.5.
+inline void read_scaled_deepseek_v3(const JsonFields& fields, MoeConfig& config) {
+  read_deepseek_v3(fields, config);
+  config.gate.scale = fields.number("routed_scaling_factor");
+}
 constexpr FamilyFormat deepseek_v3_names(std::string_view prefix = kMlp) {
   return with_bias(with_shared(projections(prefix)));
 }
 inline constexpr std::array kDeepseekV3Formats{deepseek_v3_names(), resaved(deepseek_v3_names())};
 inline constexpr Family kDeepseekV3{.name = "deepseek_v3",
                                     .model_types = {"deepseek_v3", "deepseek_v32"},
-                                    .read = read_deepseek_v3,
+                                    .read = read_scaled_deepseek_v3,
                                     .formats = kDeepseekV3Formats};
 
 /// Where nothing is said, weights are not normalised (transformers main at 008e5743). Published files name the method

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moe/core/visit.hpp"
+#include "moe/io/file/quantised_parameters.hpp"
 #include "moe/io/file/safetensors.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -19,13 +20,28 @@ namespace detail {
 template <class T>
 void check_parameters(const std::string& label, const SafetensorsReader& file, const T& layer) {
   std::set<std::string, std::less<>> expected;
+  const auto require = [&](const std::string& name, const std::vector<Index>& shape) {
+    const TensorInfo& info = file.tensor(name);
+    if (info.shape != shape)
+      fail_environment(label, ": tensor '", name, "' has shape [", join(info.shape, ", "), "], expected [",
+                       join(shape, ", "), "]");
+    expected.insert(name);
+  };
   visit_all(
       [&](const std::string& name, const auto& leaf) {
-        const TensorInfo& info = file.tensor(name);
-        if (info.shape != parameter_shape(leaf))
-          fail_environment(label, ": tensor '", name, "' has shape [", join(info.shape, ", "), "], expected [",
-                           join(parameter_shape(leaf), ", "), "]");
-        expected.insert(name);
+        if constexpr (kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
+          if (has_codes(file, name)) {
+            const WeightFormat format = read_format(label, file, name, leaf);
+            for (const auto& [part, info] : tensors_of(name, leaf.outputs(), leaf.inputs(), format)) {
+              require(part, info.shape);
+              if (file.tensor(part).dtype != info.dtype)
+                fail_environment(label, ": tensor '", part, "' is ", dtype_name(file.tensor(part).dtype), ", expected ",
+                                 dtype_name(info.dtype));
+            }
+            return;
+          }
+        }
+        require(name, parameter_shape(leaf));
       },
       layer);
   walk<Walked::Ever>([&](const std::string& name, const auto&) { expected.insert(name); },
@@ -37,7 +53,8 @@ void check_parameters(const std::string& label, const SafetensorsReader& file, c
 }  // namespace detail
 
 /// Saves every parameter of `layer`, and its state, to a safetensors file, under its visited name, in the logical shape
-/// ([out, in] for a weight, [] for a number) and its own precision. Equal layers give equal bytes. The file appears
+/// ([out, in] for a weight, [] for a number) and its own precision; weights in few bits as their codes and scales (see
+/// moe/io/file/quantised_parameters.hpp). Equal layers give equal bytes. The file appears
 /// whole or not at all; one parameter at a time is copied. Works for optimiser states too.
 /// Whatever is neither (k, a temperature that is fixed) is not in the file: the program that loads it says it again. An
 /// object has to say what its numbers are: one with neither visit() nor state() does not compile. One whose visit()
@@ -53,14 +70,23 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
   SafetensorsHeader header{.metadata = metadata};
   visit_all(
       [&](const std::string& name, const auto& leaf) {
-        const TensorInfo info{.dtype = dtype_of<ParameterScalar<decltype(leaf)>>(), .shape = parameter_shape(leaf)};
-        if (!header.tensors.emplace(name, info).second)
-          fail("moe::save_parameters: the layer visits two parameters named '", name, "'");
+        const auto add = [&](const std::string& tensor, const TensorInfo& info) {
+          if (!header.tensors.emplace(tensor, info).second)
+            fail("moe::save_parameters: the layer visits two parameters named '", tensor, "'");
+        };
+        if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
+          for (const auto& [part, info] : detail::tensors_of(name, leaf.outputs(), leaf.inputs(), leaf.format()))
+            add(part, info);
+        } else {
+          add(name, {.dtype = dtype_of<ParameterScalar<decltype(leaf)>>(), .shape = parameter_shape(leaf)});
+        }
       },
       layer);
   SafetensorsWriter writer(path, std::move(header));
   visit_all(
       [&](const std::string& name, const auto& leaf) {
+        if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>)
+          return detail::write_quantised(writer, name, leaf);
         using S = ParameterScalar<decltype(leaf)>;
         std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
         read_parameter(leaf, std::span<S>(values));
@@ -72,6 +98,7 @@ void save_parameters(const std::filesystem::path& path, const T& layer, const Me
 
 /// Sets every parameter of `layer`, and its state, from a file of save_parameters(), bit for bit, and returns the
 /// metadata.
+/// Weights in few bits take the format of the file; from a file of floats they are rounded to the one they have.
 /// F32 tensors may fill double parameters (exact); F64 tensors fill float parameters only with Narrowing::Allow.
 /// Throws std::runtime_error that names the tensor if one is missing, too many, of another shape or type, or cannot be
 /// read. On error the layer is untouched: it is filled as a copy and then moved into place. FileAccess::Read takes the
@@ -84,10 +111,13 @@ Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing 
                 "`template <class F, class... Self> static void visit(F&&, Self&...)`, which names what is loaded "
                 "(see moe/core/visit.hpp)");
   const SafetensorsReader file(path, access);
-  detail::check_parameters(std::string("moe::load_parameters: '") + path.string() + "'", file, layer);
+  const std::string label = std::string("moe::load_parameters: '") + path.string() + "'";
+  detail::check_parameters(label, file, layer);
   T loaded = layer;
   visit_all(
       [&](const std::string& name, auto& leaf) {
+        if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>)
+          if (detail::has_codes(file, name)) return detail::read_quantised(label, file, name, leaf);
         using S = ParameterScalar<decltype(leaf)>;
         std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
         file.read(name, std::span<S>(values), narrowing);

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// Files of whole blocks with random codes, as checkpoints store weights in few bits.
+#pragma once
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "moe/io/block/load_quantised_block.hpp"
+#include "support/checkpoints.hpp"
+#include "support/family_configs.hpp"
+#include "support/matrices.hpp"
+
+namespace test {
+
+/// How the matrices of experts are stored.
+enum class StoredAs { F32, Bf16, F16, E4M3, E5M2, Fp8Blocks, Mxfp4 };
+
+inline std::string name_of(StoredAs stored) {
+  constexpr const char* kNames[] = {"F32", "BF16", "F16", "E4M3", "E5M2", "FP8 in blocks", "MXFP4"};
+  return kNames[static_cast<int>(stored)];
+}
+
+/// Random codes of finite numbers of moderate size, some of them negative.
+inline std::string random_codes(moe::Dtype dtype, moe::Index count, std::mt19937& engine) {
+  std::string bytes;
+  const auto append = [&](auto code) { bytes.append(reinterpret_cast<const char*>(&code), sizeof code); };
+  for (moe::Index i = 0; i < count; ++i) {
+    const auto draw = static_cast<std::uint32_t>(engine()), sign = draw >> 31;
+    switch (dtype) {
+      case moe::Dtype::F32:
+        append(std::ldexp(static_cast<float>(draw >> 8), -26));
+        break;
+      case moe::Dtype::BF16:
+        append(static_cast<std::uint16_t>(sign << 15 | (118 + draw % 9) << 7 | (draw >> 8 & 127)));
+        break;
+      case moe::Dtype::F16:
+        append(static_cast<std::uint16_t>(sign << 15 | (6 + draw % 9) << 10 | (draw >> 8 & 1023)));
+        break;
+      case moe::Dtype::F8_E4M3:
+        append(static_cast<std::uint8_t>(sign << 7 | (draw >> 8) % 0x3C));
+        break;
+      case moe::Dtype::F8_E5M2:
+        append(static_cast<std::uint8_t>(sign << 7 | (draw >> 8) % 0x3D));
+        break;
+      default:
+        append(static_cast<std::uint8_t>(draw >> 8));
+    }
+  }
+  return bytes;
+}
+
+/// A checkpoint with the MoE block of layer 0 in one format of its family. Routers, scores and biases are BF16.
+class StoredBlock {
+ public:
+  StoredBlock(const moe::MoeConfig& config, const moe::FamilyFormat& format, StoredAs stored)
+      : location_{format, moe::numbered_name(format.prefix, 0), stored == StoredAs::Mxfp4}, engine_(7) {
+    moe::MoeBlock block(config);
+    for (const moe::BoundTensor& tensor : moe::bind_weights(block, location_)) {
+      if (tensor.numbers)
+        add(tensor.name, moe::Dtype::F32, tensor.shape);
+      else if (moe::detail::is_quantisable(tensor, location_))
+        add(tensor.name, tensor.shape, stored);
+      else
+        add(tensor.name, moe::Dtype::BF16, tensor.shape);
+    }
+  }
+  StoredBlock(const moe::MoeConfig& config, StoredAs stored)
+      : StoredBlock(config, moe::find_family(config.family)->formats.front(), stored) {}
+
+  const moe::BlockLocation& location() const { return location_; }
+  std::vector<Tensor>& tensors() { return tensors_; }
+  std::size_t bytes() const {
+    std::size_t sum = 0;
+    for (const Tensor& tensor : tensors_) sum += tensor.bytes.size();
+    return sum;
+  }
+  moe::Checkpoint open() const {
+    write_tensors(directory_ / "x.safetensors", tensors_);
+    return moe::Checkpoint::open(directory_ / "x.safetensors");
+  }
+
+ private:
+  void add(const std::string& name, moe::Dtype dtype, const std::vector<moe::Index>& shape) {
+    const auto bytes = static_cast<moe::Index>(*moe::detail::tensor_bytes(dtype, shape));
+    const auto size = static_cast<moe::Index>(moe::dtype_size(dtype));
+    tensors_.push_back({name, dtype, shape, random_codes(dtype, bytes / size, engine_)});
+  }
+  void add(const std::string& name, std::vector<moe::Index> shape, StoredAs stored) {
+    switch (stored) {
+      case StoredAs::F32:
+        return add(name, moe::Dtype::F32, shape);
+      case StoredAs::Bf16:
+        return add(name, moe::Dtype::BF16, shape);
+      case StoredAs::F16:
+        return add(name, moe::Dtype::F16, shape);
+      case StoredAs::E4M3:
+        return add(name, moe::Dtype::F8_E4M3, shape);
+      case StoredAs::E5M2:
+        return add(name, moe::Dtype::F8_E5M2, shape);
+      case StoredAs::Fp8Blocks:
+        add(name, moe::Dtype::F8_E4M3, shape);
+        for (moe::Index& extent : std::span(shape).last(2)) extent = (extent + 127) / 128;
+        return add(name + "_scale_inv", moe::Dtype::F32, shape);
+      case StoredAs::Mxfp4:
+        shape.back() /= 32;
+        add(name + "_scales", moe::Dtype::U8, shape);
+        for (char& exponent : tensors_.back().bytes)
+          exponent = static_cast<char>(120 + static_cast<unsigned char>(exponent) % 6);
+        shape.push_back(16);
+        return add(name + "_blocks", moe::Dtype::U8, shape);
+    }
+  }
+
+  TemporaryDirectory directory_;
+  moe::BlockLocation location_;
+  std::mt19937 engine_;
+  std::vector<Tensor> tensors_;
+};
+
+/// The configuration of a family with other widths.
+inline moe::MoeConfig config_of(const std::string& family, moe::Index model_dim, moe::Index hidden_dim) {
+  moe::MoeConfig config = config_of(family);
+  config.model_dim = model_dim;
+  config.hidden_dim = hidden_dim;
+  return config;
+}
+
+template <class Block>
+moe::Matrix<float> output_of(const Block& block, moe::Index num_tokens = 9) {
+  const auto tokens = random_matrix<float>(num_tokens, block.model_dim(), 5);
+  moe::Workspace ws;
+  moe::Matrix<float> out(tokens.rows(), tokens.cols());
+  block.forward(tokens, moe::Step{}, out, ws);
+  return out;
+}
+
+/// Whether two matrices are of one format, and all of their codes, scales and zero points are equal.
+inline bool same_codes(const moe::PanelMatrix<moe::Quantised>& a, const moe::PanelMatrix<moe::Quantised>& b) {
+  if (!a.is_shaped_as(b) || a.format() != b.format() || a.matrix_scale() != b.matrix_scale()) return false;
+  for (moe::Index o = 0; o < a.outputs(); ++o) {
+    for (moe::Index i = 0; i < a.inputs(); ++i)
+      if (a.code(o, i) != b.code(o, i)) return false;
+    for (moe::Index g = 0; g < a.num_groups(); ++g)
+      if (!same_bits(a.scale(o, g), b.scale(o, g)) ||
+          (a.format().has_zero_points && a.zero_point(o, g) != b.zero_point(o, g)))
+        return false;
+  }
+  return true;
+}
+/// Whether all matrices of experts are; `count` gets how many there are.
+inline bool same_codes(const moe::QuantisedMoeBlock& a, const moe::QuantisedMoeBlock& b, int& count) {
+  bool are_same = true;
+  moe::visit_state(
+      [&](const std::string&, const auto& of_a, const auto& of_b) {
+        if constexpr (std::is_same_v<decltype(of_a), const moe::PanelMatrix<moe::Quantised>&>) {
+          are_same = are_same && same_codes(of_a, of_b);
+          ++count;
+        }
+      },
+      a, b);
+  return are_same;
+}
+
+}  // namespace test
