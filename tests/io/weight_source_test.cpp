@@ -209,7 +209,7 @@ TEST_CASE("WeightSource: scales that do not fit, or of another format, are error
   const test::Tensor w{"w", Dtype::F8_E4M3, {1, 130}, codes}, mx{"w_blocks", Dtype::U8, {2, 16}, blocks};
   require_refused({w, {"w_scale_inv", Dtype::F32, {1, 1}, one}}, "'w_scale_inv' has shape [1, 1], expected [1, 2]");
   require_refused({w, {"w_scale_inv", Dtype::I32, {1, 2}, two}}, "'w_scale_inv' is I32");
-  require_refused({w, {"w_scale", Dtype::F32, {}, one}}, "'w_scale' is a scale of a format that is not supported");
+  require_refused({w, {"w_scale", Dtype::F32, {2}, two}}, "'w_scale' has shape [2], expected [], [1], [1], [1, 1] or [1, 2]");
   require_refused({{"w", Dtype::BF16, {1, 2}, one}, {"w_scale_inv", Dtype::F32, {1, 1}, one}},
                   "'w' is BF16, expected F8");
   require_refused({{"w", Dtype::F8_E4M3, {130}, codes}, {"w_scale_inv", Dtype::F32, {2}, two}}, "at least two extents");
