@@ -12,13 +12,15 @@
 #include <fstream>
 #include <limits>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "fuzz/targets.hpp"
-#include "moe/io/block/load_block.hpp"
+#include "moe/io/block/load_quantised_block.hpp"
+#include "moe/io/block/quantise_block.hpp"
 
 namespace test {
 
@@ -167,6 +169,26 @@ inline void require_filled(const moe::MoeBlock& block) {
       block);
 }
 
+/// The block with the few bits of the file, where it has any, holds the same weights.
+inline void require_kept(const moe::Checkpoint& checkpoint, const moe::MoeConfig& config, const moe::MoeBlock& block) {
+  std::optional<moe::QuantisedMoeBlock> codes;
+  try {
+    codes.emplace(moe::load_quantised_block(checkpoint, config));
+  } catch (const std::invalid_argument&) {  // floats, or scales that no format has so
+    return;
+  } catch (const std::runtime_error&) {  // scales of 2^119 and more
+    return;
+  }
+  const moe::MoeBlock floats = moe::dequantise(*codes);
+  moe::visit_all(
+      [](const std::string&, const auto& kept, const auto& read) {
+        const auto a = moe::parameter_span(kept), b = moe::parameter_span(read);
+        for (std::size_t i = 0; i < a.size(); ++i)
+          require(a[i] == b[i] || (a[i] != a[i] && b[i] != b[i]), "codes decode to the weights that are read");
+      },
+      floats, block);
+}
+
 /// The block runs on tokens or says why not, whatever its numbers are.
 inline void use_block(const moe::MoeBlock& block) {
   const moe::Matrix<float> tokens = moe::Matrix<float>::Constant(3, block.model_dim(), 0.5f);
@@ -196,6 +218,7 @@ inline bool fuzz_block(std::span<const std::byte> bytes) {
     const moe::MoeBlock block = moe::load_moe_block(checkpoint, config);
     if (std::all_of(shards.begin(), shards.end(), [](const Shard& shard) { return shard.numbers.empty(); }))
       require_filled(block);
+    require_kept(checkpoint, config, block);
     use_block(block);
     return true;
   } catch (const std::runtime_error&) {

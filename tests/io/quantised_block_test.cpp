@@ -106,6 +106,16 @@ TEST_CASE("load_quantised_block: blocks of scales that sizes do not fill keep th
   }
 }
 
+TEST_CASE("load_quantised_block: gates and ups of NVFP4 and integers share a matrix whatever scales they have",
+          "[io]") {
+  const MoeConfig config = config_of("mixtral", 64, 64);
+  const StoredBlock four(config, StoredAs::Nvfp4), ints(config, StoredAs::PackedInt4);
+  check_kept(four, config);
+  CHECK(formats_of(load(four, config)) == std::set<std::string>{"nvfp4", "e2m1-g16"});  // one scale, and two
+  check_kept(ints, config);
+  CHECK(formats_of(load(ints, config)) == std::set<std::string>{"int4-g32", "int4-zero-g32"});
+}
+
 TEST_CASE("load_quantised_block: codes of NaN and infinity are kept, too", "[io]") {
   for (const StoredAs as : {StoredAs::Bf16, StoredAs::F16, StoredAs::E4M3, StoredAs::E5M2, StoredAs::Fp8Blocks}) {
     const MoeConfig config = config_of("olmoe", 256, 8);

@@ -14,10 +14,11 @@
 namespace test {
 
 /// How the matrices of experts are stored.
-enum class StoredAs { F32, Bf16, F16, E4M3, E5M2, Fp8Blocks, Mxfp4 };
+enum class StoredAs { F32, Bf16, F16, E4M3, E5M2, Fp8Blocks, Mxfp4, Nvfp4, PackedInt4 };
 
 inline std::string name_of(StoredAs stored) {
-  constexpr const char* kNames[] = {"F32", "BF16", "F16", "E4M3", "E5M2", "FP8 in blocks", "MXFP4"};
+  constexpr const char* kNames[] = {"F32",           "BF16",  "F16",   "E4M3",       "E5M2",
+                                    "FP8 in blocks", "MXFP4", "NVFP4", "packed INT4"};
   return kNames[static_cast<int>(stored)];
 }
 
@@ -42,6 +43,9 @@ inline std::string random_codes(moe::Dtype dtype, moe::Index count, std::mt19937
         break;
       case moe::Dtype::F8_E5M2:
         append(static_cast<std::uint8_t>(sign << 7 | (draw >> 8) % 0x3D));
+        break;
+      case moe::Dtype::I32:
+        append(draw);
         break;
       default:
         append(static_cast<std::uint8_t>(draw >> 8));
@@ -109,6 +113,18 @@ class StoredBlock {
           exponent = static_cast<char>(120 + static_cast<unsigned char>(exponent) % 6);
         shape.push_back(16);
         return add(name + "_blocks", moe::Dtype::U8, shape);
+      case StoredAs::Nvfp4:  // of modelopt, with a scale of its own for every matrix
+        add(name, moe::Dtype::U8, {shape[0], shape[1] / 2});
+        add(name + "_scale", moe::Dtype::F8_E4M3, {shape[0], shape[1] / 16});
+        return add(name + "_scale_2", moe::Dtype::F32, {});
+      case StoredAs::PackedInt4: {  // of compressed-tensors, with zero points for some matrices
+        add(name + "_packed", moe::Dtype::I32, {shape[0], shape[1] / 8});
+        add(name + "_scale", moe::Dtype::BF16, {shape[0], shape[1] / 32});
+        tensors_.push_back(
+            {name + "_shape", moe::Dtype::I64, {2}, bytes_of(std::vector<std::int64_t>{shape[0], shape[1]})});
+        if (name.ends_with("w1.weight")) add(name + "_zero_point", moe::Dtype::I32, {shape[0] / 8, shape[1] / 32});
+        return;
+      }
     }
   }
 

@@ -27,6 +27,9 @@ class Fp4Storage final : public WeightStorage {
     const Index place = row * columns() + column;
     return std::to_integer<std::uint32_t>(codes.bytes[static_cast<std::size_t>(place / 2)]) >> (place % 2 * 4) & 15u;
   }
+  void read_codes(Index row, Index column, std::span<std::uint32_t> to) const override {
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = Fp4Storage::code(row, column + static_cast<Index>(i));
+  }
   GroupNumbers numbers(Index row, Index column) const override { return {.scale = grid_.at(row, column)}; }
   void read_row(Index row, Index column, std::span<float> values) const override {
     const Index start = row * columns(), count = std::ssize(values);

@@ -43,6 +43,14 @@ class PlainStorage : public WeightStorage {
     std::memcpy(&bits, at(row * columns() + column), each);
     return bits;
   }
+  void read_codes(Index row, Index column, std::span<std::uint32_t> to) const override {
+    const std::byte* const bytes = at(row * columns() + column);
+    if (dtype_size(codes.dtype) == 1) {
+      for (std::size_t i = 0; i < to.size(); ++i) to[i] = std::to_integer<std::uint32_t>(bytes[i]);
+    } else {
+      for (std::size_t i = 0; i < to.size(); ++i) to[i] = PlainStorage::code(row, column + static_cast<Index>(i));
+    }
+  }
   GroupNumbers numbers(Index, Index) const override { return {}; }
   void read_row(Index row, Index column, std::span<float> values) const override {
     read(row * columns() + column, values);

@@ -28,59 +28,80 @@ inline WeightFormat kept_format_of(MatrixSlices slices) {
     fail(kFunction, ": weight ", in_quotes(first.name()), " is stored as ", first.format(),
          ", which no format of few bits holds as it is; expected a format to round it to");
   bool has_one_scale = true;
+  WeightFormat format = *kept;
   for (const WeightSlice& slice : slices) {
     const WeightSource& other = slice.source;
-    if (other.kept_format() != kept)
+    const std::optional<WeightFormat> another = other.kept_format();
+    if (!another || another->without_zero_points() != kept->without_zero_points())
       fail(kFunction, ": weights ", in_quotes(first.name()), " and ", in_quotes(other.name()), " are stored as ",
            first.format(), " and ", other.format(), ", expected one format in a matrix, or one to round both to");
     has_one_scale = has_one_scale && other.matrix_scale() == first.matrix_scale();
+    format.has_zero_points = format.has_zero_points || another->has_zero_points;  // 0 where a part has none
   }
-  WeightFormat format = *kept;
   // NVFP4 whose gates and ups have a scale each: products of both scales, which are floats.
   if (format.scale == ScaleType::E4M3 && !has_one_scale) format.scale = ScaleType::F32;
   format.validate();
   return format;
 }
 
-/// Copies codes, scale and zero point of inputs [begin, begin + count) of an output: a group, or part of a row without
-/// groups. Scales are multiplied by `factor`. False where the inputs have more than one scale.
-inline bool copy_group(const WeightSlice& slice, Index output, Index begin, std::span<std::uint32_t> codes,
-                       PanelMatrix<Quantised>& to, float factor) {
-  const WeightFormat format = to.format();
-  const WeightSource& source = slice.source;
-  const Index first = slice.first + output * slice.output_stride + begin * slice.input_stride;
-  const Index row = slice.first_output + output;
-  const std::size_t bytes = dtype_size(source.codes());
-  const std::span<const std::byte> plain = source.stored_as(source.codes());
-  if (!plain.empty() && format.scale == ScaleType::None) {
-    const std::byte* const at = plain.data() + static_cast<std::size_t>(first) * bytes;
-    const std::size_t apart = static_cast<std::size_t>(slice.input_stride) * bytes;
-    if (bytes == 2) {
-      for (std::size_t i = 0; i < codes.size(); ++i) {
-        std::uint16_t code = 0;
-        std::memcpy(&code, at + i * apart, sizeof code);
-        codes[i] = code;
-      }
-    } else {
-      for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = std::to_integer<std::uint32_t>(at[i * apart]);
-    }
-    to.set_codes(row, begin, codes);
-    return true;
-  }
+/// Codes of inputs that lie apart, and whether all of them have the scale and zero point of the first.
+inline bool read_apart(const WeightSource& source, Index first, Index stride, std::span<std::uint32_t> codes) {
   const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x); };
   const StoredWeight shared = source.stored(first);
   for (std::size_t i = 0; i < codes.size(); ++i) {
-    const StoredWeight weight = source.stored(first + static_cast<Index>(i) * slice.input_stride);
+    const StoredWeight weight = source.stored(first + static_cast<Index>(i) * stride);
     if (bits(weight.scale) != bits(shared.scale) || bits(weight.zero) != bits(shared.zero)) return false;
     codes[i] = weight.code;
   }
-  to.set_codes(row, begin, codes);
-  if (format.scale == ScaleType::None) return true;
-  const Index group = begin / format.group_of(to.inputs());
-  to.set_scale(row, group, shared.scale * factor);
-  if (format.has_zero_points) to.set_zero_point(row, group, shared.zero);
   return true;
 }
+
+/// The same of codes without scales, which are whole bytes.
+inline void read_plain(const std::byte* at, std::size_t bytes_each, std::size_t apart, std::span<std::uint32_t> codes) {
+  if (bytes_each == 1) {
+    for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = std::to_integer<std::uint32_t>(at[i * apart]);
+    return;
+  }
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    std::uint16_t code = 0;
+    std::memcpy(&code, at + i * apart, sizeof code);
+    codes[i] = code;
+  }
+}
+
+/// A slice on its way into a matrix.
+struct CodeCopy {
+  const WeightSlice& slice;
+  WeightFormat format;  ///< of the source
+  float factor;         ///< of its scales
+  PanelMatrix<Quantised>& to;
+
+  /// Codes, scale and zero point of inputs [begin, begin + codes.size()) of an output: a group, or part of a row
+  /// without groups. False where the inputs have more than one scale.
+  bool copy(Index output, Index begin, std::span<std::uint32_t> codes) const {
+    const WeightSource& source = slice.source;
+    const Index first = slice.first + output * slice.output_stride + begin * slice.input_stride;
+    const Index row = slice.first_output + output, columns = source.shape().empty() ? 1 : source.shape().back();
+    const Index column = first % columns;
+    if (format.scale == ScaleType::None) {
+      const std::size_t bytes = dtype_size(source.codes());
+      const std::byte* const plain = source.stored_as(source.codes()).data();
+      read_plain(plain + static_cast<std::size_t>(first) * bytes, bytes,
+                 static_cast<std::size_t>(slice.input_stride) * bytes, codes);
+    } else if (const Index group = format.group_of(columns);
+               slice.input_stride == 1 && column % group + std::ssize(codes) <= std::min(group, columns - column)) {
+      source.stored_codes(first, codes);
+    } else if (!read_apart(source, first, slice.input_stride, codes)) {
+      return false;
+    }
+    to.set_codes(row, begin, codes);
+    if (format.scale == ScaleType::None) return true;
+    const StoredWeight shared = source.stored(first);
+    to.set_scale(row, begin / to.format().group_of(to.inputs()), shared.scale * factor);
+    if (to.format().has_zero_points) to.set_zero_point(row, begin / to.format().group_of(to.inputs()), shared.zero);
+    return true;
+  }
+};
 
 /// A slice as it is stored, some inputs of some outputs at a time: those of a panel where the inputs of an output lie
 /// together, so that it stays in L1 and the file is read in its order; else of all outputs, so that a line of the file
@@ -88,17 +109,19 @@ inline bool copy_group(const WeightSlice& slice, Index output, Index begin, std:
 inline bool copy_codes(const WeightSlice& slice, PanelMatrix<Quantised>& to, std::vector<std::uint32_t>& codes) {
   constexpr Index kInputsAtOnce = 256;
   const Index inputs = slice.inputs;
+  if (inputs == 0) return true;
   const bool has_scales = to.format().scale != ScaleType::None;
   const Index group = std::min(has_scales ? to.format().group_of(inputs) : kInputsAtOnce, inputs);
   const Index inputs_at_once = std::max<Index>(1, kInputsAtOnce / group) * group;
   const Index outputs_at_once = slice.input_stride == 1 ? PanelMatrix<Quantised>::kWidth : slice.outputs;
-  const bool becomes_float = slice.source.kept_format()->scale != to.format().scale;
-  const float factor = becomes_float ? slice.source.matrix_scale() : 1;
+  const WeightFormat format = *slice.source.kept_format();
+  const float factor = format.scale != to.format().scale ? slice.source.matrix_scale() : 1;
+  const CodeCopy slice_to_matrix{slice, format, factor, to};
   codes.resize(static_cast<std::size_t>(group));
   const auto copy_output = [&](Index output, Index begin, Index end) {
     for (Index i = begin; i < end; i += group) {
       const auto count = static_cast<std::size_t>(std::min(group, end - i));
-      if (!copy_group(slice, output, i, std::span(codes).first(count), to, factor)) return false;
+      if (!slice_to_matrix.copy(output, i, std::span(codes).first(count))) return false;
     }
     return true;
   };

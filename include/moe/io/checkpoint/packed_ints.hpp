@@ -110,6 +110,11 @@ class IntStorage final : public WeightStorage {
   std::uint32_t code(Index row, Index column) const override {
     return parts_.codes.at(row, column) ^ static_cast<std::uint32_t>(parts_.codes.middle());
   }
+  void read_codes(Index row, Index column, std::span<std::uint32_t> to) const override {
+    const PackedInts ints = parts_.codes;
+    const auto middle = static_cast<std::uint32_t>(ints.middle());
+    for (std::size_t i = 0; i < to.size(); ++i) to[i] = ints.at(row, column + static_cast<Index>(i)) ^ middle;
+  }
   GroupNumbers numbers(Index row, Index column) const override {
     return {.scale = parts_.scales.at(row, column), .zero = zero(row, column / parts_.group)};
   }

@@ -104,6 +104,18 @@ class WeightSource {
     const detail::GroupNumbers group = storage().numbers(row, column);
     return {.code = storage().code(row, column), .scale = group.scale, .zero = group.zero};
   }
+  /// The codes of values [place, place + codes.size()), all of one row of the last extent: stored() for many. Throws as
+  /// it, and for values of several rows.
+  void stored_codes(Index place, std::span<std::uint32_t> codes) const {
+    constexpr const char* kFunction = "moe::WeightSource::stored_codes";
+    if (codes.empty()) return;
+    static_cast<void>(stored(place));
+    const Index row = place / storage().columns(), column = place % storage().columns();
+    if (std::ssize(codes) > storage().columns() - column)
+      fail(kFunction, ": ", codes.size(), " values from column ", column, " of ", detail::in_quotes(name()),
+           " on, expected those of one row of ", storage().columns());
+    storage().read_codes(row, column, codes);
+  }
   /// What all scales are multiplied with, rounded, before a value is: 1 unless the format is NVFP4.
   float matrix_scale() const { return storage().matrix_scale; }
 

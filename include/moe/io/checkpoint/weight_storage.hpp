@@ -59,6 +59,8 @@ class WeightStorage {
   /// See WeightSource::kept_format().
   virtual std::optional<WeightFormat> kept_format() const = 0;
   virtual std::uint32_t code(Index row, Index column) const = 0;
+  /// Codes of a row from a column on.
+  virtual void read_codes(Index row, Index column, std::span<std::uint32_t> to) const = 0;
   /// Of the group of a value, without the scale of the matrix.
   virtual GroupNumbers numbers(Index row, Index column) const = 0;
   /// Values of a row from a column on.
