@@ -116,7 +116,8 @@ namespace detail {
 /// The sizes of a configuration must be those of the file before memory is taken for them.
 inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockLocation& location) {
   const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
-    const std::vector<Index> found = WeightSource::find(checkpoint, location.prefix + name).shape();
+    const std::vector<Index> found =
+        WeightSource::find(checkpoint, location.prefix + name, config.quantisation.storage).shape();
     if (found != expected) refuse_shape(checkpoint, location.prefix + name, found, expected);
   };
   const FamilyFormat& format = location.format;
@@ -135,10 +136,11 @@ inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config,
 }
 
 /// The stored weights of tensors, whose shapes must be as expected.
-inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const std::vector<BoundTensor>& tensors) {
+inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const MoeConfig& config,
+                                            const std::vector<BoundTensor>& tensors) {
   std::vector<WeightSource> sources;
   for (const BoundTensor& tensor : tensors) {
-    sources.push_back(WeightSource::find(checkpoint, tensor.name));
+    sources.push_back(WeightSource::find(checkpoint, tensor.name, config.quantisation.storage));
     if (sources.back().shape() != tensor.shape)
       refuse_shape(checkpoint, tensor.name, sources.back().shape(), tensor.shape);
   }
@@ -148,15 +150,18 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
 /// Throws std::runtime_error for an FP8 weight without scales where the configuration says that there are some, or
 /// another weight has them: they are lost, not 1. Where nobody speaks of scales, the codes are the values.
 inline void require_all_scales(const MoeConfig& config, const std::vector<WeightSource>& sources) {
-  const bool is_stated = config.quantisation.method == QuantMethod::Fp8Blocks;
+  const QuantMethod method = config.quantisation.method;
+  const bool is_stated = method == QuantMethod::Fp8Blocks || method == QuantMethod::Fp8;
   const auto scaled =
       std::find_if(sources.begin(), sources.end(), [](const WeightSource& s) { return s.has_scales(); });
   if (!is_stated && scaled == sources.end()) return;
-  const std::string reason =
-      is_stated ? "the configuration says fp8 in blocks with scales" : in_quotes(scaled->name()) + " has scales";
+  const std::string reason = is_stated ? "the configuration says " + std::string(method_text(method))
+                                       : in_quotes(scaled->name()) + " has scales";
+  const bool is_per_output = method == QuantMethod::Fp8 || (!is_stated && scaled->method() == QuantMethod::Fp8);
   for (const WeightSource& source : sources)
     if (source.is_fp8() && !source.has_scales())
-      fail_environment(source.label(), ": tensor ", in_quotes(source.name() + "_scale_inv"), " is missing, as ",
+      fail_environment(source.label(), ": tensor ",
+                       in_quotes(source.name() + (is_per_output ? "_scale" : "_scale_inv")), " is missing, as ",
                        reason);
 }
 
@@ -177,17 +182,16 @@ inline void require_stated(const MoeConfig& config, const BlockLocation& locatio
   require_all_scales(config, sources);
   const Quantisation& stated = config.quantisation;
   if (stated.method == QuantMethod::Unstated) return;
-  const bool is_fp8 = stated.method == QuantMethod::Fp8Blocks;
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     const WeightSource& source = sources[t];
-    const bool is_as_stated = source.has_scales() && source.is_fp8() == is_fp8;
+    const bool is_as_stated = source.method() == stated.method;
     const bool is_plain = !source.has_scales() && !source.is_fp8();
     const auto may_be_plain = [&] {
       return !is_quantisable(tensors[t], location) || stated.leaves_out(tensors[t].name);
     };
     if (!is_as_stated && !(is_plain && may_be_plain()))
       fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is stored as ", source.format(),
-                       ", but the configuration says ", is_fp8 ? "fp8 in blocks with scales" : "mxfp4",
+                       ", but the configuration says ", method_text(stated.method),
                        is_plain ? " and does not list it as not converted" : "");
     if (source.is_fp8() && stated.codes && source.codes() != *stated.codes)
       fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is ", dtype_name(source.codes()),
@@ -204,7 +208,7 @@ BasicMoeBlock<Codec> load_block(const Checkpoint& checkpoint, const MoeConfig& c
   require_sizes(checkpoint, config, location);
   BasicMoeBlock<Codec> block(config);
   const auto tensors = bind_weights(block, location);
-  const auto sources = sources_of(checkpoint, tensors);
+  const auto sources = sources_of(checkpoint, config, tensors);
   require_stated(config, location, tensors, sources);
   std::set<std::string> expected;
   for (const WeightSource& source : sources)
@@ -253,7 +257,7 @@ inline std::pair<LinearRouter, TopKGate> load_router(const Checkpoint& checkpoin
   detail::BlockBinder<F32> binder(config, location);
   binder.bind_router(loaded.first, loaded.second);
   const auto tensors = binder.take();
-  const auto sources = detail::sources_of(checkpoint, tensors);
+  const auto sources = detail::sources_of(checkpoint, config, tensors);
   detail::require_stated(config, location, tensors, sources);
   detail::load_tensors(tensors, sources);
   return loaded;

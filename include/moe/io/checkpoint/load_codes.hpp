@@ -23,14 +23,17 @@ namespace detail {
 inline WeightFormat kept_format_of(MatrixSlices slices) {
   constexpr const char* kFunction = "moe::CodeLoader::add";
   const WeightSource& first = slices.front().source;
-  const std::optional<WeightFormat> kept = first.kept_format();
+  std::optional<WeightFormat> kept = first.kept_format();
   if (!kept)
     fail(kFunction, ": weight ", in_quotes(first.name()), " is stored as ", first.format(),
          ", which no format of few bits holds as it is; expected a format to round it to");
   bool has_one_scale = true;
   for (const WeightSlice& slice : slices) {
     const WeightSource& other = slice.source;
-    if (other.kept_format() != kept)
+    const std::optional<WeightFormat> format = other.kept_format();
+    // Gates may have zero points where ups have none.
+    if (format && format->has_zero_points && *format == kept->with_zero_points()) kept = format;
+    if (!format || (format != kept && format->with_zero_points() != *kept))
       fail(kFunction, ": weights ", in_quotes(first.name()), " and ", in_quotes(other.name()), " are stored as ",
            first.format(), " and ", other.format(), ", expected one format in a matrix, or one to round both to");
     has_one_scale = has_one_scale && other.matrix_scale() == first.matrix_scale();
