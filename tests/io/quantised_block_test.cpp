@@ -109,7 +109,7 @@ TEST_CASE("load_quantised_block: blocks of scales that sizes do not fill keep th
 TEST_CASE("load_quantised_block: gates and ups of NVFP4 and integers share a matrix whatever scales they have",
           "[io]") {
   const MoeConfig config = config_of("mixtral", 64, 64);
-  const StoredBlock four(config, StoredAs::Nvfp4), ints(config, StoredAs::PackedInt4);
+  const StoredBlock four(config, StoredAs::Nvfp4), ints(config, StoredAs::Int4Packed);
   check_kept(four, config);
   CHECK(formats_of(load(four, config)) == std::set<std::string>{"nvfp4", "e2m1-g16"});  // one scale, and two
   check_kept(ints, config);

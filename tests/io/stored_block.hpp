@@ -14,11 +14,33 @@
 namespace test {
 
 /// How the matrices of experts are stored.
-enum class StoredAs { F32, Bf16, F16, E4M3, E5M2, Fp8Blocks, Mxfp4, Nvfp4, PackedInt4 };
+enum class StoredAs {
+  F32,
+  Bf16,
+  F16,
+  E4M3,
+  E5M2,
+  Fp8Blocks,
+  Mxfp4,
+  // Matrices of two extents alone:
+  Fp8Tensor,
+  Fp8Output,
+  Nvfp4,
+  Nvfp4Packed,
+  Mxfp4Packed,
+  Int4Packed,
+  Int8,
+  Gptq,
+  Awq
+};
 
 inline std::string name_of(StoredAs stored) {
-  constexpr const char* kNames[] = {"F32",           "BF16",  "F16",   "E4M3",       "E5M2",
-                                    "FP8 in blocks", "MXFP4", "NVFP4", "packed INT4"};
+  constexpr const char* kNames[] = {"F32",         "BF16",           "F16",
+                                    "E4M3",        "E5M2",           "FP8 in blocks",
+                                    "MXFP4",       "FP8 per matrix", "FP8 per output",
+                                    "NVFP4",       "packed NVFP4",   "packed MXFP4",
+                                    "packed INT4", "INT8",           "GPTQ",
+                                    "AWQ"};
   return kNames[static_cast<int>(stored)];
 }
 
@@ -43,9 +65,6 @@ inline std::string random_codes(moe::Dtype dtype, moe::Index count, std::mt19937
         break;
       case moe::Dtype::F8_E5M2:
         append(static_cast<std::uint8_t>(sign << 7 | (draw >> 8) % 0x3D));
-        break;
-      case moe::Dtype::I32:
-        append(draw);
         break;
       default:
         append(static_cast<std::uint8_t>(draw >> 8));
@@ -87,7 +106,7 @@ class StoredBlock {
  private:
   void add(const std::string& name, moe::Dtype dtype, const std::vector<moe::Index>& shape) {
     const auto bytes = static_cast<moe::Index>(*moe::detail::tensor_bytes(dtype, shape));
-    const auto size = static_cast<moe::Index>(moe::dtype_size(dtype));
+    const moe::Index size = moe::is_floating(dtype) ? static_cast<moe::Index>(moe::dtype_size(dtype)) : 1;
     tensors_.push_back({name, dtype, shape, random_codes(dtype, bytes / size, engine_)});
   }
   void add(const std::string& name, std::vector<moe::Index> shape, StoredAs stored) {
@@ -113,18 +132,50 @@ class StoredBlock {
           exponent = static_cast<char>(120 + static_cast<unsigned char>(exponent) % 6);
         shape.push_back(16);
         return add(name + "_blocks", moe::Dtype::U8, shape);
-      case StoredAs::Nvfp4:  // of modelopt, with a scale of its own for every matrix
-        add(name, moe::Dtype::U8, {shape[0], shape[1] / 2});
-        add(name + "_scale", moe::Dtype::F8_E4M3, {shape[0], shape[1] / 16});
-        return add(name + "_scale_2", moe::Dtype::F32, {});
-      case StoredAs::PackedInt4: {  // of compressed-tensors, with zero points for some matrices
-        add(name + "_packed", moe::Dtype::I32, {shape[0], shape[1] / 8});
-        add(name + "_scale", moe::Dtype::BF16, {shape[0], shape[1] / 32});
-        tensors_.push_back(
-            {name + "_shape", moe::Dtype::I64, {2}, bytes_of(std::vector<std::int64_t>{shape[0], shape[1]})});
-        if (name.ends_with("w1.weight")) add(name + "_zero_point", moe::Dtype::I32, {shape[0] / 8, shape[1] / 32});
+      case StoredAs::Fp8Tensor:
+      case StoredAs::Fp8Output:
+        add(name, moe::Dtype::F8_E4M3, shape);
+        return add(name + "_scale", moe::Dtype::BF16,
+                   stored == StoredAs::Fp8Tensor ? std::vector<moe::Index>{} : std::vector<moe::Index>{shape[0], 1});
+      default:
+        return add_matrix(name, shape[0], shape[1], stored);
+    }
+  }
+  /// Codes of two in a byte, or in words, in groups of 32 (16 in NVFP4).
+  void add_matrix(const std::string& name, moe::Index out, moe::Index in, StoredAs stored) {
+    using moe::Dtype;
+    const std::string module = name.substr(0, name.rfind('.') + 1);
+    switch (stored) {
+      case StoredAs::Nvfp4:
+      case StoredAs::Nvfp4Packed:
+        add(name + (stored == StoredAs::Nvfp4 ? "" : "_packed"), Dtype::U8, {out, in / 2});
+        add(name + (stored == StoredAs::Nvfp4 ? "_scale_2" : "_global_scale"), Dtype::F32, {1});
+        add(module + (stored == StoredAs::Nvfp4 ? "input_scale" : "input_global_scale"), Dtype::F32, {1});
+        return add(name + "_scale", Dtype::F8_E4M3, {out, in / 16});
+      case StoredAs::Mxfp4Packed:
+        add(name + "_packed", Dtype::U8, {out, in / 2});
+        add(name + "_scale", Dtype::U8, {out, in / 32});
+        for (char& exponent : tensors_.back().bytes)
+          exponent = static_cast<char>(120 + static_cast<unsigned char>(exponent) % 6);
         return;
-      }
+      case StoredAs::Int4Packed:
+        add(name + "_packed", Dtype::I32, {out, in / 8});
+        add(name + "_scale", Dtype::BF16, {out, in / 32});
+        // Those of every other matrix are in the middle, and so none.
+        add(name + "_zero_point", Dtype::I32, {out / 8, in / 32});
+        if (tensors_.size() % 8 < 4) tensors_.back().bytes.assign(tensors_.back().bytes.size(), '\x88');
+        return tensors_.push_back({name + "_shape", Dtype::I64, {2}, bytes_of(std::vector<std::int64_t>{out, in})});
+      case StoredAs::Int8:
+        add(name, Dtype::I8, {out, in});
+        return add(name + "_scale", Dtype::F32, {out, 1});
+      case StoredAs::Gptq:
+      case StoredAs::Awq:
+        add(module + "qweight", Dtype::I32,
+            stored == StoredAs::Gptq ? std::vector<moe::Index>{in / 8, out} : std::vector<moe::Index>{in, out / 8});
+        add(module + "qzeros", Dtype::I32, {in / 32, out / 8});
+        return add(module + "scales", Dtype::F16, {in / 32, out});
+      default:
+        return;
     }
   }
 

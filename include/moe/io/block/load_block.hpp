@@ -116,8 +116,8 @@ namespace detail {
 /// The sizes of a configuration must be those of the file before memory is taken for them.
 inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockLocation& location) {
   const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
-    const StatedStorage& stated = config.quantisation.storage;
-    const std::vector<Index> found = WeightSource::find(checkpoint, location.prefix + name, stated).shape();
+    const std::vector<Index> found =
+        WeightSource::find(checkpoint, location.prefix + name, config.quantisation.storage).shape();
     if (found != expected) refuse_shape(checkpoint, location.prefix + name, found, expected);
   };
   const FamilyFormat& format = location.format;
@@ -150,17 +150,19 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
 /// Throws std::runtime_error for an FP8 weight without scales where the configuration says that there are some, or
 /// another weight has them: they are lost, not 1. Where nobody speaks of scales, the codes are the values.
 inline void require_all_scales(const MoeConfig& config, const std::vector<WeightSource>& sources) {
-  const QuantMethod stated = config.quantisation.method;
-  const bool is_stated = stated == QuantMethod::Fp8Blocks || stated == QuantMethod::Fp8;
+  const QuantMethod method = config.quantisation.method;
+  const bool is_stated = method == QuantMethod::Fp8Blocks || method == QuantMethod::Fp8;
   const auto scaled =
       std::find_if(sources.begin(), sources.end(), [](const WeightSource& s) { return s.has_scales(); });
   if (!is_stated && scaled == sources.end()) return;
-  const std::string reason = is_stated ? "the configuration says " + std::string(method_text(stated))
+  const std::string reason = is_stated ? "the configuration says " + std::string(method_text(method))
                                        : in_quotes(scaled->name()) + " has scales";
-  const char* const suffix = stated == QuantMethod::Fp8 ? "_scale" : "_scale_inv";
+  const bool is_per_output = method == QuantMethod::Fp8 || (!is_stated && scaled->method() == QuantMethod::Fp8);
   for (const WeightSource& source : sources)
     if (source.is_fp8() && !source.has_scales())
-      fail_environment(source.label(), ": tensor ", in_quotes(source.name() + suffix), " is missing, as ", reason);
+      fail_environment(source.label(), ": tensor ",
+                       in_quotes(source.name() + (is_per_output ? "_scale" : "_scale_inv")), " is missing, as ",
+                       reason);
 }
 
 /// Whether quantisation is about a tensor: matrices of experts, shared ones included. Routers, gates of shared experts
@@ -182,7 +184,7 @@ inline void require_stated(const MoeConfig& config, const BlockLocation& locatio
   if (stated.method == QuantMethod::Unstated) return;
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     const WeightSource& source = sources[t];
-    const bool is_as_stated = source.has_scales() && source.method() == stated.method;
+    const bool is_as_stated = source.method() == stated.method;
     const bool is_plain = !source.has_scales() && !source.is_fp8();
     const auto may_be_plain = [&] {
       return !is_quantisable(tensors[t], location) || stated.leaves_out(tensors[t].name);

@@ -11,10 +11,9 @@ namespace moe::inline MOE_ABI {
 
 /// Loads the MoE block of a published model with the weights of its experts, shared ones included, in few bits. Router,
 /// gates and biases are floats, as in load_moe_block().
-///   options.format  none: every matrix keeps the format in which the file has it, codes and scales bit for bit: BF16,
-///                   F16, FP8, MXFP4, NVFP4, integers of 4 and 8 bits (see WeightSource). The block then computes the
-///                   bits of load_moe_block()'s. else: every matrix is read as floats and rounded to this, as
-///                   quantise(load_moe_block(...)) does it
+///   options.format  none: every matrix keeps the format in which the file has it, codes and scales bit for bit, in all
+///                   layouts of WeightSource. The block then computes the bits of load_moe_block()'s.
+///                   else: every matrix is read as floats and rounded to this, as quantise(load_moe_block(...)) does it
 ///   const auto block = moe::load_quantised_block(checkpoint, config, {.layer = 3});
 ///   const auto small = moe::load_quantised_block(checkpoint, config, {.format = moe::WeightFormat::int4()});
 /// Throws as load_moe_block(), and std::invalid_argument without a format for weights in F32 and F64 (nothing is
