@@ -13,7 +13,7 @@ function(run expected)
   set(output "${output}" PARENT_SCOPE)
 endfunction()
 
-foreach(options "--weights;nvfp4" "--threads;1" "--routing;zipf" "--routing;skewed;--weights;f32" "--backward" "--no-peers")
+foreach(options "--weights;nvfp4" "--weights;int4+dot" "--threads;1" "--routing;zipf" "--routing;skewed;--weights;f32" "--backward" "--no-peers")
   run(0 ${shape} --tokens 16 --seconds 0 --json ${options})
   foreach(key milliseconds gflops gbps peak_gflops read_gbps percent_of_limit naive_milliseconds best_peer
       best_peer_milliseconds)

@@ -6,17 +6,34 @@
 
 namespace bench {
 
+std::string name_of(const Weights& weights) {
+  if (!weights) return "f32";
+  return weights->format.name() + (weights->dot == moe::Dot::Exact ? "" : "+dot");
+}
+
+Weights weights_named(const std::string& name) {
+  if (name == "f32") return {};
+  const std::size_t plus = name.find("+dot");
+  const bool rounds = plus != name.npos && plus + 4 == name.size();
+  const moe::WeightFormat format = moe::WeightFormat::named(rounds ? name.substr(0, plus) : name);
+  if (!rounds) return CodedWeights{format};
+  return CodedWeights{format, format.code == moe::WeightCode::Bf16 ? moe::Dot::Bf16 : moe::Dot::Int8};
+}
+
 std::vector<Weights> usual_weights() {
   std::vector<Weights> result{Weights{}};
-  for (const char* name : {"bf16", "f16", "fp8", "int8", "int4", "mxfp4", "nvfp4", "4bit", "2bit"})
-    result.emplace_back(moe::WeightFormat::named(name));
+  for (const char* name : {"bf16", "f16", "fp8", "int8", "int4", "mxfp4", "nvfp4", "4bit", "2bit", "int8+dot",
+                           "int8-g0+dot", "int4+dot", "int4-g128+dot", "mxfp4+dot"})
+    result.push_back(weights_named(name));
+  if (moe::kernel::can_dot(moe::WeightFormat::bf16(), 1, moe::Dot::Bf16)) result.push_back(weights_named("bf16+dot"));
   return result;
 }
 
 double expert_bytes(const Shape& shape, const Weights& weights) {
   if (!weights) return static_cast<double>(shape.expert_bytes());
   const auto size = static_cast<double>(shape.model_dim) * static_cast<double>(shape.hidden_dim);
-  return size / 8 * (2 * weights->bits_per_weight(shape.model_dim) + weights->bits_per_weight(shape.hidden_dim));
+  return size / 8 *
+         (2 * weights->format.bits_per_weight(shape.model_dim) + weights->format.bits_per_weight(shape.hidden_dim));
 }
 
 double bits_per_weight(const Shape& shape, const Weights& weights) {
@@ -27,8 +44,8 @@ struct CodedLayer::Content {
   decltype(moe::quantise(std::declval<const Layer&>(), moe::WeightFormat::bf16())) layer;
 };
 
-CodedLayer::CodedLayer(const Layer& layer, const moe::WeightFormat& format)
-    : content_(new Content{moe::quantise(layer, format)}) {}
+CodedLayer::CodedLayer(const Layer& layer, const CodedWeights& weights)
+    : content_(new Content{moe::with_dot(moe::quantise(layer, weights.format), weights.dot)}) {}
 CodedLayer::~CodedLayer() = default;
 CodedLayer::CodedLayer(CodedLayer&&) noexcept = default;
 

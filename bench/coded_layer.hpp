@@ -7,14 +7,25 @@
 #include <string>
 #include <vector>
 
-#include "moe/kernel/weight_format.hpp"
+#include "moe/kernel/quantised_matrix.hpp"
 #include "problem.hpp"
 
 namespace bench {
 
-/// How the experts of a layer store their weights: in a format; without one as floats.
-using Weights = std::optional<moe::WeightFormat>;
-inline std::string name_of(const Weights& weights) { return weights ? weights->name() : "f32"; }
+/// A format of weights, and what rows are rounded to before they are multiplied with them.
+struct CodedWeights {
+  moe::WeightFormat format;
+  moe::Dot dot = moe::Dot::Exact;
+
+  friend bool operator==(const CodedWeights&, const CodedWeights&) = default;
+};
+
+/// How the experts of a layer store their weights; without a format as floats.
+using Weights = std::optional<CodedWeights>;
+/// "f32", "int4-g32", with rounded rows "int4-g32+dot".
+std::string name_of(const Weights& weights);
+/// The weights of such a name: "dot" is Dot::Bf16 of bf16, else Dot::Int8. Throws std::invalid_argument for others.
+Weights weights_named(const std::string& name);
 
 /// The formats of the table of formats, floats first.
 std::vector<Weights> usual_weights();
@@ -26,8 +37,9 @@ double bits_per_weight(const Shape& shape, const Weights& weights);
 
 class CodedLayer {
  public:
-  /// Rounds the experts of `layer` to nearest; router and gate stay.
-  CodedLayer(const Layer& layer, const moe::WeightFormat& format);
+  /// Rounds the experts of `layer` to nearest; router and gate stay. Throws std::invalid_argument for a product of
+  /// rounded rows that is not there.
+  CodedLayer(const Layer& layer, const CodedWeights& weights);
   ~CodedLayer();
   CodedLayer(CodedLayer&&) noexcept;
 

@@ -12,7 +12,7 @@ const char* const kFormatColumns =
     "the bandwidth beside it. Weights are cold wherever floats would not fit the last-level cache. % FMA: of the peak\n"
     "of float arithmetic, whatever a peer computes with. All are medians over interleaved turns. Peers round tokens "
     "as\n"
-    "they round weights, ours compute with the floats that codes stand for.\n";
+    "they round weights, ours compute with the floats that codes stand for, unless it says +dot.\n";
 
 namespace {
 

@@ -173,7 +173,7 @@ LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most, const std::ve
     ways_.push_back({.weights = way, .coded = {}});
     if (!way) continue;
     if (most == Pass::Backward)
-      moe::fail("bench::LayerBench: backward with weights in ", way->name(), ", expected f32");
+      moe::fail("bench::LayerBench: backward with weights in ", name_of(way), ", expected f32");
     ways_.back().coded.emplace(layer_, *way);
     if (decoded_) continue;
     decoded_.emplace(zero_layer(shape));
@@ -233,6 +233,15 @@ void LayerBench::require_bits(const Way& way, const Inputs& inputs) {
   way.coded->decode_into(*decoded_, inputs.plans.front());
   Matrix<float> out(inputs.out.rows(), inputs.out.cols());
   decoded_->forward(inputs.tokens.front(), out, workspace_);
+  if (way.weights->dot != moe::Dot::Exact) {
+    constexpr double kTolerance = 0.05;  // rows of 8 bits, through two products: 0.01 on random numbers
+    const double error = relative_error(inputs.out, out);
+    if (!(error < kTolerance))
+      moe::fail_environment("bench: ", shape_.name, " with weights in ", name_of(way.weights), " and ", out.rows(),
+                            " tokens is off by ", error, " of what these weights give as floats, expected less than ",
+                            kTolerance);
+    return;
+  }
   const auto bytes = static_cast<std::size_t>(out.size()) * sizeof(float);
   if (std::memcmp(out.data(), inputs.out.data(), bytes) != 0)
     moe::fail_environment("bench: ", shape_.name, " with weights in ", name_of(way.weights), " and ", out.rows(),

@@ -52,9 +52,10 @@ bench::Pattern pattern_of(const std::string& name) {
 std::vector<bench::Weights> weights_of(const std::string& name, bool all) try {
   if (all) return bench::usual_weights();
   if (name == "f32") return bench::kFloatWeights;
-  const moe::WeightFormat format = moe::WeightFormat::named(name);
-  if (format == moe::WeightFormat::none()) throw CLI::ValidationError("--weights", "none has none, expected some");
-  return {format, bench::Weights{}};
+  const bench::Weights weights = bench::weights_named(name);
+  if (weights->format == moe::WeightFormat::none())
+    throw CLI::ValidationError("--weights", "none has none, expected some");
+  return {weights, bench::Weights{}};
 } catch (const std::invalid_argument& error) {
   throw CLI::ValidationError("--weights", error.what());
 }
@@ -71,10 +72,12 @@ void add_options(CLI::App& app, Arguments& arguments, Names& names) {
   arguments.cell.tokens = 0;
   size("--tokens", arguments.cell.tokens, "T; of a table of formats only this batch");
   app.add_option("--threads", arguments.cell.threads, "default: all")->check(Count(1, bench::all_threads()));
-  auto* const weights = app.add_option("--weights", names.weights,
-                                       "how experts store them: f32, bf16, f16, fp8, int8, int4, mxfp4, nvfp4, 1bit to "
-                                       "8bit, with another group as in int4-g128; moe::WeightFormat::named")
-                            ->capture_default_str();
+  auto* const weights =
+      app.add_option("--weights", names.weights,
+                     "how experts store them: f32, bf16, f16, fp8, int8, int4, mxfp4, nvfp4, 1bit to "
+                     "8bit, with another group as in int4-g128; moe::WeightFormat::named. With +dot rows are "
+                     "rounded, too, as in int8+dot; moe::Dot")
+          ->capture_default_str();
   app.add_flag("--formats", arguments.formats, "a table of formats, forward")->excludes(weights);
   app.add_option("--routing", names.routing, "popularity of experts: alike, U(0.7, 1.3), or 1 / rank")
       ->check(CLI::IsMember({"uniform", "skewed", "zipf"}))

@@ -72,6 +72,9 @@ struct WithCodec<BasicGlu<From, Product>, Codec> {
 /// Experts whose matrices are known by name: linear, MLP and GLU.
 template <class E>
 concept HasPanels = requires { typename WithCodec<E, F32>::type; };
+/// The same with float weights.
+template <class E>
+concept HasFloatPanels = HasPanels<E> && std::is_same_v<E, typename WithCodec<E, F32>::type>;
 
 /// The expert of another codec, whose matrices convert(name, matrix) makes of those of this one; biases stay.
 template <class Codec, class From, class Convert>
@@ -132,7 +135,7 @@ inline constexpr auto kDecoding = [](const ExpertMatrix&, const auto& weights) {
 /// ExpertMatrix, so that matrices may differ. Biases stay floats. Throws std::invalid_argument where the quantiser
 /// does.
 ///   const auto small = moe::quantise(expert, moe::WeightFormat::int4());
-template <detail::HasPanels E, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
+template <detail::HasFloatPanels E, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
 auto quantise(const E& expert, const Format& format, const Q& quantiser = {}) {
   return detail::converted<Quantised>(expert, [&](std::string_view name, const PanelMatrix<F32>& weights) {
     return quantiser(weights, detail::format_for(format, ExpertMatrix{.name = name}));
@@ -142,7 +145,7 @@ auto quantise(const E& expert, const Format& format, const Q& quantiser = {}) {
 /// The same of every expert of a pool, in parallel; a function as `format` sees the number of the expert, too, and it
 /// and the quantiser are called from several threads.
 ///   quantise(pool, [&](const moe::ExpertMatrix& m) { return formats[m.expert]; })
-template <detail::HasPanels E, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
+template <detail::HasFloatPanels E, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
 auto quantise(const ExpertPool<E>& pool, const Format& format, const Q& quantiser = {}) {
   return detail::converted<Quantised>(pool, detail::rounding(format, quantiser));
 }
@@ -157,6 +160,20 @@ auto quantise(const MoeLayer<R, G, X>& layer, const Format& format, const Q& qua
 template <class Layer, class... Branches, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
 auto quantise(const WithBranches<Layer, Branches...>& layer, const Format& format, const Q& quantiser = {}) {
   return with_experts(layer, quantise(layer.layer().experts(), format, quantiser));
+}
+
+/// What cannot be quantised, in a sentence.
+template <class T, class Format, class... Q>
+void quantise(const T&, const Format&, const Q&...) {
+  static_assert(!std::is_same_v<T, T>,
+                "moe::quantise: an expert, pool or layer of Linear, Mlp or Glu with floats can be quantised (write "
+                "PanelMatrix<Quantised> into experts of your own)");
+}
+template <class T, class Format, class... Q>
+  requires(!detail::FormatChoice<Format>)
+void quantise(const T&, const Format&, const Q&...) {
+  static_assert(!std::is_same_v<T, T>,
+                "moe::quantise: a format is a moe::WeightFormat, or a function of moe::ExpertMatrix that returns one");
 }
 
 /// The expert, pool or layer whose rows are rounded, too, before they are multiplied: several times as fast where many
