@@ -4,6 +4,7 @@
 #include "io/stored_block.hpp"
 #include "layer/structure_fixtures.hpp"
 #include "moe/io/block/quantise_block.hpp"
+#include "moe/io/file/parameters.hpp"
 #include "moe/train/squared_error.hpp"
 #include "moe/train/trainer.hpp"
 #include "support/catch.hpp"
@@ -104,6 +105,21 @@ TEST_CASE("QuantisedMoeBlock: is cut as blocks are, and copies share codes", "[i
     CAPTURE(family);
     CHECK(taken.config().num_experts == 3);
     CHECK(test::leaves_of(taken) == test::leaves_of(take_experts(moe::dequantise(codes), ids)));
+  }
+}
+
+TEST_CASE("QuantisedMoeBlock: is saved, and loaded into a block of its configuration that has no codes yet", "[io]") {
+  const test::TemporaryDirectory directory;
+  for (const char* family : {"gpt_oss", "qwen2_moe", "longcat_flash"}) {
+    const MoeBlock whole = test::random_block(test::config_of(family), 3);
+    const QuantisedMoeBlock codes = moe::quantise(whole, WeightFormat::nvfp4());
+    moe::save_parameters(directory / "block.safetensors", codes);
+    QuantisedMoeBlock loaded(codes.config());
+    moe::load_parameters(directory / "block.safetensors", loaded);
+    int count = 0;
+    CAPTURE(family);
+    CHECK(test::same_codes(loaded, codes, count));
+    CHECK(test::leaves_of(loaded) == test::leaves_of(codes));
   }
 }
 

@@ -23,7 +23,7 @@ namespace detail {
 inline WeightFormat kept_format_of(MatrixSlices slices) {
   constexpr const char* kFunction = "moe::CodeLoader::add";
   const WeightSource& first = slices.front().source;
-  std::optional<WeightFormat> kept = first.kept_format();
+  const std::optional<WeightFormat> kept = first.kept_format();
   if (!kept)
     fail(kFunction, ": weight ", in_quotes(first.name()), " is stored as ", first.format(),
          ", which no format of few bits holds as it is; expected a format to round it to");
