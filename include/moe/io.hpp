@@ -7,7 +7,9 @@
 
 // MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights.
 #include "moe/io/block/load_block.hpp"
+#include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"
+#include "moe/io/block/quantise_block.hpp"
 #include "moe/io/families/families.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/families/moe_config.hpp"
@@ -16,6 +18,7 @@
 
 // Weights of checkpoints by name, for layers of one's own.
 #include "moe/io/checkpoint/checkpoint.hpp"
+#include "moe/io/checkpoint/load_codes.hpp"
 #include "moe/io/checkpoint/load_weight.hpp"
 #include "moe/io/checkpoint/weight_slice.hpp"
 #include "moe/io/checkpoint/weight_source.hpp"

@@ -128,6 +128,7 @@
 #include "moe/train/trainer.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
+#include "moe/core/memory_bytes.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/core/random.hpp"
 #include "moe/core/scratch.hpp"

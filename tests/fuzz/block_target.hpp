@@ -4,44 +4,25 @@
 // written to files, opened, and the MoE block of layer 0 is loaded and run.
 #pragma once
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "fuzz/fuzz_directory.hpp"
+#include "fuzz/layouts_target.hpp"
 #include "fuzz/targets.hpp"
-#include "moe/io/block/load_block.hpp"
+#include "moe/io/block/load_quantised_block.hpp"
+#include "moe/io/block/quantise_block.hpp"
 
 namespace test {
-
-/// Where the files of this process go: a file system in memory where there is one.
-class FuzzDirectory {
- public:
-  FuzzDirectory() { std::filesystem::create_directories(path_); }
-  ~FuzzDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  FuzzDirectory(const FuzzDirectory&) = delete;
-  FuzzDirectory& operator=(const FuzzDirectory&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  static std::filesystem::path root() {
-    const std::filesystem::path memory = "/dev/shm";
-    std::error_code error;
-    return std::filesystem::is_directory(memory, error) ? memory : std::filesystem::temp_directory_path();
-  }
-  std::filesystem::path path_ = root() / ("moe_fuzz_block_" + std::to_string(getpid()));
-};
 
 /// What the numbers of a tensor are.
 enum class Numbers { Plain, Zero, Infinite, Nan, Mixed };
@@ -139,18 +120,16 @@ inline std::filesystem::path write_described(const FuzzDirectory& directory, con
   return directory / "index.json";
 }
 
-/// Reads every weight of the checkpoint in the format that it is stored in.
-inline void read_weights(const moe::Checkpoint& checkpoint) {
+/// Reads every weight of the checkpoint in the layout that it is stored in.
+inline void read_weights(const moe::Checkpoint& checkpoint, const moe::StatedStorage& stated) {
   for (const std::string& stored : checkpoint.names()) {
     touch(checkpoint.at(stored));
     std::string name = stored;
-    for (const char* suffix : {"_blocks", ".blocks"})
+    for (const char* suffix : {"_blocks", ".blocks", "_packed"})
       if (name.ends_with(suffix)) name.resize(name.size() - 7);
+    if (name.ends_with(".qweight")) name.erase(name.size() - 7, 1);
     try {
-      const moe::WeightSource source = moe::WeightSource::find(checkpoint, name);
-      std::vector<float> values(static_cast<std::size_t>(source.size()));
-      source.read_values(0, values);
-      if (values.size() > 2) source.read_values(1, std::span(values).subspan(2));
+      require_one_weight(moe::WeightSource::find(checkpoint, name, stated));
     } catch (const std::runtime_error&) {
     }
   }
@@ -167,6 +146,25 @@ inline void require_filled(const moe::MoeBlock& block) {
       block);
 }
 
+/// The block with the few bits of the file, where it has any, holds the same weights.
+inline void require_kept(const moe::Checkpoint& checkpoint, const moe::MoeConfig& config, const moe::MoeBlock& block) {
+  std::optional<moe::MoeBlock> floats;
+  try {
+    floats.emplace(moe::dequantise(moe::load_quantised_block(checkpoint, config)));
+  } catch (const std::invalid_argument&) {  // floats, scales that no format has so, or biases that are not finite
+    return;
+  } catch (const std::runtime_error&) {  // scales of 2^119 and more
+    return;
+  }
+  moe::visit_all(
+      [](const std::string&, const auto& kept, const auto& read) {
+        const auto a = moe::parameter_span(kept), b = moe::parameter_span(read);
+        for (std::size_t i = 0; i < a.size(); ++i)
+          require(a[i] == b[i] || (a[i] != a[i] && b[i] != b[i]), "codes decode to the weights that are read");
+      },
+      *floats, block);
+}
+
 /// The block runs on tokens or says why not, whatever its numbers are.
 inline void use_block(const moe::MoeBlock& block) {
   const moe::Matrix<float> tokens = moe::Matrix<float>::Constant(3, block.model_dim(), 0.5f);
@@ -179,7 +177,7 @@ inline void use_block(const moe::MoeBlock& block) {
 }
 
 inline bool fuzz_block(std::span<const std::byte> bytes) {
-  static const FuzzDirectory directory;
+  static const FuzzDirectory directory("block");
   const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   const std::size_t blank = text.find("\n\n");
   if (blank == text.npos) return false;
@@ -192,10 +190,11 @@ inline bool fuzz_block(std::span<const std::byte> bytes) {
     const std::filesystem::path path = write_described(directory, shards);
     if (path.empty()) return false;
     const moe::Checkpoint checkpoint = moe::Checkpoint::open(path);
-    read_weights(checkpoint);
+    read_weights(checkpoint, config.quantisation.storage);
     const moe::MoeBlock block = moe::load_moe_block(checkpoint, config);
     if (std::all_of(shards.begin(), shards.end(), [](const Shard& shard) { return shard.numbers.empty(); }))
       require_filled(block);
+    require_kept(checkpoint, config, block);
     use_block(block);
     return true;
   } catch (const std::runtime_error&) {

@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv"})
+  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv", "layouts"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -109,6 +109,7 @@ int main(int argc, char** argv) {
   one.write("w", std::span<const float>(std::vector<float>{1.5f, -2.0f}));
   one.commit();
 
+  write_text(root / "layouts/plain", "128 128 -1 0 1\nm.weight BF16 3 5\n");
   write_text(
       root / "index/two",
       R"({"metadata":{"total_size":12},"weight_map":{"a":"model-1.safetensors","b":"sub/model-2.safetensors"}})");

@@ -41,6 +41,10 @@ TEST_CASE("Fuzz corpus: tables are read or refused", "[io][error]") { replay("cs
 
 TEST_CASE("Fuzz corpus: config.json files are read or refused", "[io][error]") { replay("config", test::fuzz_config); }
 
+TEST_CASE("Fuzz corpus: weights in any layout are read or refused", "[io][error]") {
+  replay("layouts", test::fuzz_layouts);
+}
+
 TEST_CASE("Fuzz corpus: blocks of described checkpoints are loaded or refused", "[io][error]") {
   replay("block", test::fuzz_block);
 }

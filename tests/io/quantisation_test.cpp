@@ -26,6 +26,14 @@ std::string complaint(const std::string& fields, const std::string& model_type =
 /// Of a statement in its usual place.
 std::string refusal(const std::string& statement) { return complaint("\"quantization_config\": " + statement); }
 
+Quantisation said(const std::string& statement) { return stated("\"quantization_config\": " + statement); }
+
+/// A statement of compressed-tensors with one group.
+std::string compressed(const std::string& format, const std::string& weights) {
+  return R"({"quant_method": "compressed-tensors", "format": ")" + format +
+         R"(", "config_groups": {"group_0": {"targets": ["Linear"], "weights": {)" + weights + "}}}}";
+}
+
 Quantisation leaving_out(const std::string& module) { return {.not_converted = {module}}; }
 
 }  // namespace
@@ -84,17 +92,197 @@ TEST_CASE("Quantisation: parts of names between dots are compared, with stars fo
   CHECK_FALSE(leaving_out("*a*a*a*a*a*a*a*a*a*a*a*a*b").leaves_out(std::string(5000, 'a')));
 }
 
-TEST_CASE("Quantisation: methods and blocks that are not read are refused by name", "[io][error]") {
-  for (const std::string method : {"awq", "gptq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "modelopt", ""})
+TEST_CASE("Quantisation: methods and numbers that are not read are refused by name", "[io][error]") {
+  for (const std::string method : {"bitsandbytes", "fbgemm_fp8", "AWQ", ""})
     CHECK(contains(refusal("{\"quant_method\": \"" + method + "\"}"),
-                   "file: quantization_config: quant_method is \"" + method + "\", expected 'fp8' in blocks"));
+                   "file: quantization_config: quant_method is \"" + method + "\", expected 'fp8', 'mxfp4',"));
   CHECK(contains(refusal(R"({"group_size": 64, "bits": 4})"), "quantization_config: quant_method is missing"));
-  CHECK(contains(refusal(R"({"quant_method": "fp8"})"), "weight_block_size is missing, expected [128, 128]"));
-  CHECK(contains(refusal(R"({"quant_method": "fp8", "weight_block_size": null})"), "weight_block_size is missing"));
-  for (const std::string size : {"[64,128]", "[128]", "[128,128,128]", "128", "[\"128\",128]", "[]"})
+  for (const std::string size : {"[128]", "[128,128,128]", "[0,128]", "[]"})
     CHECK(contains(refusal(R"({"quant_method": "fp8", "weight_block_size": )" + size + "}"),
-                   "weight_block_size is " + size + ", expected [128, 128]"));
+                   "expected two sizes above 0"));
+  for (const std::string size : {"128", "[\"128\",128]", "[-1,128]", "[1.5,2]", "[[1],2]"})
+    CHECK(contains(refusal(R"({"quant_method": "fp8", "weight_block_size": )" + size + "}"), "weight_block_size is"));
   CHECK(contains(refusal(R"({"quant_method": "fp8", "fmt": "int8", "weight_block_size": [128, 128]})"), "fmt is"));
   CHECK(contains(refusal("[]"), "quantization_config is [], expected an object"));
   CHECK(contains(refusal("{\"quant_method\": 8}"), "quant_method is 8, expected a string"));
+}
+
+TEST_CASE("Quantisation: fp8 with scales per matrix or output, and in blocks of any size", "[io]") {
+  CHECK(said(R"({"quant_method": "fp8", "activation_scheme": "static"})") == Quantisation{.method = QuantMethod::Fp8});
+  CHECK(said(R"({"quant_method": "fp8", "weight_block_size": null})").method == QuantMethod::Fp8);
+  const Quantisation blocks = said(R"({"quant_method": "fp8", "weight_block_size": [1, 64]})");
+  CHECK(blocks.method == QuantMethod::Fp8Blocks);
+  CHECK(blocks.storage == moe::StatedStorage{.block_outputs = 1, .block_inputs = 64});
+}
+
+TEST_CASE("Quantisation: GPTQ of 4 and 8 bits, in both formats of its zero points", "[io]") {
+  const Quantisation first = said(R"({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true})");
+  CHECK(first.method == QuantMethod::Gptq);
+  CHECK(first.storage == moe::StatedStorage{.group = 128, .bits = 4});
+  const Quantisation second =
+      said(R"({"quant_method": "gptq", "bits": 8, "group_size": -1, "checkpoint_format": "gptq_v2",
+               "dynamic": {"-:.*shared_expert\\..*": {}}})");
+  CHECK(second.storage == moe::StatedStorage{.group = 0, .bits = 8, .zeros_less_one = false});
+  CHECK(second.leaves_out("model.layers.0.mlp.shared_expert.up_proj.weight"));
+  CHECK_FALSE(second.leaves_out("model.layers.0.mlp.experts.0.up_proj.weight"));
+  const std::string begin = R"({"quant_method": "gptq", "bits": 4, "group_size": 128, )";
+  CHECK(
+      contains(refusal(begin + R"("checkpoint_format": "marlin"})"), "checkpoint_format is \"marlin\", expected gptq"));
+  CHECK(contains(refusal(begin + R"("format": "marlin"})"), "format is \"marlin\""));
+  CHECK(contains(refusal(begin + R"("pack_dtype": "int8"})"), "pack_dtype is \"int8\""));
+  CHECK(contains(refusal(begin + R"("dynamic": {"+:.*": {"bits": 8}}})"),
+                 "dynamic is \"+:.*\", expected rules that leave"));
+  CHECK(contains(refusal(begin + R"("dynamic": {"-:(": {}}})"), "dynamic is \"-:(\""));
+  CHECK(contains(refusal(R"({"quant_method": "gptq", "bits": 3, "group_size": 128})"), "bits is 3, expected 4 or 8"));
+  CHECK(contains(refusal(R"({"quant_method": "gptq", "bits": 4, "group_size": 0})"), "group_size is 0, expected -1"));
+  CHECK(contains(refusal(R"({"quant_method": "gptq", "bits": 4})"), "group_size is missing"));
+}
+
+TEST_CASE("Quantisation: AWQ of 4 bits in its version gemm", "[io]") {
+  const Quantisation awq = said(R"({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm",
+                                    "zero_point": true, "modules_to_not_convert": ["gate"]})");
+  CHECK(awq ==
+        Quantisation{.method = QuantMethod::Awq, .not_converted = {"gate"}, .storage = {.group = 64, .bits = 4}});
+  CHECK(contains(refusal(R"({"quant_method": "awq", "bits": 8, "group_size": 64})"), "bits is 8, expected 4"));
+  CHECK(contains(refusal(R"({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemv"})"), "version is"));
+}
+
+TEST_CASE("Quantisation: modelopt's FP8 and NVFP4", "[io]") {
+  CHECK(said(R"({"quant_method": "modelopt", "quant_algo": "FP8"})").method == QuantMethod::Fp8);
+  const Quantisation nvfp4 = said(R"({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16,
+                                      "ignore": ["lm_head", "*mlp.gate", "model.layers.0.self_attn*"]})");
+  CHECK(nvfp4.method == QuantMethod::Nvfp4);
+  CHECK(nvfp4.leaves_out("model.layers.3.mlp.gate.weight"));
+  CHECK(nvfp4.leaves_out("model.layers.0.self_attn.q_proj.weight"));
+  CHECK_FALSE(nvfp4.leaves_out("model.layers.3.mlp.experts.0.gate_proj.weight"));
+  CHECK(contains(refusal(R"({"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"})"), "quant_algo is"));
+  CHECK(contains(refusal(R"({"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 32})"),
+                 "group_size is 32"));
+}
+
+TEST_CASE("Quantisation: compressed-tensors by format and weights of its groups", "[io]") {
+  const auto method = [](const std::string& format, const std::string& weights) {
+    return said(compressed(format, weights)).method;
+  };
+  CHECK(method("float-quantized", R"("num_bits": 8, "type": "float", "strategy": "channel")") == QuantMethod::Fp8);
+  CHECK(method("naive-quantized", R"("num_bits": 8, "type": "float", "strategy": "tensor")") == QuantMethod::Fp8);
+  CHECK(method("nvfp4-pack-quantized",
+               R"("num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16)") ==
+        QuantMethod::Nvfp4);
+  CHECK(method("mxfp4-pack-quantized", R"("num_bits": 4, "type": "float", "strategy": "group", "group_size": 32)") ==
+        QuantMethod::Mxfp4);
+  CHECK(said(compressed("float-quantized",
+                        R"("num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 64])")) ==
+        Quantisation{.method = QuantMethod::Fp8Blocks,
+                     .codes = moe::Dtype::F8_E4M3,
+                     .storage = {.block_outputs = 128, .block_inputs = 64}});
+  CHECK(said(compressed("pack-quantized", R"("num_bits": 4, "type": "int", "group_size": 32, "symmetric": true)")) ==
+        Quantisation{.method = QuantMethod::PackedInts, .storage = {.group = 32, .bits = 4}});
+  CHECK(said(compressed("pack-quantized",
+                        R"("num_bits": 8, "type": "int", "strategy": "channel", "group_size": null)")) ==
+        Quantisation{.method = QuantMethod::PackedInts, .storage = {.group = 0, .bits = 8}});
+  CHECK(said(compressed("int-quantized", R"("num_bits": 8, "group_size": -1)")) ==
+        Quantisation{.method = QuantMethod::Ints, .storage = {.group = 0, .bits = 8}});
+}
+
+TEST_CASE("Quantisation: what compressed-tensors says and is not read is refused by name", "[io][error]") {
+  const auto refuses = [](const std::string& format, const std::string& weights, const std::string& message) {
+    CHECK(contains(refusal(compressed(format, weights)), message));
+  };
+  refuses("pack-quantized", R"("num_bits": 3, "group_size": 32)",
+          "config_groups: group_0: weights: num_bits is 3, expected 4 or 8");
+  refuses("int-quantized", R"("num_bits": 4, "group_size": 32)", "num_bits is 4, expected 8");
+  refuses("pack-quantized", R"("num_bits": 4, "strategy": "tensor")",
+          "strategy is \"tensor\", expected channel or group");
+  refuses("pack-quantized", R"("num_bits": 4, "type": "bool")", "type is \"bool\", expected int or float");
+  refuses("marlin-24", R"("num_bits": 4, "group_size": 32)", "group_0: format is \"marlin-24\"");
+  refuses("pack-quantized", R"("num_bits": 8, "type": "float", "strategy": "tensor")", "expected 'float-quantized'");
+  refuses("nvfp4-pack-quantized", R"("num_bits": 4, "type": "float", "strategy": "group", "group_size": 64)",
+          "strategy is \"group of 64\"");
+  refuses("float-quantized", R"("num_bits": 16, "type": "float")", "num_bits is 16");
+  const std::string weights = R"("config_groups": {"a": {"weights": {"num_bits": 4, "group_size": 32}})";
+  const std::string begin = R"({"quant_method": "compressed-tensors", "format": "pack-quantized", )";
+  CHECK(refusal(begin + weights + "}}").empty());
+  CHECK(contains(refusal(begin + weights + R"(, "b": {"weights": {"num_bits": 8, "group_size": 32}}}})"),
+                 "config_groups: b says something else about weights than"));
+  CHECK(contains(refusal(begin + weights + R"(}, "quantization_status": "frozen"})"),
+                 "quantization_status is \"frozen\""));
+  CHECK(contains(refusal(begin + weights + R"(}, "sparsity_config": {"format": "sparse-24-bitmask"}})"),
+                 "sparsity_config: format"));
+  CHECK(contains(refusal(begin + weights + R"(}, "transform_config": {"a": 1}})"), "transform_config is there"));
+  CHECK(contains(refusal(begin + R"("config_groups": {}})"), "config_groups is empty"));
+  CHECK(contains(refusal(begin + R"("config_groups": {"\u0007": {}}})"), "config_groups: ?: weights is missing"));
+  CHECK(contains(refusal(begin + R"("config_groups": {"\u0007": 1}})"), "config_groups: ? is 1, expected an object"));
+  const std::string ahead = R"x(}, "ignore": ["re:(?!x)"]})x";
+  CHECK(contains(refusal(begin + weights + ahead), "ignore is \"re:(?!x)\", expected expressions"));
+}
+
+TEST_CASE("Quantisation: modules by expressions, as those that are left out or the only ones that are not", "[io]") {
+  const auto stated_with = [](const std::string& lists) {
+    return said(R"({"quant_method": "compressed-tensors", "format": "pack-quantized", )" + lists + "}");
+  };
+  const std::string group = R"("weights": {"num_bits": 4, "group_size": 32})";
+  const Quantisation ignoring =
+      stated_with(R"("config_groups": {"a": {"targets": ["Linear"], )" + group +
+                  R"(}}, "ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp\\.(gate|up)_proj$"])");
+  CHECK(ignoring.leaves_out("model.layers.0.mlp.up_proj.weight"));
+  CHECK_FALSE(ignoring.leaves_out("model.layers.0.mlp.experts.0.up_proj.weight"));
+  CHECK_FALSE(ignoring.leaves_out("model.layers.0.mlp.down_proj.weight"));
+  const Quantisation only =
+      stated_with(R"("config_groups": {"a": {"targets": ["re:.*experts\\.\\d+\\..*"], )" + group + "}}");
+  CHECK_FALSE(only.leaves_out("model.layers.0.mlp.experts.17.up_proj.weight"));
+  CHECK(only.leaves_out("model.layers.0.mlp.shared_experts.up_proj.weight"));
+}
+
+TEST_CASE("ModulePattern: matches as Python's re.match does", "[io]") {
+  const auto matches = [](const char* pattern, const char* name) {
+    const auto compiled = moe::detail::ModulePattern::compile(pattern);
+    REQUIRE(compiled);
+    return compiled->matches_begin(name);
+  };
+  struct Case {
+    const char *pattern, *name;
+    bool expected;
+  };
+  for (const Case& c : {Case{"", "a", true},
+                        {"a", "ab", true},
+                        {"b", "ab", false},
+                        {".*b", "ab", true},
+                        {"a$", "ab", false},
+                        {"ab$", "ab", true},
+                        {"^a", "ab", true},
+                        {"a^b", "ab", false},
+                        {"a|b", "b", true},
+                        {"(a|bc)+d", "abcad", true},
+                        {"(?:ab)*c", "ababc", true},
+                        {"(ab)?c", "abc", true},
+                        {"(ab)?c", "abab", false},
+                        {"a\\.b", "a.b", true},
+                        {"a\\.b", "axb", false},
+                        {"[a-c]+x", "abcx", true},
+                        {"[^a-c]x", "ax", false},
+                        {"[]x]", "]", true},
+                        {"[a-]", "-", true},
+                        {"\\d+\\w", "12_", true},
+                        {"[\\d.]+$", "1.2", true},
+                        {".*?z", "xyz", true},
+                        {"(a*)*b", "aaab", true},
+                        {"(a*)*$", "aaac", false},
+                        {"()", "", true},
+                        {"a**", "a", true},
+                        {"x.*layers\\.[0-9]+$", "x.layers.12", true}}) {
+    CAPTURE(c.pattern, c.name);
+    if (std::string_view(c.pattern) == "a**")
+      CHECK_FALSE(moe::detail::ModulePattern::compile(c.pattern));
+    else
+      CHECK(matches(c.pattern, c.name) == c.expected);
+  }
+  for (const char* bad :
+       {"(", ")", "[", "[a", "*", "a{2}", "(?=a)", "(?!a)", "\\", "\\b", "\\1", "[b-a]", "{", "(a", "[\\"})
+    CHECK_FALSE(moe::detail::ModulePattern::compile(bad));
+  CHECK_FALSE(moe::detail::ModulePattern::compile(std::string(5000, 'a')));
+  CHECK_FALSE(moe::detail::ModulePattern::compile(std::string(40, '(') + std::string(40, ')')));
+  std::string nested = "a";
+  for (int i = 0; i < 30; ++i) nested = "(" + nested + ")*";
+  CHECK_FALSE(matches((nested + "$").c_str(), (std::string(2000, 'a') + "b").c_str()));  // in no time
 }

@@ -2,9 +2,11 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "moe/io/checkpoint/weight_source.hpp"
+#include "moe/kernel/weight_rounding.hpp"
 #include "support/catch.hpp"
 #include "support/checkpoints.hpp"
 
@@ -55,7 +57,64 @@ void require_parts(const WeightSource& source, const std::vector<float>& whole) 
     }
 }
 
+/// A weight is what its code and scale say, bit for bit.
+void require_stored(const WeightSource& source, const moe::WeightFormat& format) {
+  REQUIRE(source.kept_format() == format);
+  format.validate();
+  REQUIRE(source.matrix_scale() == 1);
+  const std::vector<float> values = all(source);
+  for (Index i = 0; i < source.size(); ++i) {
+    const moe::StoredWeight weight = source.stored(i);
+    const float value = moe::detail::value_of_code(format, weight.code) * weight.scale;
+    const float read = values[static_cast<std::size_t>(i)];
+    const bool same = std::isnan(value) ? std::isnan(read) : value == read && std::signbit(value) == std::signbit(read);
+    if (!same || weight.zero != 0) FAIL("value " << i << " is " << read << ", its code says " << value);
+  }
+  for (const Index place : {Index{-1}, source.size()}) REQUIRE_THROWS_AS(source.stored(place), std::invalid_argument);
+}
+std::string every_code(int bytes_each) {
+  std::string bytes;
+  for (unsigned code = 0; code < (bytes_each == 1 ? 256u : 65536u); ++code) {
+    bytes += static_cast<char>(code % 256);
+    if (bytes_each == 2) bytes += static_cast<char>(code / 256);
+  }
+  return bytes;
+}
+
 }  // namespace
+
+TEST_CASE("WeightSource: plain codes are kept, every one of them, and F32 and F64 have no format", "[io]") {
+  const TemporaryDirectory directory;
+  using Format = moe::WeightFormat;
+  const auto checkpoint = checkpoint_of(directory, {{"bf16", Dtype::BF16, {256, 256}, every_code(2)},
+                                                    {"f16", Dtype::F16, {256, 256}, every_code(2)},
+                                                    {"e4m3", Dtype::F8_E4M3, {16, 16}, every_code(1)},
+                                                    {"e5m2", Dtype::F8_E5M2, {256}, every_code(1)},
+                                                    {"f32", Dtype::F32, {1}, std::string(4, '\0')},
+                                                    {"f64", Dtype::F64, {1}, std::string(8, '\0')}});
+  const auto find = [&](const char* name) { return WeightSource::find(checkpoint, name); };
+  require_stored(find("bf16"), Format::bf16());
+  require_stored(find("f16"), Format::f16());
+  require_stored(find("e4m3"), Format::fp8(0, moe::ScaleType::None));
+  require_stored(find("e5m2"), Format::fp8_e5m2(0, moe::ScaleType::None));
+  for (const char* name : {"f32", "f64"}) {
+    REQUIRE_FALSE(find(name).kept_format());
+    REQUIRE_THROWS_WITH(find(name).stored(0), ContainsSubstring("expected codes of few bits"));
+  }
+}
+
+TEST_CASE("WeightSource: codes of FP8 in blocks are kept with scales of the type in the file", "[io]") {
+  const TemporaryDirectory directory;
+  const std::vector<float> scales{1, 0.5f, 3, -2, 0.125f, 7, 11, 13};
+  const std::string codes = every_code(1) + every_code(1) + every_code(1);
+  for (const auto& [dtype, kept, bytes] : {std::tuple(Dtype::F32, moe::ScaleType::F32, test::bytes_of(scales)),
+                                           std::tuple(Dtype::BF16, moe::ScaleType::Bf16, test::bf16_bytes(scales))}) {
+    const auto checkpoint = checkpoint_of(
+        directory, {{"w", Dtype::F8_E4M3, {2, 129, 129}, std::string(2 * 129 * 129 - 768, '\x33') + codes},
+                    {"w_scale_inv", dtype, {2, 2, 2}, bytes}});
+    require_stored(WeightSource::find(checkpoint, "w"), moe::WeightFormat::fp8(128, kept));
+  }
+}
 
 TEST_CASE("WeightSource: a plain tensor of any floating-point type is read as float", "[io]") {
   const TemporaryDirectory directory;
@@ -125,6 +184,7 @@ TEST_CASE("WeightSource: MXFP4 blocks share a power of two, the even element is 
     require_parts(source, whole);
     REQUIRE(source.bytes() == codes.size() + scales.size());
     REQUIRE(source.format() == "MXFP4");
+    require_stored(source, moe::WeightFormat::mxfp4());
   }
 }
 
@@ -149,7 +209,7 @@ TEST_CASE("WeightSource: scales that do not fit, or of another format, are error
   const test::Tensor w{"w", Dtype::F8_E4M3, {1, 130}, codes}, mx{"w_blocks", Dtype::U8, {2, 16}, blocks};
   require_refused({w, {"w_scale_inv", Dtype::F32, {1, 1}, one}}, "'w_scale_inv' has shape [1, 1], expected [1, 2]");
   require_refused({w, {"w_scale_inv", Dtype::I32, {1, 2}, two}}, "'w_scale_inv' is I32");
-  require_refused({w, {"w_scale", Dtype::F32, {}, one}}, "'w_scale' is a scale of a format that is not supported");
+  require_refused({w, {"w_scale", Dtype::F32, {2}, two}}, "'w_scale' has shape [2], expected [], [1], [1], [1, 1] or [1, 2]");
   require_refused({{"w", Dtype::BF16, {1, 2}, one}, {"w_scale_inv", Dtype::F32, {1, 1}, one}},
                   "'w' is BF16, expected F8");
   require_refused({{"w", Dtype::F8_E4M3, {130}, codes}, {"w_scale_inv", Dtype::F32, {2}, two}}, "at least two extents");

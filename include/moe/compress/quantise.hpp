@@ -104,6 +104,31 @@ BasicGlu<Codec, Product> converted(const BasicGlu<From, Product>& expert, const 
   return result;
 }
 
+/// The pool of another codec: convert(ExpertMatrix, matrix) is called from several threads.
+template <class Codec, HasPanels E, class Convert>
+auto converted(const ExpertPool<E>& pool, const Convert& convert) {
+  using Other = typename WithCodec<E, Codec>::type;
+  std::vector<std::optional<Other>> made(static_cast<std::size_t>(pool.size()));
+  parallel_for(pool.size(), [&](Index e, Index) {
+    made[static_cast<std::size_t>(e)].emplace(
+        converted<Codec>(pool[e], [&](std::string_view name, const auto& weights) {
+          return convert(ExpertMatrix{.expert = e, .name = name}, weights);
+        }));
+  });
+  std::vector<Other> experts;
+  for (auto& expert : made) experts.push_back(std::move(*expert));
+  return ExpertPool<Other>(std::move(experts));
+}
+
+/// What quantise() makes of a matrix, and what dequantise() does.
+template <class Format, class Q>
+auto rounding(const Format& format, const Q& quantiser) {
+  return [&](const ExpertMatrix& matrix, const PanelMatrix<F32>& weights) {
+    return quantiser(weights, format_for(format, matrix));
+  };
+}
+inline constexpr auto kDecoding = [](const ExpertMatrix&, const auto& weights) { return weights.decoded(); };
+
 }  // namespace detail
 
 /// The expert with weights in few bits: of Linear, Mlp and Glu. `format` is a WeightFormat, or a function of an
@@ -122,17 +147,7 @@ auto quantise(const E& expert, const Format& format, const Q& quantiser = {}) {
 ///   quantise(pool, [&](const moe::ExpertMatrix& m) { return formats[m.expert]; })
 template <detail::HasFloatPanels E, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
 auto quantise(const ExpertPool<E>& pool, const Format& format, const Q& quantiser = {}) {
-  using Small = typename detail::WithCodec<E, Quantised>::type;
-  std::vector<std::optional<Small>> made(static_cast<std::size_t>(pool.size()));
-  parallel_for(pool.size(), [&](Index e, Index) {
-    made[static_cast<std::size_t>(e)].emplace(
-        detail::converted<Quantised>(pool[e], [&](std::string_view name, const PanelMatrix<F32>& weights) {
-          return quantiser(weights, detail::format_for(format, ExpertMatrix{.expert = e, .name = name}));
-        }));
-  });
-  std::vector<Small> experts;
-  for (auto& expert : made) experts.push_back(std::move(*expert));
-  return ExpertPool<Small>(std::move(experts));
+  return detail::converted<Quantised>(pool, detail::rounding(format, quantiser));
 }
 
 /// The layer with its pool quantised; router, gate and branches stay. Backward goes through the codes to the tokens,
@@ -194,10 +209,7 @@ auto dequantise(const E& expert) {
 }
 template <detail::HasPanels E>
 auto dequantise(const ExpertPool<E>& pool) {
-  using Whole = typename detail::WithCodec<E, F32>::type;
-  std::vector<Whole> experts;
-  for (Index e = 0; e < pool.size(); ++e) experts.push_back(dequantise(pool[e]));
-  return ExpertPool<Whole>(std::move(experts));
+  return detail::converted<F32>(pool, detail::kDecoding);
 }
 template <class R, class G, class X>
 auto dequantise(const MoeLayer<R, G, X>& layer) {

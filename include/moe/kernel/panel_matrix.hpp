@@ -234,6 +234,11 @@ class PanelMatrix {
   AlignedBuffer<Scalar> storage_;
 };
 
+/// Weights in few bits: moe/kernel/quantised_matrix.hpp.
+struct Quantised;
+template <>
+class PanelMatrix<Quantised>;
+
 /// Weights that a stage can multiply with: a PanelMatrix, a format of codes, or another with these members. outputs()
 /// and inputs() are logical, panels() and order() those of a PanelMatrix of that size; source() refers to the object.
 template <class W>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -125,8 +126,7 @@ class PanelMatrix<Quantised> {
     for (const std::uint32_t code : codes)
       if (code >> bits != 0) fail(kFunction, ": code ", code, ", expected one of ", bits, " bits");
     own();
-    for (Index i = 0; i < std::ssize(codes); ++i)
-      store_code(place(output, first_input + i), codes[static_cast<std::size_t>(i)]);
+    put_codes(output, first_input, codes);
   }
 
   /// The scale of a group of an output, without that of the matrix. Throw std::invalid_argument for a group that is not
@@ -437,6 +437,43 @@ class PanelMatrix<Quantised> {
       bits |= (value >> place % 8 & ((1u << part) - 1)) << b;
     }
     return bits;
+  }
+
+  /// Codes of an output that have been checked. Eight inputs from a multiple of eight on lie in one step, and in every
+  /// step alike: a place is sought once for them.
+  void put_codes(Index output, Index first_input, std::span<const std::uint32_t> codes) {
+    const WeightCode type = format().code;
+    std::array<Index, 8> offset;
+    for (Index j = 0; j < 8; ++j) offset[static_cast<std::size_t>(j)] = place(output, j).code - place(output, 0).code;
+    const auto put = [&](const auto& put_one) {
+      Place at = {};
+      std::byte* step = nullptr;
+      for (std::size_t i = 0, j = static_cast<std::size_t>(first_input % 8); i < codes.size(); ++i, j = (j + 1) % 8) {
+        if (i == 0 || j == 0) {
+          at = place(output, first_input + static_cast<Index>(i) - static_cast<Index>(j));
+          step = state_->codes.data() + at.panel * state_->panels.panel_bytes + at.code;
+        }
+        put_one(step + offset[j], j, codes[i]);
+      }
+    };
+    if (type == WeightCode::Bf16 || type == WeightCode::F16) {
+      put([](std::byte* at, std::size_t, std::uint32_t code) { std::memcpy(at, &code, 2); });
+    } else if (type == WeightCode::Int4 || type == WeightCode::E2M1) {
+      put([](std::byte* at, std::size_t j, std::uint32_t code) {
+        const std::uint32_t rest = std::to_integer<std::uint32_t>(*at) & (j % 2 == 0 ? 0xF0u : 0x0Fu);
+        *at = static_cast<std::byte>(rest | code << j % 2 * 4);
+      });
+    } else if (type == WeightCode::Planes) {
+      for (std::size_t i = 0; i < codes.size(); ++i)
+        store_code(place(output, first_input + static_cast<Index>(i)), codes[i]);
+    } else {
+      bool has_nan = false;
+      put([&](std::byte* at, std::size_t, std::uint32_t code) {
+        *at = static_cast<std::byte>(code);
+        has_nan = has_nan || (code & 0x7Fu) == 0x7Fu;
+      });
+      if (type == WeightCode::E4M3 && has_nan) state_->has_nan = true;
+    }
   }
 
   State& own() {

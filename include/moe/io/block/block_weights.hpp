@@ -24,23 +24,27 @@ struct BlockLocation {
 struct BoundTensor {
   std::string name;
   std::vector<Index> shape;
-  std::vector<WeightSlice> slices = {};  ///< each with the matrix that it fills, and no source
+  std::vector<WeightSlice> slices = {};  ///< each with the matrix that it fills (`to` or `to_codes`), and no source
   Eigen::RowVectorXd* numbers = nullptr;
 };
 
 namespace detail {
 
 /// The matrices of an expert, a GLU or an MLP. `up` of a GLU holds gates, then ups.
+template <class Codec>
 struct ExpertMatrices {
-  PanelMatrix<F32>*up, *up_bias, *down, *down_bias;
+  PanelMatrix<Codec>* up;
+  PanelMatrix<F32>* up_bias;
+  PanelMatrix<Codec>* down;
+  PanelMatrix<F32>* down_bias;
 };
 
-template <class Product>
-ExpertMatrices matrices_of(BasicGlu<F32, Product>& expert) {
+template <class Codec, class Product>
+ExpertMatrices<Codec> matrices_of(BasicGlu<Codec, Product>& expert) {
   return {&expert.gate_up(), &expert.gate_up_bias(), &expert.down(), &expert.down_bias()};
 }
-template <class Act>
-ExpertMatrices matrices_of(BasicMlp<F32, Act>& expert) {
+template <class Codec, class Act>
+ExpertMatrices<Codec> matrices_of(BasicMlp<Codec, Act>& expert) {
   return {&expert.up(), &expert.up_bias(), &expert.down(), &expert.down_bias()};
 }
 
@@ -49,15 +53,21 @@ template <class Pool>
 Pool& weighted_experts(Pool& pool) {
   return pool;
 }
-inline ExpertPool<Glu>& weighted_experts(GluAndIdentity& experts) { return experts.set<0>(); }
+template <class Codec>
+ExpertPool<BasicGlu<Codec>>& weighted_experts(BasicGluAndIdentity<Codec>& experts) {
+  return experts.template set<0>();
+}
 
 /// Lists the tensors of a block under the names and in the layout of a family.
+template <class Codec>
 class BlockBinder {
+  using Matrices = ExpertMatrices<Codec>;
+
  public:
   BlockBinder(const MoeConfig& config, const BlockLocation& location)
       : config_(config), location_(location), format_(location.format) {}
 
-  std::vector<BoundTensor> bind(MoeBlock& block) {
+  std::vector<BoundTensor> bind(BasicMoeBlock<Codec>& block) {
     std::visit([&](auto& layer) { bind_layer(layer); }, block.layer());
     return std::move(tensors_);
   }
@@ -83,18 +93,18 @@ class BlockBinder {
   }
 
   /// Rows [first, first + outputs) of a matrix or bias, as a tensor of their own.
-  void rows(std::string_view name, PanelMatrix<F32>& matrix, Index first, Index outputs) {
+  template <class Matrix>
+  void rows(std::string_view name, Matrix& matrix, Index first, Index outputs) {
     const Index inputs = matrix.inputs();
     const bool is_vector = matrix.shape().size() == 1;
     BoundTensor& tensor = add(name, is_vector ? std::vector<Index>{outputs} : std::vector<Index>{outputs, inputs});
-    tensor.slices.push_back({.outputs = outputs,
-                             .inputs = inputs,
-                             .output_stride = inputs,
-                             .input_stride = 1,
-                             .to = &matrix,
-                             .first_output = first});
+    const WeightSlice slice{.outputs = outputs, .inputs = inputs, .output_stride = inputs, .input_stride = 1};
+    tensor.slices.push_back(slice.into(matrix, first));
   }
-  void whole(std::string_view name, PanelMatrix<F32>& matrix) { rows(name, matrix, 0, matrix.outputs()); }
+  template <class Matrix>
+  void whole(std::string_view name, Matrix& matrix) {
+    rows(name, matrix, 0, matrix.outputs());
+  }
 
   template <class Layer>
   void bind_layer(Layer& layer) {
@@ -104,7 +114,7 @@ class BlockBinder {
       bind_router(inner.router(), gate.gate);
     else
       bind_router(inner.router(), gate);
-    std::vector<ExpertMatrices> experts;
+    std::vector<Matrices> experts;
     for (Index e = 0; e < config_.num_experts; ++e)
       experts.push_back(matrices_of(weighted_experts(inner.experts())[e]));
     bind_experts(experts);
@@ -112,11 +122,11 @@ class BlockBinder {
   }
 
   void bind_branch(Offset& offset) { whole(format_.output_bias, offset.bias()); }
-  void bind_branch(GatedExpert<Glu, F32>& shared) {
+  void bind_branch(GatedExpert<BasicGlu<Codec>, F32>& shared) {
     whole(format_.shared_score, shared.gate().weight());
     bind_branch(shared.expert());
   }
-  void bind_branch(Glu& shared) {
+  void bind_branch(BasicGlu<Codec>& shared) {
     if (format_.shared_up.empty()) {
       whole(format_.shared_gate, shared.gate_up());
     } else {
@@ -126,12 +136,12 @@ class BlockBinder {
     whole(format_.shared_down, shared.down());
   }
 
-  void bind_branch(SquaredReluMlp& shared) {
+  void bind_branch(BasicSquaredReluMlp<Codec>& shared) {
     whole(format_.shared_up, shared.up());
     whole(format_.shared_down, shared.down());
   }
 
-  void bind_experts(const std::vector<ExpertMatrices>& experts) {
+  void bind_experts(const std::vector<Matrices>& experts) {
     switch (format_.layout) {
       case ExpertLayout::PerExpert:
         return per_expert(experts);
@@ -142,7 +152,7 @@ class BlockBinder {
     }
   }
 
-  void per_expert(const std::vector<ExpertMatrices>& experts) {
+  void per_expert(const std::vector<Matrices>& experts) {
     const Index hidden = config_.hidden_dim;
     for (Index e = 0; e < static_cast<Index>(experts.size()); ++e) {
       const auto [up, up_bias, down, down_bias] = experts[static_cast<std::size_t>(e)];
@@ -158,27 +168,26 @@ class BlockBinder {
     }
   }
 
-  void stacked(const std::vector<ExpertMatrices>& experts) {
+  void stacked(const std::vector<Matrices>& experts) {
     const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
     const std::vector<Index> shape{count * hidden, dim};
     const auto fill = [&](std::string_view name, const WeightSlice& expert, auto member) {
       BoundTensor& tensor = add(name, shape);
       for (Index e = 0; e < count; ++e) {
-        WeightSlice& slice = tensor.slices.emplace_back(expert);
+        WeightSlice slice = expert.into(*(experts[static_cast<std::size_t>(e)].*member), expert.first_output);
         slice.first = e * hidden * dim;
-        slice.to = experts[static_cast<std::size_t>(e)].*member;
+        tensor.slices.push_back(slice);
       }
     };
     const WeightSlice gate{.outputs = hidden, .inputs = dim, .output_stride = dim, .input_stride = 1};
-    fill(format_.gate, gate, &ExpertMatrices::up);
+    fill(format_.gate, gate, &Matrices::up);
     WeightSlice up = gate;
     up.first_output = hidden;
-    fill(format_.up, up, &ExpertMatrices::up);
-    fill(format_.down, {.outputs = dim, .inputs = hidden, .output_stride = 1, .input_stride = dim},
-         &ExpertMatrices::down);
+    fill(format_.up, up, &Matrices::up);
+    fill(format_.down, {.outputs = dim, .inputs = hidden, .output_stride = 1, .input_stride = dim}, &Matrices::down);
   }
 
-  void fused(const std::vector<ExpertMatrices>& experts) {
+  void fused(const std::vector<Matrices>& experts) {
     const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
     using enum ExpertLayout;
     const bool out_in =
@@ -189,24 +198,25 @@ class BlockBinder {
     const auto fill = [&](std::string_view name, Index outputs, Index inputs, auto member) -> BoundTensor& {
       using Shape = std::vector<Index>;
       BoundTensor& tensor = add(name, out_in ? Shape{count, outputs, inputs} : Shape{count, inputs, outputs});
-      for (Index e = 0; e < count; ++e)
-        tensor.slices.push_back({.outputs = outputs,
-                                 .inputs = inputs,
-                                 .first = e * outputs * inputs,
-                                 .output_stride = out_in ? inputs : 1,
-                                 .input_stride = out_in ? 1 : outputs,
-                                 .to = experts[static_cast<std::size_t>(e)].*member});
+      for (Index e = 0; e < count; ++e) {
+        const WeightSlice slice{.outputs = outputs,
+                                .inputs = inputs,
+                                .first = e * outputs * inputs,
+                                .output_stride = out_in ? inputs : 1,
+                                .input_stride = out_in ? 1 : outputs};
+        tensor.slices.push_back(slice.into(*(experts[static_cast<std::size_t>(e)].*member)));
+      }
       return tensor;
     };
-    BoundTensor& up = fill(gated ? format_.gate : format_.up, width, dim, &ExpertMatrices::up);
+    BoundTensor& up = fill(gated ? format_.gate : format_.up, width, dim, &Matrices::up);
     if (format_.identities_have_gates) up.shape.front() += config_.num_identity_experts;
     split(up);
-    fill(format_.down, dim, hidden, &ExpertMatrices::down);
+    fill(format_.down, dim, hidden, &Matrices::down);
     if (!config_.expert_bias) return;
-    BoundTensor& up_bias = fill(format_.up_bias, width, 1, &ExpertMatrices::up_bias);
+    BoundTensor& up_bias = fill(format_.up_bias, width, 1, &Matrices::up_bias);
     up_bias.shape = {count, width};
     split(up_bias);
-    fill(format_.down_bias, dim, 1, &ExpertMatrices::down_bias).shape = {count, dim};
+    fill(format_.down_bias, dim, 1, &Matrices::down_bias).shape = {count, dim};
   }
 
   /// Gates and ups that stand in turns, as slices of their own.
@@ -216,7 +226,7 @@ class BlockBinder {
     std::vector<WeightSlice> halves;
     for (const WeightSlice& slice : tensor.slices)
       for (const Index side : {0, 1})
-        halves.push_back(slice.every_output(2, side).into(*slice.to, side * config_.hidden_dim));
+        halves.push_back(slice.every_output(2, side).at_output(side * config_.hidden_dim));
     tensor.slices = std::move(halves);
   }
 
@@ -230,12 +240,14 @@ class BlockBinder {
 
 /// The tensors of `block` at a place of a checkpoint, in the order of router, experts, shared expert. They point into
 /// the block, which must outlive them and keep its layer.
-inline std::vector<BoundTensor> bind_weights(MoeBlock& block, const BlockLocation& location) {
-  return detail::BlockBinder(block.config(), location).bind(block);
+template <class Codec>
+std::vector<BoundTensor> bind_weights(BasicMoeBlock<Codec>& block, const BlockLocation& location) {
+  return detail::BlockBinder<Codec>(block.config(), location).bind(block);
 }
 
 /// Writes the weights of a bound tensor into `values`, in the layout of the tensor: what it was loaded from, or a
-/// gradient; 0 where no slice is. Throws std::invalid_argument unless there is a value per element.
+/// gradient; 0 where no slice is. Throws std::invalid_argument unless there is a value per element, and for weights in
+/// few bits, which have scales beside them.
 inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
   Index size = 1;
   for (const Index extent : tensor.shape) size *= extent;
@@ -245,11 +257,14 @@ inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
     for (Index i = 0; i < size; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>((*tensor.numbers)(i));
   else
     std::fill(values.begin(), values.end(), 0.0f);
-  for (const WeightSlice& slice : tensor.slices)
+  for (const WeightSlice& slice : tensor.slices) {
+    if (!slice.to)
+      fail("moe::read_bound: tensor '", tensor.name, "' is of weights in few bits, expected floats: see dequantise()");
     for (Index o = 0; o < slice.outputs; ++o)
       for (Index i = 0; i < slice.inputs; ++i)
         values[static_cast<std::size_t>(slice.first + o * slice.output_stride + i * slice.input_stride)] =
             (*slice.to)(slice.first_output + o, i);
+  }
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ struct LoadOptions {
   Index layer = 0;          ///< number of the layer in the names
   std::string prefix = {};  ///< of the block's tensors, instead of that of the family: "decoder.block.3.layer.2.mlp."
   LoadProgress progress = {};
+  std::optional<WeightFormat> format = {};  ///< of load_quantised_block(), which says what it means
 };
 
 namespace detail {
@@ -48,10 +50,11 @@ inline void require_no_other(const Checkpoint& checkpoint, const std::string& fa
 inline std::vector<std::vector<WeightSlice>> slices_of(const std::vector<BoundTensor>& tensors,
                                                        const std::vector<WeightSource>& sources) {
   std::vector<std::vector<WeightSlice>> matrices;
-  std::map<PanelMatrix<F32>*, std::size_t> place;
+  std::map<const void*, std::size_t> place;
   for (std::size_t t = 0; t < tensors.size(); ++t)
     for (const WeightSlice& slice : tensors[t].slices) {
-      const auto [entry, is_new] = place.emplace(slice.to, matrices.size());
+      const void* const matrix = slice.to ? static_cast<const void*>(slice.to) : slice.to_codes;
+      const auto [entry, is_new] = place.emplace(matrix, matrices.size());
       if (is_new) matrices.emplace_back();
       matrices[entry->second].push_back(slice);
       matrices[entry->second].back().source = sources[t];
@@ -59,15 +62,20 @@ inline std::vector<std::vector<WeightSlice>> slices_of(const std::vector<BoundTe
   return matrices;
 }
 
-/// Reads all tensors, in parallel.
-inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources,
-                         const LoadProgress& progress = {}) {
+/// Reads what is numbers, not matrices.
+inline void load_numbers(const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources) {
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     if (!tensors[t].numbers) continue;
     std::vector<float> values(static_cast<std::size_t>(tensors[t].numbers->size()));
     sources[t].read_values(0, std::span(values));
     for (std::size_t i = 0; i < values.size(); ++i) (*tensors[t].numbers)(static_cast<Index>(i)) = values[i];
   }
+}
+
+/// Reads all tensors, in parallel.
+inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources,
+                         const LoadProgress& progress = {}) {
+  load_numbers(tensors, sources);
   WeightLoader loader;
   for (std::vector<WeightSlice>& slices : slices_of(tensors, sources)) loader.add(std::move(slices));
   loader.run(progress);
@@ -108,7 +116,8 @@ namespace detail {
 /// The sizes of a configuration must be those of the file before memory is taken for them.
 inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockLocation& location) {
   const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
-    const std::vector<Index> found = WeightSource::find(checkpoint, location.prefix + name).shape();
+    const std::vector<Index> found =
+        WeightSource::find(checkpoint, location.prefix + name, config.quantisation.storage).shape();
     if (found != expected) refuse_shape(checkpoint, location.prefix + name, found, expected);
   };
   const FamilyFormat& format = location.format;
@@ -127,10 +136,11 @@ inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config,
 }
 
 /// The stored weights of tensors, whose shapes must be as expected.
-inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const std::vector<BoundTensor>& tensors) {
+inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const MoeConfig& config,
+                                            const std::vector<BoundTensor>& tensors) {
   std::vector<WeightSource> sources;
   for (const BoundTensor& tensor : tensors) {
-    sources.push_back(WeightSource::find(checkpoint, tensor.name));
+    sources.push_back(WeightSource::find(checkpoint, tensor.name, config.quantisation.storage));
     if (sources.back().shape() != tensor.shape)
       refuse_shape(checkpoint, tensor.name, sources.back().shape(), tensor.shape);
   }
@@ -140,15 +150,18 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
 /// Throws std::runtime_error for an FP8 weight without scales where the configuration says that there are some, or
 /// another weight has them: they are lost, not 1. Where nobody speaks of scales, the codes are the values.
 inline void require_all_scales(const MoeConfig& config, const std::vector<WeightSource>& sources) {
-  const bool is_stated = config.quantisation.method == QuantMethod::Fp8Blocks;
+  const QuantMethod method = config.quantisation.method;
+  const bool is_stated = method == QuantMethod::Fp8Blocks || method == QuantMethod::Fp8;
   const auto scaled =
       std::find_if(sources.begin(), sources.end(), [](const WeightSource& s) { return s.has_scales(); });
   if (!is_stated && scaled == sources.end()) return;
-  const std::string reason =
-      is_stated ? "the configuration says fp8 in blocks with scales" : in_quotes(scaled->name()) + " has scales";
+  const std::string reason = is_stated ? "the configuration says " + std::string(method_text(method))
+                                       : in_quotes(scaled->name()) + " has scales";
+  const bool is_per_output = method == QuantMethod::Fp8 || (!is_stated && scaled->method() == QuantMethod::Fp8);
   for (const WeightSource& source : sources)
     if (source.is_fp8() && !source.has_scales())
-      fail_environment(source.label(), ": tensor ", in_quotes(source.name() + "_scale_inv"), " is missing, as ",
+      fail_environment(source.label(), ": tensor ",
+                       in_quotes(source.name() + (is_per_output ? "_scale" : "_scale_inv")), " is missing, as ",
                        reason);
 }
 
@@ -157,7 +170,8 @@ inline void require_all_scales(const MoeConfig& config, const std::vector<Weight
 inline bool is_quantisable(const BoundTensor& tensor, const BlockLocation& location) {
   const bool is_score = tensor.name == location.prefix + std::string(location.format.router) ||
                         tensor.name == location.prefix + std::string(location.format.shared_score);
-  return !is_score && !tensor.slices.empty() && tensor.slices.front().to->shape().size() == 2;
+  const auto is_matrix = [](const WeightSlice& slice) { return slice.to_codes || slice.to->shape().size() == 2; };
+  return !is_score && !tensor.slices.empty() && is_matrix(tensor.slices.front());
 }
 
 /// Throws std::runtime_error naming the tensor where one is stored otherwise than the configuration says. Plain expert
@@ -168,17 +182,16 @@ inline void require_stated(const MoeConfig& config, const BlockLocation& locatio
   require_all_scales(config, sources);
   const Quantisation& stated = config.quantisation;
   if (stated.method == QuantMethod::Unstated) return;
-  const bool is_fp8 = stated.method == QuantMethod::Fp8Blocks;
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     const WeightSource& source = sources[t];
-    const bool is_as_stated = source.has_scales() && source.is_fp8() == is_fp8;
+    const bool is_as_stated = source.method() == stated.method;
     const bool is_plain = !source.has_scales() && !source.is_fp8();
     const auto may_be_plain = [&] {
       return !is_quantisable(tensors[t], location) || stated.leaves_out(tensors[t].name);
     };
     if (!is_as_stated && !(is_plain && may_be_plain()))
       fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is stored as ", source.format(),
-                       ", but the configuration says ", is_fp8 ? "fp8 in blocks with scales" : "mxfp4",
+                       ", but the configuration says ", method_text(stated.method),
                        is_plain ? " and does not list it as not converted" : "");
     if (source.is_fp8() && stated.codes && source.codes() != *stated.codes)
       fail_environment(source.label(), ": tensor ", in_quotes(source.name()), " is ", dtype_name(source.codes()),
@@ -186,25 +199,17 @@ inline void require_stated(const MoeConfig& config, const BlockLocation& locatio
   }
 }
 
-}  // namespace detail
-
-/// Loads the MoE block of a published model from its own files: every weight of the block, whatever its type and
-/// layout, as float. Experts are read and converted in parallel.
-///   const auto checkpoint = moe::Checkpoint::open(directory);
-///   const auto block = moe::load_moe_block(checkpoint, moe::read_moe_config(directory / "config.json"), {.layer = 3});
-/// Throws std::runtime_error that names the tensor if one is missing, of another shape, below the prefix without being
-/// part of the block, or stored otherwise than config.quantisation says; std::invalid_argument as MoeBlock and
-/// find_block do. FP8 without scales is taken as it is only where neither the configuration nor another weight of the
-/// block speaks of scales.
-/// Memory: the block, and a buffer of 16 rows per thread.
-inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
+/// A block whose tensors read(tensors, sources) reads, once all else is as it should be.
+template <class Codec, class Read>
+BasicMoeBlock<Codec> load_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options,
+                                const Read& read) {
   config.validate();
   const BlockLocation location = find_block(checkpoint, config, options);
-  detail::require_sizes(checkpoint, config, location);
-  MoeBlock block(config);
+  require_sizes(checkpoint, config, location);
+  BasicMoeBlock<Codec> block(config);
   const auto tensors = bind_weights(block, location);
-  const auto sources = detail::sources_of(checkpoint, tensors);
-  detail::require_stated(config, location, tensors, sources);
+  const auto sources = sources_of(checkpoint, config, tensors);
+  require_stated(config, location, tensors, sources);
   std::set<std::string> expected;
   for (const WeightSource& source : sources)
     for (std::string& name : source.stored_names()) expected.insert(std::move(name));
@@ -216,9 +221,29 @@ inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& co
   if (const Index held = num_parameters(block) + num_state(block); filled != held)
     fail("moe::load_moe_block: the tensors of family '", config.family, "' hold ", filled, " weights, expected ", held,
          " as in the block");
-  detail::require_no_other(checkpoint, config.family, location, expected);
-  detail::load_tensors(tensors, sources, options.progress);
+  require_no_other(checkpoint, config.family, location, expected);
+  read(tensors, sources);
   return block;
+}
+
+}  // namespace detail
+
+/// Loads the MoE block of a published model from its own files: every weight of the block, whatever its type and
+/// layout, as float. Experts are read and converted in parallel.
+///   const auto checkpoint = moe::Checkpoint::open(directory);
+///   const auto block = moe::load_moe_block(checkpoint, moe::read_moe_config(directory / "config.json"), {.layer = 3});
+/// Throws std::runtime_error that names the tensor if one is missing, of another shape, below the prefix without being
+/// part of the block, or stored otherwise than config.quantisation says; std::invalid_argument as MoeBlock and
+/// find_block do. FP8 without scales is taken as it is only where neither the configuration nor another weight of the
+/// block speaks of scales. options.format is none: load_quantised_block() reads weights in few bits.
+/// Memory: the block, and a buffer of 16 rows per thread.
+inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
+  if (options.format)
+    fail("moe::load_moe_block: format is ", options.format->name(),
+         ", expected none, as floats are loaded: see load_quantised_block()");
+  return detail::load_block<F32>(checkpoint, config, options, [&](const auto& tensors, const auto& sources) {
+    detail::load_tensors(tensors, sources, options.progress);
+  });
 }
 
 /// The router and the gate of a block alone; other tensors are not looked at. For families with a TopKGate. Throws as
@@ -229,10 +254,10 @@ inline std::pair<LinearRouter, TopKGate> load_router(const Checkpoint& checkpoin
   const Bias bias = config.router_bias ? Bias::Zero : Bias::Off;
   std::pair loaded(LinearRouter(config.num_logits(), config.model_dim, bias), config.gate);
   if (config.selection_bias) loaded.second.selection_bias = Eigen::RowVectorXd::Zero(config.num_logits());
-  detail::BlockBinder binder(config, location);
+  detail::BlockBinder<F32> binder(config, location);
   binder.bind_router(loaded.first, loaded.second);
   const auto tensors = binder.take();
-  const auto sources = detail::sources_of(checkpoint, tensors);
+  const auto sources = detail::sources_of(checkpoint, config, tensors);
   detail::require_stated(config, location, tensors, sources);
   detail::load_tensors(tensors, sources);
   return loaded;

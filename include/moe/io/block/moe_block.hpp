@@ -24,19 +24,31 @@
 
 namespace moe::inline MOE_ABI {
 
-using ClampedGlu = BasicGlu<F32, ClampedSwiGlu>;
-using GeluGlu = BasicGlu<F32, GatedBy<GeluTanh>>;
-using ReluMlp = BasicMlp<F32, Relu>;
-using SquaredReluMlp = BasicMlp<F32, SquaredRelu>;
+template <class Codec>
+using BasicClampedGlu = BasicGlu<Codec, ClampedSwiGlu>;
+template <class Codec>
+using BasicGeluGlu = BasicGlu<Codec, GatedBy<GeluTanh>>;
+template <class Codec>
+using BasicReluMlp = BasicMlp<Codec, Relu>;
+template <class Codec>
+using BasicSquaredReluMlp = BasicMlp<Codec, SquaredRelu>;
 /// Experts of LongCat: those with weights, then those without.
-using GluAndIdentity = Concatenated<ExpertPool<Glu>, ExpertPool<ScaledIdentity>>;
+template <class Codec>
+using BasicGluAndIdentity = Concatenated<ExpertPool<BasicGlu<Codec>>, ExpertPool<ScaledIdentity>>;
+using ClampedGlu = BasicClampedGlu<F32>;
+using GeluGlu = BasicGeluGlu<F32>;
+using ReluMlp = BasicReluMlp<F32>;
+using SquaredReluMlp = BasicSquaredReluMlp<F32>;
+using GluAndIdentity = BasicGluAndIdentity<F32>;
 
 namespace detail {
 
 template <class G, class E>
 using LayerOf = MoeLayer<LinearRouter, G, ExpertPool<E>>;
-using GluLayer = LayerOf<TopKGate, Glu>;
-using SquaredReluLayer = WithBranches<LayerOf<TopKGate, SquaredReluMlp>, SquaredReluMlp>;
+template <class Codec>
+using GluLayer = LayerOf<TopKGate, BasicGlu<Codec>>;
+template <class Codec>
+using SquaredReluLayer = WithBranches<LayerOf<TopKGate, BasicSquaredReluMlp<Codec>>, BasicSquaredReluMlp<Codec>>;
 
 /// The innermost layer of one with branches, and its tape.
 template <class L>
@@ -59,20 +71,29 @@ auto& innermost_tape(T& tape) {
 /// The MoE block of a published model: one of a closed set of layers, each made of the library's router, gates, experts
 /// and branches, behind one interface. A std::variant and not a class with virtual functions: the set is known, and the
 /// block stays a value that is copied, visited and trained as the layer in it is (visit, zeros_like, save_parameters
-/// and optimisers work); std::visit on layer() reaches the concrete type. Immutable in forward, share freely.
-class MoeBlock {
+/// and optimisers work); std::visit on layer() reaches the concrete type. Codec says how the weights of the experts are
+/// stored, shared ones included, as every token reads those: floats (MoeBlock), or few bits in a format that may differ
+/// from matrix to matrix (QuantisedMoeBlock). Routers, gates, biases and the score of a shared expert are floats: they
+/// are small, and what they round moves choices. Immutable in forward, share freely.
+template <class Codec>
+class BasicMoeBlock {
+  using Shared = BasicGlu<Codec>;
+  using GluLayer = detail::GluLayer<Codec>;
+  using SquaredReluLayer = detail::SquaredReluLayer<Codec>;
+  using IdentityLayer = MoeLayer<LinearRouter, TopKGate, BasicGluAndIdentity<Codec>>;
+
  public:
   using Scalar = float;
-  using Layer = std::variant<detail::GluLayer,                                       // Mixtral, OLMoE, DBRX, ...
-                             WithBranches<detail::GluLayer, Glu>,                    // shared expert: DeepSeek, ...
-                             WithBranches<detail::GluLayer, GatedExpert<Glu, F32>>,  // Qwen2-MoE
-                             WithBranches<detail::GluLayer, Offset>,                 // JetMoE
-                             detail::SquaredReluLayer,                               // Nemotron-H
-                             detail::LayerOf<TopKGate, ClampedGlu>,                  // GPT-OSS
-                             MoeLayer<LinearRouter, TopKGate, GluAndIdentity>,       // LongCat
-                             detail::LayerOf<SparseMixerGate, Glu>,                  // Phi-3.5-MoE
-                             detail::LayerOf<WithCapacity<TopKGate>, ReluMlp>,       // Switch, NLLB
-                             detail::LayerOf<WithCapacity<TopKGate>, GeluGlu>>;      // Switch 1.1
+  using Layer = std::variant<GluLayer,                                                       // Mixtral, OLMoE, ...
+                             WithBranches<GluLayer, Shared>,                                 // DeepSeek, ...
+                             WithBranches<GluLayer, GatedExpert<Shared, F32>>,               // Qwen2-MoE
+                             WithBranches<GluLayer, Offset>,                                 // JetMoE
+                             SquaredReluLayer,                                               // Nemotron-H
+                             detail::LayerOf<TopKGate, BasicClampedGlu<Codec>>,              // GPT-OSS
+                             IdentityLayer,                                                  // LongCat
+                             detail::LayerOf<SparseMixerGate, BasicGlu<Codec>>,              // Phi-3.5-MoE
+                             detail::LayerOf<WithCapacity<TopKGate>, BasicReluMlp<Codec>>,   // Switch, NLLB
+                             detail::LayerOf<WithCapacity<TopKGate>, BasicGeluGlu<Codec>>>;  // Switch 1.1
 
   /// What forward leaves for backward; see MoeLayer::Tape.
   class Tape {
@@ -85,7 +106,7 @@ class MoeBlock {
     };
 
     template <class L>
-    typename L::Tape& of() {
+    typename L::Tape& of(const L&) {
       using Entry = std::pair<L*, typename L::Tape>;
       if (!std::holds_alternative<Entry>(tape_)) tape_.template emplace<Entry>();
       return std::get<Entry>(tape_).second;
@@ -100,7 +121,7 @@ class MoeBlock {
       };
       return std::visit(visitor, tapes);
     }
-    friend MoeBlock;
+    friend BasicMoeBlock;
     typename TapesOf<Layer>::type tape_;
 
    public:
@@ -120,9 +141,21 @@ class MoeBlock {
     }
   };
 
-  /// A block of this configuration with all weights zero. Throws std::invalid_argument for numbers out of range or a
-  /// combination of parts that no published model has.
-  explicit MoeBlock(const MoeConfig& config) : config_(config), layer_(make(config)) {}
+  /// A block of this configuration with all weights zero, which take no memory where they are codes. Throws
+  /// std::invalid_argument for numbers out of range or a combination of parts that no published model has.
+  explicit BasicMoeBlock(const MoeConfig& config) : config_(config), layer_(make(config)) {}
+  /// A layer made elsewhere, as that of another block with other weights. Throws std::invalid_argument unless it has
+  /// the experts and widths of the configuration.
+  BasicMoeBlock(MoeConfig config, Layer layer) : config_(std::move(config)), layer_(std::move(layer)) {
+    std::visit(
+        [&](const auto& made) {
+          if (made.num_experts() != num_experts() || made.input_dim() != input_dim() ||
+              made.output_dim() != output_dim())
+            fail("moe::MoeBlock: a layer of ", made.num_experts(), " experts that maps ", made.input_dim(), " to ",
+                 made.output_dim(), ", expected ", num_experts(), " experts, ", input_dim(), " to ", output_dim());
+        },
+        layer_);
+  }
 
   const MoeConfig& config() const { return config_; }
   Layer& layer() { return layer_; }
@@ -142,29 +175,24 @@ class MoeBlock {
     std::visit([&](const auto& layer) { layer.forward(tokens, step, out, ws); }, layer_);
   }
   void forward(const MatrixView<float>& tokens, const Step& step, MatrixRef<float> out, Tape& tape) const {
-    std::visit(
-        [&](const auto& layer) { layer.forward(tokens, step, out, tape.of<std::remove_cvref_t<decltype(layer)>>()); },
-        layer_);
+    std::visit([&](const auto& layer) { layer.forward(tokens, step, out, tape.of(layer)); }, layer_);
   }
 
   /// A forward pass with choices made elsewhere; see MoeLayer::replay.
   void replay(const MatrixView<float>& tokens, const Step& step, const Routing<float>& choices, MatrixRef<float> out,
               Tape& tape) const {
-    std::visit(
-        [&](const auto& layer) {
-          layer.replay(tokens, step, choices, out, tape.of<std::remove_cvref_t<decltype(layer)>>());
-        },
-        layer_);
+    std::visit([&](const auto& layer) { layer.replay(tokens, step, choices, out, tape.of(layer)); }, layer_);
   }
 
   /// See MoeLayer::backward; `gradient` is a block of the same configuration. Where k is 1 and weights are normalised,
   /// config.gate.constant_weights must accept that (see TopKGate).
-  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout, MoeBlock& gradient,
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout, BasicMoeBlock& gradient,
                 MatrixRef<float> dtokens) const {
     run_backward(tokens, tape, dout, gradient, dtokens);
   }
   /// The same without dL/dtokens.
-  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout, MoeBlock& gradient) const {
+  void backward(const MatrixView<float>& tokens, Tape& tape, const MatrixView<float>& dout,
+                BasicMoeBlock& gradient) const {
     run_backward(tokens, tape, dout, gradient);
   }
 
@@ -186,7 +214,7 @@ class MoeBlock {
   /// The block whose expert i is expert ids[i] of this one, with a configuration that says so; see take_experts().
   /// Identity experts stay behind those with weights, at least one of each kind. Throws std::invalid_argument where
   /// take_experts() of the layer does.
-  MoeBlock take(ExpertIds ids) const {
+  BasicMoeBlock take(ExpertIds ids) const {
     const std::span<const Index> experts = ids;
     Layer layer = std::visit([&](const auto& whole) -> Layer { return take_experts(whole, experts); }, layer_);
     MoeConfig config = config_;
@@ -204,18 +232,16 @@ class MoeBlock {
   }
 
  private:
-  MoeBlock(MoeConfig config, Layer layer) : config_(std::move(config)), layer_(std::move(layer)) {}
-
   template <class... Tokens>
   void run_backward(const ConstMatrixRef<float>& tokens, Tape& tape, const ConstMatrixRef<float>& dout,
-                    MoeBlock& gradient, Tokens&... dtokens) const {
+                    BasicMoeBlock& gradient, Tokens&... dtokens) const {
     if (gradient.layer_.index() != layer_.index())
       fail("moe::MoeBlock::backward: gradient is of family '", gradient.config_.family, "', expected '", config_.family,
            "'");
     std::visit(
         [&](const auto& layer) {
           using L = std::remove_cvref_t<decltype(layer)>;
-          layer.backward(tokens, tape.of<L>(), dout, std::get<L>(gradient.layer_), dtokens...);
+          layer.backward(tokens, tape.of(layer), dout, std::get<L>(gradient.layer_), dtokens...);
         },
         layer_);
   }
@@ -227,7 +253,7 @@ class MoeBlock {
     std::vector<std::optional<E>> made(static_cast<std::size_t>(config.num_experts));
     parallel_for(config.num_experts, [&](Index e, Index) {
       auto& expert = made[static_cast<std::size_t>(e)];
-      if constexpr (std::is_same_v<E, ClampedGlu>)
+      if constexpr (std::is_same_v<E, BasicClampedGlu<Codec>>)
         expert.emplace(config.model_dim, config.hidden_dim, bias, config.clamp);
       else
         expert.emplace(config.model_dim, config.hidden_dim, bias);
@@ -246,11 +272,11 @@ class MoeBlock {
     return {router_of(config), std::move(gate), pool<E>(config), config.weight_on};
   }
 
-  static MoeLayer<LinearRouter, TopKGate, GluAndIdentity> with_identities(const MoeConfig& config, TopKGate gate) {
+  static IdentityLayer with_identities(const MoeConfig& config, TopKGate gate) {
     const auto count = static_cast<std::size_t>(config.num_identity_experts);
     ExpertPool identities(std::vector<ScaledIdentity>(count, {config.model_dim}));
-    return {router_of(config), std::move(gate), GluAndIdentity(pool<Glu>(config), std::move(identities)),
-            config.weight_on};
+    return {router_of(config), std::move(gate),
+            BasicGluAndIdentity<Codec>(pool<BasicGlu<Codec>>(config), std::move(identities)), config.weight_on};
   }
 
   static Layer make(const MoeConfig& config) {
@@ -261,40 +287,47 @@ class MoeBlock {
     const bool plain = !branches && !identities, top_k = !config.capacity && !config.sparse_mixer;
     if (plain && config.capacity && !config.sparse_mixer) {
       WithCapacity<TopKGate> limited{std::move(gate), *config.capacity};
-      if (config.expert == ExpertKind::ReluPlain) return layer_of<ReluMlp>(config, std::move(limited));
-      if (config.expert == ExpertKind::GeluGated) return layer_of<GeluGlu>(config, std::move(limited));
+      if (config.expert == ExpertKind::ReluPlain) return layer_of<BasicReluMlp<Codec>>(config, std::move(limited));
+      if (config.expert == ExpertKind::GeluGated) return layer_of<BasicGeluGlu<Codec>>(config, std::move(limited));
     }
     if (config.expert == ExpertKind::ClampedGated && plain && top_k)
-      return layer_of<ClampedGlu>(config, std::move(gate));
+      return layer_of<BasicClampedGlu<Codec>>(config, std::move(gate));
     if (config.expert == ExpertKind::SquaredReluPlain && config.shared_dim != 0 && top_k && !identities &&
         !config.output_bias && config.shared_gate == SharedGate::Off)
-      return detail::SquaredReluLayer(layer_of<SquaredReluMlp>(config, std::move(gate)),
-                                      SquaredReluMlp(config.model_dim, config.shared_dim, Bias::Off));
+      return SquaredReluLayer(layer_of<BasicSquaredReluMlp<Codec>>(config, std::move(gate)),
+                              BasicSquaredReluMlp<Codec>(config.model_dim, config.shared_dim, Bias::Off));
     if (config.expert == ExpertKind::SiluGated && !config.capacity) {
-      if (config.sparse_mixer && plain) return layer_of<Glu>(config, *config.sparse_mixer);
+      if (config.sparse_mixer && plain) return layer_of<BasicGlu<Codec>>(config, *config.sparse_mixer);
       if (top_k && identities && !branches) return with_identities(config, std::move(gate));
-      if (top_k && !identities) return with_branches(config, layer_of<Glu>(config, std::move(gate)));
+      if (top_k && !identities) return with_branches(config, layer_of<BasicGlu<Codec>>(config, std::move(gate)));
     }
     fail("moe::MoeBlock: family '", config.family, "' asks for parts together that no published model has");
   }
 
-  static Layer with_branches(const MoeConfig& config, detail::GluLayer layer) {
+  static Layer with_branches(const MoeConfig& config, GluLayer layer) {
     if (config.output_bias && config.shared_dim == 0)
-      return WithBranches<detail::GluLayer, Offset>(std::move(layer), Offset(config.model_dim));
+      return WithBranches<GluLayer, Offset>(std::move(layer), Offset(config.model_dim));
     if (config.output_bias) fail("moe::MoeBlock: family '", config.family, "' has a shared expert and an output bias");
     if (config.shared_dim == 0) return layer;
-    Glu shared(config.model_dim, config.shared_dim);
+    Shared shared(config.model_dim, config.shared_dim);
     if (config.shared_gate == SharedGate::Off)
-      return WithBranches<detail::GluLayer, Glu>(std::move(layer), std::move(shared));
-    GatedExpert<Glu, F32> gated(std::move(shared), Linear(1, config.model_dim, Bias::Off));
-    return WithBranches<detail::GluLayer, GatedExpert<Glu, F32>>(std::move(layer), std::move(gated));
+      return WithBranches<GluLayer, Shared>(std::move(layer), std::move(shared));
+    GatedExpert<Shared, F32> gated(std::move(shared), Linear(1, config.model_dim, Bias::Off));
+    return WithBranches<GluLayer, GatedExpert<Shared, F32>>(std::move(layer), std::move(gated));
   }
 
   MoeConfig config_;
   Layer layer_;
 };
 
+using MoeBlock = BasicMoeBlock<F32>;
+/// Experts with weights in few bits (needs moe/kernel/quantised_matrix.hpp): see load_quantised_block(), quantise().
+using QuantisedMoeBlock = BasicMoeBlock<Quantised>;
+
 /// MoeBlock::take(): the function that other layers have.
-inline MoeBlock take_experts(const MoeBlock& block, ExpertIds ids) { return block.take(ids); }
+template <class Codec>
+BasicMoeBlock<Codec> take_experts(const BasicMoeBlock<Codec>& block, ExpertIds ids) {
+  return block.take(ids);
+}
 
 }  // namespace moe::inline MOE_ABI

@@ -20,6 +20,62 @@ struct LoadProgress {
   std::uint64_t every_bytes = std::uint64_t{64} << 20;                       ///< between reports, about; not 0
 };
 
+namespace detail {
+
+/// Adds up the bytes that have been read, and reports them.
+class ProgressMeter {
+ public:
+  ProgressMeter(const LoadProgress& progress, std::uint64_t total)
+      : progress_(progress), total_(total), reports_(progress.report && total >= progress.least_bytes) {}
+
+  void add(std::uint64_t bytes) {
+    if (!reports_) return;
+    const std::uint64_t every = std::max<std::uint64_t>(1, progress_.every_bytes);
+    const std::lock_guard lock(mutex_);
+    const std::uint64_t before = std::exchange(done_, done_ + bytes);
+    if (done_ / every != before / every || done_ == total_) progress_.report(done_, total_);
+  }
+
+ private:
+  const LoadProgress& progress_;
+  std::uint64_t total_, done_ = 0;
+  bool reports_;
+  std::mutex mutex_;
+};
+
+/// The slices of one matrix, WeightSlice::to or to_codes, by output. Throws as WeightLoader::add() says.
+template <class Matrix>
+std::vector<WeightSlice> slices_of_matrix(const char* function, std::vector<WeightSlice> slices,
+                                          Matrix* WeightSlice::*matrix) {
+  std::stable_sort(slices.begin(), slices.end(),
+                   [](const WeightSlice& a, const WeightSlice& b) { return a.first_output < b.first_output; });
+  if (slices.empty() || !(slices.front().*matrix) || slices.front().first_output != 0)
+    fail(function, ": no slice for the first output of a matrix, expected slices of all its outputs");
+  const Matrix* const to = slices.front().*matrix;
+  for (std::size_t s = 0; s < slices.size(); ++s) {
+    const WeightSlice& slice = slices[s];
+    if (slice.*matrix != to) fail(function, ": slices of several matrices, expected those of one");
+    if (!slice.source) fail(function, ": slice ", s, " has no source, expected a weight that was found");
+    const Index end = s + 1 < slices.size() ? slices[s + 1].first_output : to->outputs();
+    const Index outputs = end - slice.first_output;
+    if (slice.outputs != outputs || slice.inputs != to->inputs())
+      fail_environment(slice.source.label(), ": weight ", in_quotes(slice.source.name()), " with shape [",
+                       join(slice.source.shape(), ", "), "] gives a matrix [", slice.outputs, ", ", slice.inputs,
+                       "], expected [", outputs, ", ", to->inputs(), "]");
+    slice.require_inside();
+  }
+  return slices;
+}
+
+/// Bytes of the file that they read.
+inline std::uint64_t bytes_of(MatrixSlices slices) {
+  std::uint64_t bytes = 0;
+  for (const WeightSlice& slice : slices) bytes += slice.bytes();
+  return bytes;
+}
+
+}  // namespace detail
+
 /// Fills panel matrices from the weights of a checkpoint: add() checks and notes, run() loads all of them in parallel,
 /// in pieces that are a range of the file each, in the order of the file: so the system reads ahead (asking it to with
 /// MADV_WILLNEED made reading half as fast: Linux 6.18, ext4, November 2026). Beside the matrices, memory is some ten
@@ -46,36 +102,19 @@ class WeightLoader {
   /// All slices of one matrix, in any order, each with its place in it. Throws as above, and std::invalid_argument for
   /// slices without a source, of several matrices or of none, or which do not begin with its first output.
   void add(std::vector<WeightSlice> slices) {
-    std::stable_sort(slices.begin(), slices.end(),
-                     [](const WeightSlice& a, const WeightSlice& b) { return a.first_output < b.first_output; });
-    if (slices.empty() || !slices.front().to || slices.front().first_output != 0)
-      fail("moe::WeightLoader::add: no slice for the first output of a matrix, expected slices of all its outputs");
-    const PanelMatrix<F32>& to = *slices.front().to;
-    for (std::size_t s = 0; s < slices.size(); ++s) {
-      if (slices[s].to != &to) fail("moe::WeightLoader::add: slices of several matrices, expected those of one");
-      if (!slices[s].source)
-        fail("moe::WeightLoader::add: slice ", s, " has no source, expected a weight that was found");
-      const Index end = s + 1 < slices.size() ? slices[s + 1].first_output : to.outputs();
-      require_shape(slices[s], end - slices[s].first_output, to.inputs());
-    }
-    plan(std::move(slices));
+    plan(detail::slices_of_matrix("moe::WeightLoader::add", std::move(slices), &WeightSlice::to));
   }
 
   /// Loads everything that was added, and forgets it. Which thread fills what changes no bit.
   void run(const LoadProgress& progress = {}) {
-    std::uint64_t total = 0, done = 0;
+    std::uint64_t total = 0;
     for (const Piece& piece : pieces_) total += piece.bytes;
-    const bool reports = progress.report && total >= progress.least_bytes;
-    const std::uint64_t every = std::max<std::uint64_t>(1, progress.every_bytes);
-    std::mutex mutex;
+    detail::ProgressMeter meter(progress, total);
     std::vector<detail::PanelScratch> scratch(static_cast<std::size_t>(num_workers()));
     parallel_for(std::ssize(pieces_), [&](Index task, Index worker) {
       const Piece& piece = pieces_[static_cast<std::size_t>(task)];
       detail::load_panels(matrices_[piece.matrix], piece.begin, piece.end, scratch[static_cast<std::size_t>(worker)]);
-      if (!reports) return;
-      const std::lock_guard lock(mutex);
-      const std::uint64_t before = std::exchange(done, done + piece.bytes);
-      if (done / every != before / every || done == total) progress.report(done, total);
+      meter.add(piece.bytes);
     });
     matrices_.clear();
     pieces_.clear();
@@ -88,18 +127,9 @@ class WeightLoader {
     std::uint64_t bytes;
   };
 
-  static void require_shape(const WeightSlice& slice, Index outputs, Index inputs) {
-    if (slice.outputs != outputs || slice.inputs != inputs)
-      fail_environment(slice.source.label(), ": weight ", detail::in_quotes(slice.source.name()), " with shape [",
-                       detail::join(slice.source.shape(), ", "), "] gives a matrix [", slice.outputs, ", ",
-                       slice.inputs, "], expected [", outputs, ", ", inputs, "]");
-    slice.require_inside();
-  }
-
   void plan(std::vector<WeightSlice> slices) {
     const Index extent = detail::extent_of(slices), step = detail::extent_of_piece(slices);
-    std::uint64_t bytes = 0;
-    for (const WeightSlice& slice : slices) bytes += slice.bytes();
+    const std::uint64_t bytes = detail::bytes_of(slices);
     const auto until = [&](Index i) {
       return i == extent ? bytes : bytes / static_cast<std::uint64_t>(extent) * static_cast<std::uint64_t>(i);
     };

@@ -25,15 +25,14 @@ struct WeightSlice {
   Index first = 0, output_stride = 0, input_stride = 0;
   PanelMatrix<F32>* to = nullptr;
   Index first_output = 0;
+  PanelMatrix<Quantised>* to_codes = nullptr;  ///< instead of `to`: weights in few bits
 
   /// The same, to fill rows [first_output, first_output + outputs) of a matrix: with PanelOrder::Paired gates, then
   /// ups.
-  WeightSlice into(PanelMatrix<F32>& matrix, Index row = 0) const {
-    WeightSlice part = *this;
-    part.to = &matrix;
-    part.first_output = row;
-    return part;
-  }
+  WeightSlice into(PanelMatrix<F32>& matrix, Index row = 0) const { return into(&matrix, nullptr, row); }
+  WeightSlice into(PanelMatrix<Quantised>& matrix, Index row = 0) const { return into(nullptr, &matrix, row); }
+  /// The same, to fill the rows from `row` on of the matrix that it fills.
+  WeightSlice at_output(Index row) const { return into(to, to_codes, row); }
   /// Outputs [begin, begin + count). Throws std::invalid_argument where there are fewer.
   WeightSlice output_range(Index begin, Index count) const {
     require_range("output_range", begin, count, outputs);
@@ -89,6 +88,13 @@ struct WeightSlice {
   }
 
  private:
+  WeightSlice into(PanelMatrix<F32>* floats, PanelMatrix<Quantised>* codes, Index row) const {
+    WeightSlice part = *this;
+    part.to = floats;
+    part.to_codes = codes;
+    part.first_output = row;
+    return part;
+  }
   void require_range(const char* function, Index begin, Index count, Index size) const {
     if (begin < 0 || count < 0 || begin > size || count > size - begin)
       fail("moe::WeightSlice::", function, ": [", begin, ", ", begin, " + ", count, ") of ", size, " in ",

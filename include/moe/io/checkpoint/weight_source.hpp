@@ -2,79 +2,81 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "moe/io/checkpoint/checkpoint.hpp"
-#include "moe/io/file/convert_blocks.hpp"
+#include "moe/io/checkpoint/layouts.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// The values of a weight, however a checkpoint stores it:
-///   plain   `name`, of any floating-point type
-///   FP8     `name` in F8_E4M3 or F8_E5M2 with `name_scale_inv` [.., ceil(out/128), ceil(in/128)]: value = code times
-///           the scale of its 128 x 128 block (the format of DeepSeek-V3, arXiv:2412.19437, section 3.3)
-///   MXFP4   `name_blocks` [.., in/32, 16] and `name_scales` [.., in/32] in U8 (or with `.` for `_`): 32 elements share
-///           2^(scale - 127), NaN for 255; a byte holds two codes, the even element in its low half (Open Compute
-///           Project, "OCP Microscaling Formats (MX) Specification" 1.0)
-/// A handle; keeps its checkpoint open. Immutable, share freely. One that was not found is of no weight: it can only be
-/// asked whether it is, and assigned to.
+/// The values of a weight, however a checkpoint stores it. `name` is that of the weight, "experts.0.up_proj.weight";
+/// what is read, [out, in] each:
+///   plain       `name`, of any floating-point type
+///   FP8         `name` in F8_E4M3 or F8_E5M2 times scales in `name_scale_inv` or `name_scale`      layout_fp8.hpp
+///   MXFP4       `name_blocks` and `name_scales` (or with `.` for `_`); `name_packed`, `name_scale`  layout_fp4.hpp
+///   NVFP4       of modelopt and compressed-tensors                                                  layout_fp4.hpp
+///   INT4, INT8  of compressed-tensors, packed and of 8 bits                                  layout_compressed.hpp
+///   GPTQ, AWQ   `qweight`, `qzeros` and `scales` of the module                                     layout_gptq.hpp
+/// A value is (code - zero) * scale, rounded once; see WeightFormat. One more layout is a class as in those files, and
+/// a line in layouts.hpp. A handle; keeps its checkpoint open. Immutable, share freely. One that was not found is of no
+/// weight: it can only be asked whether it is, and assigned to.
 class WeightSource {
  public:
   WeightSource() = default;
 
-  /// Throws std::runtime_error naming file and tensor if there is no such weight, or it is stored in more than one of
-  /// these ways, of a wrong type or shape, or with scales of another format.
-  static WeightSource find(const Checkpoint& checkpoint, const std::string& name) {
-    for (const char* separator : {"_", "."}) {
-      const std::string blocks = name + separator + "blocks";
-      if (!checkpoint.contains(blocks)) continue;
-      if (checkpoint.contains(name))
-        fail_environment(checkpoint.at(name).label, ": both ", detail::in_quotes(name), " and ",
-                         detail::in_quotes(blocks), " are there, expected one of them");
-      return mxfp4(checkpoint, name, checkpoint.at(blocks), checkpoint.at(name + separator + "scales"));
+  /// `stated` is what shapes leave open; without it, blocks are 128 x 128 and groups are even. Throws
+  /// std::runtime_error naming file and tensor if there is no such weight, it is stored in more than one way, of a
+  /// wrong type or shape, or scales are missing, misshaped or those of another format; std::invalid_argument for
+  /// numbers of `stated` that are out of range.
+  static WeightSource find(const Checkpoint& checkpoint, const std::string& name, const StatedStorage& stated = {}) {
+    stated.validate();
+    const detail::StorageLayout& layout = layout_of(checkpoint, name, stated);
+    detail::StoredParts parts(checkpoint, name, stated);
+    State state{.name = name, .checkpoint = checkpoint, .storage = layout.open(parts)};
+    state.size = state.storage->size();
+    parts.require_all_used(state.storage->codes);
+    state.tensors.emplace_back(state.storage->codes.name);
+    for (const std::string& tensor : parts.used()) {
+      state.bytes += checkpoint.at(tensor).bytes.size();
+      if (tensor != state.storage->codes.name) state.tensors.push_back(tensor);
     }
-    return plain_or_scaled(checkpoint, name);
+    for (std::string& tensor : parts.of_activations()) state.tensors.push_back(std::move(tensor));
+    return WeightSource(std::move(state));
   }
 
   /// Whether find() has something to look at under this name.
   static bool exists(const Checkpoint& checkpoint, const std::string& name) {
-    return checkpoint.contains(name) || checkpoint.contains(name + "_blocks") || checkpoint.contains(name + ".blocks");
+    return std::any_of(detail::kStorageLayouts.begin(), detail::kStorageLayouts.end(),
+                       [&](const detail::StorageLayout& layout) { return checkpoint.contains(layout.codes(name)); });
   }
 
   /// Whether it is of a weight.
   explicit operator bool() const { return state_ != nullptr; }
 
   const std::string& name() const { return state_->name; }
-  /// The tensors of the file that it is read from.
-  std::vector<std::string> stored_names() const {
-    std::vector<std::string> names{std::string(state_->codes.name)};
-    if (state_->kind == Kind::Scaled) names.push_back(state_->name + "_scale_inv");
-    if (state_->kind == Kind::Mxfp4) names.push_back(names[0].substr(0, names[0].size() - 6) + "scales");
-    return names;
-  }
-  /// Codes of 8 bits, with scales or without.
-  bool is_fp8() const { return state_->kind != Kind::Mxfp4 && dtype_size(state_->codes.dtype) == 1; }
-  bool has_scales() const { return state_->kind != Kind::Plain; }
-  /// Type of the stored codes; U8 for MXFP4.
-  Dtype codes() const { return state_->codes.dtype; }
+  /// The tensors of the file that belong to it: codes first, then scales and the like, and those about the tokens of
+  /// its module, which are not read.
+  std::vector<std::string> stored_names() const { return state_->tensors; }
+  /// Codes F8_E4M3 or F8_E5M2, with scales or without.
+  bool is_fp8() const { return codes() == Dtype::F8_E4M3 || codes() == Dtype::F8_E5M2; }
+  bool has_scales() const { return storage().has_scales; }
+  QuantMethod method() const { return storage().method; }
+  /// Type of the stored codes; U8, I8 or I32 for those of fewer bits and integers.
+  Dtype codes() const { return storage().codes.dtype; }
   /// Opens messages about the weight: who found it, in which file.
-  std::string_view label() const { return state_->codes.label; }
-  /// Of the values: for MXFP4 [.., in].
-  const std::vector<Index>& shape() const { return state_->shape; }
+  std::string_view label() const { return storage().codes.label; }
+  /// Of the values: [.., out, in] for all that has scales.
+  const std::vector<Index>& shape() const { return storage().shape; }
   /// Number of values.
   Index size() const { return state_->size; }
   /// Bytes in the file, scales included.
-  std::uint64_t bytes() const { return state_->codes.bytes.size() + state_->scale_bytes; }
-  /// How the values are stored, as it is said in reports: "BF16", "F8_E4M3 x 128", "MXFP4".
-  std::string format() const {
-    if (state_->kind == Kind::Mxfp4) return "MXFP4";
-    return std::string(dtype_name(state_->codes.dtype)) + (state_->kind == Kind::Scaled ? " x 128" : "");
-  }
+  std::uint64_t bytes() const { return state_->bytes; }
+  /// How the values are stored, as it is said in reports: "BF16", "F8_E4M3 x 128", "MXFP4", "GPTQ INT4 x 128".
+  std::string format() const { return storage().format; }
 
   /// Values [first, first + values.size()) in row-major order of shape(), rounded to float where that is narrower.
   /// Throws std::invalid_argument for values that it does not have. No allocation.
@@ -83,129 +85,77 @@ class WeightSource {
     if (first < 0 || first > size() || count > size() - first)
       fail("moe::WeightSource::read_values: values [", first, ", ", first, " + ", count, ") of ",
            detail::in_quotes(name()), " with ", size(), " values");
-    if (state_->kind == Kind::Plain) return decode(first, values);
-    if (state_->kind == Kind::Scaled) return read_scaled(first, values);
-    read_mxfp4(first, values);
+    storage().read(first, values);
   }
+
+  /// The format that holds the stored values bit for bit, in groups along the last extent of shape(). None for F32 and
+  /// F64, and for groups that are no multiple of 8. Zero points that are all in the middle of the codes are no part of
+  /// it. O(zero points).
+  std::optional<WeightFormat> kept_format() const { return storage().kept_format(); }
+  /// Value `place` in row-major order of shape(), as kept_format() has it. Throws std::invalid_argument for F32 and
+  /// F64, and for values that it does not have. No allocation.
+  StoredWeight stored(Index place) const {
+    constexpr const char* kFunction = "moe::WeightSource::stored";
+    if (codes() == Dtype::F32 || codes() == Dtype::F64)
+      fail(kFunction, ": ", detail::in_quotes(name()), " is stored as ", format(), ", expected codes of few bits");
+    if (place < 0 || place >= size())
+      fail(kFunction, ": value ", place, " of ", detail::in_quotes(name()), " with ", size(), " values");
+    const Index row = place / storage().columns(), column = place % storage().columns();
+    const detail::GroupNumbers group = storage().numbers(row, column);
+    return {.code = storage().code(row, column), .scale = group.scale, .zero = group.zero};
+  }
+  /// The codes of values [place, place + codes.size()), all of one row of the last extent: stored() for many. Throws as
+  /// it, and for values of several rows.
+  void stored_codes(Index place, std::span<std::uint32_t> codes) const {
+    constexpr const char* kFunction = "moe::WeightSource::stored_codes";
+    if (codes.empty()) return;
+    static_cast<void>(stored(place));
+    const Index row = place / storage().columns(), column = place % storage().columns();
+    if (std::ssize(codes) > storage().columns() - column)
+      fail(kFunction, ": ", codes.size(), " values from column ", column, " of ", detail::in_quotes(name()),
+           " on, expected those of one row of ", storage().columns());
+    storage().read_codes(row, column, codes);
+  }
+  /// What all scales are multiplied with, rounded, before a value is: 1 unless the format is NVFP4.
+  float matrix_scale() const { return storage().matrix_scale; }
 
   /// The bytes of all values where they are stored plainly as this type, for loops that decode on their own; else none.
   std::span<const std::byte> stored_as(Dtype dtype) const {
-    if (state_->kind != Kind::Plain || state_->codes.dtype != dtype) return {};
-    return state_->codes.bytes;
+    if (has_scales() || codes() != dtype) return {};
+    return storage().codes.bytes;
   }
 
  private:
-  enum class Kind { Plain, Scaled, Mxfp4 };
   struct State {
-    Kind kind = Kind::Plain;
     std::string name;
     Checkpoint checkpoint;
-    TensorView codes;
-    std::vector<Index> shape;
+    std::unique_ptr<const detail::WeightStorage> storage;
     Index size = 0;
-    std::vector<float> scales = {};             ///< FP8: [matrices, row blocks, column blocks]
-    std::span<const std::byte> exponents = {};  ///< MXFP4: per block
-    std::uint64_t scale_bytes = 0;
+    std::uint64_t bytes = 0;
+    std::vector<std::string> tensors = {};
   };
 
   explicit WeightSource(State state) : state_(std::make_shared<const State>(std::move(state))) {}
 
-  static void require(const TensorView& tensor, const std::vector<Index>& shape, bool is_right_type, const char* type) {
-    detail::require_known(tensor);
-    if (!is_right_type)
-      fail_environment(tensor.label, ": tensor ", detail::in_quotes(tensor.name), " is ", dtype_name(tensor.dtype),
-                       ", expected ", type);
-    if (tensor.shape != shape)
-      fail_environment(tensor.label, ": tensor ", detail::in_quotes(tensor.name), " has shape [",
-                       detail::join(tensor.shape, ", "), "], expected [", detail::join(shape, ", "), "]");
-  }
+  const detail::WeightStorage& storage() const { return *state_->storage; }
 
-  static WeightSource plain_or_scaled(const Checkpoint& checkpoint, const std::string& name) {
-    const TensorView codes = checkpoint.at(name);
-    require(codes, codes.shape, is_floating(codes.dtype), "a floating-point type");
-    State state{.name = name, .checkpoint = checkpoint, .codes = codes, .shape = codes.shape, .size = codes.size()};
-    const std::string scale = name + "_scale";
-    for (const std::string& lost : {scale, scale + "_inv"})
-      if (!checkpoint.left_out(lost).empty())
-        fail_environment(codes.label, ": ", detail::in_quotes(lost), " is in '", checkpoint.left_out(lost),
-                         "', but the index does not say so, without which ", detail::in_quotes(name),
-                         " would be wrong by its scale");
-    if (checkpoint.contains(scale))
-      fail_environment(codes.label, ": ", detail::in_quotes(scale), " is a scale of a format that is not supported");
-    if (!checkpoint.contains(scale + "_inv")) return WeightSource(std::move(state));
-    const TensorView scales = checkpoint.at(scale + "_inv");
-    require(codes, codes.shape, dtype_size(codes.dtype) == 1, "F8_E4M3 or F8_E5M2, as it has a scale");
-    if (codes.shape.size() < 2)
-      fail_environment(codes.label, ": tensor ", detail::in_quotes(name), " has shape [",
-                       detail::join(codes.shape, ", "), "], expected at least two extents, as it has a scale");
-    std::vector<Index> grid = codes.shape;
-    for (Index& extent : std::span(grid).last(2))
-      extent = extent / detail::kScaleBlock + (extent % detail::kScaleBlock != 0);
-    require(scales, grid, is_floating(scales.dtype), "a floating-point type");
-    state.kind = Kind::Scaled;
-    state.scales = read_all<float>(scales);
-    state.scale_bytes = scales.bytes.size();
-    return WeightSource(std::move(state));
-  }
-
-  static WeightSource mxfp4(const Checkpoint& checkpoint, const std::string& name, const TensorView& blocks,
-                            const TensorView& scales) {
-    State state{.kind = Kind::Mxfp4, .name = name, .checkpoint = checkpoint, .codes = blocks, .shape = blocks.shape};
-    const std::size_t rank = blocks.shape.size();
-    if (rank < 2 || blocks.shape.back() != detail::kMxBytes ||
-        blocks.shape[rank - 2] > std::numeric_limits<Index>::max() / detail::kMxBlock)
-      fail_environment(blocks.label, ": tensor ", detail::in_quotes(blocks.name), " has shape [",
-                       detail::join(blocks.shape, ", "), "], expected [.., inputs / 32, 16]");
-    require(blocks, blocks.shape, blocks.dtype == Dtype::U8, "U8");
-    state.shape.pop_back();
-    require(scales, state.shape, scales.dtype == Dtype::U8, "U8");
-    state.shape.back() *= detail::kMxBlock;
-    state.size = 2 * blocks.size();
-    state.exponents = scales.bytes;
-    state.scale_bytes = scales.bytes.size();
-    return WeightSource(std::move(state));
-  }
-
-  void decode(Index first, std::span<float> values) const {
-    const TensorView& codes = state_->codes;
-    detail::decode(codes.dtype, codes.bytes.data() + static_cast<std::size_t>(first) * dtype_size(codes.dtype), values);
-  }
-
-  void read_scaled(Index first, std::span<float> values) const {
-    const Index columns = state_->shape.back(), rows = *(state_->shape.end() - 2);
-    const auto blocks = [](Index extent) { return (extent + detail::kScaleBlock - 1) / detail::kScaleBlock; };
-    while (!values.empty()) {
-      const Index row = first / columns, column = first % columns;
-      const Index block_row = row / rows * blocks(rows) + row % rows / detail::kScaleBlock;
-      const Index end = std::min((column / detail::kScaleBlock + 1) * detail::kScaleBlock, columns);
-      const Index count = std::min(end - column, std::ssize(values));
-      const std::span<float> part = values.first(static_cast<std::size_t>(count));
-      const float scale =
-          state_->scales[static_cast<std::size_t>(block_row * blocks(columns) + column / detail::kScaleBlock)];
-      decode(first, part);
-      detail::scale_values(part, scale);
-      first += count;
-      values = values.subspan(part.size());
+  static const detail::StorageLayout& layout_of(const Checkpoint& checkpoint, const std::string& name,
+                                                const StatedStorage& stated) {
+    const detail::StoredParts parts(checkpoint, name, stated);
+    const detail::StorageLayout* found = nullptr;
+    std::string codes;
+    for (const detail::StorageLayout& layout : detail::kStorageLayouts) {
+      const std::string here = layout.codes(name);
+      if (!checkpoint.contains(here)) continue;
+      if (found && here != codes)
+        fail_environment(checkpoint.at(here).label, ": both ", detail::in_quotes(here), " and ",
+                         detail::in_quotes(codes), " are there, expected one of them");
+      if (found || !layout.takes(parts, checkpoint.at(here))) continue;
+      found = &layout;
+      codes = here;
     }
-  }
-
-  void read_mxfp4(Index first, std::span<float> values) const {
-    while (!values.empty()) {
-      const Index block = first / detail::kMxBlock, begin = first % detail::kMxBlock;
-      const auto count = std::min(static_cast<std::size_t>(detail::kMxBlock - begin), values.size());
-      const float scale =
-          detail::e8m0_to_float(std::to_integer<std::uint8_t>(state_->exponents[static_cast<std::size_t>(block)]));
-      const std::byte* const bytes = state_->codes.bytes.data() + block * detail::kMxBytes;
-      if (std::ssize(values) >= detail::kMxBlock && begin == 0) {
-        simd::widen_e2m1(bytes, scale, values.data());
-      } else {
-        std::array<float, detail::kMxBlock> whole;
-        simd::widen_e2m1(bytes, scale, whole.data());
-        std::copy_n(whole.begin() + begin, count, values.begin());
-      }
-      first += static_cast<Index>(count);
-      values = values.subspan(count);
-    }
+    if (!found) (void)checkpoint.at(name);  // which says that it is missing
+    return *found;
   }
 
   std::shared_ptr<const State> state_;

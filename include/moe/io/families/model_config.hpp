@@ -6,7 +6,7 @@
 #include <string_view>
 
 #include "moe/io/families/families.hpp"
-#include "moe/io/families/quantisation.hpp"
+#include "moe/io/families/quantisation_statement.hpp"
 #include "moe/io/file/json_text.hpp"
 #include "moe/io/file/text_file.hpp"
 

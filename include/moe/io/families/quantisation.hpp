@@ -8,87 +8,118 @@
 #include <utility>
 #include <vector>
 
-#include "moe/io/file/convert_blocks.hpp"
+#include "moe/io/checkpoint/stated_storage.hpp"
+#include "moe/io/families/module_pattern.hpp"
 #include "moe/io/file/dtype.hpp"
 #include "moe/io/file/json_fields.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// How expert weights are stored, as far as a configuration says.
-enum class QuantMethod {
-  Unstated,   ///< nothing is said
-  Fp8Blocks,  ///< F8_E4M3 or F8_E5M2 with a scale per 128 x 128: "fp8" with weight_block_size [128, 128]
-  Mxfp4,      ///< blocks of 32 with a scale each: "mxfp4"
-};
-
 /// What a configuration says about the storage of weights. load_moe_block() compares it with the file: matrices of
 /// experts are stored as it says, or plainly where not_converted names them. A plain value.
 struct Quantisation {
   QuantMethod method = QuantMethod::Unstated;
-  std::optional<Dtype> codes = {};              ///< of Fp8Blocks, where it is said
-  std::vector<std::string> not_converted = {};  ///< modules stored plainly: dotted names, `*` stands for any characters
+  std::optional<Dtype> codes = {};  ///< of FP8, where it is said
+  /// Modules stored plainly: dotted names, `*` stands for any characters of a part; or "re:" and an expression as
+  /// Python's re.match takes it, see detail::ModulePattern.
+  std::vector<std::string> not_converted = {};
+  std::vector<std::string> converted = {};  ///< the only ones that are not, in the same way; all where there are none
+  StatedStorage storage = {};               ///< what shapes leave open
 
   /// Whether a tensor belongs to a module that is stored plainly: the parts of a listed name, between its dots, are
   /// parts of the tensor's name, one after the other. So "gate" is "model.layers.0.mlp.gate.weight", and no
-  /// "gate_proj". O(length of the list * length of the name), no allocation.
+  /// "gate_proj". O(length of the list * length of the name).
   bool leaves_out(std::string_view tensor) const;
 
   friend bool operator==(const Quantisation&, const Quantisation&) = default;
 };
 
+/// The method in words: "fp8 in blocks with scales".
+constexpr std::string_view method_text(QuantMethod method) {
+  switch (method) {
+    case QuantMethod::Fp8Blocks:
+      return "fp8 in blocks with scales";
+    case QuantMethod::Fp8:
+      return "fp8 with scales of matrices or outputs";
+    case QuantMethod::Mxfp4:
+      return "mxfp4";
+    case QuantMethod::Nvfp4:
+      return "nvfp4";
+    case QuantMethod::PackedInts:
+      return "packed integers";
+    case QuantMethod::Ints:
+      return "integers of 8 bits";
+    case QuantMethod::Gptq:
+      return "gptq";
+    case QuantMethod::Awq:
+      return "awq";
+    case QuantMethod::Unstated:
+      break;
+  }
+  return "nothing";
+}
+
 namespace detail {
 
-/// Whether `text` is `pattern`, in which `*` stands for any characters.
-constexpr bool matches(std::string_view pattern, std::string_view text) {
-  std::size_t p = 0, t = 0, star = pattern.npos, from = 0;
-  while (t < text.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++, from = t;
-    } else if (p < pattern.size() && pattern[p] == text[t]) {
-      ++p, ++t;
-    } else if (star != pattern.npos) {
-      p = star + 1, t = ++from;
-    } else {
-      return false;
-    }
+inline constexpr std::string_view kExpression = "re:";
+
+/// Whether an entry of a list of modules is about a tensor.
+inline bool names_module_of(std::string_view entry, std::string_view tensor) {
+  if (entry.starts_with(kExpression)) {
+    constexpr std::string_view kWeight = ".weight";
+    const auto pattern = ModulePattern::compile(entry.substr(kExpression.size()));
+    return pattern &&
+           pattern->matches_begin(tensor.substr(0, tensor.size() - (tensor.ends_with(kWeight) ? kWeight.size() : 0)));
   }
-  return pattern.find_first_not_of('*', p) == pattern.npos;
+  if (entry.empty()) return false;
+  for (std::string_view rest = tensor; !rest.empty(); take_part(rest))
+    if (begins_with_parts(rest, entry)) return true;
+  return false;
 }
 
-/// Takes the part before the first dot.
-constexpr std::string_view take_part(std::string_view& name) {
-  const std::size_t dot = std::min(name.find('.'), name.size());
-  const std::string_view part = name.substr(0, dot);
-  name.remove_prefix(std::min(dot + 1, name.size()));
-  return part;
-}
-
-/// Whether `name` begins with the parts of `pattern`.
-constexpr bool begins_with_parts(std::string_view name, std::string_view pattern) {
-  while (!pattern.empty()) {
-    if (name.empty()) return false;
-    if (!matches(take_part(pattern), take_part(name))) return false;
-  }
-  return true;
+inline bool any_names_module_of(const std::vector<std::string>& entries, std::string_view tensor) {
+  return std::any_of(entries.begin(), entries.end(),
+                     [&](const std::string& entry) { return names_module_of(entry, tensor); });
 }
 
 }  // namespace detail
 
 inline bool Quantisation::leaves_out(std::string_view tensor) const {
-  return std::any_of(not_converted.begin(), not_converted.end(), [&](const std::string& module) {
-    if (module.empty()) return false;
-    for (std::string_view rest = tensor; !rest.empty(); detail::take_part(rest))
-      if (detail::begins_with_parts(rest, module)) return true;
-    return false;
-  });
+  if (!converted.empty() && !detail::any_names_module_of(converted, tensor)) return true;
+  return detail::any_names_module_of(not_converted, tensor);
 }
 
 namespace detail {
 
-/// Blocks of 128 x 128 are what WeightSource reads; scales per tensor or per row have no blocks.
+/// Modules that a list names. Throws naming the field for an expression that is not read.
+inline void read_modules(const JsonFields& fields, const std::string& list, std::vector<std::string>& modules) {
+  for (std::string& module : fields.texts(list)) {
+    if (module.starts_with(kExpression) && !ModulePattern::compile(std::string_view(module).substr(kExpression.size())))
+      fields.refuse(list, module, "expressions of characters, classes, groups, '|', '*', '+' and '?'");
+    modules.push_back(std::move(module));
+  }
+  constexpr std::size_t kMostModules = std::size_t{1}
+                                       << 16;  // each is compared with every tensor; models have thousands
+  if (modules.size() > kMostModules)
+    fail_environment(fields.label(), ": ", modules.size(), " modules in ", list, ", expected at most ", kMostModules);
+}
+
+/// Sizes [outputs, inputs] of blocks that share a scale.
+inline void read_blocks(const JsonFields& fields, const std::string& name, StatedStorage& storage) {
+  const std::vector<Index> sizes = fields.integers(name);
+  if (sizes.size() != 2 || sizes[0] == 0 || sizes[1] == 0)
+    fail_environment(fields.label(), ": ", name, " is [", join(sizes, ", "), "], expected two sizes above 0");
+  storage.block_outputs = sizes[0];
+  storage.block_inputs = sizes[1];
+}
+
+/// "fp8": in blocks where their size is said, else with a scale per matrix or output.
 inline Quantisation read_fp8(const JsonFields& fields) {
-  fields.require_integers("weight_block_size", {kScaleBlock, kScaleBlock});
-  Quantisation result{.method = QuantMethod::Fp8Blocks};
+  Quantisation result{.method = QuantMethod::Fp8};
+  if (fields.has("weight_block_size")) {
+    result.method = QuantMethod::Fp8Blocks;
+    read_blocks(fields, "weight_block_size", result.storage);
+  }
   if (!fields.has("fmt")) return result;
   const std::string format = fields.text("fmt");  // "e4m3", "float8_e4m3fn"
   if (format.find("e4m3") != format.npos)
@@ -100,44 +131,51 @@ inline Quantisation read_fp8(const JsonFields& fields) {
   return result;
 }
 
-inline Quantisation read_statement(const JsonFields& fields) {
-  const std::string method = fields.text("quant_method");
-  Quantisation result;
-  if (method == "fp8")
-    result = read_fp8(fields);
-  else if (method == "mxfp4")
-    result.method = QuantMethod::Mxfp4;
-  else
-    fields.refuse("quant_method", method, "'fp8' in blocks of 128 x 128, 'mxfp4', or no such field");
-  for (const char* list : {"modules_to_not_convert", "ignored_layers"})
-    for (std::string& module : fields.texts(list)) result.not_converted.push_back(std::move(module));
-  constexpr std::size_t kMostModules = std::size_t{1}
-                                       << 16;  // each is compared with every tensor; models have thousands
-  if (result.not_converted.size() > kMostModules)
-    fail_environment(fields.label(), ": ", result.not_converted.size(), " modules are not converted, expected at most ",
-                     kMostModules);
+inline Quantisation read_mxfp4(const JsonFields&) { return {.method = QuantMethod::Mxfp4}; }
+
+inline Quantisation read_modelopt(const JsonFields& fields) {
+  const std::string algorithm = fields.text("quant_algo");
+  if (algorithm == "FP8") return {.method = QuantMethod::Fp8, .codes = Dtype::F8_E4M3};
+  if (algorithm != "NVFP4" && algorithm != "W4A16_NVFP4") fields.refuse("quant_algo", algorithm, "FP8 or NVFP4");
+  if (fields.integer("group_size", 16) != 16) fields.refuse("group_size", fields.integer("group_size"), "16 of NVFP4");
+  return {.method = QuantMethod::Nvfp4};
+}
+
+/// Modules with settings of their own: "-:" and an expression are those that are left out.
+inline void read_dynamic(const JsonFields& fields, Quantisation& result) {
+  if (!fields.has("dynamic")) return;
+  for (const std::string& rule : fields.part("dynamic").names()) {
+    const std::string entry = std::string(kExpression) + (rule.starts_with("-:") ? rule.substr(2) : "");
+    if (!rule.starts_with("-:") || !ModulePattern::compile(std::string_view(entry).substr(kExpression.size())))
+      fields.refuse("dynamic", rule, "rules that leave out modules, '-:' and an expression");
+    result.not_converted.push_back(entry);
+  }
+}
+
+inline Quantisation read_gptq(const JsonFields& fields) {
+  Quantisation result{.method = QuantMethod::Gptq};
+  const Index bits = fields.integer("bits");
+  if (bits != 4 && bits != 8) fields.refuse("bits", bits, "4 or 8");
+  result.storage.bits = static_cast<int>(bits);
+  result.storage.group = fields.integer_or_all("group_size");
+  const char* const name = fields.has("checkpoint_format") ? "checkpoint_format" : "format";
+  const std::string format = fields.text(name, "gptq");
+  if (format != "gptq" && format != "gptq_v2") fields.refuse(name, format, "gptq or gptq_v2");
+  result.storage.zeros_less_one = format == "gptq";
+  fields.require("pack_dtype", "int32");
+  read_dynamic(fields, result);
   return result;
 }
 
-/// All that a config.json says about quantised weights, in any of the fields that are in use, on top or in text_config.
-/// (torch_dtype is about computing, not about files.) Throws std::runtime_error naming the field for a method that is
-/// not read, and where two statements differ.
-inline Quantisation read_quantisation(const JsonFields& top) {
-  std::optional<std::pair<std::string, Quantisation>> first;
-  const auto read = [&](const JsonFields& fields) {
-    for (const char* name : {"quantization_config", "compression_config", "quantization"}) {
-      if (!fields.has(name)) continue;
-      const JsonFields statement = fields.part(name);
-      Quantisation found = read_statement(statement);
-      if (!first)
-        first.emplace(statement.label(), std::move(found));
-      else if (first->second != found)
-        fail_environment(statement.label(), " says something else about quantised weights than ", first->first);
-    }
-  };
-  read(top);
-  if (top.has("text_config")) read(top.part("text_config"));
-  return first ? std::move(first->second) : Quantisation{};
+inline Quantisation read_awq(const JsonFields& fields) {
+  Quantisation result{.method = QuantMethod::Awq};
+  const std::string bits = fields.has("w_bit") ? "w_bit" : "bits";
+  if (fields.integer(bits) != 4) fields.refuse(bits, fields.integer(bits), "4");
+  result.storage.bits = 4;
+  result.storage.group = fields.integer_or_all(fields.has("q_group_size") ? "q_group_size" : "group_size");
+  const std::string version = fields.text("version", "gemm");
+  if (version != "gemm" && version != "GEMM") fields.refuse("version", version, "gemm");
+  return result;
 }
 
 }  // namespace detail

@@ -27,13 +27,21 @@ class JsonFields {
     return found != object_->end() && !found->is_null();
   }
 
+  /// Of all fields that are there.
+  std::vector<std::string> names() const {
+    std::vector<std::string> result;
+    for (const auto& [name, value] : object_->items())
+      if (!value.is_null()) result.push_back(name);
+    return result;
+  }
+
   bool is_null(const std::string& name) const { return object_->contains(name) && !has(name); }
 
   /// A part of its own: "text_config".
   JsonFields part(const std::string& name) const {
     const nlohmann::json& value = at(name);
-    if (!value.is_object()) refuse(name, value, "an object");
-    return {label_ + ": " + name, value, layer_};
+    if (!value.is_object()) refuse(shown(name), value, "an object");
+    return {label_ + ": " + shown(name), value, layer_};
   }
 
   Index integer(const std::string& name) const {
@@ -44,6 +52,26 @@ class JsonFields {
     return value.get<Index>();
   }
   Index integer(const std::string& name, Index otherwise) const { return has(name) ? integer(name) : otherwise; }
+
+  /// A list of them; empty where there is none.
+  std::vector<Index> integers(const std::string& name) const {
+    std::vector<Index> result;
+    if (!has(name)) return result;
+    const nlohmann::json& value = at(name);
+    if (!value.is_array()) refuse(name, value, "a list of integers");
+    for (const nlohmann::json& entry : value) {
+      const nlohmann::json one = {{name, entry}};
+      result.push_back(JsonFields(label_, one).integer(name));
+    }
+    return result;
+  }
+  /// An integer above 0, or -1 for all there are, which gives 0.
+  Index integer_or_all(const std::string& name) const {
+    if (at(name) == nlohmann::json(-1)) return 0;
+    const Index value = integer(name);
+    if (value == 0) refuse(name, at(name), "-1, or an integer above 0");
+    return value;
+  }
 
   double number(const std::string& name) const {
     const nlohmann::json& value = at(name);
@@ -79,13 +107,6 @@ class JsonFields {
       result.push_back(entry.get<std::string>());
     }
     return result;
-  }
-
-  /// Throws unless a field is there and is this list.
-  void require_integers(const std::string& name, const std::vector<Index>& expected) const {
-    const std::string text = "[" + join(expected, ", ") + "]";
-    if (!has(name)) fail_environment(label_, ": ", name, " is missing, expected ", text);
-    if (at(name) != nlohmann::json(expected)) refuse(name, at(name), text);
   }
 
   /// A number, or that of the layer from a list with one for every layer; where no layer was asked for, a list of equal
