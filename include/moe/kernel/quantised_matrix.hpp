@@ -8,10 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "moe/kernel/code_panels.hpp"
+#include "moe/kernel/code_store.hpp"
 #include "moe/kernel/dot.hpp"
-#include "moe/kernel/panel_matrix.hpp"
-#include "moe/kernel/weight_rounding.hpp"
 
 // Long, as it is one class: what a weight is made of, one by one.
 namespace moe::inline MOE_ABI {
@@ -41,7 +39,7 @@ class PanelMatrix<Quantised> {
   /// Zeros in a format. Throws std::invalid_argument for what WeightFormat::validate() refuses, sizes that are negative
   /// or too large, or an odd number of paired outputs.
   PanelMatrix(Index outputs, Index inputs, PanelOrder order, const WeightFormat& format)
-      : state_(std::make_shared<State>(outputs, inputs, order, format)) {}
+      : state_(std::make_shared<detail::CodeStore>(outputs, inputs, order, format)) {}
 
   Index outputs() const { return state_ ? state_->outputs : 0; }
   Index inputs() const { return state_ ? state_->panels.inputs : 0; }
@@ -55,7 +53,7 @@ class PanelMatrix<Quantised> {
   /// Scales of an output: 0 without scales.
   Index num_groups() const { return format().num_groups(inputs()); }
   /// Of codes, scales, zero points and padding.
-  std::size_t bytes() const { return state_ ? static_cast<std::size_t>(state_->codes.size()) : 0; }
+  std::size_t bytes() const { return state_ ? static_cast<std::size_t>(state_->memory.size()) : 0; }
 
   /// What the kernels read; valid as long as this object lives and is not written.
   kernel::PanelSource<float> source() const {
@@ -92,20 +90,20 @@ class PanelMatrix<Quantised> {
     const kernel::CodePanels& panels = state_->panels;
     const WeightFormat& format = panels.format;
     if (format.code == WeightCode::None) return 0;
-    const Place at = place(output, input);
-    const float value = detail::value_of_code(format, load_code(at));
+    const detail::CodeStore::Place at = state_->place(output, input);
+    const float value = detail::value_of_code(format, state_->load_code(at));
     if (format.scale == ScaleType::None) return value;
-    const float scale = whole_scale(at);
+    const float scale = state_->whole_scale(at);
     if (!format.has_zero_points) return value * scale;
-    if (format.code == WeightCode::Planes) return simd::fma(value, scale, load_offset(at));
-    return (value - static_cast<float>(load_zero(at))) * scale;
+    if (format.code == WeightCode::Planes) return simd::fma(value, scale, state_->load_offset(at));
+    return (value - static_cast<float>(state_->load_zero(at))) * scale;
   }
   /// The code of a weight, in the lowest bits: of Int8 and Int4 two's complement. Throws as get(), and for a matrix
   /// without codes.
   std::uint32_t code(Index output, Index input) const {
     require_codes("moe::PanelMatrix::code");
     require_place("moe::PanelMatrix::code", output, input);
-    return load_code(place(output, input));
+    return state_->load_code(state_->place(output, input));
   }
   void set_code(Index output, Index input, std::uint32_t code) {
     constexpr const char* kFunction = "moe::PanelMatrix::set_code";
@@ -113,7 +111,7 @@ class PanelMatrix<Quantised> {
     require_place(kFunction, output, input);
     if (code >> format().code_bits() != 0)
       fail(kFunction, ": code ", code, ", expected one of ", format().code_bits(), " bits");
-    store_code(place(output, input), code);
+    own().store_code(state_->place(output, input), code);
   }
   /// Codes of an output from an input on: set_code() for many.
   void set_codes(Index output, Index first_input, std::span<const std::uint32_t> codes) {
@@ -126,47 +124,47 @@ class PanelMatrix<Quantised> {
     for (const std::uint32_t code : codes)
       if (code >> bits != 0) fail(kFunction, ": code ", code, ", expected one of ", bits, " bits");
     own();
-    put_codes(output, first_input, codes);
+    own().put_codes(output, first_input, codes);
   }
 
   /// The scale of a group of an output, without that of the matrix. Throw std::invalid_argument for a group that is not
   /// there.
   float scale(Index output, Index group) const {
-    const Place at = group_place("moe::PanelMatrix::scale", output, group);
-    return detail::scale_of_bits(format().scale, load_scale(at));
+    const detail::CodeStore::Place at = group_place("moe::PanelMatrix::scale", output, group);
+    return detail::scale_of_bits(format().scale, state_->load_scale(at));
   }
   /// Rounds to the nearest that can be stored. Throws for a finite scale that becomes infinite, and for one of E4M3
   /// codes of 2^119 and more, with which the kernels would leave the range of a float.
   void set_scale(Index output, Index group, float scale) {
     constexpr const char* kFunction = "moe::PanelMatrix::set_scale";
-    const Place at = group_place(kFunction, output, group);
+    const detail::CodeStore::Place at = group_place(kFunction, output, group);
     const std::uint32_t bits = detail::bits_of_scale(format().scale, scale);
     const float stored = detail::scale_of_bits(format().scale, bits);
     if (std::isfinite(scale) && !std::isfinite(stored))
       fail(kFunction, ": scale ", scale, " of output ", output, ", expected one that ", format().name(), " can store");
     require_scale(kFunction, output, stored);
-    store(at.panel, at.scale, bits, format().scale_bits() / 8);
+    own().store(at.panel, at.scale, bits, format().scale_bits() / 8);
   }
   /// The zero point of a group, as the codes count; the offset of Planes.
   float zero_point(Index output, Index group) const {
-    const Place at = zero_place("moe::PanelMatrix::zero_point", output, group);
-    return format().code == WeightCode::Planes ? load_offset(at) : static_cast<float>(load_zero(at));
+    const detail::CodeStore::Place at = zero_place("moe::PanelMatrix::zero_point", output, group);
+    return format().code == WeightCode::Planes ? state_->load_offset(at) : static_cast<float>(state_->load_zero(at));
   }
   /// Throws for a zero point of Int8 and Int4 that is no integer from -128 to 127, and for an offset of Planes that
   /// cannot be stored.
   void set_zero_point(Index output, Index group, float zero) {
     constexpr const char* kFunction = "moe::PanelMatrix::set_zero_point";
-    const Place at = zero_place(kFunction, output, group);
+    const detail::CodeStore::Place at = zero_place(kFunction, output, group);
     if (format().code == WeightCode::Planes) {
       const std::uint32_t bits = detail::bits_of_scale(format().scale, zero);
       if (std::isfinite(zero) && !std::isfinite(detail::scale_of_bits(format().scale, bits)))
         fail(kFunction, ": offset ", zero, " of output ", output, ", expected one that ", format().name(),
              " can store");
-      return store(at.panel, at.zero, bits, format().scale_bits() / 8);
+      return own().store(at.panel, at.zero, bits, format().scale_bits() / 8);
     }
     if (!(zero >= -128 && zero <= 127) || zero != std::floor(zero))
       fail(kFunction, ": ", zero, " of output ", output, ", expected an integer from -128 to 127");
-    store(at.panel, at.zero, static_cast<std::uint8_t>(static_cast<int>(zero)), 1);
+    own().store(at.panel, at.zero, static_cast<std::uint8_t>(static_cast<int>(zero)), 1);
   }
   /// What all scales are multiplied with where they are stored as E4M3; else 1.
   float matrix_scale() const { return state_ ? state_->panels.scale : 1; }
@@ -190,13 +188,15 @@ class PanelMatrix<Quantised> {
     const Index row_bytes = bytes_of_row();
     for (Index o = 0; o < outputs(); ++o) {
       for (Index i = 0; i < inputs(); ++i)
-        put_bits(result.codes.data() + o * row_bytes, i * bits, bits, load_code(place(o, i)));
+        put_bits(result.codes.data() + o * row_bytes, i * bits, bits, state_->load_code(state_->place(o, i)));
       for (Index g = 0; g < num_groups(); ++g) {
-        const Place at = place(o, g * state_->panels.group);
+        const detail::CodeStore::Place at = state_->place(o, g * state_->panels.group);
         const Index k = o * num_groups() + g, scale = format.scale_bits() / 8, zero = format.zero_bits() / 8;
-        std::memcpy(result.scales.data() + k * scale, at_panel(at.panel) + at.scale, static_cast<std::size_t>(scale));
+        std::memcpy(result.scales.data() + k * scale, state_->at_panel(at.panel) + at.scale,
+                    static_cast<std::size_t>(scale));
         if (zero > 0)
-          std::memcpy(result.zeros.data() + k * zero, at_panel(at.panel) + at.zero, static_cast<std::size_t>(zero));
+          std::memcpy(result.zeros.data() + k * zero, state_->at_panel(at.panel) + at.zero,
+                      static_cast<std::size_t>(zero));
       }
     }
     return result;
@@ -218,18 +218,19 @@ class PanelMatrix<Quantised> {
     const Index row_bytes = bytes_of_row();
     for (Index o = 0; o < outputs(); ++o) {
       for (Index g = 0; g < num_groups(); ++g) {
-        const Place at = place(o, g * state_->panels.group);
+        const detail::CodeStore::Place at = state_->place(o, g * state_->panels.group);
         const Index k = o * num_groups() + g;
         std::uint32_t stored = 0;
         std::memcpy(&stored, rows.scales.data() + k * scale, static_cast<std::size_t>(scale));
         require_scale(kFunction, o, detail::scale_of_bits(format.scale, stored));
-        result.store(at.panel, at.scale, stored, scale);
+        result.own().store(at.panel, at.scale, stored, scale);
         if (zero == 0) continue;
         std::memcpy(&stored, rows.zeros.data() + k * zero, static_cast<std::size_t>(zero));
-        result.store(at.panel, at.zero, stored, zero);
+        result.own().store(at.panel, at.zero, stored, zero);
       }
       for (Index i = 0; i < inputs(); ++i)
-        result.store_code(result.place(o, i), get_bits(rows.codes.data() + o * row_bytes, i * bits, bits));
+        result.own().store_code(result.state_->place(o, i),
+                                get_bits(rows.codes.data() + o * row_bytes, i * bits, bits));
     }
     *this = std::move(result);
   }
@@ -298,64 +299,16 @@ class PanelMatrix<Quantised> {
         if (whole.has_zero_points) result.set_zero_point(o, g, zero_point(o, g));
       }
       for (Index i = 0; i < inputs(); ++i)
-        result.store_code(result.place(o, i), load_code(place(o, i)) >> (whole.bits - bits));
+        result.own().store_code(result.state_->place(o, i),
+                                state_->load_code(state_->place(o, i)) >> (whole.bits - bits));
     }
     return result;
   }
 
  private:
-  struct State {
-    State(Index num_outputs, Index inputs, PanelOrder columns, const WeightFormat& format)
-        : outputs(detail::checked_size("moe::PanelMatrix", "outputs", num_outputs)), order(columns) {
-      format.validate();
-      detail::checked_size("moe::PanelMatrix", "inputs", inputs);
-      if (order == PanelOrder::Paired && outputs % 2 != 0)
-        fail("moe::PanelMatrix: paired order with ", outputs, " outputs, expected an even number");
-      const Index units = order == PanelOrder::Paired ? outputs / 2 : outputs;
-      const Index width = order == PanelOrder::Paired ? kLanes : kWidth;
-      panels.format = format;
-      panels.inputs = inputs;
-      panels.panels = (units + width - 1) / width;
-      if (format.code == WeightCode::None) return;
-      const Index step = kernel::detail::inputs_per_step(format.code);
-      const Index size = format.scale == ScaleType::None ? inputs : std::min(format.group_of(inputs), inputs);
-      panels.group = std::max<Index>(step, (size + step - 1) / step * step);
-      panels.header_bytes = kWidth * (format.scale_bits() + format.zero_bits()) / 8;
-      const auto bytes_of = [&](Index count) {  // of a group with so many inputs
-        return panels.header_bytes + (count + step - 1) / step * kernel::detail::step_bytes(format);
-      };
-      panels.group_bytes = bytes_of(panels.group);
-      const Index whole = inputs / panels.group, rest = inputs % panels.group;
-      Index bytes = whole * panels.group_bytes + (rest > 0 ? bytes_of(rest) : 0);
-      constexpr Index kLine = static_cast<Index>(kCacheLine);
-      bytes = (bytes + kLine - 1) / kLine * kLine;
-      if (bytes % 4096 == 0 && bytes > 0) bytes += kLine;  // see PanelMatrix::stride()
-      panels.panel_bytes = bytes;
-      codes = AlignedBuffer<std::byte>(detail::checked_product("moe::PanelMatrix", panels.panels, bytes));
-      panels.data = codes.data();
-    }
-    State(const State& other)
-        : outputs(other.outputs), order(other.order), has_nan(other.has_nan), panels(other.panels), codes(other.codes) {
-      panels.data = codes.data();
-    }
-    State& operator=(const State&) = delete;
-
-    Index outputs;
-    PanelOrder order;
-    bool has_nan = false;  ///< a code E4M3
-    kernel::CodePanels panels;
-    AlignedBuffer<std::byte> codes;
-  };
-
-  /// Where the parts of a weight are: bytes from the begin of the panel, and a bit of the first of its code.
-  struct Place {
-    Index panel, scale, zero, code;
-    int bit;
-  };
-
   template <class RowOf>
   void round_rows(const char* function, const RowOf& row_of) {
-    State& state = own();
+    detail::CodeStore& state = own();
     const WeightFormat format = state.panels.format;
     float largest = 0;
     for (Index o = 0; o < outputs(); ++o) {
@@ -390,7 +343,7 @@ class PanelMatrix<Quantised> {
         if (format.has_zero_points) set_zero_point(o, begin / size, parameters.zero);
       }
       for (Index i = begin; i < begin + count; ++i)
-        store_code(place(o, i), fit.code(row[static_cast<std::size_t>(i)], parameters));
+        own().store_code(state_->place(o, i), fit.code(row[static_cast<std::size_t>(i)], parameters));
     }
   }
   void require_weight(const char* function, Index o, Index i, float weight) const {
@@ -439,46 +392,9 @@ class PanelMatrix<Quantised> {
     return bits;
   }
 
-  /// Codes of an output that have been checked. Eight inputs from a multiple of eight on lie in one step, and in every
-  /// step alike: a place is sought once for them.
-  void put_codes(Index output, Index first_input, std::span<const std::uint32_t> codes) {
-    const WeightCode type = format().code;
-    std::array<Index, 8> offset;
-    for (Index j = 0; j < 8; ++j) offset[static_cast<std::size_t>(j)] = place(output, j).code - place(output, 0).code;
-    const auto put = [&](const auto& put_one) {
-      Place at = {};
-      std::byte* step = nullptr;
-      for (std::size_t i = 0, j = static_cast<std::size_t>(first_input % 8); i < codes.size(); ++i, j = (j + 1) % 8) {
-        if (i == 0 || j == 0) {
-          at = place(output, first_input + static_cast<Index>(i) - static_cast<Index>(j));
-          step = state_->codes.data() + at.panel * state_->panels.panel_bytes + at.code;
-        }
-        put_one(step + offset[j], j, codes[i]);
-      }
-    };
-    if (type == WeightCode::Bf16 || type == WeightCode::F16) {
-      put([](std::byte* at, std::size_t, std::uint32_t code) { std::memcpy(at, &code, 2); });
-    } else if (type == WeightCode::Int4 || type == WeightCode::E2M1) {
-      put([](std::byte* at, std::size_t j, std::uint32_t code) {
-        const std::uint32_t rest = std::to_integer<std::uint32_t>(*at) & (j % 2 == 0 ? 0xF0u : 0x0Fu);
-        *at = static_cast<std::byte>(rest | code << j % 2 * 4);
-      });
-    } else if (type == WeightCode::Planes) {
-      for (std::size_t i = 0; i < codes.size(); ++i)
-        store_code(place(output, first_input + static_cast<Index>(i)), codes[i]);
-    } else {
-      bool has_nan = false;
-      put([&](std::byte* at, std::size_t, std::uint32_t code) {
-        *at = static_cast<std::byte>(code);
-        has_nan = has_nan || (code & 0x7Fu) == 0x7Fu;
-      });
-      if (type == WeightCode::E4M3 && has_nan) state_->has_nan = true;
-    }
-  }
-
-  State& own() {
+  detail::CodeStore& own() {
     if (!state_) fail("moe::PanelMatrix: empty, expected a matrix that can be written");
-    if (state_.use_count() > 1) state_ = std::make_shared<State>(*state_);
+    if (state_.use_count() > 1) state_ = std::make_shared<detail::CodeStore>(*state_);
     return *state_;
   }
   void require_codes(const char* function) const {
@@ -489,107 +405,18 @@ class PanelMatrix<Quantised> {
       fail(function, ": output ", output, ", input ", input, ", expected places of a matrix [", outputs(), ", ",
            inputs(), "]");
   }
-  Place group_place(const char* function, Index output, Index group) const {
+  detail::CodeStore::Place group_place(const char* function, Index output, Index group) const {
     if (output < 0 || output >= outputs() || group < 0 || group >= num_groups())
       fail(function, ": output ", output, ", group ", group, ", expected places of [", outputs(), ", ", num_groups(),
            "]");
-    return place(output, group * state_->panels.group);
+    return state_->place(output, group * state_->panels.group);
   }
-  Place zero_place(const char* function, Index output, Index group) const {
+  detail::CodeStore::Place zero_place(const char* function, Index output, Index group) const {
     if (!format().has_zero_points) fail(function, ": ", format().name(), " has no zero points");
     return group_place(function, output, group);
   }
 
-  Place place(Index output, Index input) const {
-    const kernel::CodePanels& panels = state_->panels;
-    Index panel = output / kWidth, column = output % kWidth;
-    if (state_->order == PanelOrder::Paired) {
-      const Index half = outputs() / 2, unit = output < half ? output : output - half;
-      panel = unit / kLanes;
-      column = unit % kLanes + (output < half ? 0 : kLanes);
-    }
-    const WeightFormat& format = panels.format;
-    const Index group = input / panels.group, within = input % panels.group, at = group * panels.group_bytes;
-    const Index step = kernel::detail::inputs_per_step(format.code);
-    const Index codes = at + panels.header_bytes + within / step * kernel::detail::step_bytes(format);
-    const Index scale = at + column * (format.scale_bits() / 8);
-    const Index zero = at + kWidth * (format.scale_bits() / 8) + column * (format.zero_bits() / 8);
-    const Index i = within % step;
-    Place result{panel, scale, zero, codes, 0};
-    switch (format.code) {
-      case WeightCode::Bf16:
-        result.code += i / 2 * (4 * kWidth) + 4 * column + i % 2 * 2;
-        break;
-      case WeightCode::F16:
-        result.code += 2 * (i * kWidth + column);
-        break;
-      case WeightCode::E4M3:
-      case WeightCode::E5M2:
-      case WeightCode::Int8:
-        result.code += i * kWidth + column;
-        break;
-      case WeightCode::Int4:
-      case WeightCode::E2M1:
-        result.code += 4 * column + i / 2;
-        result.bit = static_cast<int>(i % 2 * 4);
-        break;
-      case WeightCode::Planes:
-        result.code += 4 * column + i / 8;
-        result.bit = static_cast<int>(i % 8);
-        break;
-      case WeightCode::None:
-        break;
-    }
-    return result;
-  }
-
-  const std::byte* at_panel(Index panel) const { return state_->panels.panel(panel); }
-  std::uint32_t load(Index panel, Index at, int bytes) const {
-    std::uint32_t bits = 0;
-    std::memcpy(&bits, at_panel(panel) + at, static_cast<std::size_t>(bytes));
-    return bits;
-  }
-  void store(Index panel, Index at, std::uint32_t bits, int bytes) {
-    State& state = own();
-    std::memcpy(state.codes.data() + panel * state.panels.panel_bytes + at, &bits, static_cast<std::size_t>(bytes));
-  }
-  std::uint32_t load_code(const Place& at) const {
-    const WeightFormat& format = state_->panels.format;
-    const int bits = format.code_bits();
-    if (format.code != WeightCode::Planes)
-      return load(at.panel, at.code, std::max(1, bits / 8)) >> at.bit & ((1u << bits) - 1);
-    std::uint32_t code = 0;
-    for (int p = 0; p < bits; ++p) code = code << 1 | (load(at.panel, at.code + p * (4 * kWidth), 1) >> at.bit & 1u);
-    return code;
-  }
-  void store_code(const Place& at, std::uint32_t code) {
-    const WeightFormat format = state_->panels.format;
-    const int bits = format.code_bits();
-    if (format.code == WeightCode::Planes) {
-      for (int p = 0; p < bits; ++p) {
-        const Index byte = at.code + p * (4 * kWidth);
-        const std::uint32_t rest = load(at.panel, byte, 1) & ~(1u << at.bit);
-        store(at.panel, byte, rest | (code >> (bits - 1 - p) & 1u) << at.bit, 1);
-      }
-    } else if (bits < 8) {
-      const std::uint32_t rest = load(at.panel, at.code, 1) & ~(15u << at.bit);
-      store(at.panel, at.code, rest | code << at.bit, 1);
-    } else {
-      store(at.panel, at.code, code, bits / 8);
-      if (format.code == WeightCode::E4M3 && (code & 0x7Fu) == 0x7Fu) own().has_nan = true;
-    }
-  }
-  std::uint32_t load_scale(const Place& at) const { return load(at.panel, at.scale, format().scale_bits() / 8); }
-  float whole_scale(const Place& at) const {
-    const float stored = detail::scale_of_bits(format().scale, load_scale(at));
-    return format().scale == ScaleType::E4M3 ? stored * state_->panels.scale : stored;
-  }
-  int load_zero(const Place& at) const { return static_cast<std::int8_t>(load(at.panel, at.zero, 1)); }
-  float load_offset(const Place& at) const {
-    return detail::scale_of_bits(format().scale, load(at.panel, at.zero, format().scale_bits() / 8));
-  }
-
-  std::shared_ptr<State> state_;
+  std::shared_ptr<detail::CodeStore> state_;
   Dot dot_ = Dot::Exact;
 };
 
