@@ -323,9 +323,10 @@ class PanelMatrix<Quantised> {
       const double scale = static_cast<double>(largest) / (448 * detail::largest_code(format.code));
       state.panels.scale = scale > 0 ? std::max(static_cast<float>(scale), 0x1p-126f) : 1;
     }
-    for (Index o = 0; o < outputs(); ++o) round_row(function, o, row_of(o));
+    std::vector<std::uint32_t> codes(static_cast<std::size_t>(inputs()));
+    for (Index o = 0; o < outputs(); ++o) round_row(function, o, row_of(o), codes);
   }
-  void round_row(const char* function, Index o, std::span<const float> row) {
+  void round_row(const char* function, Index o, std::span<const float> row, std::vector<std::uint32_t>& codes) {
     const kernel::CodePanels& panels = state_->panels;
     const WeightFormat format = panels.format;
     const Index size = format.scale == ScaleType::None ? inputs() : panels.group;
@@ -342,8 +343,8 @@ class PanelMatrix<Quantised> {
         set_scale(o, begin / size, parameters.scale);
         if (format.has_zero_points) set_zero_point(o, begin / size, parameters.zero);
       }
-      for (Index i = begin; i < begin + count; ++i)
-        own().store_code(state_->place(o, i), fit.code(row[static_cast<std::size_t>(i)], parameters));
+      fit.codes(parameters, codes.data());
+      own().put_codes(o, begin, std::span<const std::uint32_t>(codes).first(static_cast<std::size_t>(count)));
     }
   }
   void require_weight(const char* function, Index o, Index i, float weight) const {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <type_traits>
 
 #include "moe/core/small_float.hpp"
 #include "moe/kernel/weight_format.hpp"
@@ -55,74 +56,91 @@ inline std::uint32_t bits_of_scale(ScaleType type, double scale) {
 }
 inline float stored_scale(ScaleType type, double scale) { return scale_of_bits(type, bits_of_scale(type, scale)); }
 
-/// The number that a code stands for, before its scale.
-inline float value_of_code(const WeightFormat& format, std::uint32_t code) {
-  switch (format.code) {
+/// f(std::integral_constant<WeightCode, code>{}): loops over weights are compiled for a kind of code.
+template <class F>
+auto with_code(WeightCode code, const F& f) {
+  switch (code) {
     case WeightCode::Bf16:
-      return bfloat_to_float(static_cast<std::uint16_t>(code));
+      return f(std::integral_constant<WeightCode, WeightCode::Bf16>{});
     case WeightCode::F16:
-      return half_to_float(static_cast<std::uint16_t>(code));
+      return f(std::integral_constant<WeightCode, WeightCode::F16>{});
     case WeightCode::E4M3:
-      return kFloatOfCode<E4M3>[code];
+      return f(std::integral_constant<WeightCode, WeightCode::E4M3>{});
     case WeightCode::E5M2:
-      return kFloatOfCode<E5M2>[code];
+      return f(std::integral_constant<WeightCode, WeightCode::E5M2>{});
     case WeightCode::Int8:
-      return static_cast<float>(static_cast<std::int8_t>(code));
+      return f(std::integral_constant<WeightCode, WeightCode::Int8>{});
     case WeightCode::Int4:
-      return static_cast<float>(code < 8 ? static_cast<int>(code) : static_cast<int>(code) - 16);
+      return f(std::integral_constant<WeightCode, WeightCode::Int4>{});
     case WeightCode::E2M1:
-      return kFloatOfE2M1[code];
+      return f(std::integral_constant<WeightCode, WeightCode::E2M1>{});
     case WeightCode::Planes:
-      return static_cast<float>(code) - 0.5f * static_cast<float>((1 << format.bits) - 1);
+      return f(std::integral_constant<WeightCode, WeightCode::Planes>{});
     case WeightCode::None:
       break;
   }
+  return f(std::integral_constant<WeightCode, WeightCode::None>{});
+}
+
+/// The number that a code stands for, before its scale; `bits` are those of Planes.
+template <WeightCode kCode>
+float value_as(int bits, std::uint32_t code) {
+  if constexpr (kCode == WeightCode::Bf16) return bfloat_to_float(static_cast<std::uint16_t>(code));
+  if constexpr (kCode == WeightCode::F16) return half_to_float(static_cast<std::uint16_t>(code));
+  if constexpr (kCode == WeightCode::E4M3) return kFloatOfCode<E4M3>[code];
+  if constexpr (kCode == WeightCode::E5M2) return kFloatOfCode<E5M2>[code];
+  if constexpr (kCode == WeightCode::Int8) return static_cast<float>(static_cast<std::int8_t>(code));
+  if constexpr (kCode == WeightCode::Int4)
+    return static_cast<float>(code < 8 ? static_cast<int>(code) : static_cast<int>(code) - 16);
+  if constexpr (kCode == WeightCode::E2M1) return kFloatOfE2M1[code];
+  if constexpr (kCode == WeightCode::Planes)
+    return static_cast<float>(code) - 0.5f * static_cast<float>((1 << bits) - 1);
   return 0;
+}
+inline float value_of_code(const WeightFormat& format, std::uint32_t code) {
+  return with_code(format.code, [&](auto kind) { return value_as<kind>(format.bits, code); });
+}
+
+/// The nearest integer from `least` to `most`, ties to even; |x| < 2^51, or what is nearest to it in the range.
+inline int nearest_integer(double x, double least, double most) {
+  constexpr double kMagic = 0x1.8p52;  // whose unit is 1: adding it rounds, without a call
+  const double rounded = std::clamp(x, least, most) + kMagic;
+  return static_cast<int>(rounded - kMagic);
 }
 
 /// The code whose value is nearest to `x`, ties to even; what is too large gets the largest.
-inline std::uint32_t nearest_code(const WeightFormat& format, double x) {
+template <WeightCode kCode>
+std::uint32_t nearest_as(int bits, double x) {
   const auto small = [&]<class F>(F) {
     constexpr auto kLargest = static_cast<double>(small_to_float<F>(F::kOverflow - 1));
     return double_to_small<F>(std::isnan(x) ? x : std::clamp(x, -kLargest, kLargest));
   };
-  const auto integer = [&](int bits) {
-    const double limit = std::ldexp(1.0, bits - 1);
-    const auto q = static_cast<int>(std::clamp(std::nearbyint(x), -limit, limit - 1));
-    return static_cast<std::uint32_t>(q) & ((1u << bits) - 1);
-  };
-  switch (format.code) {
-    case WeightCode::Bf16:
-      return double_to_small<Bfloat>(x);
-    case WeightCode::F16:
-      return double_to_small<Half>(x);
-    case WeightCode::E4M3:
-      return small(E4M3{});
-    case WeightCode::E5M2:
-      return small(E5M2{});
-    case WeightCode::Int8:
-      return integer(8);
-    case WeightCode::Int4:
-      return integer(4);
-    case WeightCode::E2M1: {
-      std::uint32_t code = 0;
-      const double magnitude = std::abs(x);
-      // Halfway the even code wins: the upper one where that is even.
-      for (std::uint32_t next = 1; next < 8; ++next) {
-        const double middle =
-            0.5 * (static_cast<double>(kFloatOfE2M1[next - 1]) + static_cast<double>(kFloatOfE2M1[next]));
-        if (magnitude > middle || (magnitude == middle && next % 2 == 0)) code = next;
-      }
-      return std::signbit(x) ? code | 8u : code;
-    }
-    case WeightCode::Planes: {
-      const double most = static_cast<double>((1 << format.bits) - 1);
-      return static_cast<std::uint32_t>(std::clamp(std::nearbyint(x + 0.5 * most), 0.0, most));
-    }
-    case WeightCode::None:
-      break;
+  if constexpr (kCode == WeightCode::Bf16) return double_to_small<Bfloat>(x);
+  if constexpr (kCode == WeightCode::F16) return double_to_small<Half>(x);
+  if constexpr (kCode == WeightCode::E4M3) return small(E4M3{});
+  if constexpr (kCode == WeightCode::E5M2) return small(E5M2{});
+  if constexpr (kCode == WeightCode::Int8) return static_cast<std::uint32_t>(nearest_integer(x, -128, 127)) & 255u;
+  if constexpr (kCode == WeightCode::Int4) return static_cast<std::uint32_t>(nearest_integer(x, -8, 7)) & 15u;
+  if constexpr (kCode == WeightCode::E2M1) {
+    // Twice the value is an integer up to 4; above, 6, 8 and 12. Halfway the even code wins.
+    const double magnitude = std::abs(x);
+    std::uint32_t code = 7;
+    if (magnitude <= 1.75)
+      code = static_cast<std::uint32_t>(nearest_integer(2 * magnitude, 0, 4));
+    else if (magnitude <= 3.5)
+      code = magnitude <= 2.5 ? 4 : magnitude < 3.5 ? 5 : 6;
+    else if (magnitude <= 5)
+      code = 6;
+    return std::signbit(x) ? code | 8u : code;
+  }
+  if constexpr (kCode == WeightCode::Planes) {
+    const double most = static_cast<double>((1 << bits) - 1);
+    return static_cast<std::uint32_t>(nearest_integer(x + 0.5 * most, 0, most));
   }
   return 0;
+}
+inline std::uint32_t nearest_code(const WeightFormat& format, double x) {
+  return with_code(format.code, [&](auto kind) { return nearest_as<kind>(format.bits, x); });
 }
 
 /// The largest value of a code.
@@ -149,6 +167,9 @@ class GroupFit {
 
   GroupParameters best() const {
     if (weights_.empty()) return {};
+    const bool compares = (format_.code == WeightCode::Int4 && !format_.has_zero_points) ||
+                          (format_.code == WeightCode::Int8 && !format_.has_zero_points) ||
+                          format_.scale == ScaleType::E8M0;  // there are two candidates
     const double most = std::max(std::abs(lo_), std::abs(hi_));
     GroupParameters best{.scale = 0};
     double least = std::numeric_limits<double>::infinity();
@@ -158,7 +179,7 @@ class GroupFit {
                                    format_.code == WeightCode::Planes && format_.has_zero_points
                                        ? stored_scale(type, zero)
                                        : static_cast<float>(zero)};
-      const double error = squared_error(stored);
+      const double error = compares ? squared_error(stored) : 0;
       if (error < least || least == std::numeric_limits<double>::infinity()) best = stored, least = error;
     };
     const int bits = format_.code_bits();
@@ -196,14 +217,11 @@ class GroupFit {
     return best;
   }
 
-  /// Of a weight with such parameters.
-  std::uint32_t code(float weight, const GroupParameters& parameters) const {
-    const double scale = whole_scale(parameters), zero = static_cast<double>(parameters.zero);
-    const double w = static_cast<double>(weight);
-    if (format_.scale == ScaleType::None) return nearest_code(format_, w);
-    if (scale == 0) return nearest_code(format_, 0);
-    if (format_.code == WeightCode::Planes) return nearest_code(format_, (w - zero) / scale);
-    return nearest_code(format_, w / scale + zero);
+  /// The codes of all weights with such parameters.
+  void codes(const GroupParameters& parameters, std::uint32_t* to) const {
+    with_code(format_.code, [&](auto kind) {
+      for (const float w : weights_) *to++ = code_as<kind>(w, parameters);
+    });
   }
 
  private:
@@ -228,16 +246,28 @@ class GroupFit {
     }
   }
 
+  template <WeightCode kCode>
+  std::uint32_t code_as(float weight, const GroupParameters& parameters) const {
+    const double w = static_cast<double>(weight);
+    if (format_.scale == ScaleType::None) return nearest_as<kCode>(format_.bits, w);
+    const double scale = whole_scale(parameters), zero = static_cast<double>(parameters.zero);
+    if (scale == 0) return nearest_as<kCode>(format_.bits, 0);
+    if constexpr (kCode == WeightCode::Planes) return nearest_as<kCode>(format_.bits, (w - zero) / scale);
+    return nearest_as<kCode>(format_.bits, w / scale + zero);
+  }
+
   double squared_error(const GroupParameters& parameters) const {
     const double scale = whole_scale(parameters), zero = static_cast<double>(parameters.zero);
     if (!std::isfinite(scale)) return std::numeric_limits<double>::infinity();
-    double error = 0;
-    for (const float w : weights_) {
-      const double value = static_cast<double>(value_of_code(format_, code(w, parameters)));
-      const double rounded = format_.code == WeightCode::Planes ? value * scale + zero : (value - zero) * scale;
-      error += (rounded - static_cast<double>(w)) * (rounded - static_cast<double>(w));
-    }
-    return error;
+    return with_code(format_.code, [&](auto kind) {
+      double error = 0;
+      for (const float w : weights_) {
+        const auto value = static_cast<double>(value_as<kind>(format_.bits, code_as<kind>(w, parameters)));
+        const double rounded = kind == WeightCode::Planes ? value * scale + zero : (value - zero) * scale;
+        error += (rounded - static_cast<double>(w)) * (rounded - static_cast<double>(w));
+      }
+      return error;
+    });
   }
 
   const WeightFormat& format_;
