@@ -38,8 +38,13 @@ inline void require_one_weight(const moe::WeightSource& source) {
   const std::optional<moe::WeightFormat> kept = source.kept_format();
   if (!kept) return;
   kept->validate();
+  std::vector<std::uint32_t> codes(size);
+  const auto columns = static_cast<std::size_t>(source.shape().empty() ? 1 : source.shape().back());
+  for (std::size_t first = 0; first < size; first += columns)
+    source.stored_codes(static_cast<moe::Index>(first), std::span(codes).subspan(first, columns));
   for (std::size_t i = 0; i < size; i += 1 + i / 512) {
     const moe::StoredWeight weight = source.stored(static_cast<moe::Index>(i));
+    require(weight.code == codes[i], "many codes are those of one value each");
     require(weight.code >> kept->code_bits() == 0, "a code has the bits of its format");
     require(weight.zero == 0 || kept->has_zero_points, "zero points are part of the format");
     require(same(weight.scale, moe::detail::stored_scale(kept->scale, static_cast<double>(weight.scale))),

@@ -204,6 +204,16 @@ TEST_CASE("WeightSource: GPTQ, whose zero points are stored less one in its firs
       }
 }
 
+TEST_CASE("WeightSource: a bias of zeros belongs to a weight of GPTQ, another does not", "[io]") {
+  const Ints ints(8, 16, 16, 4);
+  for (const std::string& bias : {std::string(16, '\0'), std::string(15, '\0') + "x"}) {
+    const StoredTensors stored(with(gptq(ints, Dtype::F16, true), {"m.bias", Dtype::F16, {8}, bias}));
+    const std::vector<std::string> names = stored.find().stored_names();
+    CHECK((std::find(names.begin(), names.end(), "m.bias") != names.end()) == (bias.back() == '\0'));
+    require_values(stored.find(), ints.values(), ints.format(Dtype::F16));
+  }
+}
+
 TEST_CASE("WeightSource: AWQ, whose words hold eight outputs in an order of its own", "[io]") {
   for (const Sizes& size : {Sizes{8, 64, 32}, Sizes{24, 40, 16}, Sizes{16, 7, 7}}) {
     CAPTURE(size.outputs, size.inputs, size.group);

@@ -77,6 +77,16 @@ inline void require_values(const moe::WeightSource& source, const std::vector<fl
   for (Index i = 0; panels == AsPanels::Check && i < source.size(); ++i)
     if (!same_number(matrix.get(i / inputs, i % inputs), at(i)))
       FAIL("weight " << i << " is " << matrix.get(i / inputs, i % inputs) << ", expected " << at(i));
+  // Codes of a row, from anywhere in it.
+  for (const Index count : {Index{1}, Index{7}, Index{33}, inputs})
+    for (Index first = 0; first + count <= source.size(); first += 1 + first / 5) {
+      std::vector<std::uint32_t> codes(static_cast<std::size_t>(std::min(count, inputs - first % inputs)));
+      source.stored_codes(first, codes);
+      for (Index i = 0; i < std::ssize(codes); ++i)
+        if (codes[static_cast<std::size_t>(i)] != source.stored(first + i).code) FAIL("code " << first + i);
+    }
+  std::vector<std::uint32_t> too_many(static_cast<std::size_t>(inputs + 1));
+  REQUIRE_THROWS_AS(source.stored_codes(0, too_many), std::invalid_argument);
   for (const Index place : {Index{-1}, source.size()}) REQUIRE_THROWS_AS(source.stored(place), std::invalid_argument);
 }
 

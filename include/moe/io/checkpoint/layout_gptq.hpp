@@ -31,6 +31,7 @@ inline ScaleGrid grid_of_groups(const TensorView& scales, Index group) {
 /// GPTQ: `qweight` I32 [in * bits / 32, out], packed along the inputs; `qzeros` I32 [groups, out * bits / 32], packed
 /// along the outputs, less 1 (modulo 2^bits) in its first format; `scales` [groups, out]; perhaps `g_idx` I32 [in].
 /// w = (q - zero) * scale (arXiv:2210.17323, in the files of AutoGPTQ and GPTQModel).
+/// Many files have a bias of zeros for modules without one: it belongs to the weight then, and is not read.
 struct GptqLayout {
   static std::string codes(const std::string& name) { return StoredParts::module_of(name) + "qweight"; }
   static bool takes(const StoredParts&, const TensorView&) { return true; }
@@ -46,6 +47,7 @@ struct GptqLayout {
     const Index group = group_size(parts, scales, groups, inputs);
     const std::string g_idx = parts.module() + "g_idx";
     if (parts.has(g_idx)) require_ordered(parts.take(g_idx), inputs, group);
+    take_empty_bias(parts);
     return std::make_unique<IntStorage>(
         IntStorage::Parts{.method = QuantMethod::Gptq,
                           .name = "GPTQ ",
@@ -63,6 +65,13 @@ struct GptqLayout {
   }
 
  private:
+  static void take_empty_bias(StoredParts& parts) {
+    const std::string name = parts.module() + "bias";
+    if (!parts.has(name)) return;
+    const TensorView bias = parts.look_at(name);
+    const auto is_zero = [](std::byte byte) { return byte == std::byte{0}; };
+    if (std::all_of(bias.bytes.begin(), bias.bytes.end(), is_zero)) (void)parts.take(name);
+  }
   static int bits_of(const TensorView& qzeros, Index groups, Index outputs) {
     for (const int bits : {4, 8})
       if (outputs % (32 / bits) == 0 && qzeros.shape == std::vector<Index>{groups, outputs / (32 / bits)}) {

@@ -32,23 +32,20 @@ struct PackedInts {
     return load(word) >> shift_in_word(packed) & mask();
   }
 
-  /// Values of a row from a column on: (integer - zero) * scale.
-  void decode(Index row, Index column, GroupNumbers group, float* values, Index count) const {
-    const float zero = static_cast<float>(middle()) + group.zero;  // an integer of less than 10 bits
-    const auto value = [&](std::uint32_t code) {
-      return (static_cast<float>(static_cast<int>(code)) - zero) * group.scale;
-    };
+  /// Calls each(i, integer), as at() gives it, for `count` values of a row from a column on.
+  template <class Each>
+  void for_each(Index row, Index column, Index count, const Each& each) const {
     if (words.dtype == Dtype::I8) {
       const std::byte* const bytes = words.bytes.data() + row * row_stride + column;
-      for (Index i = 0; i < count; ++i) values[i] = value(std::to_integer<std::uint32_t>(bytes[i]) ^ 128u);
+      for (Index i = 0; i < count; ++i) each(i, std::to_integer<std::uint32_t>(bytes[i]) ^ 128u);
     } else if (along == Along::Rows) {
       const int in_word = shift_in_word(row);
       const Index first = (row >> shift_of_words()) * row_stride + column * column_stride;
-      for (Index i = 0; i < count; ++i) values[i] = value(load(first + i * column_stride) >> in_word & mask());
+      for (Index i = 0; i < count; ++i) each(i, load(first + i * column_stride) >> in_word & mask());
     } else if (bits == 4) {
-      decode_words<4>(row, column, value, values, count);
+      for_each_in_words<4>(row, column, count, each);
     } else {
-      decode_words<8>(row, column, value, values, count);
+      for_each_in_words<8>(row, column, count, each);
     }
   }
 
@@ -64,16 +61,16 @@ struct PackedInts {
   }
 
   /// Whole words at once, of values in their order.
-  template <int kBits, class Value>
-  void decode_words(Index row, Index column, const Value& value, float* values, Index count) const {
+  template <int kBits, class Each>
+  void for_each_in_words(Index row, Index column, Index count, const Each& each) const {
     constexpr Index kEach = 32 / kBits;
-    const Index end = column + count;
-    for (; column < end && column % kEach != 0; ++column) *values++ = value(at(row, column));
-    for (; column + kEach <= end; column += kEach, values += kEach) {
-      const std::uint32_t word = load(row * row_stride + column / kEach * column_stride);
-      for (int k = 0; k < kEach; ++k) values[k] = value(word >> (kBits * k) & ((1u << kBits) - 1));
+    Index i = 0;
+    for (; i < count && (column + i) % kEach != 0; ++i) each(i, at(row, column + i));
+    for (; i + kEach <= count; i += kEach) {
+      const std::uint32_t word = load(row * row_stride + (column + i) / kEach * column_stride);
+      for (int k = 0; k < kEach; ++k) each(i + k, word >> (kBits * k) & ((1u << kBits) - 1));
     }
-    for (; column < end; ++column) *values++ = value(at(row, column));
+    for (; i < count; ++i) each(i, at(row, column + i));
   }
 };
 
@@ -111,16 +108,21 @@ class IntStorage final : public WeightStorage {
     return parts_.codes.at(row, column) ^ static_cast<std::uint32_t>(parts_.codes.middle());
   }
   void read_codes(Index row, Index column, std::span<std::uint32_t> to) const override {
-    const PackedInts ints = parts_.codes;
-    const auto middle = static_cast<std::uint32_t>(ints.middle());
-    for (std::size_t i = 0; i < to.size(); ++i) to[i] = ints.at(row, column + static_cast<Index>(i)) ^ middle;
+    const auto middle = static_cast<std::uint32_t>(parts_.codes.middle());
+    parts_.codes.for_each(row, column, std::ssize(to),
+                          [&](Index i, std::uint32_t integer) { to[static_cast<std::size_t>(i)] = integer ^ middle; });
   }
   GroupNumbers numbers(Index row, Index column) const override {
     return {.scale = parts_.scales.at(row, column), .zero = zero(row, column / parts_.group)};
   }
   void read_row(Index row, Index column, std::span<float> values) const override {
     const auto run = [&](Index begin, Index count, Index group, float scale) {
-      parts_.codes.decode(row, begin, {scale, zero(row, group)}, values.data() + (begin - column), count);
+      // An integer of less than 10 bits.
+      const float middle = static_cast<float>(parts_.codes.middle()) + zero(row, group);
+      float* const to = values.data() + (begin - column);
+      parts_.codes.for_each(row, begin, count, [&](Index i, std::uint32_t integer) {
+        to[i] = (static_cast<float>(static_cast<int>(integer)) - middle) * scale;
+      });
     };
     parts_.scales.for_each_run(row, column, std::ssize(values), run);
   }
