@@ -34,6 +34,27 @@ void train(const Gate& gate) {
   }
 }
 
+/// Weights in few bits: blocks that are decoded, and rows that are rounded, lie on the stack.
+void train_few_bits() {
+  constexpr Index kTokens = 100, kDim = 300, kExperts = 3;
+  const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{.k = 2},
+                            moe::ExpertPool<moe::Glu>::random(kExperts, kDim, kDim, 1));
+  const moe::Matrix<float> tokens = moe::Matrix<float>::Random(kTokens, kDim);
+  moe::Matrix<float> out(kTokens, kDim), dtokens(kTokens, kDim);
+  for (const char* format : {"bf16", "fp8", "int8", "int4", "mxfp4", "3bit"})
+    for (const moe::Dot dot : {moe::Dot::Exact, moe::Dot::Int8, moe::Dot::Bf16}) {
+      if (!moe::kernel::can_dot(moe::WeightFormat::named(format), kDim, dot)) continue;
+      const auto small = moe::with_dot(moe::quantise(layer, moe::WeightFormat::named(format)), dot);
+      moe::Workspace ws;
+      typename std::remove_const_t<decltype(small)>::Tape tape;
+      auto gradient = moe::zeros_like(small);
+      small.forward(tokens.topRows(1), moe::Step{}, out.topRows(1), ws);
+      small.forward(tokens, moe::Step{}, out, ws);
+      small.forward(tokens, moe::Step::train(1), out, tape);
+      small.backward(tokens, tape, out, gradient, dtokens);
+    }
+}
+
 void* run(void*) {
   moe::SerialExecutor serial;  // all on this thread
   const moe::UseExecutor use(serial);
@@ -42,6 +63,7 @@ void* run(void*) {
   train<moe::F32>(moe::TopKGate{.k = 40});  // a sorting network
   train<moe::F64>(moe::TopKGate{.k = 40});
   train<moe::F64>(moe::NoisyTopKGate{});
+  train_few_bits();
   return nullptr;
 }
 

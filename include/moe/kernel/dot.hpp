@@ -33,8 +33,8 @@ namespace detail {
 /// Rows of a tile: 12 x 2 sums, two registers of weights.
 inline constexpr int kDotRows = simd::kRegisters == 32 ? 12 : 4;
 /// Most bytes of converted rows, which lie on the stack.
-inline constexpr Index kDotBytes = Index{96} << 10;
-/// Most inputs of a matrix: of each row there is room for two.
+inline constexpr Index kDotBytes = Index{64} << 10;
+/// Most inputs of a matrix: a row of them has room there.
 inline constexpr Index kMostDotInputs = Index{32} << 10;
 
 /// Codes of a format as bytes, four inputs to a lane: value() plus kOffset, times 1 / kFactor.
