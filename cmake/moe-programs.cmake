@@ -29,7 +29,7 @@ if(MOE_STRICT)
   set(moe_warnings -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
   # The optimiser of g++ 12 warns about its own AVX-512 intrinsics and about Eigen's; the sanitizers check the same.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
-    list(APPEND moe_warnings -Wno-uninitialized -Wno-maybe-uninitialized -Wno-array-bounds)
+    list(APPEND moe_warnings -Wno-uninitialized -Wno-maybe-uninitialized -Wno-array-bounds -Wno-use-after-free)
   endif()
 endif()
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A layer whose experts have weights in few bits: half to a ninth of the memory, and as much faster where reading the
+// A layer whose experts have weights in few bits: half to a thirteenth of the memory, and as much faster where reading the
 // weights is the work. In every format the layer has the bits of its decoded weights; with_dot() rounds rows, too,
 // which is faster where many of them meet an expert.
 #include <algorithm>

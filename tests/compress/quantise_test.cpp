@@ -113,6 +113,14 @@ TEST_CASE("quantise: one format for all, and its numbers", "[compress]") {
   CHECK(moe::num_state(small) == kExperts * (2 * 96 * 64 + 64 * 96));
 }
 
+TEST_CASE("quantise: what a format cannot hold is named with its expert", "[compress]") {
+  auto layer = layer_of<moe::Mlp>({.input = 6, .hidden = 9, .output = 6});
+  layer.experts()[3].down().set(2, 1, test::kNan<float>);
+  CHECK_THROWS_WITH(moe::quantise(layer, WeightFormat::int4()),
+                    "moe::quantise: expert 3, down.weight: moe::PanelMatrix::round: weight of output 2, input 1 is "
+                    "nan, expected one that int4-g32 can hold");
+}
+
 TEST_CASE("quantise: a quantiser of one's own gets every matrix", "[compress]") {
   struct Halves {
     moe::PanelMatrix<Quantised> operator()(const moe::PanelMatrix<moe::F32>& weights,

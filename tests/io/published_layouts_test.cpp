@@ -71,7 +71,11 @@ TEST_CASE("load_moe_block: a layout other than the stated one is named", "[io][e
   for (const Layout& layout : kLayouts) {
     CAPTURE(test::name_of(layout.stored));
     const StoredBlock stored(config_of("mixtral", layout.method), layout.stored);
-    CHECK(complaint(stored, config_of("mixtral", QuantMethod::Unstated)).empty());
+    const std::string unstated = complaint(stored, config_of("mixtral", QuantMethod::Unstated));
+    if (layout.method == QuantMethod::Gptq)  // of two formats, which shapes cannot tell apart
+      CHECK(contains(unstated, "experts.0.w1.weight' is stored as GPTQ has it, expected a configuration that says"));
+    else
+      CHECK(unstated.empty());
     for (const Layout& other : kLayouts) {
       if (other.method == layout.method) continue;
       const std::string message = complaint(stored, config_of("mixtral", other.method));

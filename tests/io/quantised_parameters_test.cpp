@@ -72,6 +72,18 @@ TEST_CASE("Quantised parameters: a file has the codes, and gives them back bit f
   }
 }
 
+TEST_CASE("Quantised parameters: rows that are rounded stay rounded", "[io]") {
+  const test::TemporaryDirectory directory;
+  const auto path = directory / "expert.safetensors";
+  moe::save_parameters(path, expert_of(WeightFormat::int4()));
+  Small loaded = moe::with_dot(expert_of(WeightFormat::int8()), moe::Dot::Int8);
+  moe::load_parameters(path, loaded);
+  CHECK(loaded.up().format() == WeightFormat::int4());
+  CHECK(loaded.up().dot() == moe::Dot::Int8);
+  moe::save_parameters(path, expert_of(WeightFormat::f16()));  // which have no such product
+  CHECK_THAT(refusal(path, loaded), Catch::Matchers::ContainsSubstring("'up.weight': moe::PanelMatrix::set_dot"));
+}
+
 TEST_CASE("Quantised parameters: the bits of a file are counted from the lowest of the first byte", "[io]") {
   const test::TemporaryDirectory directory;
   PanelMatrix<Quantised> three(1, 5, moe::PanelOrder::Plain, WeightFormat::planes(3, 32).without_zero_points());
@@ -94,6 +106,11 @@ TEST_CASE("Quantised parameters: a file of floats is rounded to the format that 
   moe::load_parameters(path, loaded);
   const auto rows = test::random_matrix<float>(5, 37);
   CHECK(test::same_bits(test::run(loaded, rows), test::run(expert_of(WeightFormat::int8()), rows)));
+  auto broken = plain;
+  broken.up().set(3, 5, test::kNan<float>);
+  moe::save_parameters(path, broken);
+  CHECK_THAT(refusal(path, loaded), Catch::Matchers::ContainsSubstring("'up.weight': moe::PanelMatrix::write: weight "
+                                                                       "of output 3, input 5 is nan"));
   Small none(37, 45);
   CHECK_THROWS_AS(moe::load_parameters(path, none), std::invalid_argument);  // as nothing says how to store them
 }
@@ -127,6 +144,7 @@ TEST_CASE("Quantised parameters: broken files are refused by name", "[io]") {
   CHECK_THAT(number(4, 12), contains("group is 12"));
   CHECK_THAT(number(4, 64), contains("tensor 'up.weight.scales' has shape [45, 2], expected [45, 1]"));
   CHECK_THAT(number(5, 3), contains("bits is 3"));
+  CHECK_THAT(number(4, 9223372036854775800), contains("tensor 'up.weight.scales' has shape [45, 2], expected [45, 1]"));
   CHECK_THAT(number(6, 1), contains("'up.weight.zeros' is missing"));
   CHECK_THAT(with("up.weight.scales", [](auto& tensors, auto&) { tensors.erase("up.weight.scales"); }),
              contains("'up.weight.scales' is missing"));

@@ -171,6 +171,15 @@ TEST_CASE("Dot::Bf16: rounded rows, whatever the number of rows", "[kernel]") {
   }
 }
 
+TEST_CASE("Dot: stays where codes are replaced", "[kernel]") {
+  Panels weights = random_panels(5, 40, WeightFormat::int8());
+  weights.set_dot(Dot::Int8);
+  weights.set_rows(weights.rows());
+  CHECK(weights.dot() == Dot::Int8);
+  weights.round(PanelMatrix<moe::F32>(5, 40));
+  CHECK(weights.dot() == Dot::Int8);
+}
+
 TEST_CASE("Dot: what has no such product is refused", "[kernel]") {
   for (const WeightFormat& format : {WeightFormat::f16(), WeightFormat::fp8(), WeightFormat::planes(3),
                                      WeightFormat::int4().with_zero_points(), WeightFormat::none()}) {

@@ -299,6 +299,13 @@ TEST_CASE("PanelMatrix<Quantised>: what cannot be is refused by name", "[kernel]
   CHECK_THROWS_AS(zeros.set_zero_point(0, 0, test::kNan<float>), std::invalid_argument);
   Panels fp8(4, 40, PanelOrder::Plain, WeightFormat::fp8());
   CHECK_THROWS_AS(fp8.set_scale(0, 0, 0x1p119f), std::invalid_argument);
+  // Codes E4M3 are multiplied with 256 times their scale.
+  Panels scaled(1, 16, PanelOrder::Plain, WeightFormat::fp8(16, ScaleType::E4M3));
+  CHECK_THROWS_AS(scaled.set_matrix_scale(0x1p120f), std::invalid_argument);
+  scaled.set_matrix_scale(0x1p110f);
+  scaled.set_scale(0, 0, 448);
+  scaled.set_code(0, 0, 0x38);
+  CHECK(test::same_bits(scaled.get(0, 0), scaled.decoded()(0, 0)));
   Panels none(4, 40);
   CHECK(none.get(3, 39) == 0);
   CHECK(none.bytes() == 0);
@@ -311,9 +318,9 @@ TEST_CASE("PanelMatrix<Quantised>: what cannot be is refused by name", "[kernel]
 }
 
 TEST_CASE("WeightFormat: names, bits, and combinations that say nothing", "[kernel]") {
-  for (const char* name :
-       {"none", "bf16", "f16", "fp8-g128", "fp8-plain", "fp8-e5m2-g64", "fp8-e5m2-plain", "int8-g32", "int8-g0",
-        "int8-zero-g64", "int4-g128", "int4-zero-g32", "mxfp4", "nvfp4", "1bit-g64", "8bit-g32", "4bit-symmetric-g64"})
+  for (const char* name : {"none", "bf16", "f16", "fp8-g128", "fp8-plain", "fp8-e5m2-g64", "fp8-e5m2-plain", "int8-g32",
+                           "int8-g0", "int8-zero-g64", "int4-g128", "int4-zero-g32", "mxfp4", "nvfp4", "1bit-g64",
+                           "8bit-g32", "4bit-symmetric-g64", "e2m1-g64"})
     CHECK(WeightFormat::named(name).name() == name);
   CHECK(WeightFormat::named("int4") == WeightFormat::int4());
   for (const char* name :
@@ -325,6 +332,7 @@ TEST_CASE("WeightFormat: names, bits, and combinations that say nothing", "[kern
   CHECK(WeightFormat::planes(2, 32).bits_per_weight(1024) == 3);
   CHECK(WeightFormat::int8(0, ScaleType::F32).bits_per_weight(64) == 8.5);
   CHECK(WeightFormat::bf16().bits_per_weight(0) == 16);
+  CHECK(WeightFormat::int4(std::numeric_limits<Index>::max() / 8 * 8).num_groups(37) == 1);
   const auto refused = [](const WeightFormat& format) {
     CHECK_THROWS_AS(format.validate(), std::invalid_argument);
     CHECK_THROWS_AS(Panels(2, 8, PanelOrder::Plain, format), std::invalid_argument);

@@ -112,7 +112,11 @@ auto converted(const ExpertPool<E>& pool, const Convert& convert) {
   parallel_for(pool.size(), [&](Index e, Index) {
     made[static_cast<std::size_t>(e)].emplace(
         converted<Codec>(pool[e], [&](std::string_view name, const auto& weights) {
-          return convert(ExpertMatrix{.expert = e, .name = name}, weights);
+          try {
+            return convert(ExpertMatrix{.expert = e, .name = name}, weights);
+          } catch (const std::invalid_argument& error) {
+            fail("moe::quantise: expert ", e, ", ", name, ": ", error.what());
+          }
         }));
   });
   std::vector<Other> experts;
@@ -132,8 +136,8 @@ inline constexpr auto kDecoding = [](const ExpertMatrix&, const auto& weights) {
 }  // namespace detail
 
 /// The expert with weights in few bits: of Linear, Mlp and Glu. `format` is a WeightFormat, or a function of an
-/// ExpertMatrix, so that matrices may differ. Biases stay floats. Throws std::invalid_argument where the quantiser
-/// does.
+/// ExpertMatrix, so that matrices may differ; WeightFormat::none(), which is what WeightFormat{} is, makes weights of
+/// 0. Biases stay floats. Throws std::invalid_argument where the quantiser does.
 ///   const auto small = moe::quantise(expert, moe::WeightFormat::int4());
 template <detail::HasFloatPanels E, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
 auto quantise(const E& expert, const Format& format, const Q& quantiser = {}) {

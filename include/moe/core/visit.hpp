@@ -54,9 +54,10 @@ concept HasParameters = requires(T& object) {
 ///   static void state(F&& f, Self&... self) { f("selection_bias", self.selection_bias...); }
 /// State is saved and loaded with the parameters, in one namespace of names. Optimisers, clipping, decay, gradient
 /// checks and num_parameters() do not see it, and nobody reads that of a gradient. A leaf of it may also be codes: a
-/// type with `Scalar`, shape(), read() and write(), which are saved as the scalars that they decode to, and which
-/// copies share until one of them is written, so that gradients and moments take no memory for them. A part that is
-/// named here, through visit_part(), is frozen: its parameters are state, too.
+/// type with `Scalar`, shape(), read() and write(), which are saved as the scalars that they decode to (those of
+/// PanelMatrix<Quantised> as they are), and which copies share until one of them is written, so that gradients and
+/// moments take no memory for them. A part that is named here, through visit_part(), is frozen: its parameters are
+/// state, too.
 template <class T>
 concept HasState = requires(T& object) {
   T::state(detail::IgnoreParameters{}, object);

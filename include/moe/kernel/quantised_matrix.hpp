@@ -2,7 +2,7 @@
 #pragma once
 
 #include <array>
-#include <bit>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
@@ -123,7 +123,6 @@ class PanelMatrix<Quantised> {
     const int bits = format().code_bits();
     for (const std::uint32_t code : codes)
       if (code >> bits != 0) fail(kFunction, ": code ", code, ", expected one of ", bits, " bits");
-    own();
     own().put_codes(output, first_input, codes);
   }
 
@@ -172,6 +171,8 @@ class PanelMatrix<Quantised> {
     if (format().scale != ScaleType::E4M3 && scale != 1)
       fail("moe::PanelMatrix::set_matrix_scale: ", scale, " of ", format().name(),
            ", expected 1, or scales stored as E4M3");
+    if (format().code == WeightCode::E4M3 && std::isfinite(scale) && std::abs(scale) * 448 >= 0x1p119f)
+      fail("moe::PanelMatrix::set_matrix_scale: ", scale, " of codes E4M3, expected less than 2^119 / 448");
     own().panels.scale = scale;
   }
 
@@ -232,6 +233,7 @@ class PanelMatrix<Quantised> {
         result.own().store_code(result.state_->place(o, i),
                                 get_bits(rows.codes.data() + o * row_bytes, i * bits, bits));
     }
+    result.dot_ = dot_;
     *this = std::move(result);
   }
 
@@ -246,7 +248,7 @@ class PanelMatrix<Quantised> {
   }
   /// Rounds other weights to the nearest ones of this format, with scales of their own: see round_to_nearest(). Throws
   /// std::invalid_argument for another number of values, for a matrix without codes, and naming the first weight that
-  /// the format cannot hold: NaN and infinity, where it has none, and what is too large.
+  /// the format cannot hold: what is too large, and NaN and infinity but in BF16 and F16.
   template <class S>
   void write(std::span<const S> values) {
     constexpr const char* kFunction = "moe::PanelMatrix::write";
@@ -320,7 +322,7 @@ class PanelMatrix<Quantised> {
     }
     // NVFP4: the largest scale of a group becomes the largest E4M3.
     if (format.scale == ScaleType::E4M3) {
-      const double scale = static_cast<double>(largest) / (448 * detail::largest_code(format.code));
+      const double scale = static_cast<double>(largest) / (448 * detail::largest_code(format));
       state.panels.scale = scale > 0 ? std::max(static_cast<float>(scale), 0x1p-126f) : 1;
     }
     std::vector<std::uint32_t> codes(static_cast<std::size_t>(inputs()));
@@ -354,7 +356,7 @@ class PanelMatrix<Quantised> {
           detail::value_of_code(format(), detail::nearest_code(format(), static_cast<double>(weight)));
       if (std::isfinite(weight) == std::isfinite(rounded)) return;
     } else if (std::isfinite(weight)) {
-      if (format().scale != ScaleType::None || std::abs(static_cast<double>(weight)) <= detail::largest_code(code))
+      if (format().scale != ScaleType::None || std::abs(static_cast<double>(weight)) <= detail::largest_code(format()))
         return;
     }
     fail(function, ": weight of output ", o, ", input ", i, " is ", weight, ", expected one that ", format().name(),
@@ -396,6 +398,9 @@ class PanelMatrix<Quantised> {
   detail::CodeStore& own() {
     if (!state_) fail("moe::PanelMatrix: empty, expected a matrix that can be written");
     if (state_.use_count() > 1) state_ = std::make_shared<detail::CodeStore>(*state_);
+#if !defined(__SANITIZE_THREAD__)                         // which knows no fences
+    std::atomic_thread_fence(std::memory_order_acquire);  // what another thread read before it let go comes first
+#endif
     return *state_;
   }
   void require_codes(const char* function) const {

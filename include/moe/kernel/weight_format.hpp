@@ -132,8 +132,8 @@ struct WeightFormat {
   constexpr Index group_of(Index inputs) const { return group == 0 ? std::max<Index>(1, inputs) : group; }
   /// Scales of an output with so many inputs.
   constexpr Index num_groups(Index inputs) const {
-    return scale == ScaleType::None || code == WeightCode::None ? 0
-                                                                : (inputs + group_of(inputs) - 1) / group_of(inputs);
+    if (scale == ScaleType::None || code == WeightCode::None) return 0;
+    return inputs / group_of(inputs) + (inputs % group_of(inputs) != 0 ? 1 : 0);
   }
   /// Bits that a weight takes with its share of scales and zero points.
   constexpr double bits_per_weight(Index inputs) const {
@@ -237,6 +237,7 @@ struct WeightFormat {
     if (name == "int4-zero") return int4().with_zero_points();
     if (name == "mxfp4") return mxfp4();
     if (name == "nvfp4") return nvfp4();
+    if (name == "e2m1") return {.code = WeightCode::E2M1, .scale = ScaleType::F16, .group = 32};
     if (name.size() >= 4 && name[0] >= '1' && name[0] <= '8' && name.substr(1, 3) == "bit") {
       if (name.size() == 4) return planes(name[0] - '0');
       if (name.substr(4) == "-symmetric") return planes(name[0] - '0').without_zero_points();

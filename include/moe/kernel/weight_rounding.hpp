@@ -144,8 +144,23 @@ inline std::uint32_t nearest_code(const WeightFormat& format, double x) {
 }
 
 /// The largest value of a code.
-inline double largest_code(WeightCode code) {
-  return code == WeightCode::E4M3 ? 448 : code == WeightCode::E5M2 ? 57344 : code == WeightCode::E2M1 ? 6 : 1;
+inline double largest_code(const WeightFormat& format) {
+  switch (format.code) {
+    case WeightCode::E4M3:
+      return 448;
+    case WeightCode::E5M2:
+      return 57344;
+    case WeightCode::E2M1:
+      return 6;
+    case WeightCode::Int8:
+      return 127;
+    case WeightCode::Int4:
+      return 7;
+    case WeightCode::Planes:
+      return 0.5 * (std::ldexp(1.0, format.bits) - 1);
+    default:
+      return 1;
+  }
 }
 
 /// A scale and a zero point as they are stored.
@@ -167,53 +182,29 @@ class GroupFit {
 
   GroupParameters best() const {
     if (weights_.empty()) return {};
-    const bool compares = (format_.code == WeightCode::Int4 && !format_.has_zero_points) ||
-                          (format_.code == WeightCode::Int8 && !format_.has_zero_points) ||
-                          format_.scale == ScaleType::E8M0;  // there are two candidates
-    const double most = std::max(std::abs(lo_), std::abs(hi_));
+    const bool is_int = format_.code == WeightCode::Int8 || format_.code == WeightCode::Int4;
+    // There are two candidates, or more.
+    const bool compares = (is_int && !format_.has_zero_points) || format_.scale == ScaleType::E8M0;
     GroupParameters best{.scale = 0};
     double least = std::numeric_limits<double>::infinity();
-    const auto consider = [&](double scale, double zero = 0) {
-      const ScaleType type = format_.scale;
-      const GroupParameters stored{stored_scale(type, scale / static_cast<double>(matrix_scale_)),
-                                   format_.code == WeightCode::Planes && format_.has_zero_points
-                                       ? stored_scale(type, zero)
-                                       : static_cast<float>(zero)};
+    bool is_first = true;
+    // zero_of(scale) for the scale as it is, before it is stored.
+    const auto consider_one = [&](double scale, const auto& zero_of) {
+      const double zero = zero_of(scale);
+      const bool is_offset = format_.code == WeightCode::Planes && format_.has_zero_points;
+      const GroupParameters stored{stored_scale(format_.scale, scale / static_cast<double>(matrix_scale_)),
+                                   is_offset ? stored_scale(format_.scale, zero) : static_cast<float>(zero)};
       const double error = compares ? squared_error(stored) : 0;
-      if (error < least || least == std::numeric_limits<double>::infinity()) best = stored, least = error;
+      if (error < least || is_first) best = stored, least = error;
+      is_first = false;
     };
-    const int bits = format_.code_bits();
-    const double levels = std::ldexp(1.0, bits) - 1;
-    switch (format_.code) {
-      case WeightCode::Int8:
-      case WeightCode::Int4:
-        if (format_.has_zero_points) {  // the range holds 0
-          const double lo = std::min(0.0, lo_), hi = std::max(0.0, hi_), scale = hi > lo ? (hi - lo) / levels : 1;
-          consider(scale, std::clamp(std::nearbyint(-lo / scale), 0.0, levels) - std::ldexp(1.0, bits - 1));
-        } else {  // the largest becomes the most negative code, or both ends count the same
-          consider(most / std::ldexp(1.0, bits - 1) * (hi_ == most ? -1 : 1));
-          consider(most / (std::ldexp(1.0, bits - 1) - 1));
-        }
-        break;
-      case WeightCode::Planes:
-        planes(consider, most, levels);
-        break;
-      case WeightCode::E4M3:
-      case WeightCode::E5M2:
-      case WeightCode::E2M1: {
-        const double scale = most / largest_code(format_.code);
-        if (format_.scale == ScaleType::E8M0) {  // the powers of two around it
-          const double below = std::exp2(std::floor(std::log2(std::max(scale, 0x1p-127))));
-          consider(below);
-          consider(2 * below);
-        } else {
-          consider(scale);
-        }
-        break;
-      }
-      default:
-        consider(1);
-    }
+    const auto consider = [&](double scale, const auto& zero_of) {
+      if (format_.scale != ScaleType::E8M0) return consider_one(scale, zero_of);
+      const double below = std::exp2(std::floor(std::log2(std::max(std::abs(scale), 0x1p-127))));
+      consider_one(below, zero_of);  // the powers of two around it
+      consider_one(2 * below, zero_of);
+    };
+    candidates(consider);
     return best;
   }
 
@@ -230,6 +221,35 @@ class GroupFit {
            (format_.scale == ScaleType::E4M3 ? static_cast<double>(matrix_scale_) : 1.0);
   }
 
+  /// Calls consider(scale, zero_of) with the scales that the range of the weights suggests.
+  template <class Consider>
+  void candidates(const Consider& consider) const {
+    const auto no_zero = [](double) { return 0.0; };
+    const double most = std::max(std::abs(lo_), std::abs(hi_));
+    const int bits = format_.code_bits();
+    const double levels = std::ldexp(1.0, bits) - 1, half = std::ldexp(1.0, bits - 1);
+    switch (format_.code) {
+      case WeightCode::Int8:
+      case WeightCode::Int4:
+        if (format_.has_zero_points) {  // the range holds 0
+          const double lo = std::min(0.0, lo_), hi = std::max(0.0, hi_);
+          return consider(hi > lo ? (hi - lo) / levels : 1,
+                          [&](double scale) { return std::clamp(std::nearbyint(-lo / scale), 0.0, levels) - half; });
+        }
+        // The largest becomes the most negative code, or both ends count the same.
+        consider(most / half * (hi_ == most ? -1 : 1), no_zero);
+        return consider(most / (half - 1), no_zero);
+      case WeightCode::Planes:
+        return planes(consider, most, levels);
+      case WeightCode::E4M3:
+      case WeightCode::E5M2:
+      case WeightCode::E2M1:
+        return consider(most / largest_code(format_), no_zero);
+      default:
+        return consider(1, no_zero);
+    }
+  }
+
   template <class Consider>
   void planes(const Consider& consider, double most, double levels) const {
     const auto count = static_cast<double>(weights_.size());
@@ -238,11 +258,11 @@ class GroupFit {
       const double offset = has_offset ? sum_ / count : 0;
       double distance = 0;
       for (const float w : weights_) distance += std::abs(static_cast<double>(w) - offset);
-      consider(2 * distance / count, offset);
+      consider(2 * distance / count, [&](double) { return offset; });
     } else if (has_offset) {
-      consider((hi_ - lo_) / levels, 0.5 * (lo_ + hi_));
+      consider((hi_ - lo_) / levels, [&](double) { return 0.5 * (lo_ + hi_); });
     } else {
-      consider(2 * most / levels);
+      consider(2 * most / levels, [](double) { return 0.0; });
     }
   }
 

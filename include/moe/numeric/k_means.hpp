@@ -56,7 +56,8 @@ bool assign_to_centres(const Matrix<S>& points, KMeans<S>& result) {
   result.sum_of_squares = 0;
   Eigen::Matrix<S, Eigen::Dynamic, 1> squares(result.centres.rows());
   for (Index i = 0; i < points.rows(); ++i) {
-    squares = (result.centres.rowwise() - points.row(i)).rowwise().squaredNorm();
+    // Into a part, which is never resized: g++ 12 else warns of memory used after it is freed.
+    squares.head(squares.size()) = (result.centres.rowwise() - points.row(i)).rowwise().squaredNorm();
     const Index nearest = std::min_element(squares.data(), squares.data() + squares.size()) - squares.data();
     Index& label = result.labels[static_cast<std::size_t>(i)];
     changed = changed || label != nearest;

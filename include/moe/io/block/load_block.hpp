@@ -181,7 +181,14 @@ inline void require_stated(const MoeConfig& config, const BlockLocation& locatio
                            const std::vector<BoundTensor>& tensors, const std::vector<WeightSource>& sources) {
   require_all_scales(config, sources);
   const Quantisation& stated = config.quantisation;
-  if (stated.method == QuantMethod::Unstated) return;
+  if (stated.method == QuantMethod::Unstated) {
+    for (const WeightSource& source : sources)
+      if (source.method() == QuantMethod::Gptq)
+        fail_environment(source.label(), ": weight ", in_quotes(source.name()),
+                         " is stored as GPTQ has it, expected a configuration that says gptq or gptq_v2: their zero "
+                         "points differ by one");
+    return;
+  }
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     const WeightSource& source = sources[t];
     const bool is_as_stated = source.method() == stated.method;

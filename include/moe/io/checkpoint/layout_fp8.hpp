@@ -11,13 +11,16 @@ namespace moe::inline MOE_ABI::detail {
 /// [.., out, 1] under the second name, one per block [.., ceil(out/a), ceil(in/b)] under both.
 class Fp8Storage final : public PlainStorage {
  public:
-  Fp8Storage(const TensorView& tensor, const TensorView& scales, bool may_be_per_output, const StatedStorage& stated)
+  /// Whether a scale may be of an output.
+  enum class PerOutput { Refused, Allowed };
+
+  Fp8Storage(const TensorView& tensor, const TensorView& scales, PerOutput per_output, const StatedStorage& stated)
       : PlainStorage(tensor) {
     require_stored_type(tensor, dtype_size(tensor.dtype) == 1, "F8_E4M3 or F8_E5M2, as it has a scale");
     if (shape.size() < 2) refuse_stored_shape(tensor, "at least two extents, as it has a scale");
     require_scale_type(scales);
     has_scales = true;
-    place_scales(scales, may_be_per_output, stated);
+    place_scales(scales, per_output, stated);
   }
 
   std::optional<WeightFormat> kept_format() const override {
@@ -39,7 +42,7 @@ class Fp8Storage final : public PlainStorage {
   void read(Index first, std::span<float> values) const override { WeightStorage::read(first, values); }
 
  private:
-  void place_scales(const TensorView& scales, bool may_be_per_output, const StatedStorage& stated) {
+  void place_scales(const TensorView& scales, PerOutput per_output, const StatedStorage& stated) {
     const Index rows = *(shape.end() - 2), across = std::max<Index>(1, columns());
     const std::vector<Index> lead(shape.begin(), shape.end() - 2);
     const auto with = [&](std::vector<Index> extents) {
@@ -52,7 +55,7 @@ class Fp8Storage final : public PlainStorage {
       format += " x tensor";
       return;
     }
-    if (may_be_per_output && (scales.shape == with({rows}) || scales.shape == with({rows, 1}))) {
+    if (per_output == PerOutput::Allowed && (scales.shape == with({rows}) || scales.shape == with({rows, 1}))) {
       grid_ = ScaleGrid::of_blocks(scales, rows, across, 1, across);
       format += " x output";
       return;
@@ -60,9 +63,9 @@ class Fp8Storage final : public PlainStorage {
     const Index a = stated.block_outputs, b = stated.block_inputs;
     const std::vector<Index> blocks = with({num_parts(rows, a), num_parts(columns(), b)});
     if (scales.shape != blocks)
-      refuse_stored_shape(scales, (may_be_per_output ? "[], [1], [" + join(with({rows}), ", ") + "], [" +
-                                                           join(with({rows, 1}), ", ") + "] or ["
-                                                     : std::string("[")) +
+      refuse_stored_shape(scales, (per_output == PerOutput::Allowed ? "[], [1], [" + join(with({rows}), ", ") + "], [" +
+                                                                          join(with({rows, 1}), ", ") + "] or ["
+                                                                    : std::string("[")) +
                                       join(blocks, ", ") + "]");
     method = QuantMethod::Fp8Blocks;
     grid_ = ScaleGrid::of_blocks(scales, rows, columns(), a, b);
@@ -82,7 +85,8 @@ struct Fp8Layout {
     const bool is_inverse = parts.has(parts.name() + "_scale_inv");
     const TensorView codes = parts.take(parts.name());
     const TensorView scales = parts.take(parts.name() + (is_inverse ? "_scale_inv" : "_scale"));
-    return std::make_unique<Fp8Storage>(codes, scales, !is_inverse, parts.stated());
+    return std::make_unique<Fp8Storage>(
+        codes, scales, is_inverse ? Fp8Storage::PerOutput::Refused : Fp8Storage::PerOutput::Allowed, parts.stated());
   }
 };
 

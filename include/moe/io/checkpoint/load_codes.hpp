@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -203,7 +204,10 @@ class CodeLoader {
     std::vector<detail::CodeLoaderScratch> scratch(static_cast<std::size_t>(num_workers()));
     parallel_for(std::ssize(matrices), [&](Index task, Index worker) {
       const Matrix& matrix = matrices[static_cast<std::size_t>(task)];
-      *matrix.slices.front().to_codes = loaded(matrix, scratch[static_cast<std::size_t>(worker)]);
+      PanelMatrix<Quantised>& to = *matrix.slices.front().to_codes;
+      PanelMatrix<Quantised> made = loaded(matrix, scratch[static_cast<std::size_t>(worker)]);
+      made.set_dot(to.dot());
+      to = std::move(made);
       meter.add(detail::bytes_of(matrix.slices));
     });
   }
@@ -214,6 +218,17 @@ class CodeLoader {
     WeightFormat format;
   };
 
+  /// Of the weights of a matrix: "'gate' or 'up'".
+  static std::string names_of(detail::MatrixSlices slices) {
+    std::string text, last;
+    for (const WeightSlice& slice : slices) {
+      if (slice.source.name() == last) continue;
+      last = slice.source.name();
+      text += (text.empty() ? "" : " or ") + detail::in_quotes(last);
+    }
+    return text;
+  }
+
   PanelMatrix<Quantised> loaded(const Matrix& matrix, detail::CodeLoaderScratch& scratch) const {
     const WeightSlice* misfit = nullptr;
     PanelMatrix<Quantised> result;
@@ -221,8 +236,7 @@ class CodeLoader {
       result = format_ ? detail::round_slices(matrix.slices, matrix.format, scratch.panels)
                        : detail::keep_slices(matrix.slices, matrix.format, scratch.codes, misfit);
     } catch (const std::invalid_argument& error) {  // of a number in the file
-      const WeightSource& source = matrix.slices.front().source;
-      fail_environment(source.label(), ": weight ", detail::in_quotes(source.name()), ": ", error.what());
+      fail_environment(matrix.slices.front().source.label(), ": weight ", names_of(matrix.slices), ": ", error.what());
     }
     if (misfit)
       fail("moe::CodeLoader::run: weight ", detail::in_quotes(misfit->source.name()), " is stored as ",

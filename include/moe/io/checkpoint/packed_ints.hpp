@@ -137,6 +137,7 @@ class IntStorage final : public WeightStorage {
   }
   bool has_zero_points() const {
     const Index groups = num_parts(parts_.inputs, parts_.group);
+    if (parts_.zeros.words.shape.empty() || groups == 0) return false;
     for (Index row = 0; row < parts_.outputs; ++row)
       for (Index group = 0; group < groups; ++group)
         if (zero(row, group) != 0) return true;

@@ -39,11 +39,12 @@ inline Quantisation read_float_weights(const JsonFields& weights, const std::str
                  "tensor_group of 16 (NVFP4) or group of 32 (MXFP4)");
 }
 
-inline Quantisation read_int_weights(const JsonFields& weights, const std::string& strategy, bool is_packed) {
+inline Quantisation read_int_weights(const JsonFields& weights, const std::string& strategy, QuantMethod method) {
+  const bool is_packed = method == QuantMethod::PackedInts;
   const Index bits = weights.integer("num_bits");
   if (bits != 8 && !(is_packed && bits == 4)) weights.refuse("num_bits", bits, is_packed ? "4 or 8" : "8");
   if (strategy != "channel" && strategy != "group") weights.refuse("strategy", strategy, "channel or group");
-  Quantisation result{.method = is_packed ? QuantMethod::PackedInts : QuantMethod::Ints};
+  Quantisation result{.method = method};
   result.storage.bits = static_cast<int>(bits);
   result.storage.group = strategy == "channel" ? 0 : weights.integer_or_all("group_size");
   return result;
@@ -68,7 +69,7 @@ inline Quantisation read_config_group(const JsonFields& group, const std::string
   if (type != "int") weights.refuse("type", type, "int or float");
   if (format != "pack-quantized" && format != "int-quantized" && !is_naive)
     group.refuse("format", format, "'pack-quantized' or 'int-quantized' for integers");
-  return read_int_weights(weights, strategy, format == "pack-quantized");
+  return read_int_weights(weights, strategy, format == "pack-quantized" ? QuantMethod::PackedInts : QuantMethod::Ints);
 }
 
 /// Class names stand for all modules; others are listed, with "re:" for expressions.

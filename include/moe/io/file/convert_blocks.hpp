@@ -10,8 +10,6 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Rows and columns that share one scale of an FP8 weight.
-inline constexpr Index kScaleBlock = 128;
 /// Elements that share one scale of an MXFP4 weight, and the bytes that hold their codes.
 inline constexpr Index kMxBlock = 32, kMxBytes = kMxBlock / 2;
 

@@ -117,7 +117,7 @@ Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing 
   visit_all(
       [&](const std::string& name, auto& leaf) {
         if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>)
-          if (detail::has_codes(file, name)) return detail::read_quantised(label, file, name, leaf);
+          return detail::read_quantised(label, file, name, leaf, narrowing);
         using S = ParameterScalar<decltype(leaf)>;
         std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
         file.read(name, std::span<S>(values), narrowing);

@@ -112,9 +112,24 @@ inline WeightFormat read_format(const std::string& label, const SafetensorsReade
   return format;
 }
 
-/// Codes of a file, in its format whatever the one of `weights` was.
+/// Floats of a file, rounded to the format of `weights`.
+inline void round_from_file(const std::string& label, const SafetensorsReader& file, const std::string& name,
+                            PanelMatrix<Quantised>& weights, Narrowing narrowing) {
+  if (weights.format().code == WeightCode::None)
+    fail(label, ": '", name, "' are floats, and the layer has no format for them, expected one to round them to");
+  std::vector<float> values(static_cast<std::size_t>(weights.outputs() * weights.inputs()));
+  file.read(name, std::span<float>(values), narrowing);
+  try {
+    weights.write(std::span<const float>(values));
+  } catch (const std::invalid_argument& error) {
+    fail_environment(label, ": '", name, "': ", error.what());
+  }
+}
+
+/// A matrix of a file: codes in its format, whatever the one of `weights` was, or floats, rounded to that.
 inline void read_quantised(const std::string& label, const SafetensorsReader& file, const std::string& name,
-                           PanelMatrix<Quantised>& weights) {
+                           PanelMatrix<Quantised>& weights, Narrowing narrowing) {
+  if (!has_codes(file, name)) return round_from_file(label, file, name, weights, narrowing);
   const WeightFormat format = read_format(label, file, name, weights);
   PanelMatrix<Quantised> result(weights.outputs(), weights.inputs(), weights.order(), format);
   const auto bytes = [&](const char* part) {
@@ -132,6 +147,7 @@ inline void read_quantised(const std::string& label, const SafetensorsReader& fi
       result.set_matrix_scale(scale);
     }
     result.set_rows(rows);
+    result.set_dot(weights.dot());
   } catch (const std::invalid_argument& error) {
     fail_environment(label, ": '", name, "': ", error.what());
   }
