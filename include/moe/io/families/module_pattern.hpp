@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/abi.hpp"
+
 namespace moe::inline MOE_ABI::detail {
 
 /// Whether `text` is `pattern`, in which `*` stands for any characters.
