@@ -47,7 +47,8 @@ void check_case(const oracle::Family& family, const Sizes& sizes, Storage storag
 }  // namespace
 
 TEST_CASE("load_quantised_block: published vectors of BF16 weights are met in their bits", "[io][golden]") {
-  check_file(std::filesystem::path(MOE_TEST_DATA) / "golden" / "granitemoe_bf16.safetensors");
+  for (const char* name : {"granitemoe_bf16.safetensors", "mixtral_bf16.safetensors"})
+    check_file(std::filesystem::path(MOE_TEST_DATA) / "golden" / name);
 }
 
 TEST_CASE("load_quantised_block: BF16, FP8 and MXFP4 compute what plain loops do", "[io]") {
