@@ -22,7 +22,7 @@ const std::vector<WeightFormat> kFormats = {
     WeightFormat::f16(),
     WeightFormat::fp8(),
     WeightFormat::fp8(32, ScaleType::E8M0),
-    WeightFormat::fp8(0, ScaleType::None),
+    WeightFormat::fp8(0, ScaleType::Unscaled),
     WeightFormat::fp8_e5m2(),
     WeightFormat::int8(),
     WeightFormat::int8().with_zero_points(),
@@ -173,7 +173,7 @@ TEST_CASE("round_to_nearest: zeros, equal weights, outliers and subnormals", "[c
     CHECK((equal.array() - 0.75f).abs().maxCoeff() <= 0.75f * 0x1p-3f);
     weights(1, 5) = 1000;
     weights(2, 3) = -1000;
-    if (format.scale != ScaleType::None || format.code_bits() == 16) {
+    if (format.scale != ScaleType::Unscaled || format.code_bits() == 16) {
       const Matrix<float> outlier = rounded(weights, format).decoded().matrix();
       CHECK(outlier.allFinite());
       if (format.code_bits() > 1) {
@@ -205,7 +205,7 @@ TEST_CASE("round_to_nearest: what a format cannot hold is refused by place", "[c
   weights(2, 33) = 1e5f;
   CHECK_THROWS_AS(rounded(weights, WeightFormat::f16()), std::invalid_argument);
   CHECK_NOTHROW(rounded(weights, WeightFormat::bf16()));
-  CHECK_THROWS_AS(rounded(weights, WeightFormat::fp8(0, ScaleType::None)), std::invalid_argument);
+  CHECK_THROWS_AS(rounded(weights, WeightFormat::fp8(0, ScaleType::Unscaled)), std::invalid_argument);
   weights(2, 33) = 1e8f;  // whose scale is too large for F16
   CHECK_THROWS_AS(rounded(weights, WeightFormat::int4()), std::invalid_argument);
   CHECK_NOTHROW(rounded(weights, WeightFormat::int4(32, ScaleType::Bf16)));

@@ -70,7 +70,7 @@ inline void require_values(const moe::WeightSource& source, const std::vector<fl
     if (panels == AsPanels::Skip) continue;
     const Index output = i / inputs, input = i % inputs;
     matrix.set_code(output, input, weight.code);
-    if (format.scale == moe::ScaleType::None || input % format.group_of(inputs) != 0) continue;
+    if (format.scale == moe::ScaleType::Unscaled || input % format.group_of(inputs) != 0) continue;
     matrix.set_scale(output, input / format.group_of(inputs), weight.scale);
     if (format.has_zero_points) matrix.set_zero_point(output, input / format.group_of(inputs), weight.zero);
   }

@@ -95,8 +95,8 @@ TEST_CASE("WeightSource: plain codes are kept, every one of them, and F32 and F6
   const auto find = [&](const char* name) { return WeightSource::find(checkpoint, name); };
   require_stored(find("bf16"), Format::bf16());
   require_stored(find("f16"), Format::f16());
-  require_stored(find("e4m3"), Format::fp8(0, moe::ScaleType::None));
-  require_stored(find("e5m2"), Format::fp8_e5m2(0, moe::ScaleType::None));
+  require_stored(find("e4m3"), Format::fp8(0, moe::ScaleType::Unscaled));
+  require_stored(find("e5m2"), Format::fp8_e5m2(0, moe::ScaleType::Unscaled));
   for (const char* name : {"f32", "f64"}) {
     REQUIRE_FALSE(find(name).kept_format());
     REQUIRE_THROWS_WITH(find(name).stored(0), ContainsSubstring("expected codes of few bits"));
@@ -209,7 +209,8 @@ TEST_CASE("WeightSource: scales that do not fit, or of another format, are error
   const test::Tensor w{"w", Dtype::F8_E4M3, {1, 130}, codes}, mx{"w_blocks", Dtype::U8, {2, 16}, blocks};
   require_refused({w, {"w_scale_inv", Dtype::F32, {1, 1}, one}}, "'w_scale_inv' has shape [1, 1], expected [1, 2]");
   require_refused({w, {"w_scale_inv", Dtype::I32, {1, 2}, two}}, "'w_scale_inv' is I32");
-  require_refused({w, {"w_scale", Dtype::F32, {2}, two}}, "'w_scale' has shape [2], expected [], [1], [1], [1, 1] or [1, 2]");
+  require_refused({w, {"w_scale", Dtype::F32, {2}, two}},
+                  "'w_scale' has shape [2], expected [], [1], [1], [1, 1] or [1, 2]");
   require_refused({{"w", Dtype::BF16, {1, 2}, one}, {"w_scale_inv", Dtype::F32, {1, 1}, one}},
                   "'w' is BF16, expected F8");
   require_refused({{"w", Dtype::F8_E4M3, {130}, codes}, {"w_scale_inv", Dtype::F32, {2}, two}}, "at least two extents");

@@ -40,7 +40,7 @@ double float_of(std::uint32_t code, int exponent_bits, int fraction_bits, bool h
 /// The number of a code by the definition of its format.
 double value_of(const WeightFormat& format, std::uint32_t code) {
   switch (format.code) {
-    case WeightCode::None:
+    case WeightCode::Zeros:
       return 0;
     case WeightCode::Bf16:
       return float_of(code, 8, 7, true, true);
@@ -73,7 +73,7 @@ const std::vector<WeightFormat> kFormats = {
     WeightFormat::f16(),
     WeightFormat::fp8(),
     WeightFormat::fp8(16, ScaleType::Bf16),
-    WeightFormat::fp8(0, ScaleType::None),
+    WeightFormat::fp8(0, ScaleType::Unscaled),
     WeightFormat::fp8_e5m2(0),
     WeightFormat::int8(),
     WeightFormat::int8(0, ScaleType::F32),
@@ -93,7 +93,7 @@ Panels random_panels(Index outputs, Index inputs, PanelOrder order, const Weight
                      std::uint64_t seed = 1) {
   const moe::RandomField random(moe::Purpose::User, seed);
   Panels result(outputs, inputs, order, format);
-  if (format.code == WeightCode::None) return result;
+  if (format.code == WeightCode::Zeros) return result;
   if (format.scale == ScaleType::E4M3) result.set_matrix_scale(0.37f);
   for (Index o = 0; o < outputs; ++o) {
     for (Index g = 0; g < result.num_groups(); ++g) {
@@ -130,7 +130,7 @@ Matrix<float> product(const kernel::PanelSource<float>& weight, const Matrix<flo
 TEST_CASE("PanelMatrix<Quantised>: every code is what its format says, one by one, in blocks and in products",
           "[kernel]") {
   for (WeightFormat format : kFormats) {
-    if (format.code == WeightCode::None) continue;
+    if (format.code == WeightCode::Zeros) continue;
     const auto count = Index{1} << format.code_bits();
     const Index inputs = std::min<Index>(count, 4096), outputs = count / inputs;
     Panels panels(outputs, inputs, PanelOrder::Plain, format);
@@ -138,7 +138,7 @@ TEST_CASE("PanelMatrix<Quantised>: every code is what its format says, one by on
       for (Index g = 0; g < panels.num_groups(); ++g) panels.set_scale(o, g, 0.5f);
       for (Index i = 0; i < inputs; ++i) panels.set_code(o, i, static_cast<std::uint32_t>(o * inputs + i));
     }
-    const double scale = format.scale == ScaleType::None ? 1 : 0.5;
+    const double scale = format.scale == ScaleType::Unscaled ? 1 : 0.5;
     const PanelMatrix<moe::F32> decoded = panels.decoded();
     // Identity rows: one code each, as 0 times NaN is NaN.
     const Matrix<float> row = Matrix<float>::Ones(1, 1);
@@ -164,14 +164,14 @@ TEST_CASE("PanelMatrix<Quantised>: every code is what its format says, one by on
 
 TEST_CASE("PanelMatrix<Quantised>: a weight is code, zero point and scale, rounded once", "[kernel]") {
   for (const WeightFormat& format : kFormats) {
-    if (format.code == WeightCode::None) continue;
+    if (format.code == WeightCode::Zeros) continue;
     CAPTURE(format.name());
     const Panels panels = random_panels(37, 101, PanelOrder::Plain, format);
     for (Index o = 0; o < 37; ++o)
       for (Index i = 0; i < 101; ++i) {
         const double value = value_of(format, panels.code(o, i));
         float expected = static_cast<float>(value);
-        if (format.scale != ScaleType::None) {
+        if (format.scale != ScaleType::Unscaled) {
           const Index g = i / format.group_of(101);
           const float scale = panels.scale(o, g) * panels.matrix_scale();
           const float zero = format.has_zero_points ? panels.zero_point(o, g) : 0;
@@ -270,7 +270,7 @@ TEST_CASE("PanelMatrix<Quantised>: takes the bits that its format says", "[kerne
   for (const WeightFormat& format : kFormats)
     for (const Index inputs : {1024, 4096}) {
       CAPTURE(format.name(), inputs);
-      if (inputs % std::max<Index>(1, format.group_of(inputs)) != 0 && format.scale != ScaleType::None) continue;
+      if (inputs % std::max<Index>(1, format.group_of(inputs)) != 0 && format.scale != ScaleType::Unscaled) continue;
       CHECK(bits(format, inputs) >= format.bits_per_weight(inputs));
       // A panel is whole cache lines, and one more where panels would fall on the same sets of the cache.
       CHECK(bits(format, inputs) <=

@@ -17,7 +17,7 @@ namespace moe::inline MOE_ABI {
 /// invalid format. O(outputs * inputs), one thread.
 inline PanelMatrix<Quantised> round_to_nearest(const PanelMatrix<F32>& weights, const WeightFormat& format) {
   PanelMatrix<Quantised> result(weights.outputs(), weights.inputs(), weights.order(), format);
-  if (format.code != WeightCode::None) result.round(weights);
+  if (format.code != WeightCode::Zeros) result.round(weights);
   return result;
 }
 

@@ -129,7 +129,7 @@ inline constexpr float kScaleFactor = std::is_same_v<Codes, E4M3Codes> ? 256.0f 
 /// Scales of a register of outputs, as they are stored.
 inline simd::Batch<float> load_scales(ScaleType type, const std::byte* from, float of_matrix) {
   switch (type) {
-    case ScaleType::None:
+    case ScaleType::Unscaled:
       return simd::Batch<float>(1.0f);
     case ScaleType::F32:
       return simd::load_words(from);

@@ -181,7 +181,7 @@ inline const PanelDecoder<float>& decoder_of(const WeightFormat& format, NanCode
   using namespace detail;
   const bool zeros = format.has_zero_points;
   switch (format.code) {
-    case WeightCode::None:
+    case WeightCode::Zeros:
       break;
     case WeightCode::Bf16:
       return kDecoderOf<Bf16Codes>;

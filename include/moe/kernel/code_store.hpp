@@ -28,9 +28,9 @@ struct CodeStore {
     panels.format = format;
     panels.inputs = inputs;
     panels.panels = (units + width - 1) / width;
-    if (format.code == WeightCode::None) return;
+    if (format.code == WeightCode::Zeros) return;
     const Index step = kernel::detail::inputs_per_step(format.code);
-    const Index size = format.scale == ScaleType::None ? inputs : std::min(format.group_of(inputs), inputs);
+    const Index size = format.scale == ScaleType::Unscaled ? inputs : std::min(format.group_of(inputs), inputs);
     panels.group = std::max<Index>(step, (size + step - 1) / step * step);
     panels.header_bytes = kWidth * (format.scale_bits() + format.zero_bits()) / 8;
     const auto bytes_of = [&](Index count) {  // of a group with so many inputs
@@ -94,7 +94,7 @@ struct CodeStore {
         result.code += 4 * column + i / 8;
         result.bit = static_cast<int>(i % 8);
         break;
-      case WeightCode::None:
+      case WeightCode::Zeros:
         break;
     }
     return result;

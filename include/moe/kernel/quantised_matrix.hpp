@@ -89,10 +89,10 @@ class PanelMatrix<Quantised> {
     require_place("moe::PanelMatrix::get", output, input);
     const kernel::CodePanels& panels = state_->panels;
     const WeightFormat& format = panels.format;
-    if (format.code == WeightCode::None) return 0;
+    if (format.code == WeightCode::Zeros) return 0;
     const detail::CodeStore::Place at = state_->place(output, input);
     const float value = detail::value_of_code(format, state_->load_code(at));
-    if (format.scale == ScaleType::None) return value;
+    if (format.scale == ScaleType::Unscaled) return value;
     const float scale = state_->whole_scale(at);
     if (!format.has_zero_points) return value * scale;
     if (format.code == WeightCode::Planes) return simd::fma(value, scale, state_->load_offset(at));
@@ -331,13 +331,13 @@ class PanelMatrix<Quantised> {
   void round_row(const char* function, Index o, std::span<const float> row, std::vector<std::uint32_t>& codes) {
     const kernel::CodePanels& panels = state_->panels;
     const WeightFormat format = panels.format;
-    const Index size = format.scale == ScaleType::None ? inputs() : panels.group;
+    const Index size = format.scale == ScaleType::Unscaled ? inputs() : panels.group;
     for (Index begin = 0; begin < inputs(); begin += size) {
       const Index count = std::min(size, inputs() - begin);
       const detail::GroupFit fit(format, panels.scale,
                                  row.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)));
       detail::GroupParameters parameters;
-      if (format.scale != ScaleType::None) {
+      if (format.scale != ScaleType::Unscaled) {
         parameters = fit.best();
         if (!std::isfinite(parameters.scale) || !std::isfinite(parameters.zero))
           fail(function, ": output ", o, " has weights from input ", begin, " on whose scale ", format.name(),
@@ -356,7 +356,8 @@ class PanelMatrix<Quantised> {
           detail::value_of_code(format(), detail::nearest_code(format(), static_cast<double>(weight)));
       if (std::isfinite(weight) == std::isfinite(rounded)) return;
     } else if (std::isfinite(weight)) {
-      if (format().scale != ScaleType::None || std::abs(static_cast<double>(weight)) <= detail::largest_code(format()))
+      if (format().scale != ScaleType::Unscaled ||
+          std::abs(static_cast<double>(weight)) <= detail::largest_code(format()))
         return;
     }
     fail(function, ": weight of output ", o, ", input ", i, " is ", weight, ", expected one that ", format().name(),
@@ -404,7 +405,7 @@ class PanelMatrix<Quantised> {
     return *state_;
   }
   void require_codes(const char* function) const {
-    if (format().code == WeightCode::None) fail(function, ": the matrix has no codes, expected one made in a format");
+    if (format().code == WeightCode::Zeros) fail(function, ": the matrix has no codes, expected one made in a format");
   }
   void require_place(const char* function, Index output, Index input) const {
     if (output < 0 || output >= outputs() || input < 0 || input >= inputs())

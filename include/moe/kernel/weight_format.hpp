@@ -14,7 +14,7 @@ namespace moe::inline MOE_ABI {
 
 /// What a code of a weight stands for, before its scale.
 enum class WeightCode : std::uint8_t {
-  None,    ///< no codes: every weight is 0
+  Zeros,   ///< no codes: every weight is 0
   Bf16,    ///< the upper half of a float
   F16,     ///< IEEE half precision
   E4M3,    ///< 8 bits without infinities, largest value 448; arXiv:2209.05433
@@ -27,7 +27,7 @@ enum class WeightCode : std::uint8_t {
 
 /// How the scales beside codes are stored.
 enum class ScaleType : std::uint8_t {
-  None,
+  Unscaled,
   F32,
   F16,
   Bf16,
@@ -42,8 +42,8 @@ enum class ScaleType : std::uint8_t {
 /// rounded once to float; scale is that of the `group` consecutive inputs of its output, where stored as E4M3 times a
 /// float of the matrix (rounded to float). A plain value: two matrices of one pool may differ in it.
 struct WeightFormat {
-  WeightCode code = WeightCode::None;
-  ScaleType scale = ScaleType::None;
+  WeightCode code = WeightCode::Zeros;
+  ScaleType scale = ScaleType::Unscaled;
   Index group = 0;  ///< inputs that share a scale; 0: all inputs of an output
   int bits = 0;     ///< of Planes
   bool has_zero_points = false;
@@ -90,7 +90,7 @@ struct WeightFormat {
   /// Of a code.
   constexpr int code_bits() const {
     switch (code) {
-      case WeightCode::None:
+      case WeightCode::Zeros:
         return 0;
       case WeightCode::Bf16:
       case WeightCode::F16:
@@ -110,7 +110,7 @@ struct WeightFormat {
   /// Of a stored scale.
   constexpr int scale_bits() const {
     switch (scale) {
-      case ScaleType::None:
+      case ScaleType::Unscaled:
         return 0;
       case ScaleType::F32:
         return 32;
@@ -132,7 +132,7 @@ struct WeightFormat {
   constexpr Index group_of(Index inputs) const { return group == 0 ? std::max<Index>(1, inputs) : group; }
   /// Scales of an output with so many inputs.
   constexpr Index num_groups(Index inputs) const {
-    if (scale == ScaleType::None || code == WeightCode::None) return 0;
+    if (scale == ScaleType::Unscaled || code == WeightCode::Zeros) return 0;
     return inputs / group_of(inputs) + (inputs % group_of(inputs) != 0 ? 1 : 0);
   }
   /// Bits that a weight takes with its share of scales and zero points.
@@ -148,14 +148,15 @@ struct WeightFormat {
     if (is_plane ? bits < 1 || bits > 8 : bits != 0)
       fail(kFunction, ": bits is ", bits, ", expected ", is_plane ? "1 to 8 of planes" : "0, as there are no planes");
     if (has_zero_points && !is_int && !is_plane) fail(kFunction, ": zero points of floats, expected them of integers");
-    const bool is_plain = code == WeightCode::None || code == WeightCode::Bf16 || code == WeightCode::F16;
+    const bool is_plain = code == WeightCode::Zeros || code == WeightCode::Bf16 || code == WeightCode::F16;
     const bool needs_scale = is_int || is_plane || code == WeightCode::E2M1;
-    if (is_plain && scale != ScaleType::None) fail(kFunction, ": a scale of codes of 16 bits, expected none");
-    if (needs_scale && scale == ScaleType::None)
+    if (is_plain && scale != ScaleType::Unscaled) fail(kFunction, ": a scale of codes of 16 bits, expected none");
+    if (needs_scale && scale == ScaleType::Unscaled)
       fail(kFunction, ": no scale, expected one for codes of 8 bits and fewer");
     if (group < 0 || group % 8 != 0 || (is_plane && group % 32 != 0))
       fail(kFunction, ": group is ", group, ", expected 0 or a positive multiple of ", is_plane ? 32 : 8);
-    if (scale == ScaleType::None && group != 0) fail(kFunction, ": group is ", group, " without a scale, expected 0");
+    if (scale == ScaleType::Unscaled && group != 0)
+      fail(kFunction, ": group is ", group, " without a scale, expected 0");
     if (is_plane && has_zero_points && (scale == ScaleType::E8M0 || scale == ScaleType::E4M3))
       fail(kFunction, ": offsets of 8 bits, expected scales of 16 bits or more");
   }
@@ -167,7 +168,7 @@ struct WeightFormat {
     if (*this == nvfp4()) return "nvfp4";
     std::string result;
     switch (code) {
-      case WeightCode::None:
+      case WeightCode::Zeros:
         return "none";
       case WeightCode::Bf16:
         return "bf16";
@@ -194,7 +195,7 @@ struct WeightFormat {
     }
     if (has_zero_points && code != WeightCode::Planes) result += "-zero";
     if (!has_zero_points && code == WeightCode::Planes) result += "-symmetric";
-    return result + (scale == ScaleType::None ? "-plain" : "-g" + std::to_string(group));
+    return result + (scale == ScaleType::Unscaled ? "-plain" : "-g" + std::to_string(group));
   }
 
   /// The format of a name, with the defaults above for what it does not say: "int8", "fp8-g0" (a scale per output),
@@ -229,8 +230,8 @@ struct WeightFormat {
     if (name == "f16") return f16();
     if (name == "fp8") return fp8();
     if (name == "fp8-e5m2") return fp8_e5m2();
-    if (name == "fp8-plain") return fp8(0, ScaleType::None);
-    if (name == "fp8-e5m2-plain") return fp8_e5m2(0, ScaleType::None);
+    if (name == "fp8-plain") return fp8(0, ScaleType::Unscaled);
+    if (name == "fp8-e5m2-plain") return fp8_e5m2(0, ScaleType::Unscaled);
     if (name == "int8") return int8();
     if (name == "int8-zero") return int8().with_zero_points();
     if (name == "int4") return int4();

@@ -30,7 +30,7 @@ inline float scale_of_bits(ScaleType type, std::uint32_t bits) {
       return e8m0_to_float(static_cast<std::uint8_t>(bits));
     case ScaleType::E4M3:
       return kFloatOfCode<E4M3>[bits];
-    case ScaleType::None:
+    case ScaleType::Unscaled:
       break;
   }
   return 1;
@@ -49,7 +49,7 @@ inline std::uint32_t bits_of_scale(ScaleType type, double scale) {
       return static_cast<std::uint32_t>(std::clamp(127 + static_cast<int>(std::lround(std::log2(scale))), 0, 254));
     case ScaleType::E4M3:
       return double_to_small<E4M3>(scale);
-    case ScaleType::None:
+    case ScaleType::Unscaled:
       break;
   }
   return 0;
@@ -76,10 +76,10 @@ auto with_code(WeightCode code, const F& f) {
       return f(std::integral_constant<WeightCode, WeightCode::E2M1>{});
     case WeightCode::Planes:
       return f(std::integral_constant<WeightCode, WeightCode::Planes>{});
-    case WeightCode::None:
+    case WeightCode::Zeros:
       break;
   }
-  return f(std::integral_constant<WeightCode, WeightCode::None>{});
+  return f(std::integral_constant<WeightCode, WeightCode::Zeros>{});
 }
 
 /// The number that a code stands for, before its scale; `bits` are those of Planes.
@@ -111,14 +111,14 @@ inline int nearest_integer(double x, double least, double most) {
 /// The code whose value is nearest to `x`, ties to even; what is too large gets the largest.
 template <WeightCode kCode>
 std::uint32_t nearest_as(int bits, double x) {
-  const auto small = [&]<class F>(F) {
+  const auto within = [&]<class F>(F) {
     constexpr auto kLargest = static_cast<double>(small_to_float<F>(F::kOverflow - 1));
     return double_to_small<F>(std::isnan(x) ? x : std::clamp(x, -kLargest, kLargest));
   };
   if constexpr (kCode == WeightCode::Bf16) return double_to_small<Bfloat>(x);
   if constexpr (kCode == WeightCode::F16) return double_to_small<Half>(x);
-  if constexpr (kCode == WeightCode::E4M3) return small(E4M3{});
-  if constexpr (kCode == WeightCode::E5M2) return small(E5M2{});
+  if constexpr (kCode == WeightCode::E4M3) return within(E4M3{});
+  if constexpr (kCode == WeightCode::E5M2) return within(E5M2{});
   if constexpr (kCode == WeightCode::Int8) return static_cast<std::uint32_t>(nearest_integer(x, -128, 127)) & 255u;
   if constexpr (kCode == WeightCode::Int4) return static_cast<std::uint32_t>(nearest_integer(x, -8, 7)) & 15u;
   if constexpr (kCode == WeightCode::E2M1) {
@@ -269,7 +269,7 @@ class GroupFit {
   template <WeightCode kCode>
   std::uint32_t code_as(float weight, const GroupParameters& parameters) const {
     const double w = static_cast<double>(weight);
-    if (format_.scale == ScaleType::None) return nearest_as<kCode>(format_.bits, w);
+    if (format_.scale == ScaleType::Unscaled) return nearest_as<kCode>(format_.bits, w);
     const double scale = whole_scale(parameters), zero = static_cast<double>(parameters.zero);
     if (scale == 0) return nearest_as<kCode>(format_.bits, 0);
     if constexpr (kCode == WeightCode::Planes) return nearest_as<kCode>(format_.bits, (w - zero) / scale);

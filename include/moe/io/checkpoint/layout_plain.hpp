@@ -17,7 +17,7 @@ inline WeightCode code_of(Dtype dtype) {
     case Dtype::F8_E5M2:
       return WeightCode::E5M2;
     default:
-      return WeightCode::None;
+      return WeightCode::Zeros;
   }
 }
 
@@ -34,7 +34,7 @@ class PlainStorage : public WeightStorage {
 
   std::optional<WeightFormat> kept_format() const override {
     const WeightCode code = code_of(codes.dtype);
-    if (code == WeightCode::None) return std::nullopt;
+    if (code == WeightCode::Zeros) return std::nullopt;
     return WeightFormat{.code = code};
   }
   std::uint32_t code(Index row, Index column) const override {

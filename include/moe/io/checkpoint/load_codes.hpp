@@ -84,7 +84,7 @@ struct CodeCopy {
     const Index first = slice.first + output * slice.output_stride + begin * slice.input_stride;
     const Index row = slice.first_output + output, columns = source.shape().empty() ? 1 : source.shape().back();
     const Index column = first % columns;
-    if (format.scale == ScaleType::None) {
+    if (format.scale == ScaleType::Unscaled) {
       const std::size_t bytes = dtype_size(source.codes());
       const std::byte* const plain = source.stored_as(source.codes()).data();
       read_plain(plain + static_cast<std::size_t>(first) * bytes, bytes,
@@ -96,7 +96,7 @@ struct CodeCopy {
       return false;
     }
     to.set_codes(row, begin, codes);
-    if (format.scale == ScaleType::None) return true;
+    if (format.scale == ScaleType::Unscaled) return true;
     const StoredWeight shared = source.stored(first);
     to.set_scale(row, begin / to.format().group_of(to.inputs()), shared.scale * factor);
     if (to.format().has_zero_points) to.set_zero_point(row, begin / to.format().group_of(to.inputs()), shared.zero);
@@ -111,7 +111,7 @@ inline bool copy_codes(const WeightSlice& slice, PanelMatrix<Quantised>& to, std
   constexpr Index kInputsAtOnce = 256;
   const Index inputs = slice.inputs;
   if (inputs == 0) return true;
-  const bool has_scales = to.format().scale != ScaleType::None;
+  const bool has_scales = to.format().scale != ScaleType::Unscaled;
   const Index group = std::min(has_scales ? to.format().group_of(inputs) : kInputsAtOnce, inputs);
   const Index inputs_at_once = std::max<Index>(1, kInputsAtOnce / group) * group;
   const Index outputs_at_once = slice.input_stride == 1 ? PanelMatrix<Quantised>::kWidth : slice.outputs;
@@ -182,7 +182,7 @@ class CodeLoader {
   explicit CodeLoader(std::optional<WeightFormat> format = {}) : format_(format) {
     if (!format) return;
     format->validate();
-    if (format->code == WeightCode::None) fail("moe::CodeLoader: format is none, expected one with codes");
+    if (format->code == WeightCode::Zeros) fail("moe::CodeLoader: format is none, expected one with codes");
   }
 
   /// All slices of one matrix, in any order, with their places in it. Throws as WeightLoader::add(), and

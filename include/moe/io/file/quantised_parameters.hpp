@@ -32,7 +32,7 @@ inline Dtype dtype_of_scale(ScaleType type) {
     case ScaleType::E4M3:
       return Dtype::F8_E4M3;
     case ScaleType::E8M0:
-    case ScaleType::None:
+    case ScaleType::Unscaled:
       break;
   }
   return Dtype::U8;
@@ -46,9 +46,9 @@ inline std::map<std::string, TensorInfo> tensors_of(const std::string& name, Ind
     result.emplace(name + part, TensorInfo{.dtype = dtype, .shape = std::move(shape)});
   };
   add(".format", Dtype::I64, {7});
-  if (format.code == WeightCode::None) return result;
+  if (format.code == WeightCode::Zeros) return result;
   add(".codes", Dtype::U8, {outputs, (inputs * format.code_bits() + 7) / 8});
-  if (format.scale == ScaleType::None) return result;
+  if (format.scale == ScaleType::Unscaled) return result;
   const std::vector<Index> groups{outputs, format.num_groups(inputs)};
   add(".scales", dtype_of_scale(format.scale), groups);
   if (format.has_zero_points)
@@ -67,10 +67,10 @@ inline void write_quantised(SafetensorsWriter& writer, const std::string& name, 
                                             format.bits,
                                             format.has_zero_points};
   writer.write(name + ".format", std::span<const std::int64_t>(numbers));
-  if (format.code == WeightCode::None) return;
+  if (format.code == WeightCode::Zeros) return;
   const PanelMatrix<Quantised>::Rows rows = weights.rows();
   writer.write_bytes(name + ".codes", rows.codes);
-  if (format.scale == ScaleType::None) return;
+  if (format.scale == ScaleType::Unscaled) return;
   writer.write_bytes(name + ".scales", rows.scales);
   if (format.has_zero_points) writer.write_bytes(name + ".zeros", rows.zeros);
   const float scale = weights.matrix_scale();
@@ -115,7 +115,7 @@ inline WeightFormat read_format(const std::string& label, const SafetensorsReade
 /// Floats of a file, rounded to the format of `weights`.
 inline void round_from_file(const std::string& label, const SafetensorsReader& file, const std::string& name,
                             PanelMatrix<Quantised>& weights, Narrowing narrowing) {
-  if (weights.format().code == WeightCode::None)
+  if (weights.format().code == WeightCode::Zeros)
     fail(label, ": '", name, "' are floats, and the layer has no format for them, expected one to round them to");
   std::vector<float> values(static_cast<std::size_t>(weights.outputs() * weights.inputs()));
   file.read(name, std::span<float>(values), narrowing);
@@ -137,8 +137,8 @@ inline void read_quantised(const std::string& label, const SafetensorsReader& fi
     return std::vector<std::byte>(view.begin(), view.end());
   };
   PanelMatrix<Quantised>::Rows rows;
-  if (format.code != WeightCode::None) rows.codes = bytes(".codes");
-  if (format.scale != ScaleType::None) rows.scales = bytes(".scales");
+  if (format.code != WeightCode::Zeros) rows.codes = bytes(".codes");
+  if (format.scale != ScaleType::Unscaled) rows.scales = bytes(".scales");
   if (format.has_zero_points) rows.zeros = bytes(".zeros");
   try {
     if (format.scale == ScaleType::E4M3) {
