@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// A layer whose experts have weights in few bits: half to a thirteenth of the memory, and faster where reading the weights
-// is the work. In every format the layer has the bits of its decoded weights; with_dot() rounds rows, too, which is
-// faster where tens of them meet an expert.
+// A layer whose experts have weights in few bits: half to a thirteenth of the memory, and faster where reading the
+// weights is the work. In every format the layer has the bits of its decoded weights; with_dot() rounds rows, too,
+// which is faster where tens of them meet an expert.
 #include <algorithm>
 #include <chrono>
 #include <iomanip>
