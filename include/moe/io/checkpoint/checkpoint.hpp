@@ -47,7 +47,7 @@ inline bool stays_below(const std::string& text) {
 }
 
 /// Builds an index from the events of a JSON parser; see SafetensorsHeaderParser.
-class CheckpointIndexParser {
+class CheckpointIndexParser final : public nlohmann::json_sax<nlohmann::json> {
  public:
   using Json = nlohmann::json;
 
@@ -57,38 +57,38 @@ class CheckpointIndexParser {
   std::string problem;  ///< why the last event was refused
   bool has_map = false;
 
-  bool start_object(std::size_t) {
+  bool start_object(std::size_t) override {
     if (nesting_.depth() == 1 && key_ == "weight_map") in_map_ = has_map = true;
     if (nesting_.depth() == 2 && in_map_) return refuse("an object where a file name belongs");
     return accept(nesting_.open());
   }
-  bool start_array(std::size_t) {
+  bool start_array(std::size_t) override {
     if (nesting_.depth() == 0) return refuse("an array where an object belongs");
     if (is_map_value()) return refuse("an array where none belongs");
     return accept(nesting_.open());
   }
-  bool key(std::string& text) {
+  bool key(std::string& text) override {
     if (nesting_.depth() == 1) key_ = text;
     if (!is_entry()) return accept(nesting_.key(text));
     name_ = text;  // the map itself knows the names that it has had
     return !index.weight_map.contains(text) || refuse("tensor " + in_quotes(text) + " occurs twice");
   }
-  bool string(std::string& text) {
+  bool string(std::string& text) override {
     if (!is_entry()) return value("a string");
     if (!stays_below(text))
       return refuse("tensor " + in_quotes(name_) + ": " + in_quotes(text) + " is no file name within the directory");
     index.weight_map.emplace(name_, text);
     return true;
   }
-  bool end_object() { return close(); }
-  bool end_array() { return close(); }
-  bool null() { return value("null"); }
-  bool boolean(bool) { return value("a boolean"); }
-  bool number_integer(std::int64_t) { return value("a number"); }
-  bool number_unsigned(std::uint64_t) { return value("a number"); }
-  bool number_float(double, const std::string&) { return value("a number"); }
-  bool binary(Json::binary_t&) { return refuse("binary data"); }
-  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) {
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool null() override { return value("null"); }
+  bool boolean(bool) override { return value("a boolean"); }
+  bool number_integer(std::int64_t) override { return value("a number"); }
+  bool number_unsigned(std::uint64_t) override { return value("a number"); }
+  bool number_float(double, const std::string&) override { return value("a number"); }
+  bool binary(Json::binary_t&) override { return refuse("binary data"); }
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) override {
     return refuse(json_problem(text_, position, error.what()));
   }
 
@@ -127,7 +127,7 @@ inline CheckpointIndex parse_checkpoint_index(const std::string& label, std::str
   detail::refuse_lfs_pointer(label, text);
   if (text.find('\0') != text.npos) fail_environment(label, ": holds a zero byte, expected JSON");
   detail::CheckpointIndexParser parser(text);
-  if (!nlohmann::json::sax_parse(text, &parser)) fail_environment(label, ": ", parser.problem);
+  if (!detail::parse_events(text, parser)) fail_environment(label, ": ", parser.problem);
   if (!parser.has_map) fail_environment(label, ": has no object 'weight_map'");
   return std::move(parser.index);
 }

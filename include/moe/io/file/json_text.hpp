@@ -68,8 +68,14 @@ inline std::string json_problem(std::string_view text, std::size_t position, con
   return "not JSON at line " + std::to_string(line) + ", byte " + std::to_string(place + 1) + ": " + shown(problem);
 }
 
+/// Tells a parser of events what is in a text; false where it refused something. One parser for all of them: a type of
+/// events of its own would compile it again, and that of each binary format of nlohmann-json.
+inline bool parse_events(std::string_view text, nlohmann::json_sax<nlohmann::json>& events) {
+  return nlohmann::json::sax_parse(text, &events);
+}
+
 /// Accepts any JSON that is not too deep and has no key twice in an object, and keeps none of it.
-class JsonCheck {
+class JsonCheck final : public nlohmann::json_sax<nlohmann::json> {
  public:
   using Json = nlohmann::json;
 
@@ -77,19 +83,19 @@ class JsonCheck {
 
   std::string problem;  ///< why the last event was refused
 
-  bool start_object(std::size_t) { return accept(nesting_.open()); }
-  bool start_array(std::size_t) { return accept(nesting_.open()); }
-  bool key(std::string& text) { return accept(nesting_.key(text)); }
-  bool end_object() { return close(); }
-  bool end_array() { return close(); }
-  bool string(std::string&) { return true; }
-  bool null() { return true; }
-  bool boolean(bool) { return true; }
-  bool number_integer(std::int64_t) { return true; }
-  bool number_unsigned(std::uint64_t) { return true; }
-  bool number_float(double, const std::string&) { return true; }
-  bool binary(Json::binary_t&) { return accept("binary data"); }
-  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) {
+  bool start_object(std::size_t) override { return accept(nesting_.open()); }
+  bool start_array(std::size_t) override { return accept(nesting_.open()); }
+  bool key(std::string& text) override { return accept(nesting_.key(text)); }
+  bool end_object() override { return close(); }
+  bool end_array() override { return close(); }
+  bool string(std::string&) override { return true; }
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(std::int64_t) override { return true; }
+  bool number_unsigned(std::uint64_t) override { return true; }
+  bool number_float(double, const std::string&) override { return true; }
+  bool binary(Json::binary_t&) override { return accept("binary data"); }
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) override {
     return accept(json_problem(text_, position, error.what()));
   }
 
@@ -115,7 +121,7 @@ inline nlohmann::json parse_json(const std::string& label, std::string_view text
   // The parser takes a zero byte for the end.
   if (text.find('\0') != text.npos) fail_environment(label, ": not JSON: it has a byte of value 0");
   JsonCheck check(text, most_depth);
-  if (!nlohmann::json::sax_parse(text, &check)) fail_environment(label, ": ", check.problem);
+  if (!parse_events(text, check)) fail_environment(label, ": ", check.problem);
   return nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
 }
 

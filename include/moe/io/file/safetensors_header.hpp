@@ -48,7 +48,7 @@ namespace detail {
 
 /// Builds a header from the events of a JSON parser. Nothing is kept that has no place in a header, so memory stays
 /// proportional to the text; names that occur twice are seen, which a parsed object would hide.
-class SafetensorsHeaderParser {
+class SafetensorsHeaderParser final : public nlohmann::json_sax<nlohmann::json> {
  public:
   using Json = nlohmann::json;
 
@@ -57,12 +57,12 @@ class SafetensorsHeaderParser {
   SafetensorsHeader header;
   std::string problem;  ///< why the last event was refused
 
-  bool start_object(std::size_t) {
+  bool start_object(std::size_t) override {
     if (place_ == Place::Start) return go(Place::Top);
     if (place_ != Place::Top) return refuse("an object where none belongs");
     return go(name_ == "__metadata__" ? Place::Metadata : Place::Tensor);
   }
-  bool key(std::string& text) {
+  bool key(std::string& text) override {
     if (place_ == Place::Top) return open_entry(text);
     key_ = text;
     if (place_ == Place::Metadata)
@@ -72,7 +72,7 @@ class SafetensorsHeaderParser {
     bool& seen = seen_[static_cast<std::size_t>(field - kFields.begin())];
     return !std::exchange(seen, true) || refuse("field " + in_quotes(key_) + " occurs twice");
   }
-  bool string(std::string& text) {
+  bool string(std::string& text) override {
     if (place_ == Place::Metadata) {
       header.metadata[key_] = text;
       return true;
@@ -82,11 +82,11 @@ class SafetensorsHeaderParser {
     if (tensor_->dtype == Dtype::Other) tensor_->other = text;
     return !text.empty() || refuse("dtype '' is no type");
   }
-  bool start_array(std::size_t) {
+  bool start_array(std::size_t) override {
     if (place_ != Place::Tensor || key_ == "dtype") return refuse("an array where none belongs");
     return go(Place::Array);
   }
-  bool number_unsigned(std::uint64_t value) {
+  bool number_unsigned(std::uint64_t value) override {
     if (place_ != Place::Array) return refuse("a number where none belongs");
     if (key_ == "shape") {
       if (value > static_cast<std::uint64_t>(std::numeric_limits<Index>::max())) return refuse("extent too large");
@@ -99,22 +99,22 @@ class SafetensorsHeaderParser {
     (num_offsets_++ == 0 ? tensor_->begin : tensor_->end) = value;
     return true;
   }
-  bool end_array() { return go(Place::Tensor); }
-  bool end_object() {
+  bool end_array() override { return go(Place::Tensor); }
+  bool end_object() override {
     if (place_ == Place::Top) return go(Place::Start);
     if (place_ == Place::Tensor && (seen_ != std::array{true, true, true} || num_offsets_ != 2))
       return refuse("dtype, shape and two data_offsets are needed");
     return go(Place::Top);
   }
 
-  bool null() { return refuse("null where none belongs"); }
-  bool boolean(bool) { return refuse("a boolean where none belongs"); }
-  bool number_integer(std::int64_t) { return refuse("a negative number"); }
-  bool number_float(double, const std::string& text) {
+  bool null() override { return refuse("null where none belongs"); }
+  bool boolean(bool) override { return refuse("a boolean where none belongs"); }
+  bool number_integer(std::int64_t) override { return refuse("a negative number"); }
+  bool number_float(double, const std::string& text) override {
     return refuse("number " + shown(text) + " is not an integer in range");
   }
-  bool binary(Json::binary_t&) { return refuse("binary data"); }
-  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) {
+  bool binary(Json::binary_t&) override { return refuse("binary data"); }
+  bool parse_error(std::size_t position, const std::string&, const Json::exception& error) override {
     name_.clear();
     return refuse(json_problem(text_, position, error.what()));
   }
@@ -192,7 +192,7 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::
   if (text.empty() || text.front() != '{') refuse("header: expected '{' as the first byte");
   if (text.find('\0') != text.npos) refuse("header: holds a zero byte");  // the parser would take it for the end
   detail::SafetensorsHeaderParser parser(text);
-  if (!nlohmann::json::sax_parse(text, &parser)) refuse(parser.problem);
+  if (!detail::parse_events(text, parser)) refuse(parser.problem);
   detail::check_layout(file, parser.header, data_size);
   return std::move(parser.header);
 }
