@@ -38,6 +38,10 @@ if(MOE_SANITIZE)
   # Eigen takes columns of matrices without rows, whose data is null: an offset that nothing is read at.
   if(CMAKE_CXX_COMPILER_ID STREQUAL "Clang" AND MOE_SANITIZE MATCHES "undefined")
     list(APPEND moe_sanitize -fno-sanitize=pointer-overflow)
+    if(MOE_SANITIZE MATCHES "address")
+      # AddressSanitizer reports what these would: a read of nothing, or beyond an object. A tenth of the compile time.
+      list(APPEND moe_sanitize -fno-sanitize=null,object-size)
+    endif()
   endif()
 endif()
 
