@@ -147,6 +147,8 @@ class BlockBinder {
         return per_expert(experts);
       case ExpertLayout::StackedRows:
         return stacked(experts);
+      case ExpertLayout::FusedApart:
+        return apart(experts);
       default:
         return fused(experts);
     }
@@ -185,6 +187,31 @@ class BlockBinder {
     up.first_output = hidden;
     fill(format_.up, up, &Matrices::up);
     fill(format_.down, {.outputs = dim, .inputs = hidden, .output_stride = 1, .input_stride = dim}, &Matrices::down);
+  }
+
+  void apart(const std::vector<Matrices>& experts) {
+    const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
+    // A tensor [E, outputs, inputs], or [E, outputs] of biases, for rows from `first` on of every expert's matrix.
+    const auto fill = [&](std::string_view name, auto member, Index first, Index outputs, Index inputs) {
+      BoundTensor& tensor = add(name, {count, outputs, inputs});
+      for (Index e = 0; e < count; ++e) {
+        const WeightSlice slice{.outputs = outputs,
+                                .inputs = inputs,
+                                .first = e * outputs * inputs,
+                                .output_stride = inputs,
+                                .input_stride = 1};
+        tensor.slices.push_back(slice.into(*(experts[static_cast<std::size_t>(e)].*member), first));
+      }
+      if (inputs == 1 && name.ends_with("bias")) tensor.shape.pop_back();
+    };
+    const bool gated = !format_.gate.empty();
+    if (gated) fill(format_.gate, &Matrices::up, 0, hidden, dim);
+    fill(format_.up, &Matrices::up, gated ? hidden : 0, hidden, dim);
+    fill(format_.down, &Matrices::down, 0, dim, hidden);
+    if (!config_.expert_bias) return;
+    if (gated) fill(format_.gate_bias, &Matrices::up_bias, 0, hidden, 1);
+    fill(format_.up_bias, &Matrices::up_bias, gated ? hidden : 0, hidden, 1);
+    fill(format_.down_bias, &Matrices::down_bias, 0, dim, 1);
   }
 
   void fused(const std::vector<Matrices>& experts) {

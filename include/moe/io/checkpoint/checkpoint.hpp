@@ -8,14 +8,17 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "moe/core/error.hpp"
+#include "moe/io/file/gguf.hpp"
 #include "moe/io/file/json_text.hpp"
 #include "moe/io/file/message.hpp"
 #include "moe/io/file/safetensors.hpp"
@@ -140,19 +143,46 @@ struct IgnoredPart {
   friend auto operator<=>(const IgnoredPart&, const IgnoredPart&) = default;
 };
 
-/// The tensors of a model in one safetensors file or in many (shards). Files are mapped, so opening one of hundreds of
-/// GB takes as long as reading its headers. A handle: copies share the files, which stay open until the last is gone.
-/// Immutable, share freely; see MappedFile for files that shrink meanwhile.
+/// The files of a checkpoint: safetensors, or those of llama.cpp, which name and store the same weights otherwise.
+enum class CheckpointFormat { Safetensors, Gguf };
+
+namespace detail {
+
+/// Name of part `number` of `count`, from 1 on, as llama.cpp splits a file: "model-00001-of-00003.gguf".
+inline std::string gguf_part_name(std::string_view stem, std::uint64_t number, std::uint64_t count) {
+  const auto digits = [](std::uint64_t value) {
+    const std::string text = std::to_string(value);
+    return std::string(text.size() < 5 ? 5 - text.size() : 0, '0') + text;
+  };
+  return std::string(stem) + "-" + digits(number) + "-of-" + digits(count) + ".gguf";
+}
+
+/// An integer of the metadata of a part, if it is there. Throws naming key and value for what is none, or negative.
+inline std::optional<std::uint64_t> gguf_count(const GgufReader& part, const char* key) {
+  const std::optional<GgufValue> value = part.value(key);
+  if (!value) return std::nullopt;
+  const std::optional<std::int64_t> count = value->integer();
+  if (!count || *count < 0)
+    fail_environment(part.label(), ": ", key, " is ", value->shown(), ", expected an integer of at least 0");
+  return static_cast<std::uint64_t>(*count);
+}
+
+}  // namespace detail
+
+/// The tensors of a model in one safetensors file or in many (shards), or in a GGUF file and its parts. Files are
+/// mapped, so opening one of hundreds of GB takes as long as reading its headers. A handle: copies share the files,
+/// which stay open until the last is gone. Immutable, share freely; see MappedFile for files that shrink meanwhile.
 ///   const auto checkpoint = moe::Checkpoint::open("OLMoE-1B-7B-0924");
 ///   moe::TensorView gate = checkpoint.at("model.layers.0.mlp.gate.weight");
 class Checkpoint {
  public:
   /// `path` is a safetensors file, an index (.json), or a directory with `model.safetensors.index.json` or, where that
   /// is not there, `model.safetensors`. All shards are opened and checked against the index, which decides: what it
-  /// does not name is not part of the checkpoint, and is in ignored().
-  /// Throws std::runtime_error for what is missing or broken: a shard that is not there, a tensor that is not in the
-  /// shard that the index says, a file name that leads out of the directory, and all that SafetensorsReader refuses.
-  /// FileAccess::Read takes the memory of all files, and does not mind files that shrink later.
+  /// does not name is not part of the checkpoint, and is in ignored(). Or it is a GGUF file (.gguf), of one in parts
+  /// the first, "-00001-of-00003.gguf", with which the others are opened. Throws std::runtime_error for what is missing
+  /// or broken: a shard that is not there, a tensor that is not in the shard that the index says, a file name that
+  /// leads out of the directory, parts of different files or in another order, and all that SafetensorsReader and
+  /// GgufReader refuse. FileAccess::Read takes the memory of all files, and does not mind files that shrink later.
   static Checkpoint open(const std::filesystem::path& path, FileAccess access = FileAccess::Map) {
     const std::filesystem::path file = locate(path);
     Contents contents;
@@ -160,6 +190,8 @@ class Checkpoint {
     contents.access = access;
     if (file.extension() == ".json")
       open_shards(file, contents);
+    else if (file.extension() == ".gguf")
+      open_parts(file, contents);
     else
       open_file(file, contents);
     for (const auto& [name, shard] : contents.shard_of) contents.names.push_back(name);
@@ -177,12 +209,13 @@ class Checkpoint {
   TensorView at(std::string_view name) const {
     const auto found = contents_->shard_of.find(name);
     if (found == contents_->shard_of.end()) fail_missing(name);
-    return contents_->shards[found->second].view(name);
+    return std::visit([&](const auto& shard) { return shard.view(name); }, contents_->shards[found->second]);
   }
 
   /// Sorted.
   const std::vector<std::string>& names() const { return contents_->names; }
-  /// Of all files together; where two disagree, of the first by name.
+  CheckpointFormat format() const { return contents_->format; }
+  /// Of all files together; where two disagree, of the first by name. Of GGUF the texts, see GgufReader for the rest.
   const Metadata& metadata() const { return contents_->metadata; }
   /// What an index leaves out of its shards (tensors that it does not name, or names in another shard), and the
   /// safetensors files and indexes beside the one that was opened. Sorted by file. Empty for a safetensors file that
@@ -200,7 +233,8 @@ class Checkpoint {
   struct Contents {
     std::filesystem::path path = {};
     FileAccess access = FileAccess::Map;
-    std::vector<SafetensorsReader> shards = {};
+    CheckpointFormat format = CheckpointFormat::Safetensors;
+    std::vector<std::variant<SafetensorsReader, GgufReader>> shards = {};
     std::vector<std::string> shard_names = {};
     std::map<std::string, std::size_t, std::less<>> shard_of = {};
     std::vector<std::string> names = {};
@@ -208,6 +242,8 @@ class Checkpoint {
     std::map<std::string, std::string, std::less<>> left_out = {};  // tensors of `ignored` that have no other place
     Metadata metadata = {};
   };
+
+  static constexpr std::uint64_t kMostGgufParts = 99999;  // that five digits can number
 
   Checkpoint() = default;
 
@@ -229,7 +265,8 @@ class Checkpoint {
   }
 
   static const SafetensorsReader& add_shard(const std::filesystem::path& file, std::string name, Contents& contents) {
-    const SafetensorsReader& reader = contents.shards.emplace_back(file, contents.access);
+    contents.shards.emplace_back(std::in_place_type<SafetensorsReader>, file, contents.access);
+    const auto& reader = std::get<SafetensorsReader>(contents.shards.back());
     contents.shard_names.push_back(std::move(name));
     contents.metadata.insert(reader.metadata().begin(), reader.metadata().end());
     return reader;
@@ -255,10 +292,48 @@ class Checkpoint {
       }
     }
     for (const auto& [name, shard] : index.weight_map) {
-      if (!contents.shards[number.at(shard)].tensors().contains(name))
+      if (!std::get<SafetensorsReader>(contents.shards[number.at(shard)]).tensors().contains(name))
         fail_environment(label, ": tensor ", detail::in_quotes(name), " is not in '", shard, "' as the index says");
       contents.shard_of.emplace(name, number.at(shard));
     }
+  }
+
+  static void open_parts(const std::filesystem::path& file, Contents& contents) {
+    const std::string label = "moe::Checkpoint: '" + file.string() + "'";
+    contents.format = CheckpointFormat::Gguf;
+    const std::uint64_t count = add_part(file, 0, contents);
+    const std::string name = file.filename().string(), ending = detail::gguf_part_name("", 1, count);
+    if (count > 1 && !name.ends_with(ending))
+      fail_environment(label, ": is the first of ", count, " parts, expected a name that ends with '", ending, "'");
+    const std::string_view stem = std::string_view(name).substr(0, name.size() - std::min(name.size(), ending.size()));
+    for (std::uint64_t part = 1; part < count; ++part) {
+      const std::filesystem::path next = file.parent_path() / detail::gguf_part_name(stem, part + 1, count);
+      if (const std::uint64_t other = add_part(next, part, contents); other != count)
+        fail_environment("moe::Checkpoint: '", next.string(), "': is one of ", other, " parts, expected ", count);
+    }
+    const auto total = detail::gguf_count(std::get<GgufReader>(contents.shards.front()), "split.tensors.count");
+    if (count > 1 && total && *total != contents.shard_of.size())
+      fail_environment(label, ": split.tensors.count is ", *total, ", all parts have ", contents.shard_of.size(),
+                       " tensors");
+  }
+
+  /// Opens part `number`, from 0 on. Returns how many parts it says that there are.
+  static std::uint64_t add_part(const std::filesystem::path& file, std::uint64_t number, Contents& contents) {
+    const std::size_t place = contents.shards.size();
+    contents.shards.emplace_back(std::in_place_type<GgufReader>, file, contents.access);
+    const auto& reader = std::get<GgufReader>(contents.shards.back());
+    contents.shard_names.push_back(file.filename().string());
+    const std::uint64_t found = detail::gguf_count(reader, "split.no").value_or(0);
+    const std::uint64_t count = std::max<std::uint64_t>(1, detail::gguf_count(reader, "split.count").value_or(1));
+    if (found != number || count > kMostGgufParts)
+      fail_environment(reader.label(), ": is part ", found, " (split.no) of ", count, ", expected part ", number,
+                       " of at most ", kMostGgufParts, ", counted from 0");
+    for (const auto& [key, value] : reader.metadata())
+      if (const auto text = value.text()) contents.metadata.emplace(key, std::string(*text));
+    for (const auto& [name, info] : reader.tensors())
+      if (!contents.shard_of.emplace(name, place).second)
+        fail_environment(reader.label(), ": tensor ", detail::in_quotes(name), " is in a part before, too");
+    return count;
   }
 
   /// Names the files beside `file` that could be taken for the checkpoint. A directory that cannot be listed does not
