@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
@@ -70,8 +71,7 @@ class GgufFields {
     if (!has("expert_weights_scale")) return 1;
     const std::optional<double> found = at("expert_weights_scale").number();
     if (!found || !std::isfinite(*found)) refuse("expert_weights_scale", at("expert_weights_scale"), "a finite number");
-    // A number of a config.json, which most of these are, and not the float next to it.
-    return *found == 0 ? 1 : std::round(*found * 1e5) / 1e5;
+    return *found == 0 ? 1 : as_written(*found);
   }
 
   /// Throws where the file says otherwise.
@@ -98,6 +98,14 @@ class GgufFields {
   }
 
  private:
+  /// The number of a config.json that became a float: the shortest in decimals.
+  static double as_written(double number) {
+    if (static_cast<double>(static_cast<float>(number)) != number) return number;
+    std::array<char, 64> digits;
+    const auto written = std::to_chars(digits.data(), digits.data() + digits.size(), static_cast<float>(number));
+    (void)std::from_chars(digits.data(), written.ptr, number);
+    return number;
+  }
   GgufValue at(const char* name) const {
     const std::optional<GgufValue> value = file_.value(key(name));
     if (!value) fail_environment(label_, ": ", key(name), " is missing");
