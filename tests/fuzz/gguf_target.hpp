@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "fuzz/block_target.hpp"
 #include "fuzz/fuzz_directory.hpp"
 #include "fuzz/layouts_target.hpp"
 #include "fuzz/targets.hpp"
@@ -36,7 +35,7 @@ inline void touch(const moe::GgufValue& value, std::span<const std::byte> bytes)
   require(count == value.size(), "a list has the elements that it says");
 }
 
-/// Tensors of a file that was accepted as one of a checkpoint, and the block that its metadata describe.
+/// Weights of a file that was accepted as one of a checkpoint, and what its metadata say of its blocks.
 inline void touch_checkpoint(std::span<const std::byte> bytes) {
   static const FuzzDirectory directory("gguf");
   const auto path = directory / "x.gguf";
@@ -56,13 +55,8 @@ inline void touch_checkpoint(std::span<const std::byte> bytes) {
     }
     require_one_weight(*source);
   }
-  moe::SerialExecutor serial;  // one input is one thing that happens
-  const moe::UseExecutor use(serial);
   try {
-    const moe::MoeConfig config = moe::read_moe_config(path);
-    const moe::MoeBlock block = moe::load_moe_block(*checkpoint, config);
-    require_kept(*checkpoint, config, block);
-    use_block(block);
+    moe::read_moe_config(path).validate();
   } catch (const std::runtime_error&) {
   }
 }

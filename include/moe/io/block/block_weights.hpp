@@ -192,26 +192,23 @@ class BlockBinder {
   void apart(const std::vector<Matrices>& experts) {
     const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
     // A tensor [E, outputs, inputs], or [E, outputs] of biases, for rows from `first` on of every expert's matrix.
-    const auto fill = [&](std::string_view name, auto member, Index first, Index outputs, Index inputs) {
-      BoundTensor& tensor = add(name, {count, outputs, inputs});
-      for (Index e = 0; e < count; ++e) {
-        const WeightSlice slice{.outputs = outputs,
-                                .inputs = inputs,
-                                .first = e * outputs * inputs,
-                                .output_stride = inputs,
-                                .input_stride = 1};
-        tensor.slices.push_back(slice.into(*(experts[static_cast<std::size_t>(e)].*member), first));
+    const auto fill = [&](BoundTensor& tensor, auto member, Index first) {
+      const Index outputs = tensor.shape[1], inputs = tensor.shape.size() > 2 ? tensor.shape[2] : 1;
+      WeightSlice slice{.outputs = outputs, .inputs = inputs, .output_stride = inputs, .input_stride = 1};
+      for (const Matrices& expert : experts) {
+        tensor.slices.push_back(slice.into(*(expert.*member), first));
+        slice.first += outputs * inputs;
       }
-      if (inputs == 1 && name.ends_with("bias")) tensor.shape.pop_back();
     };
     const bool gated = !format_.gate.empty();
-    if (gated) fill(format_.gate, &Matrices::up, 0, hidden, dim);
-    fill(format_.up, &Matrices::up, gated ? hidden : 0, hidden, dim);
-    fill(format_.down, &Matrices::down, 0, dim, hidden);
+    const Index first_up = gated ? hidden : 0;
+    if (gated) fill(add(format_.gate, {count, hidden, dim}), &Matrices::up, 0);
+    fill(add(format_.up, {count, hidden, dim}), &Matrices::up, first_up);
+    fill(add(format_.down, {count, dim, hidden}), &Matrices::down, 0);
     if (!config_.expert_bias) return;
-    if (gated) fill(format_.gate_bias, &Matrices::up_bias, 0, hidden, 1);
-    fill(format_.up_bias, &Matrices::up_bias, gated ? hidden : 0, hidden, 1);
-    fill(format_.down_bias, &Matrices::down_bias, 0, dim, 1);
+    if (gated) fill(add(format_.gate_bias, {count, hidden}), &Matrices::up_bias, 0);
+    fill(add(format_.up_bias, {count, hidden}), &Matrices::up_bias, first_up);
+    fill(add(format_.down_bias, {count, dim}), &Matrices::down_bias, 0);
   }
 
   void fused(const std::vector<Matrices>& experts) {

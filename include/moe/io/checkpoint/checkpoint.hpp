@@ -8,7 +8,6 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -18,7 +17,7 @@
 #include <vector>
 
 #include "moe/core/error.hpp"
-#include "moe/io/file/gguf.hpp"
+#include "moe/io/checkpoint/gguf_parts.hpp"
 #include "moe/io/file/json_text.hpp"
 #include "moe/io/file/message.hpp"
 #include "moe/io/file/safetensors.hpp"
@@ -146,29 +145,6 @@ struct IgnoredPart {
 /// The files of a checkpoint: safetensors, or those of llama.cpp, which name and store the same weights otherwise.
 enum class CheckpointFormat { Safetensors, Gguf };
 
-namespace detail {
-
-/// Name of part `number` of `count`, from 1 on, as llama.cpp splits a file: "model-00001-of-00003.gguf".
-inline std::string gguf_part_name(std::string_view stem, std::uint64_t number, std::uint64_t count) {
-  const auto digits = [](std::uint64_t value) {
-    const std::string text = std::to_string(value);
-    return std::string(text.size() < 5 ? 5 - text.size() : 0, '0') + text;
-  };
-  return std::string(stem) + "-" + digits(number) + "-of-" + digits(count) + ".gguf";
-}
-
-/// An integer of the metadata of a part, if it is there. Throws naming key and value for what is none, or negative.
-inline std::optional<std::uint64_t> gguf_count(const GgufReader& part, const char* key) {
-  const std::optional<GgufValue> value = part.value(key);
-  if (!value) return std::nullopt;
-  const std::optional<std::int64_t> count = value->integer();
-  if (!count || *count < 0)
-    fail_environment(part.label(), ": ", key, " is ", value->shown(), ", expected an integer of at least 0");
-  return static_cast<std::uint64_t>(*count);
-}
-
-}  // namespace detail
-
 /// The tensors of a model in one safetensors file or in many (shards), or in a GGUF file and its parts. Files are
 /// mapped, so opening one of hundreds of GB takes as long as reading its headers. A handle: copies share the files,
 /// which stay open until the last is gone. Immutable, share freely; see MappedFile for files that shrink meanwhile.
@@ -243,8 +219,6 @@ class Checkpoint {
     Metadata metadata = {};
   };
 
-  static constexpr std::uint64_t kMostGgufParts = 99999;  // that five digits can number
-
   Checkpoint() = default;
 
   [[noreturn]] void fail_missing(std::string_view name) const {
@@ -260,8 +234,9 @@ class Checkpoint {
     if (!std::filesystem::is_directory(path, error)) return path;
     for (const char* name : {"model.safetensors.index.json", "model.safetensors"})
       if (std::filesystem::exists(path / name, error)) return path / name;
-    fail_environment("moe::Checkpoint: directory '", path.string(),
-                     "' has neither model.safetensors nor model.safetensors.index.json");
+    fail_environment(
+        "moe::Checkpoint: directory '", path.string(),
+        "' has neither model.safetensors nor model.safetensors.index.json; GGUF files are opened by their names");
   }
 
   static const SafetensorsReader& add_shard(const std::filesystem::path& file, std::string name, Contents& contents) {
@@ -299,41 +274,15 @@ class Checkpoint {
   }
 
   static void open_parts(const std::filesystem::path& file, Contents& contents) {
-    const std::string label = "moe::Checkpoint: '" + file.string() + "'";
     contents.format = CheckpointFormat::Gguf;
-    const std::uint64_t count = add_part(file, 0, contents);
-    const std::string name = file.filename().string(), ending = detail::gguf_part_name("", 1, count);
-    if (count > 1 && !name.ends_with(ending))
-      fail_environment(label, ": is the first of ", count, " parts, expected a name that ends with '", ending, "'");
-    const std::string_view stem = std::string_view(name).substr(0, name.size() - std::min(name.size(), ending.size()));
-    for (std::uint64_t part = 1; part < count; ++part) {
-      const std::filesystem::path next = file.parent_path() / detail::gguf_part_name(stem, part + 1, count);
-      if (const std::uint64_t other = add_part(next, part, contents); other != count)
-        fail_environment("moe::Checkpoint: '", next.string(), "': is one of ", other, " parts, expected ", count);
+    for (GgufReader& part : detail::open_gguf_parts(file, contents.access)) {
+      for (const auto& [key, value] : part.metadata())
+        if (const auto text = value.text()) contents.metadata.emplace(key, std::string(*text));
+      for (const auto& [name, info] : part.tensors())
+        if (!contents.shard_of.emplace(name, contents.shards.size()).second)
+          fail_environment(part.label(), ": tensor ", detail::in_quotes(name), " is in a part before, too");
+      contents.shards.emplace_back(std::move(part));
     }
-    const auto total = detail::gguf_count(std::get<GgufReader>(contents.shards.front()), "split.tensors.count");
-    if (count > 1 && total && *total != contents.shard_of.size())
-      fail_environment(label, ": split.tensors.count is ", *total, ", all parts have ", contents.shard_of.size(),
-                       " tensors");
-  }
-
-  /// Opens part `number`, from 0 on. Returns how many parts it says that there are.
-  static std::uint64_t add_part(const std::filesystem::path& file, std::uint64_t number, Contents& contents) {
-    const std::size_t place = contents.shards.size();
-    contents.shards.emplace_back(std::in_place_type<GgufReader>, file, contents.access);
-    const auto& reader = std::get<GgufReader>(contents.shards.back());
-    contents.shard_names.push_back(file.filename().string());
-    const std::uint64_t found = detail::gguf_count(reader, "split.no").value_or(0);
-    const std::uint64_t count = std::max<std::uint64_t>(1, detail::gguf_count(reader, "split.count").value_or(1));
-    if (found != number || count > kMostGgufParts)
-      fail_environment(reader.label(), ": is part ", found, " (split.no) of ", count, ", expected part ", number,
-                       " of at most ", kMostGgufParts, ", counted from 0");
-    for (const auto& [key, value] : reader.metadata())
-      if (const auto text = value.text()) contents.metadata.emplace(key, std::string(*text));
-    for (const auto& [name, info] : reader.tensors())
-      if (!contents.shard_of.emplace(name, place).second)
-        fail_environment(reader.label(), ": tensor ", detail::in_quotes(name), " is in a part before, too");
-    return count;
   }
 
   /// Names the files beside `file` that could be taken for the checkpoint. A directory that cannot be listed does not
