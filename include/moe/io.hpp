@@ -5,7 +5,8 @@
 // models of one's own, tables and arrays of numbers. Start with io/block/load_block.hpp or io/file/parameters.hpp.
 // Every header also stands alone.
 
-// MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights.
+// MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights; a GGUF
+// file does both.
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"
@@ -30,6 +31,8 @@
 // Files: tensors, arrays, tables.
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/dtype.hpp"
+#include "moe/io/file/gguf.hpp"
+#include "moe/io/file/gguf_blocks.hpp"
 #include "moe/io/file/mapped_file.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"

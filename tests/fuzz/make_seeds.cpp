@@ -9,6 +9,7 @@
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "support/gguf.hpp"
 
 namespace {
 
@@ -30,6 +31,26 @@ void write_all_types(const std::filesystem::path& path) {
 }
 
 using test::write_text;
+
+/// A file of every type of tensor, and one of many small parts, of up to 64 KiB.
+void write_gguf_files(const std::filesystem::path& root) {
+  test::GgufFile types;
+  for (const auto& type : moe::detail::kGgmlTypes) {
+    const auto bytes = static_cast<std::size_t>(256 / type.values * type.bytes);
+    types.tensors.push_back({std::string(type.name), type.id, {256}, std::string(bytes, '\x2A')});
+  }
+  write_text(root / "types", types.bytes());
+  test::GgufFile many;
+  for (int i = 0; i < 900; ++i) {
+    const std::string number = std::to_string(i);
+    many.metadata.emplace_back("k" + number,
+                               test::gguf_list(9, {test::gguf_list(8, {test::gguf_string(number)}).bytes}));
+  }
+  many.alignment = 1;
+  many.metadata.emplace_back("general.alignment", test::gguf_u32(1));
+  for (int i = 0; i < 300; ++i) many.tensors.push_back({"t" + std::to_string(i), 24, {1}, "x"});
+  write_text(root / "many", many.bytes());
+}
 
 /// How the expert weights of a described checkpoint are stored.
 enum class Storage { F32, Fp8, Mxfp4 };
@@ -100,7 +121,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv", "layouts"})
+  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv", "layouts", "gguf"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -109,6 +130,7 @@ int main(int argc, char** argv) {
   one.write("w", std::span<const float>(std::vector<float>{1.5f, -2.0f}));
   one.commit();
 
+  write_gguf_files(root / "gguf");
   write_text(root / "layouts/plain", "128 128 -1 0 1\nm.weight BF16 3 5\n");
   write_text(
       root / "index/two",

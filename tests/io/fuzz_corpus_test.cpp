@@ -4,6 +4,7 @@
 #include <string>
 
 #include "fuzz/block_target.hpp"
+#include "fuzz/gguf_target.hpp"
 #include "support/catch.hpp"
 #include "support/files.hpp"
 
@@ -40,6 +41,8 @@ TEST_CASE("Fuzz corpus: .npy files are read or refused", "[io][error]") { replay
 TEST_CASE("Fuzz corpus: tables are read or refused", "[io][error]") { replay("csv", test::fuzz_csv); }
 
 TEST_CASE("Fuzz corpus: config.json files are read or refused", "[io][error]") { replay("config", test::fuzz_config); }
+
+TEST_CASE("Fuzz corpus: GGUF files are read or refused", "[io][error]") { replay("gguf", test::fuzz_gguf); }
 
 TEST_CASE("Fuzz corpus: weights in any layout are read or refused", "[io][error]") {
   replay("layouts", test::fuzz_layouts);

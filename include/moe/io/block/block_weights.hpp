@@ -147,6 +147,8 @@ class BlockBinder {
         return per_expert(experts);
       case ExpertLayout::StackedRows:
         return stacked(experts);
+      case ExpertLayout::FusedApart:
+        return apart(experts);
       default:
         return fused(experts);
     }
@@ -185,6 +187,28 @@ class BlockBinder {
     up.first_output = hidden;
     fill(format_.up, up, &Matrices::up);
     fill(format_.down, {.outputs = dim, .inputs = hidden, .output_stride = 1, .input_stride = dim}, &Matrices::down);
+  }
+
+  void apart(const std::vector<Matrices>& experts) {
+    const Index count = config_.num_experts, hidden = config_.hidden_dim, dim = config_.model_dim;
+    // A tensor [E, outputs, inputs], or [E, outputs] of biases, for rows from `first` on of every expert's matrix.
+    const auto fill = [&](BoundTensor& tensor, auto member, Index first) {
+      const Index outputs = tensor.shape[1], inputs = tensor.shape.size() > 2 ? tensor.shape[2] : 1;
+      WeightSlice slice{.outputs = outputs, .inputs = inputs, .output_stride = inputs, .input_stride = 1};
+      for (const Matrices& expert : experts) {
+        tensor.slices.push_back(slice.into(*(expert.*member), first));
+        slice.first += outputs * inputs;
+      }
+    };
+    const bool gated = !format_.gate.empty();
+    const Index first_up = gated ? hidden : 0;
+    if (gated) fill(add(format_.gate, {count, hidden, dim}), &Matrices::up, 0);
+    fill(add(format_.up, {count, hidden, dim}), &Matrices::up, first_up);
+    fill(add(format_.down, {count, dim, hidden}), &Matrices::down, 0);
+    if (!config_.expert_bias) return;
+    if (gated) fill(add(format_.gate_bias, {count, hidden}), &Matrices::up_bias, 0);
+    fill(add(format_.up_bias, {count, hidden}), &Matrices::up_bias, first_up);
+    fill(add(format_.down_bias, {count, dim}), &Matrices::down_bias, 0);
   }
 
   void fused(const std::vector<Matrices>& experts) {

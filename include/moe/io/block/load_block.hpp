@@ -11,6 +11,7 @@
 #include "moe/io/block/block_weights.hpp"
 #include "moe/io/checkpoint/load_weight.hpp"
 #include "moe/io/families/families.hpp"
+#include "moe/io/families/gguf_formats.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -33,6 +34,8 @@ inline void require_no_other(const Checkpoint& checkpoint, const std::string& fa
   if (location.format.prefix.ends_with("{}.")) {
     owned.clear();
     for (const std::string& name : expected) owned.insert(name.substr(0, name.find('.', prefix.size()) + 1));
+    for (const std::string_view begin : location.format.owned)
+      if (!begin.empty()) owned.insert(prefix + std::string(begin));
   }
   const std::string_view shared = location.format.shared_down;
   if (!shared.empty() && shared.find('.') != shared.npos)
@@ -83,24 +86,33 @@ inline void load_tensors(const std::vector<BoundTensor>& tensors, const std::vec
 
 }  // namespace detail
 
-/// Finds the tensors of a block: the first format of the family whose router and last expert weight are there, below
-/// the family's prefix with the number of the layer in it, or below options.prefix.
+/// Finds the tensors of a block: the first format of the family, or of llama.cpp in a GGUF file, whose router and last
+/// expert weights are there, below its prefix with the number of the layer in it, or below options.prefix.
 /// Throws std::invalid_argument for a family that is not in kFamilies, std::runtime_error if nothing is found.
 inline BlockLocation find_block(const Checkpoint& checkpoint, const MoeConfig& config,
                                 const LoadOptions& options = {}) {
   const Family* const family = find_family(config.family);
   if (!family) fail("moe::find_block: family '", config.family, "' is not known");
   std::string tried;
-  for (const FamilyFormat& format : family->formats) {
+  std::optional<BlockLocation> partial;  // what is missing there, is named when it is looked for
+  for (const FamilyFormat& format : formats_of(checkpoint, *family)) {
     if (format.gate.empty() == is_gated(config.expert)) continue;
     const std::string prefix = options.prefix.empty() ? numbered_name(format.prefix, options.layer) : options.prefix;
     const std::string router = prefix + std::string(format.router);
-    const std::string down = prefix + numbered_name(format.down, std::max<Index>(config.num_experts, 1) - 1);
+    const Index last = std::max<Index>(config.num_experts, 1) - 1;
+    const std::string down = prefix + numbered_name(format.down, last);
     const bool has_router = checkpoint.contains(router), has_down = WeightSource::exists(checkpoint, down);
-    if (has_router && has_down) return {format, prefix, !checkpoint.contains(down)};
+    if (has_router && has_down) {
+      const std::string up = prefix + numbered_name(format.gate.empty() ? format.up : format.gate, last);
+      const BlockLocation location{format, prefix, !checkpoint.contains(down)};
+      if (WeightSource::exists(checkpoint, up)) return location;
+      if (!partial) partial = location;
+      continue;
+    }
     const std::string router_text = has_router ? "" : "'" + router + "'", down_text = has_down ? "" : "'" + down + "'";
     tried += (tried.empty() ? "" : ", or ") + router_text + (has_router || has_down ? "" : " and ") + down_text;
   }
+  if (partial) return *partial;
   fail_environment("moe::find_block: '", checkpoint.path().string(), "' has no MoE block of family '", config.family,
                    "' there: missing tensors ", tried);
 }
@@ -118,7 +130,7 @@ inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config,
   const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
     const std::vector<Index> found =
         WeightSource::find(checkpoint, location.prefix + name, config.quantisation.storage).shape();
-    if (found != expected) refuse_shape(checkpoint, location.prefix + name, found, expected);
+    if (!has_shape(checkpoint, found, expected)) refuse_shape(checkpoint, location.prefix + name, found, expected);
   };
   const FamilyFormat& format = location.format;
   const Index count = config.num_experts, hidden = config.hidden_dim, dim = config.model_dim;
@@ -141,7 +153,7 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
   std::vector<WeightSource> sources;
   for (const BoundTensor& tensor : tensors) {
     sources.push_back(WeightSource::find(checkpoint, tensor.name, config.quantisation.storage));
-    if (sources.back().shape() != tensor.shape)
+    if (!has_shape(checkpoint, sources.back().shape(), tensor.shape))
       refuse_shape(checkpoint, tensor.name, sources.back().shape(), tensor.shape);
   }
   return sources;

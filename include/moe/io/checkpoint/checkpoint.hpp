@@ -13,9 +13,11 @@
 #include <string_view>
 #include <system_error>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "moe/core/error.hpp"
+#include "moe/io/checkpoint/gguf_parts.hpp"
 #include "moe/io/file/json_text.hpp"
 #include "moe/io/file/message.hpp"
 #include "moe/io/file/safetensors.hpp"
@@ -140,19 +142,23 @@ struct IgnoredPart {
   friend auto operator<=>(const IgnoredPart&, const IgnoredPart&) = default;
 };
 
-/// The tensors of a model in one safetensors file or in many (shards). Files are mapped, so opening one of hundreds of
-/// GB takes as long as reading its headers. A handle: copies share the files, which stay open until the last is gone.
-/// Immutable, share freely; see MappedFile for files that shrink meanwhile.
+/// The files of a checkpoint: safetensors, or those of llama.cpp, which name and store the same weights otherwise.
+enum class CheckpointFormat { Safetensors, Gguf };
+
+/// The tensors of a model in one safetensors file or in many (shards), or in a GGUF file and its parts. Files are
+/// mapped, so opening one of hundreds of GB takes as long as reading its headers. A handle: copies share the files,
+/// which stay open until the last is gone. Immutable, share freely; see MappedFile for files that shrink meanwhile.
 ///   const auto checkpoint = moe::Checkpoint::open("OLMoE-1B-7B-0924");
 ///   moe::TensorView gate = checkpoint.at("model.layers.0.mlp.gate.weight");
 class Checkpoint {
  public:
   /// `path` is a safetensors file, an index (.json), or a directory with `model.safetensors.index.json` or, where that
   /// is not there, `model.safetensors`. All shards are opened and checked against the index, which decides: what it
-  /// does not name is not part of the checkpoint, and is in ignored().
-  /// Throws std::runtime_error for what is missing or broken: a shard that is not there, a tensor that is not in the
-  /// shard that the index says, a file name that leads out of the directory, and all that SafetensorsReader refuses.
-  /// FileAccess::Read takes the memory of all files, and does not mind files that shrink later.
+  /// does not name is not part of the checkpoint, and is in ignored(). Or it is a GGUF file (.gguf), of one in parts
+  /// the first, "-00001-of-00003.gguf", with which the others are opened. Throws std::runtime_error for what is missing
+  /// or broken: a shard that is not there, a tensor that is not in the shard that the index says, a file name that
+  /// leads out of the directory, parts of different files or in another order, and all that SafetensorsReader and
+  /// GgufReader refuse. FileAccess::Read takes the memory of all files, and does not mind files that shrink later.
   static Checkpoint open(const std::filesystem::path& path, FileAccess access = FileAccess::Map) {
     const std::filesystem::path file = locate(path);
     Contents contents;
@@ -160,6 +166,8 @@ class Checkpoint {
     contents.access = access;
     if (file.extension() == ".json")
       open_shards(file, contents);
+    else if (file.extension() == ".gguf")
+      open_parts(file, contents);
     else
       open_file(file, contents);
     for (const auto& [name, shard] : contents.shard_of) contents.names.push_back(name);
@@ -177,12 +185,13 @@ class Checkpoint {
   TensorView at(std::string_view name) const {
     const auto found = contents_->shard_of.find(name);
     if (found == contents_->shard_of.end()) fail_missing(name);
-    return contents_->shards[found->second].view(name);
+    return std::visit([&](const auto& shard) { return shard.view(name); }, contents_->shards[found->second]);
   }
 
   /// Sorted.
   const std::vector<std::string>& names() const { return contents_->names; }
-  /// Of all files together; where two disagree, of the first by name.
+  CheckpointFormat format() const { return contents_->format; }
+  /// Of all files together; where two disagree, of the first by name. Of GGUF the texts, see GgufReader for the rest.
   const Metadata& metadata() const { return contents_->metadata; }
   /// What an index leaves out of its shards (tensors that it does not name, or names in another shard), and the
   /// safetensors files and indexes beside the one that was opened. Sorted by file. Empty for a safetensors file that
@@ -200,7 +209,8 @@ class Checkpoint {
   struct Contents {
     std::filesystem::path path = {};
     FileAccess access = FileAccess::Map;
-    std::vector<SafetensorsReader> shards = {};
+    CheckpointFormat format = CheckpointFormat::Safetensors;
+    std::vector<std::variant<SafetensorsReader, GgufReader>> shards = {};
     std::vector<std::string> shard_names = {};
     std::map<std::string, std::size_t, std::less<>> shard_of = {};
     std::vector<std::string> names = {};
@@ -224,12 +234,14 @@ class Checkpoint {
     if (!std::filesystem::is_directory(path, error)) return path;
     for (const char* name : {"model.safetensors.index.json", "model.safetensors"})
       if (std::filesystem::exists(path / name, error)) return path / name;
-    fail_environment("moe::Checkpoint: directory '", path.string(),
-                     "' has neither model.safetensors nor model.safetensors.index.json");
+    fail_environment(
+        "moe::Checkpoint: directory '", path.string(),
+        "' has neither model.safetensors nor model.safetensors.index.json; GGUF files are opened by their names");
   }
 
   static const SafetensorsReader& add_shard(const std::filesystem::path& file, std::string name, Contents& contents) {
-    const SafetensorsReader& reader = contents.shards.emplace_back(file, contents.access);
+    contents.shards.emplace_back(std::in_place_type<SafetensorsReader>, file, contents.access);
+    const auto& reader = std::get<SafetensorsReader>(contents.shards.back());
     contents.shard_names.push_back(std::move(name));
     contents.metadata.insert(reader.metadata().begin(), reader.metadata().end());
     return reader;
@@ -255,9 +267,21 @@ class Checkpoint {
       }
     }
     for (const auto& [name, shard] : index.weight_map) {
-      if (!contents.shards[number.at(shard)].tensors().contains(name))
+      if (!std::get<SafetensorsReader>(contents.shards[number.at(shard)]).tensors().contains(name))
         fail_environment(label, ": tensor ", detail::in_quotes(name), " is not in '", shard, "' as the index says");
       contents.shard_of.emplace(name, number.at(shard));
+    }
+  }
+
+  static void open_parts(const std::filesystem::path& file, Contents& contents) {
+    contents.format = CheckpointFormat::Gguf;
+    for (GgufReader& part : detail::open_gguf_parts(file, contents.access)) {
+      for (const auto& [key, value] : part.metadata())
+        if (const auto text = value.text()) contents.metadata.emplace(key, std::string(*text));
+      for (const auto& [name, info] : part.tensors())
+        if (!contents.shard_of.emplace(name, contents.shards.size()).second)
+          fail_environment(part.label(), ": tensor ", detail::in_quotes(name), " is in a part before, too");
+      contents.shards.emplace_back(std::move(part));
     }
   }
 

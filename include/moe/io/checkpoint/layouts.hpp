@@ -6,6 +6,7 @@
 #include "moe/io/checkpoint/layout_compressed.hpp"
 #include "moe/io/checkpoint/layout_fp4.hpp"
 #include "moe/io/checkpoint/layout_fp8.hpp"
+#include "moe/io/checkpoint/layout_gguf.hpp"
 #include "moe/io/checkpoint/layout_gptq.hpp"
 #include "moe/io/checkpoint/layout_plain.hpp"
 
@@ -26,7 +27,7 @@ inline constexpr StorageLayout kStorageLayout{&Layout::codes, &Layout::takes, &L
 inline constexpr std::array kStorageLayouts{
     kStorageLayout<MxBlocksLayout<'_'>>, kStorageLayout<MxBlocksLayout<'.'>>, kStorageLayout<NvPackedLayout>,
     kStorageLayout<MxPackedLayout>,      kStorageLayout<PackedIntsLayout>,    kStorageLayout<AwqLayout>,
-    kStorageLayout<GptqLayout>,          kStorageLayout<NvModeloptLayout>,    kStorageLayout<Int8Layout>,
-    kStorageLayout<Fp8Layout>,           kStorageLayout<PlainLayout>};
+    kStorageLayout<GptqLayout>,          kStorageLayout<GgufLayout>,          kStorageLayout<NvModeloptLayout>,
+    kStorageLayout<Int8Layout>,          kStorageLayout<Fp8Layout>,           kStorageLayout<PlainLayout>};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -20,6 +20,7 @@ enum class QuantMethod : std::uint8_t {
   Ints,        ///< integers of 8 bits, as compressed-tensors "int-quantized"
   Gptq,
   Awq,
+  GgufBlocks,  ///< of llama.cpp, but MXFP4
 };
 
 /// What the shapes of a file leave open, as a configuration says it. A plain value.

@@ -21,9 +21,10 @@ namespace moe::inline MOE_ABI {
 ///   NVFP4       of modelopt and compressed-tensors                                                  layout_fp4.hpp
 ///   INT4, INT8  of compressed-tensors, packed and of 8 bits                                  layout_compressed.hpp
 ///   GPTQ, AWQ   `qweight`, `qzeros` and `scales` of the module                                     layout_gptq.hpp
-/// A value is (code - zero) * scale, rounded once; see WeightFormat. One more layout is a class as in those files, and
-/// a line in layouts.hpp. A handle; keeps its checkpoint open. Immutable, share freely. One that was not found is of no
-/// weight: it can only be asked whether it is, and assigned to.
+///   GGUF        `name` in blocks, "Q8_0" to "MXFP4"                                                layout_gguf.hpp
+/// A value is (code - zero) * scale, rounded once, see WeightFormat, and of GGUF what gguf_blocks.hpp says. One more
+/// layout is a class as in those files, and a line in layouts.hpp. A handle; keeps its checkpoint open. Immutable,
+/// share freely. One that was not found is of no weight: it can only be asked whether it is, and assigned to.
 class WeightSource {
  public:
   WeightSource() = default;
@@ -65,7 +66,8 @@ class WeightSource {
   bool is_fp8() const { return codes() == Dtype::F8_E4M3 || codes() == Dtype::F8_E5M2; }
   bool has_scales() const { return storage().has_scales; }
   QuantMethod method() const { return storage().method; }
-  /// Type of the stored codes; U8, I8 or I32 for those of fewer bits and integers.
+  /// Type of the stored codes; U8, I8 or I32 for those of fewer bits and integers, Other where values have none of
+  /// their own (K-quants and the like of GGUF).
   Dtype codes() const { return storage().codes.dtype; }
   /// Opens messages about the weight: who found it, in which file.
   std::string_view label() const { return storage().codes.label; }
@@ -89,14 +91,14 @@ class WeightSource {
   }
 
   /// The format that holds the stored values bit for bit, in groups along the last extent of shape(). None for F32 and
-  /// F64, and for groups that are no multiple of 8. Zero points that are all in the middle of the codes are no part of
-  /// it. O(zero points).
+  /// F64, for blocks of GGUF but Q8_0, Q4_0 and MXFP4, and for groups that are no multiple of 8. Zero points that are
+  /// all in the middle of the codes are no part of it. O(zero points).
   std::optional<WeightFormat> kept_format() const { return storage().kept_format(); }
-  /// Value `place` in row-major order of shape(), as kept_format() has it. Throws std::invalid_argument for F32 and
-  /// F64, and for values that it does not have. No allocation.
+  /// Value `place` in row-major order of shape(), as kept_format() has it. Throws std::invalid_argument for F32,
+  /// F64 and codes of type Other, and for values that it does not have. No allocation.
   StoredWeight stored(Index place) const {
     constexpr const char* kFunction = "moe::WeightSource::stored";
-    if (codes() == Dtype::F32 || codes() == Dtype::F64)
+    if (codes() == Dtype::F32 || codes() == Dtype::F64 || codes() == Dtype::Other)
       fail(kFunction, ": ", detail::in_quotes(name()), " is stored as ", format(), ", expected codes of few bits");
     if (place < 0 || place >= size())
       fail(kFunction, ": value ", place, " of ", detail::in_quotes(name()), " with ", size(), " values");

@@ -110,6 +110,7 @@ class StoredParts {
       : checkpoint_(checkpoint), name_(std::move(name)), stated_(stated) {}
 
   const std::string& name() const { return name_; }
+  CheckpointFormat format() const { return checkpoint_.format(); }
   const StatedStorage& stated() const { return stated_; }
   /// The module of a weight, with which GPTQ and AWQ begin their names: "up_proj." of "up_proj.weight".
   static std::string module_of(const std::string& name) {

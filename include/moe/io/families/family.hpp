@@ -19,6 +19,7 @@ namespace moe::inline MOE_ABI {
 enum class ExpertLayout : std::uint8_t {
   PerExpert,              ///< three (or two) tensors per expert, each out x in
   FusedOutIn,             ///< [E, 2F, D], gates before ups, and [E, D, F]
+  FusedApart,             ///< gate [E, F, D], up [E, F, D] and down [E, D, F]
   FusedInOut,             ///< [E, D, 2F], gates before ups, and [E, F, D]
   FusedInterleaved,       ///< [E, D, 2F], gate and up columns in turn, and [E, F, D]; quantised: the next
   FusedInterleavedOutIn,  ///< [E, 2F, D], gate and up rows in turn, and [E, D, F]
@@ -34,11 +35,12 @@ struct FamilyFormat {
   ExpertLayout layout = ExpertLayout::PerExpert;
   std::string_view gate = {}, up = {}, down = {};  ///< of the experts; fused: `gate` holds both; an MLP has no `gate`
   bool identities_have_gates = false;  ///< fused: `gate` has entries of identity experts, too, which nothing reads
-  std::string_view up_bias = {}, down_bias = {};
+  std::string_view gate_bias = {}, up_bias = {}, down_bias = {};        ///< fused: `up_bias` holds both, but FusedApart
   std::string_view shared_gate = {}, shared_up = {}, shared_down = {};  ///< fused: `shared_gate` holds both, out x in
   std::string_view shared_score = {};
   std::string_view output_bias = {};
-  std::string_view neighbour = {};  ///< below the prefix, but no part of the block
+  std::string_view neighbour = {};             ///< below the prefix, but no part of the block
+  std::array<std::string_view, 2> owned = {};  ///< of a prefix that is a layer: names that begin so are the block's
 };
 
 /// A family: what its models are called, what their config.json says, and in which formats their tensors come.

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "moe/io/families/families.hpp"
+#include "moe/io/families/gguf_config.hpp"
 #include "moe/io/families/quantisation_statement.hpp"
 #include "moe/io/file/json_text.hpp"
 #include "moe/io/file/text_file.hpp"
@@ -39,8 +40,10 @@ inline nlohmann::json parse_config(const std::string& label, std::string_view te
   return parse_json(label, text);
 }
 
-/// What a config.json holds.
-inline nlohmann::json read_json(const std::string& label, const std::filesystem::path& path) {
+/// What a config.json holds, or the metadata of a GGUF file stand for.
+inline nlohmann::json read_json(const std::string& label, const std::filesystem::path& path,
+                                std::optional<Index> layer = {}) {
+  if (path.extension() == ".gguf") return gguf_config(label, GgufReader(path), layer);
   return parse_config(label, TextFile(label, path, kMostConfigBytes).text());
 }
 
@@ -73,10 +76,12 @@ inline MoeConfig parse_moe_config(const std::string& label, std::string_view tex
   return parse_moe_config(label, detail::parse_config(label, text), layer);
 }
 
-/// The same from a file. Throws std::runtime_error if it cannot be read.
+/// The same from a file: a config.json, or a GGUF file (.gguf), of one in parts the first, whose metadata say it for
+/// the architectures of llama.cpp in gguf_config.hpp; where they have a number for every layer, as a config.json.
+/// Throws std::runtime_error if it cannot be read, and names what llama.cpp knows and the library does not.
 inline MoeConfig read_moe_config(const std::filesystem::path& path, std::optional<Index> layer = {}) {
   const std::string label = "moe::read_moe_config: '" + path.string() + "'";
-  return parse_moe_config(label, detail::read_json(label, path), layer);
+  return parse_moe_config(label, detail::read_json(label, path, layer), layer);
 }
 
 /// The family alone of a config.json, as moe_layers() asks for it before a layer is chosen.

@@ -11,6 +11,7 @@
 
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/families/families.hpp"
+#include "moe/io/families/gguf_formats.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -19,7 +20,7 @@ namespace moe::inline MOE_ABI {
 inline std::vector<Index> moe_layers(const Checkpoint& checkpoint, std::string_view family) {
   std::set<Index> layers;
   const Family* const known = find_family(family);
-  for (const FamilyFormat& format : known ? known->formats : std::span<const FamilyFormat>()) {
+  for (const FamilyFormat& format : known ? formats_of(checkpoint, *known) : std::span<const FamilyFormat>()) {
     const std::size_t place = format.prefix.find("{}");
     if (place == format.prefix.npos) continue;
     const std::string_view head = format.prefix.substr(0, place);

@@ -53,6 +53,8 @@ constexpr std::string_view method_text(QuantMethod method) {
       return "gptq";
     case QuantMethod::Awq:
       return "awq";
+    case QuantMethod::GgufBlocks:
+      return "blocks of GGUF";
     case QuantMethod::Unstated:
       break;
   }
