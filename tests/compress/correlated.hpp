@@ -3,7 +3,7 @@
 #pragma once
 
 #include "moe/compress/second_moment.hpp"
-#include "moe/kernel/panel_matrix.hpp"
+#include "moe/kernel/quantised_matrix.hpp"
 #include "support/matrices.hpp"
 
 namespace test {
