@@ -104,12 +104,11 @@ TEST_CASE("add_low_rank: zeros leave -0 and every other bit as they are", "[kern
 
 TEMPLATE_TEST_CASE("LowRank: gradients of A, B, tokens and router are central differences", "[expert]", Linear, Mlp,
                    Glu, GatedOnly) {
-  for (const Index rank : {1, 3, 14})  // the last above the sizes
-    for (const Index tokens : {1, 7}) {
-      const auto layer = layer_of<TestType>(test::kModelDim, test::kHiddenDim, {.rank = rank, .alpha = 2});
-      CAPTURE(rank, tokens);
-      CHECK(test::layer_gradient_error(layer, moe::Step{}, tokens) < 1e-6);
-    }
+  for (const auto& [rank, tokens] : {std::pair<Index, Index>{1, 5}, {3, 1}, {14, 2}}) {  // 14 is above the sizes
+    CAPTURE(rank, tokens);  // no more than 10 of 5 experts' choices, so that some have no rows
+    const auto layer = layer_of<TestType>(test::kModelDim, test::kHiddenDim, {.rank = rank, .alpha = 2});
+    CHECK(test::layer_gradient_error(layer, moe::Step{}, tokens) < 1e-6);
+  }
 }
 
 TEST_CASE("LowRank: stages that are no target have no update, and the others learn", "[expert]") {
