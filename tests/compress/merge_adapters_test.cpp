@@ -4,8 +4,8 @@
 
 #include "layer/fixtures.hpp"
 #include "moe/layer/branches.hpp"
-#include "moe/train/trainer.hpp"
 #include "moe/train/squared_error.hpp"
+#include "moe/train/trainer.hpp"
 #include "support/catch.hpp"
 #include "support/low_rank.hpp"
 
@@ -31,7 +31,8 @@ std::vector<std::byte> bytes_of(const moe::ExpertPool<moe::BasicGlu<Quantised>>&
   for (Index e = 0; e < pool.size(); ++e)
     for (const auto* weight : {&pool[e].gate_up(), &pool[e].down()}) {
       const auto rows = weight->rows();
-      for (const auto* part : {&rows.codes, &rows.scales, &rows.zeros}) bytes.insert(bytes.end(), part->begin(), part->end());
+      for (const auto* part : {&rows.codes, &rows.scales, &rows.zeros})
+        bytes.insert(bytes.end(), part->begin(), part->end());
     }
   return bytes;
 }
@@ -65,9 +66,8 @@ TEST_CASE("LowRank: 20 steps of AdamW lower the loss and leave codes, scales and
   std::vector<double> losses;
   for (std::uint64_t update = 0; update < 20; ++update) {
     const moe::Step step = moe::Step::train(update, 1);
-    losses.push_back(trainer.accumulate(tokens, step, [&](const auto& out, auto& dout) {
-      return moe::squared_error(out, target, step, dout);
-    }));
+    losses.push_back(trainer.accumulate(
+        tokens, step, [&](const auto& out, auto& dout) { return moe::squared_error(out, target, step, dout); }));
     trainer.update(1e-2);
   }
   CHECK(losses.back() < 0.95 * losses.front());
@@ -77,8 +77,8 @@ TEST_CASE("LowRank: 20 steps of AdamW lower the loss and leave codes, scales and
   CHECK(&trainer.state().second.experts()[0].base() == &copy.experts()[0].base());
 }
 
-TEMPLATE_TEST_CASE("merge_adapters: computes what the adapted expert does, within the bounds of both sums", "[compress]",
-                   moe::Linear, moe::Mlp, moe::Glu) {
+TEMPLATE_TEST_CASE("merge_adapters: computes what the adapted expert does, within the bounds of both sums",
+                   "[compress]", moe::Linear, moe::Mlp, moe::Glu) {
   const auto rows = test::random_matrix<float>(19, kDim);
   const auto expert = test::random_low_rank(TestType::random(kDim, kHidden, 1), {.rank = 5, .alpha = 7}, 2);
   const moe::LowRank<TestType> x = expert;
@@ -90,7 +90,8 @@ TEMPLATE_TEST_CASE("merge_adapters: computes what the adapted expert does, withi
 }
 
 TEST_CASE("merge_adapters: every weight is W + alpha / rank * B A, rounded once; with no update W", "[compress]") {
-  const auto expert = test::random_low_rank(moe::Glu::random(kDim, kHidden, 1), {.rank = 3, .alpha = 5, .targets = {"down"}}, 2);
+  const auto expert =
+      test::random_low_rank(moe::Glu::random(kDim, kHidden, 1), {.rank = 3, .alpha = 5, .targets = {"down"}}, 2);
   const moe::Glu merged = moe::merge_adapters(expert);
   const auto& update = expert.update("down");
   for (Index o = 0; o < kDim; ++o)

@@ -61,7 +61,8 @@ auto layer_of(Index dim, Index hidden, const LowRankOptions& options, Index expe
   std::vector<E> bases;
   for (Index e = 0; e < experts; ++e) bases.push_back(base_of<E>(dim, hidden, std::uint64_t(10 * e + 1)));
   auto router = moe::BasicLinearRouter<Codec>::random(experts, bases[0].input_dim(), 7, moe::Bias::Zero);
-  return moe::MoeLayer(std::move(router), gate, test::random_adapters(moe::ExpertPool<E>(std::move(bases)), options, 5));
+  return moe::MoeLayer(std::move(router), gate,
+                       test::random_adapters(moe::ExpertPool<E>(std::move(bases)), options, 5));
 }
 
 }  // namespace
@@ -162,7 +163,8 @@ TEST_CASE("LowRank: more rows than a wave of inference holds change no bit", "[e
   const auto expert = test::random_low_rank(moe::Mlp::random(5, 3000, 1), {.rank = 2}, 2);
   const auto rows = test::random_matrix<float>(1500, 5);
   const auto all = test::run(expert, rows);
-  for (const Index r : {0, 700, 1499}) CHECK(test::same_bits(test::run(expert, Matrix<float>(rows.row(r))), all.row(r)));
+  for (const Index r : {0, 700, 1499})
+    CHECK(test::same_bits(test::run(expert, Matrix<float>(rows.row(r))), all.row(r)));
 }
 
 TEST_CASE("LowRank: padding of updates stays zero in gradients, and the base has none", "[expert]") {
@@ -177,7 +179,8 @@ TEST_CASE("LowRank: padding of updates stays zero in gradients, and the base has
 TEST_CASE("LowRank: experts are taken and joined with their updates, which may differ in rank", "[expert]") {
   const auto layer = layer_of<Glu>(11, 9, {.rank = 3}), other = layer_of<Glu>(11, 9, {.rank = 1});
   const auto tokens = test::random_matrix<double>(9, 11);
-  CHECK(test::same_bits(test::forward(moe::take_experts(layer, {0, 1, 2, 3, 4}), tokens), test::forward(layer, tokens)));
+  CHECK(
+      test::same_bits(test::forward(moe::take_experts(layer, {0, 1, 2, 3, 4}), tokens), test::forward(layer, tokens)));
   const auto both = moe::concatenate(layer, other);
   REQUIRE(both.num_experts() == 10);
   CHECK(both.experts()[2].updates()[0].rank() == 3);
@@ -206,7 +209,8 @@ TEST_CASE("LowRank: what does not fit is refused, and nothing is written", "[exp
   const Mlp base(11, 9);
   CHECK_THROWS_WITH(LowRank(base, {.rank = 0}, 1), ContainsSubstring("rank is 0"));
   CHECK_THROWS_WITH(LowRank(base, {.alpha = INFINITY}, 1), ContainsSubstring("alpha is inf"));
-  CHECK_THROWS_WITH(LowRank(base, {.targets = {"gate"}}, 1), ContainsSubstring("no stage 'gate', expected one of 'up'"));
+  CHECK_THROWS_WITH(LowRank(base, {.targets = {"gate"}}, 1),
+                    ContainsSubstring("no stage 'gate', expected one of 'up'"));
 
   auto layer = layer_of<Mlp>(11, 9, {.rank = 2});
   const auto tokens = test::random_matrix<double>(4, 11);
@@ -224,7 +228,8 @@ TEST_CASE("LowRank: what does not fit is refused, and nothing is written", "[exp
 
   auto adapters = moe::adapters_of(layer);
   adapters.experts[1][0].b = moe::PanelMatrix<F64>(8, 2);
-  CHECK_THROWS_WITH(moe::set_adapters(layer, adapters), ContainsSubstring("'up' of expert 1 has A [2, 11] and B [8, 2]"));
+  CHECK_THROWS_WITH(moe::set_adapters(layer, adapters),
+                    ContainsSubstring("'up' of expert 1 has A [2, 11] and B [8, 2]"));
   layer.experts()[1].update("up").b = moe::PanelMatrix<F64>(8, 2);
   CHECK_THROWS_WITH(layer.experts()[1].require_parts(), ContainsSubstring("update of B [8, 2] and A [2, 11]"));
 }

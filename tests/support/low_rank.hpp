@@ -11,7 +11,8 @@ namespace test {
 template <class E>
 moe::LowRank<E> random_low_rank(E base, const moe::LowRankOptions& options, std::uint64_t seed, double scale = 0.3) {
   moe::LowRank<E> expert(std::move(base), options, seed);
-  fill(expert, [random = moe::RandomField(moe::Purpose::User, seed), scale](Index k) { return scale * random.normal(k); });
+  fill(expert,
+       [random = moe::RandomField(moe::Purpose::User, seed), scale](Index k) { return scale * random.normal(k); });
   return expert;
 }
 /// The pool with all numbers of its updates random.

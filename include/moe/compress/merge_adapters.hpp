@@ -58,7 +58,8 @@ auto merge_adapters(const ExpertPool<LowRank<E>>& pool)
 {
   using Merged = decltype(merge_adapters(pool[0]));
   std::vector<std::optional<Merged>> made(static_cast<std::size_t>(pool.size()));
-  parallel_for(pool.size(), [&](Index e, Index) { made[static_cast<std::size_t>(e)].emplace(merge_adapters(pool[e])); });
+  parallel_for(pool.size(),
+               [&](Index e, Index) { made[static_cast<std::size_t>(e)].emplace(merge_adapters(pool[e])); });
   std::vector<Merged> experts;
   experts.reserve(made.size());
   for (auto& expert : made) experts.push_back(std::move(*expert));

@@ -7,8 +7,8 @@
 #include "moe/kernel/panel_matrix.hpp"
 
 // Products with matrices of few columns, as low-rank updates scale * B A of weights [outputs, inputs] have them: A^T is
-// a PanelMatrix [inputs, rank] and B one [outputs, rank], so that a rank of 8 is not padded to the width of a panel, and
-// panel p of either is [rank, width] for the columns [p * width, ...) of what it is multiplied with.
+// a PanelMatrix [inputs, rank] and B one [outputs, rank], so that a rank of 8 is not padded to the width of a panel,
+// and panel p of either is [rank, width] for the columns [p * width, ...) of what it is multiplied with.
 namespace moe::inline MOE_ABI {
 
 /// What is added to a weight W [outputs, inputs]: W + scale * B A (Hu et al., "LoRA", arXiv:2106.09685). A plain value;
@@ -72,18 +72,16 @@ template <int Rows, int Columns, class S>
     const S* panel = matrix.panel(p) + column * kWidth;
     unroll<2>([&](auto half) {
       Batch value[Rows];
-      unroll<Rows>([&](auto r) {
-        value[r] = simd::load((whole ? rows[r] + begin : last + r * kWidth) + half * kLanes);
-      });
+      unroll<Rows>(
+          [&](auto r) { value[r] = simd::load((whole ? rows[r] + begin : last + r * kWidth) + half * kLanes); });
       unroll<Columns>([&](auto c) {
         const Batch weight = simd::load(panel + c * kWidth + half * kLanes);
         unroll<Rows>([&](auto r) { sum[r][c] = simd::fma(value[r], weight, sum[r][c]); });
       });
     });
   }
-  unroll<Rows>([&](auto r) {
-    unroll<Columns>([&](auto c) { out[r][column + c] = scale * simd::reduce_add(sum[r][c]); });
-  });
+  unroll<Rows>(
+      [&](auto r) { unroll<Columns>([&](auto c) { out[r][column + c] = scale * simd::reduce_add(sum[r][c]); }); });
 }
 
 template <int Rows, class S>
@@ -98,9 +96,9 @@ void project_columns(const S* const* rows, Index width, const PanelSource<S>& ma
 /// Rows that one share of project_rows() takes, and one tile of it.
 inline constexpr Index kProjectedRows = 4;
 
-/// out[r - origin][j] = scale(g) * sum_c in[r][c] * matrix(g)(c, j) for every row r of every group, where matrix(g) is a
-/// PanelMatrix and the first width(g) scalars of a row count; rows of groups with an empty matrix are left as they are.
-/// 2 * num_rows * width * rank operations; rows in parallel; no allocation.
+/// out[r - origin][j] = scale(g) * sum_c in[r][c] * matrix(g)(c, j) for every row r of every group, where matrix(g) is
+/// a PanelMatrix and the first width(g) scalars of a row count; rows of groups with an empty matrix are left as they
+/// are. 2 * num_rows * width * rank operations; rows in parallel; no allocation.
 template <class S, class MatrixOf, class WidthOf, class ScaleOf>
 void project_rows(const RowGroups& groups, const RowSource<S>& in, const MatrixOf& matrix, const WidthOf& width,
                   const ScaleOf& scale, RowBuffer<S>& out) {
