@@ -28,6 +28,10 @@
 #include "moe/io/file/parameters.hpp"
 #include "moe/io/gaussian.hpp"
 
+// Adapters of experts as PEFT has them.
+#include "moe/io/adapter/load_peft_adapters.hpp"
+#include "moe/io/adapter/save_peft_adapters.hpp"
+
 // Files: tensors, arrays, tables.
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/dtype.hpp"

@@ -6,7 +6,8 @@
 // forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of
 // your own, read the concept.hpp of its folder. Every header also stands alone.
 
-// The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
+// The layer: router, gate, plan, experts, combine; branches beside it, layers as experts, adapters on frozen experts.
+#include "moe/layer/adapters.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/concept.hpp"
@@ -70,6 +71,7 @@
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
+#include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
@@ -107,6 +109,7 @@
 #include "moe/routing/step.hpp"
 
 // Weights in few bits: formats, and layers made of them.
+#include "moe/compress/merge_adapters.hpp"
 #include "moe/compress/quantise.hpp"
 #include "moe/compress/round_to_nearest.hpp"
 #include "moe/kernel/quantised_matrix.hpp"

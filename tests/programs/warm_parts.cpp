@@ -10,6 +10,7 @@
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
+#include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
@@ -224,6 +225,8 @@ void check_experts() {
   check_expert("Glu", glu);
   for (const char* format : {"bf16", "f16", "fp8", "fp8-e5m2", "int8", "int4", "int4-zero", "mxfp4", "nvfp4", "3bit"})
     check_expert(std::string("Glu of ") + format, moe::quantise(glu, moe::WeightFormat::named(format)));
+  check_expert("LowRank of Glu", moe::LowRank(glu, {.rank = 3}, 2));
+  check_expert("LowRank of Mlp in int4", moe::LowRank(moe::quantise(mlp, moe::WeightFormat::int4()), {}, 2));
   check_expert("Offset", moe::Offset(kDim));
   check_expert("ScaledIdentity", moe::ScaledIdentity{kDim});
   check_expert("GatedExpert", moe::GatedExpert<moe::Mlp, moe::F32>(mlp, moe::Linear::random(1, kDim, 2)));

@@ -10,7 +10,8 @@
 
 namespace systems {
 
-template <class Layer>
+/// The head is a Linear, or a frozen one.
+template <class Layer, class Head = moe::Linear>
 class WithHead {
  public:
   using Scalar = float;
@@ -19,20 +20,20 @@ class WithHead {
 
   struct Tape {
     typename Layer::Tape layer;
-    moe::Linear::Tape head;
+    typename Head::Tape head;
     moe::Step step;
     moe::Scratch scratch;
     moe::Matrix<float> hidden, dhidden;
   };
 
-  WithHead(Layer layer, moe::Linear head) : layer_(std::move(layer)), head_(std::move(head)) {}
+  WithHead(Layer layer, Head head) : layer_(std::move(layer)), head_(std::move(head)) {}
 
   moe::Index input_dim() const { return layer_.input_dim(); }
   moe::Index output_dim() const { return head_.output_dim(); }
   Layer& layer() { return layer_; }
   const Layer& layer() const { return layer_; }
-  moe::Linear& head() { return head_; }
-  const moe::Linear& head() const { return head_; }
+  Head& head() { return head_; }
+  const Head& head() const { return head_; }
 
   void forward(const moe::MatrixView<float>& tokens, const moe::Step& step, moe::MatrixRef<float> out,
                moe::Workspace& ws) const {
@@ -64,7 +65,7 @@ class WithHead {
 
  private:
   Layer layer_;
-  moe::Linear head_;
+  Head head_;
 };
 
 }  // namespace systems

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
+#include <string_view>
+
 #include "moe/expert/stage/staged_expert.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -49,6 +52,7 @@ template <class Codec>
 class BasicLinear : public StagedExpert<BasicLinear<Codec>, Codec> {
  public:
   using Tape = typename StagedExpert<BasicLinear, Codec>::template Buffers<BasicLinear>;
+  static constexpr std::array<std::string_view, 1> kStageNames = {"weight"};
 
   /// Zero weights. Throws std::invalid_argument for negative sizes.
   BasicLinear(Index output_dim, Index input_dim, Bias bias = Bias::Zero)

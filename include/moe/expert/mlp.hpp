@@ -12,6 +12,7 @@ template <class Codec, Activation Act = Gelu>
 class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
  public:
   using Tape = typename StagedExpert<BasicMlp, Codec>::template Buffers<BasicMlp>;
+  static constexpr std::array<std::string_view, 2> kStageNames = {"up", "down"};
 
   /// Zero weights, output as wide as input. Throws std::invalid_argument for negative sizes.
   BasicMlp(Index model_dim, Index hidden_dim, Bias bias = Bias::Zero)

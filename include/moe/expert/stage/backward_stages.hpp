@@ -24,6 +24,16 @@ void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, Index 
   });
 }
 
+/// Adds what the update of stage I gives to the gradients of some rows of its input, of which they are one panel.
+template <int I, class S, class E>
+void add_update_gradient(const E& expert, const RowBuffer<S>& dlow, Index row, int count, Index panel, S* sums) {
+  if constexpr (kIsAdapted<E, I>) {
+    const auto& update = stage_update<I>(expert);
+    if (!update.empty())
+      kernel::add_low_rank(dlow.row(row), dlow.stride(), count, update.a.panel(panel), update.rank(), sums);
+  }
+}
+
 /// tape.dpre[I] from the gradient of what stage I + 1 computed: its input gradient goes through the derivative of stage
 /// I's epilogue while it is in registers.
 template <class E, int I, class ExpertOf>
@@ -40,9 +50,10 @@ void backward_into(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<ty
   dpre.resize(groups.num_rows(), of.widths.template pre<I>());
   kernel::grouped_input_gradient<S>(
       groups, dpre_above, [&](Index g) { return stage_weight<I + 1>(expert_of(g)).source(); }, tape.gradient,
-      [&](Index g, Index row, int count, Index panel, const S* dhidden) {
+      [&](Index g, Index row, int count, Index panel, S* dhidden) {
         const Index panels = stage_weight<I>(expert_of(g)).panels();
         [[maybe_unused]] const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
+        add_update_gradient<I + 1>(expert_of(g), tape.dlow, row - first, count, panel, dhidden);
         for (Index c = 0; c < kWidth; c += kOut) {
           const Index p = (panel * kWidth + c) / kOut;
           if (p >= panels) break;
@@ -70,7 +81,8 @@ void store_input_gradient(const StagedRows<E, ExpertOf>& of, const kernel::RowSo
   din.resize(groups.num_rows(), kernel::panels_of<S>(inputs) * kWidth);
   kernel::grouped_input_gradient<S>(
       groups, dpre, [&](Index g) { return stage_weight<0>(expert_of(g)).source(); }, tape.gradient,
-      [&](Index, Index row, int count, Index panel, const S* sums) {
+      [&](Index g, Index row, int count, Index panel, S* sums) {
+        add_update_gradient<0>(expert_of(g), tape.dlow, row - first, count, panel, sums);
         for (Index r = 0; r < count; ++r)
           std::copy_n(sums + r * kWidth, kWidth, din.row(row - first + r) + panel * kWidth);
       });
@@ -88,6 +100,11 @@ void require_gradient_shapes(const kernel::RowGroups& groups, const ExpertOf& ex
     bool same = true;
     if constexpr (GradientStage<E, I>::kLearnsBias) same = dbias.is_shaped_as(bias);
     if constexpr (GradientStage<E, I>::kLearnsWeight) same = same && dweight.is_shaped_as(weight);
+    if constexpr (kLearnsUpdate<E, I>)
+      if (!stage_update<I>(gradient_of(g)).is_shaped_as(stage_update<I>(expert_of(g))))
+        fail("moe::StagedExpert::backward: gradient of expert ", g, ", stage ", I, " has an update of rank ",
+             stage_update<I>(gradient_of(g)).rank(), ", expected the shapes of one of rank ",
+             stage_update<I>(expert_of(g)).rank());
     if (!same)
       fail("moe::StagedExpert::backward: gradient of expert ", g, ", stage ", I, " is [", dweight.outputs(), ", ",
            dweight.inputs(), "] with ", dbias.outputs(), " biases, expected [", weight.outputs(), ", ", weight.inputs(),
@@ -105,6 +122,7 @@ void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeO
   };
   if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], widths.template out<I>());
   if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], widths.template pre<I>());
+  if constexpr (kIsAdapted<E, I>) require("low", tape.low[I], widths.ranks[I]);
 }
 
 /// The gradients of stage I's weights and biases, of those that have one.
@@ -130,14 +148,40 @@ void add_stage_gradient(const kernel::RowGroups& groups, const kernel::RowSource
   }
 }
 
+/// tape.dlow = scale * B^T dpre of the update of stage I, and the gradients of A and B where they have one. The padding
+/// of dpre counts: that of B is zero.
+template <class E, int I, class ExpertOf, class GradientOf>
+void backward_update(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<typename E::Scalar>& in,
+                     const kernel::RowSource<typename E::Scalar>& dpre, const GradientOf& gradient_of,
+                     StageTapeOf<E>& tape) {
+  using S = typename E::Scalar;
+  if (of.widths.ranks[I] == 0) return;
+  const auto update = [&](Index g) -> auto& { return stage_update<I>(of.expert_of(g)); };
+  tape.dlow.resize(of.groups.num_rows(), of.widths.ranks[I]);
+  kernel::project_rows<S>(
+      of.groups, dpre, [&](Index g) -> auto& { return update(g).b; }, [&](Index g) { return update(g).b.width(); },
+      [&](Index g) { return update(g).scale; }, tape.dlow);
+  if constexpr (!std::is_same_v<GradientOf, NoGradient>) {
+    if constexpr (kLearnsUpdate<E, I>) {
+      kernel::grouped_low_rank_gradient<S>(
+          of.groups, dpre, tape.low[I], [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).b; },
+          [&](Index g) { return update(g).b.width(); }, tape.gradient);
+      kernel::grouped_low_rank_gradient<S>(
+          of.groups, in, tape.dlow, [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).a; },
+          [&](Index g) { return update(g).a.outputs(); }, tape.gradient);
+    }
+  }
+}
+
 /// The first stage that has a gradient, or their number where none has.
 template <class E, class GradientOf>
-constexpr int lowest_learned_stage() {
+int lowest_learned_stage(const StageWidths<E>& widths) {
   int lowest = kNumStages<E>;
   if constexpr (!std::is_same_v<GradientOf, NoGradient>)
     simd::unroll<kNumStages<E>>([&](auto i) {
       using Stage = GradientStage<E, i>;
-      if (Stage::kLearnsWeight || Stage::kLearnsBias) lowest = std::min<int>(lowest, i);
+      if (Stage::kLearnsWeight || Stage::kLearnsBias || (kLearnsUpdate<E, i> && widths.ranks[i] > 0))
+        lowest = std::min<int>(lowest, i);
     });
   return lowest;
 }
@@ -152,18 +196,19 @@ void run_backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape
   constexpr int kLast = kNumStages<E> - 1;
   using LastEpilogue = EpilogueOf<E, kLast>;
   const Index first = of.groups.begin(0);
-  constexpr int kLowest = lowest_learned_stage<E, GradientOf>();
-  if (din == nullptr && kLowest > kLast) return;
+  const int lowest = lowest_learned_stage<E, GradientOf>(of.widths);
+  if (din == nullptr && lowest > kLast) return;
   if constexpr (!LastEpilogue::kIdentity)
     backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, first, tape.dpre[kLast]);
   simd::unroll<kLast + 1>([&](auto reversed) {
     constexpr int I = kLast - reversed;
     constexpr int kBefore = I > 0 ? I - 1 : 0;
-    if (din == nullptr && I < kLowest) return;  // nobody asks for what is left
+    if (din == nullptr && I < lowest) return;  // nobody asks for what is left
     const Source dpre = I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(tape.dpre[I], first);
-    add_stage_gradient<E, I>(of.groups, I == 0 ? of.in : Source::from(tape.hidden[kBefore], first), dpre, gradient_of,
-                             tape.gradient);
-    if (din == nullptr && I <= kLowest) return;
+    const Source in = I == 0 ? of.in : Source::from(tape.hidden[kBefore], first);
+    add_stage_gradient<E, I>(of.groups, in, dpre, gradient_of, tape.gradient);
+    if constexpr (kIsAdapted<E, I>) backward_update<E, I>(of, in, dpre, gradient_of, tape);
+    if (din == nullptr && I <= lowest) return;
     if constexpr (I > 0)
       backward_into<E, kBefore>(of, dpre, tape);
     else

@@ -11,6 +11,17 @@ enum class Keep { Nothing, PreActivations };
 
 namespace detail {
 
+/// low = scale * A x for the rows of `groups` that meet an update.
+template <class E, int I, class ExpertOf>
+void project_inputs(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
+                    const ExpertOf& expert_of, RowBuffer<typename E::Scalar>& low) {
+  if (low.cols() == 0) return;
+  const auto update = [&](Index g) -> auto& { return stage_update<I>(expert_of(g)); };
+  kernel::project_rows<typename E::Scalar>(
+      groups, in, [&](Index g) -> auto& { return update(g).a; }, [&](Index g) { return update(g).a.outputs(); },
+      [&](Index g) { return update(g).scale; }, low);
+}
+
 /// Stage I for the rows of `groups`. The tape holds those rows, as `out` does, but in the last stage, where it holds
 /// all rows from 0 on.
 template <Keep keep, class E, int I, class ExpertOf>
@@ -22,12 +33,19 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
   constexpr bool kKeepPre = keep == Keep::PreActivations && !Epilogue::kIdentity;
   const Index first = groups.begin(0), origin = I + 1 == kNumStages<E> ? 0 : first;
   RowBuffer<S>& pre = tape.pre[I];
+  if constexpr (kIsAdapted<E, I>) project_inputs<E, I>(groups, in, expert_of, tape.low[I]);
   kernel::grouped_multiply<S>(
       groups, in, [&](Index g) { return stage_weight<I>(expert_of(g)).source(); }, tape.tasks,
       [&](Index g, Index row, int count, Index panel, S* sums) {
         const auto& bias = stage_bias<I>(expert_of(g));
         const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
         if (!bias.empty()) kernel::add_to_rows(bias.panel(panel), count, sums);
+        if constexpr (kIsAdapted<E, I>) {
+          const auto& update = stage_update<I>(expert_of(g));
+          const RowBuffer<S>& low = tape.low[I];
+          if (!update.empty())
+            kernel::add_low_rank(low.row(row - first), low.stride(), count, update.b.panel(panel), update.rank(), sums);
+        }
         if constexpr (kKeepPre)
           for (Index r = 0; r < count; ++r)
             std::copy_n(sums + r * kWidth, kWidth, pre.row(row - first + r) + panel * kWidth);
@@ -43,6 +61,7 @@ void resize_tape(Index rows, const StageWidths<E>& widths, StageTapeOf<E>& tape)
     if constexpr (i < kLast) tape.hidden[i].resize(rows, widths.template out<i>());
     if constexpr (keep == Keep::PreActivations && !EpilogueOf<E, i>::kIdentity)
       tape.pre[i].resize(rows, widths.template pre<i>());
+    if constexpr (kIsAdapted<E, i>) tape.low[i].resize(rows, widths.ranks[i]);
   });
 }
 

@@ -71,7 +71,7 @@ struct PanelRunner {
     tape.of.require("moe::ExpertPool::backward", plan);
     const StageWidths<E> widths = require_experts(pool, plan);
     require_backward_stages<E>(groups(plan), expert_of(pool), widths, tape.stages, expert_of(gradient));
-    if (tape.widths.panels != widths.panels)
+    if (tape.widths != widths)
       fail("moe::ExpertPool::backward: the tape is of experts with other widths than those of the pool");
   }
   /// backward trusts what require_backward() has just looked at.

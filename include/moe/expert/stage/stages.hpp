@@ -8,6 +8,7 @@
 #include "moe/expert/concept.hpp"
 #include "moe/expert/stage/epilogue.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
+#include "moe/kernel/low_rank.hpp"
 #include "moe/kernel/panel_matrix.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -36,6 +37,19 @@ Stage<Epilogue, W, B> make_stage(W& weight, B& bias, const Epilogue& epilogue = 
   return {weight, bias, epilogue};
 }
 
+/// A stage whose weight is W + scale * B A, of which A and B learn, unless they are const: the product with W has the
+/// bits of the stage without it, and W + scale * B A is never formed.
+template <class E, class W, class B, class U>
+struct AdaptedStage : Stage<E, W, B> {
+  static constexpr bool kLearnsUpdate = !std::is_const_v<U>;
+  U& update;
+};
+
+template <class E, class W, class B, class U>
+AdaptedStage<E, W, B, U> adapt(const Stage<E, W, B>& stage, U& update) {
+  return {stage, update};
+}
+
 /// An expert that lists its stages: `stages(self)` returns a std::tuple of Stage. An ExpertPool then runs stage i of
 /// all experts in one parallel loop and reads the routed rows in place.
 template <class E>
@@ -59,6 +73,8 @@ struct StageTape {
   std::array<RowBuffer<S>, N> pre;     ///< per stage with an activation: pre-activations, in panel order
   std::array<RowBuffer<S>, N> hidden;  ///< output of every stage but the last; for inference, of one wave of rows
   std::array<RowBuffer<S>, N> dpre;
+  std::array<RowBuffer<S>, N> low;  ///< per adapted stage: scale * A x
+  RowBuffer<S> dlow;                ///< and scale * B^T dpre, of one stage
   kernel::TaskList tasks;
   kernel::GradientScratch<S> gradient;
 };
@@ -69,11 +85,22 @@ using StageTapeOf = StageTape<typename E::Scalar, kNumStages<E>>;
 namespace detail {
 
 template <class E, int I>
-using EpilogueOf = typename std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>::Epilogue;
+using StageOf = std::tuple_element_t<I, decltype(E::stages(std::declval<const E&>()))>;
+template <class E, int I>
+using EpilogueOf = typename StageOf<E, I>::Epilogue;
+
+/// Whether stage I has an update of its weight.
+template <class E, int I>
+inline constexpr bool kIsAdapted = requires { StageOf<E, I>::kLearnsUpdate; };
 
 /// Stage I of a gradient.
 template <class E, int I>
 using GradientStage = std::tuple_element_t<I, decltype(E::stages(std::declval<E&>()))>;
+template <class E, int I>
+inline constexpr bool kLearnsUpdate = false;
+template <class E, int I>
+  requires kIsAdapted<E, I>
+inline constexpr bool kLearnsUpdate<E, I> = GradientStage<E, I>::kLearnsUpdate;
 
 template <int I, class E>
 auto& stage_weight(E& expert) {
@@ -85,6 +112,11 @@ auto& stage_bias(E& expert) {
 }
 
 template <int I, class E>
+auto& stage_update(E& expert) {
+  return std::get<I>(std::remove_const_t<E>::stages(expert)).update;
+}
+
+template <int I, class E>
 auto stage_epilogue(E& expert) {
   return std::get<I>(std::remove_const_t<E>::stages(expert)).epilogue;
 }
@@ -93,6 +125,9 @@ auto stage_epilogue(E& expert) {
 template <PanelExpert E>
 struct StageWidths {
   std::array<Index, kNumStages<E>> panels = {};
+  std::array<Index, kNumStages<E>> ranks = {};  // of updates
+
+  bool operator==(const StageWidths&) const = default;
 
   /// Columns that stage I writes: panels x registers of its epilogue.
   template <int I>
@@ -143,6 +178,14 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
         fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " has ", weight.panels(), " panels, and a source of ",
              weight.source().panels, " with ", weight.source().inputs, " inputs, expected those of a matrix [",
              weight.outputs(), ", ", weight.inputs(), "]");
+      if constexpr (kIsAdapted<E, i>) {
+        const auto& update = stage_update<i>(expert_of(g));
+        if (!update.is_update_of(weight))
+          fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " has an update of B [", update.b.outputs(), ", ",
+               update.b.inputs(), "] and A [", update.a.inputs(), ", ", update.a.outputs(),
+               "], expected one of a matrix [", weight.outputs(), ", ", weight.inputs(), "] in its order");
+        widths.ranks[i] = std::max(widths.ranks[i], update.rank());
+      }
       width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
       widths.panels[i] = std::max(widths.panels[i], weight.panels());
     });

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/expert/low_rank.hpp"
+#include "moe/expert/pool.hpp"
+#include "moe/layer/structure.hpp"
+
+// Layers whose experts are frozen and adapted (moe/expert/low_rank.hpp), and their adapters apart from them: to be
+// saved, exchanged, and put onto the same experts again. compress/merge_adapters.hpp folds them into the weights.
+namespace moe::inline MOE_ABI {
+
+/// The updates of all experts of a pool, without the experts. Visited as a layer of LowRank names them
+/// ("experts.3.down.lora_a"), so save_parameters() saves adapters alone, and optimisers or averages may work on them:
+///   moe::save_parameters("adapters.safetensors", moe::adapters_of(layer));
+/// A plain value.
+template <class Codec>
+struct BasicAdapters {
+  std::vector<std::string> stages;                         ///< names
+  std::vector<std::vector<LowRankUpdate<Codec>>> experts;  ///< [experts][stages], empty ones where there is no update
+
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    each(first, [&](std::size_t e, std::size_t i, const std::string& name) {
+      f(name + ".lora_a", first.experts[e][i].a, rest.experts[e][i].a...);
+      f(name + ".lora_b", first.experts[e][i].b, rest.experts[e][i].b...);
+    });
+  }
+  template <class F, class First, class... Rest>
+  static void state(F&& f, First& first, Rest&... rest) {
+    each(first, [&](std::size_t e, std::size_t i, const std::string& name) {
+      f(name + ".lora_scale", first.experts[e][i].scale, rest.experts[e][i].scale...);
+    });
+  }
+
+ private:
+  template <class Self, class Body>
+  static void each(const Self& self, const Body& body) {
+    for (std::size_t e = 0; e < self.experts.size(); ++e)
+      for (std::size_t i = 0; i < self.experts[e].size(); ++i)
+        if (!self.experts[e][i].empty()) body(e, i, "experts." + std::to_string(e) + "." + self.stages[i]);
+  }
+};
+using Adapters = BasicAdapters<F32>;
+
+/// The experts of a pool or layer, frozen, with new adapters: those of expert e are drawn with a seed of its own. What
+/// it computes has the bits of what it was before. Router, gate and branches stay, and learn; see Frozen for a router
+/// that does not. Weights may be floats or in few bits:
+///   auto small = moe::with_adapters(moe::quantise(layer, moe::WeightFormat::int4()), {.rank = 8, .alpha = 16}, 1);
+///   moe::Trainer trainer(small, moe::AdamW{});
+/// One A or B for all experts is not an option: an expert is a value that learns by itself. Throws
+/// std::invalid_argument as LowRank does.
+template <detail::AdaptableExpert E>
+ExpertPool<LowRank<E>> with_adapters(const ExpertPool<E>& pool, const LowRankOptions& options, std::uint64_t seed) {
+  std::vector<LowRank<E>> experts;
+  experts.reserve(static_cast<std::size_t>(pool.size()));
+  const RandomField seeds(Purpose::Initialise, seed);
+  for (Index e = 0; e < pool.size(); ++e) experts.emplace_back(pool[e], options, seeds.bits(e));
+  return ExpertPool<LowRank<E>>(std::move(experts));
+}
+template <class R, class G, class X>
+auto with_adapters(const MoeLayer<R, G, X>& layer, const LowRankOptions& options, std::uint64_t seed) {
+  return with_experts(layer, with_adapters(layer.experts(), options, seed));
+}
+template <class Layer, class... Branches>
+auto with_adapters(const WithBranches<Layer, Branches...>& layer, const LowRankOptions& options, std::uint64_t seed) {
+  return with_experts(layer, with_adapters(layer.layer().experts(), options, seed));
+}
+/// What cannot be adapted, in a sentence.
+template <class T>
+void with_adapters(const T&, const LowRankOptions&, std::uint64_t) {
+  static_assert(!std::is_same_v<T, T>,
+                "moe::with_adapters: a pool or layer of experts that list their stages, as Linear, Mlp and Glu do, can "
+                "be adapted, once (merge_adapters() before the next time)");
+}
+
+/// The pool or layer that with_adapters() has been given: the experts without their adapters.
+template <class E>
+ExpertPool<E> without_adapters(const ExpertPool<LowRank<E>>& pool) {
+  std::vector<E> experts;
+  experts.reserve(static_cast<std::size_t>(pool.size()));
+  for (Index e = 0; e < pool.size(); ++e) experts.push_back(pool[e].base());
+  return ExpertPool<E>(std::move(experts));
+}
+template <class R, class G, class X>
+auto without_adapters(const MoeLayer<R, G, X>& layer) {
+  return with_experts(layer, without_adapters(layer.experts()));
+}
+template <class Layer, class... Branches>
+auto without_adapters(const WithBranches<Layer, Branches...>& layer) {
+  return with_experts(layer, without_adapters(layer.layer().experts()));
+}
+
+/// A copy of the adapters of a pool or layer.
+template <class E>
+BasicAdapters<typename LowRank<E>::Codec> adapters_of(const ExpertPool<LowRank<E>>& pool) {
+  BasicAdapters<typename LowRank<E>::Codec> adapters;
+  for (int i = 0; i < LowRank<E>::kStages; ++i) adapters.stages.push_back(LowRank<E>::name(i));
+  for (Index e = 0; e < pool.size(); ++e)
+    adapters.experts.emplace_back(pool[e].updates().begin(), pool[e].updates().end());
+  return adapters;
+}
+template <class R, class G, class X>
+auto adapters_of(const MoeLayer<R, G, X>& layer) {
+  return adapters_of(layer.experts());
+}
+template <class Layer, class... Branches>
+auto adapters_of(const WithBranches<Layer, Branches...>& layer) {
+  return adapters_of(layer.layer().experts());
+}
+
+/// Puts adapters, of any rank, in the place of those of a pool or layer. Throws std::invalid_argument, and changes
+/// nothing, unless there are as many experts with stages of the same names and sizes.
+template <class E>
+void set_adapters(ExpertPool<LowRank<E>>& pool, const BasicAdapters<typename LowRank<E>::Codec>& adapters) {
+  constexpr const char* kFunction = "moe::set_adapters";
+  if (std::ssize(adapters.experts) != pool.size())
+    fail(kFunction, ": there are adapters of ", adapters.experts.size(), " experts, expected ", pool.size());
+  if (std::ssize(adapters.stages) != LowRank<E>::kStages)
+    fail(kFunction, ": the adapters are of ", adapters.stages.size(), " stages, expected ", LowRank<E>::kStages);
+  for (int i = 0; i < LowRank<E>::kStages; ++i)
+    if (adapters.stages[static_cast<std::size_t>(i)] != LowRank<E>::name(i))
+      fail(kFunction, ": stage ", i, " of the adapters is '", adapters.stages[static_cast<std::size_t>(i)],
+           "', expected '", LowRank<E>::name(i), "'");
+  for (Index e = 0; e < pool.size(); ++e) {
+    const auto& updates = adapters.experts[static_cast<std::size_t>(e)];
+    if (std::ssize(updates) != LowRank<E>::kStages)
+      fail(kFunction, ": expert ", e, " has ", updates.size(), " updates, expected ", LowRank<E>::kStages);
+    simd::unroll<LowRank<E>::kStages>([&](auto i) {
+      const auto& weight = detail::stage_weight<i>(pool[e].base());
+      const auto& update = updates[static_cast<std::size_t>(i)];
+      if (!update.is_update_of(weight))
+        fail(kFunction, ": '", LowRank<E>::name(i), "' of expert ", e, " has A [", update.rank(), ", ",
+             update.a.outputs(), "] and B [", update.b.outputs(), ", ", update.b.inputs(),
+             "], expected those of a matrix [", weight.outputs(), ", ", weight.inputs(), "] in its order");
+    });
+  }
+  for (Index e = 0; e < pool.size(); ++e)
+    std::copy_n(adapters.experts[static_cast<std::size_t>(e)].begin(), LowRank<E>::kStages, pool[e].updates().begin());
+}
+template <class R, class G, class X, class Codec>
+void set_adapters(MoeLayer<R, G, X>& layer, const BasicAdapters<Codec>& adapters) {
+  set_adapters(layer.experts(), adapters);
+}
+template <class Layer, class... Branches, class Codec>
+void set_adapters(WithBranches<Layer, Branches...>& layer, const BasicAdapters<Codec>& adapters) {
+  set_adapters(layer.layer().experts(), adapters);
+}
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: MIT
+// Adapters in files: alone under names of our own, and as PEFT writes them, read back by a plain reader and by loops
+// written from PEFT's own formula.
+#include <cstring>
+
+#include "io/plain_reader.hpp"
+#include "layer/fixtures.hpp"
+#include "moe/io/adapter/load_peft_adapters.hpp"
+#include "moe/io/adapter/save_peft_adapters.hpp"
+#include "moe/io/file/parameters.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
+#include "support/low_rank.hpp"
+
+using Catch::Matchers::ContainsSubstring;
+using moe::Adapters;
+using moe::FusedRows;
+using moe::Index;
+using moe::Matrix;
+using moe::PeftExperts;
+using moe::PeftLayout;
+using moe::PeftOptions;
+
+namespace {
+
+constexpr Index kExperts = 3, kDim = 11, kHidden = 9;
+const std::string kStart = "base_model.model.model.layers.4.mlp.experts";
+
+template <class E = moe::Glu>
+auto pool_of(const moe::LowRankOptions& options = {.rank = 2, .alpha = 6}) {
+  return test::random_adapters(moe::ExpertPool<E>::random(kExperts, kDim, kHidden, 1), options, 3);
+}
+
+bool same(const Adapters& a, const Adapters& b) {
+  if (a.stages != b.stages || a.experts.size() != b.experts.size()) return false;
+  for (std::size_t e = 0; e < a.experts.size(); ++e)
+    for (std::size_t i = 0; i < a.stages.size(); ++i) {
+      const auto &x = a.experts[e][i], &y = b.experts[e][i];
+      if (!x.is_shaped_as(y) || x.scale != y.scale || !test::same_bits(x.a.matrix(), y.a.matrix()) ||
+          !test::same_bits(x.b.matrix(), y.b.matrix()))
+        return false;
+    }
+  return true;
+}
+
+/// scale * B A.
+Matrix<double> delta_of(const moe::LowRankUpdate<moe::F32>& update) {
+  Matrix<double> delta = Matrix<double>::Zero(update.b.outputs(), update.a.outputs());
+  for (Index o = 0; o < delta.rows(); ++o)
+    for (Index i = 0; i < delta.cols(); ++i)
+      for (Index j = 0; j < update.rank(); ++j) delta(o, i) += double(update.b(o, j)) * double(update.a(i, j));
+  return update.scale * delta;
+}
+
+Matrix<float> matrix_of(const test::PlainTensor& tensor) {
+  REQUIRE(tensor.dtype == "F32");
+  Matrix<float> values(static_cast<Index>(tensor.shape.at(0)), static_cast<Index>(tensor.shape.at(1)));
+  REQUIRE(tensor.bytes.size() == sizeof(float) * static_cast<std::size_t>(values.size()));
+  std::memcpy(values.data(), tensor.bytes.data(), tensor.bytes.size());
+  return values;
+}
+
+/// A file of tensors [rows, columns], all 1, 2, 3, ... from `first` on.
+void write_tensors(const std::filesystem::path& directory, const std::string& config,
+                   const std::vector<std::tuple<std::string, int, int>>& tensors) {
+  std::string header, data;
+  for (std::size_t t = 0; t < tensors.size(); ++t) {
+    const auto& [name, rows, columns] = tensors[t];
+    const std::size_t begin = data.size();
+    for (int i = 0; i < rows * columns; ++i) {
+      const auto value = static_cast<float>(i + 1 + static_cast<int>(t));
+      data.append(reinterpret_cast<const char*>(&value), sizeof value);
+    }
+    header += (t ? R"(,")" : R"(")") + name + R"(":{"dtype":"F32","shape":[)" + std::to_string(rows) + "," +
+              std::to_string(columns) + R"(],"data_offsets":[)" + std::to_string(begin) + "," +
+              std::to_string(data.size()) + "]}";
+  }
+  header = "{" + header + "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  std::filesystem::create_directories(directory);
+  test::write_bytes(directory / "adapter_model.safetensors", test::safetensors_bytes(header, data));
+  test::write_bytes(directory / "adapter_config.json", config);
+}
+
+const std::string kConfig = R"({"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":["down_proj"]})";
+
+}  // namespace
+
+TEST_CASE("save_parameters: adapters alone, and whole layers with them, come back bit for bit", "[io]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = pool_of();
+  auto other = moe::with_adapters(moe::without_adapters(pool), {.rank = 2, .alpha = 1}, 9);
+  moe::save_parameters(directory / "adapters", moe::adapters_of(pool));
+  auto adapters = moe::adapters_of(other);
+  moe::load_parameters(directory / "adapters", adapters);
+  CHECK(same(adapters, moe::adapters_of(pool)));
+  const auto plain = test::read_plainly(test::read_bytes(directory / "adapters"));
+  CHECK(plain.tensors.size() == kExperts * 2 * 3);
+  CHECK(plain.tensors.at("experts.2.down.lora_b").shape == std::vector<std::size_t>{kDim, 2});
+
+  moe::save_parameters(directory / "pool", pool);
+  auto loaded = moe::with_adapters(moe::ExpertPool<moe::Glu>::random(kExperts, kDim, kHidden, 7), {.rank = 2}, 8);
+  const auto shares = loaded;
+  moe::load_parameters(directory / "pool", loaded);
+  CHECK(test::same_parameters(loaded, pool));
+  CHECK_FALSE(test::same_parameters(shares, pool));  // whoever shared the base keeps his own
+}
+
+TEST_CASE("save_peft_adapters: a pair of tensors per expert and matrix, under the names of PEFT", "[io]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = pool_of();
+  moe::save_peft_adapters(directory / "peft", {{4, moe::adapters_of(pool)}}, {.base_model = "some/model"});
+  const auto file = test::read_plainly(test::read_bytes(directory / "peft" / "adapter_model.safetensors"));
+  CHECK(file.tensors.size() == kExperts * 3 * 2);
+  for (Index e = 0; e < kExperts; ++e) {
+    const auto tensor = [&](const std::string& name) {
+      return matrix_of(file.tensors.at(kStart + "." + std::to_string(e) + "." + name + ".weight"));
+    };
+    const auto &gate_up = pool[e].update("gate_up"), &down = pool[e].update("down");
+    for (Index j = 0; j < 2; ++j) {
+      for (Index i = 0; i < kDim; ++i) {
+        CHECK(tensor("gate_proj.lora_A")(j, i) == gate_up.a(i, j));
+        CHECK(tensor("up_proj.lora_A")(j, i) == gate_up.a(i, j));
+        CHECK(tensor("down_proj.lora_B")(i, j) == down.b(i, j));
+      }
+      for (Index h = 0; h < kHidden; ++h) {
+        CHECK(tensor("gate_proj.lora_B")(h, j) == gate_up.b(h, j));
+        CHECK(tensor("up_proj.lora_B")(h, j) == gate_up.b(kHidden + h, j));
+        CHECK(tensor("down_proj.lora_A")(j, h) == down.a(h, j));
+      }
+    }
+  }
+  const auto config = nlohmann::json::parse(test::read_bytes(directory / "peft" / "adapter_config.json"));
+  CHECK(config["peft_type"] == "LORA");
+  CHECK(config["r"] == 2);
+  CHECK(config["lora_alpha"] == 6);
+  CHECK(config["target_modules"] == nlohmann::json({"down_proj", "gate_proj", "up_proj"}));
+  CHECK(config["base_model_name_or_path"] == "some/model");
+}
+
+TEST_CASE("save_peft_adapters: fused parameters are what PEFT's own formula takes apart", "[io]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = pool_of();
+  for (const FusedRows rows : {FusedRows::Outputs, FusedRows::Inputs}) {
+    moe::save_peft_adapters(directory / "peft", {{4, moe::adapters_of(pool)}},
+                            {.fused_rows = rows, .layout = PeftLayout::Fused});
+    const auto file = test::read_plainly(test::read_bytes(directory / "peft" / "adapter_model.safetensors"));
+    CHECK(file.tensors.size() == 4);
+    for (const auto& [module, stage] : {std::pair{".base_layer", "gate_up"}, {"", "down"}}) {
+      const auto a = matrix_of(file.tensors.at(kStart + module + ".lora_A.weight"));
+      const auto b = matrix_of(file.tensors.at(kStart + module + ".lora_B.weight"));
+      for (Index e = 0; e < kExperts; ++e) {
+        const auto expected = delta_of(pool[e].update(stage));
+        // "o r e, e r i -> e i o" of B reshaped to [columns, r, experts] and A to [experts, r, rows]
+        for (Index row = 0; row < a.cols(); ++row)
+          for (Index column = 0; column < b.rows(); ++column) {
+            double sum = 0;
+            for (Index j = 0; j < 2; ++j) sum += double(b(column, j * kExperts + e)) * double(a(e * 2 + j, row));
+            const bool outputs_first = rows == FusedRows::Outputs;
+            // Two products of order 1, times 3, in another order: 1e-14 is twenty roundings.
+            CHECK(std::abs(3 * sum - (outputs_first ? expected(row, column) : expected(column, row))) < 1e-14);
+          }
+      }
+    }
+    const auto config = nlohmann::json::parse(test::read_bytes(directory / "peft" / "adapter_config.json"));
+    CHECK(config["target_modules"].empty());
+    CHECK(config["target_parameters"] == nlohmann::json({"mlp.experts.down_proj", "mlp.experts.gate_up_proj"}));
+  }
+}
+
+TEST_CASE("load_peft_adapters: what was saved, in either layout, for Glu and Mlp, whatever is adapted", "[io]") {
+  const test::TemporaryDirectory directory;
+  for (const PeftLayout layout : {PeftLayout::PerExpert, PeftLayout::Fused})
+    for (const FusedRows rows : {FusedRows::Outputs, FusedRows::Inputs}) {
+      const auto round_trip = [&](const Adapters& adapters, PeftExperts kind) {
+        const PeftOptions options{.fused_rows = rows, .layout = layout, .kind = kind};
+        moe::save_peft_adapters(directory / "peft", {{4, adapters}, {11, adapters}}, options);
+        const auto loaded = moe::load_peft_adapters(directory / "peft", options);
+        CHECK(loaded.size() == 2);
+        CHECK(same(loaded.at(4), adapters));
+        CHECK(same(loaded.at(11), adapters));
+      };
+      CAPTURE(static_cast<int>(layout), static_cast<int>(rows));
+      round_trip(moe::adapters_of(pool_of()), PeftExperts::Gated);
+      round_trip(moe::adapters_of(pool_of({.rank = 1, .alpha = 5, .targets = {"down"}})), PeftExperts::Gated);
+      round_trip(moe::adapters_of(pool_of({.rank = 3, .alpha = 5, .targets = {"gate_up"}})), PeftExperts::Gated);
+      round_trip(moe::adapters_of(pool_of<moe::Mlp>()), PeftExperts::Plain);
+      auto mixed = pool_of();  // ranks and scales of their own
+      const auto wide = pool_of({.rank = 4, .alpha = 2});
+      for (Index e = 0; e < kExperts; ++e) mixed[e].update("down") = wide[e].update("down");
+      round_trip(moe::adapters_of(mixed), PeftExperts::Gated);
+    }
+}
+
+TEST_CASE("load_peft_adapters: gates and ups with A's of their own become one update of both ranks", "[io]") {
+  const test::TemporaryDirectory directory;
+  const std::string expert = kStart + ".0.";
+  write_tensors(directory / "peft", kConfig,
+                {{expert + "gate_proj.lora_A.weight", 2, 5},
+                 {expert + "gate_proj.lora_B.weight", 3, 2},
+                 {expert + "up_proj.lora_A.weight", 2, 5},
+                 {expert + "up_proj.lora_B.weight", 3, 2}});
+  const Adapters adapters = moe::load_peft_adapters(directory / "peft").at(4);
+  const auto& update = adapters.experts.at(0)[0];
+  CHECK(update.rank() == 4);
+  CHECK(update.scale == 2);
+  CHECK(adapters.experts[0][1].empty());
+  const auto delta = delta_of(update);
+  const auto file = test::read_plainly(test::read_bytes(directory / "peft" / "adapter_model.safetensors"));
+  for (const auto& [name, first] : {std::pair{"gate_proj", Index{0}}, {"up_proj", Index{3}}}) {
+    const auto a = matrix_of(file.tensors.at(expert + name + ".lora_A.weight"));
+    const auto b = matrix_of(file.tensors.at(expert + name + ".lora_B.weight"));
+    for (Index o = 0; o < 3; ++o)
+      for (Index i = 0; i < 5; ++i)
+        CHECK(delta(first + o, i) == 2.0 * (b(o, 0) * a(0, i) + b(o, 1) * a(1, i)));  // small integers: exact
+  }
+}
+
+TEST_CASE("load_peft_adapters: ranks, scales and names are those that the configuration says", "[io]") {
+  const test::TemporaryDirectory directory;
+  const std::string expert = "base_model.model.model.layers.0.block_sparse_moe.experts.0.w2";
+  write_tensors(directory / "peft",
+                R"({"peft_type":"LORA","r":8,"lora_alpha":5,"use_rslora":true,"rank_pattern":{"w2":4},
+                    "alpha_pattern":{"w2":6},"target_modules":["w2"]})",
+                {{expert + ".lora_A.weight", 4, 5},
+                 {expert + ".lora_B.weight", 3, 4},
+                 {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", 8, 5}});
+  PeftOptions options{.experts = "model.layers.{}.block_sparse_moe.experts", .gate = "w1", .up = "w3", .down = "w2"};
+  CHECK_THROWS_WITH(moe::load_peft_adapters(directory / "peft", options), ContainsSubstring("is none of the experts"));
+  options.others = moe::OtherModules::Ignore;
+  const auto layers = moe::load_peft_adapters(directory / "peft", options);
+  CHECK(layers.at(0).experts[0][1].scale == 3);  // 6 / sqrt(4)
+  CHECK(layers.at(0).experts[0][1].rank() == 4);
+}
+
+TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const std::string down = kStart + ".0.down_proj", all = kStart;
+  const auto refuses = [&](const std::string& config, const std::vector<std::tuple<std::string, int, int>>& tensors,
+                           const std::string& message) {
+    write_tensors(directory / "peft", config, tensors);
+    CHECK_THROWS_WITH(moe::load_peft_adapters(directory / "peft"), ContainsSubstring(message));
+    CHECK_THROWS_AS(moe::load_peft_adapters(directory / "peft"), std::runtime_error);
+  };
+  const std::vector<std::tuple<std::string, int, int>> good = {{down + ".lora_A.weight", 2, 5},
+                                                               {down + ".lora_B.weight", 3, 2}};
+  const auto with = [](const std::string& field) {
+    return R"({"peft_type":"LORA","r":2,"lora_alpha":4,)" + field + "}";
+  };
+  write_tensors(directory / "peft", kConfig, good);
+  CHECK_NOTHROW(moe::load_peft_adapters(directory / "peft"));
+  refuses(R"({"peft_type":"IA3"})", good, "peft_type is \"IA3\", expected 'LORA'");
+  refuses(R"({"peft_type":"LORA","r":0,"lora_alpha":1})", good, "r is 0");
+  refuses(R"({"peft_type":"LORA","r":2})", good, "lora_alpha is missing");
+  refuses(with(R"("use_dora":true)"), good, "use_dora is true, expected false");
+  refuses(with(R"("bias":"all")"), good, "bias is \"all\"");
+  refuses(with(R"("modules_to_save":["lm_head"])"), good, "modules_to_save");
+  refuses(with(R"("rank_pattern":{".*down_proj":2})"), good, "a pattern is '.*down_proj'");
+  refuses("{", good, "not JSON");
+  refuses(kConfig, {good[0]}, "has no counterpart");
+  refuses(kConfig, {{down + ".lora_A.weight", 3, 5}, good[1]}, "has shape [3, 5], expected [2, any]");
+  refuses(kConfig, {{down + ".lora_A.weight", 2, 0}, good[1]}, "has shape [2, 0], expected [2, any]");
+  refuses(kConfig, {good[0], {down + ".lora_B.weight", 3, 1}}, "has shape [3, 1], expected [any, 2]");
+  refuses(kConfig, {{"x", 1, 1}}, "'x' is none of the experts");
+  refuses(kConfig, {{kStart + ".7.down_proj.lora_A.weight", 2, 5}, {kStart + ".7.down_proj.lora_B.weight", 3, 2}},
+          "adapters of expert 7 and none of 0");
+  refuses(kConfig, {{kStart + ".1234567.down_proj.lora_A.weight", 2, 5}}, "is none of the experts");
+  refuses(kConfig, {good[0], good[1], {all + ".lora_A.weight", 2, 5}, {all + ".lora_B.weight", 3, 2}},
+          "adapters of single experts and of all");
+  refuses(kConfig, {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 4}}, "has 1 adapted parameters");
+  const std::string fused = with(R"("target_parameters":["mlp.experts.down_proj"])");
+  refuses(fused, {{all + ".lora_A.weight", 3, 5}, {all + ".lora_B.weight", 3, 3}}, "expected experts times r = 2");
+  refuses(fused, {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 2}}, "expected [any, 4]");
+  refuses(with(R"("target_parameters":["mlp.experts.gate_up_proj"])"),
+          {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 4}}, "expected gates and as many ups");
+
+  write_tensors(directory / "peft", kConfig, good);
+  const std::string bytes = test::read_bytes(directory / "peft" / "adapter_model.safetensors");
+  for (std::size_t length = 0; length < bytes.size(); ++length) {
+    test::write_bytes(directory / "peft" / "adapter_model.safetensors", bytes.substr(0, length));
+    CHECK_THROWS_AS(moe::load_peft_adapters(directory / "peft"), std::runtime_error);
+  }
+}
+
+TEST_CASE("save_peft_adapters: what PEFT has no names or numbers for is refused", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const auto saves = [&](const Adapters& adapters, const PeftOptions& options = {}) {
+    moe::save_peft_adapters(directory / "peft", {{0, adapters}}, options);
+  };
+  const auto linear = moe::with_adapters(moe::ExpertPool<moe::Linear>::random(2, 5, 5, 1), {}, 1);
+  CHECK_THROWS_WITH(saves(moe::adapters_of(linear)), ContainsSubstring("a stage 'weight'"));
+  auto adapters = moe::adapters_of(pool_of());
+  CHECK_THROWS_WITH(saves(adapters, {.experts = "experts"}), ContainsSubstring("expected a name with {}"));
+  adapters.experts[1][1].scale = 2;
+  CHECK_THROWS_WITH(saves(adapters), ContainsSubstring("PEFT has one of each per name"));
+  for (auto& updates : adapters.experts) updates = std::vector<moe::LowRankUpdate<moe::F32>>(2);
+  CHECK_THROWS_WITH(saves(adapters), ContainsSubstring("have no update"));
+  CHECK_FALSE(std::filesystem::exists(directory / "peft"));
+}
