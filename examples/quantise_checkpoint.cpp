@@ -5,8 +5,10 @@
 //   --calibration  what the MoE blocks read: tokens [num_tokens, model_dim] in a .npy file, or what --save-calibration
 //                  wrote of them (.safetensors); "{}" in the name stands for the number of the layer
 #include <CLI/CLI.hpp>
+#include <cmath>
 #include <cstdio>
 #include <iostream>
+#include <limits>
 #include <moe/compress/awq.hpp>
 #include <moe/compress/gptq.hpp>
 #include <moe/compress/hqq.hpp>
@@ -56,7 +58,7 @@ moe::BlockCalibration calibration_of(const Settings& settings, const moe::MoeBlo
 
 /// The block of one layer, by a method that looks at more than one weight; the report says how well.
 moe::QuantisedMoeBlock quantised(const Settings& settings, const moe::MoeBlock& block, moe::Index layer,
-                                 const moe::WeightWriter& writer) {
+                                 const moe::WeightWriter& writer, double& output_error) {
   if (settings.method == "hqq") return moe::quantise(block, writer.format(), moe::Hqq{});
   const moe::BlockCalibration calibration = calibration_of(settings, block, layer);
   moe::QuantisationReport report;
@@ -69,16 +71,20 @@ moe::QuantisedMoeBlock quantised(const Settings& settings, const moe::MoeBlock& 
                                                          calibration, options);
   std::fprintf(stderr, "\r%40s\r", "");
   if (settings.matrices) report.write_table(std::cout);
-  std::printf("layer %td: error of the outputs of its matrices %.4f\n", layer, report.output_error());
+  output_error = report.output_error();
   return result;
 }
 
-void print(const moe::QuantisedLayer& layer) {
+void print(const moe::QuantisedLayer& layer, double output_error) {
   const auto megabytes = [](std::uint64_t bytes) { return 1e-6 * static_cast<double>(bytes); };
-  std::printf("%5td %12.2f %12.2f %7.2f %10.4f %9.2f\n", layer.layer, megabytes(layer.bytes_before),
-              megabytes(layer.bytes_after),
-              static_cast<double>(layer.bytes_before) / static_cast<double>(layer.bytes_after), layer.error.relative(),
-              layer.seconds);
+  std::printf("%5td %12.2f %12.2f %7.2f %9.4f", layer.layer, megabytes(layer.bytes_before),
+              megabytes(layer.bytes_after), megabytes(layer.bytes_before) / megabytes(layer.bytes_after),
+              layer.error.relative());
+  if (std::isnan(output_error))
+    std::printf("%10s", "-");  // of methods that look at weights alone
+  else
+    std::printf("%10.4f", output_error);
+  std::printf(" %8.2f\n", layer.seconds);
   std::fflush(stdout);
 }
 
@@ -87,18 +93,22 @@ void run(const Settings& settings) {
   const auto writer = moe::weight_writer(format_of(settings), family);
   if (writer->name() == moe::Fp8BlocksWriter().name() && settings.method != "rtn")
     moe::fail("format fp8 has one scale for 128 outputs, expected --method rtn");
+  double output_error = std::numeric_limits<double>::quiet_NaN();  // of the layer that is being written
   moe::QuantiseOptions options{
       .layers = settings.layers,
       .shared = settings.leave_shared ? moe::SharedExperts::Leave : moe::SharedExperts::Quantise,
       .source = settings.decode ? moe::CodedSource::Decode : moe::CodedSource::Refuse,
-      .report = print};
+      .report = [&](const moe::QuantisedLayer& layer) { print(layer, output_error); }};
   if (settings.method != "rtn")
     options.quantiser = [&](const moe::Checkpoint& checkpoint, const moe::MoeConfig& config,
                             const moe::LoadOptions& load, const moe::WeightWriter& to) {
-      return quantised(settings, moe::load_moe_block(checkpoint, config, load), load.layer, to);
+      return quantised(settings, moe::load_moe_block(checkpoint, config, load), load.layer, to, output_error);
     };
-  std::printf("experts in %s, %s, found by %s\nlayer    MB before     MB after   times    error of    seconds\n",
-              writer->format().name().c_str(), writer->name().c_str(), settings.method.c_str());
+  std::printf(
+      "experts in %s, %s, found by %s\n"
+      "                                          relative error of\n"
+      "layer    MB before     MB after   times   weights   outputs  seconds\n",
+      writer->format().name().c_str(), writer->name().c_str(), settings.method.c_str());
   const auto written = moe::quantise_checkpoint(settings.directory, settings.out, *writer, options);
   std::printf("wrote %.2f MB in %zu files to %s\n", 1e-6 * static_cast<double>(written.files.total_size),
               written.files.files.size(), settings.out.c_str());
