@@ -188,6 +188,13 @@ class Checkpoint {
     return std::visit([&](const auto& shard) { return shard.view(name); }, contents_->shards[found->second]);
   }
 
+  /// The file that holds a tensor, relative to the directory of the checkpoint. Throws as at().
+  const std::string& file_of(std::string_view name) const {
+    const auto found = contents_->shard_of.find(name);
+    if (found == contents_->shard_of.end()) fail_missing(name);
+    return contents_->shard_names[found->second];
+  }
+
   /// Sorted.
   const std::vector<std::string>& names() const { return contents_->names; }
   CheckpointFormat format() const { return contents_->format; }
