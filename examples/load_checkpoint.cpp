@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// load_checkpoint [DIR] [--layer N]: loads one MoE layer of a downloaded model (config.json and safetensors), the first
-// unless told otherwise, runs it on random tokens, and shows who got them and how fast. Without DIR it makes a small
-// checkpoint of its own first.
+// load_checkpoint [DIR] [--layer N]: loads one MoE layer of a downloaded model (config.json and safetensors, or a GGUF
+// file), the first unless told otherwise, runs it on random tokens, and shows who got them and how fast. Without DIR it
+// makes a small checkpoint of its own first.
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <cstdio>
@@ -33,8 +33,10 @@ std::string ranges(const std::vector<moe::Index>& numbers) {
   return text;
 }
 
-/// Throws, saying what there is, for a directory that is not one of a model.
+/// What says how to read a model: itself, if it is a GGUF file. Throws, saying what there is, for a directory that is
+/// not one of a model.
 std::filesystem::path config_file(const std::filesystem::path& directory) {
+  if (directory.extension() == ".gguf") return directory;
   if (!std::filesystem::is_directory(directory))
     moe::fail_environment("'", directory.string(),
                           "' is not a directory; expected one with config.json and safetensors");
@@ -133,7 +135,8 @@ void run(const Settings& settings) {
 int main(int argc, char** argv) try {
   CLI::App app("Loads a mixture-of-experts layer of a published model and runs it");
   Settings settings;
-  app.add_option("directory", settings.directory, "with config.json and model.safetensors or its index; '' for a demo");
+  app.add_option("directory", settings.directory,
+                 "with config.json and model.safetensors or its index, or a GGUF file; '' for a demo");
   app.add_option("--layer", settings.layer, "number of the layer; the first with an MoE block otherwise")
       ->check(CLI::Range(moe::Index{0}, moe::Index{1} << 20));
   app.add_option("--prefix", settings.prefix, "of the layer's tensors, instead of that of the family");

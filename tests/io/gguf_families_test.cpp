@@ -5,6 +5,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -169,6 +170,18 @@ TEST_CASE("read_moe_config: metadata of GGUF say what the config.json of the mod
     if (known.name != "deepseek") CHECK(tested.contains(std::string(known.name)));  // the first one: as the second
 }
 
+TEST_CASE("read_moe_config: experts are as wide as the feed-forward network where no other width is said", "[io]") {
+  const test::TemporaryDirectory directory;
+  const GgufEntry widths = test::gguf_list(4, {test::raw(8u), test::raw(16u)});
+  GgufFile file{.metadata = metadata_of({"llama", "mixtral"}, test::config_of("mixtral"))};
+  for (auto& [key, entry] : file.metadata)
+    if (key == "llama.expert_feed_forward_length")
+      std::tie(key, entry) = std::pair("llama.feed_forward_length", widths);
+  test::write_bytes(directory / "x.gguf", file.bytes());
+  REQUIRE(moe::read_moe_family(directory / "x.gguf") == "mixtral");  // of any layer
+  REQUIRE(moe::read_moe_config(directory / "x.gguf", 1).hidden_dim == 16);
+}
+
 TEST_CASE("load_moe_block: a GGUF file holds the block of the safetensors file, bit by bit", "[io]") {
   for (const Architecture& architecture : architectures())
     for (const moe::FamilyFormat& format : moe::kGgufFormats) {
@@ -295,7 +308,7 @@ TEST_CASE("load_quantised_block: Q8_0 and Q4_0 of GGUF keep their codes, also in
   const MoeConfig config = test::config_of("mixtral", 64, 32);
   moe::MoeBlock floats = test::random_block(config);
   for (const std::uint32_t type : {8u, 2u})
-    for (const std::size_t number : {0, 1, 2}) {
+    for (const std::size_t number : {0u, 1u, 2u}) {
       CAPTURE(type, number);
       std::mt19937 engine(11);
       const test::TemporaryDirectory directory;

@@ -292,6 +292,7 @@ TEST_CASE("Checkpoint: a GGUF file in parts is opened by its first", "[io]") {
   REQUIRE(moe::read_all<float>(checkpoint.at("c")) == std::vector<float>{2});
   REQUIRE(checkpoint.metadata() == moe::Metadata{{"general.name", "model"}});
   REQUIRE(checkpoint.ignored().empty());
+  REQUIRE(moe::Checkpoint::open(name(1), moe::FileAccess::Read).names() == checkpoint.names());
 
   REQUIRE(test::contains(complaint_of(name(2)), "is part 1 (split.no) of 3, expected part 0"));
   std::filesystem::remove(name(3));

@@ -81,10 +81,10 @@ inline MoeConfig read_moe_config(const std::filesystem::path& path, std::optiona
   return parse_moe_config(label, detail::read_json(label, path, layer), layer);
 }
 
-/// The family alone of a config.json, as moe_layers() asks for it before a layer is chosen.
+/// The family alone of a config.json or a GGUF file, as moe_layers() asks for it before a layer is chosen.
 inline std::string read_moe_family(const std::filesystem::path& path) {
   const std::string label = "moe::read_moe_family: '" + path.string() + "'";
-  const nlohmann::json json = detail::read_json(label, path);
+  const nlohmann::json json = detail::read_json(label, path, /*layer=*/0);
   return std::string(detail::family_of(detail::JsonFields(label, json)).name);
 }
 
