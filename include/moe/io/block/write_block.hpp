@@ -54,7 +54,7 @@ inline BlockLocation written_location(const MoeConfig& config, const BlockLocati
   fail("moe::quantise_checkpoint: family '", config.family, "' in ", writer.name(), ", expected ",
        in_turns    ? "MXFP4 in blocks, as it is published"
        : is_blocks ? "a layout for experts one by one"
-                   : "FP8 in blocks for stacks of experts, or float weights");
+                   : "a family whose experts lie one by one, or FP8 in blocks where they are stacks [out, in]");
 }
 
 /// What a bound tensor fills: tensors of two locations that fill the same are the same.
