@@ -106,10 +106,13 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
-// Weights in few bits: formats, and layers made of them.
+// Weights in few bits or with zeros: formats, and layers made of them.
 #include "moe/compress/quantise.hpp"
 #include "moe/compress/round_to_nearest.hpp"
+#include "moe/compress/sparsify.hpp"
+#include "moe/compress/wanda.hpp"
 #include "moe/kernel/quantised_matrix.hpp"
+#include "moe/kernel/sparse_matrix.hpp"
 #include "moe/kernel/weight_format.hpp"
 
 // Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.

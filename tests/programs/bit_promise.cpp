@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/sparsify.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/layer/merged_experts.hpp"
@@ -185,7 +186,7 @@ void check_mixtures() {
   check_layer(moe::SoftMoeLayer(moe::LinearRouter::random(5 * kExperts, kModelDim, 1), pool), "soft mixture");
 }
 
-/// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows.
+/// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows, and with zeros.
 void check_formats() {
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   const char* const formats[] = {"bf16", "f16",       "fp8",   "fp8-e5m2", "int8", "int8-zero",
@@ -200,6 +201,10 @@ void check_formats() {
                                        return moe::WeightFormat::named(formats[2 * matrix.expert + second]);
                                      })),
               "formats of few bits");
+  const auto mask = [](const moe::ExpertMatrix&, const auto& weights) {
+    return moe::wanda(weights, std::vector<float>(static_cast<std::size_t>(weights.inputs()), 1.0f), 0.7);
+  };
+  check_layer(layer_of(moe::skip_zeros(moe::mask_weights(pool, mask))), "zeros that are skipped");
   for (const char* format : {"int8", "int4", "mxfp4"})
     check_layer(layer_of(moe::with_dot(moe::quantise(pool, moe::WeightFormat::named(format)), moe::Dot::Int8)),
                 std::string("integers of rows, ") + format);

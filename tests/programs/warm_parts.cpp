@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/sparsify.hpp"
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
@@ -224,6 +225,7 @@ void check_experts() {
   check_expert("Glu", glu);
   for (const char* format : {"bf16", "f16", "fp8", "fp8-e5m2", "int8", "int4", "int4-zero", "mxfp4", "nvfp4", "3bit"})
     check_expert(std::string("Glu of ") + format, moe::quantise(glu, moe::WeightFormat::named(format)));
+  check_expert("Glu that skips zeros", moe::skip_zeros(glu));
   check_expert("Offset", moe::Offset(kDim));
   check_expert("ScaledIdentity", moe::ScaledIdentity{kDim});
   check_expert("GatedExpert", moe::GatedExpert<moe::Mlp, moe::F32>(mlp, moe::Linear::random(1, kDim, 2)));
