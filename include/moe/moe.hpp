@@ -9,6 +9,7 @@
 // The layer: router, gate, plan, experts, combine; branches beside it, and layers as experts.
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
+#include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/diversify.hpp"
 #include "moe/layer/layer_expert.hpp"
@@ -106,7 +107,8 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
-// Weights in few bits or with zeros: formats, and layers made of them.
+// Weights in few bits or with zeros: formats, and layers made of them; experts that others stand in for.
+#include "moe/compress/compress_auxiliary.hpp"
 #include "moe/compress/quantise.hpp"
 #include "moe/compress/round_to_nearest.hpp"
 #include "moe/compress/sparsify.hpp"

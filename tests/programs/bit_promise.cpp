@@ -11,6 +11,7 @@
 #include "moe/compress/sparsify.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/soft_moe.hpp"
@@ -177,13 +178,16 @@ void check(const std::string& name) {
   }
 }
 
-/// What mixes the tokens of a group, and so depends on the batch.
+/// What mixes the tokens of a group, and so depends on the batch; and what auxiliary choices scale, which does not.
 void check_mixtures() {
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   check_layer(moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1),
                             test::AnyGate<float>("softmax", moe::SoftmaxGate{}), moe::MergedExperts(pool)),
               "merged experts");
   check_layer(moe::SoftMoeLayer(moe::LinearRouter::random(5 * kExperts, kModelDim, 1), pool), "soft mixture");
+  check_layer(moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1),
+                            test::AnyGate<float>("top-3", moe::TopKGate{.k = 3}), moe::CompressedExperts(pool, 1)),
+              "compressed experts");
 }
 
 /// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows, and with zeros.
