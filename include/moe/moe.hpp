@@ -59,6 +59,8 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/grouped.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/top_any.hpp"
+#include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"

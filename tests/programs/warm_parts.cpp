@@ -39,6 +39,8 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/grouped.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/top_any.hpp"
+#include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
@@ -213,6 +215,7 @@ void check_gates() {
   check_gate("HashGate", moe::HashGate{.table = moe::random_hash_table(9, kExperts, 2, 1)});
   check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
   check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
+  check_gate("TopAnyGate", moe::TopAnyGate<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
