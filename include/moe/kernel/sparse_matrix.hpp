@@ -103,7 +103,7 @@ struct SparseStore {
 /// of what is computed with decoded(), infinities and NaN among the rows included, as every zero is multiplied with; it
 /// is memory that is saved. So few rows, which wait for it, are faster than with floats from about half zeros on, and
 /// many, for which blocks are decoded, are as fast.
-///   bytes = 4 * num_weights() + panels() * (inputs * lanes / 4 + inputs / (2 lanes) * 8), lanes those of a register
+///   bytes = 4 * num_weights() + outputs * inputs / 8, and 8 per block of 2 registers x as many inputs
 /// Its numbers are kept and not learned: experts name it in `state`, and backward goes through it to the rows alone.
 /// Copies share their memory until one of them is written; immutable use is thread-safe. Empty after it has been moved
 /// from.
