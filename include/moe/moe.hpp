@@ -10,6 +10,7 @@
 #include "moe/layer/adapters.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
+#include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/diversify.hpp"
 #include "moe/layer/layer_expert.hpp"
@@ -59,6 +60,8 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/grouped.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/top_any.hpp"
+#include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
@@ -108,12 +111,16 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
-// Weights in few bits: formats, and layers made of them.
+// Weights in few bits or with zeros: formats, and layers made of them; experts that others stand in for.
+#include "moe/compress/compress_auxiliary.hpp"
 #include "moe/compress/merge_adapters.hpp"
 #include "moe/compress/quantise.hpp"
 #include "moe/compress/round_blocks.hpp"
 #include "moe/compress/round_to_nearest.hpp"
+#include "moe/compress/sparsify.hpp"
+#include "moe/compress/wanda.hpp"
 #include "moe/kernel/quantised_matrix.hpp"
+#include "moe/kernel/sparse_matrix.hpp"
 #include "moe/kernel/weight_format.hpp"
 
 // Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.

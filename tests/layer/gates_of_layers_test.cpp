@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Layers whose gates need more than logits of experts: nulls beside them, keys of tokens.
+// Layers whose gates need more than logits of experts: nulls or masks beside them, keys of tokens.
 #include "layer/gradient_check.hpp"
 #include "moe/gate/hash.hpp"
 #include "moe/gate/null_expert.hpp"
+#include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/layer/structure.hpp"
 #include "moe/router/normalised.hpp"
 #include "moe/routing/balance/null_experts.hpp"
@@ -68,6 +69,52 @@ TEST_CASE("NullExpertGate: experts are taken with their logits and all nulls", "
 TEST_CASE("NullExpertGate: layers with nulls are not joined, as nulls stand behind all experts", "[layer][error]") {
   const auto layer = with_nulls({.k = 2, .nulls = 2});
   CHECK_THROWS_WITH(moe::concatenate(layer, layer), ContainsSubstring("the gates want 6 and 6 logits"));
+}
+
+namespace {
+
+/// Four experts, of which a token chooses three and keeps some.
+auto with_masks() {
+  const moe::TopAnyGate<moe::TopKGate> gate{
+      .gate = {.k = 3}, .k = 3, .temperature = {.start = 0.8, .end = 0.8}, .skipped = moe::SkippedWeight::Shared};
+  return moe::MoeLayer(Linear::random(7, kModelDim, 2, moe::Bias::Zero), gate,
+                       test::layer_of<Glu>(4, moe::TopKGate{}).experts());
+}
+
+}  // namespace
+
+TEST_CASE("TopAnyGate: a layer runs no rows for what its mask drops", "[layer]") {
+  const auto layer = with_masks();
+  auto full = layer;  // whose masks are all for three choices
+  full.router().bias()(6, 0) = 100;
+  const auto tokens = test::random_matrix<double>(60, kModelDim);
+  moe::BasicWorkspace<double> ws, of_full;
+  auto out = test::nan_matrix<double>(60, kModelDim);
+  full.forward(tokens, out, of_full);
+  CHECK(of_full.plan().num_rows() == 3 * 60);
+  layer.forward(tokens, out, ws);
+  const auto skipped = std::ranges::count(ws.routing.dropped(), moe::kDroppedByMask);
+  CHECK(skipped > 0);
+  CHECK(ws.plan().num_rows() == 3 * 60 - skipped);
+  for (Index t = 0; t < 60; ++t) CHECK(ws.routing.dropped(t)[0] == 0);
+  const moe::MoeLayer base(full.router().take(std::vector<Index>{0, 1, 2, 3}), moe::TopKGate{.k = 3}, layer.experts());
+  CHECK(test::same_bits(test::forward(full, tokens), test::forward(base, tokens)));
+}
+
+TEST_CASE("TopAnyGate: a layer is trained through experts, masks and what they cost", "[layer]") {
+  const auto cost = [&](const auto& layer, auto& tape, moe::RoutingGradient<double>& losses) {
+    return 0.3 * moe::kept_choices_loss(layer.gate(), tape.logits, tape.routing, tape.step, 0.3, losses);
+  };
+  CHECK(test::layer_gradient_error(with_masks(), Step::train(2, 5), 7, cost) < 1e-6);
+  CHECK(test::layer_gradient_error(with_masks(), Step{}) < 1e-6);
+}
+
+TEST_CASE("TopAnyGate: experts are taken with their logits and all masks", "[layer]") {
+  const auto layer = with_masks();
+  const auto small = moe::take_experts(layer, {3, 1, 0});
+  CHECK(small.router().num_experts() == 6);
+  for (const auto& [to, from] : {std::pair<Index, Index>{0, 3}, {2, 0}, {3, 4}, {5, 6}})
+    CHECK(small.router().weight()(to, 0) == layer.router().weight()(from, 0));
 }
 
 TEST_CASE("HashGate: a layer whose scores weigh trains its router, and follows its experts", "[layer]") {

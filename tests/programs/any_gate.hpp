@@ -23,6 +23,7 @@
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/top_any.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
 
 namespace test {
@@ -137,6 +138,7 @@ std::vector<AnyGate<S>> keyed_and_other_gates(moe::Index num_experts) {
   gates.emplace_back("hash", moe::HashGate{.table = moe::random_hash_table(kNumKeys, num_experts, 2, 7),
                                            .weight = moe::ChoiceWeight::Score});
   gates.emplace_back("null_expert", moe::NullExpertGate{.k = 3, .nulls = 2});
+  gates.emplace_back("top_any", moe::TopAnyGate<moe::TopKGate>{.gate = {.k = 3}, .k = 3});
   gates.emplace_back("dselect_k", moe::DSelectKGate{.num_experts = num_experts, .k = 2, .width = 2});
   return gates;
 }

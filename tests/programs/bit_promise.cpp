@@ -8,8 +8,10 @@
 #include <numeric>
 
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/sparsify.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/soft_moe.hpp"
@@ -176,16 +178,19 @@ void check(const std::string& name) {
   }
 }
 
-/// What mixes the tokens of a group, and so depends on the batch.
+/// What mixes the tokens of a group, and so depends on the batch; and what auxiliary choices scale, which does not.
 void check_mixtures() {
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   check_layer(moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1),
                             test::AnyGate<float>("softmax", moe::SoftmaxGate{}), moe::MergedExperts(pool)),
               "merged experts");
   check_layer(moe::SoftMoeLayer(moe::LinearRouter::random(5 * kExperts, kModelDim, 1), pool), "soft mixture");
+  check_layer(moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1),
+                            test::AnyGate<float>("top-3", moe::TopKGate{.k = 3}), moe::CompressedExperts(pool, 1)),
+              "compressed experts");
 }
 
-/// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows.
+/// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows, and with zeros.
 void check_formats() {
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
   const char* const formats[] = {"bf16", "f16",       "fp8",   "fp8-e5m2", "int8", "int8-zero",
@@ -200,6 +205,10 @@ void check_formats() {
                                        return moe::WeightFormat::named(formats[2 * matrix.expert + second]);
                                      })),
               "formats of few bits");
+  const auto mask = [](const moe::ExpertMatrix&, const auto& weights) {
+    return moe::wanda(weights, std::vector<float>(static_cast<std::size_t>(weights.inputs()), 1.0f), 0.7);
+  };
+  check_layer(layer_of(moe::skip_zeros(moe::mask_weights(pool, mask))), "zeros that are skipped");
   for (const char* format : {"int8", "int4", "mxfp4"})
     check_layer(layer_of(moe::with_dot(moe::quantise(pool, moe::WeightFormat::named(format)), moe::Dot::Int8)),
                 std::string("integers of rows, ") + format);

@@ -14,6 +14,7 @@
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/layer/branches.hpp"
+#include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
@@ -151,6 +152,9 @@ void check_soft(const std::string& threads) {
   const moe::MoeLayer merged(router, moe::SoftmaxGate{}, moe::MergedExperts(pool));
   check_forward("merged experts, " + threads, merged);
   check_training("merged experts, training, " + threads, merged);
+  const moe::MoeLayer compressed(router, moe::TopKGate{.k = 3}, moe::CompressedExperts(pool, 1));
+  check_forward("compressed experts, " + threads, compressed);
+  check_training("compressed experts, training, " + threads, compressed);
   const moe::SoftMoeLayer soft(moe::LinearRouter::random(3 * kExperts, kModelDim, 1), pool);
   check_forward("soft, " + threads, soft);
   check_training("soft, training, " + threads, soft);

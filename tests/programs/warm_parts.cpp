@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/sparsify.hpp"
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
@@ -39,6 +40,8 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/grouped.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
+#include "moe/gate/wrap/top_any.hpp"
+#include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
@@ -213,6 +216,7 @@ void check_gates() {
   check_gate("HashGate", moe::HashGate{.table = moe::random_hash_table(9, kExperts, 2, 1)});
   check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
   check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
+  check_gate("TopAnyGate", moe::TopAnyGate<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
@@ -227,6 +231,7 @@ void check_experts() {
     check_expert(std::string("Glu of ") + format, moe::quantise(glu, moe::WeightFormat::named(format)));
   check_expert("LowRank of Glu", moe::LowRank(glu, {.rank = 3}, 2));
   check_expert("LowRank of Mlp in int4", moe::LowRank(moe::quantise(mlp, moe::WeightFormat::int4()), {}, 2));
+  check_expert("Glu that skips zeros", moe::skip_zeros(glu));
   check_expert("Offset", moe::Offset(kDim));
   check_expert("ScaledIdentity", moe::ScaledIdentity{kDim});
   check_expert("GatedExpert", moe::GatedExpert<moe::Mlp, moe::F32>(mlp, moe::Linear::random(1, kDim, 2)));

@@ -104,9 +104,9 @@ BasicGlu<Codec, Product> converted(const BasicGlu<From, Product>& expert, const 
   return result;
 }
 
-/// The pool of another codec: convert(ExpertMatrix, matrix) is called from several threads.
+/// The pool of another codec: convert(ExpertMatrix, matrix) is called from several threads. `function`: who complains.
 template <class Codec, HasPanels E, class Convert>
-auto converted(const ExpertPool<E>& pool, const Convert& convert) {
+auto converted(const ExpertPool<E>& pool, const Convert& convert, const char* function = "moe::quantise") {
   using Other = typename WithCodec<E, Codec>::type;
   std::vector<std::optional<Other>> made(static_cast<std::size_t>(pool.size()));
   parallel_for(pool.size(), [&](Index e, Index) {
@@ -115,7 +115,7 @@ auto converted(const ExpertPool<E>& pool, const Convert& convert) {
           try {
             return convert(ExpertMatrix{.expert = e, .name = name}, weights);
           } catch (const std::invalid_argument& error) {
-            fail("moe::quantise: expert ", e, ", ", name, ": ", error.what());
+            fail(function, ": expert ", e, ", ", name, ": ", error.what());
           }
         }));
   });

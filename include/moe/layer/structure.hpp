@@ -168,7 +168,7 @@ WithBranches<Layer, Branches...> take_experts(const WithBranches<Layer, Branches
 /// gate. In training, noise and gradients set copies apart, and a TopKGate that only an epsilon near 1/100 kept from
 /// constant weights is refused, as its epsilon shrinks with the scores. Throws std::invalid_argument for times < 1, and
 /// as take_experts(). Gates for which no numbers give the same outputs are refused by the compiler: SparseMixerGate,
-/// TopPGate, ReluGate, NullExpertGate, DSelectKGate, annealed and random ones, limits, chances and skipping.
+/// TopPGate, ReluGate, NullExpertGate, DSelectKGate, annealed and random ones, limits, chances, masks and skipping.
 /// Komatsuzaki et al., "Sparse upcycling" (arXiv:2212.05055), start from copies of one expert.
 template <class R, class G, class X>
 MoeLayer<R, G, X> duplicate_experts(const MoeLayer<R, G, X>& layer, Index times) {

@@ -38,6 +38,7 @@ inline constexpr std::uint8_t kDroppedByGate = 1;  ///< also padding
 inline constexpr std::uint8_t kDroppedByCapacity = 2;
 inline constexpr std::uint8_t kDroppedBySkipping = 3;
 inline constexpr std::uint8_t kDroppedByChance = 4;
+inline constexpr std::uint8_t kDroppedByMask = 5;  ///< of TopAnyGate
 
 /// Who goes where, with which weight: what every gate fills. Compressed rows for fixed-K and ragged gates alike: the
 /// assignments of token t are [token_begin[t], token_begin[t + 1]), in choice order (dense gates: ascending expert).

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
+#include "moe/core/simd.hpp"
+
+// Registers of floats of which only those that are not zero lie in memory, one behind the other.
+namespace moe::inline MOE_ABI::simd {
+
+/// One bit per lane of a register of floats, lane 0 lowest.
+using LaneBits = std::conditional_t<(kLanes<float> > 8), std::uint16_t, std::uint8_t>;
+
+namespace detail {
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+/// For every set of lanes: which of the values that follow each other a lane gets, and a negative number for none.
+inline constexpr auto kPlacesOfLanes = [] {
+  std::array<std::array<std::int8_t, 8>, 256> table{};
+  for (unsigned set = 0; set < 256; ++set)
+    for (unsigned lane = 0, next = 0; lane < 8; ++lane)
+      table[set][lane] = static_cast<std::int8_t>(set >> lane & 1u ? static_cast<int>(next++) : -128);
+  return table;
+}();
+#endif
+
+}  // namespace detail
+
+/// The values from `from` on in the lanes of `set`, in order, and +0 in the others. A whole register is read.
+[[gnu::always_inline]] inline Batch<float> expand(const float* from, LaneBits set) {
+#if defined(__AVX512F__)  // from a register: from memory it is slow on some machines
+  return _mm512_maskz_expand_ps(set, _mm512_loadu_ps(from));
+#elif defined(__AVX2__)
+  const __m256i place =
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(detail::kPlacesOfLanes[set].data())));
+  const __m256 none = _mm256_castsi256_ps(_mm256_srai_epi32(place, 31));
+  return _mm256_andnot_ps(none, _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), place));
+#else
+  alignas(64) std::array<float, static_cast<std::size_t>(kLanes<float>)> lane;
+  for (std::size_t i = 0; i < lane.size(); ++i) lane[i] = set >> i & 1u ? *from++ : 0.0f;
+  return Batch<float>::load_aligned(lane.data());
+#endif
+}
+
+}  // namespace moe::inline MOE_ABI::simd
