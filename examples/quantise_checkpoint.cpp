@@ -116,14 +116,14 @@ void run(const Settings& settings) {
 }
 
 /// Loads a layer of what was written in its few bits, and runs it beside the floats.
-void read_back(const std::filesystem::path& source, const std::filesystem::path& written) {
-  const auto load = [](const std::filesystem::path& path) {
-    return std::pair(moe::Checkpoint::open(path), moe::read_moe_config(path / "config.json", 0));
+void read_back(const std::filesystem::path& source, const std::filesystem::path& written, moe::Index layer) {
+  const auto load = [layer](const std::filesystem::path& path) {
+    return std::pair(moe::Checkpoint::open(path), moe::read_moe_config(path / "config.json", layer));
   };
   const auto [before, config] = load(source);
   const auto [after, small] = load(written);
-  const moe::MoeBlock exact = moe::load_moe_block(before, config);
-  const moe::QuantisedMoeBlock codes = moe::load_quantised_block(after, small);
+  const moe::MoeBlock exact = moe::load_moe_block(before, config, {.layer = layer});
+  const moe::QuantisedMoeBlock codes = moe::load_quantised_block(after, small, {.layer = layer});
   const moe::Matrix<float> tokens = moe::Matrix<float>::Random(64, config.model_dim);
   moe::Matrix<float> expected(64, config.model_dim), output(64, config.model_dim);
   moe::Workspace workspace;
@@ -166,7 +166,7 @@ int main(int argc, char** argv) try {
   if (settings.out.empty()) moe::fail("no directory to write, expected quantise_checkpoint DIRECTORY OUT");
   run(settings);
   if (!synthetic) return 0;
-  read_back(settings.directory, settings.out);
+  read_back(settings.directory, settings.out, settings.layers.empty() ? 0 : settings.layers.front());
   std::filesystem::remove_all(settings.out);
 } catch (const std::exception& error) {
   std::fprintf(stderr, "quantise_checkpoint: %s\n", error.what());

@@ -8,14 +8,6 @@
 #include "support/text.hpp"
 #include "support/thread_executor.hpp"
 
-#if defined(__unix__)
-#include <sys/resource.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <csignal>
-#endif
-
 namespace {
 
 using moe::Index;
@@ -328,55 +320,3 @@ TEST_CASE("PackedIntsWriter: zero points beyond the codes are refused", "[io][er
                  "zero point of output 3 is 8, expected -8 to 7"));
   CHECK_THROWS_AS(writer.parts("x", {2, 8, 32}), std::invalid_argument);
 }
-
-#if defined(__unix__)
-
-TEST_CASE("quantise_checkpoint: a full disk leaves nothing", "[io][error]") {
-  const ModelDirectory model("mixtral");
-  const Writer writer = moe::weight_writer(WeightFormat::int4());
-  rlimit before{};
-  getrlimit(RLIMIT_FSIZE, &before);
-  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  for (const rlim_t bytes : {rlim_t{100}, rlim_t{8000}, rlim_t{20000}}) {
-    const rlimit limit{bytes, before.rlim_max};
-    setrlimit(RLIMIT_FSIZE, &limit);
-    const std::string message = complaint(model, model.other("out"), *writer);
-    setrlimit(RLIMIT_FSIZE, &before);
-    CAPTURE(bytes, message);
-    CHECK(contains(message, "File too large"));
-    for (const auto& entry : std::filesystem::directory_iterator(model.path().parent_path()))
-      CHECK(entry.path() == model.path());
-  }
-  std::signal(SIGXFSZ, handler);
-}
-
-TEST_CASE("quantise_checkpoint: a program that is killed leaves no directory of that name", "[io][error]") {
-  const ModelDirectory model("mixtral");
-  const Writer writer = moe::weight_writer(WeightFormat::int4());
-  const pid_t child = fork();
-  if (child == 0) {
-    moe::SerialExecutor serial;
-    const moe::UseExecutor use(serial);
-    moe::QuantiseOptions options;
-    options.report = [](const moe::QuantisedLayer&) { std::raise(SIGKILL); };
-    (void)moe::quantise_checkpoint(model.path(), model.other("out"), *writer, options);
-    _exit(0);
-  }
-  int status = 0;
-  REQUIRE(waitpid(child, &status, 0) == child);
-  REQUIRE(WIFSIGNALED(status));
-  const auto entries = [&] {
-    std::set<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(model.path().parent_path()))
-      names.insert(entry.path().filename().string());
-    return names;
-  };
-  REQUIRE(entries().size() == 2);
-  CHECK_FALSE(entries().contains("out"));
-  for (const std::string& name : entries())
-    if (name != "source") CHECK_FALSE(std::filesystem::exists(model.other(name) / "config.json"));
-  (void)moe::quantise_checkpoint(model.path(), model.other("out"), *writer);
-  CHECK(entries() == std::set<std::string>{"out", "source"});
-}
-
-#endif

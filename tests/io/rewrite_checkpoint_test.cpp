@@ -9,6 +9,14 @@
 #include "support/checkpoints.hpp"
 #include "support/text.hpp"
 
+#if defined(__unix__)
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#endif
+
 namespace {
 
 using moe::CheckpointEdit;
@@ -36,6 +44,12 @@ class Source {
   std::filesystem::path path() const { return directory_ / "source"; }
   std::filesystem::path out() const { return directory_ / "out"; }
   std::size_t num_files() const { return directory_.num_files(); }
+  std::set<std::string> names() const {
+    std::set<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(directory_ / ""))
+      names.insert(entry.path().filename().string());
+    return names;
+  }
 
   std::string complaint(const CheckpointEdit& edit) const {
     try {
@@ -156,3 +170,47 @@ TEST_CASE("rewrite_checkpoint: what is no model's directory is refused", "[io][e
   (void)moe::rewrite_checkpoint(moe::Checkpoint::open(source.path()), source.out(), {});
   CHECK_FALSE(std::filesystem::exists(source.out() / "config.json"));
 }
+
+#if defined(__unix__)
+
+TEST_CASE("rewrite_checkpoint: a full disk leaves nothing", "[io][error]") {
+  const Source source;
+  TensorGroup group{{}, {{"x", {.dtype = Dtype::U8, .shape = {50000}}}}, [](moe::TensorSink& to) {
+                      to.write("x", span_of(std::string(50000, 'x')));
+                    }};
+  const CheckpointEdit edit{.groups = {group}};
+  rlimit before{};
+  getrlimit(RLIMIT_FSIZE, &before);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  for (const rlim_t bytes : {rlim_t{100}, rlim_t{400}, rlim_t{20000}}) {  // in a copied file, and in that of the group
+    const rlimit limit{bytes, before.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string message = source.complaint(edit);
+    setrlimit(RLIMIT_FSIZE, &before);
+    CAPTURE(bytes, message);
+    CHECK(contains(message, "File too large"));
+  }
+  std::signal(SIGXFSZ, handler);
+}
+
+TEST_CASE("rewrite_checkpoint: a program that is killed leaves no directory of that name", "[io][error]") {
+  const Source source;
+  const auto before = moe::Checkpoint::open(source.path());
+  const pid_t child = fork();
+  if (child == 0) {
+    const CheckpointEdit edit{.groups = {group_of({}, "x", [](moe::TensorSink&) { std::raise(SIGKILL); })}};
+    (void)moe::rewrite_checkpoint(before, source.out(), edit);
+    _exit(0);
+  }
+  int status = 0;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  REQUIRE(WIFSIGNALED(status));
+  REQUIRE(source.num_files() == 2);
+  CHECK_FALSE(source.names().contains("out"));
+  for (const std::string& name : source.names())
+    if (name != "source") CHECK_FALSE(std::filesystem::exists(source.path() / ".." / name / "config.json"));
+  (void)moe::rewrite_checkpoint(before, source.out(), {});
+  CHECK(source.names() == std::set<std::string>{"out", "source"});
+}
+
+#endif

@@ -2,6 +2,10 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <variant>
 

@@ -60,7 +60,8 @@ inline bool is_float_scale(ScaleType scale) {
 
 /// "pack-quantized": Int4 or Int8, any group, scales F32, F16 or Bf16, with zero points or without: see
 /// PackedIntsLayout. Zero points must be such as the codes are, -8 to 7 of four bits. vLLM takes groups of 32, 64 and
-/// 128 and whole outputs, and scales in the type of its activations, to which it converts.
+/// 128 and whole outputs, and scales in the type of its activations, to which it converts. Scales of round_to_nearest()
+/// may be negative, which is a number like others to whoever multiplies.
 class PackedIntsWriter final : public WeightWriter {
  public:
   /// Throws std::invalid_argument for other formats.
