@@ -10,6 +10,8 @@
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"
 #include "moe/io/block/quantise_block.hpp"
+#include "moe/io/block/quantise_checkpoint.hpp"
+#include "moe/io/block/write_block.hpp"
 #include "moe/io/families/families.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/families/moe_config.hpp"
@@ -22,6 +24,15 @@
 #include "moe/io/checkpoint/load_weight.hpp"
 #include "moe/io/checkpoint/weight_slice.hpp"
 #include "moe/io/checkpoint/weight_source.hpp"
+
+// Checkpoints written anew with other tensors, and the layouts of weights in few bits that other programs read.
+#include "moe/io/checkpoint/decode_weights.hpp"
+#include "moe/io/checkpoint/rewrite_checkpoint.hpp"
+#include "moe/io/checkpoint/tensor_group.hpp"
+#include "moe/io/checkpoint/weight_writer.hpp"
+#include "moe/io/checkpoint/write_compressed.hpp"
+#include "moe/io/checkpoint/write_fp4.hpp"
+#include "moe/io/checkpoint/write_fp8.hpp"
 
 // Layers, optimiser states and statistical models of this library, saved and loaded with the same bits.
 #include "moe/io/file/parameters.hpp"

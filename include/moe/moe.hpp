@@ -108,6 +108,7 @@
 
 // Weights in few bits: formats, and layers made of them.
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/round_blocks.hpp"
 #include "moe/compress/round_to_nearest.hpp"
 #include "moe/kernel/quantised_matrix.hpp"
 #include "moe/kernel/weight_format.hpp"

@@ -91,12 +91,12 @@ class PanelMatrix<Quantised> {
     const WeightFormat& format = panels.format;
     if (format.code == WeightCode::Zeros) return 0;
     const detail::CodeStore::Place at = state_->place(output, input);
-    const float value = detail::value_of_code(format, state_->load_code(at));
-    if (format.scale == ScaleType::Unscaled) return value;
-    const float scale = state_->whole_scale(at);
-    if (!format.has_zero_points) return value * scale;
-    if (format.code == WeightCode::Planes) return simd::fma(value, scale, state_->load_offset(at));
-    return (value - static_cast<float>(state_->load_zero(at))) * scale;
+    const bool is_scaled = format.scale != ScaleType::Unscaled;
+    const float zero = !format.has_zero_points             ? 0
+                       : format.code == WeightCode::Planes ? state_->load_offset(at)
+                                                           : static_cast<float>(state_->load_zero(at));
+    return detail::weight_of_value(format, detail::value_of_code(format, state_->load_code(at)),
+                                   is_scaled ? state_->whole_scale(at) : 1, zero);
   }
   /// The code of a weight, in the lowest bits: of Int8 and Int4 two's complement. Throws as get(), and for a matrix
   /// without codes.
@@ -320,11 +320,7 @@ class PanelMatrix<Quantised> {
         largest = std::max(largest, std::abs(row[static_cast<std::size_t>(i)]));
       }
     }
-    // NVFP4: the largest scale of a group becomes the largest E4M3.
-    if (format.scale == ScaleType::E4M3) {
-      const double scale = static_cast<double>(largest) / (448 * detail::largest_code(format));
-      state.panels.scale = scale > 0 ? std::max(static_cast<float>(scale), 0x1p-126f) : 1;
-    }
+    state.panels.scale = detail::matrix_scale_of(format, largest);
     std::vector<std::uint32_t> codes(static_cast<std::size_t>(inputs()));
     for (Index o = 0; o < outputs(); ++o) round_row(function, o, row_of(o), codes);
   }

@@ -9,6 +9,7 @@
 #include <span>
 #include <type_traits>
 
+#include "moe/core/simd_batch.hpp"
 #include "moe/core/small_float.hpp"
 #include "moe/kernel/weight_format.hpp"
 
@@ -168,6 +169,59 @@ struct GroupParameters {
   float scale = 1, zero = 0;
 };
 
+/// What a code is as a weight: its value, scale and zero point as PanelMatrix<Quantised> has them, rounded once.
+inline float weight_of_value(const WeightFormat& format, float value, float scale, float zero) {
+  if (format.scale == ScaleType::Unscaled) return value;
+  if (!format.has_zero_points) return value * scale;
+  if (format.code == WeightCode::Planes) return simd::fma(value, scale, zero);
+  return (value - zero) * scale;
+}
+
+/// What all scales are multiplied with where they are stored as E4M3, by the largest weight of the matrix: the largest
+/// scale of a group becomes the largest E4M3. Else 1.
+inline float matrix_scale_of(const WeightFormat& format, float largest) {
+  if (format.scale != ScaleType::E4M3) return 1;
+  const double scale = static_cast<double>(largest) / (448 * largest_code(format));
+  return scale > 0 ? std::max(static_cast<float>(scale), 0x1p-126f) : 1;
+}
+
+/// The codes of a group with given parameters, and the weights that they are.
+class GroupRounding {
+ public:
+  GroupRounding(const WeightFormat& format, float matrix_scale, const GroupParameters& parameters)
+      : format_(format), parameters_(parameters) {
+    if (format.scale != ScaleType::E4M3) return;
+    scale_ = static_cast<double>(parameters.scale) * static_cast<double>(matrix_scale);
+    parameters_.scale = parameters.scale * matrix_scale;
+  }
+
+  bool is_finite() const { return std::isfinite(scale_) && std::isfinite(parameters_.zero); }
+  /// The step between weights of neighbouring codes, where codes are integers.
+  double scale() const { return scale_; }
+  double zero() const { return static_cast<double>(parameters_.zero); }
+
+  /// The code that is nearest to a weight.
+  template <WeightCode kCode>
+  std::uint32_t code_as(double w) const {
+    if (format_.scale == ScaleType::Unscaled) return nearest_as<kCode>(format_.bits, w);
+    if (scale_ == 0) return nearest_as<kCode>(format_.bits, 0);
+    if constexpr (kCode == WeightCode::Planes) return nearest_as<kCode>(format_.bits, (w - zero()) / scale_);
+    return nearest_as<kCode>(format_.bits, w / scale_ + zero());
+  }
+  std::uint32_t code(double w) const {
+    return with_code(format_.code, [&](auto kind) { return code_as<kind>(w); });
+  }
+  /// What PanelMatrix<Quantised>::get() makes of it.
+  float weight(std::uint32_t code) const {
+    return weight_of_value(format_, value_of_code(format_, code), parameters_.scale, parameters_.zero);
+  }
+
+ private:
+  WeightFormat format_;
+  GroupParameters parameters_;
+  double scale_ = static_cast<double>(parameters_.scale);
+};
+
 /// Which scale a group gets, by the range of its weights: of candidates the one with the least squared error.
 class GroupFit {
  public:
@@ -210,17 +264,13 @@ class GroupFit {
 
   /// The codes of all weights with such parameters.
   void codes(const GroupParameters& parameters, std::uint32_t* to) const {
+    const GroupRounding rounding(format_, matrix_scale_, parameters);
     with_code(format_.code, [&](auto kind) {
-      for (const float w : weights_) *to++ = code_as<kind>(w, parameters);
+      for (const float w : weights_) *to++ = rounding.code_as<kind>(static_cast<double>(w));
     });
   }
 
  private:
-  double whole_scale(const GroupParameters& parameters) const {
-    return static_cast<double>(parameters.scale) *
-           (format_.scale == ScaleType::E4M3 ? static_cast<double>(matrix_scale_) : 1.0);
-  }
-
   /// Calls consider(scale, zero_of) with the scales that the range of the weights suggests.
   template <class Consider>
   void candidates(const Consider& consider) const {
@@ -266,23 +316,15 @@ class GroupFit {
     }
   }
 
-  template <WeightCode kCode>
-  std::uint32_t code_as(float weight, const GroupParameters& parameters) const {
-    const double w = static_cast<double>(weight);
-    if (format_.scale == ScaleType::Unscaled) return nearest_as<kCode>(format_.bits, w);
-    const double scale = whole_scale(parameters), zero = static_cast<double>(parameters.zero);
-    if (scale == 0) return nearest_as<kCode>(format_.bits, 0);
-    if constexpr (kCode == WeightCode::Planes) return nearest_as<kCode>(format_.bits, (w - zero) / scale);
-    return nearest_as<kCode>(format_.bits, w / scale + zero);
-  }
-
   double squared_error(const GroupParameters& parameters) const {
-    const double scale = whole_scale(parameters), zero = static_cast<double>(parameters.zero);
+    const GroupRounding rounding(format_, matrix_scale_, parameters);
+    const double scale = rounding.scale(), zero = rounding.zero();
     if (!std::isfinite(scale)) return std::numeric_limits<double>::infinity();
     return with_code(format_.code, [&](auto kind) {
       double error = 0;
       for (const float w : weights_) {
-        const auto value = static_cast<double>(value_as<kind>(format_.bits, code_as<kind>(w, parameters)));
+        const auto value =
+            static_cast<double>(value_as<kind>(format_.bits, rounding.code_as<kind>(static_cast<double>(w))));
         const double rounded = kind == WeightCode::Planes ? value * scale + zero : (value - zero) * scale;
         error += (rounded - static_cast<double>(w)) * (rounded - static_cast<double>(w));
       }

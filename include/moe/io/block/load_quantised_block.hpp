@@ -14,6 +14,7 @@ namespace moe::inline MOE_ABI {
 ///   options.format  none: every matrix keeps the format in which the file has it, codes and scales bit for bit, in all
 ///                   layouts of WeightSource. The block then computes the bits of load_moe_block()'s.
 ///                   else: every matrix is read as floats and rounded to this, as quantise(load_moe_block(...)) does it
+///   rounding        how, instead of round_to_nearest(): a Quantiser such as RoundBlocks
 ///   const auto block = moe::load_quantised_block(checkpoint, config, {.layer = 3});
 ///   const auto small = moe::load_quantised_block(checkpoint, config, {.format = moe::WeightFormat::int4()});
 /// Throws as load_moe_block(), and std::invalid_argument without a format for weights in F32 and F64 (nothing is
@@ -23,8 +24,8 @@ namespace moe::inline MOE_ABI {
 /// the file: scales of 128 x 128 blocks are stored for every output (FP8 with F32 scales: 1/32 more), a panel is padded
 /// to lines, the last one to a whole one, and routers are floats; see memory_bytes().
 inline QuantisedMoeBlock load_quantised_block(const Checkpoint& checkpoint, const MoeConfig& config,
-                                              const LoadOptions& options = {}) {
-  CodeLoader codes(options.format);
+                                              const LoadOptions& options = {}, const MatrixRounding& rounding = {}) {
+  CodeLoader codes(options.format, rounding);
   return detail::load_block<Quantised>(checkpoint, config, options, [&](const auto& tensors, const auto& sources) {
     WeightLoader floats;
     for (std::vector<WeightSlice>& slices : detail::slices_of(tensors, sources))

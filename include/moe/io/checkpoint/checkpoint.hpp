@@ -180,6 +180,13 @@ class Checkpoint {
     return contents_->shards[found->second].view(name);
   }
 
+  /// The file that holds a tensor, relative to the directory of the checkpoint. Throws as at().
+  const std::string& file_of(std::string_view name) const {
+    const auto found = contents_->shard_of.find(name);
+    if (found == contents_->shard_of.end()) fail_missing(name);
+    return contents_->shard_names[found->second];
+  }
+
   /// Sorted.
   const std::vector<std::string>& names() const { return contents_->names; }
   /// Of all files together; where two disagree, of the first by name.

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -17,6 +18,9 @@
 #include "moe/kernel/quantised_matrix.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// A Quantiser of any type: see compress/quantise.hpp. Called from several threads.
+using MatrixRounding = std::function<PanelMatrix<Quantised>(const PanelMatrix<F32>&, const WeightFormat&)>;
 
 namespace detail {
 
@@ -140,12 +144,14 @@ struct CodeLoaderScratch {
 };
 
 /// The matrix of the slices in `format`, rounded from floats that live as long as this call.
-inline PanelMatrix<Quantised> round_slices(MatrixSlices slices, const WeightFormat& format, PanelScratch& scratch) {
+inline PanelMatrix<Quantised> round_slices(MatrixSlices slices, const WeightFormat& format,
+                                           const MatrixRounding& rounding, PanelScratch& scratch) {
   const PanelMatrix<Quantised>& to = *slices.front().to_codes;
   PanelMatrix<F32> floats(to.outputs(), to.inputs(), to.order());
   std::vector<WeightSlice> parts;
   for (const WeightSlice& slice : slices) parts.push_back(slice.into(floats, slice.first_output));
   load_panels(parts, 0, extent_of(parts), scratch);
+  if (rounding) return rounding(floats, format);
   PanelMatrix<Quantised> result(to.outputs(), to.inputs(), to.order(), format);
   result.round(floats);
   return result;
@@ -169,8 +175,8 @@ inline PanelMatrix<Quantised> keep_slices(MatrixSlices slices, const WeightForma
 /// Without a format a matrix keeps the codes and scales of the file, bit for bit, in the format that
 /// WeightSource::kept_format() names. Scales of square blocks become one per output and group. Values that share a
 /// scale along the inputs of the file's layout must share it along those of the slice.
-/// With a format every weight is read as floats and rounded to it, as round_to_nearest() does it. Beside the codes,
-/// memory is that of one matrix of floats per worker.
+/// With a format every weight is read as floats and rounded to it, as round_to_nearest() does it, or `rounding`. Beside
+/// the codes, memory is that of one matrix of floats per worker.
 ///   moe::CodeLoader loader(moe::WeightFormat::int4());
 ///   loader.add({moe::weight_slice(source, moe::WeightLayout::OutIn).into(expert.down())});
 ///   loader.run();
@@ -179,7 +185,8 @@ inline PanelMatrix<Quantised> keep_slices(MatrixSlices slices, const WeightForma
 class CodeLoader {
  public:
   /// Throws std::invalid_argument for a format that is not valid or has no codes.
-  explicit CodeLoader(std::optional<WeightFormat> format = {}) : format_(format) {
+  explicit CodeLoader(std::optional<WeightFormat> format = {}, MatrixRounding rounding = {})
+      : format_(format), rounding_(std::move(rounding)) {
     if (!format) return;
     format->validate();
     if (format->code == WeightCode::Zeros) fail("moe::CodeLoader: format is none, expected one with codes");
@@ -233,7 +240,7 @@ class CodeLoader {
     const WeightSlice* misfit = nullptr;
     PanelMatrix<Quantised> result;
     try {
-      result = format_ ? detail::round_slices(matrix.slices, matrix.format, scratch.panels)
+      result = format_ ? detail::round_slices(matrix.slices, matrix.format, rounding_, scratch.panels)
                        : detail::keep_slices(matrix.slices, matrix.format, scratch.codes, misfit);
     } catch (const std::invalid_argument& error) {  // of a number in the file
       fail_environment(matrix.slices.front().source.label(), ": weight ", names_of(matrix.slices), ": ", error.what());
@@ -247,6 +254,7 @@ class CodeLoader {
   }
 
   std::optional<WeightFormat> format_;
+  MatrixRounding rounding_;
   std::vector<Matrix> matrices_;
 };
 

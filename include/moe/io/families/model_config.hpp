@@ -30,9 +30,6 @@ inline const Family& family_of(const JsonFields& top) {
   fail_environment(top.label(), ": model_type is ", in_quotes(model_type), ", expected one of", known);
 }
 
-/// Longest config.json that is read.
-inline constexpr std::size_t kMostConfigBytes = std::size_t{16} << 20;
-
 inline nlohmann::json parse_config(const std::string& label, std::string_view text) {
   if (text.size() > kMostConfigBytes)
     fail_environment(label, ": has ", text.size(), " bytes, expected at most ", kMostConfigBytes);

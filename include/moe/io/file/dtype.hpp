@@ -149,6 +149,16 @@ struct OtherBits {
 inline constexpr std::array<OtherBits, 7> kOtherBits{
     {{"F4", 4}, {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"C64", 64}}};
 
+/// Bytes of a tensor of such a type, or nothing for one that is not known, parts of bytes, and what does not fit Index.
+inline std::optional<std::uint64_t> other_bytes(std::string_view type_name, const std::vector<Index>& shape) {
+  constexpr auto kMax = static_cast<std::uint64_t>(std::numeric_limits<Index>::max());
+  const auto elements = tensor_bytes(Dtype::U8, shape);
+  for (const OtherBits& other : kOtherBits)
+    if (other.name == type_name && elements && *elements <= kMax / other.bits && *elements * other.bits % 8 == 0)
+      return *elements * other.bits / 8;
+  return std::nullopt;
+}
+
 /// Whether so many bytes can be a tensor of this type and shape. Of a type that nobody knows, an element takes a bit at
 /// least, so that a few bytes cannot claim any number of elements.
 inline bool can_fill(std::uint64_t bytes, std::string_view type_name, const std::vector<Index>& shape) {

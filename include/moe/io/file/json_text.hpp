@@ -20,6 +20,8 @@ namespace moe::inline MOE_ABI::detail {
 
 /// Deepest nesting that is read: files of models have ten levels.
 inline constexpr std::size_t kMostJsonDepth = 64;
+/// Longest config.json that is read.
+inline constexpr std::size_t kMostConfigBytes = std::size_t{16} << 20;
 
 /// Where a parser is: how many objects and arrays are open, and which keys each open object has had.
 class JsonNesting {

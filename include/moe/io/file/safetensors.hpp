@@ -152,6 +152,21 @@ class SafetensorsWriter {
     }
   }
 
+  /// A part of the bytes of a tensor, from byte `first` of it on; parts may come in any order, each byte once. Throws
+  /// as the others, and for a part that goes beyond the tensor or writes more bytes than it has.
+  void write_part(std::string_view name, std::uint64_t first, std::span<const std::byte> bytes) {
+    const TensorInfo& info = pending(name);
+    const std::uint64_t size = info.end - info.begin;
+    auto done = partly_.find(name);
+    if (done == partly_.end()) done = partly_.emplace(name, 0).first;
+    if (first > size || bytes.size() > size - first || bytes.size() > size - done->second)
+      fail(label(), ": ", bytes.size(), " bytes from ", first, " on of tensor ", detail::in_quotes(name),
+           ", which has ", size, " bytes, of which ", done->second, " are written");
+    file_.write_at(data_begin_ + info.begin + first, bytes, name);
+    done->second += bytes.size();
+    if (done->second == size) pending_.erase(pending_.find(name));
+  }
+
   /// The same for bytes that are encoded already, of any type.
   void write_bytes(std::string_view name, std::span<const std::byte> bytes) {
     const TensorInfo& info = pending(name);
@@ -185,6 +200,7 @@ class SafetensorsWriter {
   detail::OutputFile file_;
   std::uint64_t data_begin_ = 0;
   std::set<std::string, std::less<>> pending_;
+  std::map<std::string, std::uint64_t, std::less<>> partly_;  ///< bytes of what write_part() has begun
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -198,25 +198,36 @@ inline SafetensorsHeader parse_safetensors_header(const std::string& file, std::
 }
 
 /// Gives every tensor its place in the data section: wide types first, so that each lies aligned, then by name.
-/// Throws std::invalid_argument for a negative extent, more than 64 of them, more bytes than can be addressed, or
-/// Dtype::Other, whose elements have no size.
+/// Throws std::invalid_argument for a negative extent, more than 64 of them, more bytes than can be addressed, or a
+/// type that is not known, whose elements have no size: of Dtype::Other there are F4, F6_E2M3, F6_E3M2, F8_E8M0,
+/// F8_E4M3FNUZ, F8_E5M2FNUZ and C64.
 inline std::uint64_t assign_offsets(SafetensorsHeader& header) {
-  std::vector<std::pair<std::size_t, TensorInfo*>> order;
+  struct Entry {
+    std::size_t align;
+    std::uint64_t bytes;
+    TensorInfo* info;
+  };
+  std::vector<Entry> order;
   for (auto& [name, info] : header.tensors) {
-    if (info.dtype == Dtype::Other)
+    const bool is_other = info.dtype == Dtype::Other;
+    if (is_other && !detail::other_bytes(info.other, {}) && !detail::other_bytes(info.other, {4}))
       fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " is ", detail::in_quotes(info.other),
-           ", expected a type of moe::Dtype other than Other");
+           ", expected a type of moe::Dtype, or another whose size is known");
     const bool is_negative = std::any_of(info.shape.begin(), info.shape.end(), [](Index n) { return n < 0; });
-    if (info.shape.size() > kMaxSafetensorsExtents || is_negative || !detail::tensor_bytes(info.dtype, info.shape))
+    const std::optional<std::uint64_t> bytes = is_negative ? std::nullopt
+                                                           : (is_other ? detail::other_bytes(info.other, info.shape)
+                                                                       : detail::tensor_bytes(info.dtype, info.shape));
+    if (info.shape.size() > kMaxSafetensorsExtents || !bytes)
       fail("moe::assign_offsets: tensor ", detail::in_quotes(name), " has shape [", detail::join(info.shape, ", "),
-           "], expected at most ", kMaxSafetensorsExtents, " extents, none negative, and a size that can be addressed");
-    order.emplace_back(dtype_size(info.dtype), &info);
+           "], expected at most ", kMaxSafetensorsExtents,
+           " extents, none negative, and a size of whole bytes that can be addressed");
+    order.push_back({is_other ? 1 : dtype_size(info.dtype), *bytes, &info});
   }
-  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  std::stable_sort(order.begin(), order.end(), [](const Entry& a, const Entry& b) { return a.align > b.align; });
   std::uint64_t filled = 0;
-  for (const auto& [size, info] : order) {
-    info->begin = filled;
-    filled = info->end = filled + *detail::tensor_bytes(info->dtype, info->shape);
+  for (const Entry& entry : order) {
+    entry.info->begin = filled;
+    filled = entry.info->end = filled + entry.bytes;
     if (filled > static_cast<std::uint64_t>(std::numeric_limits<Index>::max()))
       fail("moe::assign_offsets: more bytes than can be addressed");
   }
