@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Loading a block takes the memory of its weights, as the block holds them, and at most one expert more, however the
 // checkpoint stores them and however many threads load; of weights in few bits that of their codes, and while they are
-// rounded an expert of floats per thread. Exits with 1 after messages about what takes more.
+// rounded an expert of floats per thread. Writing a model with experts in few bits takes a layer of those, and two
+// matrices of floats per thread. Exits with 1 after messages about what takes more.
 #include <cstdio>
 #include <string>
 
 #include "moe/core/memory_bytes.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
+#include "moe/io/block/quantise_checkpoint.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "programs/heap.hpp"
 #include "support/checkpoints.hpp"
@@ -68,13 +70,14 @@ void append(const moe::BoundTensor& tensor, Stored stored, std::vector<test::Ten
   add(tensor.name + "_blocks", Dtype::U8, shape);
 }
 
-void write(const std::filesystem::path& path, const Case& c, const moe::MoeConfig& config) {
+void write(const std::filesystem::path& path, const Case& c, const moe::MoeConfig& config, Index num_layers = 1) {
   moe::MoeBlock block(config);
   const moe::FamilyFormat& format = moe::find_family(config.family)->formats.front();
   std::vector<test::Tensor> tensors;
-  for (const auto& tensor :
-       moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0), c.stored == Stored::Mxfp4}))
-    append(tensor, c.stored, tensors);
+  for (Index layer = 0; layer < num_layers; ++layer)
+    for (const auto& tensor :
+         moe::bind_weights(block, {format, moe::numbered_name(format.prefix, layer), c.stored == Stored::Mxfp4}))
+      append(tensor, c.stored, tensors);
   test::write_tensors(path, tensors);
 }
 
@@ -119,10 +122,43 @@ void check(const Case& c) {
       kSmall, kExpertBytes);
 }
 
+/// Of three layers, one is in memory at a time.
+void check_write(const char* format) {
+  const test::TemporaryDirectory directory;
+  const Case c{"per expert", "olmoe", kPlain};
+  const std::string text = std::string(R"({"model_type": ")") + c.family + R"(", )" + c.sizes + "}";
+  const moe::MoeConfig config = moe::parse_moe_config("load_memory", std::string_view(text));
+  std::filesystem::create_directory(directory / "source");
+  write(directory / "source" / "model.safetensors", c, config, 3);
+  test::write_bytes(directory / "source" / "config.json", text);
+  const auto writer = moe::weight_writer(moe::WeightFormat::named(format));
+  long layer = 0;
+  for (const Index workers : {1, 3}) {
+    test::ThreadExecutor executor(workers);
+    const moe::UseExecutor use(executor);
+    const std::filesystem::path out = directory / std::to_string(workers);
+    const long before = test::bytes_held.load();
+    test::most_bytes_held = before;
+    (void)moe::quantise_checkpoint(directory / "source", out, *writer);
+    const long peak = test::most_bytes_held.load() - before;
+    if (layer == 0)
+      layer = static_cast<long>(moe::memory_bytes(
+          moe::load_quantised_block(moe::Checkpoint::open(out), moe::read_moe_config(out / "config.json"))));
+    // Gates and ups are two thirds of an expert, in floats twice; their codes up to four times while they are packed.
+    const long matrix = kExpertBytes * 2 / 3, spare = kExpertBytes / 4 + workers * (2 * matrix + matrix);
+    const bool fits = peak >= layer && peak <= layer + spare;
+    num_failed += fits ? 0 : 1;
+    std::printf("written as %s, %td workers: %.2f MB at most, a layer is %.2f, and %.2f more may be%s\n", format,
+                workers, 1e-6 * static_cast<double>(peak), 1e-6 * static_cast<double>(layer),
+                1e-6 * static_cast<double>(spare), fits ? "" : ": MORE");
+  }
+}
+
 }  // namespace
 
 int main() {
   for (const Case& c : kCases) check(c);
+  for (const char* format : {"int4", "fp8"}) check_write(format);
   std::printf("%d failed\n", num_failed);
   return num_failed == 0 ? 0 : 1;
 }

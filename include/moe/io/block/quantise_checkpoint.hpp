@@ -49,7 +49,8 @@ struct QuantisedLayer {
   Index layer = 0;
   std::string prefix = {};  ///< of its tensors in the source
   std::uint64_t bytes_before = 0, bytes_after = 0;
-  WeightError error = {};  ///< of experts, shared ones included where they are rounded
+  WeightError error = {};  ///< of experts, shared ones included where they are rounded; of Awq, which scales hidden
+                           ///< units inside, those scales count, too
   double seconds = 0;      ///< to read, round and write
 };
 

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <set>
 #include <string>
@@ -54,7 +54,7 @@ inline BlockLocation written_location(const MoeConfig& config, const BlockLocati
   fail("moe::quantise_checkpoint: family '", config.family, "' in ", writer.name(), ", expected ",
        in_turns    ? "MXFP4 in blocks, as it is published"
        : is_blocks ? "a layout for experts one by one"
-                   : "FP8 in blocks for stacks of experts, or float weights");
+                   : "a family whose experts lie one by one, or FP8 in blocks where they are stacks [out, in]");
 }
 
 /// What a bound tensor fills: tensors of two locations that fill the same are the same.
@@ -114,6 +114,7 @@ class BlockWriter {
   WeightError write(QuantisedMoeBlock block, TensorSink& to) const {
     for (const auto& [name, view] : renamed_) to.write(name, view.bytes);
     const auto before = bind_weights(block, from_), after = bind_weights(block, to_);
+    require_kept(before);
     std::vector<Task> tasks;
     std::map<const void*, std::size_t> place;
     for (const BoundTensor& tensor : after)
@@ -154,6 +155,21 @@ class BlockWriter {
     for (const std::string_view name : {format.shared_gate, format.shared_up, format.shared_down})
       if (!name.empty() && tensor.name == location.prefix + std::string(name)) return false;
     return true;
+  }
+
+  /// Throws where a float of the block is another than in the source: it would not be written.
+  void require_kept(const std::vector<BoundTensor>& tensors) const {
+    for (std::size_t t = 0; t < tensors.size(); ++t) {
+      const BoundTensor& tensor = tensors[t];
+      if (!tensor.numbers && !tensor.slices.front().to) continue;
+      std::vector<float> ours(static_cast<std::size_t>(sources_[t].size())), theirs(ours.size());
+      read_bound(tensor, ours);
+      sources_[t].read_values(0, theirs);
+      const bool are_bits = std::memcmp(ours.data(), theirs.data(), sizeof(float) * ours.size()) == 0;
+      if (!are_bits && ours != theirs)
+        fail("moe::BlockWriter::write: ", detail::in_quotes(tensor.name),
+             " has other numbers than the source, expected only experts' matrices in few bits to change");
+    }
   }
 
   void replace(const Checkpoint& checkpoint, const std::string& name) {
