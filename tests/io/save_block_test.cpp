@@ -165,6 +165,21 @@ TEST_CASE("save_moe_block: config.json says that there are fewer experts, and no
   }
 }
 
+TEST_CASE("save_moe_block: fields of config.json that other programs read follow", "[io]") {
+  const TemporaryDirectory directory;
+  MoeBlock block = test::random_block(test::config_of("gpt_oss"));
+  write_source(directory / "model", "gpt_oss", block, moe::find_family("gpt_oss")->formats.front());
+  Json json = json_of(directory / "model");  // as it is published, and as it might be
+  json["experts_per_token"] = 2, json["num_experts"] = 6, json["n_routed_experts"] = 6, json["num_heads"] = 6;
+  test::write_bytes(directory / "model" / "config.json", json.dump());
+  MoeBlock taken = take_experts(block, {0, 1, 2});
+  std::get<ClampedLayer>(taken.layer()).gate().k = 1;
+  moe::save_moe_block(directory / "out", taken, {.like = directory / "model", .layer = kLayer});
+  for (const char* name : {"num_local_experts", "num_experts", "n_routed_experts"}) json[name] = 3;
+  for (const char* name : {"num_experts_per_tok", "experts_per_token"}) json[name] = 1;
+  CHECK(json_of(directory / "out") == json);
+}
+
 TEST_CASE("save_moe_block: a plain reader finds the weights where the formats have them", "[io]") {
   const auto saved = [](const std::string& model_type, const MoeBlock& block) {
     const TemporaryDirectory directory;
@@ -400,6 +415,7 @@ TEST_CASE("save_moe_block: places and models that do not fit are refused, and no
     return message;
   };
   CHECK(contains(blocks_refused({}), "no block"));
+  CHECK(contains(blocks_refused({{0, "", model.config()}}), "nothing makes the block of layer 0"));
   CHECK(contains(blocks_refused({{0, "", model.config(), make}, {0, "", model.config(), make}}), "two blocks at"));
   CHECK(contains(blocks_refused({{0, "", model.config(),
                                   [&] {

@@ -68,6 +68,7 @@ class BlockSaver {
     if (!family_) fail(function_, ": family '", blocks_.front().config.family, "' is not known");
     for (const SavedBlock& block : blocks_) {
       block.config.validate();
+      if (!block.use) fail(function_, ": nothing makes the block of layer ", block.layer);
       if (block.layer < 0) fail(function_, ": layer is ", block.layer, ", expected at least 0");
       if (block.config.family != family_->name)
         fail(function_, ": blocks of families '", family_->name, "' and '", block.config.family, "', expected one");
@@ -122,7 +123,7 @@ class BlockSaver {
       const std::string prefix = block.prefix.empty() ? numbered_name(format.prefix, block.layer) : block.prefix;
       place(block, {format, prefix}, [&](const BoundTensor& tensor) { return tensor.numbers ? Dtype::F32 : dtype; });
     }
-    nlohmann::ordered_json json = new_config(dtype);
+    nlohmann::ordered_json json = new_config(*family_, blocks_.front().location.format.prefix, dtype);
     write_config(function_, *family_, written_, {}, json);
 
     OutputDirectory directory(label(to), to);
@@ -148,24 +149,6 @@ class BlockSaver {
     config.commit();
     directory.commit();
     return result;
-  }
-
-  /// What a config.json begins with. Models with images have the part about text in a field of its own.
-  nlohmann::ordered_json new_config(Dtype dtype) const {
-    const auto [whole, second] = family_->model_types;
-    const std::string_view text = second.ends_with("_text") ? second : whole;
-    const std::string_view prefix = blocks_.front().location.format.prefix;
-    nlohmann::ordered_json json = {{"model_type", std::string(text)}};
-    if (prefix.find("language_model.") != prefix.npos)
-      json = {{"model_type", std::string(whole)}, {"text_config", nlohmann::ordered_json(json)}};
-    json["torch_dtype"] = torch_name(dtype);
-    return json;
-  }
-  static const char* torch_name(Dtype dtype) {
-    return dtype == Dtype::F64    ? "float64"
-           : dtype == Dtype::BF16 ? "bfloat16"
-           : dtype == Dtype::F16  ? "float16"
-                                  : "float32";
   }
 
   /// The directory of a model with the blocks in it.
@@ -334,8 +317,10 @@ RewrittenCheckpoint save_moe_block(const std::filesystem::path&, const Quantised
 inline RewrittenCheckpoint save_moe_blocks(const std::filesystem::path& to, const std::vector<BlockToSave>& blocks,
                                            const SaveOptions& options = {}) {
   std::vector<detail::SavedBlock> saved;
-  for (const BlockToSave& block : blocks)
-    saved.push_back({block.layer, block.prefix, block.config, [&](const auto& f) { f(block.make()); }});
+  for (const BlockToSave& block : blocks) {
+    saved.push_back({block.layer, block.prefix, block.config});
+    if (block.make) saved.back().use = [&block](const auto& f) { f(block.make()); };
+  }
   return detail::BlockSaver("moe::save_moe_blocks", std::move(saved), options).run(to);
 }
 

@@ -177,6 +177,13 @@ inline void write_config(const char* function, const Family& family, const std::
          is_same && others.empty() ? "" : ". Most families have one number for all layers");
 }
 
+/// Other names of the number of experts that a config.json has beside the one that its family reads: what they say must
+/// not become stale, as other programs may read them.
+inline void follow_count(Index before, Index now, nlohmann::ordered_json& json) {
+  for (const char* name : {"num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"})
+    if (json.contains(name) && json[name].is_number() && json[name] == before) json[name] = now;
+}
+
 /// The same for fields beside those that stay as they are: none is added that the readers of the family do not need.
 inline void change_config(const char* function, const Family& family, const std::vector<LayerConfig>& written,
                           const std::vector<LayerConfig>& others, nlohmann::ordered_json& json) {
@@ -185,6 +192,36 @@ inline void change_config(const char* function, const Family& family, const std:
   std::vector<LayerConfig> expected = written;
   expected.insert(expected.end(), others.begin(), others.end());
   take_out_needless(json, json, before, expected);
+  const nlohmann::json source = nlohmann::json::parse(before.dump());
+  const Index count = parse_moe_config(function, source, written.front().layer).num_experts;
+  nlohmann::ordered_json followed = json;
+  follow_count(count, written.front().config.num_experts, text_part(followed));
+  if (misread(followed, expected).empty()) json = std::move(followed);
+}
+
+inline const char* torch_name(Dtype dtype) {
+  switch (dtype) {
+    case Dtype::F64:
+      return "float64";
+    case Dtype::F16:
+      return "float16";
+    case Dtype::BF16:
+      return "bfloat16";
+    default:
+      return "float32";
+  }
+}
+
+/// What the config.json of a model with names of this prefix begins with. Models with images have the part about text
+/// in a field of its own.
+inline nlohmann::ordered_json new_config(const Family& family, std::string_view prefix, Dtype dtype) {
+  const auto [whole, second] = family.model_types;
+  const std::string name(whole), text(second.ends_with("_text") ? second : whole);
+  nlohmann::ordered_json json = {{"model_type", text}};
+  if (prefix.find("language_model.") != prefix.npos)
+    json = {{"model_type", name}, {"text_config", nlohmann::ordered_json(json)}};
+  json["torch_dtype"] = torch_name(dtype);
+  return json;
 }
 
 }  // namespace moe::inline MOE_ABI::detail
