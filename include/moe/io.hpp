@@ -13,6 +13,7 @@
 #include "moe/io/block/moe_block.hpp"
 #include "moe/io/block/quantise_block.hpp"
 #include "moe/io/block/quantise_checkpoint.hpp"
+#include "moe/io/block/save_block.hpp"
 #include "moe/io/block/write_block.hpp"
 #include "moe/io/families/families.hpp"
 #include "moe/io/families/model_config.hpp"

@@ -269,26 +269,41 @@ std::vector<BoundTensor> bind_weights(BasicMoeBlock<Codec>& block, const BlockLo
   return detail::BlockBinder<Codec>(block.config(), location).bind(block);
 }
 
-/// Writes the weights of a bound tensor into `values`, in the layout of the tensor: what it was loaded from, or a
-/// gradient; 0 where no slice is. Throws std::invalid_argument unless there is a value per element, and for weights in
-/// few bits, which have scales beside them.
+/// Writes elements [first, first + values.size()) of a bound tensor into `values`, in the layout of the tensor: what it
+/// was loaded from, or a gradient; 0 where no slice is. Throws std::invalid_argument for elements that the tensor does
+/// not have, and for weights in few bits, which have scales beside them.
+inline void read_bound(const BoundTensor& tensor, Index first, std::span<float> values) {
+  Index size = 1;
+  for (const Index extent : tensor.shape) size *= extent;
+  const Index count = std::ssize(values);
+  if (first < 0 || first > size || count > size - first)
+    fail("moe::read_bound: ", count, " values from ", first, " on for tensor '", tensor.name, "', expected ", size);
+  std::fill(values.begin(), values.end(), 0.0f);
+  if (tensor.numbers)
+    for (Index i = 0; i < count; ++i)
+      values[static_cast<std::size_t>(i)] = static_cast<float>((*tensor.numbers)(first + i));
+  for (const WeightSlice& slice : tensor.slices) {
+    if (!slice.to)
+      fail("moe::read_bound: tensor '", tensor.name, "' is of weights in few bits, expected floats: see dequantise()");
+    if (slice.first >= first + count) continue;
+    if (slice.first + (slice.outputs - 1) * slice.output_stride + (slice.inputs - 1) * slice.input_stride < first)
+      continue;
+    for (Index o = 0; o < slice.outputs; ++o)
+      for (Index i = 0; i < slice.inputs; ++i) {
+        const Index place = slice.first + o * slice.output_stride + i * slice.input_stride - first;
+        if (place >= 0 && place < count)
+          values[static_cast<std::size_t>(place)] = (*slice.to)(slice.first_output + o, i);
+      }
+  }
+}
+
+/// All elements. Throws std::invalid_argument unless there is a value per element, and as above.
 inline void read_bound(const BoundTensor& tensor, std::span<float> values) {
   Index size = 1;
   for (const Index extent : tensor.shape) size *= extent;
   if (static_cast<Index>(values.size()) != size)
     fail("moe::read_bound: ", values.size(), " values for tensor '", tensor.name, "', expected ", size);
-  if (tensor.numbers)
-    for (Index i = 0; i < size; ++i) values[static_cast<std::size_t>(i)] = static_cast<float>((*tensor.numbers)(i));
-  else
-    std::fill(values.begin(), values.end(), 0.0f);
-  for (const WeightSlice& slice : tensor.slices) {
-    if (!slice.to)
-      fail("moe::read_bound: tensor '", tensor.name, "' is of weights in few bits, expected floats: see dequantise()");
-    for (Index o = 0; o < slice.outputs; ++o)
-      for (Index i = 0; i < slice.inputs; ++i)
-        values[static_cast<std::size_t>(slice.first + o * slice.output_stride + i * slice.input_stride)] =
-            (*slice.to)(slice.first_output + o, i);
-  }
+  read_bound(tensor, 0, values);
 }
 
 }  // namespace moe::inline MOE_ABI

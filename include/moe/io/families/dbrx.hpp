@@ -24,6 +24,21 @@ inline void read_dbrx(const JsonFields& fields, MoeConfig& config) {
   if (p != 0) config.gate.norm_p = p;
 }
 
+inline void write_dbrx(const MoeConfig& config, ConfigFields& fields) {
+  fields.set("d_model", config.model_dim);
+  ConfigFields ffn = fields.part("ffn_config");
+  ffn.set("ffn_hidden_size", config.hidden_dim);
+  ffn.set("moe_num_experts", config.num_experts);
+  ffn.set("moe_top_k", config.gate.k);
+  ffn.part("ffn_act_fn").set_missing("name", "silu");
+  const Normalise norm = config.gate.normalise;
+  if (norm == Normalise::Off)
+    ffn.set("moe_normalize_expert_weights", nullptr);
+  else
+    ffn.set("moe_normalize_expert_weights", norm == Normalise::Sum         ? 1
+                                            : norm == Normalise::Euclidean ? 2
+                                                                           : config.gate.norm_p);
+}
 constexpr FamilyFormat dbrx_names() {
   FamilyFormat format = with_router(projections("transformer.blocks.{}.ffn."), "router.layer.weight");
   format.layout = ExpertLayout::StackedRows;
@@ -31,6 +46,7 @@ constexpr FamilyFormat dbrx_names() {
   return format;
 }
 inline constexpr std::array kDbrxFormats{dbrx_names()};
-inline constexpr Family kDbrx{.name = "dbrx", .model_types = {"dbrx"}, .read = read_dbrx, .formats = kDbrxFormats};
+inline constexpr Family kDbrx{
+    .name = "dbrx", .model_types = {"dbrx"}, .read = read_dbrx, .write = write_dbrx, .formats = kDbrxFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -17,6 +17,12 @@ inline void read_ernie(const JsonFields& fields, MoeConfig& config) {
   require_silu(fields);
 }
 
+inline void write_ernie(const MoeConfig& config, ConfigFields& fields) {
+  write_sizes(config, "moe_intermediate_size", "moe_num_experts", "moe_k", fields);
+  fields.set("moe_num_shared_experts", num_shared(config));
+  fields.set("moe_norm_min", config.gate.floor);
+  write_silu(fields);
+}
 constexpr FamilyFormat ernie_names(std::string_view bias) {
   FamilyFormat format = with_bias(with_shared(projections()), bias);
   format.selection_bias_rank = 2;
@@ -24,7 +30,10 @@ constexpr FamilyFormat ernie_names(std::string_view bias) {
 }
 inline constexpr std::array kErnieFormats{ernie_names("moe_statics.e_score_correction_bias"),
                                           resaved(ernie_names("gate.moe_statics.e_score_correction_bias"))};
-inline constexpr Family kErnie{
-    .name = "ernie4_5_moe", .model_types = {"ernie4_5_moe"}, .read = read_ernie, .formats = kErnieFormats};
+inline constexpr Family kErnie{.name = "ernie4_5_moe",
+                               .model_types = {"ernie4_5_moe"},
+                               .read = read_ernie,
+                               .write = write_ernie,
+                               .formats = kErnieFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -15,9 +15,19 @@ inline void read_exaone(const JsonFields& fields, MoeConfig& config) {
   read_v3_routing(fields, config);
   require_silu(fields);
 }
+inline void write_exaone(const MoeConfig& config, ConfigFields& fields) {
+  write_sizes(config, "moe_intermediate_size", "num_experts", "num_experts_per_tok", fields);
+  fields.set("num_shared_experts", num_shared(config));
+  fields.set("routed_scaling_factor", config.gate.scale);
+  write_v3_routing(config, fields);
+  write_silu(fields);
+}
 inline constexpr std::array kExaoneFormats{with_bias(with_shared(projections()), "e_score_correction_bias"),
                                            resaved(deepseek_v3_names())};
-inline constexpr Family kExaone{
-    .name = "exaone_moe", .model_types = {"exaone_moe"}, .read = read_exaone, .formats = kExaoneFormats};
+inline constexpr Family kExaone{.name = "exaone_moe",
+                                .model_types = {"exaone_moe"},
+                                .read = read_exaone,
+                                .write = write_exaone,
+                                .formats = kExaoneFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 
+#include "moe/io/families/config_fields.hpp"
 #include "moe/io/families/moe_config.hpp"
 #include "moe/io/file/json_fields.hpp"
 
@@ -48,8 +49,10 @@ struct Family {
   std::string_view name = {};                        ///< as MoeConfig::family has it
   std::array<std::string_view, 2> model_types = {};  ///< of config.json; the second may be empty
   void (*read)(const detail::JsonFields&, MoeConfig&) = nullptr;
+  void (*write)(const MoeConfig&, detail::ConfigFields&) = nullptr;  ///< what `read` would read
   std::span<const FamilyFormat> formats = {};
   bool (*is_meant)(const detail::JsonFields&) = nullptr;  ///< by a config.json without model_type; null for none
+  bool has_dense_width = false;  ///< the field for the width of experts is about dense layers, too
 };
 
 /// `name` with its "{}" replaced by a number.
@@ -116,11 +119,24 @@ inline void read_sizes(const JsonFields& fields, const char* hidden, const char*
   config.num_experts = fields.integer(experts);
   config.gate.k = fields.integer(k);
 }
+inline void write_sizes(const MoeConfig& config, const char* hidden, const char* experts, const char* k,
+                        ConfigFields& fields) {
+  fields.set("hidden_size", config.model_dim);
+  fields.set(hidden, config.hidden_dim);
+  fields.set(experts, config.num_experts);
+  fields.set(k, config.gate.k);
+}
 inline void require_silu(const JsonFields& fields) { fields.require("hidden_act", "silu"); }
 /// Sizes where Mixtral has them, as do many after it.
 inline void read_local(const JsonFields& fields, MoeConfig& config) {
   read_sizes(fields, "intermediate_size", "num_local_experts", "num_experts_per_tok", config);
   require_silu(fields);
+}
+
+inline void write_silu(ConfigFields& fields) { fields.set_missing("hidden_act", "silu"); }
+inline void write_local(const MoeConfig& config, ConfigFields& fields) {
+  write_sizes(config, "intermediate_size", "num_local_experts", "num_experts_per_tok", fields);
+  write_silu(fields);
 }
 
 /// Throws unless a flag, if it is there, has this value.
@@ -131,6 +147,9 @@ inline void require_flag(const JsonFields& fields, const char* name, bool expect
 inline void set_norm(bool normalises, MoeConfig& config) {
   config.gate.normalise = normalises ? Normalise::Sum : Normalise::Off;
 }
+inline bool has_norm(const MoeConfig& config) { return config.gate.normalise != Normalise::Off; }
+/// Shared experts side by side, each as wide as one of the others.
+inline Index num_shared(const MoeConfig& config) { return config.shared_dim / config.hidden_dim; }
 
 }  // namespace detail
 

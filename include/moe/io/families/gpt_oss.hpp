@@ -17,6 +17,14 @@ inline void read_gpt_oss(const JsonFields& fields, MoeConfig& config) {
   config.router_bias = config.expert_bias = true;
 }
 /// OpenAI's own config.json has no model_type.
+inline void write_gpt_oss(const MoeConfig& config, ConfigFields& fields) {
+  fields.set("hidden_size", config.model_dim);
+  fields.set("intermediate_size", config.hidden_dim);
+  fields.set_either("num_local_experts", "num_experts", config.num_experts);
+  fields.set_either("num_experts_per_tok", "experts_per_token", config.gate.k);
+  fields.set("swiglu_limit", config.clamp.limit);
+  fields.set("swiglu_alpha", config.clamp.alpha);
+}
 inline bool is_gpt_oss(const JsonFields& fields) {
   return fields.has("experts_per_token") && fields.has("swiglu_limit");
 }
@@ -37,6 +45,7 @@ inline constexpr std::array kGptOssFormats{gpt_oss_names(), gpt_oss_original_nam
 inline constexpr Family kGptOss{.name = "gpt_oss",
                                 .model_types = {"gpt_oss"},
                                 .read = read_gpt_oss,
+                                .write = write_gpt_oss,
                                 .formats = kGptOssFormats,
                                 .is_meant = is_gpt_oss};
 

@@ -14,12 +14,19 @@ constexpr FamilyFormat granite_names(std::string_view prefix) {
                "output_linear.weight");
 }
 inline constexpr std::array kGraniteFormats{granite_names(kSparse)};
-inline constexpr Family kGranite{
-    .name = "granitemoe", .model_types = {"granitemoe"}, .read = read_local, .formats = kGraniteFormats};
+inline constexpr Family kGranite{.name = "granitemoe",
+                                 .model_types = {"granitemoe"},
+                                 .read = read_local,
+                                 .write = write_local,
+                                 .formats = kGraniteFormats};
 
 inline void read_granite_shared(const JsonFields& fields, MoeConfig& config) {
   read_local(fields, config);
   config.shared_dim = fields.integer("shared_intermediate_size");
+}
+inline void write_granite_shared(const MoeConfig& config, ConfigFields& fields) {
+  write_local(config, fields);
+  fields.set("shared_intermediate_size", config.shared_dim);
 }
 constexpr FamilyFormat granite_shared_names() {  // the shared expert is a sibling of the block
   FamilyFormat format =
@@ -32,16 +39,22 @@ inline constexpr std::array kGraniteSharedFormats{granite_shared_names()};
 inline constexpr Family kGraniteShared{.name = "granitemoeshared",
                                        .model_types = {"granitemoeshared"},
                                        .read = read_granite_shared,
+                                       .write = write_granite_shared,
                                        .formats = kGraniteSharedFormats};
 inline constexpr Family kGraniteHybrid{.name = "granitemoehybrid",
                                        .model_types = {"granitemoehybrid"},
                                        .read = read_granite_shared,
+                                       .write = write_granite_shared,
                                        .formats = kGraniteSharedFormats};
 
 inline void read_jetmoe(const JsonFields& fields, MoeConfig& config) {
   read_local(fields, config);
   fields.require("activation_function", "silu");
   config.output_bias = true;
+}
+inline void write_jetmoe(const MoeConfig& config, ConfigFields& fields) {
+  write_local(config, fields);
+  fields.set_missing("activation_function", "silu");
 }
 constexpr FamilyFormat jetmoe_names() {
   FamilyFormat format = granite_names(kMlp);
@@ -50,6 +63,6 @@ constexpr FamilyFormat jetmoe_names() {
 }
 inline constexpr std::array kJetmoeFormats{jetmoe_names()};
 inline constexpr Family kJetmoe{
-    .name = "jetmoe", .model_types = {"jetmoe"}, .read = read_jetmoe, .formats = kJetmoeFormats};
+    .name = "jetmoe", .model_types = {"jetmoe"}, .read = read_jetmoe, .write = write_jetmoe, .formats = kJetmoeFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

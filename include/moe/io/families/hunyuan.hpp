@@ -21,6 +21,18 @@ inline void read_hunyuan(const JsonFields& fields, MoeConfig& config) {
   require_silu(fields);
 }
 
+inline void write_hunyuan(const MoeConfig& config, ConfigFields& fields) {
+  fields.set("hidden_size", config.model_dim);
+  fields.set_of_layers("num_experts", config.num_experts);
+  fields.set_of_layers("moe_topk", config.gate.k);
+  if (fields.has("moe_intermediate_size") || !fields.has("intermediate_size"))
+    fields.set_of_layers("moe_intermediate_size", config.hidden_dim);
+  else
+    fields.set("intermediate_size", config.hidden_dim);
+  fields.set("use_mixed_mlp_moe", config.shared_dim != 0);
+  if (config.shared_dim != 0) fields.set_of_layers("num_shared_expert", num_shared(config));
+  write_silu(fields);
+}
 constexpr FamilyFormat hunyuan_names() {
   FamilyFormat format = projections();
   format.router = "gate.wg.weight";
@@ -29,8 +41,11 @@ constexpr FamilyFormat hunyuan_names() {
   return format;
 }
 inline constexpr std::array kHunyuanFormats{hunyuan_names(), resaved(hunyuan_names())};
-inline constexpr Family kHunyuan{
-    .name = "hunyuan_v1_moe", .model_types = {"hunyuan_v1_moe"}, .read = read_hunyuan, .formats = kHunyuanFormats};
+inline constexpr Family kHunyuan{.name = "hunyuan_v1_moe",
+                                 .model_types = {"hunyuan_v1_moe"},
+                                 .read = read_hunyuan,
+                                 .write = write_hunyuan,
+                                 .formats = kHunyuanFormats};
 
 /// Published with flags of what the class in transformers always does (main at 008e5743), and at first with another
 /// name for the width of experts.
@@ -46,6 +61,17 @@ inline void read_hy3(const JsonFields& fields, MoeConfig& config) {
   config.selection_bias = true;
   require_silu(fields);
 }
+inline void write_hy3(const MoeConfig& config, ConfigFields& fields) {
+  fields.set("hidden_size", config.model_dim);
+  fields.set_either("moe_intermediate_size", "expert_hidden_dim", config.hidden_dim);
+  fields.set("num_experts", config.num_experts);
+  fields.set("num_experts_per_tok", config.gate.k);
+  for (const char* name : {"moe_router_use_sigmoid", "moe_router_enable_expert_bias", "route_norm"})
+    fields.set_missing(name, true);
+  fields.set("num_shared_experts", num_shared(config));
+  fields.set("router_scaling_factor", config.gate.scale);
+  write_silu(fields);
+}
 constexpr FamilyFormat hy3_names() {
   FamilyFormat format = with_bias(hunyuan_names(), "expert_bias");
   format.router = "router.gate.weight";
@@ -53,6 +79,7 @@ constexpr FamilyFormat hy3_names() {
 }
 inline constexpr std::array kHy3Formats{hy3_names(),
                                         resaved(with_bias(with_shared(projections()), "e_score_correction_bias"))};
-inline constexpr Family kHy3{.name = "hy_v3", .model_types = {"hy_v3"}, .read = read_hy3, .formats = kHy3Formats};
+inline constexpr Family kHy3{
+    .name = "hy_v3", .model_types = {"hy_v3"}, .read = read_hy3, .write = write_hy3, .formats = kHy3Formats};
 
 }  // namespace moe::inline MOE_ABI::detail

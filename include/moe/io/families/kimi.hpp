@@ -9,8 +9,11 @@
 // K3, whose experts work in a latent space, is refused.
 namespace moe::inline MOE_ABI::detail {
 
-inline constexpr Family kKimiK2{
-    .name = "kimi_k2", .model_types = {"kimi_k2"}, .read = read_deepseek_v3, .formats = kDeepseekV3Formats};
+inline constexpr Family kKimiK2{.name = "kimi_k2",
+                                .model_types = {"kimi_k2"},
+                                .read = read_deepseek_v3,
+                                .write = write_deepseek_v3,
+                                .formats = kDeepseekV3Formats};
 
 inline void read_kimi_linear(const JsonFields& fields, MoeConfig& config) {
   read_sizes(fields, "moe_intermediate_size", "num_experts", "num_experts_per_token", config);
@@ -30,8 +33,21 @@ inline void read_kimi_linear(const JsonFields& fields, MoeConfig& config) {
   }
   require_silu(fields);
 }
+inline void write_kimi_linear(const MoeConfig& config, ConfigFields& fields) {
+  write_sizes(config, "moe_intermediate_size", "num_experts", "num_experts_per_token", fields);
+  fields.set_missing("moe_router_activation_func", "sigmoid");
+  fields.set("num_shared_experts", num_shared(config));
+  fields.set("moe_renormalize", has_norm(config));
+  fields.set("routed_scaling_factor", config.gate.scale);
+  fields.set("num_expert_group", config.gate.groups.count);
+  fields.set("topk_group", config.gate.groups.kept);
+  write_silu(fields);
+}
 inline constexpr std::array kKimiLinearFormats{with_bias(with_shared(numbered()))};
-inline constexpr Family kKimiLinear{
-    .name = "kimi_linear", .model_types = {"kimi_linear"}, .read = read_kimi_linear, .formats = kKimiLinearFormats};
+inline constexpr Family kKimiLinear{.name = "kimi_linear",
+                                    .model_types = {"kimi_linear"},
+                                    .read = read_kimi_linear,
+                                    .write = write_kimi_linear,
+                                    .formats = kKimiLinearFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -22,7 +22,10 @@ constexpr FamilyFormat llama4_names(std::string_view prefix) {
 }
 inline constexpr std::array kLlama4Formats{llama4_names("language_model.model.layers.{}.feed_forward."),
                                            llama4_names("model.layers.{}.feed_forward.")};
-inline constexpr Family kLlama4{
-    .name = "llama4", .model_types = {"llama4", "llama4_text"}, .read = read_llama4, .formats = kLlama4Formats};
+inline constexpr Family kLlama4{.name = "llama4",
+                                .model_types = {"llama4", "llama4_text"},
+                                .read = read_llama4,
+                                .write = write_local,
+                                .formats = kLlama4Formats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -19,6 +19,14 @@ inline void read_longcat(const JsonFields& fields, MoeConfig& config) {
   require_silu(fields);
 }
 
+inline void write_longcat(const MoeConfig& config, ConfigFields& fields) {
+  write_sizes(config, "expert_ffn_hidden_size", "n_routed_experts", "moe_topk", fields);
+  fields.set_missing("zero_expert_type", "identity");
+  fields.set("zero_expert_num", config.num_identity_experts);
+  fields.set("routed_scaling_factor", config.gate.scale);
+  fields.set("router_bias", config.router_bias);
+  write_silu(fields);
+}
 constexpr FamilyFormat longcat_names() {
   return with_bias(with_router(projections(), "router.classifier.weight", "router.classifier.bias"),
                    "router.e_score_correction_bias");
@@ -29,7 +37,10 @@ constexpr FamilyFormat resaved_longcat() {  // transformers main at 0469a353
   return format;
 }
 inline constexpr std::array kLongcatFormats{longcat_names(), resaved_longcat()};
-inline constexpr Family kLongcat{
-    .name = "longcat_flash", .model_types = {"longcat_flash"}, .read = read_longcat, .formats = kLongcatFormats};
+inline constexpr Family kLongcat{.name = "longcat_flash",
+                                 .model_types = {"longcat_flash"},
+                                 .read = read_longcat,
+                                 .write = write_longcat,
+                                 .formats = kLongcatFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -25,6 +25,15 @@ inline void read_nemotron(const JsonFields& fields, MoeConfig& config) {
   read_v3_routing(fields, config);
 }
 
+inline void write_nemotron(const MoeConfig& config, ConfigFields& fields) {
+  write_sizes(config, "moe_intermediate_size", "n_routed_experts", "num_experts_per_tok", fields);
+  fields.set_missing("n_shared_experts", 1);
+  fields.set_missing("mlp_hidden_act", "relu2");
+  fields.set("moe_shared_expert_intermediate_size", config.shared_dim);
+  fields.set("routed_scaling_factor", config.gate.scale);
+  write_v3_routing(config, fields);
+}
+
 constexpr FamilyFormat nemotron_names(std::string_view prefix) {
   FamilyFormat format = deepseek_v3_names(prefix);
   format.gate = format.shared_gate = {};
@@ -37,7 +46,10 @@ constexpr FamilyFormat resaved_nemotron() {
   return format;
 }
 inline constexpr std::array kNemotronFormats{nemotron_names("backbone.layers.{}.mixer."), resaved_nemotron()};
-inline constexpr Family kNemotron{
-    .name = "nemotron_h", .model_types = {"nemotron_h"}, .read = read_nemotron, .formats = kNemotronFormats};
+inline constexpr Family kNemotron{.name = "nemotron_h",
+                                  .model_types = {"nemotron_h"},
+                                  .read = read_nemotron,
+                                  .write = write_nemotron,
+                                  .formats = kNemotronFormats};
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -36,6 +36,16 @@ inline void read_switch(const JsonFields& fields, MoeConfig& config) {
                                     .scope = CapacityScope::Group};
 }
 
+inline void write_switch(const MoeConfig& config, ConfigFields& fields) {
+  const bool gated = config.expert == ExpertKind::GeluGated;
+  fields.set("d_model", config.model_dim);
+  fields.set("d_ff", config.hidden_dim);
+  fields.set("num_experts", config.num_experts);
+  fields.set("router_bias", config.router_bias);
+  fields.set_missing("feed_forward_proj", gated ? "gated-gelu" : "relu");
+  if (config.capacity) fields.set("expert_capacity", config.capacity->min_capacity);
+}
+
 constexpr FamilyFormat switch_names(std::string_view prefix) {
   FamilyFormat format = with_router(projections(prefix), "router.classifier.weight", "router.classifier.bias");
   format.gate = {}, format.up = "experts.expert_{}.wi.weight", format.down = "experts.expert_{}.wo.weight";
@@ -49,8 +59,12 @@ constexpr FamilyFormat gated_switch_names(std::string_view prefix) {  // version
 inline constexpr std::array kSwitchFormats{
     switch_names("encoder.block.{}.layer.1.mlp."), switch_names("decoder.block.{}.layer.2.mlp."),
     gated_switch_names("encoder.block.{}.layer.1.mlp."), gated_switch_names("decoder.block.{}.layer.2.mlp.")};
-inline constexpr Family kSwitch{
-    .name = "switch", .model_types = {"switch_transformers"}, .read = read_switch, .formats = kSwitchFormats};
+inline constexpr Family kSwitch{.name = "switch",
+                                .model_types = {"switch_transformers"},
+                                .read = read_switch,
+                                .write = write_switch,
+                                .formats = kSwitchFormats,
+                                .has_dense_width = true};
 
 inline void read_nllb(const JsonFields& fields, MoeConfig& config) {
   config.model_dim = fields.integer("d_model");
@@ -81,6 +95,27 @@ inline void read_nllb(const JsonFields& fields, MoeConfig& config) {
   config.capacity = capacity;
 }
 
+inline void write_nllb(const MoeConfig& config, ConfigFields& fields) {
+  fields.set("d_model", config.model_dim);
+  fields.set("encoder_ffn_dim", config.hidden_dim);
+  fields.set("num_experts", config.num_experts);
+  fields.set("router_bias", config.router_bias);
+  fields.set_missing("activation_function", "relu");
+  fields.set_missing("second_expert_policy", "all");
+  if (!config.capacity) return;
+  const CapacityOptions& capacity = *config.capacity;
+  if (capacity.factor == 0)
+    fields.set("expert_capacity", capacity.min_capacity);
+  else
+    fields.set("expert_capacity", nullptr);
+  const bool is_fraction = capacity.evaluation_multiple == 1;
+  const double fraction = capacity.evaluation_factor * 2 / static_cast<double>(config.num_experts);
+  fields.set("moe_eval_capacity_token_fraction", is_fraction ? fraction : -1.0);
+  fields.set("batch_prioritized_routing", capacity.order == ServiceOrder::ByScore);
+  fields.set("normalize_router_prob_before_dropping", capacity.weights == KeptWeights::NormalisedFirst);
+  fields.set("moe_token_dropout", 1 - capacity.evaluation_scale);
+}
+
 constexpr FamilyFormat nllb_names(std::string_view prefix) {
   FamilyFormat format = with_router(projections(prefix), "router.classifier.weight", "router.classifier.bias");
   format.gate = {}, format.up = "experts.expert_{}.fc1.weight", format.down = "experts.expert_{}.fc2.weight";
@@ -89,7 +124,11 @@ constexpr FamilyFormat nllb_names(std::string_view prefix) {
 }
 inline constexpr std::array kNllbFormats{nllb_names("model.encoder.layers.{}.ffn."),
                                          nllb_names("model.decoder.layers.{}.ffn.")};
-inline constexpr Family kNllb{
-    .name = "nllb_moe", .model_types = {"nllb-moe"}, .read = read_nllb, .formats = kNllbFormats};
+inline constexpr Family kNllb{.name = "nllb_moe",
+                              .model_types = {"nllb-moe"},
+                              .read = read_nllb,
+                              .write = write_nllb,
+                              .formats = kNllbFormats,
+                              .has_dense_width = true};
 
 }  // namespace moe::inline MOE_ABI::detail
