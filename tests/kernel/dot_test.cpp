@@ -3,6 +3,7 @@
 #include "moe/kernel/dot.hpp"
 
 #include <cmath>
+#include <vector>
 
 #include "kernel/products.hpp"
 #include "moe/compress/round_to_nearest.hpp"
@@ -38,14 +39,22 @@ Panels random_panels(Index outputs, Index inputs, const WeightFormat& format, Pa
   return moe::round_to_nearest(weights, format);
 }
 
-Matrix<float> product(const Panels& weights, const Matrix<float>& rows) {
+/// The rows, cut into groups that begin at `offset`, all times the same weights.
+Matrix<float> product(const Panels& weights, const Matrix<float>& rows, const std::vector<Index>& offset,
+                      kernel::TaskList& tasks) {
   const auto source = weights.source();
   Matrix<float> out = test::nan_matrix<float>(rows.rows(), source.width());
-  kernel::multiply<float>(kernel::RowSource<float>::from(moe::ConstMatrixRef<float>(rows)), 0, rows.rows(),
-                          {source, 0, source.panels}, [&](Index row, int count, Index panel, const float* sums) {
-                            test::Products<moe::F32>::copy(sums, count, row, panel, out);
-                          });
+  kernel::grouped_multiply<float>(
+      {offset.data(), std::ssize(offset) - 1}, kernel::RowSource<float>::from(moe::ConstMatrixRef<float>(rows)),
+      [&](Index) { return source; }, tasks,
+      [&](Index, Index row, int count, Index panel, const float* sums) {
+        test::Products<moe::F32>::copy(sums, count, row, panel, out);
+      });
   return out;
+}
+Matrix<float> product(const Panels& weights, const Matrix<float>& rows) {
+  kernel::TaskList tasks;
+  return product(weights, rows, {0, rows.rows()}, tasks);
 }
 
 /// The definition: integers of a group of a row, times the codes, in sums of at most 512 inputs.
@@ -110,6 +119,26 @@ TEST_CASE("Dot::Int8: integers of rows times codes, bit for bit, whatever the nu
             for (Index o = 0; o < outputs; ++o) REQUIRE(test::same_bits(some(r, o), all(61 - count + r, o)));
         }
       }
+}
+
+TEST_CASE("Dot: every row is its own, in any group, with any other rows, on any number of threads", "[kernel]") {
+  constexpr Index kInputs = 616, kRows = 830;  // more rows than wait at a time
+  const Matrix<float> rows = test::random_matrix<float>(kRows, kInputs);
+  std::vector<WeightFormat> formats = kIntegerFormats;
+  if (kernel::can_dot(WeightFormat::bf16(), kInputs, Dot::Bf16)) formats.push_back(WeightFormat::bf16());
+  for (const WeightFormat& format : formats) {
+    CAPTURE(format.name());
+    Panels weights = random_panels(Panels::kWidth + 1, kInputs, format);
+    weights.set_dot(format.code == WeightCode::Bf16 ? Dot::Bf16 : Dot::Int8);
+    kernel::TaskList tasks;
+    const Matrix<float> alone = product(weights, rows, {0, kRows}, tasks);
+    moe::SerialExecutor serial;
+    const moe::UseExecutor use(serial);
+    for (const std::vector<Index>& offset : {std::vector<Index>{0, kRows},
+                                             {0, 1, 2, 2, 6, 19, 36, 69, 169, kRows},
+                                             {0, 0, 16, 48, 63, 80, 81, kRows - 415, kRows}})
+      REQUIRE(test::same_bits(product(weights, rows, offset, tasks), alone));
+  }
 }
 
 TEST_CASE("Dot::Int8: a paired matrix, and the error that is promised", "[kernel]") {

@@ -210,14 +210,15 @@ void multiply_coded_rows(const RowSource<S>& in, const Tiles& tiles, const Panel
 }  // namespace detail
 
 /// in x W^T for rows [begin, end) and some panels: hands the sums of some rows and one panel to `finish`, which adds
-/// the bias, applies the activation and stores. One thread; no allocation.
+/// the bias, applies the activation and stores. One thread; no allocation. Not of weights with a ConvertedProduct,
+/// which needs memory: see grouped_multiply.
 template <class S>
 void multiply(const RowSource<S>& in, Index begin, Index end, const std::type_identity_t<PanelRange<S>>& panels,
               const std::type_identity_t<FinishRef<S>>& finish) {
   if (begin == end || panels.first == panels.last) return;
   const PanelSource<S>& matrix = panels.of;
   const bool coded = matrix.decoder != nullptr;
-  if (coded && matrix.decoder->product) return matrix.decoder->product(in, begin, end, panels, finish);
+  MOE_ASSERT(!coded || !matrix.decoder->product);
   constexpr int kFew = kTileRows / 2;  // up to here streams_at_once gives two and more
   if (end - begin <= kFew && (!coded || matrix.decoder->multiply))
     return with_constant<kFew>(static_cast<int>(end - begin),
@@ -236,16 +237,22 @@ void multiply(const RowSource<S>& in, Index begin, Index end, const std::type_id
 }
 
 /// multiply for every group in parallel, where weight(g) is the PanelSource of group g: finish(g, row, count, panel, S*
-/// sums).
+/// sums). Rows are converted first for weights with a ConvertedProduct.
 template <class S, class Weight, class Finish>
 void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Weight& weight, TaskList& tasks,
                       const Finish& finish) {
+  RowConversion& conversion = tasks.conversion();
+  conversion.convert(groups, in, weight);
   tasks.run(
       groups, [&](Index g) { return weight(g).panels; }, [&](Index g) { return weight(g).inputs; },
       [&](Index g, Index first, Index last, Index) {
         const PanelSource<S> matrix = weight(g);
-        multiply(in, groups.begin(g), groups.end(g), {matrix, first, last},
-                 [&](Index row, int count, Index panel, S* sums) { finish(g, row, count, panel, sums); });
+        const PanelRange<S> panels{matrix, first, last};
+        const auto store = [&](Index row, int count, Index panel, S* sums) { finish(g, row, count, panel, sums); };
+        if (matrix.decoder && matrix.decoder->product)
+          matrix.decoder->product->multiply(conversion.rows(groups, g), panels, store);
+        else
+          multiply(in, groups.begin(g), groups.end(g), panels, store);
       });
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
+
 #include "moe/core/simd.hpp"
 
 namespace moe::inline MOE_ABI::kernel {
@@ -16,11 +18,27 @@ constexpr Index panels_of(Index columns) {
 }
 
 template <class S>
-struct RowSource;
-template <class S>
 struct PanelRange;
 template <class S>
 class FinishRef;
+
+/// The rows [begin, end) of a product in the form that a ConvertedProduct gave them.
+struct ConvertedRows {
+  const std::byte* data = nullptr;
+  Index begin = 0, end = 0;
+};
+
+/// A product of rows that are converted first, once for all panels.
+template <class S>
+struct ConvertedProduct {
+  /// Memory that a converted row takes. What lies up to kRowsBehind rows behind the last one may be read.
+  Index (*bytes_of_row)(const void* matrix);
+  static constexpr Index kRowsBehind = 32;
+  /// Converts `row`, the r-th of `count` rows whose memory begins at `to`, on a cache line.
+  void (*convert)(const void* matrix, const S* row, Index r, Index count, std::byte* to);
+  /// As multiply() in moe/kernel/grouped_gemm.hpp.
+  void (*multiply)(const ConvertedRows& rows, const PanelRange<S>& panels, const FinishRef<S>& finish);
+};
 
 /// How the panels of one format of codes are read: one constant table per format. Every weight decodes to one scalar,
 /// and a product with codes has the bits of the product with panels that hold these scalars.
@@ -38,10 +56,8 @@ struct PanelDecoder {
   void (*multiply)(const void* matrix, const S* const* rows, int num_rows, Index panel, Index apart, int streams,
                    S* sums) = nullptr;
 
-  /// Where there is one, the whole product of rows and some panels is this: as multiply() in
-  /// moe/kernel/grouped_gemm.hpp, with other bits than those of the decoded weights.
-  void (*product)(const RowSource<S>& in, Index begin, Index end, const PanelRange<S>& panels,
-                  const FinishRef<S>& finish) = nullptr;
+  /// Where there is one, the product is this, with other bits than that of the decoded weights.
+  const ConvertedProduct<S>* product = nullptr;
 };
 
 /// A weight matrix as the kernels see it: where its panels lie, or how its codes are decoded on the way. One type for

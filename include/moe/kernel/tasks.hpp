@@ -3,8 +3,7 @@
 
 #include <vector>
 
-#include "moe/core/parallel.hpp"
-#include "moe/kernel/rows.hpp"
+#include "moe/kernel/row_conversion.hpp"
 
 namespace moe::inline MOE_ABI::kernel {
 
@@ -25,6 +24,9 @@ class TaskList {
       body(task.group, task.first, task.last, worker);
     });
   }
+
+  /// Rows of the product in another form, where weights ask for it.
+  RowConversion& conversion() { return conversion_; }
 
  private:
   struct Task {
@@ -70,6 +72,7 @@ class TaskList {
   }
 
   std::vector<Task> tasks_;
+  RowConversion conversion_;
 };
 
 }  // namespace moe::inline MOE_ABI::kernel

@@ -57,6 +57,7 @@ void forward_stage(const kernel::RowGroups& groups, const kernel::RowSource<type
 template <Keep keep, class E>
 void resize_tape(Index rows, const StageWidths<E>& widths, StageTapeOf<E>& tape) {
   constexpr int kLast = kNumStages<E> - 1;
+  tape.tasks.conversion().expect_rows(rows);
   simd::unroll<kLast + 1>([&](auto i) {
     if constexpr (i < kLast) tape.hidden[i].resize(rows, widths.template out<i>());
     if constexpr (keep == Keep::PreActivations && !EpilogueOf<E, i>::kIdentity)
