@@ -6,6 +6,7 @@
 // Every header also stands alone.
 
 // MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights.
+#include "moe/io/block/compress_block.hpp"
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"

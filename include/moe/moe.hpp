@@ -106,9 +106,25 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
-// Weights in few bits: formats, and layers made of them.
+// Smaller layers: weights in few bits, fewer experts. What experts have seen, scores and plans made of that, results.
+#include "moe/compress/allocate_bits.hpp"
+#include "moe/compress/awq.hpp"
+#include "moe/compress/bit_plan.hpp"
+#include "moe/compress/calibration.hpp"
+#include "moe/compress/cluster_experts.hpp"
+#include "moe/compress/expert_plan.hpp"
+#include "moe/compress/expert_scores.hpp"
+#include "moe/compress/expert_use.hpp"
+#include "moe/compress/gptq.hpp"
+#include "moe/compress/hqq.hpp"
+#include "moe/compress/merge.hpp"
+#include "moe/compress/merge_in_subspace.hpp"
+#include "moe/compress/prune.hpp"
+#include "moe/compress/quantisation_errors.hpp"
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/quantise_calibrated.hpp"
 #include "moe/compress/round_to_nearest.hpp"
+#include "moe/compress/token_reservoir.hpp"
 #include "moe/kernel/quantised_matrix.hpp"
 #include "moe/kernel/weight_format.hpp"
 
