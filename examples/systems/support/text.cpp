@@ -40,10 +40,12 @@ std::string read_prose() {
   return prose;
 }
 
-/// Headers by name, until there are `size` characters.
+/// Headers by name, until there are `size` characters. Of one folder, as what is added to the library elsewhere is not
+/// to change what the pages find.
 std::string read_code(std::size_t size) {
   std::vector<std::filesystem::path> files;
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(MOE_SYSTEMS_CODE))
+  const auto folder = std::filesystem::path(MOE_SYSTEMS_CODE) / "gate";
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
     if (entry.is_regular_file()) files.push_back(entry.path());
   std::ranges::sort(files);
   std::string code;

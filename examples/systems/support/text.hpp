@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A next-character model of real text of two kinds: prose, the licences that every Debian has, and code, the headers of
+// A next-character model of real text of two kinds: prose, the licences that every Debian has, and code, headers of
 // this library. What digits cannot tell apart (bit widths, orders of caching), it can.
 #pragma once
 
