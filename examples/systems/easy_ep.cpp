@@ -5,8 +5,6 @@
 // for them, scored by contribution, by saliency (REAP, arXiv:2510.13999), by use, and by lot. Routing is sharp: on
 // these digits use alone finds the experts, too, which the page prints. Not here: models whose layers have a residual
 // stream.
-#include <numeric>
-
 #include <moe/compress/calibration.hpp>
 #include <moe/compress/prune.hpp>
 

@@ -2,8 +2,9 @@
 // Sub-MoE: experts that compute alike are merged, in a subspace that they have in common. Li et al., "Sub-MoE:
 // efficient mixture-of-expert LLMs compression via subspace expert merging" (arXiv:2506.23266). Here: 32 experts, four
 // copies of each of eight that have gone apart, in 8 clusters by k-means of what they compute, merged by use. At full
-// rank the method is the weighted mean of the weights, as the merge is linear; fewer ranks lose more than they gain.
-// Experts that were trained apart do not merge: of 16 the 12 most used are better, which the page prints.
+// rank the method is the weighted mean of the weights, as the merge is linear; lower ranks gain nothing here. Experts
+// that were trained apart do not merge: 16 of them merged to 12 lose more than with one of each cluster, which the page
+// prints.
 #include <moe/compress/cluster_experts.hpp>
 #include <moe/compress/expert_scores.hpp>
 #include <moe/compress/merge_in_subspace.hpp>
