@@ -2,9 +2,9 @@
 // EASY-EP: a few samples of one kind of data say which experts it needs; all others go, and their rows of the router.
 // Dong et al., "Domain-specific pruning of large mixture-of-experts models with few-shot demonstrations"
 // (arXiv:2504.06792). Here: 16 experts that know ten digits, 25 images of the digits 0 to 4, 8 experts and 4 that stay
-// for them, scored by contribution, by saliency (REAP, arXiv:2510.13999), by use, and by lot. With 8
-// experts left use alone is nearly as good, with 4 it is not. Not here: layers with a residual stream, which is what
-// contributions are meant for.
+// for them, scored by contribution, by saliency (REAP, arXiv:2510.13999), by use, and by lot. With 8 experts left use
+// alone is nearly as good, with 4 it is not. Not here: layers with a residual stream, which is what contributions are
+// meant for.
 #include <moe/compress/calibration.hpp>
 #include <moe/compress/prune.hpp>
 
