@@ -6,6 +6,7 @@
 #include <chrono>
 #include <iomanip>
 #include <iostream>
+#include <moe/compress/quantise.hpp>
 #include <moe/moe.hpp>
 
 namespace {

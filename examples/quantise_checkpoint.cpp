@@ -9,9 +9,7 @@
 #include <cstdio>
 #include <iostream>
 #include <limits>
-#include <moe/compress/awq.hpp>
-#include <moe/compress/gptq.hpp>
-#include <moe/compress/hqq.hpp>
+#include <moe/compress.hpp>
 #include <moe/io.hpp>
 #include <moe/moe.hpp>
 #include <optional>

@@ -8,6 +8,7 @@
 // MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights; a GGUF
 // file does both.
 #include "moe/io/block/calibrate_block.hpp"
+#include "moe/io/block/compress_block.hpp"
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The table of contents: everything but the files of moe/io.hpp (which needs nlohmann-json) and the statistics of
-// moe/gaussian.hpp, whose matrix factorisations take seconds to compile. Start with layer/moe_layer.hpp, whose
+// The table of contents: everything but smaller layers, moe/compress.hpp, the files of moe/io.hpp (which needs
+// nlohmann-json) and the statistics of moe/gaussian.hpp: these take seconds to compile. Start with layer/moe_layer.hpp, whose
 // forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of
 // your own, read the concept.hpp of its folder. Every header also stands alone.
 
@@ -110,18 +110,6 @@
 #include "moe/routing/plan_view.hpp"
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
-
-// Weights in few bits or with zeros: formats, and layers made of them; experts that others stand in for.
-#include "moe/compress/compress_auxiliary.hpp"
-#include "moe/compress/merge_adapters.hpp"
-#include "moe/compress/quantise.hpp"
-#include "moe/compress/round_blocks.hpp"
-#include "moe/compress/round_to_nearest.hpp"
-#include "moe/compress/sparsify.hpp"
-#include "moe/compress/wanda.hpp"
-#include "moe/kernel/quantised_matrix.hpp"
-#include "moe/kernel/sparse_matrix.hpp"
-#include "moe/kernel/weight_format.hpp"
 
 // Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.
 #include "moe/train/adam_w.hpp"

@@ -4,6 +4,7 @@
 #include <pthread.h>
 
 #include <cstdio>
+#include <moe/compress/quantise.hpp>
 #include <moe/moe.hpp>
 
 namespace {

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+// MC#, its static half: bits for every expert so that what the layer loses is least, exactly, at a given average. Huang
+// et al., "MC-MoE" (arXiv:2410.06270) and "MC#" (arXiv:2510.10962). Here: the text model at 2.0 bits, 1 to 3 per
+// expert, codes by GPTQ; bits by frequency^1 weight^1.5 error^2 as published, by error^2 alone, the same for all, by
+// lot. The error of an expert is measured on its own tokens, so that it knows how often it is used by itself. Not here:
+// OTP, which leaves experts out token by token.
+#include <array>
+
+#include <moe/compress/allocate_bits.hpp>
+#include <moe/compress/gptq.hpp>
+#include <moe/compress/quantisation_errors.hpp>
+
+#include "support/page.hpp"
+#include "support/text.hpp"
+
+namespace {
+
+using moe::Index;
+using systems::TextModel;
+
+constexpr Index kGroup = 32, kBudget = 2 * systems::kTextExperts;
+
+/// Places all over the text that is trained on, both kinds alike.
+moe::Matrix<float> places(Index per_kind) {
+  moe::Matrix<float> rows(2 * per_kind, systems::kTextDim);
+  for (Index kind = 0; kind < 2; ++kind) {
+    const auto& text = kind == 0 ? systems::text().prose : systems::text().code;
+    const Index trained = std::ssize(text) - systems::Text::kHeldOut - systems::kContext;
+    std::vector<Index> at;
+    for (Index i = 0; i < per_kind; ++i) at.push_back(systems::kContext + i * trained / per_kind);
+    rows.middleRows(kind * per_kind, per_kind) = systems::text_at(text, at).rows;
+  }
+  return rows;
+}
+
+double bits_per_character(const TextModel& model) {
+  constexpr auto kHeldOut = systems::Text::kHeldOut;
+  double sum = 0;
+  for (const auto* kind : {&systems::text().prose, &systems::text().code})
+    sum += systems::bits_per_character(model, systems::text_from(*kind, -kHeldOut, kHeldOut));
+  return sum / 2;
+}
+
+/// With experts of codes, as floats of the same bits.
+double bits_per_character(const TextModel& model, std::vector<Index> bits, const moe::Calibration& calibration) {
+  TextModel few = model;
+  few.layer().layer().experts() = moe::dequantise(moe::quantise(
+      model.layer().layer().experts(), moe::BitPlan{.bits = std::move(bits)}.planes(kGroup), moe::Gptq{}, calibration));
+  return bits_per_character(few);
+}
+
+/// In floats, PMQ, error alone, uniform, by lot.
+std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
+  const TextModel model = systems::text_model(page, seed);
+  const auto& layer = model.layer().layer();
+  const moe::Matrix<float> tokens = places(page.amount<Index>(6000, 400));
+  const moe::Calibration seen = moe::calibrate(layer, tokens, {.use = moe::Gather::On});
+  const std::vector<Index> choices = {1, 2, 3};
+  std::vector<moe::WeightFormat> formats;
+  for (const Index bits : choices) formats.push_back(moe::WeightFormat::planes(static_cast<int>(bits), kGroup));
+  const moe::Matrix<double> errors = moe::quantisation_errors(layer, tokens, formats, moe::Gptq{}, seen);
+  const auto exact = [&](const moe::PmqExponents& exponents) {
+    return moe::allocate_bits(
+        {.bits = choices,
+         .costs = moe::pmq_costs(errors, seen.use().frequencies(), seen.use().mean_weights(), exponents),
+         .budget = kBudget,
+         .at_least = {0, 1, 1}});
+  };
+  const auto lot =
+      moe::random_bits(systems::kTextExperts, choices, kBudget, moe::RandomField(moe::Purpose::User, seed));
+  return {bits_per_character(model), bits_per_character(model, exact({}), seen),
+          bits_per_character(model, exact({.frequency = 0, .weight = 0, .error = 2}), seen),
+          bits_per_character(model, std::vector<Index>(systems::kTextExperts, 2), seen),
+          bits_per_character(model, lot, seen)};
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return systems::run_page(
+      argc, argv, {"mc_sharp", "2510.10962", "moe/compress/allocate_bits.hpp"}, [](systems::Page& page) {
+        const auto samples = page.over_seeds([&](std::uint64_t seed) { return numbers(page, seed); });
+        page.table({"2.0 bits of a weight, on average", "bits per character"});
+        const std::array names = {"floats", "exact, as published", "exact, error alone", "2 bits each", "by lot"};
+        for (std::size_t i = 0; i < names.size(); ++i) page.row(names[i], {samples[i]});
+        page.expect("exact above bits by lot", samples[1] - samples[4], {.high = -0.15});
+        page.claim("bits per character of the exact plan above 2 bits each", samples[1] - samples[3], {.high = -0.05});
+      });
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+#include "moe/compress/merge.hpp"
+
+#include <Eigen/SVD>
+
+#include "layer/fixtures.hpp"
+#include "moe/compress/bit_plan.hpp"
+#include "moe/compress/merge_in_subspace.hpp"
+#include "moe/compress/quantisation_errors.hpp"
+#include "support/catch.hpp"
+#include "support/thread_executor.hpp"
+
+using moe::ExpertPlan;
+using moe::Index;
+using moe::Matrix;
+using Ids = std::vector<Index>;
+
+namespace {
+
+constexpr Index kDim = test::kModelDim;
+
+auto glu_layer(Index num_experts, Index k = 2) {
+  return test::layer_of<moe::Glu, moe::TopKGate, moe::F32>(num_experts, moe::TopKGate{.k = k}, moe::Bias::Zero);
+}
+const Matrix<float> kTokens = test::random_matrix<float>(40, kDim, 3);
+
+/// The expert with its hidden units in another order, which computes the same.
+moe::Glu shuffled(const moe::Glu& expert) {
+  const Index hidden = expert.hidden_dim();
+  Ids order, both;
+  for (Index i = 0; i < hidden; ++i) order.push_back((5 * i + 2) % hidden);
+  for (const Index first : {Index{0}, hidden})
+    for (const Index i : order) both.push_back(first + i);
+  moe::Glu result = expert;
+  result.gate_up() = expert.gate_up().take_outputs(both);
+  result.gate_up_bias() = expert.gate_up_bias().take_outputs(both);
+  result.down() = expert.down().take_inputs(order);
+  return result;
+}
+
+double largest_difference(const Matrix<float>& a, const Matrix<float>& b) {
+  return static_cast<double>((a - b).cwiseAbs().maxCoeff());
+}
+
+}  // namespace
+
+TEST_CASE("prune: all experts are the layer, fewer are masked logits", "[compress]") {
+  const auto layer = glu_layer(5);
+  const auto all = moe::prune(layer, moe::keep_best(std::vector<double>(5, 1.0), 5));
+  CHECK(test::flatten(all.layer) == test::flatten(layer));
+  CHECK(test::same_bits(test::forward(all.layer, kTokens), test::forward(layer, kTokens)));
+  const auto some = moe::prune(layer, ExpertPlan::keep({3, 0, 4}, 5));
+  CHECK(some.experts.place == Ids{0, -1, -1, 1, 2});
+  auto masked = layer;
+  for (const Index e : {1, 2}) masked.router().bias()(e, 0) = -1e30f;
+  CHECK(test::same_bits(test::forward(some.layer, kTokens), test::forward(masked, kTokens)));
+  // Twice is once.
+  const auto twice = moe::prune(some.layer, ExpertPlan::keep({0, 2}, 3));
+  CHECK(test::flatten(twice.layer) == test::flatten(moe::prune(layer, ExpertPlan::keep({0, 4}, 5)).layer));
+  CHECK(some.experts.then(twice.experts).place == Ids{0, -1, -1, -1, 1});
+  const moe::WithBranches beside(layer, moe::Glu(kDim, 3));
+  CHECK(moe::prune(beside, ExpertPlan::keep({1, 2}, 5)).layer.num_experts() == 2);
+  CHECK(moe::prune(glu_layer(1, 1), moe::keep_best(std::vector<double>{0}, 1)).layer.num_experts() == 1);
+  CHECK_THROWS_AS(moe::prune(layer, ExpertPlan::keep({1}, 5)), std::invalid_argument);  // k is 2
+  CHECK_THROWS_WITH(moe::prune(layer, ExpertPlan::keep({1, 2}, 4)), "moe::prune: the plan is of 4 experts, expected 5");
+}
+
+TEST_CASE("merge: the weighted mean of everything, clusters of one bit for bit", "[compress]") {
+  const auto layer = glu_layer(5);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 1, 0, 3, 0});
+  const std::vector<double> weights = {0.5, 0.1, 1.5, 0.2, 0};
+  const auto merged = moe::merge(layer, plan, {.weights = weights});
+  CHECK(merged.experts.place == Ids{0, 1, 0, 2, 0});
+  const std::vector<double> a = test::flatten(layer.experts()[0]), b = test::flatten(layer.experts()[2]);
+  const std::vector<double> mean = test::flatten(merged.layer.experts()[0]);
+  for (std::size_t i = 0; i < a.size(); ++i) CHECK(std::abs(mean[i] - (a[i] + 3 * b[i]) / 4) <= 1e-7);
+  CHECK(test::flatten(merged.layer.experts()[1]) == test::flatten(layer.experts()[1]));
+  CHECK(test::flatten(merged.layer.experts()[2]) == test::flatten(layer.experts()[3]));
+  const Matrix<float> rows = layer.router().weight().matrix(), now = merged.layer.router().weight().matrix();
+  CHECK(((rows.row(0) + 3 * rows.row(2)) / 4 - now.row(0)).cwiseAbs().maxCoeff() <= 1e-6f);
+  CHECK(now.row(1) == rows.row(1));
+  const auto kept = moe::merge(layer, plan, {.weights = weights, .router = moe::RouterMerge::Representative});
+  CHECK(kept.layer.router().weight().matrix() == rows(Ids{0, 1, 3}, Eigen::all));
+  // Weights of 0 count as equal ones.
+  CHECK(test::flatten(moe::merge(layer, plan, {.weights = std::vector<double>(5, 0.0)}).layer) ==
+        test::flatten(moe::merge(layer, plan).layer));
+  CHECK(test::flatten(moe::merge(layer, ExpertPlan::of_clusters(Ids{0, 1, 2, 3, 4})).layer) == test::flatten(layer));
+  {
+    test::ThreadExecutor executor(3);
+    const moe::UseExecutor use(executor);
+    CHECK(test::flatten(moe::merge(layer, plan, {.weights = weights}).layer) == test::flatten(merged.layer));
+  }
+  CHECK_THROWS_AS(moe::merge(layer, plan, {.weights = {1, 2}}), std::invalid_argument);
+  CHECK_THROWS_AS(moe::merge(layer, plan, {.weights = {1, 1, -1, 1, 1}}), std::invalid_argument);
+  CHECK_THROWS_AS(moe::merge(layer, plan, {.weights = {1, 1, test::kNan<double>, 1, 1}}), std::invalid_argument);
+}
+
+TEST_CASE("merge: equal experts stay what they are, also in another order of hidden units", "[compress]") {
+  auto layer = moe::take_experts(glu_layer(3), {0, 1, 2, 0, 1, 2});
+  const Matrix<float> before = test::forward(glu_layer(3), kTokens);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 1, 2, 0, 1, 2});
+  const std::vector<double> weights = {3, 1, 0, 1, 1, 2};
+  CHECK(largest_difference(test::forward(moe::merge(layer, plan, {.weights = weights}).layer, kTokens), before) <=
+        1e-6);
+  for (Index e = 3; e < 6; ++e) layer.experts()[e] = shuffled(layer.experts()[e]);
+  const auto off = moe::merge(layer, plan, {.weights = weights});
+  const auto aligned = moe::merge(layer, plan, {.weights = weights, .align = moe::AlignHidden::Hungarian});
+  CHECK(largest_difference(test::forward(off.layer, kTokens), before) > 0.1);
+  CHECK(largest_difference(test::forward(aligned.layer, kTokens), before) <= 1e-5);
+}
+
+TEST_CASE("merge_in_subspace: full rank is the mean, less its projection", "[compress]") {
+  const auto layer = glu_layer(4);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 0, 2, 0});
+  const moe::MergeOptions options{.weights = {1, 2, 1, 3}};
+  const auto full = moe::merge_in_subspace(layer, plan, 100, options), mean = moe::merge(layer, plan, options);
+  const std::vector<double> a = test::flatten(full.layer), b = test::flatten(mean.layer);
+  for (std::size_t i = 0; i < a.size(); ++i) REQUIRE(std::abs(a[i] - b[i]) <= 1e-6);
+  // The formula of the paper on the ups, by a singular value decomposition.
+  constexpr Index kRank = 4, kHidden = test::kHiddenDim;
+  const auto ups = [&](const auto& expert) {
+    return Eigen::MatrixXd(expert.gate_up().matrix().template cast<double>().bottomRows(kHidden));
+  };
+  Eigen::MatrixXd all(kHidden, 3 * kDim);
+  all << ups(layer.experts()[0]), ups(layer.experts()[1]), ups(layer.experts()[3]);
+  const Eigen::JacobiSVD<Eigen::MatrixXd> svd(all, Eigen::ComputeThinU | Eigen::ComputeThinV);
+  const Eigen::MatrixXd v = svd.matrixV().leftCols(kRank);
+  const Eigen::MatrixXd mean_v =
+      (v.topRows(kDim) + 2 * v.middleRows(kDim, kDim) + 3 * v.bottomRows(kDim)) / 6;  // V is stacked
+  const Eigen::MatrixXd expected =
+      svd.matrixU().leftCols(kRank) * svd.singularValues().head(kRank).asDiagonal() * mean_v.transpose();
+  const auto few = moe::merge_in_subspace(layer, plan, kRank, options);
+  CHECK((ups(few.layer.experts()[0]) - expected).cwiseAbs().maxCoeff() <= 1e-6);
+  CHECK(test::flatten(few.layer.experts()[1]) == test::flatten(layer.experts()[2]));
+  // Eckart and Young: what the subspace leaves of the matrices.
+  double last = 1e300;
+  for (Index rank = 1; rank <= kHidden; ++rank) {
+    double left = 0;
+    std::vector<Eigen::MatrixXd> members = {ups(layer.experts()[0]), ups(layer.experts()[1]), ups(layer.experts()[3])};
+    const std::vector<const Eigen::MatrixXd*> places = {&members[0], &members[1], &members[2]};
+    for (std::size_t m = 0; m < 3; ++m) {
+      std::vector<double> one(3, 0.0);
+      one[m] = 1;
+      left += (members[m] - moe::detail::mean_in_subspace(places, one, rank)).squaredNorm();
+    }
+    CHECK(std::abs(left - svd.singularValues().tail(kHidden - rank).squaredNorm()) <= 1e-10);
+    CHECK(left <= last);
+    last = left;
+  }
+  CHECK_THROWS_AS(moe::merge_in_subspace(layer, plan, 0), std::invalid_argument);
+}
+
+TEST_CASE("quantisation_errors: of the outputs, one expert at a time", "[compress]") {
+  const auto on = GENERATE(moe::WeightOn::Output, moe::WeightOn::Input);
+  const auto plain = glu_layer(3);
+  const moe::MoeLayer layer(plain.router(), plain.gate(), plain.experts(), on);
+  const auto calibration = moe::calibrate(layer, kTokens);
+  const std::vector<moe::WeightFormat> formats = {moe::WeightFormat::planes(2, 32), moe::WeightFormat::planes(4, 32)};
+  const Matrix<double> errors = moe::quantisation_errors(layer, kTokens, formats, moe::RoundToNearest{}, calibration);
+  const Matrix<double> before = test::forward(layer, kTokens).cast<double>();
+  for (Index e = 0; e < 3; ++e)
+    for (Index b = 0; b < 2; ++b) {
+      auto one = layer;
+      one.experts()[e] = moe::dequantise(moe::quantise(layer.experts()[e], formats[static_cast<std::size_t>(b)]));
+      const double expected = (test::forward(one, kTokens).cast<double>() - before).norm();
+      CHECK_THAT(errors(e, b), Catch::Matchers::WithinRel(expected, 1e-4));  // outputs are sums of floats there
+    }
+  // A plan as formats, for each matrix.
+  const moe::BitPlan plan{.bits = {1, 2, 3, 4, 0, 8}, .matrices = 2};
+  const auto few = moe::quantise(layer, plan.planes(32), moe::RoundToNearest{}, calibration);
+  CHECK(few.experts()[0].down().format() == moe::WeightFormat::planes(2, 32));
+  CHECK(few.experts()[1].gate_up().format() == moe::WeightFormat::planes(3, 32));
+  CHECK(few.experts()[2].gate_up().format() == moe::WeightFormat::none());
+}
