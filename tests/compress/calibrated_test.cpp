@@ -187,7 +187,6 @@ TEST_CASE("quantise: a calibration makes layers of codes, and a report of every 
   };
   QuantisationReport report;
   std::vector<Index> steps;
-  std::mutex mutex;
   const auto progress = [&](Index done, Index total) {
     CHECK(total == 2 * kExperts);
     steps.push_back(done);
