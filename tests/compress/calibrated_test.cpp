@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // Layers quantised with a calibration, and the methods that need none or rescale what experts compute inside.
-#include <mutex>
 #include <sstream>
 
 #include "compress/correlated.hpp"
