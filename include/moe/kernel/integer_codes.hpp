@@ -76,6 +76,7 @@ struct IntegerBlock {
   alignas(kCacheLine) float scale[kMostSums * kCodeWidth];
   std::array<Sum, kMostSums + 1> sum;  ///< and where the last one ends
   Index num_sums = 0;
+  const std::byte *codes_begin = nullptr, *codes_end = nullptr;  ///< of the panel
 };
 
 /// Inputs from `begin` on, as many whole sums as there is room for; sums are filled up to multiples of `unit` words,
@@ -96,9 +97,11 @@ Index expand_codes(const CodePanels& of, Index panel, Index begin, Index unit, I
                   load_scales(of.format.scale, at + half * kCodeLanes * of.format.scale_bits() / 8, of.scale) * factor);
     to.sum[static_cast<std::size_t>(sum)] = {word, input};
     const std::byte* codes = at + of.header_bytes + (input - first) / 8 * bytes;
+    if (sum == 0) to.codes_begin = codes;
     std::byte* out = to.words + word * (4 * kCodeWidth);
     for (Index step = 0; step < steps; ++step, codes += bytes, out += 8 * kCodeWidth) {
-      for (Index line = 0; line < bytes; line += kLine) __builtin_prefetch(ahead_of(codes, line));
+      if constexpr (kForm == ByteForm::Offset)  // else they have been fetched
+        for (Index line = 0; line < bytes; line += kLine) __builtin_prefetch(ahead_of(codes, line));
       simd::unroll<2>([&](auto half) {
         const simd::TwoIntegers both = Codes::template read<kForm>(codes + half * Codes::kRegisterBytes);
         simd::store_integers(out + half * (4 * kCodeLanes), both.even);
@@ -106,6 +109,7 @@ Index expand_codes(const CodePanels& of, Index panel, Index begin, Index unit, I
       });
     }
     std::memset(out, 0, static_cast<std::size_t>((words - 2 * steps) * 4 * kCodeWidth));
+    to.codes_end = codes;
     ++sum;
     word += words;
     input = end;

@@ -50,21 +50,18 @@ struct IntegerRows {
 /// number that is not finite has scale NaN; one below 2^-100 throughout counts as 0.
 inline float round_to_integers(const float* x, Index count, Index padded, std::int8_t* to) {
   using Batch = simd::Batch<float>;
+  const Index body = count - count % simd::kLanes<float>;
   Batch most(0.0f), bad(0.0f);
+  for (Index i = 0; i < body; i += simd::kLanes<float>) {
+    const Batch v = simd::load(x + i);
+    most = simd::max(most, simd::abs(v));
+    bad = bad + v * Batch(0.0f);
+  }
   float rest = 0, bad_rest = 0;
-  simd::for_each<float>(
-      count,
-      [&](Index i) {
-        const Batch v = simd::load(x + i);
-        most = simd::max(most, simd::abs(v));
-        bad = bad + v * Batch(0.0f);
-      },
-      [&](Index i, Index n) {
-        for (Index j = i; j < i + n; ++j) {
-          rest = std::max(rest, std::abs(x[j]));
-          bad_rest += x[j] * 0.0f;
-        }
-      });
+  for (Index i = body; i < count; ++i) {
+    rest = std::max(rest, std::abs(x[i]));
+    bad_rest += x[i] * 0.0f;
+  }
   const float largest = std::max(rest, simd::reduce_max(most));
   std::fill(to + count, to + padded, std::int8_t{0});
   if (std::isnan(bad_rest) || simd::any(!(bad == bad))) {
@@ -76,11 +73,8 @@ inline float round_to_integers(const float* x, Index count, Index padded, std::i
     return 0;
   }
   const float inverse = 127.0f / largest;
-  simd::for_each<float>(
-      count, [&](Index i) { simd::store_rounded(simd::load(x + i) * Batch(inverse), to + i); },
-      [&](Index i, Index n) {
-        for (Index j = i; j < i + n; ++j) to[j] = static_cast<std::int8_t>(std::nearbyint(x[j] * inverse));
-      });
+  for (Index i = 0; i < body; i += simd::kLanes<float>) simd::store_rounded(simd::load(x + i) * Batch(inverse), to + i);
+  for (Index i = body; i < count; ++i) to[i] = static_cast<std::int8_t>(std::nearbyint(x[i] * inverse));
   return largest / 127.0f;
 }
 
