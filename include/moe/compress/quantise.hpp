@@ -180,8 +180,8 @@ void quantise(const T&, const Format&, const Q&...) {
                 "moe::quantise: a format is a moe::WeightFormat, or a function of moe::ExpertMatrix that returns one");
 }
 
-/// The expert, pool or layer whose rows are rounded, too, before they are multiplied: faster where tens of rows meet an
-/// expert, and with few rows of 4 bits (.github/FORMATS.md); see PanelMatrix<Quantised>::dot(). Throws
+/// The expert, pool or layer whose rows are rounded, too, before they are multiplied: faster where tens of rows or
+/// more meet an expert, and with few rows of 4 bits (.github/FORMATS.md); see PanelMatrix<Quantised>::dot(). Throws
 /// std::invalid_argument for formats that have no such product.
 ///   const auto fast = moe::with_dot(moe::quantise(layer, moe::WeightFormat::int8()), moe::Dot::Int8);
 template <detail::HasPanels E>

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 
 #include "moe/core/simd_dot.hpp"
 #include "moe/kernel/code_product.hpp"

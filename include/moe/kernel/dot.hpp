@@ -5,8 +5,8 @@
 #include "moe/kernel/integer_product.hpp"
 
 // Products of rows that are rounded, too: to integers of 8 bits, or to BF16. Rows are converted once for all panels;
-// codes become bytes, block by block, in L1, and then one tile serves all formats. What is computed for a row depends
-// on the row and the weights alone.
+// codes become bytes, block by block, in L1, and then one tile serves all formats: of registers of AVX2 or AVX-512, or
+// for many rows of AMX. What is computed for a row depends on the row and the weights alone.
 namespace moe::inline MOE_ABI {
 
 /// What rows are rounded to before they are multiplied with weights in few bits.
@@ -23,7 +23,7 @@ namespace kernel {
 
 namespace detail {
 
-/// Most inputs of a matrix: a row of them has room there.
+/// Most inputs of a matrix; no model has more.
 inline constexpr Index kMostDotInputs = Index{32} << 10;
 
 template <class Codes>
