@@ -106,10 +106,17 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
-// Weights in few bits: formats, and layers made of them.
+// Weights in few bits: formats, layers made of them, and methods that look at what experts have read.
+#include "moe/compress/awq.hpp"
+#include "moe/compress/calibration.hpp"
+#include "moe/compress/gptq.hpp"
+#include "moe/compress/hqq.hpp"
+#include "moe/compress/quantisation_report.hpp"
 #include "moe/compress/quantise.hpp"
+#include "moe/compress/quantise_calibrated.hpp"
 #include "moe/compress/round_blocks.hpp"
 #include "moe/compress/round_to_nearest.hpp"
+#include "moe/compress/second_moment.hpp"
 #include "moe/kernel/quantised_matrix.hpp"
 #include "moe/kernel/weight_format.hpp"
 

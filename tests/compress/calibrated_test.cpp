@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 // Layers quantised with a calibration, and the methods that need none or rescale what experts compute inside.
-#include <mutex>
 #include <sstream>
 
 #include "compress/correlated.hpp"
@@ -187,7 +186,6 @@ TEST_CASE("quantise: a calibration makes layers of codes, and a report of every 
   };
   QuantisationReport report;
   std::vector<Index> steps;
-  std::mutex mutex;
   const auto progress = [&](Index done, Index total) {
     CHECK(total == 2 * kExperts);
     steps.push_back(done);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// Layers with weights in few bits in files: codes and scales, bit for bit.
-#include "moe/compress/quantise.hpp"
+// Layers with weights in few bits in files: codes and scales, bit for bit; and what they are found from.
+#include "layer/fixtures.hpp"
+#include "moe/compress/calibration.hpp"
 #include "moe/io/file/parameters.hpp"
 #include "support/catch.hpp"
 #include "support/experts.hpp"
@@ -157,4 +158,29 @@ TEST_CASE("Quantised parameters: broken files are refused by name", "[io]") {
                     bytes.resize(90);
                   }),
              contains("tensor 'up.weight.zeros' is not a parameter of the layer"));
+}
+
+TEST_CASE("Calibration: what experts have read is in a file again, bit for bit", "[io]") {
+  const auto check = [](const auto& layer, const moe::CalibrationOptions& options) {
+    const auto x = test::random_matrix<float>(60, layer.input_dim(), 5);
+    const test::TemporaryDirectory directory;
+    const auto path = directory / "calibration.safetensors";
+    const moe::Calibration saved = moe::calibrate(layer, x, options);
+    moe::save_parameters(path, saved);
+    moe::Calibration loaded(layer.experts(), options);
+    moe::load_parameters(path, loaded);
+    for (Index e = 0; e < 4; ++e)
+      for (const auto part : {&moe::ExpertStatistics::inputs, &moe::ExpertStatistics::hidden}) {
+        const moe::SecondMoment &a = saved[e].*part, &b = loaded[e].*part;
+        REQUIRE(a.dim() == b.dim());
+        CHECK(a.rows() == b.rows());
+        for (Index i = 0; i < a.dim(); ++i)
+          for (Index j = 0; j <= i; ++j) REQUIRE(test::same_bits(a(i, j), b(i, j)));
+      }
+    moe::Calibration other(layer.experts(), {.experts = {2}});
+    CHECK_THROWS_AS(moe::load_parameters(path, other), std::runtime_error);
+  };
+  check(test::layer_of<moe::Mlp, moe::TopKGate, moe::F32>(4, {.k = 2}), {});
+  check(test::layer_of<moe::Mlp, moe::TopKGate, moe::F32>(4, {.k = 2}), {.experts = {1, 3}});
+  check(test::layer_of<moe::Linear, moe::TopKGate, moe::F32>(4, {.k = 2}), {});
 }

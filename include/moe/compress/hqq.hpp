@@ -13,9 +13,9 @@ namespace moe::inline MOE_ABI {
 ///   e = shrink((w - v) / s),  shrink(x) = sign(x) max(0, |x| - |x|^(p - 1) / beta)
 /// is what counts as an outlier, and the zero point that of least squares for w - s e; beta grows by `growth` each
 /// time. Without zero points the scale takes its place, also where zero points are integers and stay. What had the
-/// least sum is kept, rounding to nearest among it: never worse than that. About `iterations` times its cost, in
-/// parallel. Badri & Shaji, "Half-quadratic quantization of large machine learning models", 2023
-/// (mobiusml.github.io/hqq_blog).
+/// least sum is kept, rounding to nearest among it: never worse than that. Two powers for each
+/// weight and iteration, in parallel. Badri & Shaji, "Half-quadratic quantization of large machine learning models",
+/// 2023 (mobiusml.github.io/hqq_blog).
 struct Hqq {
   double p = 0.7;  ///< in (0, 2)
   double beta = 10, growth = 1.01;
