@@ -202,7 +202,7 @@ TEST_CASE("PanelMatrix<Sparse>: stores all weights but zeros, and gives them bac
           CHECK(test::same_bits(copy.decoded().matrix(), dense.matrix()));
         }
   const auto sparse = PanelMatrix<Sparse>::from(with_zeros(1024, 1024, 0.8));
-  CHECK(100 * sparse.bytes() < std::size_t{32} * 4 * 1024 * 1024);
+  CHECK(100 * sparse.bytes() < std::size_t{40} * 4 * 1024 * 1024);  // 28% are not +0; a byte may hold four lanes
   CHECK_THROWS_AS(sparse.get(1024, 0), std::invalid_argument);
   CHECK_THROWS_AS(PanelMatrix<Sparse>(3, 2, PanelOrder::Paired), std::invalid_argument);
   CHECK(PanelMatrix<Sparse>().empty());
