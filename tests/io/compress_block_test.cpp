@@ -47,8 +47,8 @@ TEST_CASE("MoeBlock: scored, pruned and merged, in every family", "[io]") {
     CHECK(merged.layer.num_experts() == 4);
     CHECK(merged.layer.config().num_experts == 4);
     // Copies of an expert are merged to it.
-    const auto twice = moe::take_experts(small.layer, Ids{0, 1, 2, 3, 0, 1, 2, 3});
-    const auto once = moe::merge(twice, moe::ExpertPlan::of_clusters(Ids{0, 1, 2, 3, 0, 1, 2, 3}));
+    const auto twice = moe::take_experts(small.layer, Ids{0, 0, 1, 1, 2, 2, 3, 3});
+    const auto once = moe::merge(twice, moe::ExpertPlan::of_clusters(Ids{0, 0, 1, 1, 2, 2, 3, 3}));
     CHECK(test::leaves_of(once.layer) == test::leaves_of(small.layer));
   }
 }
