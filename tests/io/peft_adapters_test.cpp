@@ -282,6 +282,30 @@ TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "
   }
 }
 
+TEST_CASE("load_peft_adapters: whatever byte is changed, files are read or refused", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = pool_of();
+  for (const PeftLayout layout : {PeftLayout::PerExpert, PeftLayout::Fused}) {
+    moe::save_peft_adapters(directory / "peft", {{4, moe::adapters_of(pool)}}, {.layout = layout});
+    for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
+      const std::string good = test::read_bytes(directory / "peft" / name);
+      std::size_t refused = 0;
+      for (std::size_t i = 0; i < std::min<std::size_t>(good.size(), 1500); i += 7) {
+        std::string bad = good;
+        bad[i] = "0921\"]}-\0\xFF"[i % 10];
+        test::write_bytes(directory / "peft" / name, bad);
+        try {
+          moe::load_peft_adapters(directory / "peft");
+        } catch (const std::runtime_error&) {
+          ++refused;
+        }
+      }
+      CHECK(refused > 5);
+      test::write_bytes(directory / "peft" / name, good);
+    }
+  }
+}
+
 TEST_CASE("save_peft_adapters: what PEFT has no names or numbers for is refused", "[io][error]") {
   const test::TemporaryDirectory directory;
   const auto saves = [&](const Adapters& adapters, const PeftOptions& options = {}) {
