@@ -94,28 +94,33 @@ inline std::vector<Index> bits_by_score(std::span<const double> scores, Index lo
   return bits;
 }
 
-/// A plan by lot, to compare with: all items begin with the fewest bits, and one after the other, drawn among those
-/// that can, gets the next number of bits, as long as the sum of size * bits stays at or below `budget`. Throws
-/// std::invalid_argument for a budget that the fewest bits exceed.
+/// A plan by lot, to compare with: each item draws its bits, then items that are drawn lose a step until the sum of
+/// size * bits is at most `budget`, or get one as long as any fits. Throws std::invalid_argument for a budget that the
+/// fewest bits exceed.
 inline std::vector<Index> random_bits(Index count, std::span<const Index> bits, Index budget, const RandomField& random,
                                       std::span<const Index> sizes = {}) {
   constexpr const char* kFunction = "moe::random_bits";
   detail::require_bits(kFunction, bits);
   const std::vector<Index> size =
       detail::checked_sizes(kFunction, sizes, detail::checked_size(kFunction, "count", count));
-  std::vector<std::size_t> level(size.size(), 0);
-  Index left = budget;
-  for (const Index s : size) left -= s * bits[0];
-  if (left < 0)
-    fail(kFunction, ": the budget is ", budget, ", expected at least ", budget - left, " for the fewest bits");
+  std::vector<std::size_t> level;
+  Index least = 0, left = budget;
+  for (const Index s : size) {
+    level.push_back(static_cast<std::size_t>(random.below(bits.size(), std::ssize(level), 0)));
+    least += s * bits[0], left -= s * bits[level.back()];
+  }
+  if (budget < least)
+    fail(kFunction, ": the budget is ", budget, ", expected at least ", least, " for the fewest bits");
+  const auto step = [&](std::size_t i, std::size_t from) { return size[i] * (bits[from + 1] - bits[from]); };
   for (Index draw = 0;; ++draw) {
+    const bool is_over = left < 0;
     std::vector<std::size_t> can;
     for (std::size_t i = 0; i < size.size(); ++i)
-      if (level[i] + 1 < bits.size() && size[i] * (bits[level[i] + 1] - bits[level[i]]) <= left) can.push_back(i);
+      if (is_over ? level[i] > 0 : level[i] + 1 < bits.size() && step(i, level[i]) <= left) can.push_back(i);
     if (can.empty()) break;
-    const std::size_t i = can[static_cast<std::size_t>(random.below(can.size(), draw))];
-    left -= size[i] * (bits[level[i] + 1] - bits[level[i]]);
-    ++level[i];
+    const std::size_t i = can[static_cast<std::size_t>(random.below(can.size(), draw, 1))];
+    left += is_over ? step(i, level[i] - 1) : -step(i, level[i]);
+    level[i] = is_over ? level[i] - 1 : level[i] + 1;
   }
   std::vector<Index> result;
   for (const std::size_t l : level) result.push_back(bits[l]);
