@@ -229,6 +229,9 @@ void check_experts() {
   check_expert("Glu", glu);
   for (const char* format : {"bf16", "f16", "fp8", "fp8-e5m2", "int8", "int4", "int4-zero", "mxfp4", "nvfp4", "3bit"})
     check_expert(std::string("Glu of ") + format, moe::quantise(glu, moe::WeightFormat::named(format)));
+  for (const char* format : {"int8", "int4-g128", "mxfp4"})
+    check_expert(std::string("Glu of rounded rows, ") + format,
+                 moe::with_dot(moe::quantise(glu, moe::WeightFormat::named(format)), moe::Dot::Int8));
   check_expert("LowRank of Glu", moe::LowRank(glu, {.rank = 3}, 2));
   check_expert("LowRank of Mlp in int4", moe::LowRank(moe::quantise(mlp, moe::WeightFormat::int4()), {}, 2));
   check_expert("Glu that skips zeros", moe::skip_zeros(glu));
