@@ -86,6 +86,15 @@ void print(const moe::QuantisedLayer& layer, double output_error) {
   std::fflush(stdout);
 }
 
+/// Layers read other tokens, each from a file of its own.
+void require_numbered(const Settings& settings) {
+  const bool is_one_layer = settings.layers.size() == 1;
+  for (const std::string& name : {settings.calibration, settings.save_calibration})
+    if (!name.empty() && !is_one_layer && name.find("{}") == name.npos)
+      moe::fail("file '", name,
+                "' for several layers, expected a name with {} for the number of the layer, or --layer");
+}
+
 void run(const Settings& settings) {
   const std::string family = moe::read_moe_family(std::filesystem::path(settings.directory) / "config.json");
   const auto writer = moe::weight_writer(format_of(settings), family);
@@ -107,6 +116,7 @@ void run(const Settings& settings) {
       "                                          relative error of\n"
       "layer    MB before     MB after   times   weights   outputs  seconds\n",
       writer->format().name().c_str(), writer->name().c_str(), settings.method.c_str());
+  require_numbered(settings);
   const auto written = moe::quantise_checkpoint(settings.directory, settings.out, *writer, options);
   std::printf("wrote %.2f MB in %zu files to %s\n", 1e-6 * static_cast<double>(written.files.total_size),
               written.files.files.size(), settings.out.c_str());
@@ -162,6 +172,11 @@ int main(int argc, char** argv) try {
     settings.out = (synthetic->path().string() + "_small");
   }
   if (settings.out.empty()) moe::fail("no directory to write, expected quantise_checkpoint DIRECTORY OUT");
+  const bool reads_tokens = settings.method == "awq" || settings.method == "gptq";
+  for (const char* option : {"--calibration", "--save-calibration", "--matrices"})
+    if (app.count(option) > 0 && !reads_tokens)
+      moe::fail(option, " with --method ", settings.method, ", expected awq or gptq, which look at tokens");
+  if (app.count("--damping") > 0 && settings.method != "gptq") moe::fail("--damping is of --method gptq");
   run(settings);
   if (!synthetic) return 0;
   read_back(settings.directory, settings.out, settings.layers.empty() ? 0 : settings.layers.front());

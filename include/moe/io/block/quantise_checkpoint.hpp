@@ -118,6 +118,12 @@ inline void remove_statements(nlohmann::ordered_json& config) {
   if (config.contains("text_config") && config["text_config"].is_object()) remove_statements(config["text_config"]);
 }
 
+/// Files beside it that do, of modelopt, AutoGPTQ and AutoAWQ.
+inline const std::set<std::string>& statement_files() {
+  static const std::set<std::string> names{"hf_quant_config.json", "quantize_config.json", "quant_config.json"};
+  return names;
+}
+
 /// quantise_checkpoint() in its steps. One per thread.
 class CheckpointQuantiser {
  public:
@@ -132,6 +138,7 @@ class CheckpointQuantiser {
                        "'");
     decode_others();
     const PlainModules plain = plain_modules(checkpoint_, edit_.groups);
+    edit_.without = statement_files();
     edit_.config = [plain, this](nlohmann::ordered_json& config) {
       remove_statements(config);
       config["quantization_config"] = writer_.statement(plain);

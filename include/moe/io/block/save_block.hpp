@@ -191,7 +191,10 @@ class BlockSaver {
     }
     // Both before anything is written: what the family cannot say is refused without work.
     nlohmann::ordered_json changed = ordered_config(source);
-    if (has_codes || stated.method != QuantMethod::Unstated) remove_statements(changed);
+    if (has_codes || stated.method != QuantMethod::Unstated) {
+      remove_statements(changed);
+      edit.without = statement_files();
+    }
     if (options_.others == OtherTensors::Leave && options_.dtype) set_dtype(changed);
     change_config(function_, family, written_, others, changed);
     edit.config = [&](nlohmann::ordered_json& config) { config = changed; };

@@ -68,7 +68,8 @@ inline std::pair<const void*, Index> target_of(const BoundTensor& tensor) {
 
 /// A block of a checkpoint, planned to be written in few bits before any weight of it is read: names, types and shapes
 /// of what goes and comes. Then write() takes the block in few bits, made by whoever knows how.
-///   moe::BlockWriter block(checkpoint, config, {.layer = 3}, moe::PackedIntsWriter());
+///   const moe::PackedIntsWriter writer;
+///   const moe::BlockWriter block(checkpoint, config, {.layer = 3}, writer);
 ///   moe::TensorGroup group = block.group();
 ///   group.write = [&](moe::TensorSink& to) { block.write(moe::quantise(floats, writer.format()), to); };
 /// Keeps references to its arguments. Immutable once made, share freely.
@@ -90,6 +91,7 @@ class BlockWriter {
     detail::require_stated(config, from_, before, sources_);
     std::map<std::pair<const void*, Index>, std::size_t> place;
     for (std::size_t t = 0; t < before.size(); ++t) {
+      planned_.emplace_back(before[t].name, before[t].shape);
       place.emplace(detail::target_of(before[t]), t);
       if (!is_written(before[t], from_)) continue;
       for (const std::string& name : sources_[t].stored_names()) replace(checkpoint, name);
@@ -103,6 +105,13 @@ class BlockWriter {
     }
   }
 
+  BlockWriter(const Checkpoint&, const MoeConfig&, const LoadOptions&, const WeightWriter&&,
+              SharedExperts = SharedExperts::Quantise) = delete;
+  BlockWriter(const Checkpoint&, const MoeConfig&&, const LoadOptions&, const WeightWriter&,
+              SharedExperts = SharedExperts::Quantise) = delete;
+  BlockWriter(const Checkpoint&&, const MoeConfig&, const LoadOptions&, const WeightWriter&,
+              SharedExperts = SharedExperts::Quantise) = delete;
+
   /// What goes and comes, still without a function that writes it.
   const TensorGroup& group() const { return group_; }
   std::uint64_t bytes_before() const { return bytes_before_; }
@@ -110,11 +119,13 @@ class BlockWriter {
 
   /// Writes a block of the same configuration, whose matrices are in the writer's format (shared experts that are left
   /// may be in any): their codes and scales bit for bit. Experts are written in parallel; memory: what is packed of one
-  /// matrix, and its weights in floats, per worker. Returns how far the codes are from the source.
+  /// matrix, and its weights in floats, per worker. Returns how far the codes are from the source. Throws
+  /// std::invalid_argument, before it writes anything, for a block of other sizes, and for floats that have changed.
   WeightError write(QuantisedMoeBlock block, TensorSink& to) const {
-    for (const auto& [name, view] : renamed_) to.write(name, view.bytes);
     const auto before = bind_weights(block, from_), after = bind_weights(block, to_);
+    require_planned(before);
     require_kept(before);
+    for (const auto& [name, view] : renamed_) to.write(name, view.bytes);
     std::vector<Task> tasks;
     std::map<const void*, std::size_t> place;
     for (const BoundTensor& tensor : after)
@@ -155,6 +166,17 @@ class BlockWriter {
     for (const std::string_view name : {format.shared_gate, format.shared_up, format.shared_down})
       if (!name.empty() && tensor.name == location.prefix + std::string(name)) return false;
     return true;
+  }
+
+  void require_planned(const std::vector<BoundTensor>& tensors) const {
+    if (tensors.size() != planned_.size())
+      fail("moe::BlockWriter::write: the block fills ", tensors.size(), " tensors, expected ", planned_.size(),
+           " as in the checkpoint");
+    for (std::size_t t = 0; t < tensors.size(); ++t)
+      if (tensors[t].name != planned_[t].first || tensors[t].shape != planned_[t].second)
+        fail("moe::BlockWriter::write: the block has ", detail::in_quotes(tensors[t].name), " [",
+             detail::join(tensors[t].shape, ", "), "], expected ", detail::in_quotes(planned_[t].first), " [",
+             detail::join(planned_[t].second, ", "), "] as in the checkpoint");
   }
 
   /// Throws where a float of the block is another than in the source: it would not be written.
@@ -235,6 +257,7 @@ class BlockWriter {
   SharedExperts shared_;
   BlockLocation from_, to_;
   std::vector<WeightSource> sources_;
+  std::vector<std::pair<std::string, std::vector<Index>>> planned_;  ///< of the sources, names and shapes
   std::vector<std::pair<std::string, TensorView>> renamed_;
   TensorGroup group_;
   std::uint64_t bytes_before_ = 0, bytes_after_ = 0;

@@ -184,9 +184,10 @@ inline PanelMatrix<Quantised> keep_slices(MatrixSlices slices, const WeightForma
 /// thread.
 class CodeLoader {
  public:
-  /// Throws std::invalid_argument for a format that is not valid or has no codes.
+  /// Throws std::invalid_argument for a format that is not valid or has no codes, and for a rounding without a format.
   explicit CodeLoader(std::optional<WeightFormat> format = {}, MatrixRounding rounding = {})
       : format_(format), rounding_(std::move(rounding)) {
+    if (!format && rounding_) fail("moe::CodeLoader: a rounding without a format, expected one to round to");
     if (!format) return;
     format->validate();
     if (format->code == WeightCode::Zeros) fail("moe::CodeLoader: format is none, expected one with codes");
@@ -201,8 +202,9 @@ class CodeLoader {
   }
 
   /// Loads everything that was added, and forgets it. Throws std::invalid_argument for scales that do not fit the
-  /// inputs of a slice, std::runtime_error naming a weight with numbers that the format cannot hold; some matrices are
-  /// then loaded, others are as they were. Which thread fills what changes no bit.
+  /// inputs of a slice and for a rounding that returns a matrix of another shape or format, std::runtime_error naming a
+  /// weight that the format cannot hold or the rounding refuses; some matrices are then loaded, others are as they
+  /// were. Which thread fills what changes no bit.
   void run(const LoadProgress& progress = {}) {
     const std::vector<Matrix> matrices = std::exchange(matrices_, {});
     std::uint64_t total = 0;
@@ -213,6 +215,10 @@ class CodeLoader {
       const Matrix& matrix = matrices[static_cast<std::size_t>(task)];
       PanelMatrix<Quantised>& to = *matrix.slices.front().to_codes;
       PanelMatrix<Quantised> made = loaded(matrix, scratch[static_cast<std::size_t>(worker)]);
+      if (!made.is_shaped_as(to) || made.format() != matrix.format)
+        fail("moe::CodeLoader::run: the rounding of weight ", names_of(matrix.slices), " returns [", made.outputs(),
+             ", ", made.inputs(), "] in ", made.format().name(), ", expected [", to.outputs(), ", ", to.inputs(),
+             "] in ", matrix.format.name(), ", in the order of the weights");
       made.set_dot(to.dot());
       to = std::move(made);
       meter.add(detail::bytes_of(matrix.slices));

@@ -26,6 +26,7 @@ namespace moe::inline MOE_ABI {
 struct CheckpointEdit {
   std::vector<TensorGroup> groups = {};                      ///< written in this order; other tensors stay
   std::function<void(nlohmann::ordered_json&)> config = {};  ///< changes the fields of config.json; none: no change
+  std::set<std::string> without = {};                        ///< other files that are not copied
 };
 
 /// What becomes of the files of a model's directory that are no weights: tokenizer, generation settings, code.
@@ -42,7 +43,7 @@ struct RewrittenCheckpoint {
   std::uint64_t total_size = 0;            ///< bytes of all tensors
   std::vector<std::string> files = {};     ///< sorted
   std::vector<std::string> left_out = {};  ///< of the source: other directories, weights in other formats, what its
-                                           ///< index does not name; sorted
+                                           ///< index does not name, CheckpointEdit::without; sorted
 };
 
 namespace detail {
@@ -207,7 +208,7 @@ class CheckpointRewriter {
       if (name == kConfig || name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")) continue;
       std::error_code of_file;
       const bool is_file = std::filesystem::is_regular_file(entry->path(), of_file);
-      if (options_.other_files == OtherFiles::Leave || !is_file || is_weights(name)) {
+      if (options_.other_files == OtherFiles::Leave || !is_file || is_weights(name) || edit_.without.contains(name)) {
         result_.left_out.push_back(name);
         continue;
       }

@@ -153,18 +153,23 @@ class SafetensorsWriter {
   }
 
   /// A part of the bytes of a tensor, from byte `first` of it on; parts may come in any order, each byte once. Throws
-  /// as the others, and for a part that goes beyond the tensor or writes more bytes than it has.
+  /// as the others, and for a part that goes beyond the tensor or over another part.
   void write_part(std::string_view name, std::uint64_t first, std::span<const std::byte> bytes) {
     const TensorInfo& info = pending(name);
     const std::uint64_t size = info.end - info.begin;
-    auto done = partly_.find(name);
-    if (done == partly_.end()) done = partly_.emplace(name, 0).first;
-    if (first > size || bytes.size() > size - first || bytes.size() > size - done->second)
+    const std::uint64_t end = first + bytes.size();
+    if (first > size || bytes.size() > size - first)
       fail(label(), ": ", bytes.size(), " bytes from ", first, " on of tensor ", detail::in_quotes(name),
-           ", which has ", size, " bytes, of which ", done->second, " are written");
+           ", which has ", size, " bytes");
+    auto done = partly_.find(name);
+    if (done == partly_.end()) done = partly_.emplace(name, Parts{}).first;
+    if (!add_part(first, end, done->second))
+      fail(label(), ": bytes ", first, " to ", end, " of tensor ", detail::in_quotes(name), " are written twice");
     file_.write_at(data_begin_ + info.begin + first, bytes, name);
-    done->second += bytes.size();
-    if (done->second == size) pending_.erase(pending_.find(name));
+    if (size == 0 || done->second == Parts{{0, size}}) {
+      partly_.erase(done);
+      pending_.erase(pending_.find(name));
+    }
   }
 
   /// The same for bytes that are encoded already, of any type.
@@ -184,6 +189,26 @@ class SafetensorsWriter {
   }
 
  private:
+  using Parts = std::map<std::uint64_t, std::uint64_t>;  ///< ends of runs of bytes by where they begin
+
+  /// False where a byte of [first, end) is there already. Neighbours become one run.
+  static bool add_part(std::uint64_t first, std::uint64_t end, Parts& parts) {
+    if (first == end) return true;
+    auto next = parts.lower_bound(first);
+    if (next != parts.end() && next->first < end) return false;
+    auto before = next == parts.begin() ? parts.end() : std::prev(next);
+    if (before != parts.end() && before->second > first) return false;
+    if (next != parts.end() && next->first == end) {
+      end = next->second;
+      parts.erase(next);
+    }
+    if (before != parts.end() && before->second == first)
+      before->second = end;
+    else
+      parts.emplace(first, end);
+    return true;
+  }
+
   const std::string& label() const { return file_.label(); }
   const TensorInfo& pending(std::string_view name) const {
     const auto found = header_.tensors.find(name);
@@ -200,7 +225,7 @@ class SafetensorsWriter {
   detail::OutputFile file_;
   std::uint64_t data_begin_ = 0;
   std::set<std::string, std::less<>> pending_;
-  std::map<std::string, std::uint64_t, std::less<>> partly_;  ///< bytes of what write_part() has begun
+  std::map<std::string, Parts, std::less<>> partly_;  ///< of tensors that write_part() has begun
 };
 
 }  // namespace moe::inline MOE_ABI
