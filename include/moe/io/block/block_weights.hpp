@@ -269,6 +269,36 @@ std::vector<BoundTensor> bind_weights(BasicMoeBlock<Codec>& block, const BlockLo
   return detail::BlockBinder<Codec>(block.config(), location).bind(block);
 }
 
+namespace detail {
+
+/// Writes the elements of a slice that are among [first, first + values.size()) of its tensor.
+inline void read_slice(const WeightSlice& slice, Index first, std::span<float> values) {
+  constexpr Index kAtOnce = 256;  // of a panel, which stays in L1 for all its outputs
+  const PanelMatrix<F32>& from = *slice.to;
+  const Index begin = slice.first - first, count = std::ssize(values);
+  const Index last = begin + (slice.outputs - 1) * slice.output_stride + (slice.inputs - 1) * slice.input_stride;
+  if (begin >= count || last < 0) return;
+  const bool is_whole = begin >= 0 && last < count;
+  const auto put = [&](Index place, float value) {
+    if (is_whole || (place >= 0 && place < count)) values[static_cast<std::size_t>(place)] = value;
+  };
+  if (slice.input_stride > slice.output_stride) {  // along the outputs, as values lie
+    for (Index i = 0; i < slice.inputs; ++i)
+      for (Index o = 0; o < slice.outputs; ++o)
+        put(begin + o * slice.output_stride + i * slice.input_stride, from(slice.first_output + o, i));
+    return;
+  }
+  for (Index at = 0; at < slice.inputs; at += kAtOnce)
+    for (Index o = 0; o < slice.outputs; ++o) {
+      const float* const row = &from(slice.first_output + o, at);
+      const Index inputs = std::min(kAtOnce, slice.inputs - at);
+      const Index place = begin + o * slice.output_stride + at * slice.input_stride;
+      for (Index i = 0; i < inputs; ++i) put(place + i * slice.input_stride, row[i * PanelMatrix<F32>::kWidth]);
+    }
+}
+
+}  // namespace detail
+
 /// Writes elements [first, first + values.size()) of a bound tensor into `values`, in the layout of the tensor: what it
 /// was loaded from, or a gradient; 0 where no slice is. Throws std::invalid_argument for elements that the tensor does
 /// not have, and for weights in few bits, which have scales beside them.
@@ -285,15 +315,7 @@ inline void read_bound(const BoundTensor& tensor, Index first, std::span<float> 
   for (const WeightSlice& slice : tensor.slices) {
     if (!slice.to)
       fail("moe::read_bound: tensor '", tensor.name, "' is of weights in few bits, expected floats: see dequantise()");
-    if (slice.first >= first + count) continue;
-    if (slice.first + (slice.outputs - 1) * slice.output_stride + (slice.inputs - 1) * slice.input_stride < first)
-      continue;
-    for (Index o = 0; o < slice.outputs; ++o)
-      for (Index i = 0; i < slice.inputs; ++i) {
-        const Index place = slice.first + o * slice.output_stride + i * slice.input_stride - first;
-        if (place >= 0 && place < count)
-          values[static_cast<std::size_t>(place)] = (*slice.to)(slice.first_output + o, i);
-      }
+    detail::read_slice(slice, first, values);
   }
 }
 

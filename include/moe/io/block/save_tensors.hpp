@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -39,10 +40,15 @@ inline double overflow_of(Dtype dtype) {
 /// The values in a type, rounded to nearest. Throws std::invalid_argument for one that is finite and would not be.
 template <class S>
 std::vector<std::byte> encoded(const char* function, const std::string& name, std::span<const S> values, Dtype dtype) {
-  const double overflow = overflow_of(dtype);
-  for (const S value : values)
-    if (std::isfinite(value) && std::abs(static_cast<double>(value)) >= overflow)
-      fail(function, ": tensor ", in_quotes(name), " holds ", value, ", which is too large for ", dtype_name(dtype));
+  if (dtype_size(dtype) < sizeof(S)) {
+    const auto least = static_cast<S>(overflow_of(dtype));
+    const auto is_large = [&](S value) { return std::abs(value) >= least && std::isfinite(value); };
+    bool has_large = false;
+    for (const S value : values) has_large |= is_large(value);  // without a branch: all are looked at
+    if (has_large)
+      fail(function, ": tensor ", in_quotes(name), " holds ", *std::find_if(values.begin(), values.end(), is_large),
+           ", which is too large for ", dtype_name(dtype));
+  }
   std::vector<std::byte> bytes(values.size() * dtype_size(dtype));
   encode(values, dtype, bytes.data());
   return bytes;
