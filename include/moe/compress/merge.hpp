@@ -39,7 +39,7 @@ struct NamedMatrices {
 };
 
 template <class E>
-NamedMatrices matrices_of(const E& expert) {
+NamedMatrices named_matrices(const E& expert) {
   NamedMatrices result;
   moe::visit(
       [&](const std::string& name, const auto& leaf) {
@@ -121,10 +121,10 @@ E merged_expert(const ExpertPool<E>& pool, Index representative, const std::vect
                 const MergeOptions& options, const Combine& combine) {
   E result = pool[representative];
   if (members.size() == 1) return result;
-  const NamedMatrices like = matrices_of(result);
+  const NamedMatrices like = named_matrices(result);
   std::vector<NamedMatrices> all;
   for (const Index e : members) {
-    all.push_back(matrices_of(pool[e]));
+    all.push_back(named_matrices(pool[e]));
     const bool same = std::ranges::equal(all.back().values, like.values, [](const auto& a, const auto& b) {
       return a.rows() == b.rows() && a.cols() == b.cols();
     });
