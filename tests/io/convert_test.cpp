@@ -120,7 +120,11 @@ TEST_CASE("encode: every value comes back, midpoints go to even, their neighbour
       if (encode(format, value) != code || encode(format, -value) != code + positive) FAIL("value " << value);
       if (encode(format, static_cast<float>(value)) != code) FAIL("float " << value);
       if (code + 1 == positive || !std::isfinite(next)) continue;
-      const double middle = (value + next) / 2;  // exact: one more digit
+      const double middle = (value + next) / 2;        // exact: one more digit
+      const auto narrow = static_cast<float>(middle);  // exact
+      if (encode(format, narrow) != code + code % 2) FAIL("float in the middle " << middle);
+      if (encode(format, std::nextafter(narrow, 0.0f)) != code) FAIL("float below the middle " << middle);
+      if (encode(format, -std::nextafter(narrow, 1e38f)) != code + 1 + positive) FAIL("float above " << middle);
       if (encode(format, middle) != code + code % 2) FAIL("middle " << middle);
       if (encode(format, std::nextafter(middle, 0)) != code) FAIL("below the middle " << middle);
       if (encode(format, std::nextafter(middle, 1e300)) != code + 1) FAIL("above the middle " << middle);
@@ -140,6 +144,8 @@ TEST_CASE("encode: what is too large becomes infinity, or NaN in E4M3", "[io]") 
   REQUIRE(encode(kFormats[3], 61440.0) == 0x7C);
   for (const Format& format : kFormats) {
     REQUIRE(std::isnan(value_of(format, encode(format, std::nan("")))));
+    REQUIRE(encode(format, std::nanf("")) == encode(format, std::nan("")));
+    REQUIRE(encode(format, -std::nanf("")) == encode(format, -std::nan("")));
     REQUIRE(encode(format, std::numeric_limits<double>::denorm_min()) == 0);
     REQUIRE(encode(format, -std::numeric_limits<double>::denorm_min()) == num_codes(format) / 2);
   }
