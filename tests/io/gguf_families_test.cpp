@@ -195,6 +195,7 @@ TEST_CASE("load_moe_block: a GGUF file holds the block of the safetensors file, 
           test::save_block(directory / "x.safetensors", block, moe::find_family(config.family)->formats.front(), 3);
       GgufFile file = file_of(architecture, block, format);
       file.tensors.push_back({"blk.3.ffn_norm.weight", 0, {1}, "norm"});
+      file.tensors.push_back({"blk.3.ffn_norm.bias", 0, {1}, "bias"});
       file.tensors.push_back({"blk.3.attn_q.weight", 0, {1}, "attn"});
       test::write_bytes(directory / "x.gguf", file.bytes());
       const auto checkpoint = moe::Checkpoint::open(directory / "x.gguf");

@@ -7,11 +7,14 @@
 
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/npy.hpp"
+#include "moe/io/file/output_directory.hpp"
 #include "moe/io/file/safetensors.hpp"
 #include "support/catch.hpp"
 #include "support/files.hpp"
 
 #if defined(__unix__)
+#include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -152,6 +155,44 @@ TEST_CASE("OutputFile: what another program is writing is left alone", "[io]") {
   first.commit();
   REQUIRE(test::read_bytes(directory / "x") == "first");
   REQUIRE(directory.num_files() == 1);
+}
+
+TEST_CASE("lock_made: what somebody else has locked or removed is not ours, what cannot be locked is", "[io]") {
+  const TemporaryDirectory directory;
+  const auto path = directory / "x";
+  const auto opened = [&](int flags) { return open(path.c_str(), flags | O_CLOEXEC); };
+  std::filesystem::create_directory(path);
+  const int first = opened(O_RDONLY), second = opened(O_RDONLY);
+  REQUIRE(moe::detail::lock_made(first, path));
+  REQUIRE_FALSE(moe::detail::lock_made(second, path));
+#if defined(O_PATH)
+  const int unlockable = opened(O_PATH);  // EBADF, as for directories of some network file systems
+  REQUIRE(moe::detail::lock_made(unlockable, path));
+  close(unlockable);
+#endif
+  close(first);
+  std::filesystem::remove(path);
+  REQUIRE_FALSE(moe::detail::lock_made(second, path));
+  std::filesystem::create_directory(path);  // another one of that name
+  REQUIRE_FALSE(moe::detail::lock_made(second, path));
+  close(second);
+}
+
+TEST_CASE("OutputDirectory: one that cannot be opened and locked is removed", "[io][error]") {
+  const TemporaryDirectory directory;
+  rlimit before{};
+  getrlimit(RLIMIT_NOFILE, &before);
+  const rlimit none{0, before.rlim_max};
+  setrlimit(RLIMIT_NOFILE, &none);
+  bool fails = false;
+  try {
+    const moe::detail::OutputDirectory output("label", directory / "x");
+  } catch (const std::runtime_error&) {
+    fails = true;
+  }
+  setrlimit(RLIMIT_NOFILE, &before);
+  REQUIRE(fails);
+  REQUIRE(directory.num_files() == 0);
 }
 
 #endif

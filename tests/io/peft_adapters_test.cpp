@@ -192,6 +192,49 @@ TEST_CASE("load_peft_adapters: what was saved, in either layout, for Glu and Mlp
     }
 }
 
+TEST_CASE("save_peft_adapters: what others adapt is written as zeros, so that it can be read", "[io]") {
+  const test::TemporaryDirectory directory;
+  const Adapters whole = moe::adapters_of(pool_of());
+  const moe::LowRankUpdate<moe::F32> none;
+  for (const PeftLayout layout : {PeftLayout::PerExpert, PeftLayout::Fused})
+    for (const FusedRows rows : {FusedRows::Outputs, FusedRows::Inputs}) {
+      CAPTURE(static_cast<int>(layout), static_cast<int>(rows));
+      const bool is_fused = layout == PeftLayout::Fused;
+      const PeftOptions options{.fused_rows = rows, .layout = layout};
+      for (std::size_t gap = 0; gap < kExperts; ++gap) {  // an expert without updates, another without one
+        Adapters gaps = whole;
+        gaps.experts[gap] = {none, none};
+        gaps.experts[(gap + 1) % kExperts][gap % 2] = none;
+        moe::save_peft_adapters(directory / "peft", {{4, gaps}}, options);
+        const Adapters loaded = moe::load_peft_adapters(directory / "peft", options).at(4);
+        REQUIRE(loaded.experts.size() == kExperts);
+        for (std::size_t e = 0; e < kExperts; ++e)
+          for (std::size_t i = 0; i < 2; ++i) {
+            const auto &expected = gaps.experts[e][i], &found = loaded.experts[e][i];
+            REQUIRE(found.is_shaped_as(whole.experts[e][i]));
+            CHECK(delta_of(found) ==
+                  (expected.empty() ? Matrix<double>(0 * delta_of(whole.experts[e][i])) : delta_of(expected)));
+          }
+      }
+      // Another layer, with other hidden units, adapts one stage alone.
+      for (const std::size_t absent : {0u, 1u}) {
+        auto narrow = moe::adapters_of(test::random_adapters(
+            moe::ExpertPool<moe::Glu>::random(kExperts, kDim, kHidden - 2, 1), {.rank = 2, .alpha = 6}, 3));
+        const Adapters shape = narrow;
+        for (auto& updates : narrow.experts) updates[absent] = none;
+        moe::save_peft_adapters(directory / "peft", {{4, whole}, {5, narrow}}, options);
+        const auto loaded = moe::load_peft_adapters(directory / "peft", options);
+        CHECK(same(loaded.at(4), whole));
+        for (std::size_t e = 0; e < kExperts; ++e) {
+          CHECK(delta_of(loaded.at(5).experts[e][1 - absent]) == delta_of(narrow.experts[e][1 - absent]));
+          const auto& filled = loaded.at(5).experts[e][absent];
+          CHECK(filled.empty() != is_fused);
+          if (is_fused) CHECK((filled.is_shaped_as(shape.experts[e][absent]) && delta_of(filled).isZero(0)));
+        }
+      }
+    }
+}
+
 TEST_CASE("load_peft_adapters: gates and ups with A's of their own become one update of both ranks", "[io]") {
   const test::TemporaryDirectory directory;
   const std::string expert = kStart + ".0.";
@@ -231,6 +274,23 @@ TEST_CASE("load_peft_adapters: ranks, scales and names are those that the config
   const auto layers = moe::load_peft_adapters(directory / "peft", options);
   CHECK(layers.at(0).experts[0][1].scale == 3);  // 6 / sqrt(4)
   CHECK(layers.at(0).experts[0][1].rank() == 4);
+}
+
+TEST_CASE("load_peft_adapters: patterns that PEFT may match with experts are refused, others ignored", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const std::string down = kStart + ".0.down_proj";
+  const auto load = [&](const std::string& pattern) {
+    write_tensors(directory / "peft",
+                  R"({"peft_type":"LORA","r":2,"lora_alpha":4,"alpha_pattern":{")" + pattern + R"(":64}})",
+                  {{down + ".lora_A.weight", 2, 5}, {down + ".lora_B.weight", 3, 2}});
+    return moe::load_peft_adapters(directory / "peft", {.others = moe::OtherModules::Ignore}).at(4).experts[0][1].scale;
+  };
+  CHECK(load("down_proj") == 32);
+  for (const char* other : {"q_proj", "self_attn.q_proj", "xdown_proj", "own_proj", "down_proj.x", "mlp.down_projx"})
+    CHECK(load(other) == 2);
+  for (const char* pattern : {"0.gate_proj", "0.down_proj", "mlp.up_proj", "x.gate_up_proj", "down.proj", "0.down.proj",
+                              "0.......proj", "experts.0", ".*", "down_pro{1}j"})
+    CHECK_THROWS_WITH(load(pattern), ContainsSubstring("a pattern is '" + std::string(pattern) + "'"));
 }
 
 TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "[io][error]") {
@@ -312,8 +372,11 @@ TEST_CASE("save_peft_adapters: what PEFT has no names or numbers for is refused"
     moe::save_peft_adapters(directory / "peft", {{0, adapters}}, options);
   };
   const auto linear = moe::with_adapters(moe::ExpertPool<moe::Linear>::random(2, 5, 5, 1), {}, 1);
-  CHECK_THROWS_WITH(saves(moe::adapters_of(linear)), ContainsSubstring("a stage 'weight'"));
+  CHECK_THROWS_WITH(saves(moe::adapters_of(linear)), ContainsSubstring("has stages 'weight', expected"));
   auto adapters = moe::adapters_of(pool_of());
+  CHECK_THROWS_WITH(
+      moe::save_peft_adapters(directory / "peft", {{0, adapters}, {1, moe::adapters_of(pool_of<moe::Mlp>())}}),
+      ContainsSubstring("layer 1 has a stage 'up', expected 'gate_up'"));
   CHECK_THROWS_WITH(saves(adapters, {.experts = "experts"}), ContainsSubstring("expected a name with {}"));
   adapters.experts[1][1].scale = 2;
   CHECK_THROWS_WITH(saves(adapters), ContainsSubstring("PEFT has one of each per name"));

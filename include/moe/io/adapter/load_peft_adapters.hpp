@@ -44,10 +44,12 @@ class PeftConfig {
   /// Names of modules alone are understood in patterns, not regular expressions. Throws for others.
   void require_patterns(const PeftOptions& options) const {
     const auto require = [&](const std::string& name) {
-      for (const std::string* known : {&options.gate, &options.up, &options.down, &options.gate_up})
-        if (name == *known) return;
-      if (options.others == OtherModules::Refuse || name.find_first_of("*+?[(|\\^$") != name.npos ||
-          name.find("experts") != name.npos)
+      bool may_match = name.find_first_of("*+?[({|\\^$") != name.npos || name.find("experts") != name.npos;
+      for (const std::string* module : {&options.gate, &options.up, &options.down, &options.gate_up}) {
+        if (name == *module) return;
+        may_match |= matches_end(name, *module);
+      }
+      if (options.others == OtherModules::Refuse || may_match)
         fail_environment(label_, ": a pattern is ", in_quotes(name), ", expected the name of a module of experts");
     };
     for (const auto& [name, rank] : ranks_) require(name);
@@ -65,6 +67,15 @@ class PeftConfig {
   }
 
  private:
+  /// Whether a pattern matches a name that ends with a module, as PEFT does, "(.*\.)?pattern$": its dots stand for any
+  /// character.
+  static bool matches_end(std::string_view pattern, std::string_view module) {
+    if (pattern.size() < module.size()) return false;
+    const std::string_view end = pattern.substr(pattern.size() - module.size());
+    return std::equal(end.begin(), end.end(), module.begin(), [](char p, char m) { return p == '.' || p == m; }) &&
+           (pattern.size() == module.size() || pattern[pattern.size() - module.size() - 1] == '.');
+  }
+
   template <class T>
   static T of(const std::map<std::string, T>& patterns, const std::string& module, T otherwise) {
     const auto found = patterns.find(module);
@@ -262,8 +273,9 @@ class PeftReader {
 /// different ones one of both ranks together, B being zero where they do not meet; a matrix that is no target has no
 /// update. rank_pattern and alpha_pattern are understood for names of modules, use_rslora is alpha / sqrt(r). Throws
 /// std::runtime_error that names file and tensor for what is missing, of other shapes or types, or more than low rank
-/// (DoRA, biases, modules_to_save), for patterns that are regular expressions, and for tensors of other modules, unless
-/// those are to be ignored; std::invalid_argument for bad options. Allocates in proportion to the files.
+/// (DoRA, biases, modules_to_save), for patterns that are regular expressions or may match experts otherwise, and for
+/// tensors of other modules, unless those are to be ignored; std::invalid_argument for bad options. Allocates in
+/// proportion to the files.
 inline AdapterLayers load_peft_adapters(const std::filesystem::path& directory, const PeftOptions& options = {},
                                         FileAccess access = FileAccess::Map) {
   options.validate();

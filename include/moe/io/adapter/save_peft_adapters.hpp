@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <system_error>
 #include <utility>
 #include <vector>
@@ -20,19 +21,14 @@ namespace detail {
 /// What goes into the files: tensors [rows, columns], and rank and alpha by the name of the matrix.
 class PeftContents {
  public:
-  explicit PeftContents(const PeftOptions& options) : options_(options) {}
-
-  void add(Index layer, const Adapters& adapters) {
-    for (std::size_t i = 0; i < adapters.stages.size(); ++i) {
-      const std::string& stage = adapters.stages[i];
-      if (stage != "gate_up" && stage != "up" && stage != "down")
-        fail(kFunction, ": layer ", layer, " has a stage '", stage, "', expected those of Glu or Mlp");
-      if (options_.layout == PeftLayout::Fused)
-        add_fused(layer, adapters, i);
-      else
-        for (std::size_t e = 0; e < adapters.experts.size(); ++e)
-          add_expert(peft_module(options_, layer) + "." + std::to_string(e) + ".", stage, adapters.experts[e].at(i));
+  PeftContents(const PeftOptions& options, const AdapterLayers& layers) : options_(options) {
+    for (const auto& [layer, adapters] : layers) {
+      require_stages(layer, adapters, layers.begin()->second);
+      note(adapters);
     }
+    for (const auto& [layer, adapters] : layers)
+      for (std::size_t i = 0; i < adapters.stages.size(); ++i)
+        if (const auto size = size_of(adapters, i)) add(layer, adapters, i, *size);
   }
 
   void write(const std::filesystem::path& path) const {
@@ -95,6 +91,46 @@ class PeftContents {
     return module + "." + name;
   }
 
+  static void require_stages(Index layer, const Adapters& adapters, const Adapters& first) {
+    std::string names;
+    for (const std::string& stage : adapters.stages) names += (names.empty() ? "'" : ", '") + stage + "'";
+    if (names != "'gate_up', 'down'" && names != "'up', 'down'")
+      fail(kFunction, ": layer ", layer, " has stages ", names,
+           ", expected those of Glu or Mlp, 'gate_up' or 'up', and 'down'");
+    if (adapters.stages != first.stages)
+      fail(kFunction, ": layer ", layer, " has a stage '", adapters.stages[0], "', expected '", first.stages[0],
+           "' as in the first layer");
+    for (const auto& updates : adapters.experts)
+      if (updates.size() != adapters.stages.size())
+        fail(kFunction, ": an expert of layer ", layer, " has ", updates.size(), " updates, expected ",
+             adapters.stages.size(), ", one for each stage");
+  }
+
+  /// Names of the matrices that a stage is written as.
+  std::vector<std::string> names_of(const std::string& stage) const {
+    if (stage != "gate_up") return {stage == "up" ? options_.up : options_.down};
+    if (options_.layout == PeftLayout::Fused) return {options_.gate_up};
+    return {options_.gate, options_.up};
+  }
+
+  struct Size {
+    Index inputs, outputs;
+  };
+  static std::optional<Size> first_size(const Adapters& adapters, std::size_t i) {
+    for (const auto& updates : adapters.experts)
+      if (!updates[i].empty()) return Size{updates[i].a.outputs(), updates[i].b.outputs()};
+    return {};
+  }
+
+  /// Collects what holds for all layers.
+  void note(const Adapters& adapters) {
+    for (std::size_t i = 0; i < adapters.stages.size(); ++i) {
+      for (const auto& updates : adapters.experts)
+        if (!updates[i].empty())
+          for (const std::string& name : names_of(adapters.stages[i])) note(name, updates[i]);
+      if (const auto size = first_size(adapters, i)) sizes_.emplace(adapters.stages[i], *size);
+    }
+  }
   void note(const std::string& name, const LowRankUpdate<F32>& update) {
     const auto [found, is_new] = numbers_.emplace(name, Numbers{update.rank(), update.scale});
     if (!is_new && (found->second.rank != update.rank() || found->second.scale != update.scale))
@@ -102,59 +138,63 @@ class PeftContents {
            found->second.rank, " and ", found->second.scale, " as in another expert: PEFT has one of each per name");
   }
 
-  void add_expert(const std::string& expert, const std::string& stage, const LowRankUpdate<F32>& update) {
-    if (update.empty()) return;
-    const Matrix<float> a = update.a.matrix().transpose(), b = update.b.matrix();
-    const auto add = [&](const std::string& name, const auto& rows) {
-      note(name, update);
-      tensors_[std::string(kPeftPrefix) + expert + name + ".lora_A.weight"] = a;
-      tensors_[std::string(kPeftPrefix) + expert + name + ".lora_B.weight"] = rows;
-    };
-    if (stage == "gate_up") {
-      add(options_.gate, b.topRows(b.rows() / 2));
-      add(options_.up, b.bottomRows(b.rows() / 2));
-    } else {
-      add(stage == "up" ? options_.up : options_.down, b);
-    }
+  /// Of a stage that is to be written: one that an expert of the layer adapts or, fused, one of another layer, as the
+  /// parameters that target_parameters names are those of all layers. That layer may have other hidden units.
+  std::optional<Size> size_of(const Adapters& adapters, std::size_t i) const {
+    if (const auto size = first_size(adapters, i)) return size;
+    const auto elsewhere = sizes_.find(adapters.stages[i]);
+    const auto other = first_size(adapters, 1 - i);
+    if (options_.layout != PeftLayout::Fused || elsewhere == sizes_.end() || !other) return {};
+    const Index factor = adapters.stages[0] == "gate_up" ? 2 : 1;
+    return i == 0 ? Size{elsewhere->second.inputs, factor * other->inputs}
+                  : Size{other->outputs / factor, elsewhere->second.outputs};
   }
 
   /// Experts without an update get one of zeros.
-  void add_fused(Index layer, const Adapters& adapters, std::size_t i) {
-    const auto has = [&](std::size_t stage) {
-      return std::ranges::any_of(adapters.experts, [&](const auto& updates) { return !updates.at(stage).empty(); });
-    };
-    if (!has(i)) return;
-    const auto count = std::ssize(adapters.experts);
-    const std::string& stage = adapters.stages[i];
-    const std::string name = stage == "gate_up" ? options_.gate_up : stage == "up" ? options_.up : options_.down;
-    Matrix<float> a, b;
+  void add(Index layer, const Adapters& adapters, std::size_t i, Size size) {
+    const std::string module = std::string(kPeftPrefix) + peft_module(options_, layer);
+    const std::vector<std::string> names = names_of(adapters.stages[i]);
+    const Index rank = numbers_.at(names.front()).rank, count = std::ssize(adapters.experts);
+    const bool is_fused = options_.layout == PeftLayout::Fused,
+               outputs_first = options_.fused_rows == FusedRows::Outputs;
+    Matrix<float> all_a, all_b;
+    if (is_fused) all_a = Matrix<float>::Zero(count * rank, outputs_first ? size.outputs : size.inputs);
+    if (is_fused) all_b = Matrix<float>::Zero(outputs_first ? size.inputs : size.outputs, count * rank);
     for (Index e = 0; e < count; ++e) {
       const LowRankUpdate<F32>& update = adapters.experts[static_cast<std::size_t>(e)][i];
-      if (update.empty()) continue;
-      note(name, update);
-      const bool outputs_first = options_.fused_rows == FusedRows::Outputs;
-      const Matrix<float> rows = outputs_first ? update.b.matrix() : update.a.matrix();     // [.., rank]
-      const Matrix<float> columns = outputs_first ? update.a.matrix() : update.b.matrix();  // [.., rank]
-      const Index rank = update.rank();
-      if (a.size() == 0) {
-        a = Matrix<float>::Zero(count * rank, rows.rows());
-        b = Matrix<float>::Zero(columns.rows(), count * rank);
+      Matrix<float> a = Matrix<float>::Zero(size.inputs, rank), b = Matrix<float>::Zero(size.outputs, rank);
+      if (!update.empty()) a = update.a.matrix(), b = update.b.matrix();
+      if (a.rows() != size.inputs || b.rows() != size.outputs)
+        fail(kFunction, ": '", names.front(), "' of expert ", e, " of layer ", layer,
+             " has other sizes than that of an expert before");
+      if (!is_fused) {
+        add_expert(module + "." + std::to_string(e) + ".", names, a, b);
+        continue;
       }
-      if (a.cols() != rows.rows() || b.rows() != columns.rows())
-        fail(kFunction, ": '", name, "' of expert ", e, " of layer ", layer, " has other sizes than that of expert 0");
-      a.middleRows(e * rank, rank) = rows.transpose();
-      for (Index j = 0; j < rank; ++j) b.col(j * count + e) = columns.col(j);
+      if (outputs_first) std::swap(a, b);
+      all_a.middleRows(e * rank, rank) = a.transpose();
+      for (Index j = 0; j < rank; ++j) all_b.col(j * count + e) = b.col(j);
     }
-    const bool is_inner = stage != "down" && i + 1 < adapters.stages.size() && has(i + 1);
-    const std::string module =
-        std::string(kPeftPrefix) + peft_module(options_, layer) + (is_inner ? ".base_layer" : "");
-    tensors_[module + ".lora_A.weight"] = std::move(a);
-    tensors_[module + ".lora_B.weight"] = std::move(b);
+    if (!is_fused) return;
+    const std::string wrapper = module + (i == 0 && size_of(adapters, 1) ? ".base_layer" : "");
+    tensors_[wrapper + ".lora_A.weight"] = std::move(all_a);
+    tensors_[wrapper + ".lora_B.weight"] = std::move(all_b);
+  }
+
+  /// The matrices of a stage share A, and have one after the other of the rows of B.
+  void add_expert(const std::string& expert, const std::vector<std::string>& names, const Matrix<float>& a,
+                  const Matrix<float>& b) {
+    const Index rows = b.rows() / std::ssize(names);
+    for (std::size_t n = 0; n < names.size(); ++n) {
+      tensors_[expert + names[n] + ".lora_A.weight"] = a.transpose();
+      tensors_[expert + names[n] + ".lora_B.weight"] = b.middleRows(static_cast<Index>(n) * rows, rows);
+    }
   }
 
   const PeftOptions& options_;
   std::map<std::string, Matrix<float>> tensors_;
-  std::map<std::string, Numbers> numbers_;
+  std::map<std::string, Numbers> numbers_;  // by the name of the matrix
+  std::map<std::string, Size> sizes_;       // by the stage, of the first layer that adapts it
 };
 
 }  // namespace detail
@@ -163,17 +203,18 @@ class PeftContents {
 /// directory, which is made where there is none; either file appears whole or not at all.
 ///   moe::save_peft_adapters("adapter", {{3, moe::adapters_of(layer)}}, {.base_model = "mistralai/Mixtral-8x7B-v0.1"});
 /// The gate and the up projection of a Glu share their A, which is written for both. Layouts and names are those of
-/// PeftOptions (moe/io/adapter/peft_names.hpp); a fused parameter of gates and ups has the gates first. Throws
-/// std::invalid_argument for no update, stages that Glu and Mlp do not have, and experts whose ranks or scales differ
-/// in one matrix; std::runtime_error if a file cannot be written. Takes the memory of the adapters once more.
+/// PeftOptions (moe/io/adapter/peft_names.hpp); a fused parameter of gates and ups has the gates first. What one expert
+/// of a layer adapts and another does not, is written as zeros for the latter and read as an update of zeros; fused,
+/// also what one layer adapts and another does not, as target_parameters holds for all. A layer without any update is
+/// not written. Throws std::invalid_argument for no update at all, stages other than those of Glu or Mlp, the same in
+/// all layers, experts of a layer whose sizes differ, and ranks or scales that differ in one matrix;
+/// std::runtime_error if a file cannot be written. Takes the memory of the adapters once more.
 inline void save_peft_adapters(const std::filesystem::path& directory, const AdapterLayers& layers,
                                const PeftOptions& options = {}) {
   options.validate();
-  detail::PeftContents contents(options);
-  for (const auto& [layer, adapters] : layers) {
-    if (layer < 0) fail("moe::save_peft_adapters: layer is ", layer, ", expected at least 0");
-    contents.add(layer, adapters);
-  }
+  if (!layers.empty() && layers.begin()->first < 0)
+    fail("moe::save_peft_adapters: layer is ", layers.begin()->first, ", expected at least 0");
+  const detail::PeftContents contents(options, layers);
   if (contents.empty()) fail("moe::save_peft_adapters: the adapters have no update, expected at least one");
   const std::string label = "moe::save_peft_adapters: '" + directory.string() + "'";
   std::error_code error;

@@ -31,7 +31,8 @@ struct SaveOptions {
   std::filesystem::path like = {};  ///< directory of the model it comes from; none: the block alone is written
   Index layer = 0;                  ///< number of the layer in the names
   std::string prefix = {};          ///< of the block's tensors, instead of that of the family, as in LoadOptions
-  std::optional<Dtype> dtype = {};  ///< F32, BF16, F16 or F64; none: of each tensor of `like`, or F32
+  /// F32, BF16, F16 or F64; none: of each tensor of `like` (BF16 where that is in few bits), or F32
+  std::optional<Dtype> dtype = {};
   std::optional<FamilyFormat> format = {};  ///< without `like`: one of its family's formats; none: the first
   OtherTensors others = OtherTensors::Copy;
   CodedSource source = CodedSource::Refuse;  ///< what becomes of other tensors in few bits, if there are any
@@ -294,14 +295,15 @@ class BlockSaver {
 /// config.json that says what has changed, so that load_moe_block() and other programs read the same block.
 ///   moe::save_moe_block("pruned", moe::take_experts(block, kept), {.like = "OLMoE-1B-7B-0924", .layer = 3});
 /// With options.like everything else of that directory is there, too: tensors byte for byte, other files, and all
-/// fields of config.json that hold nothing else now; a tensor has the type that it had, rounded to nearest. Without,
-/// the directory holds the block alone (config.json, model.safetensors), as LoadOptions::layer finds it again. In F32
-/// the block comes back bit for bit. Selection biases are F32, or as they were. The directory appears whole or not at
-/// all; there must be nothing at its place, or an empty directory. Throws std::invalid_argument for what the family has
-/// no fields for (another number of experts than other layers have, gates that it does not use), a width that other
-/// parts of the model share, a number too large for its type, a model with other weights in few bits unless
-/// options.source says Decode, and as rewrite_checkpoint(); std::runtime_error as load_moe_block() for `like`, and what
-/// the system refuses. Memory: an expert per worker, beside the block. Experts are converted in parallel.
+/// fields of config.json that hold nothing else now; a tensor has the type that it had, BF16 where that is in few bits,
+/// rounded to nearest. Without, the directory holds the block alone (config.json, model.safetensors), as
+/// LoadOptions::layer finds it again. In F32 the block comes back bit for bit. Selection biases are F32, or as they
+/// were. The directory appears whole or not at all; there must be nothing at its place, or an empty directory. Throws
+/// std::invalid_argument for what the family has no fields for (another number of experts than other layers have, gates
+/// that it does not use), a width that other parts of the model share, a number too large for its type, a model with
+/// other weights in few bits unless options.source says Decode, and as rewrite_checkpoint(); std::runtime_error as
+/// load_moe_block() for `like`, and what the system refuses. Memory: an expert per worker, beside the block. Experts
+/// are converted in parallel.
 inline RewrittenCheckpoint save_moe_block(const std::filesystem::path& to, const MoeBlock& block,
                                           const SaveOptions& options = {}) {
   const auto use = [&](const auto& f) { f(block); };

@@ -40,7 +40,7 @@ struct FamilyFormat {
   std::string_view shared_gate = {}, shared_up = {}, shared_down = {};  ///< fused: `shared_gate` holds both, out x in
   std::string_view shared_score = {};
   std::string_view output_bias = {};
-  std::string_view neighbour = {};             ///< below the prefix, but no part of the block
+  std::string_view neighbour = {};             ///< how names begin that are below the prefix, but no part of the block
   std::array<std::string_view, 2> owned = {};  ///< of a prefix that is a layer: names that begin so are the block's
 };
 

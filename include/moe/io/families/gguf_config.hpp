@@ -14,8 +14,9 @@
 #include "moe/io/file/gguf.hpp"
 
 // What the metadata of a GGUF file says about its MoE blocks, in the words of the config.json that the model was
-// published with, which the families read. Where the file says nothing, what the code of llama.cpp does for an
-// architecture is in the table at the end.
+// published with, which the families read. Where the file says nothing, the functions in the table at the end say what
+// the published models of an architecture do, which need not be what llama.cpp does: without expert_weights_norm,
+// sigmoids as those of DeepSeek-V3 are normalised here and not there.
 namespace moe::inline MOE_ABI::detail {
 
 /// Metadata of the architecture, checked as they are asked for. Errors are std::runtime_error that name the key.

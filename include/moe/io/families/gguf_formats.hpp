@@ -30,7 +30,7 @@ constexpr FamilyFormat gguf_apart() {
           .shared_up = "ffn_up_shexp.weight",
           .shared_down = "ffn_down_shexp.weight",
           .shared_score = "ffn_gate_inp_shexp.weight",
-          .neighbour = "ffn_norm.weight",
+          .neighbour = "ffn_norm.",
           .owned = {"ffn_", "exp_probs_b."}};
 }
 constexpr FamilyFormat gguf_fused() {  // gates before ups

@@ -65,19 +65,18 @@ class OutputDirectory {
       if (errno != EEXIST) fail_environment(label_, ": cannot make a directory: ", system_reason());
       return;
     }
-    descriptor_ = lock(path_);
-    is_made_ = descriptor_ >= 0;
+    descriptor_ = open_directory(path_);
+    is_made_ = descriptor_ >= 0 && lock_made(descriptor_, path_);
+    if (is_made_) return;
+    unlock();
+    (void)rmdir(path_.c_str());
   }
   void unlock() {
     if (descriptor_ >= 0) (void)close(descriptor_);
     descriptor_ = -1;
   }
-  /// An open descriptor of the directory that nobody else has locked, or -1.
-  static int lock(const std::filesystem::path& path) {
-    const int descriptor = open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (descriptor < 0 || flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
-    (void)close(descriptor);
-    return -1;
+  static int open_directory(const std::filesystem::path& path) {
+    return open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   }
   void remove_stale() const {
     const std::string name = target_.filename().string();
@@ -85,8 +84,12 @@ class OutputDirectory {
     for (std::filesystem::directory_iterator entry(folder(), error), end; !error && entry != end;
          entry.increment(error)) {
       if (!is_temporary_name(entry->path().filename().string(), name)) continue;
-      const int descriptor = lock(entry->path());
+      const int descriptor = open_directory(entry->path());
       if (descriptor < 0) continue;
+      if (flock(descriptor, LOCK_EX | LOCK_NB) != 0) {  // somebody is writing, or nobody can tell
+        (void)close(descriptor);
+        continue;
+      }
       std::error_code ignored;
       for (std::filesystem::directory_iterator file(entry->path(), ignored); !ignored && file != end;
            file.increment(ignored))

@@ -43,6 +43,15 @@ inline std::filesystem::path temporary_name(const std::filesystem::path& target)
 
 #if defined(__unix__) || defined(__APPLE__)
 
+/// Locks what a save has just made at `path` and opened. False where another save took it for a stale one before, and
+/// has removed it or is about to. Where the file system has no locks there is nothing to wait for.
+inline bool lock_made(int descriptor, const std::filesystem::path& path) {
+  if (flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
+  struct stat ours, named;
+  return fstat(descriptor, &ours) == 0 && stat(path.c_str(), &named) == 0 && ours.st_dev == named.st_dev &&
+         ours.st_ino == named.st_ino;
+}
+
 /// An empty file beside `target`, to be filled under its own name and then moved to that of the target, whose owner and
 /// permissions it takes; until then nobody else may read it. Where there is no target yet, it has the permissions of a
 /// new file. It is locked (flock) as long as this lives, by which a later save tells a file that is being written from
@@ -62,7 +71,7 @@ class TemporaryFile {
       path_ = temporary_name(target_);
       descriptor_ = open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, replaces_ ? 0600 : 0666);
       if (descriptor_ < 0 && errno != EEXIST) fail_environment(label, ": cannot open: ", system_reason());
-    } while (descriptor_ < 0 || !lock());
+    } while (descriptor_ < 0 || !lock_made(descriptor_, path_));
   }
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
@@ -79,14 +88,6 @@ class TemporaryFile {
   }
 
  private:
-  /// False where another save took the file for a stale one before it was locked, and has removed it.
-  bool lock() const {
-    if (flock(descriptor_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return false;
-    struct stat ours, named;
-    return fstat(descriptor_, &ours) == 0 && stat(path_.c_str(), &named) == 0 && ours.st_dev == named.st_dev &&
-           ours.st_ino == named.st_ino;
-  }
-
   void release() {
     if (descriptor_ >= 0) (void)close(descriptor_);
     descriptor_ = -1;
