@@ -209,6 +209,9 @@ TEST_CASE("LowRank: what does not fit is refused, and nothing is written", "[exp
   const Mlp base(11, 9);
   CHECK_THROWS_WITH(LowRank(base, {.rank = 0}, 1), ContainsSubstring("rank is 0"));
   CHECK_THROWS_WITH(LowRank(base, {.alpha = INFINITY}, 1), ContainsSubstring("alpha is inf"));
+  CHECK_THROWS_WITH(LowRank(moe::Mlp(11, 9), {.rank = 1, .alpha = 1e39}, 1),
+                    ContainsSubstring("alpha / rank is 1e+39"));
+  CHECK_NOTHROW(LowRank(base, {.rank = 1, .alpha = 1e39}, 1));
   CHECK_THROWS_WITH(LowRank(base, {.targets = {"gate"}}, 1),
                     ContainsSubstring("no stage 'gate', expected one of 'up'"));
 
@@ -227,6 +230,22 @@ TEST_CASE("LowRank: what does not fit is refused, and nothing is written", "[exp
   CHECK_THROWS_WITH(other.backward(tokens, tape, tokens, gradient, dtokens), ContainsSubstring("low of stage 0"));
 
   auto adapters = moe::adapters_of(layer);
+  adapters.experts[1][0].scale = NAN;
+  CHECK_THROWS_WITH(moe::set_adapters(layer, adapters), ContainsSubstring("'up' of expert 1 has scale nan"));
+  const auto refuses_visit = [](const auto& first, const auto& second, const char* message) {
+    const auto ignore = [](const std::string&, const auto&...) {};
+    using Adapters = moe::BasicAdapters<F64>;
+    CHECK_THROWS_WITH(Adapters::visit(ignore, first, second), ContainsSubstring(message));
+    CHECK_THROWS_WITH(Adapters::state(ignore, first, second), ContainsSubstring(message));
+  };
+  auto different = adapters;
+  different.experts[2][1] = {};
+  refuses_visit(adapters, different, "moe::Adapters::visit: update 1 of expert 2 has rank 0, expected 2");
+  different.experts.pop_back();
+  refuses_visit(adapters, different, "adapters of 4 experts, expected 5");
+  different = adapters;
+  different.stages.pop_back();
+  refuses_visit(different, different, "expert 0 has 2 updates for 1 stages");
   adapters.experts[1][0].b = moe::PanelMatrix<F64>(8, 2);
   CHECK_THROWS_WITH(moe::set_adapters(layer, adapters),
                     ContainsSubstring("'up' of expert 1 has A [2, 11] and B [8, 2]"));

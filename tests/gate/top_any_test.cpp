@@ -211,6 +211,19 @@ TEST_CASE("TopAnyGate: numbers out of range, masks that say nothing and too many
   narrow.k = 2;
   CHECK_THROWS_WITH(test::routed(narrow, test::random_logits<double>(1, 7, 1)),
                     "moe::TopAnyGate::route: token 0 has 3 choices, expected at most k = 2");
+  // The loss writes nothing then.
+  const auto logits = test::random_logits<double>(2, 7, 1);
+  auto broken = logits;
+  broken(1, 5) = NAN;
+  moe::RoutingGradient<double> gradient;
+  gradient.logits = moe::Matrix<double>::Zero(2, 7);
+  const auto loss = [&](const Gate& routed_by, const moe::Matrix<double>& of) {
+    return moe::kept_choices_loss(narrow, of, test::routed(routed_by.gate, moe::Matrix<double>(of.leftCols(4))), Step{},
+                                  1.0, gradient);
+  };
+  CHECK_THROWS_WITH(loss(narrow, logits), "moe::kept_choices_loss: token 0 has 3 choices, expected at most k = 2");
+  CHECK_THROWS_WITH(loss(gate_of(2), broken), "moe::kept_choices_loss: mask 1 of token 1 is nan, expected a number");
+  CHECK((gradient.logits.array() == 0).all());
   Step padding;
   const std::vector<std::uint8_t> valid = {0};
   padding.valid = valid;

@@ -312,6 +312,7 @@ TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "
   refuses(R"({"peft_type":"IA3"})", good, "peft_type is \"IA3\", expected 'LORA'");
   refuses(R"({"peft_type":"LORA","r":0,"lora_alpha":1})", good, "r is 0");
   refuses(R"({"peft_type":"LORA","r":2})", good, "lora_alpha is missing");
+  refuses(R"({"peft_type":"LORA","r":2,"lora_alpha":1e39})", good, "lora_alpha of 'down_proj' is 1e+39");
   refuses(with(R"("use_dora":true)"), good, "use_dora is true, expected false");
   refuses(with(R"("bias":"all")"), good, "bias is \"all\"");
   refuses(with(R"("modules_to_save":["lm_head"])"), good, "modules_to_save");

@@ -142,6 +142,33 @@ void check_set(const std::string& name, const X& experts) {
   });
 }
 
+/// Experts that differ: who is warm with all rows at one of them is so for all rows at another.
+template <class E>
+void check_mixed(const std::string& name, const std::vector<E>& experts) {
+  const moe::ExpertPool<E> pool(experts);
+  std::vector<moe::DispatchPlan> plans(experts.size());
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    moe::Routing<float> routing;
+    routing.resize(kTokens, 1);
+    for (Index t = 0; t < kTokens; ++t) routing.experts(t)[0] = static_cast<Index>(e);
+    plans[e].build(routing, pool.size());
+  }
+  moe::RowBuffer<float> rows;
+  rows.resize(kTokens, moe::row_width(pool));
+  for (std::size_t e = 0; e < experts.size(); ++e) {
+    const moe::Context context(step);
+    typename moe::ExpertPool<E>::Tape tape;
+    std::size_t next = e;  // that alone at first
+    test::expect_none(name + ", warm with expert " + std::to_string(e), [&] {
+      for (std::size_t i = e; i <= next; ++i) {
+        pool.forward(tokens, plans[i % experts.size()], context, rows);
+        pool.forward(tokens, plans[i % experts.size()], context, rows, tape);
+      }
+      next = e + experts.size() - 1;
+    });
+  }
+}
+
 /// An expert alone, and some of it as a set.
 template <class E>
 void check_expert(const std::string& name, const E& expert) {
@@ -234,6 +261,13 @@ void check_experts() {
                  moe::with_dot(moe::quantise(glu, moe::WeightFormat::named(format)), moe::Dot::Int8));
   check_expert("LowRank of Glu", moe::LowRank(glu, {.rank = 3}, 2));
   check_expert("LowRank of Mlp in int4", moe::LowRank(moe::quantise(mlp, moe::WeightFormat::int4()), {}, 2));
+  const auto rounded = [&](const char* format) {
+    return moe::with_dot(moe::quantise(glu, moe::WeightFormat::named(format)), moe::Dot::Int8);
+  };
+  check_mixed("pool of formats", std::vector{rounded("int4-g128"), rounded("int8-g8"),
+                                             moe::quantise(glu, moe::WeightFormat::named("int4-g128"))});
+  check_mixed("pool of ranks", std::vector{moe::LowRank(glu, {.rank = 3}, 2), moe::LowRank(glu, {.rank = 40}, 2),
+                                           moe::LowRank(glu, {.targets = {"down"}}, 2)});
   check_expert("Glu that skips zeros", moe::skip_zeros(glu));
   check_expert("Offset", moe::Offset(kDim));
   check_expert("ScaledIdentity", moe::ScaledIdentity{kDim});

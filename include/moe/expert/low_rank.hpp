@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -16,7 +17,7 @@ namespace moe::inline MOE_ABI {
 /// Which matrices of an expert are adapted, and by what.
 struct LowRankOptions {
   Index rank = 8;     ///< >= 1, of every update; may be above the sizes of a matrix
-  double alpha = 16;  ///< finite; the update is alpha / rank * B A
+  double alpha = 16;  ///< the update is alpha / rank * B A, where alpha / rank is a finite scalar of the expert
   /// Of the stages, by name: "gate_up" and "down" of Glu, "up" and "down" of Mlp, "weight" of Linear, "0", "1", ... of
   /// experts without kStageNames. None means all.
   std::vector<std::string> targets = {};
@@ -38,6 +39,12 @@ inline constexpr bool kIsLowRank = false;
 template <class E>
 inline constexpr bool kIsLowRank<LowRank<E>> = true;
 
+/// Whether an update may be scaled so, in S. False for a NaN.
+template <class S>
+bool is_scale(double scale) {
+  return std::abs(scale) <= static_cast<double>(std::numeric_limits<S>::max());
+}
+
 /// What is asked of an expert that gets an update; in two steps, as the stages of LowRank are no longer its base's.
 template <class E>
 concept AdaptableExpert = PanelExpert<E> && !kIsLowRank<E>;
@@ -55,10 +62,11 @@ std::string stage_name(std::size_t i) {
 
 /// An expert E that is frozen, with updates of low rank that learn: every weight W of its stages, or of some of them,
 /// becomes W + alpha / rank * B A, A [rank, inputs] and B [outputs, rank]. A starts as U(-1/sqrt(inputs),
-/// 1/sqrt(inputs)), B as zeros, so that a new one has the bits of E. Of Linear, Mlp, Glu and panel experts of your own,
-/// with float weights or in few bits. The gate and the up projection of a Glu are one weight here, so they share an A:
-/// rank * inputs numbers less, one product instead of two, and the layout of fused checkpoints; a pair of A's is one of
-/// twice the rank whose B is half zeros, which is how load_peft_adapters() reads it.
+/// 1/sqrt(inputs)), B as zeros, so that a new one has the bits of E for rows whose A x is finite. Of Linear, Mlp, Glu
+/// and panel experts of your own, with float weights or in few bits. The gate and the up projection of a Glu are one
+/// weight here, so they share an A: rank * inputs numbers less, one product instead of two, and the layout of fused
+/// checkpoints; a pair of A's is one of twice the rank whose B is half zeros, which is how load_peft_adapters() reads
+/// it.
 ///   moe::LowRank expert(moe::Glu::random(64, 256, /*seed=*/1), {.rank = 8, .alpha = 16}, /*seed=*/2);
 /// y = E(x) with x W^T + alpha / rank * (x A^T) B^T for x W^T: the first product is that of E, codes and all, the
 /// others run in its loops (AdaptedStage), and W + B A is never formed (merge_adapters() forms it). An expert set as
@@ -91,6 +99,10 @@ class LowRank : public StagedExpert<LowRank<E>, CodecOf<typename E::Scalar>> {
   /// Throws std::invalid_argument for numbers out of range and targets that the expert does not have.
   LowRank(E base, const LowRankOptions& options, std::uint64_t seed) : LowRank(std::move(base)) {
     options.validate();
+    const double scale = options.alpha / static_cast<double>(options.rank);
+    if (!detail::is_scale<Scalar>(scale))
+      fail("moe::LowRank: alpha / rank is ", scale, ", expected at most ", std::numeric_limits<Scalar>::max(),
+           ", as it is used as a scalar of the expert");
     for (const std::string& target : options.targets) stage_of("moe::LowRank", target);
     simd::unroll<kStages>([&](auto i) {
       const auto& wanted = options.targets;
@@ -99,7 +111,7 @@ class LowRank : public StagedExpert<LowRank<E>, CodecOf<typename E::Scalar>> {
       LowRankUpdate<Codec>& update = updates_[i];
       update.a = PanelMatrix<Codec>(weight.inputs(), options.rank);
       update.b = PanelMatrix<Codec>(weight.outputs(), options.rank, weight.order());
-      update.scale = options.alpha / static_cast<double>(options.rank);
+      update.scale = scale;
       update.a.randomise(RandomField(Purpose::Initialise, seed, i), detail::initial_bound(weight.inputs()));
     });
   }

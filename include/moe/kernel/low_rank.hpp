@@ -34,7 +34,8 @@ struct LowRankUpdate {
 namespace kernel {
 
 /// sums[r][c] += sum_j coefficients[r][j] * panel[j][c] for `count` rows of a panel, `stride` apart. What adds up to 0
-/// is not added, so that an update of zeros leaves the bits of sums, those of -0, too.
+/// is not added, so that an update of zeros leaves the bits of sums, those of -0, too, for rows whose coefficients are
+/// finite.
 template <class S>
 void add_low_rank(const S* coefficients, Index stride, Index count, const S* panel, Index rank, S* sums) {
   constexpr Index kLanes = simd::kLanes<S>, kWidth = kPanelWidth<S>;

@@ -55,33 +55,36 @@ class RowConversion {
   }
   std::byte* place(Index g) { return memory_.data() + offset_[static_cast<std::size_t>(g)]; }
 
-  /// Finds places for the rows of all groups. False if no group has a ConvertedProduct.
+  /// Finds places for the rows of all groups. False if no group with rows has a ConvertedProduct.
   template <class S, class Weight>
   bool lay_out(const RowGroups& groups, const Weight& weight) {
     constexpr auto kLine = static_cast<Index>(kCacheLine);
     Index most = 0, next = 0;
+    bool any = false;
     most_inputs_ = 0;
     for (Index g = 0; g < groups.count; ++g) {
-      if (groups.is_empty(g)) continue;
       const PanelSource<S> matrix = weight(g);
       if (const ConvertedProduct<S>* const product = product_of(matrix)) {
         if (most == 0) offset_.resize(static_cast<std::size_t>(groups.count));
         const Index bytes = product->bytes_of_row(matrix.matrix);
+        most = std::max(most, bytes);
+        if (groups.size(g) == 0) continue;
+        any = true;
         offset_[static_cast<std::size_t>(g)] = next;
         next += (groups.size(g) * bytes + kLine - 1) / kLine * kLine;
-        most = std::max(most, bytes);
         most_inputs_ = std::max(most_inputs_, matrix.inputs);
       }
     }
     if (most == 0) return false;
-    // As much as any routing of so many rows may take.
+    // As much as any routing of so many rows to these groups may take: the next may go to those that are empty now,
+    // whose rows may take more.
     const Index rows = std::max(expected_, groups.num_rows());
     const Index size = rows * (most + kLine) + ConvertedProduct<S>::kRowsBehind * most;
     if (size > memory_.size()) {
       memory_ = {};  // free first
       memory_ = AlignedBuffer<std::byte>::uninitialised(size);
     }
-    return true;
+    return any;
   }
 
   AlignedBuffer<std::byte> memory_;

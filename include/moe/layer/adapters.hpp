@@ -16,7 +16,8 @@ namespace moe::inline MOE_ABI {
 /// The updates of all experts of a pool, without the experts. Visited as a layer of LowRank names them
 /// ("experts.3.down.lora_a"), so save_parameters() saves adapters alone, and optimisers or averages may work on them:
 ///   moe::save_parameters("adapters.safetensors", moe::adapters_of(layer));
-/// A plain value.
+/// A plain value. Visits throw std::invalid_argument unless every expert has an update, maybe an empty one, for each of
+/// `stages`, and all that are visited together have the same.
 template <class Codec>
 struct BasicAdapters {
   std::vector<std::string> stages;                         ///< names
@@ -24,21 +25,45 @@ struct BasicAdapters {
 
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
-    each(first, [&](std::size_t e, std::size_t i, const std::string& name) {
-      f(name + ".lora_a", first.experts[e][i].a, rest.experts[e][i].a...);
-      f(name + ".lora_b", first.experts[e][i].b, rest.experts[e][i].b...);
-    });
+    each(
+        first,
+        [&](std::size_t e, std::size_t i, const std::string& name) {
+          f(name + ".lora_a", first.experts[e][i].a, rest.experts[e][i].a...);
+          f(name + ".lora_b", first.experts[e][i].b, rest.experts[e][i].b...);
+        },
+        rest...);
   }
   template <class F, class First, class... Rest>
   static void state(F&& f, First& first, Rest&... rest) {
-    each(first, [&](std::size_t e, std::size_t i, const std::string& name) {
-      f(name + ".lora_scale", first.experts[e][i].scale, rest.experts[e][i].scale...);
-    });
+    each(
+        first,
+        [&](std::size_t e, std::size_t i, const std::string& name) {
+          f(name + ".lora_scale", first.experts[e][i].scale, rest.experts[e][i].scale...);
+        },
+        rest...);
   }
 
  private:
-  template <class Self, class Body>
-  static void each(const Self& self, const Body& body) {
+  /// Throws unless `self` has as many experts, stages and updates as `first`.
+  static void require_as(const BasicAdapters& first, const BasicAdapters& self) {
+    constexpr const char* kFunction = "moe::Adapters::visit";
+    if (self.experts.size() != first.experts.size())
+      fail(kFunction, ": there are adapters of ", self.experts.size(), " experts, expected ", first.experts.size());
+    for (std::size_t e = 0; e < self.experts.size(); ++e) {
+      if (self.experts[e].size() != self.stages.size() || self.stages.size() != first.stages.size())
+        fail(kFunction, ": expert ", e, " has ", self.experts[e].size(), " updates for ", self.stages.size(),
+             " stages, expected ", first.stages.size());
+      for (std::size_t i = 0; i < self.stages.size(); ++i)
+        if (self.experts[e][i].empty() != first.experts[e][i].empty())
+          fail(kFunction, ": update ", i, " of expert ", e, " has rank ", self.experts[e][i].rank(), ", expected ",
+               first.experts[e][i].rank());
+    }
+  }
+
+  template <class Body, class... Rest>
+  static void each(const BasicAdapters& self, const Body& body, const Rest&... rest) {
+    require_as(self, self);
+    (require_as(self, rest), ...);
     for (std::size_t e = 0; e < self.experts.size(); ++e)
       for (std::size_t i = 0; i < self.experts[e].size(); ++i)
         if (!self.experts[e][i].empty()) body(e, i, "experts." + std::to_string(e) + "." + self.stages[i]);
@@ -47,8 +72,8 @@ struct BasicAdapters {
 using Adapters = BasicAdapters<F32>;
 
 /// The experts of a pool or layer, frozen, with new adapters: those of expert e are drawn with a seed of its own. What
-/// it computes has the bits of what it was before. Router, gate and branches stay, and learn; see Frozen for a router
-/// that does not. Weights may be floats or in few bits:
+/// it computes has the bits of what it was before, for rows whose A x is finite. Router, gate and branches stay, and
+/// learn; see Frozen for a router that does not. Weights may be floats or in few bits:
 ///   auto small = moe::with_adapters(moe::quantise(layer, moe::WeightFormat::int4()), {.rank = 8, .alpha = 16}, 1);
 ///   moe::Trainer trainer(small, moe::AdamW{});
 /// One A or B for all experts is not an option: an expert is a value that learns by itself. Throws
@@ -113,7 +138,8 @@ auto adapters_of(const WithBranches<Layer, Branches...>& layer) {
 }
 
 /// Puts adapters, of any rank, in the place of those of a pool or layer. Throws std::invalid_argument, and changes
-/// nothing, unless there are as many experts with stages of the same names and sizes.
+/// nothing, unless there are as many experts with stages of the same names and sizes, and scales are finite in their
+/// scalar.
 template <class E>
 void set_adapters(ExpertPool<LowRank<E>>& pool, const BasicAdapters<typename LowRank<E>::Codec>& adapters) {
   constexpr const char* kFunction = "moe::set_adapters";
@@ -136,6 +162,10 @@ void set_adapters(ExpertPool<LowRank<E>>& pool, const BasicAdapters<typename Low
         fail(kFunction, ": '", LowRank<E>::name(i), "' of expert ", e, " has A [", update.rank(), ", ",
              update.a.outputs(), "] and B [", update.b.outputs(), ", ", update.b.inputs(),
              "], expected those of a matrix [", weight.outputs(), ", ", weight.inputs(), "] in its order");
+      using S = typename LowRank<E>::Scalar;
+      if (!update.empty() && !detail::is_scale<S>(update.scale))
+        fail(kFunction, ": '", LowRank<E>::name(i), "' of expert ", e, " has scale ", update.scale,
+             ", expected a number of at most ", std::numeric_limits<S>::max());
     });
   }
   for (Index e = 0; e < pool.size(); ++e)

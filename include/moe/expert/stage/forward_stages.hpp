@@ -98,7 +98,8 @@ Index wave_rows(const StageWidths<E>& widths) {
 ///   out  [from row 0 to the last of the groups, at least row_width()]; the rows of the groups are overwritten
 /// Keep::PreActivations fills `tape` for backward_stages. Keep::Nothing goes over the rows in waves, so that the hidden
 /// activations of a stage take at most max(2 MiB, 16 tiles of rows) per worker, whatever the number of rows and however
-/// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm.
+/// they fall on groups. 2 * num_rows * parameters operations; no allocation when warm, whatever the formats and ranks
+/// of experts, but where hidden widths differ and wider ones get rows for the first time.
 template <Keep keep, PanelExpert E, class ExpertOf>
 void forward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& out) {
   const auto& [groups, in, expert_of, widths] = of;

@@ -121,11 +121,11 @@ auto stage_epilogue(E& expert) {
   return std::get<I>(std::remove_const_t<E>::stages(expert)).epilogue;
 }
 
-/// How wide the stages of the widest expert that has rows are; expert 0 counts always.
+/// How wide the stages of the widest expert that has rows are; expert 0 counts always, and all do for ranks.
 template <PanelExpert E>
 struct StageWidths {
   std::array<Index, kNumStages<E>> panels = {};
-  std::array<Index, kNumStages<E>> ranks = {};  // of updates
+  std::array<Index, kNumStages<E>> ranks = {};  // of updates; of experts without rows, too, as those get some later
 
   bool operator==(const StageWidths&) const = default;
 
@@ -158,8 +158,8 @@ bool has_consistent_panels([[maybe_unused]] const W& weight) {
 
 /// Widths of the stages. Throws std::invalid_argument unless every expert that has rows maps `inputs` columns to
 /// `outputs`, each stage reading what the stage before has written, with biases of its size: parts may be replaced
-/// through references, and the kernels trust sizes. Others are not touched, which is what costs for one token of many
-/// small experts.
+/// through references, and the kernels trust sizes. Of others the ranks of updates are read at most: to touch them is
+/// what costs for one token of many small experts.
 template <class E, class ExpertOf>
 StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Index outputs, const ExpertOf& expert_of) {
   StageWidths<E> widths;
@@ -184,7 +184,6 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
           fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " has an update of B [", update.b.outputs(), ", ",
                update.b.inputs(), "] and A [", update.a.inputs(), ", ", update.a.outputs(),
                "], expected one of a matrix [", weight.outputs(), ", ", weight.inputs(), "] in its order");
-        widths.ranks[i] = std::max(widths.ranks[i], update.rank());
       }
       width = Epilogue::kOrder == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
       widths.panels[i] = std::max(widths.panels[i], weight.panels());
@@ -192,6 +191,11 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
     if (width != outputs)
       fail("moe::PanelExpert: expert ", g, " has ", width, " outputs, expected ", outputs, " as expert 0");
   }
+  simd::unroll<kNumStages<E>>([&](auto i) {
+    if constexpr (kIsAdapted<E, i>)
+      for (Index g = 0; g < groups.count; ++g)
+        widths.ranks[i] = std::max(widths.ranks[i], stage_update<i>(expert_of(g)).rank());
+  });
   return widths;
 }
 

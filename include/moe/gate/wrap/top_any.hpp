@@ -162,8 +162,17 @@ struct TopAnyGate {
     dlogits.rightCols(k) = memory.dmask;
   }
 
+  /// Throws std::invalid_argument unless every token has at most k choices and masks that route() takes.
+  template <class S>
+  void require_masks(const char* function, const ConstMatrixRef<S>& logits, const Context& context,
+                     const Routing<S>& routing) const {
+    require_choices(function, routing);
+    for (Index t = 0; t < routing.num_tokens(); ++t)
+      if (is_masked(context.step, routing, t)) best(function, logits, context, t, routing);
+  }
+
   /// What a token's number of choices is expected to be, as kept_choices_loss() has it; adds `slope` times its gradient
-  /// to dlogits. 0 for a token without choices.
+  /// to dlogits. 0 for a token without choices. Of a routing that require_masks() has let pass.
   template <class S>
   S expected_choices(const Logits<S>& logits, const Context& context, Index t, const Routing<S>& routing, S slope,
                      Matrix<S>& dlogits) const {

@@ -10,7 +10,7 @@ namespace moe::inline MOE_ABI {
 /// sum_j j s_j, with the noise of the step; 0 without valid tokens.
 ///   logits, routing  of a training pass with the gate (tape.logits, tape.routing)
 /// Returns the loss before `weight`; adds weight * dL/du to gradient.logits. Throws std::invalid_argument as the gate,
-/// and on shapes that differ. O(assignments), serial.
+/// and on shapes that differ, before it writes anything. O(assignments), serial.
 ///   moe::kept_choices_loss(layer.gate(), tape.logits, tape.routing, {tape.step, tape.scratch}, 0.05, tape.losses);
 template <class G, class Temperature, class S>
 double kept_choices_loss(const TopAnyGate<G, Temperature>& gate, const MatrixView<S>& logits, const Routing<S>& routing,
@@ -20,6 +20,7 @@ double kept_choices_loss(const TopAnyGate<G, Temperature>& gate, const MatrixVie
   if (routing.num_tokens() != logits.rows())
     fail(kFunction, ": routing has ", routing.num_tokens(), " tokens, expected num_tokens = ", logits.rows());
   context.step.validate(kFunction, logits.rows());
+  gate.template require_masks<S>(kFunction, logits, context, routing);
   Matrix<S>& dlogits = detail::accumulator(kFunction, "gradient.logits", gradient.logits, logits.rows(), logits.cols());
   const auto num_valid = static_cast<double>(context.step.num_valid(logits.rows()));
   double sum = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -59,7 +60,7 @@ class PeftConfig {
   Index rank(const std::string& module) const { return of(ranks_, module, rank_); }
   double scale(const std::string& module) const {
     const auto rank = static_cast<double>(this->rank(module));
-    return of(alphas_, module, alpha_) / (by_root_ ? std::sqrt(rank) : rank);
+    return require_scale(module, of(alphas_, module, alpha_) / (by_root_ ? std::sqrt(rank) : rank));
   }
   bool targets_parameter(const std::string& name) const {
     return std::ranges::any_of(parameters_,
@@ -80,6 +81,13 @@ class PeftConfig {
   static T of(const std::map<std::string, T>& patterns, const std::string& module, T otherwise) {
     const auto found = patterns.find(module);
     return found == patterns.end() ? otherwise : found->second;
+  }
+  /// That of float, as which it is used.
+  double require_scale(const std::string& module, double scale) const {
+    if (!(std::abs(scale) <= static_cast<double>(std::numeric_limits<float>::max())))
+      fail_environment(label_, ": lora_alpha of ", in_quotes(module), " is ", of(alphas_, module, alpha_),
+                       " and makes a scale of ", scale, ", expected one that is a finite float");
+    return scale;
   }
   static Index require_rank(const JsonFields& fields, const std::string& name) {
     const Index rank = fields.integer(name);
