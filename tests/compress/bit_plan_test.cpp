@@ -146,6 +146,23 @@ TEST_CASE("bits_by_score: best first, within the average", "[compress]") {
   CHECK_THROWS_AS(moe::bits_by_score(std::vector<double>{test::kNan<double>}, 2, 4, 3), std::invalid_argument);
 }
 
+TEST_CASE("bit plans: what has no room in an Index, and edited plans, are refused", "[compress][error]") {
+  const Index large = Index{1} << 61;
+  const std::vector<double> scores = {1, 2};
+  const moe::RandomField random(moe::Purpose::User);
+  BitProblem problem{.bits = {1, 2, 3}, .costs = Matrix<double>::Ones(2, 3), .sizes = {large, large}, .budget = large};
+  CHECK_THROWS_AS(moe::bit_cost_bound(problem), std::invalid_argument);
+  CHECK_THROWS_AS(moe::bits_by_score(scores, 1, 3, 2, problem.sizes), std::invalid_argument);
+  CHECK_THROWS_AS(moe::random_bits(2, Ids{1, 2, 3}, large, random, problem.sizes), std::invalid_argument);
+  CHECK_THROWS_AS(moe::random_bits(2, Ids{1, 2}, std::numeric_limits<Index>::min(), random), std::invalid_argument);
+  CHECK(moe::average_bits(Ids{4, 8}, Ids{large, large}) == 6);
+  for (const Index matrices : {0, -1, 3})
+    CHECK_THROWS_AS((moe::BitPlan{.bits = {1, 2, 3}, .matrices = matrices}({.expert = 0})), std::invalid_argument);
+  CHECK_THROWS_AS((moe::BitPlan{.bits = {1, 2, 3}, .matrices = 2}({.expert = 0})), std::invalid_argument);
+  for (const Index bits : {-1, 9})
+    CHECK_THROWS_AS(moe::BitPlan{.bits = {bits}}.planes()({.expert = 0}), std::invalid_argument);
+}
+
 TEST_CASE("random_bits: within the budget, and nothing more fits", "[compress]") {
   Index sum = 0;
   for (std::uint64_t seed = 0; seed < 200; ++seed) {

@@ -158,6 +158,30 @@ TEST_CASE("Awq: scaled hidden units leave the expert of floats its bits, and err
   check(uneven<ReluMlp>(6));
 }
 
+TEST_CASE("Awq: what cannot be stored is not scaled", "[compress]") {
+  auto expert = uneven<moe::Glu>(7);
+  for (Index i = 0; i < kHidden; ++i) expert.down().set(0, i, 440);  // E4M3 ends at 448
+  const moe::ExpertStatistics statistics = moe::calibrate(expert, test::correlated_rows(500, kDim, 32));
+  const WeightFormat plain = WeightFormat::fp8(0, ScaleType::Unscaled);
+  moe::MatrixReport report;
+  CHECK(Awq{}.hidden_scales(expert, WeightFormat::int4(), plain, statistics, report).empty());
+  CHECK(report.scaling == 0);
+  CHECK_NOTHROW(moe::quantise(expert, plain, Awq{}, statistics));
+}
+
+TEST_CASE("quantise: settings out of range are refused where no matrix has rows, too", "[compress][error]") {
+  const auto expert = uneven<moe::Glu>(8);
+  const moe::ExpertStatistics none = moe::calibrate(expert, Matrix<float>(0, kDim));
+  const WeightFormat format = WeightFormat::int4();
+  CHECK_NOTHROW(moe::quantise(expert, format, Awq{}, none));
+  CHECK_THROWS_AS(moe::quantise(expert, format, Awq{.grid = 0}, none), std::invalid_argument);
+  CHECK_THROWS_AS(moe::quantise(expert, format, Gptq{.block = 0}, none), std::invalid_argument);
+  const double infinity = std::numeric_limits<double>::infinity();
+  CHECK_THROWS_AS(Hqq{.beta = infinity}(expert.down(), format), std::invalid_argument);
+  CHECK_THROWS_AS(Hqq{.growth = infinity}(expert.down(), format), std::invalid_argument);
+  CHECK_THROWS_AS(Hqq{.iterations = -1}(expert.down(), format), std::invalid_argument);
+}
+
 TEST_CASE("Hqq: never worse than rounding to nearest in the norm that it minimises", "[compress]") {
   auto weights = test::random_weights(20, 200, 7);
   for (Index o = 0; o < 20; ++o) weights.set(o, 17 * o % 200, 2.0f);  // outliers

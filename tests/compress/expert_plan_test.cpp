@@ -108,7 +108,21 @@ TEST_CASE("ExpertMap: two plans, one after the other", "[compress]") {
   CHECK_THROWS_AS(ExpertPlan::keep({1, 1}, 3), std::invalid_argument);
   CHECK_THROWS_AS(ExpertPlan::keep({3}, 3), std::invalid_argument);
   CHECK_THROWS_AS(ExpertPlan::of_clusters(Ids{0, 1}, Ids{0}), std::invalid_argument);
-  const ExpertPlan best = moe::represented_by(a, std::vector<double>{1, 0, 2, 5, 7});
+  const std::vector<double> scores = {1, 0, 2, 5, 7};
+  const auto edited = [&](const auto& edit) {
+    ExpertPlan plan = a;
+    edit(plan);
+    return plan;
+  };
+  for (const ExpertPlan& plan :
+       {edited([](auto& p) { p.kept[2] = 5; }), edited([](auto& p) { p.kept[0] = -1; }),
+        edited([](auto& p) { p.kept[1] = 0; }), edited([](auto& p) { p.kept.pop_back(); }),
+        edited([](auto& p) { p.map.place[2] = 3; }), edited([](auto& p) { p.map.place[2] = -2; }),
+        edited([](auto& p) { p.map.place[1] = 0; }), edited([](auto& p) { p.map.place = {}; })})
+    CHECK_THROWS_AS(moe::represented_by(plan, scores), std::invalid_argument);
+  CHECK_THROWS_AS(edited([](auto& p) { p.map.place[0] = 3; }).map.then(b.map), std::invalid_argument);
+  CHECK_THROWS_AS(a.map.then({.place = {0, 2, 1}, .num_experts = 2}), std::invalid_argument);
+  const ExpertPlan best = moe::represented_by(a, scores);
   CHECK(best.kept == Ids{2, 3, 4});
   CHECK(best.map.place == Ids{0, 2, 0, 1, 2});
 }

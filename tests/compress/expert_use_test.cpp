@@ -150,7 +150,7 @@ TEST_CASE("Calibration: two halves are one pass, in any order, at any number of 
   swapped += first;
   first += second;
   const std::vector<double> a = numbers(whole), b = numbers(first), c = numbers(swapped);
-  REQUIRE(a.size() == 1 + 6 * kExperts + kExperts * kExperts + 7 * (1 + kDim));
+  REQUIRE(a.size() == 1 + 6 * kExperts + kExperts * kExperts + 2 + 7 * (1 + kDim));
   for (std::size_t i = 0; i < a.size(); ++i) {
     CHECK(std::abs(a[i] - b[i]) <= 1e-5 * (1e-9 + std::abs(a[i])));
     CHECK(b[i] == c[i]);  // a + b is b + a
@@ -177,6 +177,44 @@ TEST_CASE("TokenReservoir: every token has the same chance", "[compress]") {
       for (Index i = 0; i < 10; ++i) taken[static_cast<std::size_t>(t)] += tokens.row(i) == x.row(t) ? 1 : 0;
   }
   for (const int times : taken) CHECK(std::abs(times - 125) <= 5 * 9.7);  // binomial: s.d. sqrt(500 * .25 * .75)
+}
+
+TEST_CASE("TokenReservoir: samples of other seeds, and what is no sample, are refused", "[compress][error]") {
+  const auto x = test::random_matrix<float>(4, 2, 8);
+  const auto reservoir_of = [&](std::uint64_t seed) {
+    moe::TokenReservoir reservoir(3, 2, seed);
+    reservoir.add<float>(x, 0, [](Index) { return true; });
+    return reservoir;
+  };
+  const auto loaded = [&](const char* leaf_name, double value) {
+    moe::TokenReservoir reservoir = reservoir_of(5);
+    moe::visit_all(
+        [&](const std::string& name, auto& leaf) {
+          if (name == leaf_name) leaf(1, 0) = static_cast<moe::ParameterScalar<decltype(leaf)>>(value);
+        },
+        reservoir);
+    return reservoir;
+  };
+  moe::TokenReservoir reservoir = reservoir_of(5);
+  CHECK_THROWS_WITH(reservoir += reservoir_of(1ull << 63),
+                    "moe::TokenReservoir: += of one with seed 9223372036854775808, expected 5");
+  for (const double priority : {test::kNan<double>, -1.0, 1.0, 2.0, 3.0, 0.0}) {
+    CHECK_THROWS_AS(loaded("priority", priority).tokens(), std::invalid_argument);
+    CHECK_THROWS_AS(reservoir += loaded("priority", priority), std::invalid_argument);
+  }
+  CHECK_THROWS_AS(reservoir += loaded("seed", 0.5), std::invalid_argument);
+  CHECK(reservoir.tokens() == reservoir_of(5).tokens());
+}
+
+TEST_CASE("output_rows: of large and small outputs, and of what is not finite", "[compress]") {
+  std::vector<moe::Linear> experts(2, moe::Linear(2, 2));
+  for (Index i = 0; i < 2; ++i) experts[0].weight().set(i, i, 3e30f), experts[1].weight().set(i, i, 3e-30f);
+  moe::ExpertPool<moe::Linear> pool(experts);
+  const Matrix<float> x = Matrix<float>::Ones(1, 2);
+  CHECK((moe::output_rows(pool, x).array() - std::sqrt(0.5f)).abs().maxCoeff() <= 1e-6f);
+  pool[1].weight().set(1, 1, test::kNan<float>);
+  CHECK_THROWS_WITH(moe::output_similarity(pool, x),
+                    "moe::output_similarity: the output of expert 1 on token 0 is not finite");
 }
 
 TEST_CASE("Calibration: padding, branches and what does not fit", "[compress][error]") {

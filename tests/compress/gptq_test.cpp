@@ -239,6 +239,23 @@ TEST_CASE("Gptq: what cannot be computed with is refused", "[compress]") {
   rows(2, 3) = test::kNan<float>;
   CHECK_THROWS_WITH(Gptq{}(weights, format, SecondMoment::of(rows)),
                     "moe::Gptq: the moment has a number that is not finite, expected finite rows");
+  const auto loaded = [&](const char* leaf_name, std::size_t place, double value) {
+    SecondMoment result = moment;
+    moe::visit_all(
+        [&](const std::string& name, auto& leaf) {
+          std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
+          moe::read_parameter(leaf, std::span<double>(values));
+          if (name == leaf_name) values[place] = value;
+          moe::write_parameter(leaf, std::span<const double>(values));
+        },
+        result);
+    return result;
+  };
+  CHECK_THROWS_AS(Gptq{}(weights, format, loaded("sum", 1, test::kNan<double>)), std::invalid_argument);  // S(1, 0)
+  CHECK(loaded("rows", 0, test::kNan<double>).rows() == 0);
+  CHECK(loaded("rows", 0, 1e300).rows() == Index{1} << 53);
+  for (const double count : {test::kNan<double>, 1e300, -1.0})
+    CHECK_THROWS_AS(Gptq{}(weights, format, loaded("rows", 0, count)), std::invalid_argument);
   weights.set(0, 5, 1000);
   CHECK_THROWS_AS(Gptq{}(weights, WeightFormat::fp8(0, ScaleType::Unscaled), moment), std::invalid_argument);
   weights.set(0, 5, 1e8f);  // whose scale is too large for F16

@@ -7,6 +7,7 @@
 #include "moe/compress/bit_plan.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
 #include "moe/compress/quantisation_errors.hpp"
+#include "moe/gate/null_expert.hpp"
 #include "support/catch.hpp"
 #include "support/thread_executor.hpp"
 
@@ -93,6 +94,26 @@ TEST_CASE("merge: the weighted mean of everything, clusters of one bit for bit",
   CHECK_THROWS_AS(moe::merge(layer, plan, {.weights = {1, 2}}), std::invalid_argument);
   CHECK_THROWS_AS(moe::merge(layer, plan, {.weights = {1, 1, -1, 1, 1}}), std::invalid_argument);
   CHECK_THROWS_AS(moe::merge(layer, plan, {.weights = {1, 1, test::kNan<double>, 1, 1}}), std::invalid_argument);
+}
+
+TEST_CASE("merge: router rows of experts are means beside those of nulls, which stay", "[compress]") {
+  const moe::MoeLayer layer(moe::LinearRouter::random(7, kDim, 3), moe::NullExpertGate{.k = 2, .nulls = 2},
+                            glu_layer(5).experts());
+  const auto merged = moe::merge(layer, ExpertPlan::of_clusters(Ids{0, 1, 0, 2, 2})).layer;
+  const Matrix<float> rows = layer.router().weight().matrix(), now = merged.router().weight().matrix();
+  REQUIRE(now.rows() == 5);
+  CHECK(((rows.row(0) + rows.row(2)) / 2 - now.row(0)).cwiseAbs().maxCoeff() <= 1e-7f);
+  CHECK(((rows.row(3) + rows.row(4)) / 2 - now.row(2)).cwiseAbs().maxCoeff() <= 1e-7f);
+  CHECK(now.row(1) == rows.row(1));
+  CHECK(now.bottomRows(2) == rows.bottomRows(2));
+}
+
+TEST_CASE("merge: a plan whose parts do not fit is refused", "[compress][error]") {
+  const auto layer = glu_layer(5);
+  ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 1, 0, 3, 0});
+  plan.kept[0] = 2;
+  CHECK_THROWS_AS(moe::prune(layer, plan), std::invalid_argument);
+  CHECK_THROWS_WITH(moe::merge(layer, plan), Catch::Matchers::StartsWith("moe::merge: kept[1] of the plan is 1"));
 }
 
 TEST_CASE("merge: equal experts stay what they are, also in another order of hidden units", "[compress]") {

@@ -66,4 +66,14 @@ TEST_CASE("RoundBlocks: what it cannot round is refused", "[compress][error]") {
   weights(2, 5) = std::numeric_limits<float>::infinity();
   CHECK_THROWS_WITH(moe::RoundBlocks{}(weights, WeightFormat::fp8()),
                     Catch::Matchers::ContainsSubstring("weight of output 2, input 5"));
+  weights(2, 5) = 1e8f;  // whose scale is too large for F16
+  CHECK_THROWS_WITH(
+      moe::RoundBlocks{}(weights, WeightFormat::int8()),
+      Catch::Matchers::StartsWith("moe::RoundBlocks: output 0 has weights from input 0 on whose scale int8"));
+}
+
+TEST_CASE("RoundBlocks: more outputs than there are is all of them", "[compress]") {
+  const auto weights = random_weights(6, 32, PanelOrder::Paired);
+  const auto all = moe::RoundBlocks{.outputs = std::numeric_limits<Index>::max()}(weights, WeightFormat::fp8());
+  CHECK(all.rows().scales == moe::RoundBlocks{.outputs = 3}(weights, WeightFormat::fp8()).rows().scales);
 }

@@ -35,10 +35,10 @@ class BitKnapsack {
         if (!std::isfinite(problem.costs(i, b)))
           fail(function, ": the cost of item ", i, " with ", bits(b), " bits is ", problem.costs(i, b),
                ", expected a finite number");
-    sizes_ = checked_sizes(function, problem.sizes, items_);
+    sizes_ = checked_sizes(function, problem.sizes, items_, bits(choices() - 1));
     Index unit = 0;
     for (const Index size : sizes_)
-      for (Index b = 1; b < choices(); ++b) unit = std::gcd(unit, checked_product(function, size, bits(b) - bits(0)));
+      for (Index b = 1; b < choices(); ++b) unit = std::gcd(unit, size * (bits(b) - bits(0)));
     unit_ = std::max<Index>(1, unit);
     Index least = 0, most = 0;
     for (Index i = 0; i < items_; ++i) least += size(i) * bits(0), most += weight(i, choices() - 1);
@@ -151,8 +151,9 @@ inline std::vector<Index> allocate_bits(const BitProblem& problem) {
 }
 
 /// A sum of costs that no plan goes below: that of the best plan where an item may be divided between choices, and
-/// without at_least. At most one item is divided, so the bound is close. Throws as allocate_bits(). O(n log n) of all
-/// choices. Sinha & Zoltners, "The multiple-choice knapsack problem", Operations Research 1979.
+/// without at_least. At most one item is divided, so the bound is close. Throws as allocate_bits(), but not for an
+/// at_least without room. O(n log n) of all choices. Sinha & Zoltners, "The multiple-choice knapsack problem",
+/// Operations Research 1979.
 inline double bit_cost_bound(const BitProblem& problem) {
   const detail::BitKnapsack knapsack("moe::bit_cost_bound", problem);
   struct Gain {

@@ -3,6 +3,8 @@
 
 #include <limits>
 #include <numeric>
+#include <optional>
+#include <stdexcept>
 #include <vector>
 
 #include "moe/compress/calibration.hpp"
@@ -42,14 +44,18 @@ struct Awq {
   int clip_steps = 10;       ///< >= 0; 0: no clipping
   double least_range = 0.5;  ///< in (0, 1)
 
+  /// Throws std::invalid_argument for numbers out of range.
+  void validate() const {
+    if (grid < 1 || clip_steps < 0 || !(least_range > 0 && least_range < 1))
+      fail("moe::Awq: grid ", grid, ", clip_steps ", clip_steps, ", least_range ", least_range,
+           ", expected at least 1, at least 0, and a number between 0 and 1");
+  }
+
   /// Clipping. Throws std::invalid_argument as Gptq.
   PanelMatrix<Quantised> operator()(const PanelMatrix<F32>& weights, const WeightFormat& format,
                                     const SecondMoment& moment, MatrixReport&) const {
-    constexpr const char* kFunction = "moe::Awq";
-    if (grid < 1 || clip_steps < 0 || !(least_range > 0 && least_range < 1))
-      fail(kFunction, ": grid ", grid, ", clip_steps ", clip_steps, ", least_range ", least_range,
-           ", expected at least 1, at least 0, and a number between 0 and 1");
-    detail::require_calibrated(kFunction, weights, moment);
+    validate();
+    detail::require_calibrated("moe::Awq", weights, moment);
     const PanelMatrix<Quantised> nearest = round_to_nearest(weights, format);
     if (clip_steps == 0 || nearest.num_groups() == 0) return nearest;
     PanelMatrix<Quantised> clipped = detail::round_groups(
@@ -72,6 +78,7 @@ struct Awq {
     if constexpr (!detail::kScalesHidden<E>) {
       return {};
     } else {
+      validate();
       const SecondMoment& moment = statistics.hidden;
       detail::require_calibrated("moe::Awq", expert.down(), moment);
       double least = std::numeric_limits<double>::infinity();
@@ -176,12 +183,23 @@ struct Awq {
     return scales;
   }
 
+  /// Rounded to nearest, if the format can hold it.
+  static std::optional<PanelMatrix<Quantised>> stored(const PanelMatrix<F32>& weights, const WeightFormat& format) {
+    try {
+      return round_to_nearest(weights, format);
+    } catch (const std::invalid_argument&) {
+      return std::nullopt;
+    }
+  }
+
+  /// Infinite where the scaled matrix cannot be stored.
   static double error_of(const PanelMatrix<F32>& down, const WeightFormat& format, const SecondMoment& moment,
                          const std::vector<float>& scales) {
     PanelMatrix<F32> scaled = down;
     detail::scale_inputs(scaled, scales);
-    const std::vector<float> back = detail::reciprocals(scales);
-    const std::vector<double> of_outputs = errors(scaled, round_to_nearest(scaled, format), moment.scaled(back));
+    const std::optional<PanelMatrix<Quantised>> rounded = stored(scaled, format);
+    if (!rounded) return std::numeric_limits<double>::infinity();
+    const std::vector<double> of_outputs = errors(scaled, *rounded, moment.scaled(detail::reciprocals(scales)));
     return std::accumulate(of_outputs.begin(), of_outputs.end(), 0.0);
   }
 
@@ -189,9 +207,11 @@ struct Awq {
   static bool keeps_codes(const PanelMatrix<F32>& first, const WeightFormat& format, const std::vector<float>& scales) {
     PanelMatrix<F32> scaled = first;
     detail::scale_outputs(scaled, detail::reciprocals(scales));
-    PanelMatrix<F32> rounded = round_to_nearest(scaled, format).decoded();
+    const std::optional<PanelMatrix<Quantised>> before = stored(first, format), after = stored(scaled, format);
+    if (!before || !after) return false;
+    PanelMatrix<F32> rounded = after->decoded();
     detail::scale_outputs(rounded, scales);
-    return std::ranges::equal(rounded.span(), round_to_nearest(first, format).decoded().span());
+    return std::ranges::equal(rounded.span(), before->decoded().span());
   }
 };
 

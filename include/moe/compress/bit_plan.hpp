@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -21,8 +22,12 @@ struct BitPlan {
   Index shared = 8;    ///< of an expert below 0, the shared one of a MoeBlock
 
   Index num_experts() const { return std::ssize(bits) / std::max<Index>(1, matrices); }
-  /// Throws std::invalid_argument for an expert that the plan does not have.
+  /// Throws std::invalid_argument for an expert that the plan does not have, unless `matrices` is 1 or 2, and for
+  /// numbers of bits that are not so many for each expert.
   Index operator()(const ExpertMatrix& matrix) const {
+    if ((matrices != 1 && matrices != 2) || std::ssize(bits) % matrices != 0)
+      fail("moe::BitPlan: ", bits.size(), " numbers of bits for matrices = ", matrices,
+           ", expected 1 or 2 matrices, and as many numbers for each expert");
     if (matrix.expert < 0) return shared;
     if (matrix.expert >= num_experts())
       fail("moe::BitPlan: expert ", matrix.expert, ", expected one below ", num_experts());
@@ -30,9 +35,11 @@ struct BitPlan {
     return bits[static_cast<std::size_t>(matrix.expert * matrices + place)];
   }
   /// WeightFormat::planes() of these bits, in groups of so many inputs; none() for 0 bits. A copy of the plan.
+  /// The function throws std::invalid_argument as the plan, and unless there are 0 to 8 bits.
   auto planes(Index group = 64) const {
     return [plan = *this, group](const ExpertMatrix& matrix) {
       const Index b = plan(matrix);
+      if (b < 0 || b > 8) fail("moe::BitPlan::planes: expert ", matrix.expert, " has ", b, " bits, expected 0 to 8");
       return b == 0 ? WeightFormat::none() : WeightFormat::planes(static_cast<int>(b), group);
     };
   }
@@ -40,20 +47,28 @@ struct BitPlan {
 
 namespace detail {
 
-/// Sizes of `count` items, 1 each where none are given. Throws std::invalid_argument for other numbers and sizes < 1.
-inline std::vector<Index> checked_sizes(const char* function, std::span<const Index> sizes, Index count) {
+/// Sizes of `count` items, 1 each where none are given. Throws std::invalid_argument for other numbers, sizes < 1, and
+/// where an Index does not hold the sum of sizes times `most_bits`, and one more.
+inline std::vector<Index> checked_sizes(const char* function, std::span<const Index> sizes, Index count,
+                                        Index most_bits) {
   std::vector<Index> result(sizes.begin(), sizes.end());
   if (sizes.empty()) result.assign(static_cast<std::size_t>(count), 1);
   if (std::ssize(result) != count) fail(function, ": ", sizes.size(), " sizes, expected ", count, " or none");
-  for (std::size_t i = 0; i < result.size(); ++i)
+  const Index most = (std::numeric_limits<Index>::max() - 1) / std::max<Index>(1, most_bits);
+  Index left = most;
+  for (std::size_t i = 0; i < result.size(); ++i) {
     if (result[i] < 1) fail(function, ": size ", i, " is ", result[i], ", expected at least 1");
+    if (result[i] > left)
+      fail(function, ": sizes up to ", i, " add up to more than ", most, " for ", most_bits, " bits");
+    left -= result[i];
+  }
   return result;
 }
 /// Throws std::invalid_argument unless there are bits, ascending and not negative.
 inline void require_bits(const char* function, std::span<const Index> bits) {
   if (bits.empty()) fail(function, ": 0 numbers of bits, expected at least 1");
   for (std::size_t b = 0; b < bits.size(); ++b)
-    if (bits[b] < (b == 0 ? 0 : bits[b - 1] + 1))
+    if (bits[b] < 0 || (b > 0 && bits[b] <= bits[b - 1]))
       fail(function, ": bits[", b, "] is ", bits[b], ", expected ascending numbers from 0");
 }
 
@@ -61,10 +76,10 @@ inline void require_bits(const char* function, std::span<const Index> bits) {
 
 /// Sum of size * bits over the sum of sizes, sizes as in BitProblem. 0 of an empty plan.
 inline double average_bits(std::span<const Index> bits, std::span<const Index> sizes = {}) {
-  const std::vector<Index> size = detail::checked_sizes("moe::average_bits", sizes, std::ssize(bits));
+  const std::vector<Index> size = detail::checked_sizes("moe::average_bits", sizes, std::ssize(bits), 1);
   double sum = 0, whole = 0;
   for (std::size_t i = 0; i < size.size(); ++i)
-    sum += static_cast<double>(size[i] * bits[i]), whole += static_cast<double>(size[i]);
+    sum += static_cast<double>(size[i]) * static_cast<double>(bits[i]), whole += static_cast<double>(size[i]);
   return whole > 0 ? sum / whole : 0;
 }
 
@@ -80,7 +95,7 @@ inline std::vector<Index> bits_by_score(std::span<const double> scores, Index lo
   if (low < 0 || low > high) fail(kFunction, ": low is ", low, ", expected 0 <= low <= high = ", high);
   if (!(average >= static_cast<double>(low)))
     fail(kFunction, ": average is ", average, ", expected at least low = ", low);
-  const std::vector<Index> size = detail::checked_sizes(kFunction, sizes, std::ssize(scores));
+  const std::vector<Index> size = detail::checked_sizes(kFunction, sizes, std::ssize(scores), high);
   double whole = 0, used = 0;
   for (const Index s : size) whole += static_cast<double>(s);
   std::vector<Index> bits(scores.size(), low);
@@ -102,15 +117,17 @@ inline std::vector<Index> random_bits(Index count, std::span<const Index> bits, 
   constexpr const char* kFunction = "moe::random_bits";
   detail::require_bits(kFunction, bits);
   const std::vector<Index> size =
-      detail::checked_sizes(kFunction, sizes, detail::checked_size(kFunction, "count", count));
-  std::vector<std::size_t> level;
-  Index least = 0, left = budget;
-  for (const Index s : size) {
-    level.push_back(static_cast<std::size_t>(random.below(bits.size(), std::ssize(level), 0)));
-    least += s * bits[0], left -= s * bits[level.back()];
-  }
+      detail::checked_sizes(kFunction, sizes, detail::checked_size(kFunction, "count", count), bits.back());
+  Index least = 0;
+  for (const Index s : size) least += s * bits[0];
   if (budget < least)
     fail(kFunction, ": the budget is ", budget, ", expected at least ", least, " for the fewest bits");
+  std::vector<std::size_t> level;
+  Index left = budget;
+  for (const Index s : size) {
+    level.push_back(static_cast<std::size_t>(random.below(bits.size(), std::ssize(level), 0)));
+    left -= s * bits[level.back()];
+  }
   const auto step = [&](std::size_t i, std::size_t from) { return size[i] * (bits[from + 1] - bits[from]); };
   for (Index draw = 0;; ++draw) {
     const bool is_over = left < 0;

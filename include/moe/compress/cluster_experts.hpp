@@ -146,9 +146,11 @@ ExpertPlan cluster_experts(const Matrix<S>& rows, Index count, const ClusterOpti
 }
 
 /// The clusters of a plan, each represented by its expert with the highest score; ties go to the lower id. Experts that
-/// the plan drops stay dropped. Throws std::invalid_argument for another number of scores, or one that is not finite.
+/// the plan drops stay dropped. Throws std::invalid_argument for another number of scores, one that is not finite, and
+/// a plan whose parts do not fit each other.
 inline ExpertPlan represented_by(const ExpertPlan& plan, std::span<const double> scores) {
   constexpr const char* kFunction = "moe::represented_by";
+  detail::require_plan(kFunction, plan);
   detail::require_scores(kFunction, scores);
   if (std::ssize(scores) != plan.num_experts())
     fail(kFunction, ": ", scores.size(), " scores, expected ", plan.num_experts(), " as experts in the plan");
@@ -169,11 +171,13 @@ inline ExpertPlan represented_by(const ExpertPlan& plan, std::span<const double>
 }
 
 /// The clusters of a plan, each represented by the expert whose weights, all of them in a row, are nearest to the mean
-/// of its cluster. Throws std::invalid_argument for a pool of another number of experts, or with different parameters.
+/// of its cluster. Throws std::invalid_argument for a pool of another number of experts, or with different parameters,
+/// and for a plan whose parts do not fit each other.
 /// Lee et al., "STUN" (arXiv:2409.06211).
 template <class E>
 ExpertPlan nearest_to_means(const ExpertPlan& plan, const ExpertPool<E>& pool) {
   constexpr const char* kFunction = "moe::nearest_to_means";
+  detail::require_plan(kFunction, plan);
   if (pool.size() != plan.num_experts())
     fail(kFunction, ": the pool has ", pool.size(), " experts, expected ", plan.num_experts(), " as the plan");
   const auto weights = [&](Index e) {

@@ -22,14 +22,23 @@ struct ExpertMap {
   Index num_experts = 0;          ///< new ones
 
   Index operator[](Index old) const { return place[static_cast<std::size_t>(old)]; }
-  /// This map, and then another one. Throws std::invalid_argument unless that begins with as many experts.
+  /// This map, and then another one. Throws std::invalid_argument unless that begins with as many experts, and for a
+  /// place that is not there, in either.
   ExpertMap then(const ExpertMap& next) const {
     if (std::ssize(next.place) != num_experts)
       fail("moe::ExpertMap::then: the next is of ", next.place.size(), " experts, expected ", num_experts);
+    require_places("moe::ExpertMap::then");
+    next.require_places("moe::ExpertMap::then");
     ExpertMap result{.place = place, .num_experts = next.num_experts};
     for (Index& to : result.place)
       if (to != kDropped) to = next[to];
     return result;
+  }
+  /// Throws std::invalid_argument, in the name of a function, unless every place is kDropped or below num_experts.
+  void require_places(const char* function) const {
+    for (std::size_t e = 0; e < place.size(); ++e)
+      if (place[e] != kDropped && (place[e] < 0 || place[e] >= num_experts))
+        fail(function, ": expert ", e, " goes to ", place[e], ", expected ", kDropped, " or one below ", num_experts);
   }
 };
 
@@ -91,6 +100,21 @@ struct ExpertPlan {
 };
 
 namespace detail {
+
+/// Throws std::invalid_argument, in the name of a function, for a plan whose parts do not fit: both can be written.
+inline void require_plan(const char* function, const ExpertPlan& plan) {
+  if (plan.map.num_experts != plan.num_kept())
+    fail(function, ": the map of the plan is to ", plan.map.num_experts, " experts, expected ", plan.num_kept(),
+         " as are kept");
+  for (std::size_t i = 0; i < plan.kept.size(); ++i) {
+    const Index e = plan.kept[i], least = i == 0 ? 0 : plan.kept[i - 1] + 1;
+    if (e < least || e >= plan.num_experts())
+      fail(function, ": kept[", i, "] of the plan is ", e, ", expected ascending ids below ", plan.num_experts());
+    if (plan.map[e] != static_cast<Index>(i))
+      fail(function, ": the plan keeps expert ", e, " as ", i, ", but maps it to ", plan.map[e], ", expected the same");
+  }
+  plan.map.require_places(function);
+}
 
 /// Throws std::invalid_argument unless all numbers are finite.
 inline void require_scores(const char* function, std::span<const double> scores) {

@@ -75,9 +75,11 @@ inline Matrix<double> behaviour_distance(const Matrix<double>& distance, const C
 namespace detail {
 
 /// y / |y| of every row of every expert on the same tokens, [num_experts][num_tokens, output_dim]; rows of zeros stay.
+/// Throws std::invalid_argument, in the name of a function, for outputs that are not finite.
 template <class E>
-std::vector<Matrix<typename E::Scalar>> unit_outputs(const ExpertPool<E>& pool,
-                                                     const ConstMatrixRef<typename E::Scalar>& tokens) {
+std::vector<Matrix<typename E::Scalar>> unit_outputs(const char* function, const ExpertPool<E>& pool,
+                                                     const ConstMatrixRef<typename E::Scalar>& tokens,
+                                                     Index first_token = 0) {
   std::vector<Matrix<typename E::Scalar>> outputs(static_cast<std::size_t>(pool.size()));
   parallel_for(pool.size(), [&](Index e, Index) {
     auto& out = outputs[static_cast<std::size_t>(e)];
@@ -85,8 +87,13 @@ std::vector<Matrix<typename E::Scalar>> unit_outputs(const ExpertPool<E>& pool,
     Scratch scratch;
     const Step step;
     pool[e].forward(tokens, out, Context(step, scratch));
-    for (Index t = 0; t < out.rows(); ++t)
-      if (const auto norm = out.row(t).norm(); norm > 0) out.row(t) /= norm;
+    for (Index t = 0; t < out.rows(); ++t) {
+      const Eigen::RowVectorXd row = out.row(t).template cast<double>();
+      if (!row.allFinite())
+        fail(function, ": the output of expert ", e, " on token ", first_token + t, " is not finite");
+      // Stable: squares of large and small outputs leave the range.
+      if (const double norm = row.stableNorm(); norm > 0) out.row(t) = (row / norm).template cast<typename E::Scalar>();
+    }
   });
   return outputs;
 }
@@ -98,7 +105,8 @@ std::vector<Matrix<typename E::Scalar>> unit_outputs(const ExpertPool<E>& pool,
 /// token, which costs num_experts / k times what a layer does, and num_tokens * num_experts^2 * output_dim more: a
 /// reservoir of some hundred tokens will do.
 ///   moe::Matrix<double> similarity = moe::output_similarity(layer.experts(), calibration.reservoir().tokens());
-/// Same bits for any number of threads. Throws std::invalid_argument for tokens of another width, or none.
+/// Same bits for any number of threads. Throws std::invalid_argument for tokens of another width, or none, and for
+/// outputs that are not finite.
 /// Li et al., "Sub-MoE" (arXiv:2506.23266).
 template <class E>
 Matrix<double> output_similarity(const ExpertPool<E>& pool, const MatrixView<typename E::Scalar>& tokens) {
@@ -109,7 +117,7 @@ Matrix<double> output_similarity(const ExpertPool<E>& pool, const MatrixView<typ
   Matrix<double> sum = Matrix<double>::Zero(pool.size(), pool.size());
   for (Index first = 0; first < tokens.rows(); first += kAtOnce) {
     const Index count = std::min(kAtOnce, tokens.rows() - first);
-    const auto outputs = detail::unit_outputs(pool, tokens.middleRows(first, count));
+    const auto outputs = detail::unit_outputs(kFunction, pool, tokens.middleRows(first, count), first);
     parallel_for(pool.size(), [&](Index i, Index) {
       for (Index j = 0; j <= i; ++j)
         for (Index t = 0; t < count; ++t) {
@@ -128,13 +136,13 @@ inline Matrix<double> distance_of(const Matrix<double>& similarity) { return 1 -
 
 /// What every expert computes on the same tokens, each output divided by its norm, as a row, [num_experts, num_tokens *
 /// output_dim], for cluster_experts(): squared distances are 2 num_tokens (1 - output_similarity()). Throws
-/// std::invalid_argument for tokens of another width, or none.
+/// std::invalid_argument for tokens of another width, or none, and for outputs that are not finite.
 template <class E>
 Matrix<typename E::Scalar> output_rows(const ExpertPool<E>& pool, const MatrixView<typename E::Scalar>& tokens) {
   constexpr const char* kFunction = "moe::output_rows";
   detail::require_shape(kFunction, "tokens", tokens, tokens.rows(), pool.input_dim());
   if (tokens.rows() < 1) fail(kFunction, ": 0 tokens, expected at least 1");
-  const auto outputs = detail::unit_outputs(pool, tokens);
+  const auto outputs = detail::unit_outputs(kFunction, pool, tokens);
   Matrix<typename E::Scalar> rows(pool.size(), detail::checked_product(kFunction, tokens.rows(), pool.output_dim()));
   for (Index e = 0; e < pool.size(); ++e) {
     const auto& own = outputs[static_cast<std::size_t>(e)];

@@ -3,6 +3,7 @@
 
 #include <Eigen/Cholesky>
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <utility>
 #include <vector>
@@ -32,6 +33,13 @@ struct Gptq {
   double damping = 0.01;  ///< >= 0
   ColumnOrder order = ColumnOrder::AsStored;
   Index block = 128;  ///< inputs after which the rest of the rows is moved, >= 1: for speed
+
+  /// Throws std::invalid_argument for numbers out of range.
+  void validate() const {
+    constexpr const char* kFunction = "moe::Gptq";
+    if (!(damping >= 0) || std::isinf(damping)) fail(kFunction, ": damping is ", damping, ", expected at least 0");
+    if (block < 1) fail(kFunction, ": block is ", block, ", expected at least 1");
+  }
 
   /// Throws std::invalid_argument for weights and moments that are not finite, a moment of other inputs, numbers out of
   /// range, and scales that the format cannot store.
@@ -75,7 +83,7 @@ class InverseFactor {
       if (damping_ > 1e6) fail("moe::Gptq: the moment is not positive even with a damping of 1e6");
       fill(moment, order, for_dead, damping_ * mean);
       const Eigen::LLT<Eigen::Ref<Storage>> cholesky(factor_);
-      if (cholesky.info() == Eigen::Success && factor_.diagonal().minCoeff() > 0) break;
+      if (cholesky.info() == Eigen::Success && is_positive()) break;
     }
     invert();
     std::reverse(factor_.data(), factor_.data() + factor_.size());
@@ -86,6 +94,11 @@ class InverseFactor {
   const double* row(Index k) const { return factor_.data() + k * size_; }
 
  private:
+  /// LLT finds no NaN, and no square that overflows.
+  bool is_positive() const {
+    const auto diagonal = factor_.diagonal().array();
+    return (diagonal > 0).all() && diagonal.allFinite();
+  }
   /// The lower triangle of H with its inputs in reverse. H' = L L^T then gives H = R R^T with R upper, and U = R^-1 is
   /// L^-1 in reverse: one factorisation and one inverse, in place.
   void fill(const SecondMoment& moment, const std::vector<Index>& order, double for_dead, double damping) {
@@ -271,9 +284,7 @@ template <class = WhenUsed>
 GptqResult gptq(const Gptq& how, const PanelMatrix<F32>& weights, const WeightFormat& format,
                 const SecondMoment& moment) {
   constexpr const char* kFunction = "moe::Gptq";
-  if (!(how.damping >= 0) || std::isinf(how.damping))
-    fail(kFunction, ": damping is ", how.damping, ", expected at least 0");
-  if (how.block < 1) fail(kFunction, ": block is ", how.block, ", expected at least 1");
+  how.validate();
   require_calibrated(kFunction, weights, moment);
   GptqResult result{.matrix = {weights.outputs(), weights.inputs(), weights.order(), format}};
   if (format.code == WeightCode::Zeros || weights.outputs() == 0 || weights.inputs() == 0) return result;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <limits>
 
 #include "moe/compress/round_groups.hpp"
@@ -19,13 +20,19 @@ namespace moe::inline MOE_ABI {
 struct Hqq {
   double p = 0.7;  ///< in (0, 2)
   double beta = 10, growth = 1.01;
-  int iterations = 20;
+  int iterations = 20;  ///< >= 0
 
-  /// Throws std::invalid_argument for numbers out of range, and as round_to_nearest().
-  PanelMatrix<Quantised> operator()(const PanelMatrix<F32>& weights, const WeightFormat& format) const {
+  /// Throws std::invalid_argument for numbers out of range.
+  void validate() const {
     constexpr const char* kFunction = "moe::Hqq";
     if (!(p > 0 && p < 2)) fail(kFunction, ": p is ", p, ", expected one between 0 and 2");
-    if (!(beta > 0) || !(growth > 0)) fail(kFunction, ": beta is ", beta, " and growth ", growth, ", expected above 0");
+    if (!(beta > 0) || !(growth > 0) || std::isinf(beta) || std::isinf(growth))
+      fail(kFunction, ": beta is ", beta, " and growth ", growth, ", expected finite numbers above 0");
+    if (iterations < 0) fail(kFunction, ": iterations is ", iterations, ", expected at least 0");
+  }
+  /// Throws std::invalid_argument for numbers out of range, and as round_to_nearest().
+  PanelMatrix<Quantised> operator()(const PanelMatrix<F32>& weights, const WeightFormat& format) const {
+    validate();
     return detail::round_groups(weights, round_to_nearest(weights, format),
                                 [&](const auto& group, const auto& start) { return best(group, start); });
   }

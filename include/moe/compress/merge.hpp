@@ -147,6 +147,7 @@ E merged_expert(const ExpertPool<E>& pool, Index representative, const std::vect
 }
 
 inline void require_merge(const char* function, const ExpertPlan& plan, const MergeOptions& options) {
+  require_plan(function, plan);
   if (!options.weights.empty() && std::ssize(options.weights) != plan.num_experts())
     fail(function, ": ", options.weights.size(), " weights, expected ", plan.num_experts(), " as experts, or none");
   for (std::size_t e = 0; e < options.weights.size(); ++e)
@@ -166,8 +167,15 @@ void merge_experts(const MoeLayer<R, G, ExpertPool<E>>& from, MoeLayer<R, G, Exp
   for (Index i = 0; i < plan.num_kept(); ++i) to.experts()[i] = std::move(*made[static_cast<std::size_t>(i)]);
   if (options.router == RouterMerge::Representative) return;
   if constexpr (requires { from.router().weight()(Index{}, Index{}); }) {
+    const std::vector<Index> logits = logits_of("moe::merge", from.gate(), plan.kept, plan.num_experts());
+    const bool experts_first =
+        std::ssize(logits) >= plan.num_kept() && std::equal(plan.kept.begin(), plan.kept.end(), logits.begin());
     const auto mean_rows = [&](const auto& old, auto& rows) {
-      for (Index i = 0; i < plan.num_kept() && rows.outputs() == plan.num_kept(); ++i) {
+      if (rows.outputs() == 0) return;
+      if (!experts_first || rows.outputs() != std::ssize(logits) || old.outputs() < plan.num_experts())
+        fail("moe::merge: the router has ", old.outputs(), " rows of which not every expert has its own, expected ",
+             ".router = RouterMerge::Representative");
+      for (Index i = 0; i < plan.num_kept(); ++i) {
         const std::vector<Index> members = plan.members(i);
         if (members.size() == 1) continue;
         const std::vector<double> weights = weights_of(options.weights, members);
@@ -219,7 +227,8 @@ struct MeanOfMembers {
 /// For experts that resemble each other, as upcycled ones do; of others keep the best (keep_best). This is Sub-MoE at
 /// full rank, whose merge in a common subspace is linear in the weights: see merge_in_subspace().
 /// Throws std::invalid_argument for a plan of other experts, weights that are negative or not finite, experts of a
-/// cluster with different parameters, a router without rows unless .router is Representative, and as prune().
+/// cluster with different parameters, a router in which experts have no rows of their own unless .router is
+/// Representative, and as prune(). Rows of a router that belong to no expert (NullExpertGate, TopAnyGate) stay.
 /// Li et al., "Sub-MoE" (arXiv:2506.23266); Li et al., "M-SMoE" (arXiv:2310.01334), who align hidden units, too.
 template <class Layer>
 Compressed<Layer> merge(const Layer& layer, const ExpertPlan& plan, const MergeOptions& options = {}) {

@@ -12,7 +12,7 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// W + scale * B A, summed in double and rounded once per weight.
+/// W + scale * B A, summed in double and then rounded.
 template <class Codec, class Weights>
 PanelMatrix<Codec> folded(const Weights& weights, const LowRankUpdate<Codec>& update) {
   PanelMatrix<Codec> result = [&] {
@@ -38,8 +38,9 @@ PanelMatrix<Codec> folded(const Weights& weights, const LowRankUpdate<Codec>& up
 /// quantiser of your own:
 ///   const auto small = moe::quantise(moe::merge_adapters(layer), moe::WeightFormat::bf16());
 /// A sum of x W'^T differs from that of the adapted weight, both before they are rounded, by at most
-///   u |x| |W'|^T,  u = 2^-24 (2^-53 in double),
-/// as each weight is rounded once. In floating point both are sums of n = inputs products, within gamma_{n+1} |x| |W|^T
+///   u |x| |W'|^T + (rank + 2) 2^-53 |x| (|W| + |alpha / rank| |A|^T |B|^T),  u = 2^-24 (2^-53 in double),
+/// as each weight is summed in double and then rounded; the second term counts where W and the update cancel, and in
+/// double. In floating point both are sums of n = inputs products, within gamma_{n+1} |x| |W|^T
 /// and gamma_{n + rank + 4} |alpha / rank| |x| |A|^T |B|^T of them (gamma_k = k u / (1 - k u)). Rounding to a format
 /// adds what it adds to any weights: an update of less than half a step of INT4 may vanish in it.
 /// rank multiplications per weight, experts in parallel.

@@ -16,7 +16,7 @@ namespace moe::inline MOE_ABI {
 /// MatrixReport more. The report comes with expert, name and format; a method fills in what is its own (damping),
 /// errors are measured for it. One that rescales what experts compute inside has
 ///   std::vector<float> hidden_scales(expert, first_format, down_format, const ExpertStatistics&, MatrixReport&) const
-/// as Awq does.
+/// as Awq does, and one with settings `void validate() const`, which is called once, whatever there is to round.
 template <class Q>
 concept CalibratedQuantiser = requires(const Q& quantiser, const PanelMatrix<F32>& weights, const WeightFormat& format,
                                        const SecondMoment& moment, MatrixReport& report) {
@@ -27,6 +27,11 @@ namespace detail {
 
 template <class Q>
 concept AnyQuantiser = Quantiser<Q> || CalibratedQuantiser<Q>;
+
+template <class Q>
+void validate_quantiser(const Q& quantiser) {
+  if constexpr (requires { quantiser.validate(); }) quantiser.validate();
+}
 
 /// Counts matrices that are done, for somebody who watches.
 class Progress {
@@ -163,6 +168,7 @@ class CalibratedExpert {
 template <detail::HasFloatPanels E, detail::FormatChoice Format, detail::AnyQuantiser Q>
 auto quantise(const E& expert, const Format& format, const Q& quantiser, const ExpertStatistics& statistics,
               const QuantisationOptions& options = {}) {
+  detail::validate_quantiser(quantiser);
   detail::Progress progress(options, kNumStages<E>);
   std::vector<MatrixReport> reports;
   auto result = detail::CalibratedExpert(expert, 0, format, quantiser, statistics, options).run(progress, reports);
@@ -182,6 +188,7 @@ auto quantise(const ExpertPool<E>& pool, const Format& format, const Q& quantise
   using Other = typename detail::WithCodec<E, Quantised>::type;
   if (calibration.num_experts() != pool.size())
     fail("moe::quantise: the calibration is of ", calibration.num_experts(), " experts, expected ", pool.size());
+  detail::validate_quantiser(quantiser);
   detail::Progress progress(options, pool.size() * kNumStages<E>);
   std::vector<std::optional<Other>> made(static_cast<std::size_t>(pool.size()));
   std::vector<std::vector<MatrixReport>> reports(made.size());

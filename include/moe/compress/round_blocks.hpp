@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 /// where the ups of a paired matrix (GLU) do, as gates and ups are matrices of their own in a checkpoint. A Quantiser.
 ///   const auto small = moe::quantise(layer, moe::WeightFormat::fp8(), moe::RoundBlocks{});
 /// Throws std::invalid_argument for outputs < 1, a format without scales or with those of a matrix beside them (NVFP4),
-/// and weights that are not finite. O(weights), one thread; memory: a block of floats.
+/// weights that are not finite, and scales that the format cannot store. O(weights), one thread; memory: a block of
+/// floats.
 struct RoundBlocks {
   Index outputs = 128;
 
@@ -28,11 +29,11 @@ struct RoundBlocks {
       fail(kFunction, ": format is ", format.name(), ", expected one whose groups have a scale of their own alone");
     PanelMatrix<Quantised> result(weights.outputs(), weights.inputs(), weights.order(), format);
     const Index parts = weights.order() == PanelOrder::Paired ? 2 : 1, rows = weights.outputs() / parts;
-    const Index group = format.group_of(weights.inputs());
+    const Index group = format.group_of(weights.inputs()), step = std::min(outputs, rows);
     for (Index first = 0; first < weights.outputs(); first += rows)
-      for (Index o = first; o < first + rows; o += outputs)
+      for (Index o = first; o < first + rows; o += step)
         for (Index i = 0; i < weights.inputs(); i += group)
-          round({o, i, std::min(outputs, first + rows - o), std::min(group, weights.inputs() - i)}, weights, result);
+          round({o, i, std::min(step, first + rows - o), std::min(group, weights.inputs() - i)}, weights, result);
     return result;
   }
 
@@ -54,6 +55,9 @@ struct RoundBlocks {
       }
     const detail::GroupFit fit(format, 1, values);
     const detail::GroupParameters parameters = fit.best();
+    if (!std::isfinite(parameters.scale) || !std::isfinite(parameters.zero))
+      fail("moe::RoundBlocks: output ", block.output, " has weights from input ", block.input, " on whose scale ",
+           format.name(), " cannot store");
     std::vector<std::uint32_t> codes(values.size());
     fit.codes(parameters, codes.data());
     const Index group = block.input / format.group_of(to.inputs());

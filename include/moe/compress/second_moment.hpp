@@ -32,17 +32,15 @@ class SecondMoment {
 
   Index dim() const { return dim_; }
   bool empty() const { return dim_ == 0; }
-  Index rows() const { return static_cast<Index>(rows_); }
+  /// At most 2^53; 0 where what was loaded is no number.
+  Index rows() const { return rows_ > 0 ? static_cast<Index>(std::min(rows_, kMostRows)) : 0; }
   float operator()(Index i, Index j) const { return sum_[place(std::max(i, j), std::min(i, j))]; }
   /// Mean of the squares of input i; 0 without rows.
   double mean_square(Index i) const {
     return rows_ > 0 ? static_cast<double>(sum_[place(i, i)]) / std::max(1.0, rows_) : 0.0;
   }
-  bool is_finite() const {  // a square that is not finite shows on the diagonal
-    for (Index i = 0; i < dim_; ++i)
-      if (!std::isfinite(sum_[place(i, i)])) return false;
-    return true;
-  }
+  /// Whether all sums are, and there may be so many rows: what was loaded can be anything.
+  bool is_finite() const { return rows_ >= 0 && rows_ <= kMostRows && sum_.allFinite(); }
 
   /// Adds rows [begin, end), of which the first dim() columns are read. num_rows * dim * dim operations, one thread:
   /// the same bits on any number of them.
@@ -76,7 +74,8 @@ class SecondMoment {
   }
 
  private:
-  static constexpr Index kRowsAtOnce = 256;  // 4 MiB of doubles for 1024 inputs, twice
+  static constexpr Index kRowsAtOnce = 256;    // 2 MiB of doubles for 1024 inputs, twice
+  static constexpr double kMostRows = 0x1p53;  // counted one by one in a double
 
   static Index place(Index i, Index j) { return i * (i + 1) / 2 + j; }
 

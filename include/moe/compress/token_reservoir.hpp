@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -21,7 +22,7 @@ class TokenReservoir {
   TokenReservoir() = default;
   /// Empty. Throws std::invalid_argument for negative sizes.
   TokenReservoir(Index capacity, Index dim, std::uint64_t seed = 0)
-      : seed_(seed),
+      : seed_(static_cast<double>(seed >> 32), static_cast<double>(seed & 0xffffffffu)),
         priority_(Eigen::VectorXd::Constant(detail::checked_size("moe::TokenReservoir", "capacity", capacity), kFree)),
         tokens_(Matrix<float>::Zero(capacity, detail::checked_size("moe::TokenReservoir", "dim", dim))) {}
 
@@ -29,21 +30,26 @@ class TokenReservoir {
   Index dim() const { return tokens_.cols(); }
   /// Tokens that it holds.
   Index size() const { return (priority_.array() < kFree).count(); }
-  /// [size, dim], by priority.
-  Matrix<float> tokens() const { return tokens_.topRows(size()); }
+  /// [size, dim], by priority. Throws std::invalid_argument where what was loaded is no sample.
+  Matrix<float> tokens() const {
+    require_sample("moe::TokenReservoir::tokens");
+    return tokens_.topRows(size());
+  }
 
   /// Offers rows of `tokens` for which reaches(t) holds; row t is token first_token + t of the data. Throws
-  /// std::invalid_argument for tokens of another width.
+  /// std::invalid_argument for tokens of another width, and where what was loaded is no sample.
   template <class S, class Reaches>
   void add(const ConstMatrixRef<S>& tokens, Index first_token, const Reaches& reaches) {
     detail::require_shape("moe::TokenReservoir::add", "tokens", tokens, tokens.rows(), dim());
+    require_sample("moe::TokenReservoir::add");
+    const std::uint64_t seed = this->seed();
     Matrix<float> rows = tokens.template cast<float>();
     std::vector<Candidate> candidates;
     for (Index t = 0; t < rows.rows(); ++t)
-      if (reaches(t)) candidates.push_back({priority_of(rows.row(t), first_token + t), rows.row(t).data()});
+      if (reaches(t)) candidates.push_back({priority_of(rows.row(t), seed, first_token + t), rows.row(t).data()});
     keep_first(std::move(candidates));
   }
-  /// Throws std::invalid_argument for one of other sizes.
+  /// Throws std::invalid_argument for one of other sizes or with another seed, and where what was loaded is no sample.
   TokenReservoir& operator+=(const TokenReservoir& other) {
     require_same(other);
     const Matrix<float> rows = other.tokens_;
@@ -56,10 +62,15 @@ class TokenReservoir {
     if (other.capacity() != capacity() || other.dim() != dim())
       fail("moe::TokenReservoir: += of ", other.capacity(), " tokens of ", other.dim(), ", expected ", capacity(),
            " of ", dim());
+    if (capacity() == 0) return;  // holds nothing, whatever its seed
+    require_sample("moe::TokenReservoir");
+    other.require_sample("moe::TokenReservoir");
+    if (other.seed() != seed()) fail("moe::TokenReservoir: += of one with seed ", other.seed(), ", expected ", seed());
   }
 
   template <class F, class... Self>
   static void state(F&& f, Self&... self) {
+    f("seed", self.seed_...);
     f("priority", self.priority_...);
     f("tokens", self.tokens_...);
   }
@@ -72,11 +83,27 @@ class TokenReservoir {
     const float* row;
   };
 
+  std::uint64_t seed() const {
+    return static_cast<std::uint64_t>(seed_[0]) << 32 | static_cast<std::uint64_t>(seed_[1]);
+  }
+
+  /// Throws std::invalid_argument, in the name of a method, for a seed that is none, and for priorities that do not
+  /// ascend within [0, 1) and then are free.
+  void require_sample(const char* function) const {
+    for (const double half : seed_)
+      if (!(half >= 0 && half < 0x1p32) || half != std::floor(half))
+        fail(function, ": half of the seed is ", half, ", expected an integer of 32 bits");
+    double last = 0;
+    for (Index i = 0; i < capacity(); last = priority_[i++])
+      if (const double p = priority_[i]; !(p >= last && (p < 1 || p == kFree)))
+        fail(function, ": priority ", i, " is ", p, ", expected ascending ones in [0, 1), then ", kFree);
+  }
+
   template <class Row>
-  double priority_of(const Row& row, Index number) const {
+  static double priority_of(const Row& row, std::uint64_t seed, Index number) {
     std::uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
     for (Index i = 0; i < row.size(); ++i) hash = (hash ^ std::bit_cast<std::uint32_t>(row[i])) * 0x100000001b3u;
-    return RandomField(Purpose::Draw, seed_, hash).uniform(number);
+    return RandomField(Purpose::Draw, seed, hash).uniform(number);
   }
 
   void keep_first(std::vector<Candidate> candidates) {
@@ -94,7 +121,7 @@ class TokenReservoir {
     priority_ = std::move(priority);
   }
 
-  std::uint64_t seed_ = 0;
+  Eigen::Vector2d seed_ = Eigen::Vector2d::Zero();  // its upper 32 bits, its lower ones: a double holds 53
   Eigen::VectorXd priority_;
   Matrix<float> tokens_;
 };
