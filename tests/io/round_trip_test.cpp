@@ -138,6 +138,7 @@ TEST_CASE("Round trip: every gate, with all that it can learn and with nothing",
   require_round_trip("skipping", moe::WithSkipping<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("grouped", moe::GroupedGate<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("straight through", moe::StraightThrough<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
+  require_round_trip("top any", moe::TopAnyGate<moe::TopKGate>{.gate = biased_gate()}, 2 * kExperts);
   require_round_trip("capacity, learnt", moe::WithCapacity<moe::DenseToSparseGate<Learnt>>{}, 1);
 }
 
@@ -157,6 +158,8 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
   require_round_trip("narrow glu", Glu(kNarrow), kHidden * (2 * kDim + 3));
   require_round_trip("narrow layer", layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, pool(Mlp(kNarrow))),
                      kExperts * (kDim + kHidden * (kDim + 3)));
+  require_round_trip("low rank", moe::LowRank(Glu(kDim, kHidden), {.rank = 2}, 1),
+                     3 * kDim * kHidden + 2 * (2 * kDim + 3 * kHidden));
   require_round_trip("identity", moe::ScaledIdentity{kDim}, 0);
   require_round_trip("offset", moe::Offset(kDim), kDim);
   require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
@@ -192,6 +195,12 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
       "merged experts",
       layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{}, moe::MergedExperts(pool(Mlp(kDim, kHidden)))),
       kExperts * (kDim + 2 * kDim * kHidden));
+  require_round_trip(
+      "compressed experts",
+      layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, moe::CompressedExperts(pool(Mlp(kDim, kHidden)), 1)),
+      kExperts * (2 * kDim + 2 * kDim * kHidden));
+  require_round_trip("adapters", moe::adapters_of(moe::with_adapters(plain, {.rank = 2}, 1)),
+                     kExperts * 2 * (2 * kDim + 3 * kHidden));
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("branches",
@@ -222,6 +231,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "expert/gated_expert",
                                          "expert/glu",
                                          "expert/linear",
+                                         "expert/low_rank",
                                          "expert/mlp",
                                          "expert/offset",
                                          "expert/one_of",
@@ -234,12 +244,15 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "gate/sinkhorn",
                                          "gate/threshold",
                                          "gate/top_k",
+                                         "gate/wrap/top_any",
                                          "gate/wrap/grouped",
                                          "gate/wrap/straight_through",
                                          "gate/wrap/with_capacity",
                                          "gate/wrap/with_chance",
                                          "gate/wrap/with_skipping",
+                                         "layer/adapters",
                                          "layer/branches",
+                                         "layer/compressed_experts",
                                          "layer/layer_expert",
                                          "layer/merged_experts",
                                          "layer/moe_layer",
