@@ -9,6 +9,7 @@
 #include "moe/compress/hqq.hpp"
 #include "moe/compress/quantise_calibrated.hpp"
 #include "support/catch.hpp"
+#include "support/same_codes.hpp"
 #include "support/thread_executor.hpp"
 
 using moe::Awq;

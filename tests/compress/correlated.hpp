@@ -47,10 +47,4 @@ inline double output_error(const moe::PanelMatrix<moe::F32>& weights, const moe:
   return (d * matrix_of(moment)).cwiseProduct(d).sum();
 }
 
-inline bool same_codes(const moe::PanelMatrix<moe::Quantised>& a, const moe::PanelMatrix<moe::Quantised>& b) {
-  const auto x = a.rows(), y = b.rows();
-  return a.format() == b.format() && same_bits(a.matrix_scale(), b.matrix_scale()) && x.codes == y.codes &&
-         x.scales == y.scales && x.zeros == y.zeros;
-}
-
 }  // namespace test

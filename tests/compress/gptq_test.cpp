@@ -7,6 +7,7 @@
 #include "compress/correlated.hpp"
 #include "moe/compress/round_to_nearest.hpp"
 #include "support/catch.hpp"
+#include "support/same_codes.hpp"
 #include "support/thread_executor.hpp"
 
 using moe::ColumnOrder;

@@ -10,6 +10,7 @@
 #include "support/checkpoints.hpp"
 #include "support/family_configs.hpp"
 #include "support/matrices.hpp"
+#include "support/same_codes.hpp"
 
 namespace test {
 
@@ -202,19 +203,6 @@ moe::Matrix<float> output_of(const Block& block, moe::Index num_tokens = 9) {
   return out;
 }
 
-/// Whether two matrices are of one format, and all of their codes, scales and zero points are equal.
-inline bool same_codes(const moe::PanelMatrix<moe::Quantised>& a, const moe::PanelMatrix<moe::Quantised>& b) {
-  if (!a.is_shaped_as(b) || a.format() != b.format() || a.matrix_scale() != b.matrix_scale()) return false;
-  for (moe::Index o = 0; o < a.outputs(); ++o) {
-    for (moe::Index i = 0; i < a.inputs(); ++i)
-      if (a.code(o, i) != b.code(o, i)) return false;
-    for (moe::Index g = 0; g < a.num_groups(); ++g)
-      if (!same_bits(a.scale(o, g), b.scale(o, g)) ||
-          (a.format().has_zero_points && a.zero_point(o, g) != b.zero_point(o, g)))
-        return false;
-  }
-  return true;
-}
 /// Whether all matrices of experts are; `count` gets how many there are.
 inline bool same_codes(const moe::QuantisedMoeBlock& a, const moe::QuantisedMoeBlock& b, int& count) {
   bool are_same = true;

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "moe/core/aligned.hpp"
 #include "moe/core/simd_dot.hpp"
 #include "moe/kernel/code_panels.hpp"
 
