@@ -178,6 +178,12 @@ TEST_CASE("lock_made: what somebody else has locked or removed is not ours, what
   close(second);
 }
 
+#if defined(__has_feature)
+#if __has_feature(undefined_behavior_sanitizer)
+#define MOE_TEST_NEEDS_FILES  // which opens a pipe to look at an object, and takes what it cannot read for broken
+#endif
+#endif
+#ifndef MOE_TEST_NEEDS_FILES
 TEST_CASE("OutputDirectory: one that cannot be opened and locked is removed", "[io][error]") {
   const TemporaryDirectory directory;
   rlimit before{};
@@ -194,5 +200,6 @@ TEST_CASE("OutputDirectory: one that cannot be opened and locked is removed", "[
   REQUIRE(fails);
   REQUIRE(directory.num_files() == 0);
 }
+#endif
 
 #endif
