@@ -2,9 +2,9 @@
 #pragma once
 
 // The table of contents: everything but smaller layers, moe/compress.hpp, the files of moe/io.hpp (which needs
-// nlohmann-json) and the statistics of moe/gaussian.hpp: these take seconds to compile. Start with layer/moe_layer.hpp, whose
-// forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a part of
-// your own, read the concept.hpp of its folder. Every header also stands alone.
+// nlohmann-json) and the statistics of moe/gaussian.hpp: these take seconds to compile. Start with layer/moe_layer.hpp,
+// whose forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a
+// part of your own, read the concept.hpp of its folder. Every header also stands alone.
 
 // The layer: router, gate, plan, experts, combine; branches beside it, layers as experts, adapters on frozen experts.
 #include "moe/layer/adapters.hpp"

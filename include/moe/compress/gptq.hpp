@@ -11,6 +11,7 @@
 #include "moe/compress/quantisation_report.hpp"
 #include "moe/core/when_used.hpp"
 
+// Long, as the factor, the rows and the method are read together.
 namespace moe::inline MOE_ABI {
 
 /// In which order GPTQ rounds the inputs of a matrix.

@@ -14,6 +14,7 @@
 #include "moe/kernel/weight_format.hpp"
 
 // Codes and scales of a group of weights, each weight rounded to the nearest that its scale allows.
+// Long, as what a code stands for, the nearest code and the scale of a group belong to each format together.
 namespace moe::inline MOE_ABI {
 
 namespace detail {

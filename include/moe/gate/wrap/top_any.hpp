@@ -12,6 +12,7 @@
 #include "moe/gate/rule/temperature.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
 
+// Long, as masks are drawn, replayed and differentiated by one rule.
 namespace moe::inline MOE_ABI {
 
 template <class G, Schedule Temperature>

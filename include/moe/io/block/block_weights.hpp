@@ -10,6 +10,7 @@
 #include "moe/io/checkpoint/weight_slice.hpp"
 #include "moe/io/families/family.hpp"
 
+// Long, as one walk names the tensors of every layout, for those who read and those who write.
 namespace moe::inline MOE_ABI {
 
 /// Where the tensors of a block are, before they are read.

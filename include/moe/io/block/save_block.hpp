@@ -18,6 +18,7 @@
 #include "moe/io/block/save_tensors.hpp"
 #include "moe/io/families/write_config.hpp"
 
+// Long, as a block alone, a block in its model and many blocks are written by one class.
 namespace moe::inline MOE_ABI {
 
 /// What becomes of the tensors of a model that are not of the blocks that are saved.

@@ -17,6 +17,7 @@
 // Blocks of quantised values, as GGUF files store them: every struct is one type of ggml (docs/gguf.md of ggml, its
 // structs block_q4_0 and so on). Products of codes and scales fit the digits of a float, so there is at most one
 // rounding, that of the last sum, and fusing it changes no bit.
+// Long, as each type of block stands here once.
 namespace moe::inline MOE_ABI {
 
 namespace detail {
