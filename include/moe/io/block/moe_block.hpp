@@ -22,6 +22,7 @@
 #include "moe/layer/structure.hpp"
 #include "moe/router/linear.hpp"
 
+// Long, as one class is all that a block of any published model does.
 namespace moe::inline MOE_ABI {
 
 template <class Codec>

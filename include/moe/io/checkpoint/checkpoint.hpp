@@ -23,6 +23,7 @@
 #include "moe/io/file/safetensors.hpp"
 #include "moe/io/file/text_file.hpp"
 
+// Long, as an index, the files that it names and what it leaves out are checked against each other.
 namespace moe::inline MOE_ABI {
 
 /// Which file of a sharded checkpoint holds which tensor, as its `model.safetensors.index.json` says.
