@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Experts cut along their hidden units.
+#include <algorithm>
+#include <numeric>
+
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/linear.hpp"
 #include "support/catch.hpp"
@@ -103,4 +106,33 @@ TEST_CASE("split: numbers of parts that cannot be", "[expert][error]") {
   auto uneven = moved;
   uneven.down() = moe::PanelMatrix<F64>(kDim, 5);
   CHECK_THROWS_AS(uneven.split(1), std::invalid_argument);
+}
+
+TEMPLATE_TEST_CASE("take_hidden: the units asked for, and the output bias", "[expert]", F32, F64) {
+  using S = typename TestType::Scalar;
+  const auto mlp = test::random_expert<moe::BasicMlp<TestType, moe::Relu>>(kDim, kHidden, 1);
+  const auto rows = test::random_matrix<S>(5, kDim, 2);
+  std::vector<Index> all(kHidden);
+  std::iota(all.begin(), all.end(), Index{0});
+  CHECK(test::same_bits(test::run(mlp.take_hidden(all), rows), test::run(mlp, rows)));
+  const std::vector<Index> some = {30, 2, 36};
+  const auto taken = mlp.take_hidden(some);
+  CHECK(taken.hidden_dim() == 3);
+  CHECK(test::num_nonzero(taken) == moe::num_parameters(taken));
+  auto masked = mlp;  // whose other units are read with 0
+  for (Index j = 0; j < kHidden; ++j)
+    if (std::ranges::find(some, j) == some.end())
+      for (Index o = 0; o < kDim; ++o) masked.down()(o, j) = 0;
+  CHECK(test::reference_of(masked, test::Mat(rows.template cast<double>())).worst(test::run(taken, rows)) <= 1);
+  const auto glu = test::random_expert<moe::BasicGlu<TestType>>(kDim, kHidden, 1, moe::Bias::Zero);
+  CHECK(test::same_bits(test::run(glu.take_hidden(all), rows), test::run(glu, rows)));
+  auto half = glu;
+  for (Index j = 0; j < kHidden; ++j)
+    if (std::ranges::find(some, j) == some.end())
+      for (Index o = 0; o < kDim; ++o) half.down()(o, j) = 0;
+  CHECK(
+      test::reference_of(half, test::Mat(rows.template cast<double>())).worst(test::run(glu.take_hidden(some), rows)) <=
+      1);
+  CHECK_THROWS_AS(mlp.take_hidden(std::vector<Index>{}), std::invalid_argument);
+  CHECK_THROWS_AS(glu.take_hidden(std::vector<Index>{37}), std::invalid_argument);
 }

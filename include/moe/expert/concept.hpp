@@ -2,6 +2,7 @@
 #pragma once
 
 #include <concepts>
+#include <span>
 #include <vector>
 
 #include "moe/core/tape.hpp"
@@ -40,6 +41,15 @@ concept Expert = requires(const E& expert, const ConstMatrixRef<typename E::Scal
 template <class E>
 concept SplitsExpert = Expert<E> && requires(const E& expert, Index parts) {
   { expert.split(parts) } -> std::same_as<std::vector<E>>;
+};
+
+/// An expert that is made of hidden units, of which some can be taken, the output bias with them:
+///   E take_hidden(std::span<const moe::Index> units) const;
+/// Throws std::invalid_argument for no units, and one out of range.
+template <class E>
+concept TakesHidden = Expert<E> && requires(const E& expert, std::span<const Index> units) {
+  { expert.hidden_dim() } -> std::convertible_to<Index>;
+  { expert.take_hidden(units) } -> std::same_as<E>;
 };
 
 /// Whether a part of a layer decides each token by itself: what it says as `static constexpr bool kPerToken`, else

@@ -54,16 +54,21 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
   {
     this->require_parts();
     return detail::split_hidden("moe::Glu::split", hidden_dim(), parts, [&](std::span<const Index> units) {
-      BasicGlu part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off,
-                    product_);
-      std::vector<Index> rows(units.begin(), units.end());  // gates, then ups
-      for (const Index unit : units) rows.push_back(hidden_dim() + unit);
-      part.gate_up_ = gate_up_.take_outputs(rows);
-      part.gate_up_bias_ = gate_up_bias_.take_outputs(rows);
-      part.down_ = down_.take_inputs(units);
+      BasicGlu part = hidden_part(units);
       part.down_bias_ = detail::share_of_bias(down_bias_, parts);
       return part;
     });
+  }
+  /// The expert that has these hidden units alone, each with its gate, in this order, and the output bias. Throws
+  /// std::invalid_argument for no units, one out of range, and an expert without inputs or outputs.
+  BasicGlu take_hidden(std::span<const Index> units) const
+    requires(!detail::Coded<Codec>)
+  {
+    this->require_parts();
+    detail::require_ids("moe::Glu::take_hidden", units, hidden_dim());
+    BasicGlu part = hidden_part(units);
+    part.down_bias_ = down_bias_;
+    return part;
   }
 
   template <class Self>
@@ -95,6 +100,17 @@ class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
     if constexpr (requires { product.validate(); }) product.validate();
   }
 
+  /// Without an output bias.
+  BasicGlu hidden_part(std::span<const Index> units) const {
+    BasicGlu part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off,
+                  product_);
+    std::vector<Index> rows(units.begin(), units.end());  // gates, then ups
+    for (const Index unit : units) rows.push_back(hidden_dim() + unit);
+    part.gate_up_ = gate_up_.take_outputs(rows);
+    part.gate_up_bias_ = gate_up_bias_.take_outputs(rows);
+    part.down_ = down_.take_inputs(units);
+    return part;
+  }
   static BasicGlu randomised(BasicGlu expert, std::uint64_t seed) {
     expert.gate_up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(expert.input_dim()));
     expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(expert.hidden_dim()));

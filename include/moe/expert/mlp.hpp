@@ -49,13 +49,21 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
   {
     this->require_parts();
     return detail::split_hidden("moe::Mlp::split", hidden_dim(), parts, [&](std::span<const Index> units) {
-      BasicMlp part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off);
-      part.up_ = up_.take_outputs(units);
-      part.up_bias_ = up_bias_.take_outputs(units);
-      part.down_ = down_.take_inputs(units);
+      BasicMlp part = hidden_part(units);
       part.down_bias_ = detail::share_of_bias(down_bias_, parts);
       return part;
     });
+  }
+  /// The expert that has these hidden units alone, in this order, and the output bias. Throws std::invalid_argument for
+  /// no units, one out of range, and an expert without inputs or outputs.
+  BasicMlp take_hidden(std::span<const Index> units) const
+    requires(!detail::Coded<Codec>)
+  {
+    this->require_parts();
+    detail::require_ids("moe::Mlp::take_hidden", units, hidden_dim());
+    BasicMlp part = hidden_part(units);
+    part.down_bias_ = down_bias_;
+    return part;
   }
 
   template <class Self>
@@ -84,6 +92,14 @@ class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
         down_(widths.output, widths.hidden),
         down_bias_(detail::make_bias<Codec>(bias, widths.output)) {}
 
+  /// Without an output bias.
+  BasicMlp hidden_part(std::span<const Index> units) const {
+    BasicMlp part(Widths{.input = input_dim(), .hidden = std::ssize(units), .output = output_dim()}, Bias::Off);
+    part.up_ = up_.take_outputs(units);
+    part.up_bias_ = up_bias_.take_outputs(units);
+    part.down_ = down_.take_inputs(units);
+    return part;
+  }
   static BasicMlp randomised(BasicMlp expert, std::uint64_t seed) {
     expert.up_.randomise(RandomField(Purpose::Initialise, seed, 0), detail::initial_bound(expert.input_dim()));
     expert.down_.randomise(RandomField(Purpose::Initialise, seed, 1), detail::initial_bound(expert.hidden_dim()));
