@@ -50,6 +50,19 @@ TEST_CASE("StraightThrough: chooses as the gate does and weighs all choices alik
   }
 }
 
+TEST_CASE("StraightThrough: weights of a token sum to a total, if asked for", "[gate]") {
+  const auto logits = test::random_logits<float>(20, 6, 1);
+  for (const Index k : {1, 3, 6}) {
+    const StraightThrough gate{TopKGate{.k = k, .normalise = moe::Normalise::Off}, static_cast<double>(k)};
+    const auto routing = test::routed(gate, logits);
+    for (const float weight : routing.weights()) CHECK(weight == 1);
+    CHECK(gate.take(std::vector<Index>{0, 1, 2, 3, 4, 5}, 6).total == gate.total);
+    CHECK_THROWS_AS(gate.concatenate(StraightThrough{gate.gate, 7.5}, 6, 6), std::invalid_argument);
+  }
+  const StraightThrough bad{TopKGate{}, std::numeric_limits<double>::infinity()};
+  CHECK_THROWS_AS(bad.validate(6), std::invalid_argument);
+}
+
 TEST_CASE("StraightThrough: dropped choices weigh nothing and leave the others alone", "[gate]") {
   const StraightThrough<moe::WithChance<TopKGate>> gate{{{.k = 3}, 0.6}};
   const auto routing = test::routed(gate, test::random_logits<double>(50, 6, 1), Step::train(1));
@@ -63,6 +76,7 @@ TEST_CASE("StraightThrough: gradients are those of the surrogate", "[gate]") {
   using Top = StraightThrough<TopKGate>;
   CHECK(surrogate_error(Top{TopKGate::switch_transformer()}, logits, {}) < 1e-6);
   CHECK(surrogate_error(Top{{.k = 3}}, logits, {}) < 1e-6);
+  CHECK(surrogate_error(Top{{.k = 3, .normalise = moe::Normalise::Off}, 3}, logits, {}) < 1e-6);
   CHECK(surrogate_error(Top{{.k = 2, .score = moe::Score::Sigmoid, .normalise = moe::Normalise::Off}}, logits, {}) <
         1e-6);
   const StraightThrough<moe::WithChance<TopKGate>> chance{{{.k = 3}, 0.6}};
