@@ -34,3 +34,7 @@
 #include "moe/compress/merge.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
 #include "moe/compress/prune.hpp"
+
+// A dense network as a mixture of its hidden units.
+#include "moe/compress/dense_to_mixture.hpp"
+#include "moe/compress/neuron_split.hpp"
