@@ -20,6 +20,7 @@
 // What experts have seen, scores and plans made of that.
 #include "moe/compress/allocate_bits.hpp"
 #include "moe/compress/bit_plan.hpp"
+#include "moe/compress/block_importance.hpp"
 #include "moe/compress/calibration.hpp"
 #include "moe/compress/cluster_experts.hpp"
 #include "moe/compress/expert_plan.hpp"
