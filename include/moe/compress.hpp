@@ -27,6 +27,7 @@
 #include "moe/compress/expert_scores.hpp"
 #include "moe/compress/expert_use.hpp"
 #include "moe/compress/quantisation_errors.hpp"
+#include "moe/compress/reconstruction_error.hpp"
 #include "moe/compress/second_moment.hpp"
 #include "moe/compress/token_reservoir.hpp"
 
