@@ -111,11 +111,12 @@ void write(const Settings& settings, std::vector<Layer>& layers) {
   std::vector<moe::BlockPlan> plans;
   for (const Layer& layer : layers) plans.push_back({layer.place, layer.plan});
   std::size_t done = 0;
-  const moe::CompressOptions options{
+  moe::CompressOptions options{
       .apply = [&](const moe::MoeBlock& block, const moe::ExpertPlan&, const moe::BlockPlace&) {
         show_progress("writing", done, layers.size());
         return compressed(settings, block, layers[done++]);  // in the order of the plans
       }};
+  if (settings.decode) options.source = moe::CodedSource::Decode;
   const auto written = moe::compress_checkpoint(settings.directory, settings.output, plans, options);
   show_progress("writing", layers.size(), layers.size());
   std::uint64_t before = 0, after = 0;
@@ -232,6 +233,7 @@ int main(int argc, char** argv) try {
   app.add_option("--tokens", settings.tokens, "by lot, without --calibration")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  app.add_flag("--decode", settings.decode, "other weights that are in few bits become BF16, as those of experts do");
   app.add_flag("--experts", settings.experts, "a line for every expert");
   CLI11_PARSE(app, argc, argv);
   std::optional<SyntheticCheckpoint> synthetic;

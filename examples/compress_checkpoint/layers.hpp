@@ -21,7 +21,7 @@ struct Settings {
   std::vector<Index> choices = {1, 2, 3, 4};
   Index keep = 0, rank = 0, tokens = 512, group = 64;  // keep, rank: 0 for none
   double bits = 0;                                     // 0: floats
-  bool global = false, align = false, experts = false;
+  bool global = false, align = false, decode = false, experts = false;
 };
 
 /// A layer between its passes: of the whole model only these numbers are in memory.
