@@ -20,12 +20,14 @@
 // What experts have seen, scores and plans made of that.
 #include "moe/compress/allocate_bits.hpp"
 #include "moe/compress/bit_plan.hpp"
+#include "moe/compress/block_importance.hpp"
 #include "moe/compress/calibration.hpp"
 #include "moe/compress/cluster_experts.hpp"
 #include "moe/compress/expert_plan.hpp"
 #include "moe/compress/expert_scores.hpp"
 #include "moe/compress/expert_use.hpp"
 #include "moe/compress/quantisation_errors.hpp"
+#include "moe/compress/reconstruction_error.hpp"
 #include "moe/compress/second_moment.hpp"
 #include "moe/compress/token_reservoir.hpp"
 

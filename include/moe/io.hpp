@@ -9,6 +9,7 @@
 // file does both.
 #include "moe/io/block/calibrate_block.hpp"
 #include "moe/io/block/compress_block.hpp"
+#include "moe/io/block/compress_checkpoint.hpp"
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/block/moe_block.hpp"

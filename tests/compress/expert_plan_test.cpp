@@ -70,6 +70,16 @@ TEST_CASE("keep_best: the highest scores, ties to the lower id", "[compress]") {
                     "moe::keep_best: the score of expert 1 is nan, expected a finite number");
 }
 
+TEST_CASE("keep_best_in_groups: as many of every group", "[compress]") {
+  const std::vector<double> scores = {9, 8, 7, 1, 2, 3};
+  CHECK(moe::keep_best_in_groups(scores, 2, 2).kept == Ids{0, 5});
+  CHECK(moe::keep_best_in_groups(scores, 3, 3).kept == Ids{0, 2, 5});
+  CHECK(moe::keep_best_in_groups(scores, 4, 1).kept == moe::keep_best(scores, 4).kept);
+  CHECK(moe::keep_best_in_groups(scores, 6, 3).kept == Ids{0, 1, 2, 3, 4, 5});
+  for (const auto& [count, groups] : {std::pair<Index, Index>{3, 2}, {4, 4}, {2, 0}, {0, 2}, {7, 1}})
+    CHECK_THROWS_AS(moe::keep_best_in_groups(scores, count, groups), std::invalid_argument);
+}
+
 TEST_CASE("keep_best: over layers, which keep different numbers", "[compress]") {
   const std::vector<std::vector<double>> layers = {{9, 1, 2}, {3, 8, 7, 6}};
   const auto keep = [&](Index total, Index least) {
@@ -185,6 +195,18 @@ TEST_CASE("complete_linkage: planted families, duplicates, permutations, bad inp
   CHECK(moe::cluster_experts(same, 3).num_kept() == 3);  // no cluster is empty
   CHECK_THROWS_AS(moe::cluster_experts(points, 13), std::invalid_argument);
   CHECK_THROWS_AS(moe::cluster_experts(points, 0), std::invalid_argument);
+}
+
+TEST_CASE("join_nearest: dropped experts go to the nearest that stays", "[compress]") {
+  Matrix<double> points(5, 1);
+  points << 0, 1, 5, 6, 3;
+  const Matrix<double> d = distances(points);
+  const ExpertPlan some = ExpertPlan::keep({1, 2}, 5), joined = moe::join_nearest(some, d);
+  CHECK(joined.kept == Ids{1, 2});
+  CHECK(joined.map.place == Ids{0, 0, 1, 1, 0});  // 3 is as far from both
+  CHECK(moe::join_nearest(joined, d).map.place == joined.map.place);
+  CHECK_THROWS_AS(moe::join_nearest(some, d.topLeftCorner(4, 4)), std::invalid_argument);
+  CHECK_THROWS_AS(moe::join_nearest(some, d * test::kNan<double>), std::invalid_argument);
 }
 
 TEST_CASE("nearest_to_means: the expert in the middle", "[compress]") {

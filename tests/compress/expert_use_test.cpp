@@ -2,7 +2,9 @@
 #include "moe/compress/expert_use.hpp"
 
 #include "layer/fixtures.hpp"
+#include "moe/compress/block_importance.hpp"
 #include "moe/compress/expert_scores.hpp"
+#include "moe/compress/wanda.hpp"
 #include "support/catch.hpp"
 #include "support/thread_executor.hpp"
 
@@ -280,6 +282,75 @@ TEST_CASE("expert scores: routers, outputs, shares", "[compress]") {
   const Matrix<double> blend = moe::behaviour_distance(distance, together, 0, 1);
   CHECK(std::abs(blend.sum() + kExperts * (kExperts - 1)) <= 1e-9);
   CHECK(blend.diagonal().isZero(0));
+}
+
+TEST_CASE("output_similarity: means over halves add up, and are finite where experts are silent", "[compress]") {
+  const auto layer = layer_of();
+  auto experts = layer.experts();
+  experts[2] = ReluMlp(kDim, 6);  // gives 0
+  const auto x = test::random_matrix<float>(150, kDim, 2);
+  const Matrix<double> whole = moe::output_similarity(experts, x);
+  const Matrix<double> halves =
+      (70 * moe::output_similarity(experts, x.topRows(70)) + 80 * moe::output_similarity(experts, x.bottomRows(80))) /
+      150;
+  CHECK((whole - halves).cwiseAbs().maxCoeff() <= 1e-12);
+  CHECK(whole.allFinite());
+  CHECK(whole(2, 2) == 1);
+}
+
+TEST_CASE("BlockImportance: in closed form", "[compress]") {
+  const auto x = test::random_matrix<float>(12, kDim, 6);
+  const auto of = [&](float factor) { return moe::block_importance(scaling_layer(factor), x).score(); };
+  // A cosine of kDim products of doubles, of streams that were rounded to float: 1 - cos is of second order in that.
+  constexpr double kRounding = kDim * 0x1p-50;
+  CHECK(of(0) <= kRounding);
+  CHECK(of(3) <= kRounding);                                     // along x
+  CHECK_THAT(of(-3), Catch::Matchers::WithinAbs(2, kRounding));  // x becomes -2 x
+  CHECK(of(-1) == 1);                                            // x becomes 0
+  Matrix<float> across(12, kDim), turned(12, kDim);
+  across.setZero(), turned.setZero();
+  for (Index t = 0; t < 12; ++t) across(t, 0) = turned(t, 0) = 3, turned(t, 1) = 4;
+  CHECK_THAT(moe::importance_of_streams<float>(across, turned).score(), Catch::Matchers::WithinAbs(0.4, 1e-15));
+  across *= 1e30f, turned *= 1e-30f;  // squares leave the range of floats
+  CHECK_THAT(moe::importance_of_streams<float>(across, turned).score(), Catch::Matchers::WithinAbs(0.4, 1e-15));
+  const Matrix<float> none = Matrix<float>::Zero(12, kDim);
+  CHECK(moe::importance_of_streams<float>(none, none).score() == 0);
+  CHECK(moe::importance_of_streams<float>(none, turned).score() == 1);
+  CHECK(moe::importance_of_streams<float>(none.topRows(0), none.topRows(0)).score() == 0);
+}
+
+TEST_CASE("BlockImportance: as loops have it, halves add up, any number of threads", "[compress]") {
+  const auto layer = layer_of();
+  const moe::WithBranches beside(layer, [] {
+    ReluMlp shared(kDim, 3);
+    test::randomise(shared, 77, 0.4);
+    return shared;
+  }());
+  const auto x = test::random_matrix<float>(150, kDim, 3), stream = test::random_matrix<float>(150, kDim, 4);
+  const Matrix<float> after = stream + test::forward(beside, x);
+  double cosine = 0;
+  for (Index t = 0; t < 150; ++t) {
+    const Eigen::RowVectorXd a = stream.row(t).cast<double>(), b = after.row(t).cast<double>();
+    cosine += a.dot(b) / (a.norm() * b.norm());
+  }
+  const moe::BlockImportance whole = moe::block_importance(beside, x, stream);
+  CHECK(std::abs(whole.score() - (1 - cosine / 150)) <= 1e-14);
+  moe::BlockImportance halves = moe::block_importance(beside, x.topRows(70), stream.topRows(70));
+  halves += moe::block_importance(beside, x.bottomRows(80), stream.bottomRows(80));
+  CHECK(std::abs(halves.score() - whole.score()) <= 1e-14);
+  for (const Index threads : {1, 3}) {
+    test::ThreadExecutor executor(threads);
+    const moe::UseExecutor use(executor);
+    CHECK(moe::block_importance(beside, x, stream).cosine == whole.cosine);
+  }
+  // As budgets: the layer that does more keeps more weights.
+  const std::vector<double> sparsities = moe::owl_sparsities(std::vector{whole.score(), 0.0}, 0.5, 0.1);
+  CHECK_THAT(sparsities[0], Catch::Matchers::WithinAbs(0.4, 1e-12));
+  Matrix<float> bad = stream;
+  bad(3, 0) = test::kNan<float>;
+  CHECK_THROWS_WITH(moe::block_importance(beside, x, bad),
+                    "moe::importance_of_streams: token 3 is not finite, expected finite streams");
+  CHECK_THROWS_AS(moe::block_importance(beside, x, stream.topRows(3)), std::invalid_argument);
 }
 
 TEST_CASE("outlier_score: by hand", "[compress]") {

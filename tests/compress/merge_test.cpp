@@ -7,6 +7,7 @@
 #include "moe/compress/bit_plan.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
 #include "moe/compress/quantisation_errors.hpp"
+#include "moe/compress/reconstruction_error.hpp"
 #include "moe/gate/null_expert.hpp"
 #include "support/catch.hpp"
 #include "support/thread_executor.hpp"
@@ -171,6 +172,47 @@ TEST_CASE("merge_in_subspace: full rank is the mean, less its projection", "[com
   CHECK_THROWS_AS(moe::merge_in_subspace(layer, plan, 0), std::invalid_argument);
 }
 
+TEST_CASE("ReconstructionError: as a loop over tokens has it, halves add up", "[compress]") {
+  auto layer = glu_layer(5);
+  layer.router().bias()(4, 0) = -1e6f;  // is never used
+  const auto small = moe::prune(layer, ExpertPlan::keep({0, 2, 3}, 5)).layer;
+  const Matrix<double> before = test::forward(layer, kTokens).cast<double>();
+  const Matrix<double> after = test::forward(small, kTokens).cast<double>();
+  Matrix<float> out(40, kDim);
+  moe::Workspace workspace;
+  layer.forward(kTokens, moe::Step{}, out, workspace);
+  double error = 0, output = 0;
+  std::vector<double> of(5, 0.0), whole(5, 0.0);
+  for (Index t = 0; t < 40; ++t) {
+    const double off = (after.row(t) - before.row(t)).squaredNorm(), norm = before.row(t).squaredNorm();
+    error += off, output += norm;
+    for (const Index e : workspace.routing.experts(t))
+      of[static_cast<std::size_t>(e)] += off, whole[static_cast<std::size_t>(e)] += norm;
+  }
+  const moe::ReconstructionError found = moe::reconstruction_error(layer, small, kTokens);
+  constexpr double kRounding = 40 * kDim * 0x1p-52;  // sums of doubles in another order
+  CHECK_THAT(found.relative(), Catch::Matchers::WithinRel(std::sqrt(error / output), kRounding));
+  const std::vector<double> experts = found.relative_of_experts();
+  for (std::size_t e = 0; e < 4; ++e)
+    CHECK_THAT(experts[e], Catch::Matchers::WithinRel(std::sqrt(of[e] / whole[e]), kRounding));
+  CHECK(experts[4] == 0);
+  CHECK(experts[1] > 0.1);  // is dropped
+  moe::ReconstructionError halves = moe::reconstruction_error(layer, small, kTokens.topRows(15));
+  halves += moe::reconstruction_error(layer, small, kTokens.bottomRows(25));
+  CHECK_THAT(halves.relative(), Catch::Matchers::WithinRel(found.relative(), kRounding));
+  for (std::size_t e = 0; e < 5; ++e) CHECK(std::abs(halves.relative_of_experts()[e] - experts[e]) <= 1e-12);
+  CHECK(moe::reconstruction_error(layer, layer, kTokens).relative() == 0);
+  const moe::ReconstructionError none = moe::reconstruction_error(layer, small, kTokens.topRows(0));
+  CHECK(none.relative() == 0);
+  CHECK(none.relative_of_experts() == std::vector<double>(5, 0.0));
+  // A branch is in both outputs: differences are the same, but for rounding of the sums to float.
+  const auto shared = test::random_expert<moe::Glu>(kDim, 3, 9);
+  const auto beside =
+      moe::reconstruction_error(moe::WithBranches(layer, shared), moe::WithBranches(small, shared), kTokens);
+  CHECK_THAT(beside.error, Catch::Matchers::WithinRel(error, 1e-5));
+  CHECK_THROWS_WITH(halves += moe::ReconstructionError(4), "moe::ReconstructionError: += of 4 experts, expected 5");
+}
+
 TEST_CASE("quantisation_errors: of the outputs, one expert at a time", "[compress]") {
   const auto on = GENERATE(moe::WeightOn::Output, moe::WeightOn::Input);
   const auto plain = glu_layer(3);
@@ -186,6 +228,14 @@ TEST_CASE("quantisation_errors: of the outputs, one expert at a time", "[compres
       const double expected = (test::forward(one, kTokens).cast<double>() - before).norm();
       CHECK_THAT(errors(e, b), Catch::Matchers::WithinRel(expected, 1e-4));  // outputs are sums of floats there
     }
+  // Squares of halves add up, here of one pass over each.
+  const auto of = [&](const Matrix<float>& tokens) {
+    return moe::quantisation_errors(layer, tokens, formats, moe::RoundToNearest{}, calibration);
+  };
+  const Matrix<double> halves =
+      (of(kTokens.topRows(15)).cwiseAbs2() + of(kTokens.bottomRows(25)).cwiseAbs2()).cwiseSqrt();
+  CHECK((halves - errors).cwiseAbs().maxCoeff() <= 1e-5 * errors.maxCoeff());
+  CHECK(of(kTokens.topRows(0)) == Matrix<double>::Zero(3, 2));
   // A plan as formats, for each matrix.
   const moe::BitPlan plan{.bits = {1, 2, 3, 4, 0, 8}, .matrices = 2};
   const auto few = moe::quantise(layer, plan.planes(32), moe::RoundToNearest{}, calibration);

@@ -70,6 +70,24 @@ TEST_CASE("calibrate: a block counts what its experts read, and its shared exper
                     Catch::Matchers::ContainsSubstring("'longcat_flash' has experts without weights"));
 }
 
+TEST_CASE("MoeBlock: similarities and errors in few bits are those of its routed experts", "[io]") {
+  const std::vector<WeightFormat> formats = {WeightFormat::int4(8), WeightFormat::int8(8)};
+  for (const char* family : {"mixtral", "deepseek_v3"}) {
+    const moe::MoeBlock block = test::random_block(test::config_of(family));
+    const auto tokens = test::random_matrix<float>(50, block.model_dim(), 3);
+    const moe::Calibration seen = moe::calibrate(block, tokens).experts;
+    const auto errors = moe::quantisation_errors(block, tokens, formats, ByRows{}, seen);
+    CHECK(errors.maxCoeff() > 0);
+    CHECK((errors.rows() == 6 && errors.cols() == 2));
+    moe::detail::with_pool(block, [&](const auto&, const auto& layer) {
+      CHECK(errors == moe::quantisation_errors(layer, tokens, formats, ByRows{}, seen));
+      CHECK(moe::output_similarity(block, tokens) == moe::output_similarity(layer.experts(), tokens));
+    });
+  }
+  const moe::MoeBlock identities(test::config_of("longcat_flash"));
+  CHECK_THROWS_AS(moe::output_similarity(identities, moe::Matrix<float>::Zero(2, 12)), std::invalid_argument);
+}
+
 TEST_CASE("quantise: every matrix of a block gets the moment of what it reads", "[io]") {
   for (const char* family : {"mixtral", "qwen2_moe", "deepseek_v3", "nemotron_h", "gpt_oss"}) {
     CAPTURE(family);

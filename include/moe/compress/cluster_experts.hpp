@@ -170,6 +170,31 @@ inline ExpertPlan represented_by(const ExpertPlan& plan, std::span<const double>
   return result;
 }
 
+/// The plan with the experts that it drops in the clusters of those that it keeps, each with the kept expert that is
+/// nearest, ties to the lower id: so the best experts stay and merge() takes over from the others what they do alike.
+///   distance  [num_experts, num_experts], as for complete_linkage(): distance_of(output_similarity(..))
+/// Throws std::invalid_argument for another shape, a distance that is NaN, and a plan that keeps none or whose parts do
+/// not fit each other. Li et al., "M-SMoE" (arXiv:2310.01334).
+inline ExpertPlan join_nearest(const ExpertPlan& plan, const Matrix<double>& distance) {
+  constexpr const char* kFunction = "moe::join_nearest";
+  detail::require_plan(kFunction, plan);
+  detail::require_shape(kFunction, "distance", distance, plan.num_experts(), plan.num_experts());
+  detail::require_count(kFunction, "kept", plan.num_kept(), 1, plan.num_experts());
+  ExpertPlan result = plan;
+  for (Index e = 0; e < plan.num_experts(); ++e) {
+    if (plan.map[e] != ExpertMap::kDropped) continue;
+    Index nearest = 0;
+    for (Index i = 0; i < plan.num_kept(); ++i) {
+      const Index kept = plan.kept[static_cast<std::size_t>(i)];
+      if (std::isnan(distance(e, kept)))
+        fail(kFunction, ": the distance of experts ", e, " and ", kept, " is NaN, expected a number");
+      if (distance(e, kept) < distance(e, plan.kept[static_cast<std::size_t>(nearest)])) nearest = i;
+    }
+    result.map.place[static_cast<std::size_t>(e)] = nearest;
+  }
+  return result;
+}
+
 /// The clusters of a plan, each represented by the expert whose weights, all of them in a row, are nearest to the mean
 /// of its cluster. Throws std::invalid_argument for a pool of another number of experts, or with different parameters,
 /// and for a plan whose parts do not fit each other.

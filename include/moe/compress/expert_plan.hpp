@@ -149,6 +149,24 @@ inline ExpertPlan keep_best(std::span<const double> scores, Index count) {
   return ExpertPlan::keep(order, std::ssize(scores));
 }
 
+/// The same for a gate with `groups` of neighbouring experts (ExpertGroups::count): the best count / groups of each, as
+/// groups stay equally large. Throws std::invalid_argument as keep_best(), and unless groups divides both numbers.
+inline ExpertPlan keep_best_in_groups(std::span<const double> scores, Index count, Index groups) {
+  constexpr const char* kFunction = "moe::keep_best_in_groups";
+  detail::require_count(kFunction, "count", count, 1, std::ssize(scores));
+  if (groups < 1 || std::ssize(scores) % groups != 0 || count % groups != 0)
+    fail(kFunction, ": groups is ", groups, ", expected a divisor of ", scores.size(),
+         " scores and of count = ", count);
+  const Index size = std::ssize(scores) / groups;
+  std::vector<Index> kept;
+  for (Index first = 0; first < std::ssize(scores); first += size)
+    for (const Index e :
+         keep_best(scores.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(size)), count / groups)
+             .kept)
+      kept.push_back(first + e);
+  return ExpertPlan::keep(kept, std::ssize(scores));
+}
+
 /// The same over the layers of a model, which may keep different numbers: `least` of each layer, as its gate chooses so
 /// many, and of all others the best, `total` together. Ties go to the earlier layer. Scores of layers should be on one
 /// scale (shares()). Throws std::invalid_argument as keep_best(), and unless `total` has room for `least` of each.

@@ -3,16 +3,19 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 #include <tuple>
 #include <type_traits>
 #include <utility>
 #include <variant>
 
+#include "moe/compress/expert_scores.hpp"
+#include "moe/compress/quantisation_errors.hpp"
 #include "moe/compress/quantise_calibrated.hpp"
 #include "moe/io/block/quantise_block.hpp"
 
-// Blocks of published models in few bits, found from what their experts have read.
+// Blocks of published models in few bits, found from what their experts have read, and what their experts are like.
 namespace moe::inline MOE_ABI {
 
 namespace detail {
@@ -92,6 +95,27 @@ inline BlockCalibration calibrate(const MoeBlock& block, const ConstMatrixRef<fl
     });
   }
   return sum;
+}
+
+/// output_similarity() of the routed experts of a block. Throws std::invalid_argument as that, and for a block with
+/// identity experts.
+inline Matrix<double> output_similarity(const MoeBlock& block, const MatrixView<float>& tokens) {
+  Matrix<double> result;
+  detail::with_pool(block,
+                    [&](const auto&, const auto& inner) { result = output_similarity(inner.experts(), tokens); });
+  return result;
+}
+/// quantisation_errors() of the routed experts of a block. Throws std::invalid_argument as that, and for a block with
+/// identity experts.
+template <detail::AnyQuantiser Q>
+Matrix<double> quantisation_errors(const MoeBlock& block, const MatrixView<float>& tokens,
+                                   std::span<const WeightFormat> formats, const Q& quantiser,
+                                   const Calibration& calibration) {
+  Matrix<double> result;
+  detail::with_pool(block, [&](const auto&, const auto& inner) {
+    result = quantisation_errors(inner, tokens, formats, quantiser, calibration);
+  });
+  return result;
 }
 
 namespace detail {

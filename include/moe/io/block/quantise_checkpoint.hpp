@@ -75,17 +75,6 @@ struct QuantisedCheckpoint {
 
 namespace detail {
 
-/// Places of all blocks of a layer: of encoder and decoder there may be two.
-inline std::vector<std::string> block_prefixes(const Checkpoint& checkpoint, const Family& family, Index layer) {
-  std::vector<std::string> prefixes;
-  for (const FamilyFormat& format : family.formats) {
-    const std::string prefix = numbered_name(format.prefix, layer);
-    const bool is_new = std::find(prefixes.begin(), prefixes.end(), prefix) == prefixes.end();
-    if (is_new && checkpoint.contains(prefix + std::string(format.router))) prefixes.push_back(prefix);
-  }
-  return prefixes;
-}
-
 /// The modules of a model whose weights are plain once groups have replaced theirs. Experts by the module that holds
 /// them.
 inline PlainModules plain_modules(const Checkpoint& checkpoint, const std::vector<TensorGroup>& groups) {
@@ -130,12 +119,8 @@ class CheckpointQuantiser {
   CheckpointQuantiser(const std::filesystem::path& from, const WeightWriter& writer, const QuantiseOptions& options)
       : checkpoint_(Checkpoint::open(from)), writer_(writer), options_(options), config_file_(from / "config.json") {
     family_ = find_family(read_moe_family(config_file_));
-    layers_ = chosen_layers(moe_layers(checkpoint_, family_->name));
-    for (const Index layer : layers_)
-      for (const std::string& prefix : block_prefixes(checkpoint_, *family_, layer)) plan(layer, prefix);
-    if (result_.layers.empty())
-      fail_environment("moe::quantise_checkpoint: '", from.string(), "' has no MoE layer of family '", family_->name,
-                       "'");
+    for (const BlockPlace& block : chosen_blocks("moe::quantise_checkpoint", checkpoint_, *family_, options_.layers))
+      plan(block.layer, block.prefix);
     decode_others();
     const PlainModules plain = plain_modules(checkpoint_, edit_.groups);
     edit_.without = statement_files();
@@ -151,16 +136,6 @@ class CheckpointQuantiser {
   }
 
  private:
-  std::vector<Index> chosen_layers(const std::vector<Index>& there) const {
-    if (options_.layers.empty()) return there;
-    const std::set<Index> chosen(options_.layers.begin(), options_.layers.end());
-    for (const Index layer : chosen)
-      if (std::find(there.begin(), there.end(), layer) == there.end())
-        fail("moe::quantise_checkpoint: layer ", layer, " has no MoE block, expected layers of [", join(there, ", "),
-             "]");
-    return {chosen.begin(), chosen.end()};
-  }
-
   void plan(Index layer, const std::string& prefix) {
     const auto config = std::make_shared<const MoeConfig>(read_moe_config(config_file_, layer));
     const LoadOptions load{.layer = layer, .prefix = prefix};
@@ -211,7 +186,6 @@ class CheckpointQuantiser {
   const QuantiseOptions& options_;
   std::filesystem::path config_file_;
   const Family* family_ = nullptr;
-  std::vector<Index> layers_;
   Quantisation stated_;
   CheckpointEdit edit_;
   QuantisedCheckpoint result_;
