@@ -6,17 +6,20 @@
 // whose forward() is the whole method: router, gate, mixture; layer/routed_experts.hpp is that mixture. To plug in a
 // part of your own, read the concept.hpp of its folder. Every header also stands alone.
 
-// The layer: router, gate, plan, experts, combine; branches beside it, layers as experts, adapters on frozen experts.
+// The layer: router, gate, plan, experts, combine; several gates over the same experts; branches beside it, layers as
+// experts, adapters on frozen experts.
 #include "moe/layer/adapters.hpp"
 #include "moe/layer/branches.hpp"
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/diversify.hpp"
+#include "moe/layer/expert_mask.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/mixture.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/multi_gate_layer.hpp"
 #include "moe/layer/routed_experts.hpp"
 #include "moe/layer/soft_moe.hpp"
 #include "moe/layer/structure.hpp"
@@ -50,6 +53,7 @@
 #include "moe/gate/relu.hpp"
 #include "moe/gate/rule/temperature.hpp"
 #include "moe/gate/rule/token_rule.hpp"
+#include "moe/gate/self_gate.hpp"
 #include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
@@ -70,12 +74,14 @@
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/expert/expert_set.hpp"
+#include "moe/expert/feature_gated.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/expert/normalised.hpp"
 #include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/pool.hpp"

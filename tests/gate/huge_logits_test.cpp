@@ -7,6 +7,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/self_gate.hpp"
 #include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/threshold.hpp"
 #include "moe/gate/top_p.hpp"
@@ -46,5 +47,6 @@ TEST_CASE("gates: huge logits give finite weights, scores and gradients", "[gate
   check_finite("sinkhorn", moe::SinkhornGate{});
   check_finite("dselect", moe::DSelectKGate{.num_experts = 6}, 8);
   check_finite("null experts", moe::NullExpertGate{.k = 2, .nulls = 2}, 8);
+  check_finite("self gate", moe::SelfGate{.own = 2}, 8);
   check_finite("skipping", moe::WithSkipping<moe::TopKGate>{.gate = {.k = 3}, .skipped = moe::SkippedWeight::Shared});
 }

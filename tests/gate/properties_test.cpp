@@ -9,6 +9,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/self_gate.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/threshold.hpp"
@@ -97,6 +98,7 @@ void for_each_gate(Index experts, F&& f) {
   f("prototypes", moe::PrototypeGate{.groups = experts % 2 == 0 ? 2 : 1});
   f("null experts",
     moe::NullExpertGate{.k = (experts + 1) / 2, .nulls = experts / 4, .normalise = moe::Normalise::Off});
+  f("self gate", moe::SelfGate{.own = experts / 3});
   f("hash", HashOfIds{{.table = moe::random_hash_table(300, experts - experts / 4, (experts + 2) / 3, 34),
                        .weight = moe::ChoiceWeight::Score,
                        .normalise = moe::Normalise::Off}});

@@ -162,6 +162,9 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
                      3 * kDim * kHidden + 2 * (2 * kDim + 3 * kHidden));
   require_round_trip("identity", moe::ScaledIdentity{kDim}, 0);
   require_round_trip("offset", moe::Offset(kDim), kDim);
+  require_round_trip("feature gated", moe::FeatureGated(Mlp(kDim, kHidden), {.rank = 2, .num_gates = 3}, 1),
+                     2 * kDim * kHidden + 3 * 2 * 2 * kDim);
+  require_round_trip("normalised", moe::Normalised(Mlp(kDim, kHidden)), 2 * kDim * kHidden + 4 * kDim);
   require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
                      3 * kDim * kHidden + kDim + 1);
 }
@@ -201,6 +204,11 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
       kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("adapters", moe::adapters_of(moe::with_adapters(plain, {.rank = 2}, 1)),
                      kExperts * 2 * (2 * kDim + 3 * kHidden));
+  const moe::ExpertMask mask = moe::ExpertMask(2, kExperts).allow(0, 0, 2).allow(1, 1, 2);
+  const moe::Normalised home(moe::FeatureGated(Mlp(kDim, kHidden), {.rank = 2, .num_gates = 2}, 1));
+  require_round_trip("several gates",
+                     moe::MultiGateLayer(std::vector(2, LinearRouter(3, kDim)), moe::SelfGate{}, pool(home), mask),
+                     2 * 3 * kDim + kExperts * (moe::num_parameters(home) + 2 * kDim));
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("branches",
@@ -228,11 +236,13 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
       if (file.is_regular_file() && names_numbers(test::read_bytes(file.path())))
         found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
   REQUIRE(found == std::set<std::string>{"expert/concatenated",
+                                         "expert/feature_gated",
                                          "expert/gated_expert",
                                          "expert/glu",
                                          "expert/linear",
                                          "expert/low_rank",
                                          "expert/mlp",
+                                         "expert/normalised",
                                          "expert/offset",
                                          "expert/one_of",
                                          "expert/pool",
@@ -256,6 +266,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/layer_expert",
                                          "layer/merged_experts",
                                          "layer/moe_layer",
+                                         "layer/multi_gate_layer",
                                          "layer/routed_experts",
                                          "layer/soft_moe",
                                          "router/cosine",

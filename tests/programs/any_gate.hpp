@@ -17,6 +17,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/self_gate.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/stochastic.hpp"
 #include "moe/gate/threshold.hpp"
@@ -138,6 +139,7 @@ std::vector<AnyGate<S>> keyed_and_other_gates(moe::Index num_experts) {
   gates.emplace_back("hash", moe::HashGate{.table = moe::random_hash_table(kNumKeys, num_experts, 2, 7),
                                            .weight = moe::ChoiceWeight::Score});
   gates.emplace_back("null_expert", moe::NullExpertGate{.k = 3, .nulls = 2});
+  gates.emplace_back("self_gate", moe::SelfGate{.own = 2});
   gates.emplace_back("top_any", moe::TopAnyGate<moe::TopKGate>{.gate = {.k = 3}, .k = 3});
   gates.emplace_back("dselect_k", moe::DSelectKGate{.num_experts = num_experts, .k = 2, .width = 2});
   return gates;

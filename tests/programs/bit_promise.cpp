@@ -14,6 +14,7 @@
 #include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/multi_gate_layer.hpp"
 #include "moe/layer/soft_moe.hpp"
 #include "moe/router/linear.hpp"
 #include "programs/any_gate.hpp"
@@ -190,6 +191,18 @@ void check_mixtures() {
               "compressed experts");
 }
 
+/// A gate for each of the four groups of tokens, some of whose experts are shared.
+void check_gates() {
+  const auto mask = moe::ExpertMask(4, kExperts).allow(0, 0, 4).allow(1, 2, 3).allow(2, 1, 5).allow(3, 0, 6);
+  std::vector<moe::LinearRouter> routers;
+  for (Index g = 0; g < 4; ++g)
+    routers.push_back(moe::LinearRouter::random(std::ssize(mask.experts(g)), kModelDim, static_cast<std::uint64_t>(g)));
+  check_layer(moe::MultiGateLayer(routers, test::AnyGate<float>("noisy top-2", moe::NoisyTopKGate{}),
+                                  moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2), mask,
+                                  std::vector<std::vector<Index>>{{0}, {1}, {2}, {3}}),
+              "several gates");
+}
+
 /// Weights in few bits, one format after the other in the matrices of a pool; and of rounded rows, and with zeros.
 void check_formats() {
   const auto pool = moe::ExpertPool<moe::Glu>::random(kExperts, kModelDim, kHiddenDim, 2);
@@ -224,6 +237,7 @@ int main() {
   check<moe::F32, moe::Glu>("float glu");
   check<moe::F64, moe::BasicMlp<moe::F64>>("double mlp");
   check_mixtures();
+  check_gates();
   check_formats();
   std::printf("%d differences\n", num_different);
   return num_different == 0 ? 0 : 1;

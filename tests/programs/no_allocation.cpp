@@ -18,6 +18,7 @@
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/layer/multi_gate_layer.hpp"
 #include "moe/layer/soft_moe.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
@@ -155,6 +156,14 @@ void check_soft(const std::string& threads) {
   const moe::MoeLayer compressed(router, moe::TopKGate{.k = 3}, moe::CompressedExperts(pool, 1));
   check_forward("compressed experts, " + threads, compressed);
   check_training("compressed experts, training, " + threads, compressed);
+  // Three gates of 15 outputs each.
+  const moe::MultiGateLayer gates(
+      std::vector(3, moe::LinearRouter::random(4, kModelDim, 1)), moe::TopKGate{},
+      moe::ExpertPool<moe::Mlp>::random(kExperts, {.input = kModelDim, .hidden = kHiddenDim, .output = 15}, 2),
+      moe::ExpertMask(3, kExperts).allow(0, 0, 4).allow(1, 1, 4).allow(2, 2, 4));
+  check_forward("several gates, " + threads, gates);
+  check_training("several gates, training, " + threads, gates);
+  check_trainer("trainer of several gates, " + threads, gates);
   const moe::SoftMoeLayer soft(moe::LinearRouter::random(3 * kExperts, kModelDim, 1), pool);
   check_forward("soft, " + threads, soft);
   check_training("soft, training, " + threads, soft);

@@ -7,12 +7,14 @@
 #include "moe/compress/quantise.hpp"
 #include "moe/compress/sparsify.hpp"
 #include "moe/expert/concatenated.hpp"
+#include "moe/expert/feature_gated.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/expert/normalised.hpp"
 #include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/pool.hpp"
@@ -30,6 +32,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/self_gate.hpp"
 #include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/sparse_mixer.hpp"
@@ -240,6 +243,7 @@ void check_gates() {
   check_gate("ReluGate", moe::ReluGate{});
   check_gate("PrototypeGate", moe::PrototypeGate{.groups = 3});
   check_gate("NullExpertGate", moe::NullExpertGate{.k = 3, .nulls = 2});
+  check_gate("SelfGate", moe::SelfGate{.own = 2});
   check_gate("HashGate", moe::HashGate{.table = moe::random_hash_table(9, kExperts, 2, 1)});
   check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
   check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
@@ -272,6 +276,9 @@ void check_experts() {
   check_expert("Offset", moe::Offset(kDim));
   check_expert("ScaledIdentity", moe::ScaledIdentity{kDim});
   check_expert("GatedExpert", moe::GatedExpert<moe::Mlp, moe::F32>(mlp, moe::Linear::random(1, kDim, 2)));
+  const moe::FeatureGated featured(mlp, {.rank = 3, .num_gates = 2}, 2);
+  check_expert("FeatureGated", featured);
+  check_expert("Normalised", moe::Normalised(featured));
   check_expert("OneOf", moe::OneOf<moe::Glu, moe::Mlp>(glu));
   check_expert("Frozen panel expert", moe::Frozen(glu));
   check_expert("Frozen expert", moe::Frozen(moe::Offset(kDim)));

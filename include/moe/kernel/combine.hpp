@@ -81,26 +81,29 @@ void sum_row(const Slots<S>& kept, bool first, Index cols, S* to) {
   simd::store_partial(to + body, total, rest);
 }
 
-/// out[t] = sum over the kept slots of t of weight(assignment) * rows[row], each a fused multiply-add from +0; `rows`
-/// holds the rows of the plan from `first` on.
+/// to[c] = sum over the kept slots among assignments [a, end) of weight(assignment) * rows[row], each a fused
+/// multiply-add from +0; `rows` holds the rows of the plan from `first_row` on.
+template <class S, class Weight>
+void combine_token(const RowBuffer<S>& rows, std::span<const Index> row_of, Index first_row, const Weight& weight,
+                   Index a, Index end, Index cols, S* to) {
+  Slots<S> kept;
+  bool first = true;
+  do {
+    a = kept.collect(rows, row_of, first_row, weight, a, end);
+    sum_row(kept, first, cols, to);
+    first = false;
+  } while (a < end);
+}
+
 template <class S, class Weight>
 void combine_weighted(const RowBuffer<S>& rows, const DispatchPlan& plan, Index first_row, const Weight& weight,
                       MatrixRef<S> out) {
   moe::detail::require_apart("moe::kernel::combine", "out", out, "rows", rows.matrix());
   const auto row_of = plan.row_of_assignment();
   parallel_ranges(plan.num_tokens(), kRowsPerTask, [&](Index begin, Index end, Index) {
-    Slots<S> kept;
-    for (Index t = begin; t < end; ++t) {
-      S* to = out.data() + t * out.outerStride();
-      bool first = true;
-      const Index end_of_token = plan.end(t);
-      Index a = plan.begin(t);
-      do {
-        a = kept.collect(rows, row_of, first_row, weight, a, end_of_token);
-        sum_row(kept, first, out.cols(), to);
-        first = false;
-      } while (a < end_of_token);
-    }
+    for (Index t = begin; t < end; ++t)
+      combine_token(rows, row_of, first_row, weight, plan.begin(t), plan.end(t), out.cols(),
+                    out.data() + t * out.outerStride());
   });
 }
 

@@ -15,8 +15,11 @@ namespace detail {
 /// so the bits of a row depend on nothing else.
 inline constexpr int kDotRegisters = 4;
 
-/// scaled = weight * gradient, and returns <gradient, y>; `scaled` starts a row of a RowBuffer.
-template <bool kStream, class S>
+/// How weight * gradient gets to its row: over what is there, past the caches, or on top of it.
+enum class PutScaled { Store, Stream, Add };
+
+/// scaled = weight * gradient, or += of it, and returns <gradient, y>; `scaled` starts a row of a RowBuffer.
+template <PutScaled kPut, class S>
 S scale_and_dot(const S* gradient, const S* y, S weight, Index cols, S* scaled) {
   using V = simd::Batch<S>;
   constexpr Index kLanes = simd::kLanes<S>, kBlock = kDotRegisters * kLanes;
@@ -26,15 +29,21 @@ S scale_and_dot(const S* gradient, const S* y, S weight, Index cols, S* scaled) 
   const auto step = [&](Index c, V& sum) {
     const V g = simd::load(gradient + c);
     sum = simd::fma(g, simd::load(y + c), sum);
-    put<kStream>(scaled + c, g * factor);
+    if constexpr (kPut == PutScaled::Add)
+      simd::store(scaled + c, simd::fma(g, factor, simd::load(scaled + c)));
+    else
+      put<kPut == PutScaled::Stream>(scaled + c, g * factor);
   };
   const Index blocks = cols - cols % kBlock, body = cols - cols % kLanes;
   for (Index c = 0; c < blocks; c += kBlock) simd::unroll<kDotRegisters>([&](auto i) { step(c + i * kLanes, dot[i]); });
   for (Index c = blocks; c < body; c += kLanes) step(c, dot[0]);
-  if (body < cols) {
-    const V g = simd::load_partial(gradient + body, cols - body, S{0});
-    dot[1] = simd::fma(g, simd::load_partial(y + body, cols - body, S{0}), dot[1]);
-    simd::store_partial(scaled + body, g * factor, cols - body);
+  if (const Index rest = cols - body; rest > 0) {
+    const V g = simd::load_partial(gradient + body, rest, S{0});
+    dot[1] = simd::fma(g, simd::load_partial(y + body, rest, S{0}), dot[1]);
+    if constexpr (kPut == PutScaled::Add)
+      simd::store_partial(scaled + body, simd::fma(g, factor, simd::load_partial(scaled + body, rest, S{0})), rest);
+    else
+      simd::store_partial(scaled + body, g * factor, rest);
   }
   return simd::reduce_add((dot[0] + dot[1]) + (dot[2] + dot[3]));
 }
@@ -49,7 +58,8 @@ void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& rows, c
     if (row < 0) return S{0};
     S* drow = drows.row(row);
     std::fill(drow + dout.cols(), drow + drows.cols(), S{0});
-    return scale_and_dot<kStream>(gradient, rows.row(row), weights[a], dout.cols(), drow);
+    return scale_and_dot < kStream ? PutScaled::Stream
+                                   : PutScaled::Store > (gradient, rows.row(row), weights[a], dout.cols(), drow);
   };
   parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index first, Index last, Index) {
     for (Index t = first; t < last; ++t)
