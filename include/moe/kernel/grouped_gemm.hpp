@@ -135,16 +135,30 @@ struct PanelPart {
   const S* last = nullptr;
 };
 
+/// What tile t fetches.
+template <class S>
+ReadAhead<S> read_ahead(const Tiles& tiles, Index t, const PanelPart<S>& panel) {
+  constexpr Index kSteps = ReadAhead<S>::kStepsPerBlock;
+  const Index part = (panel.size + tiles.count() - 1) / tiles.count(), blocks = (panel.depth + kSteps - 1) / kSteps;
+  return {panel.ahead + std::min(panel.last - panel.ahead, t * part), panel.last,
+          blocks > 0 ? (part + blocks - 1) / blocks : 0};
+}
+
+/// Of scalars in memory from `data` to `behind`, what comes kLinesAhead behind the place where tile 0 will need it.
+template <class S>
+PanelPart<S> part_in_memory(const Tiles& tiles, const S* data, Index begin, Index end, const S* behind) {
+  const Index size = (end - begin) * kPanelWidth<S>;
+  const Index ahead = size - size / tiles.count() + kLinesAhead * ReadAhead<S>::kLine;
+  return {data, begin, end - begin, data + std::min(ahead, behind - data), size, behind};
+}
+
 /// All tiles with one part of a panel.
 template <class S, class Done>
 void multiply_panel(const RowSource<S>& in, const Tiles& tiles, const PanelPart<S>& panel, S* sums, Index sums_per_tile,
                     const Done& done) {
-  const Index count = tiles.count(), part = (panel.size + count - 1) / count;
-  const Index blocks = (panel.depth + ReadAhead<S>::kStepsPerBlock - 1) / ReadAhead<S>::kStepsPerBlock;
-  ReadAhead<S> ahead{panel.ahead, panel.last, blocks > 0 ? (part + blocks - 1) / blocks : 0};
-  for (Index t = 0; t < count; ++t) {
+  for (Index t = 0; t < tiles.count(); ++t) {
     const TileRows<S> rows(in, tiles.begin(t), tiles.height(t), panel.begin);
-    ahead.next = panel.ahead + std::min(panel.last - panel.ahead, t * part);
+    const ReadAhead<S> ahead = read_ahead(tiles, t, panel);
     with_constant<kTileRows>(tiles.height(t), [&](auto height) {
       const auto multiply = panel.begin > 0 ? &multiply_tile<height, true, S> : &multiply_tile<height, false, S>;
       multiply(rows.row, panel.data, panel.depth, ahead, sums + t * sums_per_tile);
@@ -182,11 +196,8 @@ void multiply_rows(const RowSource<S>& in, const Tiles& tiles, const PanelRange<
   const PanelSource<S>& matrix = panels.of;
   const Index depth = matrix.inputs;
   const S* const behind = matrix.panel(panels.last - 1) + depth * kWidth;
-  // Fetched is what comes kLinesAhead behind the place where tile 0 will need it.
-  const auto part = [&](Index p, Index begin, Index end) -> PanelPart<S> {
-    const S* const data = matrix.panel(p) + begin * kWidth;
-    const Index size = (end - begin) * kWidth, ahead = size - size / tiles.count() + kLinesAhead * ReadAhead<S>::kLine;
-    return {data, begin, end - begin, data + std::min(ahead, behind - data), size, behind};
+  const auto part = [&](Index p, Index begin, Index end) {
+    return part_in_memory(tiles, matrix.panel(p) + begin * kWidth, begin, end, behind);
   };
   if (depth <= kDepthBlock<S> || tiles.count() == 1) {
     alignas(64) S sums[kTile];
