@@ -3,6 +3,7 @@
 
 #include "moe/compress/quantise.hpp"
 #include "moe/core/parallel.hpp"
+#include "moe/core/visit.hpp"
 
 namespace bench {
 
@@ -41,7 +42,15 @@ double bits_per_weight(const Shape& shape, const Weights& weights) {
 }
 
 struct CodedLayer::Content {
-  decltype(moe::quantise(std::declval<const Layer&>(), moe::WeightFormat::bf16())) layer;
+  using Coded = decltype(moe::quantise(std::declval<const Layer&>(), moe::WeightFormat::bf16()));
+  struct Training {
+    explicit Training(const Coded& layer) : gradient(moe::zeros_like(layer)) {}
+    Coded::Tape tape;
+    Coded gradient;
+  };
+
+  Coded layer;
+  std::optional<Training> training = {};
 };
 
 CodedLayer::CodedLayer(const Layer& layer, const CodedWeights& weights)
@@ -51,6 +60,15 @@ CodedLayer::CodedLayer(CodedLayer&&) noexcept = default;
 
 void CodedLayer::forward(const Matrix<float>& tokens, Matrix<float>& out, moe::Workspace& workspace) const {
   content_->layer.forward(tokens, out, workspace);
+}
+
+void CodedLayer::forward_with_tape(const Matrix<float>& tokens, Matrix<float>& out) {
+  if (!content_->training) content_->training.emplace(content_->layer);
+  content_->layer.forward(tokens, moe::Step{}, out, content_->training->tape);
+}
+
+void CodedLayer::backward(const Matrix<float>& tokens, const Matrix<float>& dout, Matrix<float>& dtokens) {
+  content_->layer.backward(tokens, content_->training->tape, dout, content_->training->gradient, dtokens);
 }
 
 Index CodedLayer::bytes() const {

@@ -45,6 +45,11 @@ class CodedLayer {
 
   void forward(const Matrix<float>& tokens, Matrix<float>& out, moe::Workspace& workspace) const;
 
+  /// Forward with a tape, and backward through it to the tokens and the router: codes are not trained. The tape and the
+  /// gradient of the router stay until the next call.
+  void forward_with_tape(const Matrix<float>& tokens, Matrix<float>& out);
+  void backward(const Matrix<float>& tokens, const Matrix<float>& dout, Matrix<float>& dtokens);
+
   /// Of the experts' codes and scales, and padding.
   Index bytes() const;
 

@@ -33,9 +33,9 @@ void print_group(const CellResult& cell, const Timing& timing) {
 void print_formats(const std::vector<CellResult>& cells) {
   const CellResult &first = cells.front(), &last = cells.back();
   const Shape& shape = first.shape;
-  std::printf("%s: %td experts, K %td, D %td, F %td, %s routing, %d thread(s), %s\n", shape.name.c_str(),
+  std::printf("%s: %td experts, K %td, D %td, F %td, %s routing, %s, %d thread(s), %s\n", shape.name.c_str(),
               shape.num_experts, shape.k, shape.model_dim, shape.hidden_dim, name_of(first.cell.pattern),
-              first.cell.threads, instruction_set().c_str());
+              first.cell.pass == Pass::Forward ? "forward" : "backward", first.cell.threads, instruction_set().c_str());
   for (const CellResult& cell : cells) {
     const Measurement& m = cell.measurement;
     std::printf("  %td token(s): weights from %s, read limit %.1f GB/s, FMA peak %.1f GFLOP/s, %d turns\n",

@@ -77,6 +77,14 @@ Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass, doubl
   return {2 * flop, 3 * weights + 3 * activations};
 }
 
+Work work_through(const Shape& shape, const moe::DispatchPlan& plan, double expert_bytes) {
+  const Work forward = work_of(shape, plan, Pass::Forward, expert_bytes);
+  const auto count = static_cast<double>(plan.num_tokens()), dim = static_cast<double>(shape.model_dim);
+  const double of_router = 2 * dim * static_cast<double>(shape.num_experts) * count;
+  return {forward.flop + of_router,
+          forward.bytes + 2 * static_cast<double>(shape.router_bytes()) + count * dim * sizeof(float)};
+}
+
 const Timing* CellResult::timing_of(const std::string& name) const {
   for (const Timing& timing : measurement.timings)
     if (timing.name == name) return &timing;
@@ -131,6 +139,12 @@ struct LayerBench::Inputs {
     return result;
   }
 
+  std::vector<Work> work_through(const Shape& shape, double expert_bytes) const {
+    std::vector<Work> result;
+    for (const moe::DispatchPlan& plan : plans) result.push_back(bench::work_through(shape, plan, expert_bytes));
+    return result;
+  }
+
   LimitMeter meter(int threads, double expert_bytes) const {
     const auto bytes = [&](Index experts) {
       return static_cast<Index>(static_cast<double>(copies * experts) * expert_bytes);
@@ -172,8 +186,6 @@ LayerBench::LayerBench(const Shape& shape, Peers peers, Pass most, const std::ve
   for (const Weights& way : weights) {
     ways_.push_back({.weights = way, .coded = {}});
     if (!way) continue;
-    if (most == Pass::Backward)
-      moe::fail("bench::LayerBench: backward with weights in ", name_of(way), ", expected f32");
     ways_.back().coded.emplace(layer_, *way);
     if (decoded_) continue;
     decoded_.emplace(zero_layer(shape));
@@ -194,10 +206,15 @@ Contestant LayerBench::our_contestant(Inputs& inputs, Pass pass) {
       }};
 }
 
-Contestant LayerBench::coded_contestant(const Way& way, Inputs& inputs) {
-  return {"moe", {}, [&](Index set) {
-            way.coded->forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out, workspace_);
-          }};
+Contestant LayerBench::coded_contestant(Way& way, Inputs& inputs, Pass pass) {
+  CodedLayer& layer = *way.coded;
+  if (pass == Pass::Forward)
+    return {"moe", {}, [&](Index set) {
+              layer.forward(inputs.tokens[static_cast<std::size_t>(set)], inputs.out, workspace_);
+            }};
+  return {
+      "moe", [&](Index set) { layer.forward_with_tape(inputs.tokens[static_cast<std::size_t>(set)], inputs.out); },
+      [&](Index set) { layer.backward(inputs.tokens[static_cast<std::size_t>(set)], inputs.dout, inputs.dtokens); }};
 }
 
 Contestant LayerBench::peer_contestant(Peer& peer, Inputs& inputs, Pass pass) {
@@ -228,11 +245,16 @@ bool LayerBench::agrees(const Inputs& peers, const Inputs& ours, Pass pass, doub
   return all_equal;
 }
 
-/// `inputs` hold the output of `way` for the first set.
-void LayerBench::require_bits(const Way& way, const Inputs& inputs) {
+/// `inputs` hold the output of `way` for the first set, and backward its gradients.
+void LayerBench::require_bits(const Way& way, const Inputs& inputs, Pass pass) {
   way.coded->decode_into(*decoded_, inputs.plans.front());
-  Matrix<float> out(inputs.out.rows(), inputs.out.cols());
-  decoded_->forward(inputs.tokens.front(), out, workspace_);
+  Matrix<float> out(inputs.out.rows(), inputs.out.cols()), dtokens(out.rows(), out.cols());
+  if (pass == Pass::Forward) {
+    decoded_->forward(inputs.tokens.front(), out, workspace_);
+  } else {
+    decoded_->forward(inputs.tokens.front(), moe::Step{}, out, tape_);
+    decoded_->backward(inputs.tokens.front(), tape_, inputs.dout, *gradient_, dtokens);
+  }
   if (way.weights->dot != moe::Dot::Exact) {
     constexpr double kTolerance = 0.05;  // rows of 8 bits, through two products: 0.01 on random numbers
     const double error = relative_error(inputs.out, out);
@@ -243,7 +265,8 @@ void LayerBench::require_bits(const Way& way, const Inputs& inputs) {
     return;
   }
   const auto bytes = static_cast<std::size_t>(out.size()) * sizeof(float);
-  if (std::memcmp(out.data(), inputs.out.data(), bytes) != 0)
+  if (std::memcmp(out.data(), inputs.out.data(), bytes) != 0 ||
+      (pass == Pass::Backward && std::memcmp(dtokens.data(), inputs.dtokens.data(), bytes) != 0))
     moe::fail_environment("bench: ", shape_.name, " with weights in ", name_of(way.weights), " and ", out.rows(),
                           " tokens has other results than with these weights as floats");
 }
@@ -277,16 +300,17 @@ CellResult LayerBench::measure(const Cell& cell, const Effort& effort) {
   // Float weights in memory: all weights are read from there. In the cache: smaller ones live nearer by.
   const LimitMeter meter = inputs.meter(cell.threads, expert_bytes(shape_, {}));
   std::deque<LimitMeter> meters;
-  for (const Way& way : ways_) {
+  for (Way& way : ways_) {
     const double bytes = expert_bytes(shape_, way.weights);
-    const Contestant contestant = way.coded ? coded_contestant(way, inputs) : floats;
+    const Contestant contestant = way.coded ? coded_contestant(way, inputs, cell.pass) : floats;
     if (way.coded) {
       run_once(contestant);
-      require_bits(way, inputs);
+      require_bits(way, inputs, cell.pass);
     } else {
       inputs.out = ours.out;
     }
     enter(contestant, entry_of(way), bytes);
+    if (way.coded && cell.pass == Pass::Backward) contestants.back().work = inputs.work_through(shape_, bytes);
     if (way.coded && meter.is_warm())
       contestants.back().meter = &meters.emplace_back(inputs.meter(cell.threads, bytes));
     if (ways_.size() > 1) contestants.back().name += ' ' + name_of(way.weights);

@@ -51,6 +51,8 @@ struct CellResult {
 /// expert.
 Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass);
 Work work_of(const Shape& shape, const moe::DispatchPlan& plan, Pass pass, double expert_bytes);
+/// Backward through experts that have no gradient.
+Work work_through(const Shape& shape, const moe::DispatchPlan& plan, double expert_bytes);
 
 /// Bytes of the experts that have rows.
 Index touched_bytes(const Shape& shape, const moe::DispatchPlan& plan);
@@ -61,7 +63,8 @@ inline const std::vector<Weights> kFloatWeights = {Weights{}};
 class LayerBench {
  public:
   /// Ours take part once with each of `weights`, in this order; the first is who all others are compared with. Weights
-  /// in few bits are for forward alone: beside them, floats would train what codes do not.
+  /// in few bits are not trained: backward computes the gradients of the tokens and the router alone, which is half the
+  /// work of floats.
   /// Throws std::runtime_error if memory is too small for the weights: times two with peers or weights in few bits,
   /// times four to train, and once more where oneDNN copies them.
   LayerBench(const Shape& shape, Peers peers, Pass most, const std::vector<Weights>& weights = kFloatWeights);
@@ -83,10 +86,10 @@ class LayerBench {
     std::optional<CodedLayer> coded;
   };
   Contestant our_contestant(Inputs& inputs, Pass pass);
-  Contestant coded_contestant(const Way& way, Inputs& inputs);
+  Contestant coded_contestant(Way& way, Inputs& inputs, Pass pass);
   Contestant peer_contestant(Peer& peer, Inputs& inputs, Pass pass);
   bool agrees(const Inputs& peers, const Inputs& ours, Pass pass, double tolerance) const;
-  void require_bits(const Way& way, const Inputs& inputs);
+  void require_bits(const Way& way, const Inputs& inputs, Pass pass);
   Entry entry_of(const Way& way) const;
 
   Shape shape_;

@@ -2,7 +2,10 @@
 // Weights in few bits: every code is what its format says, and products have the bits of those with decoded weights.
 #include "moe/kernel/quantised_matrix.hpp"
 
+#include <algorithm>
 #include <cmath>
+#include <span>
+#include <vector>
 
 #include "kernel/products.hpp"
 #include "support/catch.hpp"
@@ -214,6 +217,23 @@ TEST_CASE("PanelMatrix<Quantised>: products and blocks have the bits of the deco
             REQUIRE(test::same_bits(product(panels.source(), x), product(decoded.source(), x)));
           }
         }
+}
+
+TEST_CASE("PanelMatrix<Quantised>: what is said to be the place of a block holds all of its codes", "[kernel]") {
+  const Index outputs = Panels::kWidth + 1, block = Panels::kWidth, inputs = GENERATE(1, 40, 3 * Panels::kWidth + 5);
+  for (const WeightFormat& format : kFormats) {
+    if (format == WeightFormat::none()) continue;
+    CAPTURE(inputs, format.name());
+    Panels weights(outputs, inputs, PanelOrder::Plain, format);
+    for (Index output = 0; output < outputs; output += Panels::kWidth)
+      for (Index i = 0; i < inputs; ++i) {
+        const Index begin = i / block * block, end = std::min(inputs, begin + block);
+        const auto place = std::as_bytes(weights.source().place(output / Panels::kWidth, begin, end));
+        const std::vector<std::byte> before(place.begin(), place.end());
+        weights.set_code(output, i, weights.code(output, i) ^ 1u);
+        CHECK_FALSE(std::ranges::equal(before, place));
+      }
+  }
 }
 
 TEST_CASE("PanelMatrix<Quantised>: the first planes are the weights of fewer bits", "[kernel]") {

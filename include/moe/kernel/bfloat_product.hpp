@@ -25,24 +25,28 @@ inline void convert_to_bfloats(const void* matrix, const float* row, Index r, In
   if (inputs % 2 != 0) to[inputs] = 0;
 }
 
-/// sums[r][c] = sum over pairs of inputs, in ascending order.
+/// sums[r][c] = sum over pairs of inputs, in ascending order. Fetches ahead as multiply_tile: a word of two codes is as
+/// wide as a float.
 template <int Rows>
 [[gnu::noinline]] void bfloat_tile(const std::byte* rows, Index stride, Index words, const std::byte* panel,
-                                   float* sums) noexcept {
+                                   ReadAhead<float> ahead, float* sums) noexcept {
   using Batch = simd::Batch<float>;
   Batch sum[Rows][2];
   simd::unroll<Rows>([&](auto r) { sum[r][0] = sum[r][1] = Batch(0.0f); });
   const std::byte* row[Rows];
   simd::unroll<Rows>([&](auto r) { row[r] = rows + r * stride; });
-  for (Index w = 0; w < words; ++w) {
-    const std::byte* const at = panel + w * (4 * kCodeWidth);
-    for (Index line = 0; line < 4 * kCodeWidth; line += kLine) __builtin_prefetch(ahead_of(at, line));
-    simd::unroll<Rows>([&](auto r) {
-      std::uint32_t pair;
-      std::memcpy(&pair, row[r] + 4 * w, sizeof pair);
-      sum[r][0] = simd::add_bfloat_products(sum[r][0], at, pair);
-      sum[r][1] = simd::add_bfloat_products(sum[r][1], at + 4 * kCodeLanes, pair);
-    });
+  for (Index begin = 0; begin < words; begin += ReadAhead<float>::kStepsPerBlock) {
+    ahead.advance();
+    const Index end = std::min(words, begin + ReadAhead<float>::kStepsPerBlock);
+    for (Index w = begin; w < end; ++w) {
+      const std::byte* const at = panel + w * (4 * kCodeWidth);
+      simd::unroll<Rows>([&](auto r) {
+        std::uint32_t pair;
+        std::memcpy(&pair, row[r] + 4 * w, sizeof pair);
+        sum[r][0] = simd::add_bfloat_products(sum[r][0], at, pair);
+        sum[r][1] = simd::add_bfloat_products(sum[r][1], at + 4 * kCodeLanes, pair);
+      });
+    }
   }
   simd::unroll<Rows>([&](auto r) {
     simd::store(sums + r * kCodeWidth, sum[r][0]);
@@ -53,17 +57,23 @@ template <int Rows>
 /// ConvertedProduct::multiply
 inline void multiply_bfloats(const ConvertedRows& rows, const PanelRange<float>& panels,
                              const FinishRef<float>& finish) {
+  if (rows.begin == rows.end || panels.first == panels.last) return;
   const auto& of = *static_cast<const CodePanels*>(panels.of.matrix);
   alignas(kCacheLine) float sums[kTileRows * kCodeWidth];
-  const Index stride = bytes_of_bfloats(&of);
+  const Index stride = bytes_of_bfloats(&of), words = (of.inputs + 1) / 2;
   const Tiles tiles(0, rows.end - rows.begin);
-  for (Index p = panels.first; p < panels.last; ++p)
+  const auto words_of = [&](Index p) { return reinterpret_cast<const float*>(of.panel(p)); };
+  const float* const behind = words_of(panels.last - 1) + words * kCodeWidth;
+  for (Index p = panels.first; p < panels.last; ++p) {
+    const PanelPart<float> part = part_in_memory(tiles, words_of(p), 0, words, behind);
     for (Index t = 0; t < tiles.count(); ++t) {
       simd::with_constant<kTileRows>(tiles.height(t), [&](auto height) {
-        bfloat_tile<height>(rows.data + tiles.begin(t) * stride, stride, (of.inputs + 1) / 2, of.panel(p), sums);
+        bfloat_tile<height>(rows.data + tiles.begin(t) * stride, stride, words, of.panel(p), read_ahead(tiles, t, part),
+                            sums);
       });
       finish(rows.begin + tiles.begin(t), tiles.height(t), p, sums);
     }
+  }
 }
 
 }  // namespace moe::inline MOE_ABI::kernel::detail

@@ -35,36 +35,6 @@ template <int Rows>
   });
 }
 
-/// Lines of the codes of the next block, which are fetched while this one is multiplied: read when they are expanded,
-/// they would be waited for.
-struct LinesAhead {
-  std::uintptr_t at;  ///< nothing may lie there
-  Index count;
-
-  /// The i-th of n parts.
-  LinesAhead part(Index i, Index n) const {
-    const Index begin = count * i / n;
-    return {at + static_cast<std::uintptr_t>(begin * kLine), count * (i + 1) / n - begin};
-  }
-};
-
-/// The same in `passes` steps.
-class FetchAhead {
- public:
-  FetchAhead(const LinesAhead& of, Index passes) : left_(of), lines_((of.count + passes - 1) / passes) {}
-
-  void fetch_next() {
-    const Index lines = std::min(lines_, left_.count);
-    left_.count -= lines;
-    for (Index line = 0; line < lines; ++line, left_.at += kCacheLine)
-      __builtin_prefetch(reinterpret_cast<const void*>(left_.at), 0, 2);
-  }
-
- private:
-  LinesAhead left_;
-  Index lines_;
-};
-
 /// What an IntegerTile is multiplied with: a block, of whose sums every `unit` words are a tile.
 struct BlockOfTiles {
   const IntegerBlock& block;

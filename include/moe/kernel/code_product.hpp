@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/unroll.hpp"
@@ -140,7 +141,6 @@ void decode_codes(const void* matrix, Index panel, Index begin, Index end, float
       const Index step = (input - first) / kStep, i = (input - first) % kStep;
       const Index count = std::min(kStep - i, last - input);
       const std::byte* const codes = at + of.header_bytes + step * bytes;
-      for (Index line = 0; line < bytes; line += kLine) __builtin_prefetch(ahead_of(codes, line));
       if constexpr (kIsPlanes<Codes>) {
         alignas(kCacheLine) float lower[kStep * kCodeLanes], upper[kStep * kCodeLanes];
         Codes::read_step(of, codes, lower);
@@ -161,14 +161,28 @@ void decode_codes(const void* matrix, Index panel, Index begin, Index end, float
   }
 }
 
+/// PanelDecoder::place
+inline std::span<const float> place_of_codes(const void* matrix, Index panel, Index begin, Index end) {
+  const auto& of = *static_cast<const CodePanels*>(matrix);
+  const Index step = inputs_per_step(of.format.code), bytes = step_bytes(of.format);
+  const auto offset = [&](Index input, Index steps) {  // with the scales, where a group begins
+    return input / of.group * of.group_bytes + (steps == 0 ? 0 : of.header_bytes + steps * bytes);
+  };
+  const Index first = offset(begin, begin % of.group / step), last = offset(end, (end % of.group + step - 1) / step);
+  const std::byte* const at = of.panel(panel);
+  return {reinterpret_cast<const float*>(at + first), reinterpret_cast<const float*>(at + last)};
+}
+
 inline void decode_none(const void*, Index, Index begin, Index end, float* to) {
   std::fill_n(to, (end - begin) * kCodeWidth, 0.0f);
 }
 
 template <class Codes>
-inline constexpr PanelDecoder<float> kDecoderOf{.decode = &decode_codes<Codes>, .multiply = &multiply_coded<Codes>};
+inline constexpr PanelDecoder<float> kDecoderOf{
+    .decode = &decode_codes<Codes>, .place = &place_of_codes, .multiply = &multiply_coded<Codes>};
 /// Without a product for few rows: what is rare is not worth its code.
-inline constexpr PanelDecoder<float> kExactE4M3Decoder{.decode = &decode_codes<ExactE4M3Codes>};
+inline constexpr PanelDecoder<float> kExactE4M3Decoder{.decode = &decode_codes<ExactE4M3Codes>,
+                                                       .place = &place_of_codes};
 inline constexpr PanelDecoder<float> kNoDecoder{.decode = &decode_none};
 
 }  // namespace detail

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <vector>
 
 #include "moe/core/simd_transpose.hpp"
@@ -42,13 +43,12 @@ class TransposedPanel {
     const Index first = panel * kWidth, count = std::min(kWidth, matrix.inputs - first);
     alignas(kCacheLine) S expanded[kWidth * kWidth];
     for (Index p = 0; p < matrix.panels; ++p) {
+      fetch(matrix.place(std::min(p + kPanelsAhead, matrix.panels - 1), first, first + count));
       const S* from = expanded;
-      if (matrix.decoder) {
+      if (matrix.decoder)
         matrix.decoder->decode(matrix.matrix, p, first, first + count, expanded);
-      } else {
+      else
         from = matrix.panel(p) + first * kWidth;
-        fetch(matrix.panel(std::min(p + kPanelsAhead, matrix.panels - 1)) + first * kWidth, count * kWidth);
-      }
       S* to = buffer + p * kWidth * kWidth;
       if (count == kWidth) {
         turn(from, to);
@@ -74,8 +74,8 @@ class TransposedPanel {
   /// The pieces of different panels lie far apart, where no hardware prefetch finds them: 6 KiB ahead (AVX2), as
   /// forward.
   static constexpr Index kPanelsAhead = 6;
-  static void fetch(const S* piece, Index count) {
-    for (Index i = 0; i < count; i += ReadAhead<S>::kLine) __builtin_prefetch(piece + i);
+  static void fetch(std::span<const S> piece) {
+    for (Index i = 0; i < std::ssize(piece); i += ReadAhead<S>::kLine) __builtin_prefetch(piece.data() + i);
   }
 
   const S* data_;

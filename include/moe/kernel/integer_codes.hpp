@@ -79,10 +79,14 @@ struct IntegerBlock {
   const std::byte *codes_begin = nullptr, *codes_end = nullptr;  ///< of the panel
 };
 
+/// How codes come from memory: a little ahead of being expanded, or block by block, while the tiles of the one before
+/// are multiplied. Few rows do not take long enough for that.
+enum class CodeFetch { AsExpanded, ByTiles };
+
 /// Inputs from `begin` on, as many whole sums as there is room for; sums are filled up to multiples of `unit` words,
 /// with zeros. Returns where the inputs end.
 template <class Codes, ByteForm kForm>
-Index expand_codes(const CodePanels& of, Index panel, Index begin, Index unit, IntegerBlock& to) {
+Index expand_codes(const CodePanels& of, Index panel, Index begin, Index unit, CodeFetch fetch, IntegerBlock& to) {
   const Index each = inputs_per_sum(of), bytes = step_bytes(of.format);
   const simd::Batch<float> factor(Codes::kFactor);
   Index input = begin, word = 0, sum = 0;
@@ -100,7 +104,7 @@ Index expand_codes(const CodePanels& of, Index panel, Index begin, Index unit, I
     if (sum == 0) to.codes_begin = codes;
     std::byte* out = to.words + word * (4 * kCodeWidth);
     for (Index step = 0; step < steps; ++step, codes += bytes, out += 8 * kCodeWidth) {
-      if constexpr (kForm == ByteForm::Offset)  // else they have been fetched
+      if (fetch == CodeFetch::AsExpanded)
         for (Index line = 0; line < bytes; line += kLine) __builtin_prefetch(ahead_of(codes, line));
       simd::unroll<2>([&](auto half) {
         const simd::TwoIntegers both = Codes::template read<kForm>(codes + half * Codes::kRegisterBytes);

@@ -18,8 +18,8 @@ inline constexpr Index kMostDotRows = 384;
 /// long as without them, 16 half as long (int4 in groups of 32, Xeon with AMX, 2026-12-01).
 inline constexpr Index kLeastTileRows = 11;
 
-/// All rows by some panels: add(sum, first row, count, block, sums) adds a block of codes in form kForm, of which the
-/// first sum of integers is `sum`.
+/// All rows by some panels: add(sum, first row, count, block, lines, sums) adds a block of codes in form kForm, of
+/// which the first sum of integers is `sum`, and fetches lines.
 template <class Codes, ByteForm kForm, class Add>
 void multiply_blocks_of_bytes(const ConvertedRows& rows, const PanelRange<float>& panels, Index unit, const Add& add,
                               const FinishRef<float>& finish) {
@@ -27,13 +27,16 @@ void multiply_blocks_of_bytes(const ConvertedRows& rows, const PanelRange<float>
   alignas(kCacheLine) float sums[kMostDotRows * kCodeWidth];
   IntegerBlock block;
   const Index num_rows = rows.end - rows.begin, parts = (num_rows + kMostDotRows - 1) / kMostDotRows;
+  const CodeFetch fetch = num_rows < kLeastTileRows ? CodeFetch::AsExpanded : CodeFetch::ByTiles;
   for (Index part = 0; part < parts; ++part) {
     const Index first = num_rows * part / parts, count = num_rows * (part + 1) / parts - first;
     for (Index p = panels.first; p < panels.last; ++p) {
       std::fill_n(sums, count * kCodeWidth, 0.0f);
       for (Index input = 0, sum = 0; input < of.inputs; sum += block.num_sums) {
-        input = expand_codes<Codes, kForm>(of, p, input, unit, block);
-        add(sum, first, count, block, sums);
+        input = expand_codes<Codes, kForm>(of, p, input, unit, fetch, block);
+        const Index bytes = fetch == CodeFetch::ByTiles ? block.codes_end - block.codes_begin : 0;
+        add(sum, first, count, block,
+            LinesAhead{reinterpret_cast<std::uintptr_t>(block.codes_end), (bytes + kLine - 1) / kLine}, sums);
       }
       for (Index r = 0; r < count; r += kTileRows)
         finish(rows.begin + first + r, static_cast<int>(std::min<Index>(kTileRows, count - r)), p,
@@ -54,17 +57,15 @@ void multiply_integers(const ConvertedRows& converted, const PanelRange<float>& 
       const simd::ByteTiles tiles(unit);
       return multiply_blocks_of_bytes<Codes, ByteForm::Value>(
           converted, panels, unit,
-          [&](Index sum, Index first, Index count, const IntegerBlock& block, float* sums) {
-            const auto next = reinterpret_cast<std::uintptr_t>(block.codes_end);
-            const Index lines = (block.codes_end - block.codes_begin + kLine - 1) / kLine;
-            add_block_by_tiles({rows, first, sum}, count, {block, unit, {next, lines}}, sums);
+          [&](Index sum, Index first, Index count, const IntegerBlock& block, const LinesAhead& lines, float* sums) {
+            add_block_by_tiles({rows, first, sum}, count, {block, unit, lines}, sums);
           },
           finish);
     }
   multiply_blocks_of_bytes<Codes, ByteForm::Offset>(
       converted, panels, 2,
-      [&](Index sum, Index first, Index count, const IntegerBlock& block, float* sums) {
-        add_block<Codes::kFirst>({rows, first, sum}, count, block, sums);
+      [&](Index sum, Index first, Index count, const IntegerBlock& block, const LinesAhead& lines, float* sums) {
+        add_block<Codes::kFirst>({rows, first, sum}, count, block, lines, sums);
       },
       finish);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <span>
 
 #include "moe/core/simd.hpp"
 
@@ -49,6 +50,10 @@ struct PanelDecoder {
   /// begin is a multiple of kPanelWidth<S>; `to` is aligned to a cache line.
   void (*decode)(const void* matrix, Index panel, Index begin, Index end, S* to);
 
+  /// Where the codes and scales of inputs [begin, end) of a panel lie, to be fetched ahead of decode(): as scalars, but
+  /// none is read. Null where that is not known.
+  std::span<const S> (*place)(const void* matrix, Index panel, Index begin, Index end) = nullptr;
+
   /// A product with few rows (at most kTileRows / 2), which waits for the bytes of the codes: panel, panel + apart,
   /// ..., `streams` of them (at most 4), decoded in registers.
   ///   sums[(q * num_rows + r) * kPanelWidth<S> + c] = sum_i rows[r][i] * weight of input i, column c, q-th panel
@@ -71,6 +76,11 @@ struct PanelSource {
   const void* matrix = nullptr;              ///< what the decoder reads
 
   const S* panel(Index p) const { return data + p * stride; }
+  /// Where inputs [begin, end) of a panel lie, scalars or codes, to be fetched; empty where a decoder does not say.
+  std::span<const S> place(Index p, Index begin, Index end) const {
+    if (!decoder) return {panel(p) + begin * kPanelWidth<S>, panel(p) + end * kPanelWidth<S>};
+    return decoder->place ? decoder->place(matrix, p, begin, end) : std::span<const S>{};
+  }
   /// Physical columns, padding included.
   Index width() const { return panels * kPanelWidth<S>; }
 };
