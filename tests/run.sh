@@ -37,11 +37,11 @@ if [ "$mode" = full ]; then
 fi
 
 # minutes_of <stage>: with the cores of this machine and nothing compiled before. Core minutes of an AMD Zen 5 guest;
-# those of asan, ci-clang, tsan and release are estimates. Most of it is compiling: a second run takes a few minutes a stage.
+# all are estimates from parts of a stage. Most of it is compiling: a second run takes a few minutes a stage.
 minutes_of() {
   case "$1" in
-    ci-gcc) core_minutes=62 ;;
-    asan) core_minutes=50 ;;
+    ci-gcc) core_minutes=55 ;;
+    asan) core_minutes=40 ;;
     ci-clang) core_minutes=45 ;;
     tsan) core_minutes=50 ;;
     release) core_minutes=60 ;;
