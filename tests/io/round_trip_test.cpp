@@ -201,6 +201,10 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
       kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("adapters", moe::adapters_of(moe::with_adapters(plain, {.rank = 2}, 1)),
                      kExperts * 2 * (2 * kDim + 3 * kHidden));
+  const auto shared = moe::with_shared_adapters(plain, moe::SharedFactor::A, {.rank = 2}, 1).experts();
+  require_round_trip("adapters with a common A", shared.adapters(),
+                     2 * (kDim + kHidden + kExperts * (2 * kHidden + kDim)));
+  require_round_trip("pool with them", shared, num_saved(shared.adapters()) + kExperts * 3 * kDim * kHidden);
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("branches",
@@ -236,6 +240,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "expert/offset",
                                          "expert/one_of",
                                          "expert/pool",
+                                         "expert/shared_low_rank",
                                          "gate/activation",
                                          "gate/dense_to_sparse",
                                          "gate/hash",
