@@ -7,6 +7,7 @@
 
 // MoE blocks of published models: config.json says what a block computes, the checkpoint holds its weights; a GGUF
 // file does both.
+#include "moe/io/block/adapt_block.hpp"
 #include "moe/io/block/calibrate_block.hpp"
 #include "moe/io/block/compress_block.hpp"
 #include "moe/io/block/compress_checkpoint.hpp"
@@ -45,6 +46,7 @@
 
 // Adapters of experts as PEFT has them.
 #include "moe/io/adapter/load_peft_adapters.hpp"
+#include "moe/io/adapter/peft_options.hpp"
 #include "moe/io/adapter/save_peft_adapters.hpp"
 
 // Files: tensors, arrays, tables.

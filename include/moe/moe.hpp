@@ -86,6 +86,7 @@
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"
+#include "moe/expert/shared_low_rank.hpp"
 #include "moe/expert/stage/epilogue.hpp"
 #include "moe/expert/stage/staged_expert.hpp"
 #include "moe/expert/widths.hpp"

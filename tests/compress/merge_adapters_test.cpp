@@ -117,3 +117,12 @@ TEST_CASE("merge_adapters: layers in few bits become floats, and formats again; 
   CHECK(test::largest(out - test::forward(halves, tokens)) < 0.05 * test::largest(out));
   CHECK(test::same_bits(test::forward(moe::without_adapters(adapted), tokens), test::forward(whole, tokens)));
 }
+
+TEST_CASE("merge_adapters: with a common factor it is that of the updates apart", "[compress]") {
+  const auto layer = layer_of();
+  auto adapted = moe::with_shared_adapters(layer, moe::SharedFactor::A, {.rank = 2}, 1);
+  test::fill(adapted.experts(), [](Index k) { return 0.01 * static_cast<double>(k % 7 - 3); });
+  auto apart = moe::with_adapters(layer, {}, 1);
+  moe::set_adapters(apart, moe::adapters_of(adapted));
+  CHECK(test::flatten(moe::merge_adapters(adapted)) == test::flatten(moe::merge_adapters(apart)));
+}

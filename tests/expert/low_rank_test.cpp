@@ -205,6 +205,107 @@ TEST_CASE("Adapters: taken from a layer and put on another of its base they make
   for (const std::string& name : names) CHECK(std::ranges::find(all, name) != all.end());
 }
 
+namespace {
+
+constexpr moe::SharedFactor kFactors[] = {moe::SharedFactor::A, moe::SharedFactor::B};
+
+/// The same layer with a factor of the updates for all experts, all numbers of them random.
+template <class E, class Codec = F64>
+auto shared_layer_of(Index dim, Index hidden, moe::SharedFactor shared, const LowRankOptions& options) {
+  const auto bases = moe::without_adapters(layer_of<E, Codec>(dim, hidden, options));
+  auto layer = moe::with_shared_adapters(bases, shared, options, 5);
+  test::randomise(layer.experts(), 5, 0.3);
+  return layer;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("SharedLowRank: a new one has the bits of its base, and any those of its updates apart", "[expert]",
+                   moe::Mlp, moe::Glu) {
+  const auto tokens = test::random_matrix<float>(33, kDim), dout = test::random_matrix<float>(33, kDim, 2);
+  for (const moe::SharedFactor shared : kFactors) {
+    const auto layer = shared_layer_of<TestType, F32>(kDim, kHidden, shared, {.rank = 3, .alpha = 5});
+    const auto base = moe::without_adapters(layer);
+    const auto fresh = moe::with_shared_adapters(base, shared, {.rank = 3}, 1);
+    CHECK(test::same_bits(test::forward(fresh, tokens), test::forward(base, tokens)));
+    auto apart = moe::with_adapters(base, {}, 1);
+    moe::set_adapters(apart, moe::adapters_of(layer));
+    const test::TrainingPass pass(layer, tokens, dout);
+    const test::TrainingPass other(apart, tokens, dout);
+    CHECK(test::same_bits(pass.out, other.out));
+    CHECK(test::same_bits(pass.dtokens, other.dtokens));
+    CHECK_FALSE(test::same_bits(pass.out, test::forward(base, tokens)));
+    // A gradient of the factor in common is the sum of those of the copies, in another order of one sum.
+    const auto& mine = pass.gradient.experts().adapters().stages[1];
+    const bool is_a = shared == moe::SharedFactor::A;
+    Matrix<double> sum = Matrix<double>::Zero(mine.common.outputs(), mine.common.inputs());
+    double most = 0;
+    for (Index e = 0; e < 5; ++e) {
+      const auto& update = other.gradient.experts()[e].updates()[1];
+      sum += (is_a ? update.a : update.b).matrix().template cast<double>();
+      most += (is_a ? update.a : update.b).matrix().cwiseAbs().maxCoeff();
+      CHECK(test::same_bits(mine.own[std::size_t(e)].matrix(), (is_a ? update.b : update.a).matrix()));
+    }
+    CHECK(test::largest(sum - mine.common.matrix().template cast<double>()) < 66 * 0x1p-23 * (most + 1));
+    auto again = moe::with_shared_adapters(base, shared, {.rank = 7}, 1);
+    moe::set_adapters(again, moe::adapters_of(layer));
+    CHECK(test::same_bits(test::forward(again, tokens), pass.out));
+  }
+}
+
+TEMPLATE_TEST_CASE("SharedLowRank: gradients are central differences, whatever is shared", "[expert]", Linear, Glu) {
+  for (const moe::SharedFactor shared : kFactors)
+    for (const auto& [rank, tokens] : {std::pair<Index, Index>{1, 5}, {3, 2}}) {
+      const auto layer =
+          shared_layer_of<TestType>(test::kModelDim, test::kHiddenDim, shared, {.rank = rank, .alpha = 2});
+      CAPTURE(rank, tokens, static_cast<int>(shared));
+      CHECK(test::layer_gradient_error(layer, moe::Step{}, tokens) < 1e-6);
+    }
+  const auto layer = shared_layer_of<Glu>(11, 9, moe::SharedFactor::A, {.rank = 2, .targets = {"down"}});
+  CHECK(moe::num_parameters(layer.experts()) == 2 * (9 + 5 * 11));
+  CHECK(test::layer_gradient_error(layer, moe::Step{}) < 1e-6);
+}
+
+TEST_CASE("SharedLowRank: the bits are those of a row alone, for any number of threads", "[expert][property]") {
+  const auto tokens = test::random_matrix<float>(83, kDim), dout = test::random_matrix<float>(83, kDim, 2);
+  for (const moe::SharedFactor shared : kFactors) {
+    const auto layer = shared_layer_of<moe::Glu, F32>(kDim, kHidden, shared, {.rank = 5});
+    const test::TrainingPass pass(layer, tokens, dout);
+    const test::TrainingPass alone(layer, Matrix<float>(tokens.row(7)), Matrix<float>(dout.row(7)));
+    CHECK(test::same_bits(alone.out, pass.out.row(7)));
+    CHECK(test::same_bits(alone.dtokens, pass.dtokens.row(7)));
+    for (const Index workers : {1, 3}) {
+      test::ThreadExecutor executor(workers);
+      const moe::UseExecutor use(executor);
+      const test::TrainingPass again(layer, tokens, dout);
+      CHECK(test::same_bits(again.out, pass.out));
+      CHECK(test::same_parameters(again.gradient, pass.gradient));
+    }
+    const auto taken = moe::take_experts(layer, {0, 1, 2, 3, 4});
+    CHECK(test::same_bits(test::forward(taken, tokens), pass.out));
+  }
+}
+
+TEST_CASE("SharedLowRank: what does not fit is refused", "[expert][error]") {
+  const auto pool = moe::ExpertPool<Mlp>::random(3, 11, 9, 1);
+  CHECK_THROWS_WITH(moe::with_shared_adapters(pool, moe::SharedFactor::None, {}, 1),
+                    ContainsSubstring("shared is None, expected A or B"));
+  CHECK_THROWS_WITH(moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 0}, 1),
+                    ContainsSubstring("rank is 0"));
+  const moe::ExpertPool<Mlp> mixed({Mlp(11, 9), Mlp(11, 8)});
+  CHECK_THROWS_WITH(moe::with_shared_adapters(mixed, moe::SharedFactor::A, {}, 1),
+                    ContainsSubstring("'up' of expert 1 is [8, 11], expected [9, 11]"));
+  auto set = moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 2}, 1);
+  auto adapters = moe::adapters_of(set);
+  adapters.experts[2][1].a(0, 0) += 1;
+  CHECK_THROWS_WITH(moe::set_adapters(set, adapters), ContainsSubstring("'down' of expert 2 has an A or a scale of"));
+  const auto ignore = [](const std::string&, const auto&...) {};
+  const auto other = moe::with_shared_adapters(pool, moe::SharedFactor::B, {.rank = 2}, 1);
+  CHECK_THROWS_WITH(moe::visit(ignore, set, other), ContainsSubstring("differ in the factor that is shared"));
+  set.adapters().stages[0].common = moe::PanelMatrix<F64>(10, 2);
+  CHECK_THROWS_WITH(set[0].require_parts(), ContainsSubstring("update of B [9, 2] and A [2, 10]"));
+}
+
 TEST_CASE("LowRank: what does not fit is refused, and nothing is written", "[expert][error]") {
   const Mlp base(11, 9);
   CHECK_THROWS_WITH(LowRank(base, {.rank = 0}, 1), ContainsSubstring("rank is 0"));

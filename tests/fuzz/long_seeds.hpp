@@ -102,6 +102,29 @@ inline void write_long_tables(const std::filesystem::path& folder) {
   write_text(folder / "blanks", "x\n" + std::string(kLongSeed, ' ') + "1\n");
 }
 
+/// Adapters with as many patterns, and as many experts, as fit.
+inline void write_long_adapters(const std::filesystem::path& folder) {
+  const std::string start = R"({"peft_type":"LORA","r":1,"lora_alpha":2)";
+  const auto experts = [](int count, const std::string& names) {
+    std::string lines;
+    for (int e = 0; e < count; ++e)
+      for (const char* factor : {"A", "B"})
+        lines += "base_model.model.model.layers.0.mlp.experts." + std::to_string(e) + "." + names + ".lora_" + factor +
+                 ".weight BF16 1 1\n";
+    return lines;
+  };
+  write_text(folder / "experts", "000000\n" + start + "}\n\n" + experts(400, "down_proj"));
+  write_text(folder / "fused", "000101\n" + start + R"(,"target_parameters":["down_proj"]})" +
+                                   "\n\nbase_model.model.model.layers.0.mlp.experts.lora_A.weight BF16 5000 2\n"
+                                   "base_model.model.model.layers.0.mlp.experts.lora_B.weight BF16 3 5000\n");
+  for (const std::string pattern : {"k", "[k]", ".*", "a.*b*c"}) {
+    const auto key = [&](std::size_t i) { return "\"" + pattern + std::to_string(i) + "\":1"; };
+    write_text(folder / ("patterns" + std::to_string(pattern.size())), "000000\n" + start + ",\"rank_pattern\":{" +
+                                                                           many(key, pattern == "k" ? 30000 : 8000) +
+                                                                           "}}\n\n" + experts(200, "down_proj"));
+  }
+}
+
 /// A described checkpoint with numbers of another kind in all tensors.
 inline std::string with_numbers(std::string text, const std::string& numbers) {
   for (std::size_t at = text.find("\n\n") + 2; at < text.size();) {

@@ -121,7 +121,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv", "layouts", "gguf"})
+  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv", "layouts", "gguf", "adapter"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -131,6 +131,7 @@ int main(int argc, char** argv) {
   one.commit();
 
   write_gguf_files(root / "gguf");
+  test::write_long_adapters(root / "adapter");
   write_text(root / "layouts/plain", "128 128 -1 0 1\nm.weight BF16 3 5\n");
   write_text(
       root / "index/two",

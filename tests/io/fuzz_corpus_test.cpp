@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <string>
 
+#include "fuzz/adapter_target.hpp"
 #include "fuzz/block_target.hpp"
 #include "fuzz/gguf_target.hpp"
 #include "support/catch.hpp"
@@ -51,3 +52,5 @@ TEST_CASE("Fuzz corpus: weights in any layout are read or refused", "[io][error]
 TEST_CASE("Fuzz corpus: blocks of described checkpoints are loaded or refused", "[io][error]") {
   replay("block", test::fuzz_block);
 }
+
+TEST_CASE("Fuzz corpus: adapters of PEFT are read or refused", "[io][error]") { replay("adapter", test::fuzz_adapter); }

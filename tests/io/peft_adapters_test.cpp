@@ -14,7 +14,8 @@
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Adapters;
-using moe::FusedRows;
+using moe::FusedColumns;
+using moe::GateUpOrder;
 using moe::Index;
 using moe::Matrix;
 using moe::PeftExperts;
@@ -106,6 +107,28 @@ TEST_CASE("save_parameters: adapters alone, and whole layers with them, come bac
   CHECK_FALSE(test::same_parameters(shares, pool));  // whoever shared the base keeps his own
 }
 
+TEST_CASE("SharedLowRank: adapters come back bit for bit, once in files of ours, and as copies in those of PEFT",
+          "[io]") {
+  const test::TemporaryDirectory directory;
+  const auto base = moe::ExpertPool<moe::Glu>::random(kExperts, kDim, kHidden, 1);
+  for (const moe::SharedFactor shared : {moe::SharedFactor::A, moe::SharedFactor::B}) {
+    auto set = moe::with_shared_adapters(base, shared, {.rank = 2, .alpha = 6}, 3);
+    test::fill(set, [random = moe::RandomField(moe::Purpose::User, 5)](Index k) { return 0.3 * random.normal(k); });
+    auto other = moe::with_shared_adapters(base, shared, {.rank = 2, .alpha = 1}, 9), third = other;
+    moe::save_parameters(directory / "shared", set.adapters());
+    moe::load_parameters(directory / "shared", other.adapters());
+    CHECK(same(moe::adapters_of(other), moe::adapters_of(set)));
+    const auto plain = test::read_plainly(test::read_bytes(directory / "shared"));
+    CHECK(plain.tensors.size() == 2 * (1 + 1 + kExperts));
+    CHECK(plain.tensors.contains(shared == moe::SharedFactor::A ? "2.down.lora_b" : "2.down.lora_a"));
+    for (const PeftLayout layout : {PeftLayout::PerExpert, PeftLayout::Fused}) {
+      moe::save_peft_adapters(directory / "peft", {{4, moe::adapters_of(set)}}, {.layout = layout});
+      moe::set_adapters(third, moe::load_peft_adapters(directory / "peft").at(4));
+      CHECK(test::same_parameters(third, set));
+    }
+  }
+}
+
 TEST_CASE("save_peft_adapters: a pair of tensors per expert and matrix, under the names of PEFT", "[io]") {
   const test::TemporaryDirectory directory;
   const auto pool = pool_of();
@@ -141,22 +164,29 @@ TEST_CASE("save_peft_adapters: a pair of tensors per expert and matrix, under th
 TEST_CASE("save_peft_adapters: fused parameters are what PEFT's own formula takes apart", "[io]") {
   const test::TemporaryDirectory directory;
   const auto pool = pool_of();
-  for (const FusedRows rows : {FusedRows::Outputs, FusedRows::Inputs}) {
+  for (const auto& [columns, order] : {std::pair{FusedColumns::Outputs, GateUpOrder::GatesFirst},
+                                       {FusedColumns::Outputs, GateUpOrder::InTurns},
+                                       {FusedColumns::Inputs, GateUpOrder::GatesFirst},
+                                       {FusedColumns::Inputs, GateUpOrder::InTurns}}) {
     moe::save_peft_adapters(directory / "peft", {{4, moe::adapters_of(pool)}},
-                            {.fused_rows = rows, .layout = PeftLayout::Fused});
+                            {.gate_up_order = order, .fused_columns = columns, .layout = PeftLayout::Fused});
     const auto file = test::read_plainly(test::read_bytes(directory / "peft" / "adapter_model.safetensors"));
     CHECK(file.tensors.size() == 4);
     for (const auto& [module, stage] : {std::pair{".base_layer", "gate_up"}, {"", "down"}}) {
       const auto a = matrix_of(file.tensors.at(kStart + module + ".lora_A.weight"));
       const auto b = matrix_of(file.tensors.at(kStart + module + ".lora_B.weight"));
       for (Index e = 0; e < kExperts; ++e) {
-        const auto expected = delta_of(pool[e].update(stage));
+        Matrix<double> expected = delta_of(pool[e].update(stage));
+        if (order == GateUpOrder::InTurns && expected.rows() == 2 * kHidden) {
+          const Matrix<double> whole = expected;
+          for (Index o = 0; o < 2 * kHidden; ++o) expected.row(o) = whole.row(o % 2 * kHidden + o / 2);
+        }
         // "o r e, e r i -> e i o" of B reshaped to [columns, r, experts] and A to [experts, r, rows]
         for (Index row = 0; row < a.cols(); ++row)
           for (Index column = 0; column < b.rows(); ++column) {
             double sum = 0;
             for (Index j = 0; j < 2; ++j) sum += double(b(column, j * kExperts + e)) * double(a(e * 2 + j, row));
-            const bool outputs_first = rows == FusedRows::Outputs;
+            const bool outputs_first = columns == FusedColumns::Outputs;
             // Two products of order 1, times 3, in another order: 1e-14 is twenty roundings.
             CHECK(std::abs(3 * sum - (outputs_first ? expected(row, column) : expected(column, row))) < 1e-14);
           }
@@ -171,16 +201,18 @@ TEST_CASE("save_peft_adapters: fused parameters are what PEFT's own formula take
 TEST_CASE("load_peft_adapters: what was saved, in either layout, for Glu and Mlp, whatever is adapted", "[io]") {
   const test::TemporaryDirectory directory;
   for (const PeftLayout layout : {PeftLayout::PerExpert, PeftLayout::Fused})
-    for (const FusedRows rows : {FusedRows::Outputs, FusedRows::Inputs}) {
+    for (const FusedColumns columns : {FusedColumns::Outputs, FusedColumns::Inputs}) {
       const auto round_trip = [&](const Adapters& adapters, PeftExperts kind) {
-        const PeftOptions options{.fused_rows = rows, .layout = layout, .kind = kind};
+        const GateUpOrder order = columns == FusedColumns::Inputs ? GateUpOrder::InTurns : GateUpOrder::GatesFirst;
+        PeftOptions options{.gate_up_order = order, .fused_columns = columns, .layout = layout, .kind = kind};
         moe::save_peft_adapters(directory / "peft", {{4, adapters}, {11, adapters}}, options);
+        if (columns == FusedColumns::Inputs) options.fused_columns.reset();  // as peft_version says
         const auto loaded = moe::load_peft_adapters(directory / "peft", options);
         CHECK(loaded.size() == 2);
         CHECK(same(loaded.at(4), adapters));
         CHECK(same(loaded.at(11), adapters));
       };
-      CAPTURE(static_cast<int>(layout), static_cast<int>(rows));
+      CAPTURE(static_cast<int>(layout), static_cast<int>(columns));
       round_trip(moe::adapters_of(pool_of()), PeftExperts::Gated);
       round_trip(moe::adapters_of(pool_of({.rank = 1, .alpha = 5, .targets = {"down"}})), PeftExperts::Gated);
       round_trip(moe::adapters_of(pool_of({.rank = 3, .alpha = 5, .targets = {"gate_up"}})), PeftExperts::Gated);
@@ -197,10 +229,10 @@ TEST_CASE("save_peft_adapters: what others adapt is written as zeros, so that it
   const Adapters whole = moe::adapters_of(pool_of());
   const moe::LowRankUpdate<moe::F32> none;
   for (const PeftLayout layout : {PeftLayout::PerExpert, PeftLayout::Fused})
-    for (const FusedRows rows : {FusedRows::Outputs, FusedRows::Inputs}) {
-      CAPTURE(static_cast<int>(layout), static_cast<int>(rows));
+    for (const FusedColumns columns : {FusedColumns::Outputs, FusedColumns::Inputs}) {
+      CAPTURE(static_cast<int>(layout), static_cast<int>(columns));
       const bool is_fused = layout == PeftLayout::Fused;
-      const PeftOptions options{.fused_rows = rows, .layout = layout};
+      const PeftOptions options{.fused_columns = columns, .layout = layout};
       for (std::size_t gap = 0; gap < kExperts; ++gap) {  // an expert without updates, another without one
         Adapters gaps = whole;
         gaps.experts[gap] = {none, none};
@@ -238,7 +270,7 @@ TEST_CASE("save_peft_adapters: what others adapt is written as zeros, so that it
 TEST_CASE("load_peft_adapters: gates and ups with A's of their own become one update of both ranks", "[io]") {
   const test::TemporaryDirectory directory;
   const std::string expert = kStart + ".0.";
-  write_tensors(directory / "peft", kConfig,
+  write_tensors(directory / "peft", R"({"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":"all-linear"})",
                 {{expert + "gate_proj.lora_A.weight", 2, 5},
                  {expert + "gate_proj.lora_B.weight", 3, 2},
                  {expert + "up_proj.lora_A.weight", 2, 5},
@@ -276,21 +308,88 @@ TEST_CASE("load_peft_adapters: ranks, scales and names are those that the config
   CHECK(layers.at(0).experts[0][1].rank() == 4);
 }
 
-TEST_CASE("load_peft_adapters: patterns that PEFT may match with experts are refused, others ignored", "[io][error]") {
+TEST_CASE("load_peft_adapters: the first pattern that is of the end of a name counts, as in PEFT", "[io]") {
   const test::TemporaryDirectory directory;
   const std::string down = kStart + ".0.down_proj";
-  const auto load = [&](const std::string& pattern) {
-    write_tensors(directory / "peft",
-                  R"({"peft_type":"LORA","r":2,"lora_alpha":4,"alpha_pattern":{")" + pattern + R"(":64}})",
+  const auto load = [&](const std::string& patterns) {
+    write_tensors(directory / "peft", R"({"peft_type":"LORA","r":2,"lora_alpha":4,"alpha_pattern":{)" + patterns + "}}",
                   {{down + ".lora_A.weight", 2, 5}, {down + ".lora_B.weight", 3, 2}});
     return moe::load_peft_adapters(directory / "peft", {.others = moe::OtherModules::Ignore}).at(4).experts[0][1].scale;
   };
-  CHECK(load("down_proj") == 32);
-  for (const char* other : {"q_proj", "self_attn.q_proj", "xdown_proj", "own_proj", "down_proj.x", "mlp.down_projx"})
-    CHECK(load(other) == 2);
-  for (const char* pattern : {"0.gate_proj", "0.down_proj", "mlp.up_proj", "x.gate_up_proj", "down.proj", "0.down.proj",
-                              "0.......proj", "experts.0", ".*", "down_pro{1}j"})
-    CHECK_THROWS_WITH(load(pattern), ContainsSubstring("a pattern is '" + std::string(pattern) + "'"));
+  const auto scale_of = [&](const std::string& pattern) { return load("\"" + pattern + "\":64"); };
+  for (const char* pattern :
+       {"down_proj", "0.down_proj", "experts.0.down_proj", "model.layers.4.mlp.experts.0.down_proj", "down.proj",
+        "0......proj", ".*", "down_pro[j]", ".*experts.*", "layers\\\\.4\\\\..*", "(up|down)_proj", "down)_(proj",
+        "^model.*", "experts\\\\.\\\\d+\\\\.down_proj"})
+    CHECK(scale_of(pattern) == 32);
+  for (const char* other : {"q_proj", "0.......proj", "self_attn.q_proj", "xdown_proj", "own_proj", "down_proj.x",
+                            "mlp.down_projx", "0.gate_proj", "experts.0", "1.down_proj", "experts", ".*experts",
+                            "own_pro[j]", "^down_proj", "layers\\\\.5\\\\..*"})
+    CHECK(scale_of(other) == 2);
+  CHECK(load(R"("z.*":8,"down_proj":16,"0.down_proj":64)") == 8);  // z.* is of no name, the next one is
+  CHECK(load(R"("0.down_proj":64,"down_proj":16)") == 32);
+  for (const char* unknown : {"down_pro{1}j", "(?!gate).*", "(", "\\\\s"})
+    CHECK_THROWS_WITH(scale_of(unknown), ContainsSubstring("adapter_config.json: alpha_pattern has the key '"));
+  std::string many = R"("[a]":1)";
+  for (int i = 0; i < 3000; ++i) many += ",\"[a]" + std::to_string(i) + "\":1";
+  CHECK_THROWS_WITH(load(many), ContainsSubstring("characters and more, expected at most 2048"));
+}
+
+TEST_CASE("load_peft_adapters: modules that a configuration does not target are refused", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const std::string down = kStart + ".0.down_proj";
+  const auto load = [&](const std::string& fields) {
+    write_tensors(directory / "peft", R"({"peft_type":"LORA","r":2,"lora_alpha":4,)" + fields + "}",
+                  {{down + ".lora_A.weight", 2, 5}, {down + ".lora_B.weight", 3, 2}});
+    return moe::load_peft_adapters(directory / "peft").at(4).experts.size();
+  };
+  for (const char* fields :
+       {R"("target_modules":["down_proj"])", R"("target_modules":["q_proj","experts.0.down_proj"])",
+        R"("target_modules":"All-Linear")", R"("target_modules":".*(up|down)_proj")", R"("target_modules":null)",
+        R"("target_modules":"(?!counted)x{2}","exclude_modules":["q_proj"])",  // not understood: tensors say
+        R"("target_modules":["down_proj"],"exclude_modules":".*gate_proj")"})
+    CHECK(load(fields) == 1);
+  for (const char* fields :
+       {R"("target_modules":["q_proj"])", R"("target_modules":["own_proj"])", R"("target_modules":["down.proj"])",
+        R"("target_modules":"down_proj")", R"("target_modules":".*experts\\.1\\..*")", R"("target_modules":[])",
+        R"("target_parameters":["experts.down_proj"])"})
+    CHECK_THROWS_WITH(load(fields),
+                      ContainsSubstring("target_modules is ") &&
+                          ContainsSubstring("to name 'model.layers.4.mlp.experts.0.down_proj', of which there are"));
+  CHECK_THROWS_WITH(load(R"("target_modules":["down_proj"],"exclude_modules":["0.down_proj"])"),
+                    ContainsSubstring("exclude_modules is [\"0.down_proj\"], expected not to name"));
+  CHECK_THROWS_WITH(load(R"("target_modules":7)"), ContainsSubstring("target_modules is 7, expected a list of"));
+}
+
+TEST_CASE("load_peft_adapters: parameters of all experts are those that target_parameters names", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const auto load = [&](const std::string& fields, const PeftOptions& options = {}) {
+    write_tensors(directory / "peft", R"({"peft_type":"LORA","r":2,"lora_alpha":4,)" + fields + "}",
+                  {{kStart + ".lora_A.weight", 6, 5}, {kStart + ".lora_B.weight", 4, 6}});
+    return moe::load_peft_adapters(directory / "peft", options).at(4);
+  };
+  const std::string named = R"("target_parameters":["4.mlp.experts.down_proj","9.mlp.experts.gate_up_proj"],)";
+  const Adapters inputs = load(named + R"("peft_version":"0.19.1")");
+  CHECK(inputs.experts.size() == 3);
+  CHECK(inputs.experts[0][0].empty());
+  CHECK(inputs.experts[2][1].a.outputs() == 5);
+  CHECK(load(named + R"("peft_version":"0.20.1.dev0")").experts[2][1].a.outputs() == 5);
+  const Adapters outputs = load(named + R"("peft_version":"0.18.1")", {.fused_columns = FusedColumns::Outputs});
+  CHECK(outputs.experts[2][1].a.outputs() == 4);
+  for (const std::string version : {"0.18.0", "0.19.0", "0.19"})
+    CHECK_THROWS_WITH(load(named + R"("peft_version":")" + version + "\""),
+                      ContainsSubstring("peft_version is '" + version + "', expected 0.19.1"));
+  CHECK_THROWS_WITH(load(named + R"("r":2)"), ContainsSubstring("occurs twice"));
+  CHECK_THROWS_WITH(load(named + R"("bias":"none")"), ContainsSubstring("peft_version is missing, expected 0.19.1"));
+  CHECK_THROWS_WITH(load(named + R"("peft_version":"x")"), ContainsSubstring("peft_version is \"x\", expected a"));
+  for (const char* other : {"[]", R"(["5.mlp.experts.down_proj"])", R"(["mlp.experts.gate_up_proj","down_proj"])"})
+    CHECK_THROWS_WITH(load(R"("peft_version":"0.19.1","target_parameters":)" + std::string(other)),
+                      ContainsSubstring("adapter_config.json: target_parameters is ") &&
+                          ContainsSubstring("expected to name one of 'gate_up_proj' and 'down_proj' of layer 4"));
+  const std::string scaled =
+      named + R"("peft_version":"0.19.1","rank_pattern":{".*down_proj":3},"alpha_pattern":{"experts.down_proj":12})";
+  CHECK(load(scaled).experts.size() == 2);  // as PEFT has it of adapters whose gates and ups it has joined
+  CHECK(load(scaled).experts[0][1].scale == 4);
 }
 
 TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "[io][error]") {
@@ -312,11 +411,15 @@ TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "
   refuses(R"({"peft_type":"IA3"})", good, "peft_type is \"IA3\", expected 'LORA'");
   refuses(R"({"peft_type":"LORA","r":0,"lora_alpha":1})", good, "r is 0");
   refuses(R"({"peft_type":"LORA","r":2})", good, "lora_alpha is missing");
-  refuses(R"({"peft_type":"LORA","r":2,"lora_alpha":1e39})", good, "lora_alpha of 'down_proj' is 1e+39");
+  refuses(R"({"peft_type":"LORA","r":2,"lora_alpha":1e39})", good, "experts.0.down_proj' is 1e+39");
   refuses(with(R"("use_dora":true)"), good, "use_dora is true, expected false");
   refuses(with(R"("bias":"all")"), good, "bias is \"all\"");
   refuses(with(R"("modules_to_save":["lm_head"])"), good, "modules_to_save");
-  refuses(with(R"("rank_pattern":{".*down_proj":2})"), good, "a pattern is '.*down_proj'");
+  refuses(with(R"("rank_pattern":{".*down_proj":0})"), good, ".*down_proj is 0, expected an integer of at least 1");
+  for (const char* field :
+       {R"("alora_invocation_tokens":[1])", R"("kasa_config":{"beta":1})", R"("layer_replication":[[0,4],[2,5]])",
+        R"("use_bdlora":{"nblocks":2})", R"("init_lora_weights":"pissa_niter_16")", R"("init_lora_weights":"loftq")"})
+    refuses(with(field), good, std::string("expected ") + (field[1] == 'i' ? "a start that leaves" : "none"));
   refuses("{", good, "not JSON");
   refuses(kConfig, {good[0]}, "has no counterpart");
   refuses(kConfig, {{down + ".lora_A.weight", 3, 5}, good[1]}, "has shape [3, 5], expected [2, any]");
@@ -328,11 +431,12 @@ TEST_CASE("load_peft_adapters: files that are broken or say more are refused", "
   refuses(kConfig, {{kStart + ".1234567.down_proj.lora_A.weight", 2, 5}}, "is none of the experts");
   refuses(kConfig, {good[0], good[1], {all + ".lora_A.weight", 2, 5}, {all + ".lora_B.weight", 3, 2}},
           "adapters of single experts and of all");
-  refuses(kConfig, {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 4}}, "has 1 adapted parameters");
-  const std::string fused = with(R"("target_parameters":["mlp.experts.down_proj"])");
+  refuses(kConfig, {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 4}},
+          "expected to name one of 'gate_up_proj' and 'down_proj'");
+  const std::string fused = with(R"("peft_version":"0.19.1","target_parameters":["mlp.experts.down_proj"])");
   refuses(fused, {{all + ".lora_A.weight", 3, 5}, {all + ".lora_B.weight", 3, 3}}, "expected experts times r = 2");
   refuses(fused, {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 2}}, "expected [any, 4]");
-  refuses(with(R"("target_parameters":["mlp.experts.gate_up_proj"])"),
+  refuses(with(R"("peft_version":"0.19.1","target_parameters":["mlp.experts.gate_up_proj"])"),
           {{all + ".lora_A.weight", 4, 5}, {all + ".lora_B.weight", 3, 4}}, "expected gates and as many ups");
 
   write_tensors(directory / "peft", kConfig, good);

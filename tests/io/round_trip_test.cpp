@@ -209,6 +209,10 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
   require_round_trip("several gates",
                      moe::MultiGateLayer(std::vector(2, LinearRouter(3, kDim)), moe::SelfGate{}, pool(home), mask),
                      2 * 3 * kDim + kExperts * (moe::num_parameters(home) + 2 * kDim));
+  const auto shared = moe::with_shared_adapters(plain, moe::SharedFactor::A, {.rank = 2}, 1).experts();
+  require_round_trip("adapters with a common A", shared.adapters(),
+                     2 * (kDim + kHidden + kExperts * (2 * kHidden + kDim)));
+  require_round_trip("pool with them", shared, num_saved(shared.adapters()) + kExperts * 3 * kDim * kHidden);
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
   require_round_trip("branches",
@@ -246,6 +250,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "expert/offset",
                                          "expert/one_of",
                                          "expert/pool",
+                                         "expert/shared_low_rank",
                                          "gate/activation",
                                          "gate/dense_to_sparse",
                                          "gate/hash",

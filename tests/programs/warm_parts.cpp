@@ -19,6 +19,7 @@
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/expert/scaled_identity.hpp"
+#include "moe/expert/shared_low_rank.hpp"
 #include "moe/gate/activation.hpp"
 #include "moe/gate/balanced.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
@@ -287,6 +288,8 @@ void check_experts() {
                moe::LayerExpert(moe::MoeLayer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{}, pool)));
   check_set("Concatenated", moe::Concatenated(pool, moe::ExpertPool<moe::Mlp>({mlp, mlp})));
   check_set("Frozen set", moe::Frozen(pool));
+  check_set("SharedLowRank of an A", moe::SharedLowRank(pool, moe::SharedFactor::A, {.rank = 3}, 1));
+  check_set("SharedLowRank of a B", moe::SharedLowRank(pool, moe::SharedFactor::B, {.rank = 3}, 1));
 }
 
 /// A gradient of frozen experts takes no more memory than that of the router.

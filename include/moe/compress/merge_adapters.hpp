@@ -66,13 +66,19 @@ auto merge_adapters(const ExpertPool<LowRank<E>>& pool)
   for (auto& expert : made) experts.push_back(std::move(*expert));
   return ExpertPool<Merged>(std::move(experts));
 }
-template <class R, class G, class X>
-auto merge_adapters(const MoeLayer<R, G, X>& layer) {
-  return with_experts(layer, merge_adapters(layer.experts()));
+template <class E>
+auto merge_adapters(const SharedLowRank<E>& set)
+  requires detail::HasPanels<E>
+{
+  std::vector<LowRank<E>> experts;
+  for (Index e = 0; e < set.size(); ++e) experts.emplace_back(set.base()[e]);
+  ExpertPool<LowRank<E>> pool(std::move(experts));
+  set_adapters(pool, adapters_of(set));
+  return merge_adapters(pool);
 }
-template <class Layer, class... Branches>
-auto merge_adapters(const WithBranches<Layer, Branches...>& layer) {
-  return with_experts(layer, merge_adapters(layer.layer().experts()));
+template <detail::HasExperts L>
+auto merge_adapters(const L& layer) {
+  return transform_experts(layer, [](const auto& experts) { return merge_adapters(experts); });
 }
 
 }  // namespace moe::inline MOE_ABI

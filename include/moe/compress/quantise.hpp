@@ -157,13 +157,9 @@ auto quantise(const ExpertPool<E>& pool, const Format& format, const Q& quantise
 /// The layer with its pool quantised; router, gate and branches stay. Backward goes through the codes to the tokens,
 /// the router and the biases.
 ///   const auto small = moe::quantise(layer, moe::WeightFormat::mxfp4());
-template <class R, class G, class X, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
-auto quantise(const MoeLayer<R, G, X>& layer, const Format& format, const Q& quantiser = {}) {
-  return with_experts(layer, quantise(layer.experts(), format, quantiser));
-}
-template <class Layer, class... Branches, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
-auto quantise(const WithBranches<Layer, Branches...>& layer, const Format& format, const Q& quantiser = {}) {
-  return with_experts(layer, quantise(layer.layer().experts(), format, quantiser));
+template <detail::HasExperts L, detail::FormatChoice Format, Quantiser Q = RoundToNearest>
+auto quantise(const L& layer, const Format& format, const Q& quantiser = {}) {
+  return transform_experts(layer, [&](const auto& experts) { return quantise(experts, format, quantiser); });
 }
 
 /// What cannot be quantised, in a sentence.
@@ -197,13 +193,9 @@ ExpertPool<E> with_dot(const ExpertPool<E>& pool, Dot dot) {
   for (Index e = 0; e < pool.size(); ++e) experts.push_back(with_dot(pool[e], dot));
   return ExpertPool<E>(std::move(experts));
 }
-template <class R, class G, class X>
-auto with_dot(const MoeLayer<R, G, X>& layer, Dot dot) {
-  return with_experts(layer, with_dot(layer.experts(), dot));
-}
-template <class Layer, class... Branches>
-auto with_dot(const WithBranches<Layer, Branches...>& layer, Dot dot) {
-  return with_experts(layer, with_dot(layer.layer().experts(), dot));
+template <detail::HasExperts L>
+auto with_dot(const L& layer, Dot dot) {
+  return transform_experts(layer, [&](const auto& experts) { return with_dot(experts, dot); });
 }
 
 /// The expert, pool or layer of floats that computes the same bits: every weight decoded.
@@ -215,13 +207,9 @@ template <detail::HasPanels E>
 auto dequantise(const ExpertPool<E>& pool) {
   return detail::converted<F32>(pool, detail::kDecoding);
 }
-template <class R, class G, class X>
-auto dequantise(const MoeLayer<R, G, X>& layer) {
-  return with_experts(layer, dequantise(layer.experts()));
-}
-template <class Layer, class... Branches>
-auto dequantise(const WithBranches<Layer, Branches...>& layer) {
-  return with_experts(layer, dequantise(layer.layer().experts()));
+template <detail::HasExperts L>
+auto dequantise(const L& layer) {
+  return transform_experts(layer, [](const auto& experts) { return dequantise(experts); });
 }
 
 }  // namespace moe::inline MOE_ABI

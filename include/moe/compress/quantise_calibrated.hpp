@@ -208,15 +208,11 @@ auto quantise(const ExpertPool<E>& pool, const Format& format, const Q& quantise
 }
 
 /// The same of a layer; router, gate and branches stay.
-template <class R, class G, class X, detail::FormatChoice Format, detail::AnyQuantiser Q>
-auto quantise(const MoeLayer<R, G, X>& layer, const Format& format, const Q& quantiser, const Calibration& calibration,
+template <detail::HasExperts L, detail::FormatChoice Format, detail::AnyQuantiser Q>
+auto quantise(const L& layer, const Format& format, const Q& quantiser, const Calibration& calibration,
               const QuantisationOptions& options = {}) {
-  return with_experts(layer, quantise(layer.experts(), format, quantiser, calibration, options));
-}
-template <class Layer, class... Branches, detail::FormatChoice Format, detail::AnyQuantiser Q>
-auto quantise(const WithBranches<Layer, Branches...>& layer, const Format& format, const Q& quantiser,
-              const Calibration& calibration, const QuantisationOptions& options = {}) {
-  return with_experts(layer, quantise(layer.layer().experts(), format, quantiser, calibration, options));
+  return transform_experts(
+      layer, [&](const auto& experts) { return quantise(experts, format, quantiser, calibration, options); });
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -48,13 +48,9 @@ template <detail::HasFloatPanels E, detail::MaskChoice MaskOf>
 ExpertPool<E> mask_weights(const ExpertPool<E>& pool, const MaskOf& mask_of) {
   return detail::converted<F32>(pool, detail::masking(mask_of), "moe::mask_weights");
 }
-template <class R, class G, class X, detail::MaskChoice MaskOf>
-auto mask_weights(const MoeLayer<R, G, X>& layer, const MaskOf& mask_of) {
-  return with_experts(layer, mask_weights(layer.experts(), mask_of));
-}
-template <class Layer, class... Branches, detail::MaskChoice MaskOf>
-auto mask_weights(const WithBranches<Layer, Branches...>& layer, const MaskOf& mask_of) {
-  return with_experts(layer, mask_weights(layer.layer().experts(), mask_of));
+template <detail::HasExperts L, detail::MaskChoice MaskOf>
+auto mask_weights(const L& layer, const MaskOf& mask_of) {
+  return transform_experts(layer, [&](const auto& experts) { return mask_weights(experts, mask_of); });
 }
 
 /// The expert, pool or layer of floats with the same bits, of whose matrices zeros take a bit each: see
@@ -72,13 +68,9 @@ ExpertPool<SparseExpert<E>> skip_zeros(const ExpertPool<E>& pool) {
       pool, [](const ExpertMatrix&, const PanelMatrix<F32>& weights) { return PanelMatrix<Sparse>::from(weights); },
       "moe::skip_zeros");
 }
-template <class R, class G, class X>
-auto skip_zeros(const MoeLayer<R, G, X>& layer) {
-  return with_experts(layer, skip_zeros(layer.experts()));
-}
-template <class Layer, class... Branches>
-auto skip_zeros(const WithBranches<Layer, Branches...>& layer) {
-  return with_experts(layer, skip_zeros(layer.layer().experts()));
+template <detail::HasExperts L>
+auto skip_zeros(const L& layer) {
+  return transform_experts(layer, [](const auto& experts) { return skip_zeros(experts); });
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -11,6 +11,22 @@
 // and panel p of either is [rank, width] for the columns [p * width, ...) of what it is multiplied with.
 namespace moe::inline MOE_ABI {
 
+/// Which factor of their updates all experts of a pool have in common.
+enum class SharedFactor { None, A, B };
+
+namespace detail {
+
+/// Whether an update is one of a matrix of these sizes, or of none.
+template <class Update, class Weight>
+bool is_update_of(const Update& update, const Weight& weight) {
+  return update.empty() ? update.b.inputs() == 0
+                        : update.a.outputs() == weight.inputs() && update.a.order() == PanelOrder::Plain &&
+                              update.b.outputs() == weight.outputs() && update.b.order() == weight.order() &&
+                              update.b.inputs() == update.rank();
+}
+
+}  // namespace detail
+
 /// What is added to a weight W [outputs, inputs]: W + scale * B A (Hu et al., "LoRA", arXiv:2106.09685). A plain value;
 /// without a rank it adds nothing.
 template <class Codec>
@@ -21,13 +37,33 @@ struct LowRankUpdate {
 
   Index rank() const { return a.inputs(); }
   bool empty() const { return rank() == 0; }
+  static constexpr SharedFactor shared_factor() { return SharedFactor::None; }
   bool is_shaped_as(const LowRankUpdate& other) const { return a.is_shaped_as(other.a) && b.is_shaped_as(other.b); }
   /// Whether it is one of a matrix of these sizes, or of none.
   template <class Weight>
   bool is_update_of(const Weight& weight) const {
-    return empty() ? b.inputs() == 0
-                   : a.outputs() == weight.inputs() && a.order() == PanelOrder::Plain &&
-                         b.outputs() == weight.outputs() && b.order() == weight.order() && b.inputs() == rank();
+    return detail::is_update_of(*this, weight);
+  }
+};
+
+/// The same whose factors lie elsewhere, one of them maybe those of other experts, too. P is a PanelMatrix, or const.
+template <class P>
+struct LowRankView {
+  P& a;
+  P& b;
+  double scale;
+  SharedFactor shared;
+
+  Index rank() const { return a.inputs(); }
+  bool empty() const { return rank() == 0; }
+  SharedFactor shared_factor() const { return shared; }
+  template <class Other>
+  bool is_shaped_as(const LowRankView<Other>& other) const {
+    return a.is_shaped_as(other.a) && b.is_shaped_as(other.b);
+  }
+  template <class Weight>
+  bool is_update_of(const Weight& weight) const {
+    return detail::is_update_of(*this, weight);
   }
 };
 

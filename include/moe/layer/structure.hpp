@@ -14,8 +14,9 @@
 #include "moe/layer/moe_layer.hpp"
 
 // Structure is data: layers made of the experts of other layers. Compression, warm starts and placement rest on
-// take_experts, concatenate, split_expert and with_experts. Each part of a layer says itself what its experts are
-// (TakesExperts, Concatenates, moe/gate/concept.hpp), one of your own, too; nothing here knows a shipped type of part.
+// take_experts, concatenate, split_expert, with_experts and transform_experts. Each part of a layer says itself what
+// its experts are (TakesExperts, Concatenates, moe/gate/concept.hpp), one of your own, too; nothing here knows a
+// shipped type of part. Long, as what is asked of parts stands beside the functions that ask.
 namespace moe::inline MOE_ABI {
 
 /// Numbers of experts as an argument: {0, 2, 5}, or anything that converts to std::span<const Index>, as a vector. A
@@ -278,6 +279,39 @@ MoeLayer<R, G, Y> with_experts(const MoeLayer<R, G, X>& layer, Y experts) {
 template <class Layer, class... Branches, class Y>
 auto with_experts(const WithBranches<Layer, Branches...>& layer, Y experts) {
   return detail::with_layer(layer, with_experts(layer.layer(), std::move(experts)));
+}
+
+namespace detail {
+
+template <class L>
+inline constexpr bool kHasExperts = false;
+template <class R, class G, class X>
+inline constexpr bool kHasExperts<MoeLayer<R, G, X>> = requires(const MoeLayer<R, G, X>& layer) { layer.experts(); };
+template <class Layer, class... Branches>
+inline constexpr bool kHasExperts<WithBranches<Layer, Branches...>> = kHasExperts<Layer>;
+
+/// A layer around a set of experts, with branches or without.
+template <class L>
+concept HasExperts = kHasExperts<L>;
+
+}  // namespace detail
+
+/// The experts of a layer, behind branches if it has some.
+template <class L>
+  requires detail::HasExperts<std::remove_const_t<L>>
+auto& experts_of(L& layer) {
+  if constexpr (requires { layer.layer(); })
+    return experts_of(layer.layer());
+  else
+    return layer.experts();
+}
+
+/// The layer with f(experts) for its experts; see with_experts(). What quantise(), with_adapters() and others do to a
+/// layer is what they do to its experts:
+///   const auto few = moe::transform_experts(layer, [](const auto& pool) { return moe::quantise(pool, format); });
+template <detail::HasExperts L, class F>
+auto transform_experts(const L& layer, const F& f) {
+  return with_experts(layer, f(experts_of(layer)));
 }
 
 }  // namespace moe::inline MOE_ABI

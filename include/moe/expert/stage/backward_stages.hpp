@@ -156,18 +156,24 @@ void backward_update(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<
                      StageTapeOf<E>& tape) {
   using S = typename E::Scalar;
   if (of.widths.ranks[I] == 0) return;
-  const auto update = [&](Index g) -> auto& { return stage_update<I>(of.expert_of(g)); };
+  const auto update = [&](Index g) -> decltype(auto) { return stage_update<I>(of.expert_of(g)); };
   tape.dlow.resize(of.groups.num_rows(), of.widths.ranks[I]);
   kernel::project_rows<S>(
       of.groups, dpre, [&](Index g) -> auto& { return update(g).b; }, [&](Index g) { return update(g).b.width(); },
       [&](Index g) { return update(g).scale; }, tape.dlow);
   if constexpr (!std::is_same_v<GradientOf, NoGradient>) {
     if constexpr (kLearnsUpdate<E, I>) {
+      // A factor of all experts has all rows for one group.
+      const Index first = of.groups.begin(0), rows[] = {first, first + of.groups.num_rows()};
+      const kernel::RowGroups all{rows, 1};
+      const SharedFactor shared = update(0).shared_factor();
       kernel::grouped_low_rank_gradient<S>(
-          of.groups, dpre, tape.low[I], [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).b; },
+          shared == SharedFactor::B ? all : of.groups, dpre, tape.low[I],
+          [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).b; },
           [&](Index g) { return update(g).b.width(); }, tape.gradient);
       kernel::grouped_low_rank_gradient<S>(
-          of.groups, in, tape.dlow, [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).a; },
+          shared == SharedFactor::A ? all : of.groups, in, tape.dlow,
+          [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).a; },
           [&](Index g) { return update(g).a.outputs(); }, tape.gradient);
     }
   }

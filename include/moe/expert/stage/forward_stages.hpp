@@ -16,7 +16,7 @@ template <class E, int I, class ExpertOf>
 void project_inputs(const kernel::RowGroups& groups, const kernel::RowSource<typename E::Scalar>& in,
                     const ExpertOf& expert_of, RowBuffer<typename E::Scalar>& low) {
   if (low.cols() == 0) return;
-  const auto update = [&](Index g) -> auto& { return stage_update<I>(expert_of(g)); };
+  const auto update = [&](Index g) -> decltype(auto) { return stage_update<I>(expert_of(g)); };
   kernel::project_rows<typename E::Scalar>(
       groups, in, [&](Index g) -> auto& { return update(g).a; }, [&](Index g) { return update(g).a.outputs(); },
       [&](Index g) { return update(g).scale; }, low);

@@ -31,7 +31,7 @@ struct PanelRunner {
     if constexpr (kIsNoGradient<Pool>)
       return NoGradient{};
     else
-      return [&pool](Index e) -> auto& { return pool[e]; };
+      return [&pool](Index e) -> decltype(auto) { return pool[e]; };
   }
   template <class Pool>
   static Index row_width(const Pool& pool) {

@@ -38,15 +38,25 @@ Stage<Epilogue, W, B> make_stage(W& weight, B& bias, const Epilogue& epilogue = 
 }
 
 /// A stage whose weight is W + scale * B A, of which A and B learn, unless they are const: the product with W has the
-/// bits of the stage without it, and W + scale * B A is never formed.
+/// bits of the stage without it, and W + scale * B A is never formed. U is a LowRankUpdate& or a LowRankView.
 template <class E, class W, class B, class U>
 struct AdaptedStage : Stage<E, W, B> {
-  static constexpr bool kLearnsUpdate = !std::is_const_v<U>;
-  U& update;
+  static constexpr bool kLearnsUpdate = !std::is_const_v<std::remove_reference_t<decltype((std::declval<U>().a))>>;
+  using Update = U;
+  U update;
 };
 
-template <class E, class W, class B, class U>
-AdaptedStage<E, W, B, U> adapt(const Stage<E, W, B>& stage, U& update) {
+template <class E, class W, class B, class Codec>
+AdaptedStage<E, W, B, LowRankUpdate<Codec>&> adapt(const Stage<E, W, B>& stage, LowRankUpdate<Codec>& update) {
+  return {stage, update};
+}
+template <class E, class W, class B, class Codec>
+AdaptedStage<E, W, B, const LowRankUpdate<Codec>&> adapt(const Stage<E, W, B>& stage,
+                                                         const LowRankUpdate<Codec>& update) {
+  return {stage, update};
+}
+template <class E, class W, class B, class P>
+AdaptedStage<E, W, B, LowRankView<P>> adapt(const Stage<E, W, B>& stage, const LowRankView<P>& update) {
   return {stage, update};
 }
 
@@ -102,23 +112,23 @@ template <class E, int I>
   requires kIsAdapted<E, I>
 inline constexpr bool kLearnsUpdate<E, I> = GradientStage<E, I>::kLearnsUpdate;
 
+/// Parts of stage I of an expert, or of what stands for one while it is asked.
 template <int I, class E>
-auto& stage_weight(E& expert) {
-  return std::get<I>(std::remove_const_t<E>::stages(expert)).weight;
+auto& stage_weight(E&& expert) {
+  return std::get<I>(std::remove_cvref_t<E>::stages(expert)).weight;
 }
 template <int I, class E>
-auto& stage_bias(E& expert) {
-  return std::get<I>(std::remove_const_t<E>::stages(expert)).bias;
+auto& stage_bias(E&& expert) {
+  return std::get<I>(std::remove_cvref_t<E>::stages(expert)).bias;
 }
-
 template <int I, class E>
-auto& stage_update(E& expert) {
-  return std::get<I>(std::remove_const_t<E>::stages(expert)).update;
+auto stage_update(E&& expert) ->
+    typename std::tuple_element_t<I, decltype(std::remove_cvref_t<E>::stages(expert))>::Update {
+  return std::get<I>(std::remove_cvref_t<E>::stages(expert)).update;
 }
-
 template <int I, class E>
-auto stage_epilogue(E& expert) {
-  return std::get<I>(std::remove_const_t<E>::stages(expert)).epilogue;
+auto stage_epilogue(E&& expert) {
+  return std::get<I>(std::remove_cvref_t<E>::stages(expert)).epilogue;
 }
 
 /// How wide the stages of the widest expert that has rows are; expert 0 counts always, and all do for ranks.

@@ -8,25 +8,28 @@
 
 #include "moe/layer/adapters.hpp"
 
-// How adapters of experts lie in a directory of Hugging Face's PEFT (https://github.com/huggingface/peft, version
-// 0.18), adapter_config.json and adapter_model.safetensors. Experts that are modules have a pair of tensors for each of
-// theirs,
+// How adapters of experts lie in a directory of Hugging Face's PEFT (https://github.com/huggingface/peft, versions 0.18
+// to 0.20), adapter_config.json and adapter_model.safetensors. Experts that are modules have a pair of tensors for each
+// of theirs,
 //   base_model.model.model.layers.0.mlp.experts.3.down_proj.lora_A.weight   [r, inputs]
 //   base_model.model.model.layers.0.mlp.experts.3.down_proj.lora_B.weight   [outputs, r]
 // and are named in target_modules. Experts that are one parameter [E, rows, columns] for all (target_parameters) have
-// lora_A [E r, rows] with the rows of expert e from e r on, and lora_B [columns, r E] whose column j E + e is that of
-// expert e, as ParamWrapper.get_delta_weight takes them apart; the wrapper of the first parameter of the module lies
-// inside that of the second:
+// lora_A [E r, ..] with the rows of expert e from e r on, and lora_B [.., r E] whose column j E + e is that of expert
+// e, as ParamWrapper.get_delta_weight takes them apart; the wrapper of the first parameter of the module lies inside
+// that of the second:
 //   base_model.model.model.layers.0.mlp.experts.base_layer.lora_A.weight    of gate_up_proj
 //   base_model.model.model.layers.0.mlp.experts.lora_A.weight               of down_proj
-// and without base_layer where there is one. Models store [E, outputs, inputs] (Qwen3, Mixtral) or [E, inputs, outputs]
-// (Llama 4): PEFT takes rows for inputs in both, so that for the former lora_A is B transposed, and lora_B is A.
+// and without base_layer where there is one. lora_A has the inputs for columns from 0.19.1 on; before, the rows of the
+// parameter: of models that store [E, outputs, inputs] (Qwen3, Mixtral) the outputs, so that lora_A is B transposed,
+// and lora_B is A; of those that store [E, inputs, outputs] (Llama 4, GPT-OSS) the inputs.
 namespace moe::inline MOE_ABI {
 
 /// One tensor per expert and matrix, or per matrix.
 enum class PeftLayout { PerExpert, Fused };
-/// What the rows of a fused parameter are.
-enum class FusedRows { Outputs, Inputs };
+/// What the columns of lora_A of a fused parameter are: inputs as PEFT has it from 0.19.1 on, or outputs.
+enum class FusedColumns { Inputs, Outputs };
+/// How the gates and ups of a fused parameter follow each other: all gates first, or in turns (GPT-OSS).
+enum class GateUpOrder { GatesFirst, InTurns };
 /// Experts with a gate beside the up projection (Glu), or without (Mlp).
 enum class PeftExperts { Gated, Plain };
 /// What becomes of tensors of other modules, such as those of attention.
@@ -37,8 +40,10 @@ enum class OtherModules { Refuse, Ignore };
 struct PeftOptions {
   std::string experts = "model.layers.{}.mlp.experts";  ///< the module, {} the number of the layer
   std::string gate = "gate_proj", up = "up_proj", down = "down_proj";
-  std::string gate_up = "gate_up_proj";  ///< where fused; gates are its first outputs
-  FusedRows fused_rows = FusedRows::Outputs;
+  std::string gate_up = "gate_up_proj";  ///< where fused
+  GateUpOrder gate_up_order = GateUpOrder::GatesFirst;
+  /// To be written: inputs if nothing is said. To be read: what the peft_version of the file means, if nothing is said.
+  std::optional<FusedColumns> fused_columns = {};
 
   PeftLayout layout = PeftLayout::PerExpert;  ///< to be written; files tell their own
   std::string base_model = {};                ///< base_model_name_or_path, to be written
@@ -80,6 +85,22 @@ inline bool cut(std::string_view& text, std::string_view start) {
   if (!text.starts_with(start)) return false;
   text.remove_prefix(start.size());
   return true;
+}
+
+/// Rows that are gates and ups in turns, gates first; and back.
+inline Matrix<float> gates_first(const Matrix<float>& in_turns) {
+  Matrix<float> result(in_turns.rows(), in_turns.cols());
+  const Index units = in_turns.rows() / 2;
+  for (Index u = 0; u < units; ++u)
+    for (Index part = 0; part < 2; ++part) result.row(part * units + u) = in_turns.row(2 * u + part);
+  return result;
+}
+inline Matrix<float> gates_in_turns(const Matrix<float>& gates_first) {
+  Matrix<float> result(gates_first.rows(), gates_first.cols());
+  const Index units = gates_first.rows() / 2;
+  for (Index u = 0; u < units; ++u)
+    for (Index part = 0; part < 2; ++part) result.row(2 * u + part) = gates_first.row(part * units + u);
+  return result;
 }
 
 /// The module of a layer's experts.

@@ -65,6 +65,7 @@ class PeftContents {
       if (number.alpha() != of_first.alpha()) config["alpha_pattern"][name] = number.alpha();
     }
     const bool fused = options_.layout == PeftLayout::Fused;
+    config["peft_version"] = fused && !has_outputs_first() ? "0.19.1" : "0.18.0";
     config["target_modules"] = fused ? nlohmann::json::array() : targets;
     config["target_parameters"] = fused ? targets : nlohmann::json();
     return config;
@@ -83,6 +84,8 @@ class PeftContents {
                                                                   : nlohmann::json(value);
     }
   };
+
+  bool has_outputs_first() const { return options_.fused_columns == FusedColumns::Outputs; }
 
   /// "mlp.experts.down_proj", which PEFT matches at the end of names.
   std::string fused_target(const std::string& name) const {
@@ -155,8 +158,7 @@ class PeftContents {
     const std::string module = std::string(kPeftPrefix) + peft_module(options_, layer);
     const std::vector<std::string> names = names_of(adapters.stages[i]);
     const Index rank = numbers_.at(names.front()).rank, count = std::ssize(adapters.experts);
-    const bool is_fused = options_.layout == PeftLayout::Fused,
-               outputs_first = options_.fused_rows == FusedRows::Outputs;
+    const bool is_fused = options_.layout == PeftLayout::Fused, outputs_first = has_outputs_first();
     Matrix<float> all_a, all_b;
     if (is_fused) all_a = Matrix<float>::Zero(count * rank, outputs_first ? size.outputs : size.inputs);
     if (is_fused) all_b = Matrix<float>::Zero(outputs_first ? size.inputs : size.outputs, count * rank);
@@ -171,6 +173,7 @@ class PeftContents {
         add_expert(module + "." + std::to_string(e) + ".", names, a, b);
         continue;
       }
+      if (names.front() == options_.gate_up && options_.gate_up_order == GateUpOrder::InTurns) b = gates_in_turns(b);
       if (outputs_first) std::swap(a, b);
       all_a.middleRows(e * rank, rank) = a.transpose();
       for (Index j = 0; j < rank; ++j) all_b.col(j * count + e) = b.col(j);
@@ -203,12 +206,12 @@ class PeftContents {
 /// directory, which is made where there is none; either file appears whole or not at all.
 ///   moe::save_peft_adapters("adapter", {{3, moe::adapters_of(layer)}}, {.base_model = "mistralai/Mixtral-8x7B-v0.1"});
 /// The gate and the up projection of a Glu share their A, which is written for both. Layouts and names are those of
-/// PeftOptions (moe/io/adapter/peft_names.hpp); a fused parameter of gates and ups has the gates first. What one expert
-/// of a layer adapts and another does not, is written as zeros for the latter and read as an update of zeros; fused,
-/// also what one layer adapts and another does not, as target_parameters holds for all. A layer without any update is
-/// not written. Throws std::invalid_argument for no update at all, stages other than those of Glu or Mlp, the same in
-/// all layers, experts of a layer whose sizes differ, and ranks or scales that differ in one matrix;
-/// std::runtime_error if a file cannot be written. Takes the memory of the adapters once more.
+/// PeftOptions (moe/io/adapter/peft_names.hpp); peft_version is that whose layout it is. What one expert of a layer
+/// adapts and another does not, is written as zeros for the latter and read as an update of zeros; fused, also what one
+/// layer adapts and another does not, as target_parameters holds for all. A layer without any update is not written.
+/// Throws std::invalid_argument for no update at all, stages other than those of Glu or Mlp, the same in all layers,
+/// experts of a layer whose sizes differ, and ranks or scales that differ in one matrix; std::runtime_error if a file
+/// cannot be written. Takes the memory of the adapters once more.
 inline void save_peft_adapters(const std::filesystem::path& directory, const AdapterLayers& layers,
                                const PeftOptions& options = {}) {
   options.validate();

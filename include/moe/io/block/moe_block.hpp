@@ -48,8 +48,15 @@ template <class G, class E>
 using LayerOf = MoeLayer<LinearRouter, G, ExpertPool<E>>;
 template <class Codec>
 using GluLayer = LayerOf<TopKGate, BasicGlu<Codec>>;
-template <class Codec>
-using SquaredReluLayer = WithBranches<LayerOf<TopKGate, BasicSquaredReluMlp<Codec>>, BasicSquaredReluMlp<Codec>>;
+
+/// What a block is made of, by its codec: what an expert E is in the pool, and how shared ones are stored. See Adapted
+/// in adapt_block.hpp for another.
+template <class C>
+struct BlockParts {
+  using Codec = C;
+  template <class E>
+  using Routed = E;
+};
 
 /// The innermost layer of one with branches, and its tape.
 template <class L>
@@ -78,23 +85,30 @@ auto& innermost_tape(T& tape) {
 /// are small, and what they round moves choices. Immutable in forward, share freely.
 template <class Codec>
 class BasicMoeBlock {
-  using Shared = BasicGlu<Codec>;
-  using GluLayer = detail::GluLayer<Codec>;
-  using SquaredReluLayer = detail::SquaredReluLayer<Codec>;
-  using IdentityLayer = MoeLayer<LinearRouter, TopKGate, BasicGluAndIdentity<Codec>>;
+  using Stored = typename detail::BlockParts<Codec>::Codec;
+  template <template <class> class E>
+  using Routed = typename detail::BlockParts<Codec>::template Routed<E<Stored>>;
+  template <class T>
+  using Glu = BasicGlu<T>;  // of one parameter
+  using Shared = BasicGlu<Stored>;
+  using GluLayer = detail::LayerOf<TopKGate, Routed<Glu>>;
+  using SquaredReluLayer =
+      WithBranches<detail::LayerOf<TopKGate, Routed<BasicSquaredReluMlp>>, BasicSquaredReluMlp<Stored>>;
+  using IdentityLayer =
+      MoeLayer<LinearRouter, TopKGate, Concatenated<ExpertPool<Routed<Glu>>, ExpertPool<ScaledIdentity>>>;
 
  public:
   using Scalar = float;
-  using Layer = std::variant<GluLayer,                                                       // Mixtral, OLMoE, ...
-                             WithBranches<GluLayer, Shared>,                                 // DeepSeek, ...
-                             WithBranches<GluLayer, GatedExpert<Shared, F32>>,               // Qwen2-MoE
-                             WithBranches<GluLayer, Offset>,                                 // JetMoE
-                             SquaredReluLayer,                                               // Nemotron-H
-                             detail::LayerOf<TopKGate, BasicClampedGlu<Codec>>,              // GPT-OSS
-                             IdentityLayer,                                                  // LongCat
-                             detail::LayerOf<SparseMixerGate, BasicGlu<Codec>>,              // Phi-3.5-MoE
-                             detail::LayerOf<WithCapacity<TopKGate>, BasicReluMlp<Codec>>,   // Switch, NLLB
-                             detail::LayerOf<WithCapacity<TopKGate>, BasicGeluGlu<Codec>>>;  // Switch 1.1
+  using Layer = std::variant<GluLayer,                                                        // Mixtral, OLMoE, ...
+                             WithBranches<GluLayer, Shared>,                                  // DeepSeek, ...
+                             WithBranches<GluLayer, GatedExpert<Shared, F32>>,                // Qwen2-MoE
+                             WithBranches<GluLayer, Offset>,                                  // JetMoE
+                             SquaredReluLayer,                                                // Nemotron-H
+                             detail::LayerOf<TopKGate, Routed<BasicClampedGlu>>,              // GPT-OSS
+                             IdentityLayer,                                                   // LongCat
+                             detail::LayerOf<SparseMixerGate, Routed<Glu>>,                   // Phi-3.5-MoE
+                             detail::LayerOf<WithCapacity<TopKGate>, Routed<BasicReluMlp>>,   // Switch, NLLB
+                             detail::LayerOf<WithCapacity<TopKGate>, Routed<BasicGeluGlu>>>;  // Switch 1.1
 
   /// What forward leaves for backward; see MoeLayer::Tape.
   class Tape {
@@ -144,7 +158,9 @@ class BasicMoeBlock {
 
   /// A block of this configuration with all weights zero, which take no memory where they are codes. Throws
   /// std::invalid_argument for numbers out of range or a combination of parts that no published model has.
-  explicit BasicMoeBlock(const MoeConfig& config) : config_(config), layer_(make(config)) {}
+  explicit BasicMoeBlock(const MoeConfig& config)
+    requires std::is_same_v<Stored, Codec>
+      : config_(config), layer_(make(config)) {}
   /// A layer made elsewhere, as that of another block with other weights. Throws std::invalid_argument unless it has
   /// the experts and widths of the configuration.
   BasicMoeBlock(MoeConfig config, Layer layer) : config_(std::move(config)), layer_(std::move(layer)) {

@@ -214,9 +214,15 @@ inline void complete_v3(const GgufFields& fields, nlohmann::json& config) {
   complete_v3_choice(fields, config);
   config["n_shared_experts"] = fields.num_shared();
 }
-/// DeepSeek from V2 on, and Kimi K2: with sigmoids it is V3.
+/// Whether a file of deepseek2 that does not say what its gate is holds GLM 4.7 Lite, as llama.cpp knows it.
+inline bool is_glm_lite(const GgufFields& fields) {
+  const Index layers = fields.integer("block_count", 0);
+  return fields.integer("expert_gating_func", 0) == 0 && (layers == 47 || layers == 48) &&
+         fields.integer("vocab_size", 154880) == 154880;
+}
+/// DeepSeek from V2 on, Kimi K2 and GLM 4.7 Lite: with sigmoids it is V3.
 inline void complete_deepseek2(const GgufFields& fields, nlohmann::json& config) {
-  if (fields.integer("expert_gating_func", 0) == 2) {
+  if (fields.integer("expert_gating_func", 0) == 2 || is_glm_lite(fields)) {
     config["model_type"] = "deepseek_v3";
     return complete_v3(fields, config);
   }
