@@ -16,7 +16,9 @@
 // Structure is data: layers made of the experts of other layers. Compression, warm starts and placement rest on
 // take_experts, concatenate, split_expert, with_experts and transform_experts. Each part of a layer says itself what
 // its experts are (TakesExperts, Concatenates, moe/gate/concept.hpp), one of your own, too; nothing here knows a
-// shipped type of part. Long, as what is asked of parts stands beside the functions that ask.
+// shipped type of part.
+
+// Long, as what is asked of parts stands beside the functions that ask.
 namespace moe::inline MOE_ABI {
 
 /// Numbers of experts as an argument: {0, 2, 5}, or anything that converts to std::span<const Index>, as a vector. A
