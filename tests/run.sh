@@ -41,7 +41,7 @@ fi
 minutes_of() {
   case "$1" in
     ci-gcc) core_minutes=55 ;;
-    asan) core_minutes=40 ;;
+    asan) core_minutes=48 ;;
     ci-clang) core_minutes=45 ;;
     tsan) core_minutes=50 ;;
     release) core_minutes=60 ;;
