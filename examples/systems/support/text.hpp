@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A next-character model of real text of two kinds: prose, the licences that every Debian has, and code, headers of
-// this library. What digits cannot tell apart (bit widths, orders of caching), it can.
+// this library as they once were, so that it does not change what pages find. What digits cannot tell apart (bit
+// widths, orders of caching), it can.
 #pragma once
 
 #include <span>
