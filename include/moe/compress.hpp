@@ -33,4 +33,5 @@
 #include "moe/compress/compress_auxiliary.hpp"
 #include "moe/compress/merge.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
+#include "moe/compress/merge_in_whitened_subspace.hpp"
 #include "moe/compress/prune.hpp"
