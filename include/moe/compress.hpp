@@ -35,3 +35,4 @@
 #include "moe/compress/merge_in_subspace.hpp"
 #include "moe/compress/merge_in_whitened_subspace.hpp"
 #include "moe/compress/prune.hpp"
+#include "moe/compress/reconstruct.hpp"

@@ -9,6 +9,7 @@
 #include "moe/compress/merge_in_subspace.hpp"
 #include "moe/compress/merge_in_whitened_subspace.hpp"
 #include "moe/compress/quantisation_errors.hpp"
+#include "moe/compress/reconstruct.hpp"
 #include "moe/gate/null_expert.hpp"
 #include "support/catch.hpp"
 #include "support/thread_executor.hpp"
@@ -275,6 +276,44 @@ TEST_CASE("merge_in_whitened_subspace: hidden units in another order are aligned
   for (const Index e : {2, 3}) layer.experts()[e] = shuffled(layer.experts()[e]);
   const std::vector<double> after = test::flatten(merged());
   for (std::size_t i = 0; i < before.size(); ++i) REQUIRE(std::abs(before[i] - after[i]) <= 1e-6);
+}
+
+TEST_CASE("reconstruct: means of few or small clusters, representatives of others, bit for bit", "[compress]") {
+  using moe::ReconstructRule;
+  const auto layer = glu_layer(7);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 1, 0, 3, 0, 1, 0}, Ids{2, 5, 3});
+  const auto flat = [&](ReconstructRule rule, Index most, const ExpertPlan& clusters) {
+    const auto result = moe::reconstruct(layer, clusters, {.rule = rule, .most = most});
+    CHECK(result.experts.place == clusters.map.place);
+    return test::flatten(result.layer);
+  };
+  const std::vector<double> kept = test::flatten(moe::prune(layer, plan).layer);
+  const std::vector<double> means = test::flatten(moe::merge(layer, plan).layer);
+  CHECK(kept != means);
+  CHECK(flat(ReconstructRule::Never, 9, plan) == kept);
+  CHECK(flat(ReconstructRule::FewClusters, 3, plan) == means);
+  CHECK(flat(ReconstructRule::FewClusters, 2, plan) == kept);
+  CHECK(flat(ReconstructRule::SmallClusters, 4, plan) == means);
+  CHECK(flat(ReconstructRule::SmallClusters, 1, plan) == kept);
+  CHECK(test::flatten(moe::reconstruct(layer, plan).layer) == means);  // 3 clusters are few
+  // Clusters of two become means, that of four keeps its representative, with its row of the router.
+  const auto some = moe::reconstruct(layer, plan, {.rule = ReconstructRule::SmallClusters, .most = 2}).layer;
+  const auto all = moe::merge(layer, plan).layer;
+  const Matrix<float> rows = layer.router().weight().matrix(), now = some.router().weight().matrix();
+  for (Index i = 0; i < 3; ++i) {
+    const Index e = plan.kept[std::size_t(i)];
+    CHECK(test::flatten(some.experts()[i]) == test::flatten(e == 2 ? layer.experts()[2] : all.experts()[i]));
+    CHECK(now.row(i) == (e == 2 ? rows : all.router().weight().matrix()).row(e == 2 ? e : i));
+  }
+  // Weights of a mean, and experts that the plan drops stay dropped.
+  const moe::MergeOptions weighted{.weights = {1, 2, 3, 4, 5, 6, 7}};
+  CHECK(test::flatten(moe::reconstruct(layer, plan, {}, weighted).layer) ==
+        test::flatten(moe::merge(layer, plan, weighted).layer));
+  const ExpertPlan few = ExpertPlan::keep({1, 4}, 7);
+  CHECK(flat(ReconstructRule::FewClusters, 3, few) == test::flatten(moe::prune(layer, few).layer));
+  CHECK_THROWS_WITH(moe::reconstruct(layer, plan, {.most = 0}), "moe::reconstruct: most is 0, expected at least 1");
+  CHECK_THROWS_WITH(moe::reconstruct(layer, ExpertPlan::keep({0, 1}, 3)),
+                    Catch::Matchers::EndsWith("the plan is of 3 experts, expected 7"));
 }
 
 TEST_CASE("quantisation_errors: of the outputs, one expert at a time", "[compress]") {
