@@ -125,6 +125,32 @@ Labelled text_from(const std::vector<moe::Index>& characters, moe::Index first, 
   return text_at(characters, places);
 }
 
+Labelled trained_text(moe::Index per_kind) {
+  Labelled all{moe::Matrix<float>(2 * per_kind, kTextDim), {}};
+  for (const auto* kind : {&text().prose, &text().code}) {
+    const moe::Index trained = std::ssize(*kind) - Text::kHeldOut - kContext;
+    std::vector<moe::Index> places;
+    for (moe::Index i = 0; i < per_kind; ++i) places.push_back(kContext + i * trained / per_kind);
+    const Labelled of_kind = text_at(*kind, places);
+    all.rows.middleRows(std::ssize(all.labels), per_kind) = of_kind.rows;
+    all.labels.insert(all.labels.end(), of_kind.labels.begin(), of_kind.labels.end());
+  }
+  return all;
+}
+
+const Labelled& held_out_text() {
+  static const Labelled both = [] {
+    constexpr auto kHeldOut = Text::kHeldOut;
+    Labelled all = text_from(text().prose, -kHeldOut, kHeldOut);
+    const Labelled code = text_from(text().code, -kHeldOut, kHeldOut);
+    all.rows.conservativeResize(2 * kHeldOut, Eigen::NoChange);
+    all.rows.bottomRows(kHeldOut) = code.rows;
+    all.labels.insert(all.labels.end(), code.labels.begin(), code.labels.end());
+    return all;
+  }();
+  return both;
+}
+
 TextModel text_model(const Page& page, std::uint64_t seed) {
   const auto updates = page.amount<std::uint64_t>(3000, 60);
   const Training how{.updates = updates, .weight_decay = 0.01, .max_norm = 1, .balance = 0.02};
@@ -151,6 +177,8 @@ double bits_per_character(const TextModel& model, const Labelled& data) {
   moe::Matrix<float> none;
   return loss_of(data, outputs(model, data.rows), {}, none) / std::numbers::ln2;
 }
+
+double held_out_bits(const TextModel& model) { return bits_per_character(model, held_out_text()); }
 
 void draw_experts(const TextModel& model, const std::string& path) {
   moe::Matrix<double> share(kTextExperts, 2 * std::ssize(kKinds));
