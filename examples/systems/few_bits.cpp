@@ -54,23 +54,15 @@ systems::TextModel quantised(const systems::TextModel& model, int bits, std::siz
   return by(moe::Gptq{});
 }
 
-double bits_per_character(const systems::TextModel& model) {
-  constexpr auto kHeldOut = systems::Text::kHeldOut;
-  double sum = 0;
-  for (const auto* kind : {&systems::text().prose, &systems::text().code})
-    sum += systems::bits_per_character(model, systems::text_from(*kind, -kHeldOut, kHeldOut));
-  return sum / 2;
-}
-
 /// Bits per character in full, then of each method with each number of bits; then errors of outputs in the same order.
 std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
   const systems::TextModel model = systems::text_model(page, seed);
   const moe::Calibration calibration = calibrated(model, page.amount<Index>(6000, 400));
-  std::vector<double> result = {bits_per_character(model)}, errors;
+  std::vector<double> result = {systems::held_out_bits(model)}, errors;
   for (std::size_t method = 0; method < kMethods.size(); ++method)
     for (const int bits : kBits) {
       moe::QuantisationReport report;
-      result.push_back(bits_per_character(quantised(model, bits, method, calibration, report)));
+      result.push_back(systems::held_out_bits(quantised(model, bits, method, calibration, report)));
       errors.push_back(report.output_error());
     }
   result.insert(result.end(), errors.begin(), errors.end());

@@ -3,8 +3,7 @@
 // et al., "MC-MoE" (arXiv:2410.06270) and "MC#" (arXiv:2510.10962). Here: the text model at 2.0 bits, 1 to 3 per
 // expert; bits by frequency^1 weight^1.5 error^2 as published, by error^2 alone, the same for all, by lot; codes to
 // nearest, and by GPTQ, which makes good much of what the same bits for all lose. The error of an expert is measured on
-// its own tokens, so that it knows how often it is used by itself. Not here: OTP, which leaves experts out token by
-// token.
+// its own tokens, so that it knows how often it is used by itself. OTP, the other half, is a page of its own: top_any.
 #include <array>
 
 #include <moe/compress/allocate_bits.hpp>
@@ -21,27 +20,6 @@ using systems::TextModel;
 
 constexpr Index kGroup = 32, kBudget = 2 * systems::kTextExperts;
 
-/// Places all over the text that is trained on, both kinds alike.
-moe::Matrix<float> places(Index per_kind) {
-  moe::Matrix<float> rows(2 * per_kind, systems::kTextDim);
-  for (Index kind = 0; kind < 2; ++kind) {
-    const auto& text = kind == 0 ? systems::text().prose : systems::text().code;
-    const Index trained = std::ssize(text) - systems::Text::kHeldOut - systems::kContext;
-    std::vector<Index> at;
-    for (Index i = 0; i < per_kind; ++i) at.push_back(systems::kContext + i * trained / per_kind);
-    rows.middleRows(kind * per_kind, per_kind) = systems::text_at(text, at).rows;
-  }
-  return rows;
-}
-
-double bits_per_character(const TextModel& model) {
-  constexpr auto kHeldOut = systems::Text::kHeldOut;
-  double sum = 0;
-  for (const auto* kind : {&systems::text().prose, &systems::text().code})
-    sum += systems::bits_per_character(model, systems::text_from(*kind, -kHeldOut, kHeldOut));
-  return sum / 2;
-}
-
 /// With experts of codes, as floats of the same bits.
 template <class Quantiser>
 double bits_per_character(const TextModel& model, std::vector<Index> bits, const Quantiser& quantiser,
@@ -49,7 +27,7 @@ double bits_per_character(const TextModel& model, std::vector<Index> bits, const
   TextModel few = model;
   few.layer().layer().experts() = moe::dequantise(moe::quantise(
       model.layer().layer().experts(), moe::BitPlan{.bits = std::move(bits)}.planes(kGroup), quantiser, calibration));
-  return bits_per_character(few);
+  return systems::held_out_bits(few);
 }
 
 /// PMQ, error alone, 2 bits each, 1 to 3 by lot, half of the experts 1 and half 3.
@@ -81,9 +59,9 @@ std::vector<double> numbers(const TextModel& model, const moe::Matrix<float>& to
 /// In floats; then to nearest, and by GPTQ.
 std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
   const TextModel model = systems::text_model(page, seed);
-  const moe::Matrix<float> tokens = places(page.amount<Index>(6000, 400));
+  const moe::Matrix<float> tokens = systems::trained_text(page.amount<Index>(6000, 400)).rows;
   const moe::Calibration seen = moe::calibrate(model.layer(), tokens, {.use = moe::Gather::On});
-  std::vector<double> result = {bits_per_character(model)};
+  std::vector<double> result = {systems::held_out_bits(model)};
   for (const double value : numbers(model, tokens, seen, moe::RoundToNearest{}, seed)) result.push_back(value);
   for (const double value : numbers(model, tokens, seen, moe::Gptq{}, seed)) result.push_back(value);
   return result;

@@ -46,20 +46,12 @@ double correlation(moe::OutlierAxis axis, std::uint64_t seed) {
   return systems::rank_correlation(scores, errors);
 }
 
-double bits_per_character(const TextModel& model) {
-  constexpr auto kHeldOut = systems::Text::kHeldOut;
-  double sum = 0;
-  for (const auto* kind : {&systems::text().prose, &systems::text().code})
-    sum += systems::bits_per_character(model, systems::text_from(*kind, -kHeldOut, kHeldOut));
-  return sum / 2;
-}
-
 /// With experts of codes, as floats of the same bits.
 double bits_per_character(const TextModel& model, std::vector<Index> bits) {
   TextModel few = model;
   few.layer().layer().experts() = moe::dequantise(
       moe::quantise(model.layer().layer().experts(), moe::BitPlan{.bits = std::move(bits)}.planes(kGroup)));
-  return bits_per_character(few);
+  return systems::held_out_bits(few);
 }
 
 /// Bits per character in floats, at 2 bits by use, and by lot.
@@ -81,7 +73,7 @@ std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
   return {correlation(moe::OutlierAxis::Group, seed),
           correlation(moe::OutlierAxis::Input, seed),
           correlation(moe::OutlierAxis::Output, seed),
-          bits_per_character(model),
+          systems::held_out_bits(model),
           bits_per_character(model, moe::bits_by_score(use.frequencies(), 1, 3, 2)),
           by_lot};
 }

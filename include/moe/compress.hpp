@@ -35,7 +35,9 @@
 #include "moe/compress/compress_auxiliary.hpp"
 #include "moe/compress/merge.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
+#include "moe/compress/merge_in_whitened_subspace.hpp"
 #include "moe/compress/prune.hpp"
+#include "moe/compress/reconstruct.hpp"
 
 // A dense network as a mixture of its hidden units.
 #include "moe/compress/dense_to_mixture.hpp"

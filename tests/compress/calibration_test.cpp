@@ -59,6 +59,10 @@ void check_moment(const SecondMoment& moment, const std::vector<Row>& rows, Inde
   for (Index i = 0; i < dim; ++i)
     for (Index j = 0; j < dim; ++j)
       REQUIRE(std::abs(static_cast<double>(moment(i, j)) - expected(i, j)) <= 3 * tolerance);
+  const std::vector<float> norms = moment.column_norms();
+  REQUIRE(std::ssize(norms) == dim);
+  for (Index i = 0; i < dim; ++i)
+    REQUIRE(std::abs(std::pow(static_cast<double>(norms[std::size_t(i)]), 2) - expected(i, i)) <= 4 * tolerance);
 }
 
 template <class Layer>

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
 #include "moe/compress/merge.hpp"
 
+#include <Eigen/Cholesky>
 #include <Eigen/SVD>
 
 #include "layer/fixtures.hpp"
 #include "moe/compress/bit_plan.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
+#include "moe/compress/merge_in_whitened_subspace.hpp"
 #include "moe/compress/quantisation_errors.hpp"
 #include "moe/compress/reconstruction_error.hpp"
+#include "moe/compress/reconstruct.hpp"
 #include "moe/gate/null_expert.hpp"
 #include "support/catch.hpp"
 #include "support/thread_executor.hpp"
@@ -211,6 +214,148 @@ TEST_CASE("ReconstructionError: as a loop over tokens has it, halves add up", "[
       moe::reconstruction_error(moe::WithBranches(layer, shared), moe::WithBranches(small, shared), kTokens);
   CHECK_THAT(beside.error, Catch::Matchers::WithinRel(error, 1e-5));
   CHECK_THROWS_WITH(halves += moe::ReconstructionError(4), "moe::ReconstructionError: += of 4 experts, expected 5");
+}
+
+TEST_CASE("merge_in_whitened_subspace: the formula of the paper, by roots and their inverses", "[compress]") {
+  const auto layer = glu_layer(4);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 0, 2, 0});
+  const moe::MergeOptions options{.weights = {1, 2, 1, 3}};
+  const auto seen = moe::calibrate(layer, test::random_matrix<float>(400, kDim, 5));
+  const auto whitened = [&](Index rank) {
+    return moe::merge_in_whitened_subspace(layer, plan, rank, seen, options).layer;
+  };
+  const std::vector<double> a = test::flatten(whitened(100)), b = test::flatten(moe::merge(layer, plan, options).layer);
+  for (std::size_t i = 0; i < a.size(); ++i) REQUIRE(std::abs(a[i] - b[i]) <= 1e-6);
+
+  constexpr Index kHidden = test::kHiddenDim;
+  const Ids members = {0, 1, 3};
+  const auto root = [](const moe::SecondMoment& moment) {
+    Eigen::MatrixXd h(moment.dim(), moment.dim());
+    for (Index i = 0; i < h.rows(); ++i)
+      for (Index j = 0; j < h.cols(); ++j) h(i, j) = double(moment(i, j));
+    return Eigen::MatrixXd(h.llt().matrixL());
+  };
+  const auto check = [&](const auto& matrix_of, const auto& moment_of) {
+    std::vector<Eigen::MatrixXd> w, s;
+    for (const Index e : members) {
+      w.push_back(matrix_of(layer.experts()[e]));
+      s.push_back(root(moment_of(seen[e])));
+    }
+    const Index outputs = w[0].rows(), inputs = w[0].cols();
+    Eigen::MatrixXd all(outputs, 3 * inputs);
+    all << w[0] * s[0], w[1] * s[1], w[2] * s[2];
+    const Eigen::JacobiSVD<Eigen::MatrixXd> svd(all, Eigen::ComputeThinU | Eigen::ComputeThinV);
+    for (const Index rank : {1, 4, 8}) {
+      Eigen::MatrixXd mean_v = Eigen::MatrixXd::Zero(rank, inputs);
+      for (Index m = 0; m < 3; ++m)
+        mean_v += options.weights[std::size_t(members[std::size_t(m)])] / 6 *
+                  svd.matrixV().middleRows(m * inputs, inputs).leftCols(rank).transpose() * s[std::size_t(m)].inverse();
+      const Eigen::MatrixXd u = svd.matrixU().leftCols(rank);
+      const Eigen::MatrixXd expected = u * svd.singularValues().head(rank).asDiagonal() * mean_v;
+      CHECK((matrix_of(whitened(rank).experts()[0]) - expected).cwiseAbs().maxCoeff() <= 1e-6);
+      // Eckart and Young, of the outputs on the tokens seen.
+      double left = 0;
+      for (std::size_t m = 0; m < 3; ++m) left += ((w[m] - u * (u.transpose() * w[m])) * s[m]).squaredNorm();
+      const double rest = svd.singularValues().tail(svd.singularValues().size() - rank).squaredNorm();
+      CHECK(std::abs(left - rest) <= 1e-12 * all.squaredNorm());
+    }
+  };
+  check(
+      [&](const auto& e) { return Eigen::MatrixXd(e.gate_up().matrix().bottomRows(kHidden).template cast<double>()); },
+      [](const auto& statistics) { return statistics.inputs; });
+  check([&](const auto& e) { return Eigen::MatrixXd(e.down().matrix().template cast<double>()); },
+        [](const auto& statistics) { return statistics.hidden; });
+  CHECK(test::flatten(whitened(4).experts()[1]) == test::flatten(layer.experts()[2]));
+}
+
+TEST_CASE("merge_in_whitened_subspace: moments like the unit matrix, or none, change nothing", "[compress]") {
+  const auto layer = glu_layer(4);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 0, 2, 0});
+  const auto whitened = [&](const moe::Calibration& seen) {
+    return test::flatten(moe::merge_in_whitened_subspace(layer, plan, 3, seen).layer);
+  };
+  const std::vector<double> plain = test::flatten(moe::merge_in_subspace(layer, plan, 3).layer);
+  const moe::Calibration none(layer.experts());
+  CHECK(whitened(none) == plain);
+  moe::Calibration unit = none;
+  for (Index e = 0; e < 4; ++e) {
+    unit[e].inputs = moe::SecondMoment::of(Matrix<float>::Identity(kDim, kDim));
+    unit[e].hidden = moe::SecondMoment::of(Matrix<float>::Identity(test::kHiddenDim, test::kHiddenDim));
+  }
+  const std::vector<double> now = whitened(unit);
+  for (std::size_t i = 0; i < now.size(); ++i) REQUIRE(std::abs(now[i] - plain[i]) <= 1e-6);
+  // One token per expert: singular moments, and outputs in one direction.
+  moe::Calibration single = none;
+  for (Index e = 0; e < 4; ++e) single[e] = moe::calibrate(layer.experts()[e], kTokens.topRows(1));
+  for (const double value : whitened(single)) REQUIRE(std::isfinite(value));
+
+  using Catch::Matchers::StartsWith;
+  CHECK_THROWS_WITH(moe::merge_in_whitened_subspace(layer, plan, 0, none),
+                    "moe::merge_in_whitened_subspace: rank is 0, expected at least 1");
+  CHECK_THROWS_WITH(moe::merge_in_whitened_subspace(layer, plan, 3, moe::Calibration(glu_layer(3).experts())),
+                    "moe::merge_in_whitened_subspace: the calibration is of 3 experts, expected 4 as the plan");
+  CHECK_THROWS_WITH(whitened(moe::Calibration(layer.experts(), {.moments = moe::Gather::Off})),
+                    StartsWith("moe::merge_in_whitened_subspace: the moment of what gate_up.weight of expert 0 reads "
+                               "is of 0 inputs, expected 11"));
+  single[3].hidden = moe::SecondMoment::of(Matrix<float>::Constant(1, test::kHiddenDim, test::kNan<float>));
+  CHECK_THROWS_WITH(whitened(single), StartsWith("moe::merge_in_whitened_subspace: the moment of what down.weight of "
+                                                 "expert 3 reads has a number that is not finite"));
+}
+
+TEST_CASE("merge_in_whitened_subspace: hidden units in another order are aligned, and their moments", "[compress]") {
+  auto layer = moe::take_experts(glu_layer(2), {0, 1, 0, 1});
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 0, 0, 0});
+  const auto seen = [&] {
+    moe::Calibration result(layer.experts());
+    for (Index e = 0; e < 4; ++e) result[e] = moe::calibrate(layer.experts()[e], kTokens);
+    return result;
+  };
+  const auto merged = [&] {
+    return moe::merge_in_whitened_subspace(layer, plan, 5, seen(), {.align = moe::AlignHidden::Hungarian}).layer;
+  };
+  layer.gate().k = 1;
+  const std::vector<double> before = test::flatten(merged());
+  for (const Index e : {2, 3}) layer.experts()[e] = shuffled(layer.experts()[e]);
+  const std::vector<double> after = test::flatten(merged());
+  for (std::size_t i = 0; i < before.size(); ++i) REQUIRE(std::abs(before[i] - after[i]) <= 1e-6);
+}
+
+TEST_CASE("reconstruct: means of few or small clusters, representatives of others, bit for bit", "[compress]") {
+  using moe::ReconstructRule;
+  const auto layer = glu_layer(7);
+  const ExpertPlan plan = ExpertPlan::of_clusters(Ids{0, 1, 0, 3, 0, 1, 0}, Ids{2, 5, 3});
+  const auto flat = [&](ReconstructRule rule, Index most, const ExpertPlan& clusters) {
+    const auto result = moe::reconstruct(layer, clusters, {.rule = rule, .most = most});
+    CHECK(result.experts.place == clusters.map.place);
+    return test::flatten(result.layer);
+  };
+  const std::vector<double> kept = test::flatten(moe::prune(layer, plan).layer);
+  const std::vector<double> means = test::flatten(moe::merge(layer, plan).layer);
+  CHECK(kept != means);
+  CHECK(flat(ReconstructRule::Never, 9, plan) == kept);
+  CHECK(flat(ReconstructRule::FewClusters, 3, plan) == means);
+  CHECK(flat(ReconstructRule::FewClusters, 2, plan) == kept);
+  CHECK(flat(ReconstructRule::SmallClusters, 4, plan) == means);
+  CHECK(flat(ReconstructRule::SmallClusters, 1, plan) == kept);
+  CHECK(test::flatten(moe::reconstruct(layer, plan).layer) == means);  // 3 clusters are few
+  // Clusters of two become means, that of four keeps its representative, with its row of the router.
+  const auto some = moe::reconstruct(layer, plan, {.rule = ReconstructRule::SmallClusters, .most = 2}).layer;
+  const auto all = moe::merge(layer, plan).layer;
+  const Matrix<float> rows = layer.router().weight().matrix(), now = some.router().weight().matrix();
+  for (Index i = 0; i < 3; ++i) {
+    const Index e = plan.kept[std::size_t(i)];
+    CHECK(test::flatten(some.experts()[i]) == test::flatten(e == 2 ? layer.experts()[2] : all.experts()[i]));
+    CHECK(now.row(i) == (e == 2 ? rows : all.router().weight().matrix()).row(e == 2 ? e : i));
+  }
+  // Weights of a mean, and experts that the plan drops stay dropped.
+  const moe::MergeOptions weighted{.weights = {1, 2, 3, 4, 5, 6, 7}};
+  CHECK(test::flatten(moe::reconstruct(layer, plan, {}, weighted).layer) ==
+        test::flatten(moe::merge(layer, plan, weighted).layer));
+  const ExpertPlan few = ExpertPlan::keep({1, 4}, 7);
+  CHECK(flat(ReconstructRule::FewClusters, 3, few) == test::flatten(moe::prune(layer, few).layer));
+  CHECK_THROWS_WITH(moe::reconstruct(layer, plan, {.most = 0}), "moe::reconstruct: most is 0, expected at least 1");
+  CHECK_THROWS_WITH(moe::reconstruct(layer, ExpertPlan::keep({0, 1}, 3)),
+                    Catch::Matchers::EndsWith("the plan is of 3 experts, expected 7"));
 }
 
 TEST_CASE("quantisation_errors: of the outputs, one expert at a time", "[compress]") {

@@ -10,7 +10,8 @@
 #include "moe/expert/mlp.hpp"
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
-#include "moe/train/adam_w.hpp"
+#include "moe/layer/layer_expert.hpp"
+#include "moe/train/trainer.hpp"
 #include "support/catch.hpp"
 #include "support/routings.hpp"
 
@@ -181,20 +182,35 @@ TEST_CASE("CompressedExperts: a planted theta is found, which the main choices a
   const Matrix<double> target = test::forward(teacher, tokens);
   const auto error = [&] { return (test::forward(student, tokens) - target).squaredNorm(); };
   const double before = error();
-  typename decltype(student)::Tape tape;
-  Matrix<double> out(600, kModelDim);
-  moe::AdamW adam{.weight_decay = 0};
-  moe::AdamW::State state(student);
-  for (int i = 0; i < 400; ++i) {
+  moe::Trainer trainer(student, moe::AdamW{.weight_decay = 0});
+  for (std::uint64_t i = 0; i < 400; ++i) {
     student.router() = teacher.router();  // theta alone
-    student.forward(tokens, Step{}, out, tape);
-    auto gradient = moe::zeros_like(student);
-    student.backward(tokens, tape, Matrix<double>((out - target) / 600), gradient);
-    REQUIRE(adam.step(student, gradient, state, i < 300 ? 0.03 : 0.003));
+    trainer.accumulate(tokens, Step::train(i), [&](const Matrix<double>& out, Matrix<double>& dout) {
+      dout = (out - target) / 600;
+      return 0.0;
+    });
+    REQUIRE(trainer.update(i < 300 ? 0.03 : 0.003).taken);
   }
   student.router() = teacher.router();
   CHECK(error() < 0.01 * before);
   CHECK((student.mixture().theta() - teacher.mixture().theta()).norm() < 1e-2 * teacher.mixture().theta().norm());
+}
+
+TEST_CASE("CompressedExperts: routers of layers among the main experts are found", "[layer]") {
+  const moe::LayerExpert inner(test::layer_of<Mlp>(2, raw(1)));
+  const moe::MoeLayer full(moe::BasicLinearRouter<F64>::random(3, kModelDim, 7), raw(2),
+                           moe::ExpertPool<std::remove_const_t<decltype(inner)>>({inner, inner, inner}));
+  const auto layer = moe::compress_auxiliary(full, 1);
+  const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
+  typename std::remove_const_t<decltype(layer)>::Tape tape;
+  Matrix<double> out(kTokens, kModelDim);
+  layer.forward(tokens, Step{}, out, tape);
+  std::vector<Index> rows;
+  moe::for_each_routed(layer, tape,
+                       [&](const moe::RoutedPass<double>& pass) { rows.push_back(pass.routing.num_tokens()); });
+  REQUIRE(rows.size() == 4);
+  CHECK(rows[0] == kTokens);
+  CHECK(rows[1] + rows[2] + rows[3] == kTokens);
 }
 
 TEST_CASE("CompressedExperts: experts are taken and joined with their theta, and branches stay", "[layer]") {

@@ -29,7 +29,7 @@ std::vector<moe::Index> numbers_of(const std::string& characters) {
 
 void append(const std::filesystem::path& path, std::string& to) {
   std::ifstream file(path);
-  if (!file) moe::fail_environment("systems::text: cannot open ", path.string(), ", which Debian has");
+  if (!file) moe::fail_environment("systems::text: cannot open ", path.string());
   to.append(std::istreambuf_iterator<char>(file), {});
 }
 
@@ -38,19 +38,6 @@ std::string read_prose() {
   for (const char* name : {"GPL-3", "GPL-2", "LGPL-2.1", "Apache-2.0", "MPL-2.0", "GFDL-1.3", "Artistic", "MPL-1.1"})
     append(std::filesystem::path("/usr/share/common-licenses") / name, prose);
   return prose;
-}
-
-/// Headers by name, until there are `size` characters. Of one folder, as what is added to the library elsewhere is not
-/// to change what the pages find.
-std::string read_code(std::size_t size) {
-  std::vector<std::filesystem::path> files;
-  const auto folder = std::filesystem::path(MOE_SYSTEMS_CODE) / "gate";
-  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
-    if (entry.is_regular_file()) files.push_back(entry.path());
-  std::ranges::sort(files);
-  std::string code;
-  for (std::size_t i = 0; i < files.size() && code.size() < size; ++i) append(files[i], code);
-  return code;
 }
 
 const moe::Matrix<float>& embeddings() {
@@ -113,7 +100,10 @@ moe::Matrix<double> shares(const TextModel& model, const std::vector<moe::Index>
 const Text& text() {
   static const Text data = [] {
     const std::string prose = read_prose();
-    return Text{numbers_of(prose), numbers_of(read_code(prose.size()).substr(0, prose.size()))};
+    std::string code;
+    append(MOE_EXAMPLE_DATA "/headers.txt", code);
+    const std::size_t size = std::min(prose.size(), code.size());
+    return Text{numbers_of(prose.substr(0, size)), numbers_of(code.substr(0, size))};
   }();
   return data;
 }
@@ -133,6 +123,32 @@ Labelled text_from(const std::vector<moe::Index>& characters, moe::Index first, 
   std::vector<moe::Index> places(static_cast<std::size_t>(count));
   std::iota(places.begin(), places.end(), first < 0 ? std::ssize(characters) + first : first);
   return text_at(characters, places);
+}
+
+Labelled trained_text(moe::Index per_kind) {
+  Labelled all{moe::Matrix<float>(2 * per_kind, kTextDim), {}};
+  for (const auto* kind : {&text().prose, &text().code}) {
+    const moe::Index trained = std::ssize(*kind) - Text::kHeldOut - kContext;
+    std::vector<moe::Index> places;
+    for (moe::Index i = 0; i < per_kind; ++i) places.push_back(kContext + i * trained / per_kind);
+    const Labelled of_kind = text_at(*kind, places);
+    all.rows.middleRows(std::ssize(all.labels), per_kind) = of_kind.rows;
+    all.labels.insert(all.labels.end(), of_kind.labels.begin(), of_kind.labels.end());
+  }
+  return all;
+}
+
+const Labelled& held_out_text() {
+  static const Labelled both = [] {
+    constexpr auto kHeldOut = Text::kHeldOut;
+    Labelled all = text_from(text().prose, -kHeldOut, kHeldOut);
+    const Labelled code = text_from(text().code, -kHeldOut, kHeldOut);
+    all.rows.conservativeResize(2 * kHeldOut, Eigen::NoChange);
+    all.rows.bottomRows(kHeldOut) = code.rows;
+    all.labels.insert(all.labels.end(), code.labels.begin(), code.labels.end());
+    return all;
+  }();
+  return both;
 }
 
 TextModel text_model(const Page& page, std::uint64_t seed) {
@@ -161,6 +177,8 @@ double bits_per_character(const TextModel& model, const Labelled& data) {
   moe::Matrix<float> none;
   return loss_of(data, outputs(model, data.rows), {}, none) / std::numbers::ln2;
 }
+
+double held_out_bits(const TextModel& model) { return bits_per_character(model, held_out_text()); }
 
 void draw_experts(const TextModel& model, const std::string& path) {
   moe::Matrix<double> share(kTextExperts, 2 * std::ssize(kKinds));

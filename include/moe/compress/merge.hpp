@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -74,17 +75,18 @@ inline MergedMatrix hidden_units(const NamedMatrices& expert, Index hidden) {
   return units;
 }
 
-/// Puts the hidden units of `expert` in the order of those of `like` that they resemble.
-inline void align_hidden(const NamedMatrices& like, NamedMatrices& expert) {
+/// Puts the hidden units of `expert` in the order of those of `like` that they resemble; gives which one now stands
+/// where, nothing for an expert without hidden units.
+inline std::vector<Index> align_hidden(const NamedMatrices& like, NamedMatrices& expert) {
   Index hidden = 0;
   for (std::size_t p = 0; p < expert.names.size(); ++p)
     if (reads_hidden(expert.names[p])) hidden = expert.values[p].cols();
-  if (hidden == 0) return;
+  if (hidden == 0) return {};
   const MergedMatrix a = hidden_units(like, hidden), b = hidden_units(expert, hidden);
   MergedMatrix cost(hidden, hidden);
   for (Index i = 0; i < hidden; ++i)
     for (Index j = 0; j < hidden; ++j) cost(i, j) = (a.row(i) - b.row(j)).squaredNorm();
-  const std::vector<Index> unit = least_assignment(cost);
+  std::vector<Index> unit = least_assignment(cost);
   for (std::size_t p = 0; p < expert.names.size(); ++p) {
     const MergedMatrix old = expert.values[p];
     for (Index i = 0; i < hidden; ++i) {
@@ -94,7 +96,17 @@ inline void align_hidden(const NamedMatrices& like, NamedMatrices& expert) {
       if (reads_hidden(expert.names[p])) expert.values[p].col(i) = old.col(from);
     }
   }
+  return unit;
 }
+
+/// A parameter of the experts of a cluster.
+struct ClusterParameter {
+  std::string name;
+  std::vector<const MergedMatrix*> matrices;  ///< one per member, with hidden units in a common order
+  std::span<const double> weights;            ///< of the members, sum 1
+  std::span<const Index> members;             ///< their ids
+  std::span<const std::vector<Index>> units;  ///< of each member, which hidden unit stands where; empty: as in it
+};
 
 /// The weights of the members of a cluster, which sum to 1.
 inline std::vector<double> weights_of(const std::vector<double>& weights, const std::vector<Index>& members) {
@@ -115,7 +127,7 @@ inline MergedMatrix weighted_mean(std::span<const MergedMatrix* const> matrices,
   return mean;
 }
 
-/// A copy of the representative with parameters combine(name, matrices of the members, weights).
+/// A copy of the representative with parameters combine(ClusterParameter).
 template <class E, class Combine>
 E merged_expert(const ExpertPool<E>& pool, Index representative, const std::vector<Index>& members,
                 const MergeOptions& options, const Combine& combine) {
@@ -123,6 +135,7 @@ E merged_expert(const ExpertPool<E>& pool, Index representative, const std::vect
   if (members.size() == 1) return result;
   const NamedMatrices like = named_matrices(result);
   std::vector<NamedMatrices> all;
+  std::vector<std::vector<Index>> units(members.size());
   for (const Index e : members) {
     all.push_back(named_matrices(pool[e]));
     const bool same = std::ranges::equal(all.back().values, like.values, [](const auto& a, const auto& b) {
@@ -130,15 +143,16 @@ E merged_expert(const ExpertPool<E>& pool, Index representative, const std::vect
     });
     if (all.back().names != like.names || !same)
       fail("moe::merge: experts ", e, " and ", representative, " have other parameters, expected the same");
-    if (options.align == AlignHidden::Hungarian && e != representative) align_hidden(like, all.back());
+    if (options.align == AlignHidden::Hungarian && e != representative)
+      units[all.size() - 1] = align_hidden(like, all.back());
   }
   const std::vector<double> weights = weights_of(options.weights, members);
   std::size_t p = 0;
   moe::visit(
       [&](const std::string& name, auto& leaf) {
-        std::vector<const MergedMatrix*> matrices;
-        for (const NamedMatrices& member : all) matrices.push_back(&member.values[p]);
-        const Matrix<double> value = combine(name, std::span<const MergedMatrix* const>(matrices), weights);
+        ClusterParameter of{.name = name, .matrices = {}, .weights = weights, .members = members, .units = units};
+        for (const NamedMatrices& member : all) of.matrices.push_back(&member.values[p]);
+        const Matrix<double> value = combine(of);
         write_parameter(leaf, std::span<const double>(value.data(), static_cast<std::size_t>(value.size())));
         ++p;
       },
@@ -210,10 +224,7 @@ Compressed<Layer> merged(const char* function, const Layer& layer, const ExpertP
 
 /// As a `combine`.
 struct MeanOfMembers {
-  MergedMatrix operator()(const std::string&, std::span<const MergedMatrix* const> matrices,
-                          std::span<const double> weights) const {
-    return weighted_mean(matrices, weights);
-  }
+  MergedMatrix operator()(const ClusterParameter& of) const { return weighted_mean(of.matrices, of.weights); }
 };
 
 }  // namespace detail

@@ -3,13 +3,21 @@
 
 #include <Eigen/Eigenvalues>
 #include <algorithm>
-#include <string>
+#include <span>
+#include <vector>
 
 #include "moe/compress/merge.hpp"
 
 namespace moe::inline MOE_ABI {
 
 namespace detail {
+
+/// U_r U_r^T M with U_r the r last eigenvectors of a symmetric matrix, those of its largest eigenvalues.
+inline MergedMatrix projected(const MergedMatrix& matrix, const MergedMatrix& gram, Index rank) {
+  const Eigen::SelfAdjointEigenSolver<MergedMatrix> solver(gram);  // ascending
+  const MergedMatrix basis = solver.eigenvectors().rightCols(rank);
+  return basis * (basis.transpose() * matrix);
+}
 
 /// U_r U_r^T M, M the weighted mean of the matrices and U_r their first r common left singular vectors, of [W_1 W_2
 /// ..]. These are eigenvectors of sum W_i W_i^T, which is small where the matrices together are wide.
@@ -19,31 +27,25 @@ inline MergedMatrix mean_in_subspace(std::span<const MergedMatrix* const> matric
   if (rank >= mean.rows()) return mean;
   MergedMatrix gram = MergedMatrix::Zero(mean.rows(), mean.rows());
   for (const MergedMatrix* matrix : matrices) gram.noalias() += *matrix * matrix->transpose();
-  const Eigen::SelfAdjointEigenSolver<MergedMatrix> solver(gram);  // ascending
-  const MergedMatrix basis = solver.eigenvectors().rightCols(rank);
-  return basis * (basis.transpose() * mean);
+  return projected(mean, gram, rank);
 }
 
-/// As a `combine`.
-struct MeanInSubspace {
-  Index rank;
-
-  MergedMatrix operator()(const std::string& name, std::span<const MergedMatrix* const> matrices,
-                          std::span<const double> weights) const {
-    if (!name.ends_with("weight")) return weighted_mean(matrices, weights);
-    if (name != "gate_up.weight") return mean_in_subspace(matrices, weights, rank);
-    const Index hidden = matrices[0]->rows() / 2;
-    MergedMatrix result(2 * hidden, matrices[0]->cols());
-    for (const Index first : {Index{0}, hidden}) {
-      std::vector<MergedMatrix> halves;
-      std::vector<const MergedMatrix*> half;
-      for (const MergedMatrix* matrix : matrices) halves.emplace_back(matrix->middleRows(first, hidden));
-      for (const MergedMatrix& matrix : halves) half.push_back(&matrix);
-      result.middleRows(first, hidden) = mean_in_subspace(half, weights, rank);
-    }
-    return result;
+/// As a `combine`: combine_one(of) of every weight matrix, gates and ups each by itself; means of biases.
+template <class CombineOne>
+MergedMatrix combine_weights(const ClusterParameter& of, const CombineOne& combine_one) {
+  if (!of.name.ends_with("weight")) return weighted_mean(of.matrices, of.weights);
+  if (of.name != "gate_up.weight") return combine_one(of);
+  const Index hidden = of.matrices[0]->rows() / 2;
+  MergedMatrix result(2 * hidden, of.matrices[0]->cols());
+  for (const Index first : {Index{0}, hidden}) {
+    std::vector<MergedMatrix> halves;
+    for (const MergedMatrix* matrix : of.matrices) halves.emplace_back(matrix->middleRows(first, hidden));
+    ClusterParameter half = of;
+    std::ranges::transform(halves, half.matrices.begin(), [](const MergedMatrix& matrix) { return &matrix; });
+    result.middleRows(first, hidden) = combine_one(half);
   }
-};
+  return result;
+}
 
 }  // namespace detail
 
@@ -58,7 +60,11 @@ Compressed<Layer> merge_in_subspace(const Layer& layer, const ExpertPlan& plan, 
                                     const MergeOptions& options = {}) {
   constexpr const char* kFunction = "moe::merge_in_subspace";
   if (rank < 1) fail(kFunction, ": rank is ", rank, ", expected at least 1");
-  return detail::merged(kFunction, layer, plan, options, detail::MeanInSubspace{rank});
+  return detail::merged(kFunction, layer, plan, options, [rank](const detail::ClusterParameter& of) {
+    return detail::combine_weights(of, [rank](const detail::ClusterParameter& one) {
+      return detail::mean_in_subspace(one.matrices, one.weights, rank);
+    });
+  });
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -39,6 +39,12 @@ class SecondMoment {
   double mean_square(Index i) const {
     return rows_ > 0 ? static_cast<double>(sum_[place(i, i)]) / std::max(1.0, rows_) : 0.0;
   }
+  /// Norms of the inputs over all rows, [dim], for wanda(): sqrt(sum of x_i^2).
+  std::vector<float> column_norms() const {
+    std::vector<float> norms;
+    for (Index i = 0; i < dim_; ++i) norms.push_back(std::sqrt(sum_[place(i, i)]));
+    return norms;
+  }
   /// Whether all sums are, and there may be so many rows: what was loaded can be anything.
   bool is_finite() const { return rows_ >= 0 && rows_ <= kMostRows && sum_.allFinite(); }
 

@@ -112,6 +112,15 @@ void visit_gates_of_set(const X& experts, Tape& tape, const PlanView& plan, cons
   }
 }
 
+/// The gates inside the experts that a mixture runs: RoutedExperts, or one around it, as CompressedExperts.
+template <class X, class Tape, class F>
+void visit_gates_of_mixture(const X& experts, Tape& tape, const F& f) {
+  if constexpr (requires { tape.plan; })
+    visit_gates_of_set(experts, tape.experts, tape.plan, f);
+  else if constexpr (requires { tape.experts.plan; })
+    visit_gates_of_mixture(experts, tape.experts, f);
+}
+
 /// Calls f(gate, RoutingOfTape) with the gate of a layer, or of the layer that it wraps, and then with those of layers
 /// among its experts that have had rows, and among its branches.
 template <class Layer, class Tape, class F>
@@ -120,7 +129,7 @@ void visit_gates(const Layer& layer, Tape& tape, const F& f) {
   if constexpr (HasGate<Layer, Tape>) {
     f(layer.gate(), Of{tape.logits, tape.routing, tape.step, tape.losses});
     if constexpr (requires { layer.experts(), tape.mixture.experts; })
-      visit_gates_of_set(layer.experts(), tape.mixture.experts, tape.mixture.plan, f);
+      visit_gates_of_mixture(layer.experts(), tape.mixture, f);
   } else if constexpr (SpeaksForGate<Layer, Tape>) {
     f(layer, Of{tape.logits(), tape.routing(), tape.step(), tape.losses()});
   } else if constexpr (NamesLayers<Layer, Tape>) {
