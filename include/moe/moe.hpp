@@ -73,6 +73,7 @@
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
+#include "moe/expert/latent.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"

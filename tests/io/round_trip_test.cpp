@@ -177,6 +177,11 @@ TEST_CASE("Round trip: pools of like and of mixed experts, sets, and layers as e
   require_round_trip("sets", sets, kExperts * 3 * kDim * kHidden + moe::num_parameters(mixed));
   require_round_trip("layer of sets", layer(LinearRouter(sets.size(), kDim), moe::TopKGate{}, sets),
                      sets.size() * kDim + moe::num_parameters(sets));
+  for (const auto sides : {moe::LatentSides::Input, moe::LatentSides::Both})
+    require_round_trip(
+        "latent",
+        moe::LatentExperts<Glu>::random(kExperts, {.model = kDim, .latent = 2, .hidden = kHidden}, 2, sides, 1),
+        2 * 2 * kDim + kExperts * kHidden * 6);
   const moe::LayerExpert inner(glu_layer());
   require_round_trip("hierarchy", layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{}, pool(inner)),
                      kExperts * kExperts * 3 * kDim * kHidden);
@@ -230,6 +235,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
   REQUIRE(found == std::set<std::string>{"expert/concatenated",
                                          "expert/gated_expert",
                                          "expert/glu",
+                                         "expert/latent",
                                          "expert/linear",
                                          "expert/low_rank",
                                          "expert/mlp",

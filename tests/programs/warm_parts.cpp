@@ -10,6 +10,7 @@
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
+#include "moe/expert/latent.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"
@@ -280,6 +281,9 @@ void check_experts() {
                moe::LayerExpert(moe::MoeLayer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{}, pool)));
   check_set("Concatenated", moe::Concatenated(pool, moe::ExpertPool<moe::Mlp>({mlp, mlp})));
   check_set("Frozen set", moe::Frozen(pool));
+  for (const auto sides : {moe::LatentSides::Input, moe::LatentSides::Both})
+    check_set("LatentExperts",
+              moe::LatentExperts<moe::Glu>::random(kExperts, {.model = kDim, .latent = 9, .hidden = 37}, 4, sides, 1));
 }
 
 /// A gradient of frozen experts takes no more memory than that of the router.
