@@ -34,3 +34,7 @@
 #include "moe/compress/merge.hpp"
 #include "moe/compress/merge_in_subspace.hpp"
 #include "moe/compress/prune.hpp"
+
+// Narrower experts.
+#include "moe/compress/latent_factors.hpp"
+#include "moe/compress/to_latent.hpp"
