@@ -13,6 +13,7 @@
 #include "moe/layer/compressed_experts.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/diversify.hpp"
+#include "moe/layer/film_experts.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/mixture.hpp"
@@ -21,6 +22,7 @@
 #include "moe/layer/soft_moe.hpp"
 #include "moe/layer/structure.hpp"
 #include "moe/layer/trainable.hpp"
+#include "moe/layer/vector_film.hpp"
 #include "moe/layer/weight_on.hpp"
 #include "moe/layer/workspace.hpp"
 
@@ -70,6 +72,7 @@
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/concept.hpp"
 #include "moe/expert/expert_set.hpp"
+#include "moe/expert/film.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"

@@ -162,6 +162,7 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
                      3 * kDim * kHidden + 2 * (2 * kDim + 3 * kHidden));
   require_round_trip("identity", moe::ScaledIdentity{kDim}, 0);
   require_round_trip("offset", moe::Offset(kDim), kDim);
+  require_round_trip("film", moe::Film(Linear(2 * kDim, kDim)), 2 * kDim * (kDim + 1));
   require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
                      3 * kDim * kHidden + kDim + 1);
 }
@@ -204,6 +205,10 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
       "compressed experts",
       layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, moe::CompressedExperts(pool(Mlp(kDim, kHidden)), 1)),
       kExperts * (2 * kDim + 2 * kDim * kHidden));
+  require_round_trip("film experts",
+                     layer(LinearRouter(kExperts, kDim), moe::TopKGate{},
+                           moe::FilmExperts(Glu(kDim, kHidden), kExperts)),
+                     kExperts * kDim + 3 * kDim * kHidden + 2 * kDim * kExperts);
   require_round_trip("adapters", moe::adapters_of(moe::with_adapters(plain, {.rank = 2}, 1)),
                      kExperts * 2 * (2 * kDim + 3 * kHidden));
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
@@ -233,6 +238,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
       if (file.is_regular_file() && names_numbers(test::read_bytes(file.path())))
         found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
   REQUIRE(found == std::set<std::string>{"expert/concatenated",
+                                         "expert/film",
                                          "expert/gated_expert",
                                          "expert/glu",
                                          "expert/latent",
@@ -259,11 +265,13 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/adapters",
                                          "layer/branches",
                                          "layer/compressed_experts",
+                                         "layer/film_experts",
                                          "layer/layer_expert",
                                          "layer/merged_experts",
                                          "layer/moe_layer",
                                          "layer/routed_experts",
                                          "layer/soft_moe",
+                                         "layer/vector_film",
                                          "router/cosine",
                                          "router/linear",
                                          "router/noisy",
