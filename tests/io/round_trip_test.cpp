@@ -205,10 +205,10 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
       "compressed experts",
       layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, moe::CompressedExperts(pool(Mlp(kDim, kHidden)), 1)),
       kExperts * (2 * kDim + 2 * kDim * kHidden));
-  require_round_trip("film experts",
-                     layer(LinearRouter(kExperts, kDim), moe::TopKGate{},
-                           moe::FilmExperts(Glu(kDim, kHidden), kExperts)),
-                     kExperts * kDim + 3 * kDim * kHidden + 2 * kDim * kExperts);
+  require_round_trip(
+      "film experts",
+      layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, moe::FilmExperts(Glu(kDim, kHidden), kExperts)),
+      kExperts * kDim + 3 * kDim * kHidden + 2 * kDim * kExperts);
   require_round_trip("adapters", moe::adapters_of(moe::with_adapters(plain, {.rank = 2}, 1)),
                      kExperts * 2 * (2 * kDim + 3 * kHidden));
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
