@@ -130,7 +130,10 @@ inline LatentFactors latent_factors(std::span<const Eigen::MatrixXd> weights, In
     const double ridge = 1e-6 * mean / static_cast<double>(moments.size());
     for (Eigen::MatrixXd& moment : ridged) moment.diagonal().array() += ridge;
     sum.diagonal().array() += 1e-6 * mean;
-    root = sum.llt().matrixL();
+    const Eigen::LLT<Eigen::MatrixXd> factorisation(sum);
+    if (factorisation.info() != Eigen::Success)
+      fail(kFunction, ": the sum of the moments is not positive definite, expected second moments");
+    root = factorisation.matrixL();
   }
   Eigen::MatrixXd gram = Eigen::MatrixXd::Zero(inputs, inputs);
   for (const Eigen::MatrixXd& weight : weights) {
@@ -154,7 +157,7 @@ inline LatentFactors latent_factors(std::span<const Eigen::MatrixXd> weights, In
   }
   detail::balance(factors);
   factors.squared_error =
-      moments.empty() ? squares.tail(inputs - latent_dim).sum() : detail::squared_error(weights, ridged, factors);
+      moments.empty() ? squares.tail(inputs - latent_dim).sum() : detail::squared_error(weights, moments, factors);
   return factors;
 }
 

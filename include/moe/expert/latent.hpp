@@ -32,9 +32,8 @@ struct LatentWidths {
 /// B_q x is computed once for every token and group that has a row of it, however many experts of the group the token
 /// chose; groups without rows cost nothing. The experts are an ordinary pool over the latent rows, on the fast path
 /// where they are panel experts: gate and up of a Glu read the same latent row, so that one product computes both.
-///   auto experts = moe::LatentExperts<moe::Glu>::random(64, {.model = 1024, .latent = 256, .hidden = 512},
-///   /*group=*/8,
-///                                                       moe::LatentSides::Both, /*seed=*/1);
+///   auto experts = moe::LatentExperts<moe::Glu>::random(
+///       64, {.model = 1024, .latent = 256, .hidden = 512}, /*group=*/8, moe::LatentSides::Both, /*seed=*/1);
 ///   moe::MoeLayer layer(router, gate, experts);
 /// Multiplications per token for K choices in G groups, with GLUs of h units, n columns and m latent ones: G m n + K h
 /// (2 m + n), or G m n + K (3 h m + m n) with both sides, for K 3 h n without. Immutable in forward, share freely. Same
@@ -217,6 +216,8 @@ class LatentExperts {
 
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
+    if (((rest.output_.has_value() != first.output_.has_value()) || ...))
+      fail("moe::LatentExperts::visit: the sets differ in LatentSides, expected the same in all");
     visit_part(f, "input", first.input_, rest.input_...);
     visit_part(f, "experts", first.experts_, rest.experts_...);
     if (first.output_) visit_part(f, "output", *first.output_, *rest.output_...);

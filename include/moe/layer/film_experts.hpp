@@ -54,8 +54,10 @@ struct TrunkRows {
 ///   moe::MoeLayer layer(router, moe::TopKGate{.k = 4}, moe::FilmExperts(moe::Mlp::random(64, 256, 1), 16));
 /// Modulation that depends on the features: M = RoutedExperts<ExpertPool<Film<Linear>>>, or of a low-rank Film. A token
 /// without kept choices gets zeros. Immutable in use, share freely. Same bits for any number of threads and, where
-/// trunk and modulation are per token, whatever else is in the batch. No allocation when warm. Zhang et al., "MoFME:
-/// mixture of feature modulation experts" (arXiv:2312.16610).
+/// trunk and modulation are per token, whatever else is in the batch. No allocation when warm. Losses of the routers of
+/// layers in trunk and modulation are not found (for_each_routed).
+/// Zhang et al., "Efficient Deweather Mixture-of-Experts with Uncertainty-aware Feature-wise Linear Modulation" (MoFME,
+/// arXiv:2312.16610).
 template <class E, class M = VectorFilm<typename E::Scalar>>
 class FilmExperts {
   static_assert(Expert<E>, "moe::FilmExperts: the trunk is an Expert (see moe/expert/concept.hpp)");
@@ -102,7 +104,8 @@ class FilmExperts {
     Scratches& own = context.scratch.template get<Scratches>();
     auto& rows = context.scratch.template get<detail::TrunkRows<Scalar>>();
     run_trunk(tokens, routing, rows, [&] {
-      trunk_.forward(tokens, rows.plan, Context{context.step, own.trunk}, rows.rows);
+      trunk_.forward(tokens, rows.plan, Context{detail::step_of_part(context.step, num_experts()), own.trunk},
+                     rows.rows);
     });
     films_.forward(rows.all(tokens.rows(), features()), routing, Context{context.step, own.films}, out);
   }
@@ -118,7 +121,8 @@ class FilmExperts {
     tape.is_whole = false;
     Scratches& own = context.scratch.template get<Scratches>();
     run_trunk(tokens, routing, tape.rows, [&] {
-      trunk_.forward(tokens, tape.rows.plan, Context{context.step, own.trunk}, tape.rows.rows, tape.trunk);
+      trunk_.forward(tokens, tape.rows.plan, Context{detail::step_of_part(context.step, num_experts()), own.trunk},
+                     tape.rows.rows, tape.trunk);
     });
     films_.forward(tape.rows.all(tokens.rows(), features()), routing, Context{context.step, own.films}, out,
                    tape.films);
@@ -223,8 +227,8 @@ class FilmExperts {
     kernel::gather<Scalar>(
         tape.dfeatures.matrix(), tape.rows.plan.num_rows(), trunk_.row_width(),
         [&](Index r) { return tape.rows.token[static_cast<std::size_t>(r)]; }, tape.drows);
-    trunk_.backward(tokens, tape.rows.plan, Context{context.step, own.trunk}, tape.trunk, tape.drows, gradient.trunk_,
-                    dtokens...);
+    trunk_.backward(tokens, tape.rows.plan, Context{detail::step_of_part(context.step, num_experts()), own.trunk},
+                    tape.trunk, tape.drows, gradient.trunk_, dtokens...);
   }
 
   ExpertPool<E> trunk_;  // of one

@@ -81,6 +81,7 @@ class VectorFilm {
            tape.num_assignments, " assignments, expected ", routing.num_tokens(), " of ", input_dim(), " and ",
            routing.num_assignments());
     detail::require_experts(kBackward, routing, num_experts());
+    detail::require_shape(kBackward, "beta", beta_, num_experts(), input_dim());
     if (&gradient == this) fail(kBackward, ": gradient is the object itself, expected one of its own (zeros_like)");
     detail::require_shape(kBackward, "gradient.gamma", gradient.gamma_, num_experts(), input_dim());
     detail::require_shape(kBackward, "gradient.beta", gradient.beta_, num_experts(), input_dim());
@@ -98,9 +99,13 @@ class VectorFilm {
     detail::require_apart(kBackward, "dtokens", dtokens, "dout", dout);
     backward(tokens, routing, context, tape, dout, gradient, dweight);
     parallel_ranges(tokens.rows(), kTokensPerTask, [&](Index begin, Index end, Index) {
-      for (Index t = begin; t < end; ++t)
-        detail::multiply_two<S>(input_dim(), std::as_const(tape.scale).row(t), row(dout, t),
-                                dtokens.data() + t * dtokens.outerStride());
+      for (Index t = begin; t < end; ++t) {
+        S* const dtoken = dtokens.data() + t * dtokens.outerStride();
+        if (std::ranges::all_of(routing.dropped(t), [](auto dropped) { return dropped != 0; }))
+          std::fill_n(dtoken, input_dim(), S{0});  // whatever dout is
+        else
+          detail::multiply_two<S>(input_dim(), std::as_const(tape.scale).row(t), row(dout, t), dtoken);
+      }
     });
   }
   /// The same without dtokens.
@@ -178,6 +183,7 @@ class VectorFilm {
     detail::require_shape(kForward, "tokens", tokens, routing.num_tokens(), input_dim());
     detail::require_shape(kForward, "out", out, tokens.rows(), output_dim());
     detail::require_experts(kForward, routing, num_experts());
+    detail::require_shape(kForward, "beta", beta_, num_experts(), input_dim());  // may have been replaced
     tape.num_assignments = -1;
     tape.scale.resize(tokens.rows(), input_dim());
     tape.shift.resize(tokens.rows(), input_dim());
