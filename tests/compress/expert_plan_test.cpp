@@ -78,6 +78,8 @@ TEST_CASE("keep_best_in_groups: as many of every group", "[compress]") {
   CHECK(moe::keep_best_in_groups(scores, 6, 3).kept == Ids{0, 1, 2, 3, 4, 5});
   for (const auto& [count, groups] : {std::pair<Index, Index>{3, 2}, {4, 4}, {2, 0}, {0, 2}, {7, 1}})
     CHECK_THROWS_AS(moe::keep_best_in_groups(scores, count, groups), std::invalid_argument);
+  CHECK_THROWS_WITH(moe::keep_best_in_groups(std::vector<double>{1, 2, 3, std::nan("")}, 2, 2),
+                    "moe::keep_best_in_groups: the score of expert 3 is nan, expected a finite number");
 }
 
 TEST_CASE("keep_best: over layers, which keep different numbers", "[compress]") {

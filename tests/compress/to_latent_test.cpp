@@ -117,16 +117,16 @@ TEST_CASE("latent_factors: moments weigh errors, and rounds of least squares do 
   for (const Index rounds : {1, 2, 5, 20}) {
     const auto factors = moe::latent_factors(weights, 4, moments, rounds);
     CHECK(error(factors) < last);
-    CHECK(std::abs(error(factors) / factors.squared_error - 1) < 1e-3);  // which counts a ridge of 1e-6, too
+    CHECK(std::abs(error(factors) / factors.squared_error - 1) < 1e-9);
     last = error(factors);
   }
   // One moment for all: the start is the best already.
   const std::vector<MatrixXd> same(3, moments[0]);
   const auto start = moe::latent_factors(weights, 4, same), refined = moe::latent_factors(weights, 4, same, 10);
   CHECK(std::abs(refined.squared_error - start.squared_error) < 1e-6 * start.squared_error);
-  // Of the singular values of W L with L L^T the sum of the three moments.
+  // Of the singular values of W L with L L^T the sum of the three moments, and a ridge of 1e-6 of its mean.
   const double formula = start.singular_values.tail(kDim - 4).squaredNorm() / 3;
-  CHECK(std::abs(start.squared_error - formula) < 1e-9 * formula);
+  CHECK(std::abs(start.squared_error - formula) < 1e-4 * formula);
 }
 
 TEST_CASE("to_latent: at the rank of a group it is the same function, with its gradients", "[compress][property]") {

@@ -304,6 +304,29 @@ TEST_CASE("SharedLowRank: what does not fit is refused", "[expert][error]") {
   CHECK_THROWS_WITH(moe::visit(ignore, set, other), ContainsSubstring("differ in the factor that is shared"));
   set.adapters().stages[0].common = moe::PanelMatrix<F64>(10, 2);
   CHECK_THROWS_WITH(set[0].require_parts(), ContainsSubstring("update of B [9, 2] and A [2, 10]"));
+  // Updates that have been replaced, or moved away.
+  const auto forward = [](const auto& any) {
+    const auto tokens = test::random_matrix<double>(3, 11, 1);
+    const auto plan = moe::DispatchPlan::from_counts(std::vector<Index>{1, 1, 1});
+    moe::RowBuffer<double> rows;
+    rows.resize(3, 64);
+    moe::Scratch scratch;
+    any.forward(tokens, plan, moe::Context(moe::Step{}, scratch), rows);
+  };
+  auto fewer = moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 2}, 1);
+  forward(fewer);
+  fewer.adapters().stages[0].own.pop_back();
+  CHECK_THROWS_WITH(forward(fewer), ContainsSubstring("adapters() has 'up' of 2 experts, expected 3"));
+  CHECK_THROWS_WITH(fewer.row_width(), ContainsSubstring("'up' of 2 experts"));
+  auto neither = moe::with_shared_adapters(pool, moe::SharedFactor::B, {.rank = 2}, 1);
+  neither.adapters().shared = moe::SharedFactor::None;
+  CHECK_THROWS_WITH(forward(neither), ContainsSubstring("shared is None, expected A or B"));
+  auto moved = moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 2}, 1);
+  const auto to = std::move(moved);
+  CHECK(moved.size() == 0);
+  CHECK(moved.row_width() == 0);
+  CHECK_THROWS_WITH(forward(moved), ContainsSubstring("they have been moved from"));
+  forward(to);
 }
 
 TEST_CASE("LowRank: what does not fit is refused, and nothing is written", "[expert][error]") {

@@ -4,6 +4,7 @@
 #include "layer/fixtures.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/expert/film.hpp"
+#include "moe/gate/softmax.hpp"
 #include "support/catch.hpp"
 #include "support/routings.hpp"
 
@@ -179,4 +180,10 @@ TEST_CASE("FilmExperts: takes experts, is nothing of no tokens, and refuses what
   CHECK_THROWS_WITH(films.require_backward(routing, tape, films.take(ids)), ContainsSubstring("gradient.gamma"));
   CHECK_THROWS_WITH(films.films().forward(out, test::routing_of({{0}}), Step{}, out),
                     ContainsSubstring("moe::VectorFilm::forward: tokens is"));
+  auto replaced = films;
+  replaced.films().beta().resize(kExperts, 2);
+  CHECK_THROWS_WITH(test::forward(moe::MoeLayer(moe::BasicLinearRouter<moe::F64>(kExperts, replaced.input_dim()),
+                                                moe::SoftmaxGate{}, replaced),
+                                  test::random_matrix<double>(3, replaced.input_dim(), 1)),
+                    ContainsSubstring("moe::VectorFilm::forward: beta is"));
 }

@@ -164,6 +164,18 @@ void check_soft(const std::string& threads) {
   check_forward("several gates, " + threads, gates);
   check_training("several gates, training, " + threads, gates);
   check_trainer("trainer of several gates, " + threads, gates);
+  // Fewer gates with the same workspace, and more again.
+  const moe::MultiGateLayer two(
+      std::vector(2, moe::LinearRouter::random(4, kModelDim, 1)), moe::TopKGate{},
+      moe::ExpertPool<moe::Mlp>::random(kExperts, {.input = kModelDim, .hidden = kHiddenDim, .output = 15}, 2),
+      moe::ExpertMask(2, kExperts).allow(0, 0, 4).allow(1, 2, 4));
+  const Matrix<float> tokens = Matrix<float>::Random(kTokens, kModelDim);
+  Matrix<float> of_three(kTokens, gates.output_dim()), of_two(kTokens, two.output_dim());
+  moe::Workspace shared;
+  expect_none("several gates, then fewer, " + threads, [&] {
+    gates.forward(tokens, of_three, shared);
+    two.forward(tokens, of_two, shared);
+  });
   const moe::SoftMoeLayer soft(moe::LinearRouter::random(3 * kExperts, kModelDim, 1), pool);
   check_forward("soft, " + threads, soft);
   check_training("soft, training, " + threads, soft);

@@ -138,9 +138,9 @@ class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMembe
       const LowRankUpdate<Codec>& update = example.updates()[i];
       typename BasicSharedAdapters<Codec>::Stage stage{LowRank<E>::name(i), {}, {}, update.scale};
       stage.common = shared == SharedFactor::A ? update.a : update.b;
-      stage.own.assign(static_cast<std::size_t>(size()), shared == SharedFactor::A ? update.b : update.a);
+      stage.own.assign(static_cast<std::size_t>(base_->size()), shared == SharedFactor::A ? update.b : update.a);
       if (shared == SharedFactor::B && !update.empty())
-        for (Index e = 0; e < size(); ++e)
+        for (Index e = 0; e < base_->size(); ++e)
           stage.own[static_cast<std::size_t>(e)].randomise(RandomField(Purpose::Initialise, seeds.bits(e), i),
                                                            detail::initial_bound(update.a.outputs()));
       adapters_.stages.push_back(std::move(stage));
@@ -196,7 +196,7 @@ class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMembe
   void require_equal_widths(const char* function) const {
     simd::unroll<kStages>([&](auto i) {
       const auto& first = detail::stage_weight<i>((*base_)[0]);
-      for (Index e = 1; e < size(); ++e) {
+      for (Index e = 1; e < base_->size(); ++e) {
         const auto& weight = detail::stage_weight<i>((*base_)[e]);
         if (weight.inputs() != first.inputs() || weight.outputs() != first.outputs())
           fail(function, ": '", detail::stage_name<E>(i), "' of expert ", e, " is [", weight.outputs(), ", ",
