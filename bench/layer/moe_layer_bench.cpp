@@ -37,7 +37,7 @@ class FourGates {
 
   static std::vector<moe::LinearRouter> routers() {
     std::vector<moe::LinearRouter> routers;
-    for (const std::uint64_t seed : {1, 2, 3, 4}) routers.push_back(moe::LinearRouter::random(kExperts, kDim, seed));
+    for (const unsigned seed : {1u, 2u, 3u, 4u}) routers.push_back(moe::LinearRouter::random(kExperts, kDim, seed));
     return routers;
   }
 
