@@ -100,6 +100,10 @@ std::vector<Layer> layers_of(const Settings& settings, const moe::Checkpoint& ch
   std::vector<Layer> layers;
   for (const moe::BlockPlace& place : moe::moe_blocks(checkpoint, moe::read_moe_family(config), numbers))
     layers.push_back({.place = place, .config = moe::read_moe_config(config, place.layer)});
+  for (std::size_t l = 1; l < layers.size(); ++l)  // of an encoder and a decoder
+    if (layers[l].place.layer == layers[l - 1].place.layer && !(settings.calibration.empty() && settings.codes.empty()))
+      moe::fail("layer ", layers[l].place.layer, " has two blocks, '", layers[l - 1].place.prefix, "' and '",
+                layers[l].place.prefix, "', expected one for --calibration or --codes");
   for (const std::string& name : {settings.calibration, settings.stream, settings.codes})
     if (!name.empty() && layers.size() > 1 && name.find("{}") == name.npos)
       moe::fail("file '", name, "' for ", layers.size(),
@@ -191,6 +195,9 @@ void check(const CLI::App& app, const Settings& settings) {
   only_with("--align", settings.apply != "prune", "--apply merge or subspace");
   only_with("--tokens", settings.calibration.empty(), "tokens by lot");
   only_with("--stream", !settings.calibration.empty(), "--calibration");
+  std::error_code none;
+  if (std::filesystem::exists(settings.output, none) && !std::filesystem::is_empty(settings.output, none))
+    moe::fail("--output '", settings.output, "' is there already, expected a new name or an empty directory");
   if (settings.apply == "subspace" && settings.rank < 1)
     moe::fail("--apply subspace needs --rank, expected at least 1");
   const bool is_all = std::ranges::find(settings.layers, "all") != settings.layers.end();

@@ -46,8 +46,9 @@ struct Tokens {
 
 inline moe::Matrix<float> read_tokens(const std::string& name, Index dim) {
   const auto file = moe::read_npy<float>(name, moe::Narrowing::Allow);
-  if (file.shape.size() != 2 || file.shape[1] != dim)
-    moe::fail_environment("'", name, "' is no array [num_tokens, ", dim, "]");
+  if (file.shape.size() != 2 || file.shape[0] < 1 || file.shape[1] != dim)
+    moe::fail_environment("'", name, "' has shape [", moe::detail::join(file.shape, ", "), "], expected [num_tokens, ",
+                          dim, "] with at least one token");
   return Eigen::Map<const moe::Matrix<float>>(file.values.data(), file.shape[0], file.shape[1]);
 }
 

@@ -3,8 +3,8 @@
 // RecSys 2020) and HoME (Wang et al., arXiv:2408.05430), which are all MultiGateLayer behind masks. HoME has groups of
 // tasks, self gates, and experts with a gate on their features and a batch normalisation and Swish behind them.
 // Here: questions about digits and a simulation of clicks, two tasks of six with 3% of the labels, about equal sizes.
-// Of ReLU experts some give zeros mostly, of HoME's none do, and its sparse tasks do better than those of MMoE and PLE;
-// one wide expert under all tasks does as well or better. Not here: the paper's data, which is not public.
+// Of ReLU experts some give zeros mostly, of HoME's none do, and its sparse tasks do better than those of PLE on
+// clicks; one wide expert under all tasks does as well or better. Not here: the paper's data, which is not public.
 #include <moe/expert/feature_gated.hpp>
 #include <moe/expert/normalised.hpp>
 

@@ -42,3 +42,7 @@
 // A dense network as a mixture of its hidden units.
 #include "moe/compress/dense_to_mixture.hpp"
 #include "moe/compress/neuron_split.hpp"
+
+// Narrower experts.
+#include "moe/compress/latent_factors.hpp"
+#include "moe/compress/to_latent.hpp"

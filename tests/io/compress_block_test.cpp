@@ -203,7 +203,7 @@ TEST_CASE("compress_checkpoint: what cannot be said or done is refused, and noth
   CHECK(test::contains(complaint({}), "0 plans, expected at least one"));
   CHECK(test::contains(complaint({{plans[0].place, moe::ExpertPlan::keep({0, 1}, 4)}}),
                        "the plan of layer 0 is of 4 experts, expected 6"));
-  CHECK(test::contains(complaint(plans_of(model, {keep({0}), keep({0})})), "k"));  // of which the gate chooses 2
+  CHECK(test::contains(complaint(plans_of(model, {keep({0}), keep({0})})), "expected at least k = 2"));
   moe::CompressOptions options;
   options.apply = [](const MoeBlock& block, const moe::ExpertPlan&, const moe::BlockPlace&) { return block; };
   CHECK(

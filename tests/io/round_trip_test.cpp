@@ -165,6 +165,7 @@ TEST_CASE("Round trip: every expert, with and without biases, in float and doubl
   require_round_trip("feature gated", moe::FeatureGated(Mlp(kDim, kHidden), {.rank = 2, .num_gates = 3}, 1),
                      2 * kDim * kHidden + 3 * 2 * 2 * kDim);
   require_round_trip("normalised", moe::Normalised(Mlp(kDim, kHidden)), 2 * kDim * kHidden + 4 * kDim);
+  require_round_trip("film", moe::Film(Linear(2 * kDim, kDim)), 2 * kDim * (kDim + 1));
   require_round_trip("gated", moe::GatedExpert<Glu, moe::F32>(Glu(kDim, kHidden), Linear(1, kDim, Bias::Zero)),
                      3 * kDim * kHidden + kDim + 1);
 }
@@ -180,6 +181,11 @@ TEST_CASE("Round trip: pools of like and of mixed experts, sets, and layers as e
   require_round_trip("sets", sets, kExperts * 3 * kDim * kHidden + moe::num_parameters(mixed));
   require_round_trip("layer of sets", layer(LinearRouter(sets.size(), kDim), moe::TopKGate{}, sets),
                      sets.size() * kDim + moe::num_parameters(sets));
+  for (const auto sides : {moe::LatentSides::Input, moe::LatentSides::Both})
+    require_round_trip(
+        "latent",
+        moe::LatentExperts<Glu>::random(kExperts, {.model = kDim, .latent = 2, .hidden = kHidden}, 2, sides, 1),
+        2 * 2 * kDim + kExperts * kHidden * 6);
   const moe::LayerExpert inner(glu_layer());
   require_round_trip("hierarchy", layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{}, pool(inner)),
                      kExperts * kExperts * 3 * kDim * kHidden);
@@ -202,6 +208,10 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
       "compressed experts",
       layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, moe::CompressedExperts(pool(Mlp(kDim, kHidden)), 1)),
       kExperts * (2 * kDim + 2 * kDim * kHidden));
+  require_round_trip(
+      "film experts",
+      layer(LinearRouter(kExperts, kDim), moe::TopKGate{}, moe::FilmExperts(Glu(kDim, kHidden), kExperts)),
+      kExperts * kDim + 3 * kDim * kHidden + 2 * kDim * kExperts);
   require_round_trip("adapters", moe::adapters_of(moe::with_adapters(plain, {.rank = 2}, 1)),
                      kExperts * 2 * (2 * kDim + 3 * kHidden));
   const moe::ExpertMask mask = moe::ExpertMask(2, kExperts).allow(0, 0, 2).allow(1, 1, 2);
@@ -241,8 +251,10 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
         found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
   REQUIRE(found == std::set<std::string>{"expert/concatenated",
                                          "expert/feature_gated",
+                                         "expert/film",
                                          "expert/gated_expert",
                                          "expert/glu",
+                                         "expert/latent",
                                          "expert/linear",
                                          "expert/low_rank",
                                          "expert/mlp",
@@ -268,12 +280,14 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/adapters",
                                          "layer/branches",
                                          "layer/compressed_experts",
+                                         "layer/film_experts",
                                          "layer/layer_expert",
                                          "layer/merged_experts",
                                          "layer/moe_layer",
                                          "layer/multi_gate_layer",
                                          "layer/routed_experts",
                                          "layer/soft_moe",
+                                         "layer/vector_film",
                                          "router/cosine",
                                          "router/linear",
                                          "router/noisy",

@@ -8,9 +8,11 @@
 #include "moe/compress/sparsify.hpp"
 #include "moe/expert/concatenated.hpp"
 #include "moe/expert/feature_gated.hpp"
+#include "moe/expert/film.hpp"
 #include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
 #include "moe/expert/glu.hpp"
+#include "moe/expert/latent.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/low_rank.hpp"
 #include "moe/expert/mlp.hpp"
@@ -49,6 +51,7 @@
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
+#include "moe/layer/film_experts.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/router/cosine.hpp"
@@ -290,6 +293,40 @@ void check_experts() {
   check_set("Frozen set", moe::Frozen(pool));
   check_set("SharedLowRank of an A", moe::SharedLowRank(pool, moe::SharedFactor::A, {.rank = 3}, 1));
   check_set("SharedLowRank of a B", moe::SharedLowRank(pool, moe::SharedFactor::B, {.rank = 3}, 1));
+  for (const auto sides : {moe::LatentSides::Input, moe::LatentSides::Both})
+    check_set("LatentExperts",
+              moe::LatentExperts<moe::Glu>::random(kExperts, {.model = kDim, .latent = 9, .hidden = 37}, 4, sides, 1));
+}
+
+/// A mixture over a routing with dropped choices, some tokens without any.
+template <class M>
+void check_mixture(const std::string& name, const M& mixture) {
+  const moe::Context context(step);
+  moe::Routing<float> routing;
+  routing.resize(kTokens, 2);
+  for (Index a = 0; a < routing.num_assignments(); ++a) {
+    routing.experts()[std::size_t(a)] = a % mixture.num_experts();
+    routing.weights()[std::size_t(a)] = 0.5f;
+  }
+  for (Index a = 0; a < 11; ++a) routing.drop(a, moe::kDroppedByGate);
+  Matrix<float> out(kTokens, mixture.output_dim()), dtokens(kTokens, kDim);
+  std::vector<float> dweight(std::size_t(routing.num_assignments()));
+  typename M::Tape tape;
+  M gradient = moe::zeros_like(mixture);
+  test::expect_none(name, [&] {
+    mixture.forward(tokens, routing, context, out);
+    mixture.forward(tokens, routing, context, out, tape);
+    mixture.backward(tokens, routing, context, tape, out, gradient, dweight, dtokens);
+    mixture.backward(tokens, routing, context, tape, out, gradient, dweight);
+  });
+}
+
+void check_mixtures() {
+  check_mixture("FilmExperts", moe::FilmExperts(moe::Mlp::random(kDim, 37, 1), kExperts));
+  check_mixture("FilmExperts by features",
+                moe::FilmExperts(moe::Mlp::random(kDim, 37, 1),
+                                 moe::RoutedExperts(moe::ExpertPool<moe::Film<moe::Linear>>(
+                                     std::vector(kExperts, moe::Film(moe::Linear::random(2 * kDim, kDim, 1)))))));
 }
 
 /// A gradient of frozen experts takes no more memory than that of the router.
@@ -313,6 +350,7 @@ int main() {
   check_routers();
   check_gates();
   check_experts();
+  check_mixtures();
   check_frozen();
   return test::report();
 }

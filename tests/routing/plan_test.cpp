@@ -194,3 +194,21 @@ TEST_CASE("DispatchPlan: rebuilding in place equals building anew", "[plan]") {
   CHECK(rows_of(plan) == expected_rows(routing));
   CHECK(static_cast<Index>(plan.row_of_assignment().size()) == routing.num_assignments());
 }
+
+TEST_CASE("DispatchPlan: rows that say what they read are what a routing of them gives", "[plan]") {
+  const std::array<Index, 4> offsets = {0, 2, 2, 5};
+  const std::array<Index, 5> tokens = {1, 3, 0, 1, 3};
+  const auto token_of = [&](Index r) { return tokens[static_cast<std::size_t>(r)]; };
+  DispatchPlan plan;
+  plan.build_from_rows(offsets, 0, 5, 4, token_of);
+  CHECK(rows_of(plan) == rows_of(plan_of(test::routing_of({{2}, {0, 2}, {}, {0, 2}}), 3)));
+  CHECK(test::copy_of(plan.row_of_assignment()) == std::vector<Index>{2, 0, 3, 1, 4});
+  plan.build_from_rows(offsets, 2, 4, 4, token_of);  // some of them
+  CHECK(plan.num_rows() == 5);
+  CHECK(test::copy_of(plan.row_of_assignment()) == std::vector<Index>{2, 3});
+  CHECK(plan.end(3) == 2);
+  CHECK_THROWS_AS(plan.build_from_rows(offsets, 0, 6, 4, token_of), std::invalid_argument);
+  CHECK_THROWS_AS(plan.build_from_rows(offsets, 0, 5, 3, token_of), std::invalid_argument);
+  CHECK_THROWS_AS(plan.build_from_rows(std::array<Index, 2>{1, 2}, 0, 0, 3, token_of), std::invalid_argument);
+  CHECK(plan.num_experts() == 0);
+}

@@ -31,8 +31,11 @@ namespace moe::inline MOE_ABI {
   MOE_TEST_KERNEL void kernel::outer_product_tile<1, S>(kernel::OuterRows<S>, kernel::OuterRows<S>, Index, S*,         \
                                                         const S*) noexcept;                                            \
   MOE_TEST_KERNEL void kernel::detail::sum_row<S>(const kernel::detail::Slots<S>&, bool, Index, S*);                   \
-  MOE_TEST_KERNEL S kernel::detail::scale_and_dot<true, S>(const S*, const S*, S, Index, S*);                          \
-  MOE_TEST_KERNEL S kernel::detail::scale_and_dot<false, S>(const S*, const S*, S, Index, S*);
+  MOE_TEST_KERNEL S kernel::detail::scale_and_dot<kernel::detail::PutScaled::Store, S>(const S*, const S*, S, Index,   \
+                                                                                       S*);                            \
+  MOE_TEST_KERNEL S kernel::detail::scale_and_dot<kernel::detail::PutScaled::Stream, S>(const S*, const S*, S, Index,  \
+                                                                                        S*);                           \
+  MOE_TEST_KERNEL S kernel::detail::scale_and_dot<kernel::detail::PutScaled::Add, S>(const S*, const S*, S, Index, S*);
 MOE_TEST_KERNELS_OF(float)
 MOE_TEST_KERNELS_OF(double)
 #undef MOE_TEST_KERNELS_OF

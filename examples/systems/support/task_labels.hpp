@@ -101,7 +101,7 @@ inline TaskData questions_about_digits(std::uint64_t seed) {
       }
     return out;
   };
-  TaskData data{{"even", "at least 5", "prime, 3%", "has a loop", "curved at the right", "has straight strokes, 3%"},
+  TaskData data{{"even", "at least 5", "prime, 3%", "has a loop", "0 to 3 or 7 to 9", "has straight strokes, 3%"},
                 ask(digits().train),
                 ask(digits().test)};
   make_sparse(data.train, seed);

@@ -80,9 +80,9 @@ BlockImportance importance_of_streams(const ConstMatrixRef<S>& before, const Con
 /// it, and `stream`, [num_tokens, output_dim], what its output is added to; tokens where there is no norm. Of a layer,
 /// WithBranches or a published block, whose shared experts count, too.
 ///   const double importance = moe::block_importance(block, tokens, stream).score();
-/// Layers with the highest scores are those to spare: multiply shares() of the experts of each by it before keep_best()
-/// looks at all layers, or give it to owl_sparsities() in place of outlier ratios. Throws std::invalid_argument as
-/// forward and importance_of_streams().
+/// Layers with the highest scores are those to leave as they are: multiply shares() of the experts of each by it before
+/// keep_best() looks at all layers, or give it to owl_sparsities() in place of outlier ratios. Throws
+/// std::invalid_argument as forward and importance_of_streams().
 template <class Layer>
 BlockImportance block_importance(const Layer& layer, const MatrixView<typename Layer::Scalar>& tokens,
                                  const MatrixView<typename Layer::Scalar>& stream) {

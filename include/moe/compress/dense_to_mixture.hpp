@@ -11,6 +11,7 @@
 
 #include "moe/compress/neuron_split.hpp"
 #include "moe/core/parallel.hpp"
+#include "moe/core/serial_product.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
@@ -127,6 +128,10 @@ void fit_router(MoeLayer<BasicLinearRouter<Codec>, G, ExpertPool<E>>& layer,
     fail(kFunction, ": ridge is ", options.ridge, ", expected a finite number above 0");
   if (router.num_experts() != experts.size())
     fail(kFunction, ": the router scores ", router.num_experts(), " experts, expected ", experts.size());
+  if (router.model_dim() != layer.input_dim())
+    fail(kFunction, ": the router reads ", router.model_dim(), " columns, expected ", layer.input_dim());
+  if (!router.bias().is_bias_of(router.weight()))
+    fail(kFunction, ": the router has ", router.bias().outputs(), " biases, expected ", experts.size(), " or none");
   Eigen::MatrixXd norms(tokens.rows(), experts.size());
   parallel_for(experts.size(), [&](Index e, Index) {
     const Step step;
@@ -148,10 +153,15 @@ void fit_router(MoeLayer<BasicLinearRouter<Codec>, G, ExpertPool<E>>& layer,
     inputs.rowwise() -= input_mean;
     norms.rowwise() -= norm_mean;
   }
-  Eigen::MatrixXd moment = inputs.transpose() * inputs;
+  Eigen::MatrixXd moment = Eigen::MatrixXd::Zero(inputs.cols(), inputs.cols());  // of which llt() reads the lower half
+  moment.selfadjointView<Eigen::Lower>().rankUpdate(inputs.transpose());
   const double mean_square = moment.trace() / static_cast<double>(moment.rows());
   moment.diagonal().array() += options.ridge * (mean_square > 0 ? mean_square : 1);
-  const Eigen::MatrixXd weight = moment.llt().solve(inputs.transpose() * norms);  // [model_dim, num_experts]
+  const Eigen::LLT<Eigen::MatrixXd> factors(moment);
+  if (factors.info() != Eigen::Success || !moment.allFinite())
+    fail(kFunction, ": ridge is ", options.ridge, ", expected one with which the moment of the tokens is positive");
+  const Eigen::MatrixXd weight =
+      factors.solve(detail::serial_product(inputs.transpose(), norms));  // [model_dim, num_experts]
   const Eigen::RowVectorXd bias = norm_mean - input_mean * weight;
   for (Index e = 0; e < weight.cols(); ++e) {
     for (Index i = 0; i < weight.rows(); ++i) router.weight()(e, i) = static_cast<S>(weight(i, e));

@@ -153,6 +153,7 @@ inline ExpertPlan keep_best(std::span<const double> scores, Index count) {
 /// groups stay equally large. Throws std::invalid_argument as keep_best(), and unless groups divides both numbers.
 inline ExpertPlan keep_best_in_groups(std::span<const double> scores, Index count, Index groups) {
   constexpr const char* kFunction = "moe::keep_best_in_groups";
+  detail::require_scores(kFunction, scores);
   detail::require_count(kFunction, "count", count, 1, std::ssize(scores));
   if (groups < 1 || std::ssize(scores) % groups != 0 || count % groups != 0)
     fail(kFunction, ": groups is ", groups, ", expected a divisor of ", scores.size(),

@@ -218,7 +218,8 @@ Compressed<Layer> merged(const char* function, const Layer& layer, const ExpertP
                          const Combine& combine) {
   require_merge(function, plan, options);
   Compressed<Layer> result = prune(layer, plan);
-  merge_experts(layer, result.layer, plan, options, combine);
+  // A closure of this namespace, for which the overload of blocks is found, too, although that is declared later.
+  merge_experts(layer, result.layer, plan, options, [&](const ClusterParameter& of) { return combine(of); });
   return result;
 }
 

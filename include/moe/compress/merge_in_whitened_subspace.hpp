@@ -41,7 +41,7 @@ inline MergedMatrix mean_in_whitened_subspace(const char* function, const Cluste
   MergedMatrix gram = MergedMatrix::Zero(mean.rows(), mean.rows());
   for (std::size_t m = 0; m < of.matrices.size(); ++m) {
     const MergedMatrix& weights = *of.matrices[m];
-    gram.noalias() += weights * (moment_of(function, of, m, calibration) * weights.transpose());
+    gram += serial_product(weights, serial_product(moment_of(function, of, m, calibration), weights.transpose()));
   }
   if (!(gram.trace() > 0)) return mean_in_subspace(of.matrices, of.weights, rank);
   return projected(mean, gram, rank);

@@ -163,12 +163,27 @@ inline Index num_workers() {
 #endif
 }
 
-/// Calls body(task, worker) for every task in [0, num_tasks), with worker in [0, num_workers()).
-/// Which worker gets which task is not fixed, so a result may depend on the task only. Tasks are handed out one by one;
-/// make each worth some microseconds. The first exception ends the loop early and is rethrown here.
-/// Throws std::runtime_error if an executor has left tasks undone; see Executor.
-template <class Body>
-void parallel_for(Index num_tasks, Body&& body) {
+namespace detail {
+
+/// Non-owning reference to the body of a loop, void(Index task, Index worker). Not a template parameter, so that the
+/// loop, its region of OpenMP and its exceptions are compiled once and not for every body.
+class LoopBody {
+ public:
+  template <class F>
+    requires(!std::is_same_v<std::remove_cvref_t<F>, LoopBody>)
+  explicit LoopBody(F& callable)
+      : object_(const_cast<void*>(static_cast<const void*>(&callable))),
+        call_([](void* object, Index task, Index worker) { (*static_cast<F*>(object))(task, worker); }) {}
+
+  void operator()(Index task, Index worker) const { call_(object_, task, worker); }
+
+ private:
+  void* object_;
+  void (*call_)(void*, Index, Index);
+};
+
+/// See parallel_for.
+inline void run_loop(Index num_tasks, LoopBody body) {
   const Index workers = num_tasks <= 1 ? 1 : num_workers();
   if (workers <= 1) {
     for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
@@ -201,6 +216,17 @@ void parallel_for(Index num_tasks, Body&& body) {
   }
   exception.rethrow();
   attendance.require_all(num_tasks);
+}
+
+}  // namespace detail
+
+/// Calls body(task, worker) for every task in [0, num_tasks), with worker in [0, num_workers()).
+/// Which worker gets which task is not fixed, so a result may depend on the task only. Tasks are handed out one by one;
+/// make each worth some microseconds. The first exception ends the loop early and is rethrown here.
+/// Throws std::runtime_error if an executor has left tasks undone; see Executor.
+template <class Body>
+void parallel_for(Index num_tasks, Body&& body) {
+  detail::run_loop(num_tasks, detail::LoopBody(body));
 }
 
 /// Calls body(begin, end, worker) for consecutive ranges of at most `grain` that cover [0, count).

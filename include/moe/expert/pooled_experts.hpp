@@ -35,7 +35,11 @@ class PooledExperts {
   using Tape = typename detail::RunnerOf<E>::type::Tape;
 
   /// Columns of the rows that forward writes and backward reads; 0 in a pool that has been moved from.
-  Index row_width() const { return pool().size() == 0 ? 0 : Runner::row_width(pool()); }
+  Index row_width() const {
+    if (pool().size() == 0) return 0;
+    require_whole("moe::ExpertPool::row_width", pool());
+    return Runner::row_width(pool());
+  }
 
   /// rows[r] = expert(tokens[plan.token_of_row(r)]) for the rows of `plan`; see ExpertSet. Throws
   /// std::invalid_argument if tokens, plan, rows and experts disagree on sizes: experts may be replaced by others of
@@ -61,6 +65,8 @@ class PooledExperts {
     require_experts(kFunction, plan);
     if (gradient.size() != pool().size())
       fail(kFunction, ": gradient has ", gradient.size(), " experts, expected ", pool().size());
+    require_whole(kFunction, gradient);
+    if constexpr (requires { pool().require_like(kFunction, gradient); }) pool().require_like(kFunction, gradient);
     if (&gradient == &pool()) fail(kFunction, ": gradient is the pool itself, expected one of its own (zeros_like)");
     Runner::require_backward(pool(), plan, tape, gradient);
   }
@@ -101,8 +107,14 @@ class PooledExperts {
 
   using Runner = typename detail::RunnerOf<E>::type;
 
+  /// Asks a pool whose experts are made of parts that can be replaced whether these are still there.
+  static void require_whole(const char* function, const Pool& of) {
+    if constexpr (requires { of.require_updates(function); }) of.require_updates(function);
+  }
+
   void require_experts(const char* function, const PlanView& plan) const {
     if (pool().size() == 0) fail(function, ": there are no experts: they have been moved from");
+    require_whole(function, pool());
     if (plan.num_experts() != pool().size())
       fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", pool().size());
   }

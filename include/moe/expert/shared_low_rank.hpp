@@ -107,11 +107,11 @@ class SharedMember : public StagedExpert<SharedMember<E>, CodecOf<typename E::Sc
 /// experts it learns (inputs + E outputs) or (E inputs + outputs) times the rank, where ExpertPool<LowRank> learns E
 /// (inputs + outputs).
 ///   moe::MoeLayer adapted = moe::with_shared_adapters(layer, moe::SharedFactor::A, {.rank = 8, .alpha = 16}, 1);
-/// An ExpertSet as fast as a pool of LowRank, with the bits of one whose factors are the same. A starts as in LowRank
-/// and B as zeros, so that a new one has the bits of its base for rows whose A x is finite. The gradient of the factor
-/// in common is the sum over the rows of all experts in plan order: the same bits for any number of threads. Immutable
-/// in forward, share freely.
-/// Tian et al., "HydraLoRA: an asymmetric LoRA architecture", NeurIPS 2024 (arXiv:2404.19245), share A.
+/// An ExpertSet on the path of a pool of LowRank, with the bits of one whose factors are the same. A starts as in
+/// LowRank and B as zeros, so that a new one has the bits of its base for rows whose A x is finite. The gradient of the
+/// factor in common is the sum over the rows of all experts in plan order: the same bits for any number of threads.
+/// Immutable in forward, share freely. Tian et al., "HydraLoRA: an asymmetric LoRA architecture", NeurIPS 2024
+/// (arXiv:2404.19245), share A.
 template <PanelExpert E>
 class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMember<E>> {
   using Member = detail::SharedMember<E>;
@@ -129,6 +129,7 @@ class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMembe
       : base_(std::move(pool)) {
     constexpr const char* kFunction = "moe::SharedLowRank";
     if (shared == SharedFactor::None) fail(kFunction, ": shared is None, expected A or B");
+    if (base_->size() == 0) fail(kFunction, ": there are no experts: they have been moved from");
     require_equal_widths(kFunction);
     const LowRank<E> example((*base_)[0], options, seed);  // checks the options
     const RandomField seeds(Purpose::Initialise, seed);
@@ -146,13 +147,29 @@ class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMembe
     });
   }
 
-  Index size() const { return base_->size(); }
-  Index input_dim() const { return base_->input_dim(); }
-  Index output_dim() const { return base_->output_dim(); }
+  Index size() const { return adapters_.stages.empty() ? 0 : base_->size(); }  // 0 when it has been moved from
+  Index input_dim() const { return size() == 0 ? 0 : base_->input_dim(); }
+  Index output_dim() const { return size() == 0 ? 0 : base_->output_dim(); }
   const ExpertPool<E>& base() const { return *base_; }
   /// Numbers may be changed, sizes not: forward then throws std::invalid_argument.
   BasicSharedAdapters<Codec>& adapters() { return adapters_; }
   const BasicSharedAdapters<Codec>& adapters() const { return adapters_; }
+  /// Throws std::invalid_argument, in the name of a function, unless there is an update for every stage and expert:
+  /// they may have been replaced.
+  void require_updates(const char* function) const {
+    if (adapters_.shared == SharedFactor::None) fail(function, ": adapters().shared is None, expected A or B");
+    if (std::ssize(adapters_.stages) != kStages)
+      fail(function, ": adapters() has ", adapters_.stages.size(), " stages, expected ", kStages);
+    for (const auto& stage : adapters_.stages)
+      if (std::ssize(stage.own) != base_->size())
+        fail(function, ": adapters() has '", stage.name, "' of ", stage.own.size(), " experts, expected ",
+             base_->size());
+  }
+  /// Throws std::invalid_argument unless a gradient shares the same factor.
+  void require_like(const char* function, const SharedLowRank& gradient) const {
+    if (gradient.adapters_.shared != adapters_.shared)
+      fail(function, ": the gradient shares the other factor, expected the same");
+  }
   /// What stands for an expert in forward and backward; valid as long as the set is.
   Member operator[](Index e) { return {(*base_)[e], adapters_, e}; }
   const Member operator[](Index e) const { return {(*base_)[e], adapters_, e}; }

@@ -53,13 +53,13 @@ void combine_backward(const ConstMatrixRef<S>& dout, const RowBuffer<S>& rows, c
                       const Routing<S>& routing, std::span<S> dweight, RowBuffer<S>& drows) {
   const auto row_of = plan.row_of_assignment();
   const auto weights = routing.weights();
+  constexpr PutScaled kPut = kStream ? PutScaled::Stream : PutScaled::Store;
   const auto one_slot = [&](const S* gradient, std::size_t a) {
     const Index row = row_of[a];
     if (row < 0) return S{0};
     S* drow = drows.row(row);
     std::fill(drow + dout.cols(), drow + drows.cols(), S{0});
-    return scale_and_dot < kStream ? PutScaled::Stream
-                                   : PutScaled::Store > (gradient, rows.row(row), weights[a], dout.cols(), drow);
+    return scale_and_dot<kPut>(gradient, rows.row(row), weights[a], dout.cols(), drow);
   };
   parallel_ranges(routing.num_tokens(), kRowsPerTask, [&](Index first, Index last, Index) {
     for (Index t = first; t < last; ++t)

@@ -212,7 +212,9 @@ void set_adapters(SharedLowRank<E>& set, const BasicAdapters<typename SharedLowR
     for (std::size_t e = 0; e < adapters.experts.size(); ++e) {
       const auto &update = adapters.experts[e][i], &first = adapters.experts[0][i];
       const auto &common = is_a ? update.a : update.b, &expected = is_a ? first.a : first.b;
-      if (update.scale != first.scale || !common.is_shaped_as(expected) || common.matrix() != expected.matrix())
+      const bool same = e == 0 || (update.scale == first.scale && common.is_shaped_as(expected) &&
+                                   common.matrix() == expected.matrix());
+      if (!same)
         fail("moe::set_adapters: '", stages[i].name, "' of expert ", e, " has ", is_a ? "an A" : "a B",
              " or a scale of its own, expected those of expert 0");
       stages[i].own.push_back(is_a ? update.b : update.a);

@@ -21,10 +21,9 @@ class GateUnion {
   /// std::invalid_argument for a choice that is none of the gate's experts. O(choices), no allocation when warm.
   template <class RoutingOf, class GatesOf>
   void build(Index num_tokens, const ExpertMask& mask, const RoutingOf& routing_of, const GatesOf& gates_of) {
-    const auto num_gates = static_cast<std::size_t>(mask.num_gates());
+    num_gates_ = static_cast<std::size_t>(mask.num_gates());
     const Index num_experts = mask.num_experts();
-    row_.resize(num_gates);
-    is_first_.resize(num_gates);
+    if (row_.size() < num_gates_) row_.resize(num_gates_), is_first_.resize(num_gates_);  // never shrink
     for (Index g = 0; g < mask.num_gates(); ++g) {
       require_choices(mask, g, routing_of(g));
       const auto choices = static_cast<std::size_t>(routing_of(g).num_assignments());
@@ -73,7 +72,7 @@ class GateUnion {
       }
     });
     plan_.build(all_, num_experts);
-    for (std::vector<Index>& rows : row_)
+    for (std::vector<Index>& rows : std::span(row_).first(num_gates_))
       parallel_ranges(std::ssize(rows), kTokens * 8, [&](Index begin, Index end, Index) {
         for (Index a = begin; a < end; ++a)
           if (Index& row = rows[static_cast<std::size_t>(a)]; row >= 0)
@@ -87,7 +86,7 @@ class GateUnion {
   template <class RoutingOf>
   void gate_rows(const RoutingOf& routing_of, std::vector<kernel::GateRows<S>>& rows) const {
     rows.clear();
-    for (std::size_t g = 0; g < row_.size(); ++g)
+    for (std::size_t g = 0; g < num_gates_; ++g)
       rows.push_back({&routing_of(static_cast<Index>(g)), row_[g], is_first_[g]});
   }
 
@@ -104,7 +103,8 @@ class GateUnion {
 
   Routing<S> all_;
   DispatchPlan plan_;
-  std::vector<std::vector<Index>> row_;              // [gates][choices]
+  std::size_t num_gates_ = 0;
+  std::vector<std::vector<Index>> row_;              // [gates, at least][choices]
   std::vector<std::vector<std::uint8_t>> is_first_;  // likewise
   std::vector<Index> count_;                         // [tokens]
   std::vector<Index> last_token_, place_;            // [workers, experts]: who named an expert last, and where

@@ -178,7 +178,7 @@ class MultiGateLayer {
     }
     require_groups(kFunction, step, inputs.tokens.rows());
     Memory& memory = ws.scratch.template get<Memory>();
-    memory.gates.resize(gates_.size());
+    if (memory.gates.size() < gates_.size()) memory.gates.resize(gates_.size());  // never shrinks
     for (Index g = 0; g < num_gates(); ++g) {
       auto& [logits, routing, valid] = memory.gates[static_cast<std::size_t>(g)];
       const Context context(step_of_gate(step, g, inputs.tokens.rows(), valid), memory.of_gates);

@@ -37,6 +37,15 @@ class DispatchPlan {
     return plan;
   }
 
+  /// A plan over rows that are sorted already, several of which may read one token: expert e has the rows [offsets[e],
+  /// offsets[e + 1]), and row r in [first_row, last_row) reads token token_of(r), 0 <= token_of(r) < num_tokens. The
+  /// assignments of a token are its rows, ascending; other rows keep their numbers and read no token. For sets that
+  /// hand on what they were given, see LatentExperts. Throws std::invalid_argument for offsets that descend or do not
+  /// start at 0, and for rows and tokens out of range; the plan is then empty. O(rows + num_experts + num_tokens).
+  template <class TokenOf>
+  void build_from_rows(std::span<const Index> offsets, Index first_row, Index last_row, Index num_tokens,
+                       const TokenOf& token_of);
+
   Index num_experts() const { return std::max<Index>(0, static_cast<Index>(offset_.size()) - 1); }
   Index num_tokens() const { return num_tokens_; }
   /// Assignments that reach an expert: dropped ones have no row.
@@ -152,6 +161,44 @@ void DispatchPlan::build_from_counts(Index num_experts, const Count& count) {
   std::ranges::copy(token_of_row(), row_of_assignment_.begin());
   num_tokens_ = num_assignments_ = rows;
   choices_per_token_ = 1;
+}
+
+template <class TokenOf>
+void DispatchPlan::build_from_rows(std::span<const Index> offsets, Index first_row, Index last_row, Index num_tokens,
+                                   const TokenOf& token_of) {
+  constexpr const char* kName = "moe::DispatchPlan::build_from_rows";
+  detail::checked_size(kName, "num_tokens", num_tokens);
+  num_tokens_ = num_assignments_ = 0;
+  offset_.assign(1, 0);
+  if (offsets.empty() || offsets.front() != 0 || !std::ranges::is_sorted(offsets))
+    fail(kName, ": the offsets descend or do not start at 0, expected [0, ..., number of rows]");
+  const Index rows = offsets.back();
+  if (first_row < 0 || last_row < first_row || last_row > rows)
+    fail(kName, ": rows [", first_row, ", ", last_row, "), expected them in [0, ", rows, ")");
+  token_of_row_.resize(1, rows);
+  assignment_of_row_.resize(1, rows);
+  std::fill_n(token_of_row_.row(0), rows, Index{0});
+  std::fill_n(assignment_of_row_.row(0), rows, Index{-1});
+  token_begin_.assign(static_cast<std::size_t>(num_tokens) + 1, 0);
+  for (Index r = first_row; r < last_row; ++r) {
+    const Index t = token_of(r);
+    if (t < 0 || t >= num_tokens)
+      fail(kName, ": row ", r, " reads token ", t, ", expected 0 <= token < num_tokens = ", num_tokens);
+    token_of_row_.row(0)[r] = t;
+    ++token_begin_[static_cast<std::size_t>(t) + 1];
+  }
+  std::partial_sum(token_begin_.begin(), token_begin_.end(), token_begin_.begin());
+  count_.assign(token_begin_.begin(), token_begin_.end());  // the next free assignment of each token
+  row_of_assignment_.resize(static_cast<std::size_t>(last_row - first_row));
+  for (Index r = first_row; r < last_row; ++r) {
+    const Index a = count_[static_cast<std::size_t>(token_of_row_.row(0)[r])]++;
+    assignment_of_row_.row(0)[r] = a;
+    row_of_assignment_[static_cast<std::size_t>(a)] = r;
+  }
+  offset_.assign(offsets.begin(), offsets.end());
+  num_tokens_ = num_tokens;
+  num_assignments_ = last_row - first_row;
+  choices_per_token_ = -1;
 }
 
 template <class S>

@@ -32,6 +32,18 @@ class PlanView {
     return result;
   }
 
+  /// The same experts and rows of another plan of as many experts and rows, whose rows read other tokens. `other` must
+  /// not be a temporary. Throws std::invalid_argument for a plan of others.
+  PlanView over(const DispatchPlan& other) const {
+    if (!std::ranges::equal(other.offsets(), plan_->offsets()))
+      fail("moe::PlanView::over: the other plan has ", other.num_experts(), " experts and ", other.num_rows(),
+           " rows, expected the offsets of this one, of ", plan_->num_experts(), " and ", plan_->num_rows());
+    PlanView result = *this;
+    result.plan_ = &other;
+    return result;
+  }
+  PlanView over(DispatchPlan&&) const = delete;
+
   const DispatchPlan& plan() const { return *plan_; }
   Index num_experts() const { return num_experts_; }
   /// Number that expert 0 has in the plan. Draws of expert e are keyed by first_expert() + e, so that they are the same

@@ -109,6 +109,8 @@ void visit_gates_of_set(const X& experts, Tape& tape, const PlanView& plan, cons
       visit_gates_of_set(set, std::get<i>(tape.sets), plan.part(first, set.size()), f);
       first += set.size();
     });
+  } else if constexpr (requires { experts.experts(), tape.plans, tape.experts; }) {  // latent ones, of the same rows
+    visit_gates_of_set(experts.experts(), tape.experts, plan, f);
   }
 }
 

@@ -210,7 +210,8 @@ class PeftConfig {
                              "kasa_config", "monteclora_config", "arrow_config"})
       if (fields_.has(name) && json_[name] != false && !json_[name].empty()) fields_.refuse(name, json_[name], "none");
     if (!fields_.has("init_lora_weights") || !json_["init_lora_weights"].is_string()) return;
-    const std::string start = fields_.text("init_lora_weights");
+    std::string start = fields_.text("init_lora_weights");
+    for (char& c : start) c = static_cast<char>(c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c);  // as PEFT compares it
     for (const char* changes : {"pissa", "corda", "olora", "loftq", "lora_ga"})
       if (start.starts_with(changes))
         fields_.refuse("init_lora_weights", start, "a start that leaves the weights of the model as they are");

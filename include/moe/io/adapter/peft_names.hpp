@@ -21,7 +21,8 @@
 //   base_model.model.model.layers.0.mlp.experts.lora_A.weight               of down_proj
 // and without base_layer where there is one. lora_A has the inputs for columns from 0.19.1 on; before, the rows of the
 // parameter: of models that store [E, outputs, inputs] (Qwen3, Mixtral) the outputs, so that lora_A is B transposed,
-// and lora_B is A; of those that store [E, inputs, outputs] (Llama 4, GPT-OSS) the inputs.
+// and lora_B is A; of those that store [E, inputs, outputs] (Llama 4, GPT-OSS) the inputs. Transformers 4 does not say
+// that these do (is_transposed), and PEFT from 0.19.1 on then takes outputs for columns: PeftOptions::fused_columns.
 namespace moe::inline MOE_ABI {
 
 /// One tensor per expert and matrix, or per matrix.

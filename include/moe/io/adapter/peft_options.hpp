@@ -26,7 +26,9 @@ inline bool has_peft_layout(const FamilyFormat& format, PeftLayout layout) {
     case ExpertLayout::FusedInOut:
     case ExpertLayout::FusedInterleaved:
     case ExpertLayout::FusedInterleavedOutIn:
-      return layout == PeftLayout::Fused && format.down.starts_with("experts.");
+      return layout == PeftLayout::Fused && format.down.starts_with("experts.") &&
+             (format.down.ends_with(".weight") ? format.down.substr(0, format.down.size() - 7) : format.down)
+                     .find('.', 8) == std::string_view::npos;  // one of Aria's modules, not of their parameters
     case ExpertLayout::FusedApart:
     case ExpertLayout::StackedRows:
       return false;

@@ -135,6 +135,9 @@ class PeftContents {
     }
   }
   void note(const std::string& name, const LowRankUpdate<F32>& update) {
+    if (!is_scale<float>(update.scale) || update.b.inputs() != update.rank())
+      fail(kFunction, ": '", name, "' has scale ", update.scale, ", an A of rank ", update.rank(), " and a B of ",
+           update.b.inputs(), ", expected a finite float and one rank");
     const auto [found, is_new] = numbers_.emplace(name, Numbers{update.rank(), update.scale});
     if (!is_new && (found->second.rank != update.rank() || found->second.scale != update.scale))
       fail(kFunction, ": '", name, "' has rank ", update.rank(), " and scale ", update.scale, ", expected ",
