@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// layer: whole layers of published models, beside the loop over experts with Eigen; and four gates over the same
-// experts, beside these experts alone.
+// layer: whole layers of published models, beside the loop over experts with Eigen, and with fewer weights or active
+// experts beside themselves; four gates over the same experts, beside these experts alone.
 #include "layer/layer_benchmarks.hpp"
+#include "layer/smaller_layers.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/layer/multi_gate_layer.hpp"
 
@@ -36,7 +37,7 @@ class FourGates {
 
   static std::vector<moe::LinearRouter> routers() {
     std::vector<moe::LinearRouter> routers;
-    for (const std::uint64_t seed : {1, 2, 3, 4}) routers.push_back(moe::LinearRouter::random(kExperts, kDim, seed));
+    for (const unsigned seed : {1u, 2u, 3u, 4u}) routers.push_back(moe::LinearRouter::random(kExperts, kDim, seed));
     return routers;
   }
 
@@ -61,5 +62,6 @@ int main(int argc, char** argv) {
     FourGates four(state.range(0));
     bench::measure(state, four.work(), [&] { four.run_experts(); });
   });
+  for (const bench::Shape& shape : bench::kShapes) bench::add_smaller("layer", shape);
   return bench::run(argc, argv);
 }
