@@ -37,6 +37,7 @@
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
 #include "moe/router/normalised.hpp"
+#include "moe/router/uncertain.hpp"
 
 // Gates: logits -> who goes where, with which weight.
 #include "moe/gate/activation.hpp"

@@ -110,6 +110,7 @@ TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
   require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
   require_round_trip("none", moe::NoRouter(kExperts, kDim), 0);
+  require_round_trip("uncertain", moe::UncertainRouter(LinearRouter(kExperts, kDim)), kExperts * kDim);
   require_round_trip("normalised", moe::NormalisedRouter(LinearRouter(kExperts, kDim)), kExperts * kDim);
   require_round_trip("noisy, double", moe::BasicNoisyRouter<F64>(kExperts, kDim), 2 * kExperts * kDim);
 }
@@ -291,5 +292,6 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "router/cosine",
                                          "router/linear",
                                          "router/noisy",
-                                         "router/normalised"});
+                                         "router/normalised",
+                                         "router/uncertain"});
 }

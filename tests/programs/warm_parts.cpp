@@ -60,6 +60,7 @@
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
 #include "moe/router/normalised.hpp"
+#include "moe/router/uncertain.hpp"
 #include "programs/expect_none.hpp"
 
 namespace {
@@ -221,6 +222,9 @@ void check_routers() {
   check_router("CosineRouter", moe::CosineRouter::random(kExperts, kDim, 8, 1));
   check_router("NoisyRouter", moe::NoisyRouter::random(kExperts, kDim, 1));
   check_router("NormalisedRouter", moe::NormalisedRouter(linear));
+  for (const auto calibration :
+       {moe::RouterCalibration::LogitMoment, moe::RouterCalibration::MeanProbability, moe::RouterCalibration::Whitened})
+    check_router("UncertainRouter", moe::UncertainRouter(linear, {.calibration = calibration}));
   check_router("NoRouter", moe::NoRouter(kExperts, kDim));
   check_router("Frozen router", moe::Frozen(linear));
 }
