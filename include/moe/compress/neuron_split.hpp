@@ -113,8 +113,8 @@ std::vector<double> neuron_scores(const Matrix<S>& activity) {
 
 /// Parts of like sums of scores: units are dealt out from the highest score on, to the parts in turn, forth and back.
 /// With 8 units in order and 2 parts {0, 3, 4, 7} and {1, 2, 5, 6}; where the parts come out even, sums of scores >= 0
-/// differ by at most the largest. Ties go to the lower id. Throws std::invalid_argument for scores that are not finite, and
-/// unless every part gets a unit.
+/// differ by at most the largest. Ties go to the lower id. Throws std::invalid_argument for scores that are not finite,
+/// and unless every part gets a unit.
 /// He et al., "Understanding and harnessing sparsity in unified multimodal models", 2025.
 inline NeuronSplit snake_split(std::span<const double> scores, const SplitOptions& options) {
   detail::require_neuron_scores("moe::snake_split", scores, options);
