@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "moe/compress/merge_in_subspace.hpp"
+#include "moe/core/serial_product.hpp"
 
 namespace moe::inline MOE_ABI {
 
