@@ -79,8 +79,7 @@ class BlockWriter {
   /// and std::invalid_argument for a layout that the family or a shape does not have.
   BlockWriter(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options,
               const WeightWriter& writer, SharedExperts shared = SharedExperts::Quantise)
-      : config_(config),
-        writer_(writer),
+      : writer_(writer),
         shared_(shared),
         from_(find_block(checkpoint, config, options)),
         to_(detail::written_location(config, from_, options.layer, writer)) {
@@ -252,7 +251,6 @@ class BlockWriter {
     return error;
   }
 
-  const MoeConfig& config_;
   const WeightWriter& writer_;
   SharedExperts shared_;
   BlockLocation from_, to_;
