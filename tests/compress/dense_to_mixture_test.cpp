@@ -120,7 +120,7 @@ TEST_CASE("random_split: a function of its seed", "[compress]") {
 
 TEST_CASE("coactivation_split: units that are active together come together", "[compress]") {
   // Unit j is on for rows of its family j % 4 alone, some never.
-  for (const std::uint64_t seed : {1, 2, 3, 4, 5}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u, 4u, 5u}) {
     Matrix<double> activity = Matrix<double>::Zero(40, 20);
     const moe::RandomField random(moe::Purpose::User, seed);
     for (Index r = 0; r < 40; ++r)

@@ -20,13 +20,13 @@ namespace moe::inline MOE_ABI {
 enum class RouterCalibration { LogitMoment, MeanProbability, Whitened };
 
 /// Whether passes are made at inference, too.
-enum class DropoutPhase { Always, Training };
+enum class DropoutPhase { All, Training };
 
 struct RouterDropout {
   Index passes = 5;   ///< at least 2, as variances need; 1 with MeanProbability
   double rate = 0.1;  ///< share of features that is dropped, 0 <= rate < 1; above 0 with Whitened
   RouterCalibration calibration = RouterCalibration::LogitMoment;
-  DropoutPhase phase = DropoutPhase::Always;
+  DropoutPhase phase = DropoutPhase::All;
   double ridge = 1e-5;  ///< of Whitened, > 0
 
   friend bool operator==(const RouterDropout&, const RouterDropout&) = default;
