@@ -288,8 +288,8 @@ TEST_CASE("SharedLowRank: the bits are those of a row alone, for any number of t
 
 TEST_CASE("SharedLowRank: what does not fit is refused", "[expert][error]") {
   const auto pool = moe::ExpertPool<Mlp>::random(3, 11, 9, 1);
-  CHECK_THROWS_WITH(moe::with_shared_adapters(pool, moe::SharedFactor::None, {}, 1),
-                    ContainsSubstring("shared is None, expected A or B"));
+  CHECK_THROWS_WITH(moe::with_shared_adapters(pool, moe::SharedFactor::Neither, {}, 1),
+                    ContainsSubstring("shared is Neither, expected A or B"));
   CHECK_THROWS_WITH(moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 0}, 1),
                     ContainsSubstring("rank is 0"));
   const moe::ExpertPool<Mlp> mixed({Mlp(11, 9), Mlp(11, 8)});
@@ -319,8 +319,8 @@ TEST_CASE("SharedLowRank: what does not fit is refused", "[expert][error]") {
   CHECK_THROWS_WITH(forward(fewer), ContainsSubstring("adapters() has 'up' of 2 experts, expected 3"));
   CHECK_THROWS_WITH(fewer.row_width(), ContainsSubstring("'up' of 2 experts"));
   auto neither = moe::with_shared_adapters(pool, moe::SharedFactor::B, {.rank = 2}, 1);
-  neither.adapters().shared = moe::SharedFactor::None;
-  CHECK_THROWS_WITH(forward(neither), ContainsSubstring("shared is None, expected A or B"));
+  neither.adapters().shared = moe::SharedFactor::Neither;
+  CHECK_THROWS_WITH(forward(neither), ContainsSubstring("shared is Neither, expected A or B"));
   auto moved = moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 2}, 1);
   const auto to = std::move(moved);
   CHECK(moved.size() == 0);

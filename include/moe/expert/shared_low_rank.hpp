@@ -123,12 +123,12 @@ class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMembe
   static constexpr bool kPerToken = kIsPerToken<E>;
   static constexpr int kStages = kNumStages<E>;
 
-  /// Throws std::invalid_argument for numbers out of range, targets that the experts do not have, SharedFactor::None,
-  /// and experts whose hidden widths differ, as one factor then fits no two.
+  /// Throws std::invalid_argument for numbers out of range, targets that the experts do not have,
+  /// SharedFactor::Neither, and experts whose hidden widths differ, as one factor then fits no two.
   SharedLowRank(ExpertPool<E> pool, SharedFactor shared, const LowRankOptions& options, std::uint64_t seed)
       : base_(std::move(pool)) {
     constexpr const char* kFunction = "moe::SharedLowRank";
-    if (shared == SharedFactor::None) fail(kFunction, ": shared is None, expected A or B");
+    if (shared == SharedFactor::Neither) fail(kFunction, ": shared is Neither, expected A or B");
     if (base_->size() == 0) fail(kFunction, ": there are no experts: they have been moved from");
     require_equal_widths(kFunction);
     const LowRank<E> example((*base_)[0], options, seed);  // checks the options
@@ -157,7 +157,7 @@ class SharedLowRank : public PooledExperts<SharedLowRank<E>, detail::SharedMembe
   /// Throws std::invalid_argument, in the name of a function, unless there is an update for every stage and expert:
   /// they may have been replaced.
   void require_updates(const char* function) const {
-    if (adapters_.shared == SharedFactor::None) fail(function, ": adapters().shared is None, expected A or B");
+    if (adapters_.shared == SharedFactor::Neither) fail(function, ": adapters().shared is Neither, expected A or B");
     if (std::ssize(adapters_.stages) != kStages)
       fail(function, ": adapters() has ", adapters_.stages.size(), " stages, expected ", kStages);
     for (const auto& stage : adapters_.stages)

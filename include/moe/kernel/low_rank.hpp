@@ -12,7 +12,7 @@
 namespace moe::inline MOE_ABI {
 
 /// Which factor of their updates all experts of a pool have in common.
-enum class SharedFactor { None, A, B };
+enum class SharedFactor { Neither, A, B };
 
 namespace detail {
 
@@ -37,7 +37,7 @@ struct LowRankUpdate {
 
   Index rank() const { return a.inputs(); }
   bool empty() const { return rank() == 0; }
-  static constexpr SharedFactor shared_factor() { return SharedFactor::None; }
+  static constexpr SharedFactor shared_factor() { return SharedFactor::Neither; }
   bool is_shaped_as(const LowRankUpdate& other) const { return a.is_shaped_as(other.a) && b.is_shaped_as(other.b); }
   /// Whether it is one of a matrix of these sizes, or of none.
   template <class Weight>
