@@ -82,15 +82,15 @@ inline CompressedCheckpoint compress_checkpoint(const std::filesystem::path& fro
     if (block.plan.num_experts() != config.num_logits())
       fail(kFunction, ": the plan of layer ", block.place.layer, " is of ", block.plan.num_experts(),
            " experts, expected ", config.num_logits());
-    const MoeConfig small = prune(QuantisedMoeBlock(config), block.plan).layer.config();
-    result.blocks.push_back(
-        {block.place, config.num_logits(), small.num_logits(), detail::stored_bytes(checkpoint, config, block.place)});
+    const MoeConfig smaller = prune(QuantisedMoeBlock(config), block.plan).layer.config();
+    result.blocks.push_back({block.place, config.num_logits(), smaller.num_logits(),
+                             detail::stored_bytes(checkpoint, config, block.place)});
     const auto make = [&, config] {
       const LoadOptions load{.layer = block.place.layer, .prefix = block.place.prefix};
       const MoeBlock whole = load_moe_block(checkpoint, config, load);
       return options.apply ? options.apply(whole, block.plan, block.place) : prune(whole, block.plan).layer;
     };
-    blocks.push_back({.layer = block.place.layer, .prefix = block.place.prefix, .config = small, .make = make});
+    blocks.push_back({.layer = block.place.layer, .prefix = block.place.prefix, .config = smaller, .make = make});
   }
   result.files = save_moe_blocks(to, blocks, {.like = from, .source = options.source, .files = options.files});
   const Checkpoint written = Checkpoint::open(to);
