@@ -182,7 +182,8 @@ TEMPLATE_TEST_CASE("dense_to_mixture: all parts together are the dense expert", 
 TEST_CASE("dense_to_mixture: gradients of all parts are the dense expert's", "[compress]") {
   using Mlp = moe::BasicMlp<F64, moe::Relu>;
   const auto dense = test::random_expert<Mlp>(kDim, kHidden, 1);
-  const auto layer = moe::dense_to_mixture(dense, moe::snake_split(random_scores(kHidden, 2), {.num_parts = 4}), 4);
+  const NeuronSplit split = moe::snake_split(random_scores(kHidden, 2), {.num_parts = 4});
+  const auto layer = moe::dense_to_mixture(dense, split, 4);
   const auto tokens = test::random_matrix<double>(6, kDim, 3), dout = test::random_matrix<double>(6, kDim, 4);
   const test::TrainingPass pass(layer, tokens, dout);
   typename Mlp::Tape tape;
@@ -195,6 +196,24 @@ TEST_CASE("dense_to_mixture: gradients of all parts are the dense expert's", "[c
   dense.backward(tokens, tape, dout, dtokens, gradient, context);
   // The router's part: zero logits in all columns, so its weights are 0 and pass nothing to the tokens.
   CHECK((pass.dtokens - dtokens).cwiseAbs().maxCoeff() < 1e-12 * dtokens.cwiseAbs().maxCoeff());
+  for (std::size_t p = 0; p < split.parts.size(); ++p) {
+    const Mlp& part = pass.gradient.experts()[static_cast<Index>(p)];
+    double off = 0, most = 0;
+    const auto compare = [&](double found, double expected) {
+      off = std::max(off, std::abs(found - expected)), most = std::max(most, std::abs(expected));
+    };
+    for (Index o = 0; o < kDim; ++o) compare(part.down_bias()(o, 0), gradient.down_bias()(o, 0));
+    for (std::size_t u = 0; u < split.parts[p].size(); ++u) {
+      const Index j = split.parts[p][u], i = static_cast<Index>(u);
+      compare(part.up_bias()(i, 0), gradient.up_bias()(j, 0));
+      for (Index c = 0; c < kDim; ++c) {
+        compare(part.up()(i, c), gradient.up()(j, c));
+        compare(part.down()(c, i), gradient.down()(c, j));
+      }
+    }
+    CHECK(most > 0);
+    CHECK(off < 1e-12 * most);
+  }
 }
 
 TEST_CASE("dense_to_mixture: a router of zeros sends tokens to the first parts, with weight 1", "[compress]") {

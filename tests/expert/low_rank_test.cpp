@@ -321,6 +321,7 @@ TEST_CASE("SharedLowRank: what does not fit is refused", "[expert][error]") {
   auto neither = moe::with_shared_adapters(pool, moe::SharedFactor::B, {.rank = 2}, 1);
   neither.adapters().shared = moe::SharedFactor::Neither;
   CHECK_THROWS_WITH(forward(neither), ContainsSubstring("shared is Neither, expected A or B"));
+  CHECK_THROWS_WITH(neither.require_updates("test"), ContainsSubstring("test: adapters().shared"));
   auto moved = moe::with_shared_adapters(pool, moe::SharedFactor::A, {.rank = 2}, 1);
   const auto to = std::move(moved);
   CHECK(moved.size() == 0);
