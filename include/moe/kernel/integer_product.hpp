@@ -5,6 +5,7 @@
 
 #include "moe/kernel/byte_tiles.hpp"
 #include "moe/kernel/grouped_gemm.hpp"
+#include "moe/kernel/integer_streams.hpp"
 #include "moe/kernel/integer_tile.hpp"
 
 // Products of rows as integers with codes as bytes: a block of a panel is expanded once and stays in L1 while the rows
@@ -51,6 +52,8 @@ void multiply_integers(const ConvertedRows& converted, const PanelRange<float>& 
                        const FinishRef<float>& finish) {
   const auto& of = *static_cast<const CodePanels*>(panels.of.matrix);
   const IntegerRows rows(of, converted.end - converted.begin, const_cast<std::byte*>(converted.data));
+  if (rows.count <= kMostStreamedDotRows)
+    return multiply_integer_streams<Codes>(rows, converted.begin, panels, finish);
   if constexpr (simd::kMultipliesByteTiles)
     if (rows.count >= kLeastTileRows && simd::may_use_byte_tiles()) {
       const Index unit = std::min(kMostTileWords, 2 * ((inputs_per_sum(of) + 7) / 8));
