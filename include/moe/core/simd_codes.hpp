@@ -241,4 +241,45 @@ Batch<float> add_where_bit(const Batch<float>& sum, const Batch<float>& words, c
 #endif
 }
 
+/// codes | bits kFirst, kFirst + 4, ..., of every word, as bits `to`, to + 4, ...; both below 4.
+template <int kFirst>
+Batch<float> add_plane(const Batch<float>& codes, const Batch<float>& words, int to) {
+  const auto ones = static_cast<std::int32_t>(0x11111111u << to);
+#if defined(__AVX512F__)
+  const __m512i turned = _mm512_maskz_rolv_epi32(0xFFFF, _mm512_castps_si512(words), _mm512_set1_epi32(to - kFirst));
+  return _mm512_castsi512_ps(
+      _mm512_ternarylogic_epi32(_mm512_castps_si512(codes), turned, _mm512_set1_epi32(ones), 0xF8));
+#elif defined(__AVX2__)
+  const __m256i all = _mm256_castps_si256(words);
+  const __m256i moved = to >= kFirst ? _mm256_sll_epi32(all, _mm_cvtsi32_si128(to - kFirst))
+                                     : _mm256_srl_epi32(all, _mm_cvtsi32_si128(kFirst - to));
+  return _mm256_or_ps(codes, _mm256_castsi256_ps(_mm256_and_si256(moved, _mm256_set1_epi32(ones))));
+#else
+  return codes | detail::map_words(words, [&](std::uint32_t word) {
+           return std::bit_cast<float>(std::rotl(word, to - kFirst) & static_cast<std::uint32_t>(ones));
+         });
+#endif
+}
+
+/// first + step * c for every number c of four bits.
+struct EvenlySpaced {
+  constexpr EvenlySpaced(float first_value, float distance) : first(first_value), step(distance) {
+    for (std::size_t c = 0; c < table.size(); ++c) table[c] = first + step * static_cast<float>(c);
+  }
+
+  float first, step;
+  std::array<float, 16> table{};
+};
+
+/// The value of the i-th of eight codes of every word, i a constant; exact where the table is.
+template <class I>
+Batch<float> value_of_words(const Batch<float>& words, I i, const EvenlySpaced& values) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i code = _mm256_and_si256(detail::words_from(words, i), _mm256_set1_epi32(15));
+  return simd::fma(Batch<float>(_mm256_cvtepi32_ps(code)), Batch<float>(values.step), Batch<float>(values.first));
+#else
+  return detail::look_up(words, i, values.table);
+#endif
+}
+
 }  // namespace moe::inline MOE_ABI::simd

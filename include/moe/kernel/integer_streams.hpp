@@ -46,9 +46,7 @@ template <class Codes, int Rows, int Streams>
     Index place = offset + of.header_bytes;
     for (Index input = first; input < last; of_rows += Rows, start += Rows) {
       simd::Integers sum[Rows][kHalves];
-      simd::unroll<Rows>([&](auto r) {
-        simd::unroll<kHalves>([&](auto c) { sum[r][c] = simd::integers(start[r]); });
-      });
+      simd::unroll<Rows>([&](auto r) { simd::unroll<kHalves>([&](auto c) { sum[r][c] = simd::integers(start[r]); }); });
       for (const Index end = std::min(last, input + each); input < end; input += 8, place += bytes) {
         for (Index line = 0; line < bytes; line += kLine)
           for (const std::byte* const panel : panels) __builtin_prefetch(ahead_of(panel, place + line));
@@ -76,9 +74,8 @@ template <class Codes, int Rows, int Streams>
     }
   }
   simd::unroll<kHalves>([&](auto c) {
-    simd::unroll<Rows>([&](auto r) {
-      simd::store(sums + (c / 2 * Rows + r) * kCodeWidth + c % 2 * kCodeLanes, total[r][c]);
-    });
+    simd::unroll<Rows>(
+        [&](auto r) { simd::store(sums + (c / 2 * Rows + r) * kCodeWidth + c % 2 * kCodeLanes, total[r][c]); });
   });
 }
 
