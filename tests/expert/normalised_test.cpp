@@ -3,6 +3,7 @@
 #include "moe/expert/normalised.hpp"
 
 #include "moe/expert/feature_gated.hpp"
+#include "moe/expert/film.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/routing/plan.hpp"
 #include "moe/train/adam_w.hpp"
@@ -245,12 +246,51 @@ TEST_CASE("FeatureGated: gradients are central differences, and those of A are z
   CHECK(test::num_nonzero(gradient.up(0)) == kInputs * 2);
 }
 
+TEMPLATE_TEST_CASE("Normalised, FeatureGated, Film: backward without a gradient gives the rows the same bits",
+                   "[expert]", Normalised, FeatureGated, moe::Normalised<FeatureGated>,
+                   moe::Film<moe::BasicLinear<moe::F64>>) {
+  const auto make = [] {
+    if constexpr (std::is_same_v<TestType, Normalised>)
+      return normalised(1);
+    else if constexpr (std::is_same_v<TestType, FeatureGated>)
+      return feature_gated(2, 1);
+    else if constexpr (std::is_same_v<TestType, moe::Normalised<FeatureGated>>)
+      return moe::Normalised(feature_gated(2, 1));
+    else
+      return moe::Film(test::random_expert<moe::BasicLinear<moe::F64>>(2 * kInputs, kInputs, 1));
+  };
+  static_assert(moe::SkipsGradient<TestType>);
+  const TestType expert = make();
+  const auto rows = test::random_matrix<double>(9, kInputs, 2);
+  const auto dout = test::random_matrix<double>(9, expert.output_dim(), 3);
+  for (const Step& step : {Step{}, Step::train(1)}) {
+    Matrix<double> out(9, expert.output_dim());
+    auto drows = test::nan_matrix<double>(9, kInputs), without = drows;
+    typename TestType::Tape tape;
+    moe::Scratch scratch;
+    TestType gradient = moe::zeros_like(expert);
+    expert.forward(rows, out, {step, scratch}, tape);
+    expert.backward(rows, tape, dout, drows, gradient, {step, scratch});
+    expert.require_backward(9, tape, moe::NoGradient{});
+    expert.backward(rows, tape, dout, without, moe::NoGradient{}, {step, scratch});
+    CHECK(test::same_bits(without, drows));
+    CHECK(test::num_nonzero(gradient) > 0);
+    CHECK_THROWS_AS(expert.require_backward(8, tape, moe::NoGradient{}), std::invalid_argument);
+    const Matrix<double> fewer = rows.topRows(8), fewer_dout = dout.topRows(8);
+    auto untouched = test::nan_matrix<double>(8, kInputs);
+    CHECK_THROWS_AS(expert.backward(fewer, tape, fewer_dout, untouched, moe::NoGradient{}, {step, scratch}),
+                    std::invalid_argument);
+    CHECK(std::isnan(untouched(0, 0)));
+  }
+}
+
 TEST_CASE("FeatureGated: numbers out of range, and tapes and gradients of others, are refused", "[expert][error]") {
   CHECK_THROWS_WITH(FeatureGated(mlp(1), {.rank = 0}), ContainsSubstring("rank is 0, expected at least 1"));
   CHECK_THROWS_WITH(FeatureGated(mlp(1), {.num_gates = 0}), ContainsSubstring("num_gates is 0, expected at least 1"));
   const FeatureGated expert = feature_gated(2, 1);
   FeatureGated::Tape tape;
-  CHECK_THROWS_WITH(expert.require_backward(3, tape, feature_gated(2, 1)), ContainsSubstring("have 0 and 2 gates"));
+  CHECK_THROWS_WITH(expert.require_backward(3, tape, feature_gated(2, 1)),
+                    ContainsSubstring("tape has 0 gates, expected 2"));
   FeatureGated replaced = expert;
   replaced.up(1) = FeatureGated::Linear(kInputs, 3, moe::Bias::Off);
   CHECK_THROWS_WITH(run(replaced, test::random_matrix<double>(3, kInputs, 2), Step{}),

@@ -4,7 +4,10 @@
 
 #include "layer/fixtures.hpp"
 #include "moe/expert/concatenated.hpp"
+#include "moe/expert/feature_gated.hpp"
+#include "moe/expert/film.hpp"
 #include "moe/expert/gated_expert.hpp"
+#include "moe/expert/normalised.hpp"
 #include "moe/expert/offset.hpp"
 #include "moe/expert/one_of.hpp"
 #include "moe/expert/scaled_identity.hpp"
@@ -212,6 +215,18 @@ TEST_CASE("Frozen: a pool of experts of several types", "[layer]") {
     experts.push_back(offset);
   }
   check_set(moe::ExpertPool(experts));
+}
+
+TEST_CASE("Frozen: experts around experts", "[layer]") {
+  std::vector<moe::Normalised<moe::FeatureGated<Mlp>>> normalised;
+  std::vector<moe::Film<moe::BasicLinear<F64>>> films;
+  for (std::uint64_t e = 0; e < 3; ++e) {
+    normalised.emplace_back(moe::FeatureGated<Mlp>(test::random_expert<Mlp>(test::kModelDim, 5, e), {.rank = 2}, e));
+    for (double& variance : normalised.back().variance()) variance = 1.5;
+    films.emplace_back(test::random_expert<moe::BasicLinear<F64>>(2 * test::kModelDim, test::kModelDim, 10 + e));
+  }
+  check_set(moe::ExpertPool(normalised));
+  check_set(moe::ExpertPool(films));
 }
 
 TEST_CASE("Frozen: a gated expert as a branch", "[layer]") {

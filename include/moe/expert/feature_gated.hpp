@@ -110,40 +110,24 @@ class FeatureGated {
   void require_backward(Index num_rows, const Tape& tape, const FeatureGated& gradient) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::FeatureGated::backward";
-    if (gradient.num_gates() != num_gates() || std::ssize(tape.gates) != num_gates())
-      fail(kFunction, ": tape and gradient have ", tape.gates.size(), " and ", gradient.num_gates(),
-           " gates, expected ", num_gates());
-    detail::require_shape(kFunction, "tape.gated", tape.gated, num_rows, input_dim());
-    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert, gradient.expert_);
-    for (Index l = 0; l < num_gates(); ++l) {
-      const auto& own = tape.gates[static_cast<std::size_t>(l)];
-      down(l).require_backward(num_rows, own.down, gradient.down(l));
-      up(l).require_backward(num_rows, own.up, gradient.up(l));
-    }
+    require_pass(num_rows, tape, gradient);
+  }
+  void require_backward(Index num_rows, const Tape& tape, NoGradient none) const
+    requires SkipsGradient<E>
+  {
+    require_pass(num_rows, tape, none);
   }
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 FeatureGated& gradient, const Context& context) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::FeatureGated::backward";
-    require_gates(kFunction, rows);
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
-    require_backward(rows.rows(), tape, gradient);
-    tape.dgated.resize(rows.rows(), input_dim());
-    expert_.backward(tape.gated, tape.expert, dout, tape.dgated, gradient.expert_,
-                     Context{context.step, context.scratch.get<Memory>().of_expert});
-    apply(tape.dgated, tape.factor, drows);
-    for (Index l = 0; l < num_gates(); ++l) {
-      auto& own = tape.gates[static_cast<std::size_t>(l)];
-      dscore_of(rows, own.sigmoid, tape.dgated, tape.dscore);
-      tape.dhidden.resize(rows.rows(), down(l).output_dim());
-      tape.drows.resize(rows.rows(), input_dim());
-      up(l).backward(own.hidden, own.up, tape.dscore, tape.dhidden, gradient.up(l), context);
-      down(l).backward(rows, own.down, tape.dhidden, tape.drows, gradient.down(l), context);
-      drows += tape.drows.matrix();
-    }
+    run_backward(rows, tape, dout, drows, gradient, context);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient none, const Context& context) const
+    requires SkipsGradient<E>
+  {
+    run_backward(rows, tape, dout, drows, none, context);
   }
 
   template <class F, class First, class... Rest>
@@ -171,6 +155,55 @@ class FeatureGated {
           up(l).input_dim() != down(l).output_dim())
         fail(function, ": gate ", l, " maps ", down(l).input_dim(), " to ", down(l).output_dim(), " and ",
              up(l).input_dim(), " to ", up(l).output_dim(), ", expected ", input_dim(), " to the rank and back");
+  }
+
+  template <class Gradient>
+  void require_pass(Index num_rows, const Tape& tape, const Gradient& gradient) const {
+    constexpr const char* kFunction = "moe::FeatureGated::backward";
+    if (std::ssize(tape.gates) != num_gates())
+      fail(kFunction, ": tape has ", tape.gates.size(), " gates, expected ", num_gates());
+    if constexpr (!detail::kIsNoGradient<Gradient>)
+      if (gradient.num_gates() != num_gates())
+        fail(kFunction, ": gradient has ", gradient.num_gates(), " gates, expected ", num_gates());
+    detail::require_shape(kFunction, "tape.gated", tape.gated, num_rows, input_dim());
+    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert,
+                                detail::part_of(gradient, &FeatureGated::expert_));
+    for (Index l = 0; l < num_gates(); ++l) {
+      const auto& own = tape.gates[static_cast<std::size_t>(l)];
+      down(l).require_backward(num_rows, own.down, down_of(gradient, l));
+      up(l).require_backward(num_rows, own.up, up_of(gradient, l));
+    }
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                    MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
+    constexpr const char* kFunction = "moe::FeatureGated::backward";
+    require_gates(kFunction, rows);
+    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
+    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    require_pass(rows.rows(), tape, gradient);
+    tape.dgated.resize(rows.rows(), input_dim());
+    expert_.backward(tape.gated, tape.expert, dout, tape.dgated, detail::part_of(gradient, &FeatureGated::expert_),
+                     Context{context.step, context.scratch.get<Memory>().of_expert});
+    apply(tape.dgated, tape.factor, drows);
+    for (Index l = 0; l < num_gates(); ++l) {
+      auto& own = tape.gates[static_cast<std::size_t>(l)];
+      dscore_of(rows, own.sigmoid, tape.dgated, tape.dscore);
+      tape.dhidden.resize(rows.rows(), down(l).output_dim());
+      tape.drows.resize(rows.rows(), input_dim());
+      up(l).backward(own.hidden, own.up, tape.dscore, tape.dhidden, up_of(gradient, l), context);
+      down(l).backward(rows, own.down, tape.dhidden, tape.drows, down_of(gradient, l), context);
+      drows += tape.drows.matrix();
+    }
+  }
+  template <class Gradient>
+  static decltype(auto) down_of(Gradient& gradient, Index l) {
+    return detail::part_of(gradient, [l](auto& of) -> auto& { return of.down(l); });
+  }
+  template <class Gradient>
+  static decltype(auto) up_of(Gradient& gradient, Index l) {
+    return detail::part_of(gradient, [l](auto& of) -> auto& { return of.up(l); });
   }
 
   void start(const ConstMatrixRef<Scalar>& rows, RowBuffer<Scalar>& factor) const {

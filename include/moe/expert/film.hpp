@@ -6,6 +6,7 @@
 
 #include "moe/core/aligned.hpp"
 #include "moe/core/overlap.hpp"
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/tape.hpp"
 #include "moe/expert/concept.hpp"
@@ -58,29 +59,25 @@ class Film {
   void require_backward(Index num_rows, const Tape& tape, const Film& gradient) const
     requires DifferentiableExpert<M>
   {
-    constexpr const char* kFunction = "moe::Film::backward";
-    detail::require_shape(kFunction, "tape.made", tape.made, num_rows, 2 * input_dim());
-    detail::require_backward_of(kFunction, "gradient.maker", maker_, num_rows, tape.maker, gradient.maker_);
+    require_pass(num_rows, tape, gradient);
+  }
+  void require_backward(Index num_rows, const Tape& tape, NoGradient none) const
+    requires SkipsGradient<M>
+  {
+    require_pass(num_rows, tape, none);
   }
   /// dz = gamma o dout + what goes through the maker. Throws std::invalid_argument as require_backward().
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 Film& gradient, const Context& context) const
     requires DifferentiableExpert<M>
   {
-    constexpr const char* kFunction = "moe::Film::backward";
-    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
-    require_backward(rows.rows(), tape, gradient);
-    tape.dmade.resize(rows.rows(), 2 * input_dim());
-    for (Index r = 0; r < rows.rows(); ++r)
-      for (Index c = 0; c < input_dim(); ++c) {
-        tape.dmade.row(r)[c] = dout(r, c) * rows(r, c);
-        tape.dmade.row(r)[input_dim() + c] = dout(r, c);
-      }
-    maker_.backward(rows, tape.maker, tape.dmade, drows, gradient.maker_, context);
-    for (Index r = 0; r < rows.rows(); ++r)
-      for (Index c = 0; c < input_dim(); ++c) drows(r, c) = std::fma(tape.made.row(r)[c], dout(r, c), drows(r, c));
+    run_backward(rows, tape, dout, drows, gradient, context);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient none, const Context& context) const
+    requires SkipsGradient<M>
+  {
+    run_backward(rows, tape, dout, drows, none, context);
   }
 
   template <class F, class... Self>
@@ -104,6 +101,33 @@ class Film {
     for (Index r = 0; r < rows.rows(); ++r)
       for (Index c = 0; c < input_dim(); ++c)
         out(r, c) = std::fma(made.row(r)[c], rows(r, c), made.row(r)[input_dim() + c]);
+  }
+
+  template <class Gradient>
+  void require_pass(Index num_rows, const Tape& tape, const Gradient& gradient) const {
+    constexpr const char* kFunction = "moe::Film::backward";
+    detail::require_shape(kFunction, "tape.made", tape.made, num_rows, 2 * input_dim());
+    detail::require_backward_of(kFunction, "gradient.maker", maker_, num_rows, tape.maker,
+                                detail::part_of(gradient, &Film::maker_));
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                    MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
+    constexpr const char* kFunction = "moe::Film::backward";
+    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
+    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
+    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    require_pass(rows.rows(), tape, gradient);
+    tape.dmade.resize(rows.rows(), 2 * input_dim());
+    for (Index r = 0; r < rows.rows(); ++r)
+      for (Index c = 0; c < input_dim(); ++c) {
+        tape.dmade.row(r)[c] = dout(r, c) * rows(r, c);
+        tape.dmade.row(r)[input_dim() + c] = dout(r, c);
+      }
+    maker_.backward(rows, tape.maker, tape.dmade, drows, detail::part_of(gradient, &Film::maker_), context);
+    for (Index r = 0; r < rows.rows(); ++r)
+      for (Index c = 0; c < input_dim(); ++c) drows(r, c) = std::fma(tape.made.row(r)[c], dout(r, c), drows(r, c));
   }
 
   M maker_;

@@ -12,8 +12,8 @@
 namespace moe::inline MOE_ABI {
 
 /// An expert that does not learn; trained through where its backward takes NoGradient, as those of Linear, Mlp, Glu,
-/// Offset and ScaledIdentity do, those of OneOf and GatedExpert where their experts' do, and that of Frozen. That of
-/// LayerExpert does not: such a one serves inference.
+/// Offset and ScaledIdentity do, those of OneOf, GatedExpert, FeatureGated, Normalised and Film where their experts'
+/// do, and that of Frozen. That of LayerExpert does not: such a one serves inference.
 template <Expert E>
 class Frozen<E> : public detail::FrozenObject<E> {
  public:

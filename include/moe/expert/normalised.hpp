@@ -4,10 +4,12 @@
 #include <cmath>
 #include <utility>
 
+#include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/numeric/activation.hpp"
 
+// Long, as statistics, what is done with them and the way back through them are read together.
 namespace moe::inline MOE_ABI {
 
 struct NormalisedOptions {
@@ -104,27 +106,25 @@ class Normalised {
   void require_backward(Index num_rows, const Tape& tape, const Normalised& gradient) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::Normalised::backward";
-    require_vectors(kFunction);
-    gradient.require_vectors(kFunction);
-    detail::require_shape(kFunction, "tape.normal", tape.normal, num_rows, output_dim());
-    if (gradient.output_dim() != output_dim())
-      fail(kFunction, ": gradient has ", gradient.output_dim(), " outputs, expected ", output_dim());
-    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert, gradient.expert_);
+    require_pass(num_rows, tape, gradient);
+  }
+  void require_backward(Index num_rows, const Tape& tape, NoGradient none) const
+    requires SkipsGradient<E>
+  {
+    require_pass(num_rows, tape, none);
   }
   /// dout of padding is taken as zero.
   void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
                 Normalised& gradient, const Context& context) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::Normalised::backward";
-    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
-    require_backward(rows.rows(), tape, gradient);
-    backward_of_normal(dout, context.step, tape, gradient);
-    expert_.backward(rows, tape.expert, tape.dz, drows, gradient.expert_,
-                     Context{context.step, context.scratch.get<Memory>().of_expert});
+    run_backward(rows, tape, dout, drows, gradient, context);
+  }
+  void backward(const MatrixView<Scalar>& rows, Tape& tape, const MatrixView<Scalar>& dout, MatrixRef<Scalar> drows,
+                NoGradient none, const Context& context) const
+    requires SkipsGradient<E>
+  {
+    run_backward(rows, tape, dout, drows, none, context);
   }
 
   /// running <- momentum * running + (1 - momentum) * those of the batch of `tape`, which is one of training; unchanged
@@ -178,6 +178,38 @@ class Normalised {
       fail(function, ": the expert has 1 row in training, expected none, or at least 2 for statistics of the batch");
   }
 
+  template <class Gradient>
+  void require_pass(Index num_rows, const Tape& tape, const Gradient& gradient) const {
+    constexpr const char* kFunction = "moe::Normalised::backward";
+    require_vectors(kFunction);
+    detail::require_shape(kFunction, "tape.normal", tape.normal, num_rows, output_dim());
+    if constexpr (!detail::kIsNoGradient<Gradient>) {
+      gradient.require_vectors(kFunction);
+      if (gradient.output_dim() != output_dim())
+        fail(kFunction, ": gradient has ", gradient.output_dim(), " outputs, expected ", output_dim());
+    }
+    detail::require_backward_of(kFunction, "gradient.expert", expert_, num_rows, tape.expert,
+                                detail::part_of(gradient, &Normalised::expert_));
+  }
+
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
+                    MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
+    constexpr const char* kFunction = "moe::Normalised::backward";
+    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
+    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
+    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    require_pass(rows.rows(), tape, gradient);
+    backward_of_normal(dout, context.step, tape);
+    if constexpr (!detail::kIsNoGradient<Gradient>)
+      for (Index c = 0; c < dout.cols(); ++c) {
+        gradient.scale_(c) += static_cast<Scalar>(tape.dg(c));
+        gradient.shift_(c) += static_cast<Scalar>(tape.db(c));
+      }
+    expert_.backward(rows, tape.expert, tape.dz, drows, detail::part_of(gradient, &Normalised::expert_),
+                     Context{context.step, context.scratch.get<Memory>().of_expert});
+  }
+
   /// Those of the valid rows of z in training, else the running ones. Returns the number of rows that they are of.
   Index choose_statistics(const MatrixRef<Scalar>& z, const Step& step, Statistics& statistics) const {
     const Index count = step.training() ? step.num_valid(z.rows()) : 0;
@@ -219,11 +251,10 @@ class Normalised {
       }
   }
 
-  /// tape.dz and the gradients of g and b. With d = dL/d(normal) = dout act' g:
+  /// tape.dz, and tape.dg and tape.db, the gradients of g and b. With d = dL/d(normal) = dout act' g:
   ///   dz = (d - mean(d) - normal mean(d o normal)) / sqrt(v + epsilon),  and without the means behind running
   ///   statistics
-  void backward_of_normal(const ConstMatrixRef<Scalar>& dout, const Step& step, Tape& tape,
-                          Normalised& gradient) const {
+  void backward_of_normal(const ConstMatrixRef<Scalar>& dout, const Step& step, Tape& tape) const {
     tape.dz.resize(dout.rows(), dout.cols());
     tape.dg.setZero(dout.cols());
     tape.db.setZero(dout.cols());
@@ -245,10 +276,6 @@ class Normalised {
         const double factor = static_cast<double>(scale_(c)) * tape.statistics.inverse(c);
         dz = step.is_valid(r) ? static_cast<Scalar>(factor * centred) : Scalar{0};
       }
-    for (Index c = 0; c < dout.cols(); ++c) {
-      gradient.scale_(c) += static_cast<Scalar>(tape.dg(c));
-      gradient.shift_(c) += static_cast<Scalar>(tape.db(c));
-    }
   }
 
   E expert_;
