@@ -21,6 +21,7 @@
 #include "moe/layer/mixture.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/multi_gate_layer.hpp"
+#include "moe/layer/multi_gate_structure.hpp"
 #include "moe/layer/routed_experts.hpp"
 #include "moe/layer/soft_moe.hpp"
 #include "moe/layer/structure.hpp"

@@ -70,7 +70,8 @@ set(internal
   expert/stage/panel_runner.hpp expert/stage/stages.hpp
   gate/rule/binary_codes.hpp gate/rule/score_weights.hpp gate/rule/taken_groups.hpp gate/rule/tempered.hpp
   gate/rule/token_loop.hpp gate/rule/top_k_blocks.hpp gate/rule/top_k_rule.hpp gate/rule/weights.hpp
-  layer/compressed_tokens.hpp layer/gate_union.hpp layer/grouped_rows.hpp layer/merged_parameters.hpp layer/soft_slots.hpp
+  layer/compressed_tokens.hpp layer/gate_union.hpp layer/grouped_rows.hpp layer/merged_parameters.hpp
+  layer/multi_gate_checks.hpp layer/multi_gate_tape.hpp layer/soft_slots.hpp
   router/calibration.hpp routing/balance/token_sum.hpp routing/token_groups.hpp
   train/elementwise.hpp train/row_loss.hpp)
 foreach(header IN LISTS headers)

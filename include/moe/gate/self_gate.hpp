@@ -105,6 +105,30 @@ struct SelfGate {
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
 
+  /// The self gate goes with its experts, which stay the last ones. Throws std::invalid_argument for an id of them
+  /// before one of others, and where one of several is left: its self gate would be a sigmoid where it was a softmax.
+  SelfGate take(std::span<const Index> ids, Index num_experts) const {
+    constexpr const char* kFunction = "moe::SelfGate::take";
+    validate(num_experts);
+    detail::require_ids(kFunction, ids, num_experts);
+    SelfGate gate{.own = 0};
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const bool is_own = ids[i] >= num_experts - own;
+      if (gate.own > 0 && !is_own)
+        fail(kFunction, ": ids[", i, "] is ", ids[i], " behind an expert of the self gate, expected these last");
+      gate.own += is_own ? 1 : 0;
+    }
+    if (gate.own == 1 && own > 1)
+      fail(kFunction, ": 1 of ", own, " experts of the self gate is left, expected none, or at least 2");
+    return gate;
+  }
+  /// Those of the experts, then those of the self gate.
+  std::vector<Index> logits_of(std::span<const Index> ids, Index num_experts) const {
+    std::vector<Index> columns(ids.begin(), ids.end());
+    for (const Index id : ids)
+      if (id >= num_experts - own) columns.push_back(id + own);
+    return columns;
+  }
   friend bool operator==(const SelfGate&, const SelfGate&) = default;
 
   /// Throws std::invalid_argument, naming the first number that is out of range.

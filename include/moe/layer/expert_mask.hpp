@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/core/take.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -47,6 +48,30 @@ class ExpertMask {
   /// The experts that a gate may choose, ascending.
   std::span<const Index> experts(Index gate) const { return allowed_[static_cast<std::size_t>(gate)]; }
   bool operator()(Index gate, Index expert) const { return std::ranges::binary_search(experts(gate), expert); }
+
+  /// The mask of the experts `ids`: gate g may choose expert i where it might choose ids[i]. Throws
+  /// std::invalid_argument as TakesExperts says.
+  ExpertMask take(std::span<const Index> ids) const {
+    detail::require_ids("moe::ExpertMask::take", ids, num_experts_);
+    ExpertMask taken(num_gates(), std::ssize(ids));
+    for (Index g = 0; g < num_gates(); ++g)
+      for (std::size_t i = 0; i < ids.size(); ++i)
+        if ((*this)(g, ids[i])) taken.allow(g, static_cast<Index>(i));
+    return taken;
+  }
+  /// The experts of this mask, then those of `other`. Throws std::invalid_argument unless both have as many gates.
+  ExpertMask concatenate(const ExpertMask& other) const {
+    if (other.num_gates() != num_gates())
+      fail("moe::ExpertMask::concatenate: other has ", other.num_gates(), " gates, expected ", num_gates());
+    ExpertMask all(num_gates(), num_experts_ + other.num_experts_);
+    for (Index g = 0; g < num_gates(); ++g) {
+      for (const Index e : experts(g)) all.allow(g, e);
+      for (const Index e : other.experts(g)) all.allow(g, num_experts_ + e);
+    }
+    return all;
+  }
+
+  friend bool operator==(const ExpertMask&, const ExpertMask&) = default;
 
  private:
   Index num_experts_;

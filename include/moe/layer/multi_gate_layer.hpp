@@ -13,27 +13,14 @@
 #include "moe/layer/chunks.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/expert_mask.hpp"
-#include "moe/layer/gate_union.hpp"
+#include "moe/layer/multi_gate_checks.hpp"
+#include "moe/layer/multi_gate_tape.hpp"
 #include "moe/layer/trainable.hpp"
 #include "moe/layer/workspace.hpp"
-#include "moe/routing/gradient.hpp"
-#include "moe/routing/padding.hpp"
 
 // Long, as MoeLayer is: inference, training, replay and backward, each for gates that read the tokens and for gates
-// that read something else, and the checks that guard them.
+// that read something else.
 namespace moe::inline MOE_ABI {
-
-/// What the experts of a MultiGateLayer read, and what its gates do, where that differs: [num_tokens, input_dim] and
-/// [num_tokens, gate_dim]. Refers to the caller's memory.
-template <class S>
-struct MultiGateInputs {
-  ConstMatrixRef<S> tokens, gate_tokens;
-};
-/// The gradients of both, of the same shapes.
-template <class S>
-struct MultiGateInputGradients {
-  MatrixRef<S> tokens, gate_tokens;
-};
 
 /// Several gates over one set of experts: with the gates g, h, ... of token t,
 ///   out[t] = [ sum_e weight_g,e expert_e(tokens[t]) | sum_e weight_h,e expert_e(tokens[t]) | ... ],
@@ -88,32 +75,9 @@ class MultiGateLayer {
   static constexpr bool kTrainable =
       DifferentiableRouter<R> && DifferentiableGate<G, Scalar> && DifferentiableExpertSet<X>;
 
-  /// One gate in a tape. Its routing names the experts that the mask allows it, as 0, 1, ...
-  struct GateTape {
-    Matrix<Scalar> logits;
-    Routing<Scalar> routing;
-    Step step;  ///< of the gate: tokens that do not go through it are padding
-    /// Gradients of auxiliary losses: empty or zero after forward, added to by losses, read by backward.
-    RoutingGradient<Scalar> losses;
-    detail::TapeOf<R> router;
-    std::vector<std::uint8_t> valid;
-    std::vector<Scalar> dweight;
-    Matrix<Scalar> dlogits;
-  };
-  /// What forward leaves for backward, and the working memory of backward. Caller-owned; several may be live.
-  struct Tape {
-    std::vector<GateTape> gates;
-    detail::GateUnion<Scalar> chosen;  ///< chosen.plan(): the rows of the experts
-    RowBuffer<Scalar> rows;            ///< of the experts, unweighted, in plan order
-    detail::TapeOf<X> experts;
-    Step step;
-    Scratch scratch;
-    std::vector<kernel::GateRows<Scalar>> gate_rows;
-    RowBuffer<Scalar> drows, dtokens;
-    /// Of the layer that filled it; 0 until its forward pass has ended.
-    detail::ZeroWhenMoved<Index> input_dim = 0, gate_dim = 0, output_dim = 0;
-    detail::Exclusive use;  ///< by one thread at a time
-  };
+  /// See moe/layer/multi_gate_tape.hpp.
+  using Tape = detail::MultiGateTape<R, X>;
+  using GateTape = typename Tape::OfGate;
 
   /// One router and one gate per row of the mask. Throws std::invalid_argument if the parts disagree on sizes, a gate
   /// has no expert that it may choose or refuses their number, and for groups of gates that there are not.
@@ -125,7 +89,7 @@ class MultiGateLayer {
         mask_(std::move(mask)),
         gates_of_group_(std::move(gates_of_group)) {
     constexpr const char* kFunction = "moe::MultiGateLayer";
-    require_parts(kFunction);
+    detail::require_gate_parts(kFunction, *this);
     for (Index g = 0; g < num_gates(); ++g)
       if constexpr (requires { gate(g).validate(Index{}); }) gate(g).validate(std::ssize(mask_.experts(g)));
     build_groups(kFunction);
@@ -137,6 +101,7 @@ class MultiGateLayer {
                        std::move(experts), std::move(mask), std::move(gates_of_group)} {}  // braces: in this order
 
   Index num_gates() const { return std::ssize(gates_); }
+  Index num_routers() const { return std::ssize(routers_); }
   Index num_experts() const { return experts_.size(); }
   Index input_dim() const { return experts_.input_dim(); }
   /// Columns that the gates read.
@@ -145,6 +110,8 @@ class MultiGateLayer {
   Index num_outputs() const { return num_outputs_; }
   Index output_dim() const { return num_outputs_ * experts_.output_dim(); }
   const ExpertMask& mask() const { return mask_; }
+  /// None where every token goes through every gate.
+  const std::vector<std::vector<Index>>& gates_of_group() const { return gates_of_group_; }
   R& router(Index g) { return routers_[static_cast<std::size_t>(g)]; }
   const R& router(Index g) const { return routers_[static_cast<std::size_t>(g)]; }
   G& gate(Index g) { return gates_[static_cast<std::size_t>(g)]; }
@@ -164,7 +131,7 @@ class MultiGateLayer {
   }
   void forward(const Inputs& inputs, const Step& step, MatrixRef<Scalar> out, Workspace& ws) const {
     constexpr const char* kFunction = "moe::MultiGateLayer::forward";
-    require_inputs(kFunction, inputs, step, out);
+    detail::require_gate_inputs(kFunction, *this, inputs, step, out);
     detail::require_same_or_apart(kFunction, "out", out, "tokens", inputs.tokens);
     detail::require_same_or_apart(kFunction, "out", out, "gate_tokens", inputs.gate_tokens);
     const detail::ExclusiveUse use(kFunction, "workspace", ws.use);
@@ -176,7 +143,7 @@ class MultiGateLayer {
             first += tokens.rows();
           });
     }
-    require_groups(kFunction, step, inputs.tokens.rows());
+    detail::require_token_groups(kFunction, gates_of_group_, step, inputs.tokens.rows());
     Memory& memory = ws.scratch.template get<Memory>();
     if (memory.gates.size() < gates_.size()) memory.gates.resize(gates_.size());  // never shrinks
     for (Index g = 0; g < num_gates(); ++g) {
@@ -185,7 +152,7 @@ class MultiGateLayer {
       logits.resize(inputs.tokens.rows(), num_logits(g));
       router(g).logits(inputs.gate_tokens, context, logits);
       gate(g).route(logits, context, routing);
-      check_routing(g, inputs.tokens.rows(), context.step, routing);
+      detail::check_gate_routing(g, inputs.tokens.rows(), context.step, routing);
     }
     const auto routing_of = [&](Index g) -> const auto& { return memory.gates[static_cast<std::size_t>(g)].routing; };
     const auto gates_of = [&](Index t) { return gates_of_token(step, t); };
@@ -223,7 +190,7 @@ class MultiGateLayer {
     requires kTrainable
   {
     constexpr const char* kFunction = "moe::MultiGateLayer::replay";
-    require_tape(kFunction, inputs.tokens.rows(), tape);
+    detail::require_gate_tape(kFunction, *this, inputs.tokens.rows(), tape);
     const Step step = tape.step;
     run_forward(kFunction, inputs, step, out, tape, [&](Index g, GateTape& own, const Context& context) {
       gate(g).replay(own.logits, context, own.routing);
@@ -265,14 +232,14 @@ class MultiGateLayer {
     requires kTrainable
   {
     constexpr const char* kFunction = "moe::MultiGateLayer::backward";
-    require_parts(kFunction);
-    require_tape(kFunction, num_tokens, tape);
+    detail::require_gate_parts(kFunction, *this);
+    detail::require_gate_tape(kFunction, *this, num_tokens, tape);
     if (&gradient == this) fail(kFunction, ": gradient is the layer itself, expected one of its own (zeros_like)");
     if (gradient.num_gates() != num_gates())
       fail(kFunction, ": gradient has ", gradient.num_gates(), " gates, expected ", num_gates());
     for (Index g = 0; g < num_gates(); ++g) {
       const GateTape& own = tape.gates[static_cast<std::size_t>(g)];
-      require_loss_shapes(g, own);
+      detail::require_gate_losses(kFunction, *this, g, own);
       detail::require_backward_of(kFunction, "gradient of a router", router(g), num_tokens, own.router,
                                   gradient.router(g));
       if constexpr (requires { gate(g).require_backward(Index{}); })
@@ -306,29 +273,16 @@ class MultiGateLayer {
     const G* of;
     const G& gate() const { return *of; }
   };
-  /// Working memory of inference.
-  struct Memory {
-    struct OfGate {
-      RowBuffer<Scalar> logits;
-      Routing<Scalar> routing;
-      std::vector<std::uint8_t> valid;
-    };
-    std::vector<OfGate> gates;
-    detail::GateUnion<Scalar> chosen;
-    std::vector<kernel::GateRows<Scalar>> gate_rows;
-    RowBuffer<Scalar> rows;
-    Scratch of_gates, of_experts;  // apart: among the experts may be another such layer
-  };
+  using Memory = detail::MultiGateMemory<Scalar>;
 
-  /// Columns of logits of gate g: one per expert that it may choose, unless it asks for more.
-  Index num_logits(Index g) const { return detail::num_logits(gate(g), std::ssize(mask_.experts(g))); }
+  Index num_logits(Index g) const { return detail::num_logits_of_gate(*this, g); }
 
   void build_groups(const char* function) {
     for (Index g = 0; g < num_gates(); ++g) all_gates_.push_back(g);
     num_outputs_ = gates_of_group_.empty() ? num_gates() : 0;
     for (std::size_t q = 0; q < gates_of_group_.size(); ++q) {
       const std::vector<Index>& own = gates_of_group_[q];
-      num_outputs_ = std::max(num_outputs_, std::ssize(own));
+      num_outputs_ = std::max<Index>(num_outputs_, std::ssize(own));
       for (std::size_t i = 0; i < own.size(); ++i) {
         if (own[i] < 0 || own[i] >= num_gates())
           fail(function, ": group ", q, " names gate ", own[i], ", expected 0 <= gate < ", num_gates());
@@ -360,8 +314,8 @@ class MultiGateLayer {
   template <class Choose>
   void run_forward(const char* function, const Inputs& inputs, const Step& step, MatrixRef<Scalar> out, Tape& tape,
                    const Choose& choose) const {
-    require_inputs(function, inputs, step, out);
-    require_groups(function, step, inputs.tokens.rows());
+    detail::require_gate_inputs(function, *this, inputs, step, out);
+    detail::require_token_groups(function, gates_of_group_, step, inputs.tokens.rows());
     detail::require_apart(function, "out", out, "tokens", inputs.tokens);
     detail::require_apart(function, "out", out, "gate_tokens", inputs.gate_tokens);
     const detail::ExclusiveUse use(function, "tape", tape.use);
@@ -375,7 +329,7 @@ class MultiGateLayer {
       own.logits.resize(inputs.tokens.rows(), num_logits(g));
       router(g).logits(inputs.gate_tokens, context, own.logits, own.router);
       choose(g, own, context);
-      check_routing(g, inputs.tokens.rows(), own.step, own.routing);
+      detail::check_gate_routing(g, inputs.tokens.rows(), own.step, own.routing);
     }
     const auto gates_of = [&](Index t) { return gates_of_token(step, t); };
     tape.chosen.build(inputs.tokens.rows(), mask_, routing_of(tape), gates_of);
@@ -468,84 +422,13 @@ class MultiGateLayer {
     return tape.dtokens.matrix();
   }
 
-  /// Parts may have been replaced since the constructor saw them, or moved away.
-  void require_parts(const char* function) const {
-    if (num_experts() == 0 || gates_.empty()) fail(function, ": there are no gates or experts, expected some");
-    if (mask_.num_gates() != num_gates() || std::ssize(routers_) != num_gates())
-      fail(function, ": there are ", routers_.size(), " routers and ", num_gates(), " gates, expected ",
-           mask_.num_gates(), " of both as in the mask");
-    if (mask_.num_experts() != num_experts())
-      fail(function, ": the mask is of ", mask_.num_experts(), " experts, expected ", num_experts(),
-           " as in the expert set");
-    for (Index g = 0; g < num_gates(); ++g) {
-      if (mask_.experts(g).empty()) fail(function, ": gate ", g, " may choose 0 experts, expected at least 1");
-      if (router(g).num_experts() != num_logits(g) || router(g).model_dim() != gate_dim())
-        fail(function, ": router ", g, " maps ", router(g).model_dim(), " columns to ", router(g).num_experts(),
-             " experts, expected ", gate_dim(), " to ", num_logits(g), " as the mask allows the gate");
-    }
-  }
-
-  void require_inputs(const char* function, const Inputs& inputs, const Step& step,
-                      const MatrixRef<Scalar>& out) const {
-    require_parts(function);
-    const Index num_tokens = inputs.tokens.rows();
-    detail::require_shape(function, "tokens", inputs.tokens, num_tokens, input_dim());
-    detail::require_shape(function, "what the gates read", inputs.gate_tokens, num_tokens, gate_dim());
-    detail::require_shape(function, "out", out, num_tokens, output_dim());
-    step.validate(function, num_tokens);
-  }
-
-  void require_groups(const char* function, const Step& step, Index num_tokens) const {
-    for (Index t = 0; t < num_tokens && !gates_of_group_.empty(); ++t)
-      if (step.is_valid(t) && (step.group(t) < 0 || step.group(t) >= std::ssize(gates_of_group_)))
-        fail(function, ": token ", t, " is of group ", step.group(t), ", expected 0 <= group < ",
-             gates_of_group_.size());
-  }
-
-  void require_loss_shapes(Index g, const GateTape& own) const {
-    constexpr const char* kFunction = "moe::MultiGateLayer::backward";
-    const auto check = [&](const char* name, const Matrix<Scalar>& gradient, Index columns) {
-      if (gradient.size() != 0) detail::require_shape(kFunction, name, gradient, own.logits.rows(), columns);
-    };
-    check("losses.probability of a gate", own.losses.probability, std::ssize(mask_.experts(g)));
-    check("losses.logits of a gate", own.losses.logits, num_logits(g));
-    const auto weights = std::ssize(own.losses.weight);
-    if (weights != 0 && weights != own.routing.num_assignments())
-      fail(kFunction, ": losses.weight of gate ", g, " has ", weights,
-           " entries, expected num_assignments = ", own.routing.num_assignments());
-  }
-
-  void require_tape(const char* function, Index num_tokens, const Tape& tape) const {
-    if (tape.input_dim == 0) fail(function, ": the tape holds no forward pass that has ended");
-    if (std::ssize(tape.gates) != num_gates() || tape.input_dim != input_dim() || tape.gate_dim != gate_dim() ||
-        tape.output_dim != output_dim())
-      fail(function, ": the tape is of a layer of ", tape.gates.size(), " gates that read ", tape.gate_dim,
-           " columns, and experts that map ", tape.input_dim, " to ", tape.output_dim, ", expected ", num_gates(),
-           " gates of ", gate_dim(), ", and ", input_dim(), " to ", output_dim());
-    for (Index g = 0; g < num_gates(); ++g)
-      if (tape.gates[static_cast<std::size_t>(g)].logits.cols() != num_logits(g))
-        fail(function, ": the tape has ", tape.gates[static_cast<std::size_t>(g)].logits.cols(), " logits of gate ", g,
-             ", expected ", num_logits(g));
-    if (num_tokens != tape.chosen.plan().num_tokens())
-      fail(function, ": tokens has ", num_tokens, " rows, expected ", tape.chosen.plan().num_tokens(),
-           " as in the forward pass of the tape");
-  }
-
-  /// Gates leave padding out by themselves; this holds for one that does not know about it, too.
-  static void check_routing(Index g, Index num_tokens, const Step& step, Routing<Scalar>& routing) {
-    if (routing.num_tokens() != num_tokens)
-      fail("moe::MultiGateLayer::forward: gate ", g, " routed ", routing.num_tokens(), " tokens, expected ",
-           num_tokens);
-    drop_padding(step, routing);
-  }
-
   std::vector<R> routers_;
   std::vector<G> gates_;
   X experts_;
   ExpertMask mask_;
   std::vector<std::vector<Index>> gates_of_group_;  // none: every token goes through all_gates_
   std::vector<Index> all_gates_;
-  Index num_outputs_ = 0;
+  detail::ZeroWhenMoved<Index> num_outputs_ = 0;
 };
 
 template <class R, class G, class X>
