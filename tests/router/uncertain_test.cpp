@@ -203,6 +203,57 @@ TEST_CASE("UncertainRouter: disagreement shrinks logits, and many experts with f
   for (Index t = 0; t < kTokens; ++t) CHECK(std::abs(out.row(t).norm() - 1) < 1e-9);
 }
 
+TEST_CASE("UncertainRouter: huge logits have their limits, and none of it is NaN", "[router]") {
+  const auto tokens = test::random_matrix<double>(kTokens, kDim, 1);
+  const Router moment = router({.rate = 0.5}),
+               mean = router({.rate = 0.5, .calibration = RouterCalibration::MeanProbability}),
+               white = router({.rate = 0.5, .calibration = RouterCalibration::Whitened});
+  const auto scaled = [&](const Router& of, double scale) {
+    Router other = of;
+    other.router().bias() = Linear(kExperts, kDim, moe::Bias::Zero).bias();  // so that logits are the scale times some
+    return logits(other, Matrix<double>(scale * tokens));
+  };
+  // mean / (deviation sqrt(pi / 8)), whatever the scale: of 1e6 it is reached to 1e-6 where the deviation is above 1
+  const auto limit = scaled(moment, 1e8);
+  for (const double scale : {1e20, 1e150, 1e160, 1e300}) {
+    CAPTURE(scale);
+    CHECK(test::largest(Matrix<double>(scaled(moment, scale) - limit)) < 1e-6);
+    const auto out = scaled(mean, scale);
+    auto passes = router({.rate = 0.5, .calibration = RouterCalibration::MeanProbability});
+    passes.router().bias() = Linear(kExperts, kDim, moe::Bias::Zero).bias();
+    const auto all = passes_of(passes, Matrix<double>(scale * tokens), Step{});
+    for (Index t = 0; t < kTokens; ++t) {
+      CHECK(out.row(t).allFinite());  // no expert counts as masked
+      for (Index e = 0; e < kExperts; ++e) {
+        double most = -INFINITY;  // of log p, beside which log(passes) is nothing
+        for (const auto& pass : all) most = std::max(most, pass(t, e) - pass.row(t).maxCoeff());
+        CHECK(std::abs(out(t, e) - most) <= 1e-12 * std::abs(most) + 2 * std::log(5));
+      }
+    }
+    CHECK(scaled(white, scale).allFinite());
+    const auto found = uncertainty(mean, Matrix<double>(scale * tokens));
+    for (const double information : found.mutual_information)
+      CHECK((information >= 0 && information <= std::log(5) + 1e-12));
+    for (const Router& any : {moment, mean, white}) {
+      Router::Tape tape;
+      const Matrix<double> huge = scale * tokens;
+      Matrix<double> to(kTokens, kExperts), dtokens = Matrix<double>::Zero(kTokens, kDim);
+      any.logits(huge, Step{}, to, tape);
+      Router gradient = moe::zeros_like(any);
+      any.backward(huge, Step{}, tape, Matrix<double>::Ones(kTokens, kExperts), gradient, dtokens);
+      CHECK(dtokens.allFinite());
+    }
+  }
+  using Single = UncertainRouter<moe::LinearRouter>;
+  const Single narrow(moe::LinearRouter::random(kExperts, kDim, 3), {.rate = 0.5});
+  const auto in_float = [&](float scale) {
+    Matrix<float> out(kTokens, kExperts);
+    narrow.logits(Matrix<float>(scale * tokens.cast<float>()), Step{}, out);
+    return out;
+  };
+  CHECK(test::largest(Matrix<float>(in_float(1e37f) - in_float(1e10f))) < 1e-4);
+}
+
 TEST_CASE("UncertainRouter: takes and joins logits, and refuses numbers out of range", "[router][error]") {
   const Router uncertain = router({.rate = 0.2});
   const auto tokens = test::random_matrix<double>(kTokens, kDim, 1);

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/numeric/log_sum_exp.hpp"
 #include "moe/numeric/softmax.hpp"
 
 // What is made of the logits that one token has in several passes. See UncertainRouter.
@@ -74,13 +76,11 @@ class CalibratedToken {
   void calibrate(const RouterDropout& how) {
     switch (how.calibration) {
       case RouterCalibration::LogitMoment:
-        return logit_moment([&](Index e, double mean, double variance) {
-          out()[e] = variance == 0 ? mean : mean / std::sqrt(1 + kSlope * variance);
+        return logit_moment([&](Index e, double mean, double deviation) {
+          out()[e] = deviation == 0 ? mean : mean * shrink(deviation);
         });
       case RouterCalibration::MeanProbability:
-        mean_probability(passes_);
-        for (Index e = 0; e < experts_; ++e) out()[e] = std::log(mean()[e]);
-        return;
+        return log_mean_probability();
       case RouterCalibration::Whitened:
         if (const double norm = whiten(how.ridge); norm > 0)
           for (Index e = 0; e < experts_; ++e) out()[e] = white()[e] / norm;
@@ -94,19 +94,23 @@ class CalibratedToken {
     for (Index m = 0; m < passes_; ++m) std::fill_n(dlogits(m), experts_, 0.0);
     switch (how.calibration) {
       case RouterCalibration::LogitMoment:
-        return logit_moment([&](Index e, double mean, double variance) {
+        return logit_moment([&](Index e, double mean, double deviation) {
           if (!std::isfinite(mean)) return;  // masked
-          const double shrink = 1 / std::sqrt(1 + kSlope * variance);
-          const double dmean = dout()[e] * shrink,
-                       dvariance = -0.5 * kSlope * dout()[e] * mean * shrink * shrink * shrink;
+          const double factor = shrink(deviation), dmean = dout()[e] * factor;
           for (Index m = 0; m < passes_; ++m)
-            dlogits(m)[e] = dmean / count() + dvariance * 2 * (logits(m)[e] - mean) / (count() - 1);
+            dlogits(m)[e] =
+                dmean / count() - dmean * kSlope * (mean * factor) * ((logits(m)[e] - mean) * factor) / (count() - 1);
         });
       case RouterCalibration::MeanProbability:
-        mean_probability(passes_);
+        log_mean_probability();
         for (Index m = 0; m < passes_; ++m) {
-          for (Index e = 0; e < experts_; ++e) dlogits(m)[e] = mean()[e] > 0 ? dout()[e] / (count() * mean()[e]) : 0;
-          softmax_backward(p(m), dlogits(m), experts_, dlogits(m));
+          double sum = 0;
+          for (Index e = 0; e < experts_; ++e) {
+            if (!(out()[e] > kMasked)) continue;
+            dlogits(m)[e] = dout()[e] * std::exp(p(m)[e] - out()[e]) / count();
+            sum += dlogits(m)[e];
+          }
+          for (Index e = 0; e < experts_; ++e) dlogits(m)[e] -= sum * std::exp(p(m)[e]);
         }
         return;
       case RouterCalibration::Whitened:
@@ -133,6 +137,12 @@ class CalibratedToken {
 
  private:
   static constexpr double kSlope = std::numbers::pi / 8;  // a probit for a sigmoid
+  static constexpr double kMasked = -std::numeric_limits<double>::infinity();
+
+  /// 1 / sqrt(1 + pi/8 deviation^2), for any deviation.
+  static double shrink(double deviation) {
+    return deviation < 1e100 ? 1 / std::sqrt(1 + kSlope * deviation * deviation) : 1 / (std::sqrt(kSlope) * deviation);
+  }
 
   double* row(Index i) { return work_ + i * experts_; }
   double* p(Index pass) { return row(2 * passes_ + pass); }
@@ -142,15 +152,34 @@ class CalibratedToken {
   double* factor(Index e) { return row(3 * passes_ + 6 + e); }  // of Cholesky
   double count() const { return static_cast<double>(passes_); }
 
+  /// body(e, mean and deviation of its logits).
   template <class Body>
   void logit_moment(const Body& body) {
     for (Index e = 0; e < experts_; ++e) {
-      double sum = 0, squares = 0;
-      for (Index m = 0; m < passes_; ++m) sum += logits(m)[e];
-      const double average = sum / count();
-      for (Index m = 0; m < passes_ && std::isfinite(average); ++m)
-        squares += (logits(m)[e] - average) * (logits(m)[e] - average);
-      body(e, average, squares / (count() - 1));
+      double average = 0, most = 0, squares = 0;
+      for (Index m = 0; m < passes_; ++m) average += logits(m)[e] / count();
+      if (std::isfinite(average))
+        for (Index m = 0; m < passes_; ++m) most = std::max(most, std::abs(logits(m)[e] - average));
+      const double unit = most < 1e100 ? 1 : most;  // whose square would be infinite
+      for (Index m = 0; m < passes_ && most > 0; ++m) {
+        const double off = (logits(m)[e] - average) / unit;
+        squares += off * off;
+      }
+      body(e, average, unit * std::sqrt(squares / (count() - 1)));
+    }
+  }
+
+  /// log p of all passes in p(), and out() = log mean p: finite where p itself is rounded to zero.
+  void log_mean_probability() {
+    for (Index m = 0; m < passes_; ++m) {
+      const double norm = log_sum_exp(logits(m), experts_);
+      for (Index e = 0; e < experts_; ++e) p(m)[e] = norm == kMasked ? kMasked : logits(m)[e] - norm;
+    }
+    for (Index e = 0; e < experts_; ++e) {
+      double most = kMasked, sum = 0;
+      for (Index m = 0; m < passes_; ++m) most = std::isnan(p(m)[e]) ? p(m)[e] : std::max(most, p(m)[e]);
+      for (Index m = 0; m < passes_ && most != kMasked; ++m) sum += std::exp(p(m)[e] - most);
+      out()[e] = most == kMasked ? kMasked : most + std::log(sum / count());
     }
   }
 
