@@ -281,6 +281,26 @@ TEST_CASE("fit_router: the weights solve the normal equations", "[compress]") {
   }
 }
 
+TEST_CASE("fit_router: without a bias the weights solve the equations of inputs as they are", "[compress]") {
+  const auto dense = test::random_expert<moe::BasicMlp<F64, moe::Relu>>(kDim, kHidden, 1);
+  auto layer = moe::dense_to_mixture(dense, moe::snake_split(random_scores(kHidden, 2), {.num_parts = 4}), 2);
+  layer.router() = moe::BasicLinearRouter<F64>(4, kDim);
+  auto tokens = test::random_matrix<double>(50, kDim, 3);
+  tokens.array() += 0.7;  // a mean, which nothing takes away
+  const double ridge = 0.3;
+  moe::fit_router(layer, tokens, {.ridge = ridge});
+  CHECK(layer.router().bias().empty());
+  Matrix<double> norms(50, 4);
+  for (Index e = 0; e < 4; ++e) norms.col(e) = test::run(layer.experts()[e], tokens).rowwise().norm();
+  norms /= std::sqrt(norms.squaredNorm() / 200);
+  const Matrix<double> weight = layer.router().weight().matrix();
+  const Matrix<double> residual = norms - tokens * weight.transpose();
+  const Matrix<double> equations =
+      residual.transpose() * tokens - ridge * tokens.squaredNorm() / kDim * weight;  // [parts, inputs]
+  CHECK(test::largest(equations) < 1e-9);
+  CHECK(test::largest(weight) > 0.01);
+}
+
 TEST_CASE("dense_to_mixture: misuse is named", "[compress]") {
   const auto dense = test::random_expert<moe::BasicMlp<F32>>(kDim, 4, 1);
   const auto convert = [&](NeuronSplit split, Index k) { static_cast<void>(moe::dense_to_mixture(dense, split, k)); };

@@ -129,6 +129,29 @@ TEST_CASE("latent_factors: moments weigh errors, and rounds of least squares do 
   CHECK(std::abs(start.squared_error - formula) < 1e-4 * formula);
 }
 
+TEST_CASE("latent_factors: what is no second moment is refused", "[compress][error]") {
+  const std::vector<MatrixXd> weights(2, random(8, kDim, 1));
+  const MatrixXd rows = random(40, kDim, 2), good = rows.transpose() * rows;
+  const auto refuse = [&](const MatrixXd& bad, const char* why) {
+    const std::vector<MatrixXd> moments = {good, bad};
+    CHECK_THROWS_WITH(moe::latent_factors(weights, 3, moments), ContainsSubstring(why));
+  };
+  MatrixXd negative = good, large = good, crooked = good, indefinite = MatrixXd::Constant(kDim, kDim, -1);
+  negative(4, 4) = -1;
+  large(5, 2) = large(2, 5) = 3 * std::sqrt(good(5, 5) * good(2, 2));
+  crooked(5, 2) += good(5, 5);
+  refuse(negative, "where the diagonal has -1");
+  refuse(large, "expected sums of squares and products");
+  refuse(crooked, "moment 1 has");
+  refuse(-0.5 * good, "moment 1 has");   // beside which the sum of both is one
+  indefinite.diagonal().setConstant(1);  // no pair gives it away
+  CHECK_THROWS_WITH(moe::latent_factors(weights, 3, std::vector<MatrixXd>(2, indefinite)),
+                    ContainsSubstring("the sum of the moments is not positive definite, expected second moments"));
+  MatrixXd rounded = good.cast<float>().cast<double>(), none = MatrixXd::Zero(kDim, kDim);
+  rounded.row(3).setZero(), rounded.col(3).setZero();  // an input that is never on
+  CHECK_NOTHROW(moe::latent_factors(weights, 3, std::vector<MatrixXd>{rounded, none}));
+}
+
 TEST_CASE("to_latent: at the rank of a group it is the same function, with its gradients", "[compress][property]") {
   const auto sides = GENERATE(LatentSides::Input, LatentSides::Both);
   const auto pool = pool_of_rank(5, 4, 3);

@@ -304,6 +304,17 @@ TEST_CASE("SharedLowRank: what does not fit is refused", "[expert][error]") {
   CHECK_THROWS_WITH(moe::visit(ignore, set, other), ContainsSubstring("differ in the factor that is shared"));
   set.adapters().stages[0].common = moe::PanelMatrix<F64>(10, 2);
   CHECK_THROWS_WITH(set[0].require_parts(), ContainsSubstring("update of B [9, 2] and A [2, 10]"));
+  // A gradient that shares the other factor.
+  const auto of_a = shared_layer_of<Mlp>(11, 9, moe::SharedFactor::A, {.rank = 2});
+  auto of_b = moe::zeros_like(shared_layer_of<Mlp>(11, 9, moe::SharedFactor::B, {.rank = 2}));
+  const auto rows_of_layer = test::random_matrix<double>(4, 11, 1);
+  test::TrainingPass pass(of_a, rows_of_layer, rows_of_layer);
+  auto dtokens = test::nan_matrix<double>(4, 11);
+  CHECK_THROWS_WITH(of_a.backward(rows_of_layer, pass.tape, rows_of_layer, of_b, dtokens),
+                    ContainsSubstring("the gradient shares the other factor, expected the same"));
+  CHECK_THROWS_WITH(of_a.require_backward(4, pass.tape, of_b), ContainsSubstring("shares the other factor"));
+  CHECK(std::isnan(dtokens(0, 0)));
+  CHECK(test::num_nonzero(of_b) == 0);
   // Updates that have been replaced, or moved away.
   const auto forward = [](const auto& any) {
     const auto tokens = test::random_matrix<double>(3, 11, 1);

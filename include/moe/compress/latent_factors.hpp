@@ -84,6 +84,22 @@ inline void fit_shared(std::span<const Eigen::MatrixXd> weights, std::span<const
   }
 }
 
+/// Throws std::invalid_argument for what is no sum of x x^T: that has S_ij = S_ji and S_ij^2 <= S_ii S_jj, but for what
+/// sums in float are rounded by.
+inline void require_moment(const char* function, std::size_t number, const Eigen::MatrixXd& moment) {
+  constexpr double kRounding = 1e-3;
+  for (Index i = 0; i < moment.rows(); ++i)
+    for (Index j = 0; j <= i; ++j) {
+      const double most = std::sqrt(std::max(0.0, moment(i, i)) * std::max(0.0, moment(j, j)));
+      const double found = std::max(std::abs(moment(i, j)), std::abs(moment(j, i)));
+      if (moment(i, i) < 0 || found > (1 + kRounding) * most ||
+          std::abs(moment(i, j) - moment(j, i)) > kRounding * most)
+        fail(function, ": moment ", number, " has ", moment(i, j), " and ", moment(j, i), " at ", i, " and ", j,
+             ", where the diagonal has ", moment(i, i), " and ", moment(j, j),
+             ", expected sums of squares and products");
+    }
+}
+
 inline void require_factors(const char* function, std::span<const Eigen::MatrixXd> weights, Index latent_dim,
                             std::span<const Eigen::MatrixXd> moments) {
   if (weights.empty()) fail(function, ": 0 matrices, expected at least 1");
@@ -99,6 +115,7 @@ inline void require_factors(const char* function, std::span<const Eigen::MatrixX
     if (moments.empty()) continue;
     require_shape(function, "a moment", moments[i], inputs, inputs);
     if (!moments[i].allFinite()) fail(function, ": moment ", i, " has a number that is not finite, expected sums");
+    require_moment(function, i, moments[i]);
   }
 }
 
@@ -109,8 +126,9 @@ inline void require_factors(const char* function, std::span<const Eigen::MatrixX
 /// [inputs, inputs] of what each matrix reads, the error is that of its outputs, tr((W_i - A_i B) S_i (W_i - A_i B)^T):
 /// the start is the best B for the sum of the moments (where they are proportional, the best of all), and each of
 /// `refinements` rounds fits all A_i and then B by least squares, which never makes it worse. Rows of B and columns of
-/// the A_i have equal norms. Throws std::invalid_argument unless 1 <= latent_dim <= inputs, for other sizes and numbers
-/// that are not finite. O(inputs^3 + rows inputs^2), and as much per round times 30 / inputs * latent_dim and more.
+/// the A_i have equal norms. Throws std::invalid_argument unless 1 <= latent_dim <= inputs, for other sizes, numbers
+/// that are not finite, and moments that are none. O(inputs^3 + rows inputs^2), and as much per round times 30 / inputs
+/// * latent_dim and more.
 inline LatentFactors latent_factors(std::span<const Eigen::MatrixXd> weights, Index latent_dim,
                                     std::span<const Eigen::MatrixXd> moments = {}, Index refinements = 0) {
   constexpr const char* kFunction = "moe::latent_factors";
