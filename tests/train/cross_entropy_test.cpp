@@ -51,6 +51,44 @@ TEST_CASE("cross_entropy: the gradient agrees with central differences", "[train
   }
 }
 
+TEST_CASE("cross_entropy: weights of rows are what repeated rows are", "[train][property]") {
+  moe::Matrix<double> logits = test::random_matrix<double>(5, 4), dlogits, ignored;
+  const std::vector<moe::Index> labels = cyclic_labels(5, 4);
+  const std::vector<std::uint8_t> valid{1, 0, 1, 1, 1};
+  moe::Step step;
+  step.valid = valid;
+  const std::vector<double> weights{2, 7, 0, 1, 3};
+  const double value = moe::cross_entropy(logits, labels, weights, step, dlogits);
+  moe::Matrix<double> repeated(6, 4), drepeated;
+  std::vector<moe::Index> repeated_labels;
+  moe::Index rows = 0;
+  for (const moe::Index t : {0, 0, 3, 4, 4, 4}) {
+    repeated.row(rows++) = logits.row(t);
+    repeated_labels.push_back(labels[static_cast<std::size_t>(t)]);
+  }
+  REQUIRE_THAT(value, WithinRel(moe::cross_entropy(repeated, repeated_labels, {}, drepeated), 1e-14));
+  REQUIRE_THAT(dlogits(4, 1), WithinRel(3 * drepeated(5, 1), 1e-13));
+  REQUIRE(dlogits.row(1).isZero(0));
+  REQUIRE(dlogits.row(2).isZero(0));
+  const auto loss = [&] { return moe::cross_entropy(logits, labels, weights, step, ignored); };
+  REQUIRE(test::gradient_error(loss, logits, dlogits) < 1e-8);
+  REQUIRE(moe::cross_entropy(logits, labels, std::vector<double>(5, 0.0), step, dlogits) == 0);
+  REQUIRE(dlogits.isZero(0));
+}
+
+TEST_CASE("cross_entropy: weights that are none are refused", "[train][error]") {
+  const moe::Matrix<double> logits = test::random_matrix<double>(2, 3);
+  moe::Matrix<double> dlogits;
+  const std::vector<moe::Index> labels{0, 1};
+  const auto with = [&](std::vector<double> weights) {
+    return moe::cross_entropy(logits, labels, weights, {}, dlogits);
+  };
+  CHECK_THROWS_WITH(with({1}), "moe::cross_entropy: weights has 1 entries, expected num_tokens = 2");
+  for (const double bad : {-1.0, kInf, std::nan("")})
+    CHECK_THROWS_WITH(with({1, bad}), ContainsSubstring("weight of row 1 is"));
+  CHECK(dlogits.size() == 0);
+}
+
 TEMPLATE_TEST_CASE("cross_entropy: extreme logits give finite values and gradients", "[train]", float, double) {
   moe::Matrix<TestType> logits(2, 3), dlogits;
   logits << 1000, -1000, 0, 1000, -1000, 0;
