@@ -73,7 +73,7 @@ set(internal
   layer/compressed_tokens.hpp layer/gate_union.hpp layer/grouped_rows.hpp layer/merged_parameters.hpp
   layer/multi_gate_checks.hpp layer/multi_gate_tape.hpp layer/soft_slots.hpp
   router/calibration.hpp routing/balance/token_sum.hpp routing/token_groups.hpp
-  train/elementwise.hpp train/row_loss.hpp)
+  train/elementwise.hpp train/local_answers.hpp train/row_loss.hpp)
 foreach(header IN LISTS headers)
   if(header MATCHES "^${listed_folders}/[^/]+$")
     set(is_listed NO)

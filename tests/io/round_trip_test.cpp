@@ -230,6 +230,8 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
                      moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
                                        moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),
                      num_saved(plain) + 5 * 3 * kDim + 2 * kDim + 1);
+  require_round_trip("customised", moe::customise(Linear(2, kDim), std::vector(2, Linear(2, kDim))),
+                     (3 * 2 + 3) * (kDim + 1) + 3);
   require_round_trip("adam", moe::AdamW::State<std::remove_const_t<decltype(plain)>>(plain),
                      2 * moe::num_parameters(plain));
   require_round_trip("sgd", moe::Sgd::State<std::remove_const_t<decltype(plain)>>(plain), moe::num_parameters(plain));

@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -20,30 +19,10 @@
 #include <moe/train/adam_w.hpp>
 #include <moe/train/trainer.hpp>
 
+#include "relu_linear.hpp"
 #include "task_labels.hpp"
 
 namespace systems {
-
-/// relu(x W^T + b).
-class ReluLinear : public moe::StagedExpert<ReluLinear, moe::F32> {
- public:
-  using Tape = moe::StagedExpert<ReluLinear, moe::F32>::Buffers<ReluLinear>;
-  ReluLinear(moe::Index outputs, moe::Index inputs, std::uint64_t seed)
-      : linear_(moe::Linear::random(outputs, inputs, seed)) {}
-  moe::Index input_dim() const { return linear_.input_dim(); }
-  moe::Index output_dim() const { return linear_.output_dim(); }
-  template <class Self>
-  static auto stages(Self& self) {
-    return std::tuple{moe::make_stage<moe::Elementwise<moe::Relu>>(self.linear_.weight(), self.linear_.bias())};
-  }
-  template <class F, class... Self>
-  static void visit(F&& f, Self&... self) {
-    moe::visit(f, self.linear_...);
-  }
-
- private:
-  moe::Linear linear_;
-};
 
 /// towers(level 2(level 1(x))). Level 1 has a gate per group of tasks and, where there is a level 2, one behind them
 /// that all groups share; group q's rows [z_q | z_shared] stand under those of the groups before it, in one matrix, and
