@@ -361,6 +361,44 @@ TEST_CASE("load_peft_adapters: modules that a configuration does not target are 
   CHECK_THROWS_WITH(load(R"("target_modules":7)"), ContainsSubstring("target_modules is 7, expected a list of"));
 }
 
+TEST_CASE("load_peft_adapters: modules of layers that a configuration leaves out are refused", "[io][error]") {
+  const test::TemporaryDirectory directory;
+  const std::string down = kStart + ".1.down_proj";  // of layer 4
+  const auto load = [&](const std::string& fields, const std::string& targets = R"(["down_proj"])") {
+    write_tensors(directory / "peft",
+                  R"({"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":)" + targets + "," + fields + "}",
+                  {{kStart + ".0.down_proj.lora_A.weight", 2, 5},
+                   {kStart + ".0.down_proj.lora_B.weight", 3, 2},
+                   {down + ".lora_A.weight", 2, 5},
+                   {down + ".lora_B.weight", 3, 2}});
+    return moe::load_peft_adapters(directory / "peft").at(4).experts.size();
+  };
+  for (const char* fields :
+       {R"("layers_to_transform":4)", R"("layers_to_transform":[2,4])", R"("layers_to_transform":null)",
+        R"("layers_to_transform":[])", R"("layers_to_transform":[4],"layers_pattern":"layers")",
+        R"("layers_to_transform":[4],"layers_pattern":["h","layers"])", R"("layers_pattern":[])",
+        R"("layers_to_transform":[4],"layers_pattern":"")", R"("layers_to_transform":[4],"layers_pattern":null)",
+        R"("layers_to_transform":[0,1],"layers_pattern":"experts")"})
+    CHECK(load(fields) == 2);
+  for (const char* fields :
+       {R"("layers_to_transform":[0,1])", R"("layers_to_transform":3)",  // not the numbers of the experts
+        R"("layers_to_transform":[4],"layers_pattern":"h")", R"("layers_to_transform":[4],"layers_pattern":"model")",
+        R"("layers_to_transform":[4],"layers_pattern":"experts")",
+        R"("layers_to_transform":[4],"layers_pattern":["experts","layers"])"})
+    CHECK_THROWS_WITH(
+        load(fields),
+        ContainsSubstring("adapter_config.json: layers_to_transform is ") &&
+            ContainsSubstring("expected the layer of 'model.layers.4.mlp.experts.0.down_proj', of which"));
+  for (const char* fields : {R"("layers_to_transform":"4")", R"("layers_to_transform":[4.5])",
+                             R"("layers_to_transform":-1)", R"("layers_to_transform":true)"})
+    CHECK_THROWS_WITH(load(fields), ContainsSubstring("layers_to_transform is "));
+  for (const char* fields : {R"("layers_to_transform":4,"layers_pattern":"lay.*")", R"("layers_pattern":"layers")",
+                             R"("layers_to_transform":4,"layers_pattern":7)"})
+    CHECK_THROWS_WITH(load(fields), ContainsSubstring("layers_pattern is "));
+  CHECK_THROWS_WITH(load(R"("layers_to_transform":4)", R"(".*down_proj")"),
+                    ContainsSubstring("layers_to_transform is 4, expected none beside an expression"));
+}
+
 TEST_CASE("load_peft_adapters: parameters of all experts are those that target_parameters names", "[io][error]") {
   const test::TemporaryDirectory directory;
   const auto load = [&](const std::string& fields, const PeftOptions& options = {}) {

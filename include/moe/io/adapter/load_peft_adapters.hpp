@@ -218,8 +218,9 @@ class PeftReader {
 /// Values may be F32, F16 or BF16, as stored. A gate and an up projection of one A make an update of their rank, of
 /// different ones one of both ranks together, B being zero where they do not meet; a matrix that is no target has no
 /// update. Keys of rank_pattern and alpha_pattern are regular expressions of the end of a module's name, of which the
-/// first that matches counts; target_modules, exclude_modules and target_parameters have to name what there are tensors
-/// of, as PEFT leaves out what they do not; use_rslora is alpha / sqrt(r).
+/// first that matches counts; target_modules, exclude_modules, layers_to_transform (with layers_pattern) and
+/// target_parameters have to name what there are tensors of, as PEFT leaves out what they do not; use_rslora is
+/// alpha / sqrt(r).
 /// Throws std::runtime_error that names file, and tensor or key and value, for what is missing, of other shapes or
 /// types, or more than low rank (DoRA, biases, modules_to_save, a start that changes the model's weights), for patterns
 /// with counts, references or assertions, and for tensors of other modules, unless those are to be ignored;

@@ -17,6 +17,7 @@
 #include "moe/io/file/json_text.hpp"
 
 // What adapter_config.json says of modules, matched with their names as PEFT matches them.
+// Long, as each field that names modules has a way of its own to do it, and they are read together.
 namespace moe::inline MOE_ABI::detail {
 
 /// The keys of objects that are fields of a JSON text, in the order of the text: PEFT takes the first that matches.
@@ -117,6 +118,65 @@ class PeftTargets {
   std::optional<ModulePattern> expression_;
 };
 
+/// layers_to_transform and layers_pattern: of modules that target_modules, a list, names, those of some layers. The
+/// layer is the first number between dots with two parts before it or, where layers_pattern names some, behind one of
+/// these. (Before 0.20.0 PEFT took the last number, which is that of the expert:
+/// https://github.com/huggingface/peft/pull/3318.)
+class PeftLayers {
+ public:
+  PeftLayers(const JsonFields& fields, const nlohmann::json& config) {
+    for (const char* field : {"layers_to_transform", "layers_pattern"})
+      if (fields.has(field) && fields.has("target_modules") && config["target_modules"].is_string())
+        fields.refuse(field, config[field], "none beside an expression as target_modules");
+    if (fields.has("layers_to_transform"))
+      numbers_ = config["layers_to_transform"].is_array() ? fields.integers("layers_to_transform")
+                                                          : std::vector<Index>{fields.integer("layers_to_transform")};
+    if (!fields.has("layers_pattern")) return;
+    names_ = config["layers_pattern"].is_string() ? std::vector<std::string>{fields.text("layers_pattern")}
+                                                  : fields.texts("layers_pattern");
+    std::erase(names_, "");
+    if (!names_.empty() && !fields.has("layers_to_transform"))
+      fields.refuse("layers_pattern", config["layers_pattern"], "layers_to_transform beside it");
+    const auto is_name = [](const std::string& name) {
+      return std::ranges::all_of(name, [](char c) {
+        return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+      });
+    };
+    if (!std::ranges::all_of(names_, is_name))
+      fields.refuse("layers_pattern", config["layers_pattern"], "names of letters, digits and '_'");
+  }
+
+  bool takes(std::string_view module) const {
+    if (numbers_.empty()) return true;
+    if (names_.empty()) return has(layer_behind(module, {}));
+    for (const std::string& name : names_)  // the first that a module has counts
+      if (const auto layer = layer_behind(module, name)) return has(layer);
+    return false;
+  }
+
+ private:
+  bool has(std::optional<Index> layer) const { return layer && std::ranges::find(numbers_, *layer) != numbers_.end(); }
+  /// The first number, neither first nor last part, behind a part that is `name`, or any if it is empty, and not first.
+  static std::optional<Index> layer_behind(std::string_view module, std::string_view name) {
+    (void)take_part(module);
+    for (std::string_view before = take_part(module); !module.empty();) {
+      const std::string_view part = take_part(module);
+      const bool is_number =
+          !part.empty() && part.size() < 10 && std::ranges::all_of(part, [](char c) { return c >= '0' && c <= '9'; });
+      if (is_number && !module.empty() && (name.empty() || before == name)) {
+        Index number = 0;
+        for (const char c : part) number = 10 * number + (c - '0');
+        return number;
+      }
+      before = part;
+    }
+    return std::nullopt;
+  }
+
+  std::vector<Index> numbers_;
+  std::vector<std::string> names_;
+};
+
 /// adapter_config.json, as far as it is about experts. Names of modules are whole:
 /// "model.layers.0.mlp.experts.3.up_proj".
 class PeftConfig {
@@ -126,7 +186,8 @@ class PeftConfig {
         json_(parse_json(label, text)),
         fields_(label_, json_),
         targets_(fields_, json_, "target_modules"),
-        excluded_(fields_, json_, "exclude_modules") {
+        excluded_(fields_, json_, "exclude_modules"),
+        layers_(fields_, json_) {
     if (fields_.text("peft_type") != "LORA") fields_.refuse("peft_type", json_["peft_type"], "'LORA'");
     require_low_rank();
     rank_ = require_rank(fields_, "r");
@@ -166,6 +227,8 @@ class PeftConfig {
       fields_.refuse("target_modules", none ? nlohmann::json() : json_["target_modules"], expected);
     if (excluded_.is_given() && excluded_.matches(module, false))
       fields_.refuse("exclude_modules", json_["exclude_modules"], "not " + expected);
+    if (!layers_.takes(module))
+      fields_.refuse("layers_to_transform", json_["layers_to_transform"], "the layer of" + expected.substr(7));
   }
   bool targets_parameter(const std::string& name) const {
     return std::ranges::any_of(parameters_, [&](const std::string& each) { return ends_with_name(name, each); });
@@ -252,6 +315,7 @@ class PeftConfig {
   nlohmann::json json_;
   JsonFields fields_;
   PeftTargets targets_, excluded_;
+  PeftLayers layers_;
   Index rank_ = 0;
   double alpha_ = 0;
   bool by_root_ = false;
