@@ -2,8 +2,9 @@
 // compress_checkpoint DIR [--output OUT] [--layer N...|all] [--keep 32] [--bits 3.0] [--calibration FILE] [..]: makes
 // the MoE layers of a model smaller, says what that costs, and writes the model as it came, so that any program reads
 // it. Fewer experts: --score says how they are valued, --apply what becomes of those that go. Fewer bits: an exact
-// plan of bits per expert, from errors that were measured; the model gets the rounded weights in its own type, so that
-// any program can try them, and --codes the codes themselves, which load_parameters() reads into a QuantisedMoeBlock.
+// plan of bits per expert, from errors that were measured. With --packed the model has experts in so many bits, as
+// compressed-tensors packs integers; without, it gets the rounded weights in its own type, so that any program can try
+// them, and --codes the codes themselves, which load_parameters() reads into a QuantisedMoeBlock.
 // Without DIR it makes a small model first, and reads back what it wrote. Without OUT it only says.
 //   --calibration  what the MoE blocks read: tokens [num_tokens, model_dim] in a .npy file; "{}" in the name stands for
 //                  the number of the layer. Without it tokens by lot, which say little about a trained model.
@@ -11,19 +12,17 @@
 #include <charconv>
 #include <cstdio>
 #include <optional>
+#include <set>
 
-#include "compress_checkpoint/layers.hpp"
+#include "compress_checkpoint/packed.hpp"
 #include "load_checkpoint/synthetic.hpp"
 
 namespace {
 
 using compressing::Layer;
 using compressing::Settings;
+using compressing::show_progress;
 using moe::Index;
-
-void show_progress(const char* what, std::size_t done, std::size_t all) {
-  std::fprintf(stderr, done == all ? "\r%40s\r" : "\r%s: layer %zu of %zu", done == all ? "" : what, done + 1, all);
-}
 
 double megabytes(std::uint64_t bytes) { return 1e-6 * static_cast<double>(bytes); }
 
@@ -32,12 +31,7 @@ moe::MoeBlock compressed(const Settings& settings, const moe::MoeBlock& block, L
   const compressing::Tokens tokens = compressing::tokens_of(settings, layer.place.layer, block.model_dim());
   moe::MoeBlock small = compressing::with_fewer(settings, block, layer);
   layer.weights_before = moe::num_parameters(block), layer.weights_after = moe::num_parameters(small);
-  if (!layer.bits.bits.empty()) {
-    const moe::QuantisedMoeBlock few = compressing::in_few_bits(settings, small, tokens, layer);
-    layer.code_bytes = moe::memory_bytes(few);
-    if (!settings.codes.empty()) moe::save_parameters(moe::numbered_name(settings.codes, layer.place.layer), few);
-    small = moe::dequantise(few);
-  }
+  if (!layer.bits.bits.empty()) small = moe::dequantise(compressing::few_bits_of(settings, small, tokens, layer));
   layer.error = moe::reconstruction_error(block, small, tokens.read);
   return small;
 }
@@ -111,9 +105,35 @@ std::vector<Layer> layers_of(const Settings& settings, const moe::Checkpoint& ch
   return layers;
 }
 
+void print_written(const Settings& settings, const std::vector<Layer>& layers, std::uint64_t before,
+                   std::uint64_t after, const moe::RewrittenCheckpoint& files) {
+  print_header();
+  for (const Layer& layer : layers) print(layer);
+  std::printf("MoE blocks: %.2f MB before, %.2f MB after; wrote %.2f MB in %zu files to %s\n", megabytes(before),
+              megabytes(after), megabytes(files.total_size), files.files.size(), settings.output.c_str());
+  for (const std::string& name : files.left_out) std::printf("left out: %s\n", name.c_str());
+}
+
+/// Which programs run what was packed.
+void print_readers(const std::vector<Layer>& layers) {
+  std::string uniform;
+  for (const Layer& layer : layers) {
+    const std::set<Index> bits(layer.bits.bits.begin(), layer.bits.bits.end());
+    if (bits.size() == 1 && (bits.contains(4) || bits.contains(8))) uniform += " " + std::to_string(layer.place.layer);
+  }
+  std::printf(
+      "packed integers: compressed-tensors (from June 2026 on where there are 3, 5, 6 or 7 bits) decodes them; vLLM "
+      "runs layers whose experts have 4 bits all, or 8:%s\n",
+      uniform.empty() ? " none" : uniform.c_str());
+}
+
+void write_packed(const Settings& settings, std::vector<Layer>& layers) {
+  const compressing::Packed packed = compressing::pack(settings, layers);
+  print_written(settings, layers, packed.before, packed.after, packed.files);
+  print_readers(layers);
+}
+
 void write(const Settings& settings, std::vector<Layer>& layers) {
-  std::vector<moe::BlockPlan> plans;
-  for (const Layer& layer : layers) plans.push_back({layer.place, layer.plan});
   std::size_t done = 0;
   moe::CompressOptions options{
       .apply = [&](const moe::MoeBlock& block, const moe::ExpertPlan&, const moe::BlockPlace&) {
@@ -121,16 +141,12 @@ void write(const Settings& settings, std::vector<Layer>& layers) {
         return compressed(settings, block, layers[done++]);  // in the order of the plans
       }};
   if (settings.decode) options.source = moe::CodedSource::Decode;
-  const auto written = moe::compress_checkpoint(settings.directory, settings.output, plans, options);
+  const auto written =
+      moe::compress_checkpoint(settings.directory, settings.output, compressing::plans_of(layers), options);
   show_progress("writing", layers.size(), layers.size());
   std::uint64_t before = 0, after = 0;
   for (const moe::CompressedBlock& block : written.blocks) before += block.bytes_before, after += block.bytes_after;
-  print_header();
-  for (const Layer& layer : layers) print(layer);
-  std::printf("MoE blocks: %.2f MB before, %.2f MB after; wrote %.2f MB in %zu files to %s\n", megabytes(before),
-              megabytes(after), megabytes(written.files.total_size), written.files.files.size(),
-              settings.output.c_str());
-  for (const std::string& name : written.files.left_out) std::printf("left out: %s\n", name.c_str());
+  print_written(settings, layers, before, after, written.files);
 }
 
 std::vector<Layer> run(const Settings& settings) {
@@ -152,7 +168,7 @@ std::vector<Layer> run(const Settings& settings) {
     compressing::plan_bits(settings, layers);
   }
   if (!settings.output.empty()) {
-    write(settings, layers);
+    settings.packed ? write_packed(settings, layers) : write(settings, layers);
   } else {
     print_header();
     for_each_block(checkpoint, "applying", layers, [&](const moe::MoeBlock& block, Layer& layer) {
@@ -165,7 +181,8 @@ std::vector<Layer> run(const Settings& settings) {
   return layers;
 }
 
-/// Loads what was written, and compares its error with what was reported: weights were rounded to BF16 in between.
+/// Loads what was written, and compares its error with what was reported: of weights that were not packed, which were
+/// rounded to BF16 in between, nearly the same.
 void read_back(const Settings& settings, const std::vector<Layer>& layers) {
   const auto load = [](const std::filesystem::path& path, const moe::BlockPlace& place) {
     return moe::load_moe_block(moe::Checkpoint::open(path), moe::read_moe_config(path / "config.json", place.layer),
@@ -177,7 +194,8 @@ void read_back(const Settings& settings, const std::vector<Layer>& layers) {
     const double error = moe::reconstruction_error(before, after, tokens).relative();
     std::printf("read back: layer %td has %td experts, outputs off by %.4f\n", layer.place.layer, after.num_experts(),
                 error);
-    if (after.num_experts() != layer.plan.num_kept() || !(std::abs(error - layer.error.relative()) < 0.01))
+    const double most = settings.packed ? 1e-9 : 0.01;
+    if (after.num_experts() != layer.plan.num_kept() || !(std::abs(error - layer.error.relative()) <= most))
       moe::fail("layer ", layer.place.layer, " has ", after.num_experts(), " experts and an error of ", error,
                 ", expected ", layer.plan.num_kept(), " and ", layer.error.relative());
   }
@@ -189,7 +207,7 @@ void check(const CLI::App& app, const Settings& settings) {
   };
   if (settings.keep == 0 && settings.bits == 0) moe::fail("nothing to do, expected --keep N, --bits B or both");
   for (const char* option : {"--apply", "--score"}) only_with(option, settings.keep > 0, "--keep");
-  for (const char* option : {"--choices", "--group", "--method", "--codes"})
+  for (const char* option : {"--choices", "--group", "--method", "--codes", "--packed"})
     only_with(option, settings.bits > 0, "--bits");
   only_with("--rank", settings.apply == "subspace", "--apply subspace");
   only_with("--align", settings.apply != "prune", "--apply merge or subspace");
@@ -234,6 +252,8 @@ int main(int argc, char** argv) try {
   app.add_option("--method", settings.method, "how codes are found")
       ->check(CLI::IsMember({"rtn", "gptq"}))
       ->capture_default_str();
+  app.add_flag("--packed", settings.packed,
+               "write codes, as compressed-tensors packs integers, instead of rounded weights");
   app.add_option("--codes", settings.codes, "file for the codes of a layer; {} is its number");
   app.add_option("--calibration", settings.calibration, "tokens (.npy); {} is the layer's number");
   app.add_option("--stream", settings.stream, "what outputs are added to (.npy); otherwise what is read");

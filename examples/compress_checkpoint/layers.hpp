@@ -21,7 +21,7 @@ struct Settings {
   std::vector<Index> choices = {1, 2, 3, 4};
   Index keep = 0, rank = 0, tokens = 512, group = 64;  // keep, rank: 0 for none
   double bits = 0;                                     // 0: floats
-  bool global = false, align = false, decode = false, experts = false;
+  bool global = false, align = false, decode = false, experts = false, packed = false;
 };
 
 /// A layer between its passes: of the whole model only these numbers are in memory.
@@ -137,11 +137,16 @@ inline moe::MoeBlock with_fewer(const Settings& settings, const moe::MoeBlock& b
   return moe::merge_in_subspace(block, layer.plan, settings.rank, options).layer;
 }
 
+/// The formats of a plan: integers that checkpoints have, or planes, which err less.
+inline moe::WeightFormat format_of(const Settings& settings, const moe::BitPlan& plan,
+                                   const moe::ExpertMatrix& matrix) {
+  return settings.packed ? plan.integers(settings.group)(matrix) : plan.planes(settings.group)(matrix);
+}
+
 /// Squares of what each expert in so many bits costs the outputs.
 inline void measure_bits(const Settings& settings, const moe::MoeBlock& block, const Tokens& tokens, Layer& layer) {
   std::vector<moe::WeightFormat> formats;
-  for (const Index bits : settings.choices)
-    formats.push_back(moe::WeightFormat::planes(static_cast<int>(bits), settings.group));
+  for (const Index bits : settings.choices) formats.push_back(format_of(settings, moe::BitPlan{.bits = {bits}}, {}));
   const moe::Calibration seen = settings.method == "gptq"
                                     ? moe::calibrate(block, tokens.read).experts
                                     : moe::calibrate_experts(block, tokens.read, {.moments = moe::Gather::Off});
@@ -180,7 +185,7 @@ inline void plan_bits(const Settings& settings, std::vector<Layer>& layers) {
 /// The block in few bits, as its plan says.
 inline moe::QuantisedMoeBlock in_few_bits(const Settings& settings, const moe::MoeBlock& block, const Tokens& tokens,
                                           const Layer& layer) {
-  const auto format = layer.bits.planes(settings.group);
+  const auto format = [&](const moe::ExpertMatrix& matrix) { return format_of(settings, layer.bits, matrix); };
   if (settings.method == "gptq") return moe::quantise(block, format, moe::Gptq{}, moe::calibrate(block, tokens.read));
   return moe::quantise(block, format);
 }

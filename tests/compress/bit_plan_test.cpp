@@ -163,6 +163,21 @@ TEST_CASE("bit plans: what has no room in an Index, and edited plans, are refuse
     CHECK_THROWS_AS(moe::BitPlan{.bits = {bits}}.planes()({.expert = 0}), std::invalid_argument);
 }
 
+TEST_CASE("BitPlan: integers of every number of bits, 4 and 8 without zero points", "[compress]") {
+  const moe::BitPlan plan{.bits = {1, 2, 3, 4, 5, 6, 7, 8}, .matrices = 2, .shared = 4};
+  const auto format = plan.integers(32, moe::ScaleType::Bf16);
+  for (Index b = 1; b <= 8; ++b) {
+    const moe::WeightFormat found = format({.expert = (b - 1) / 2, .name = b % 2 ? "up.weight" : "down.weight"});
+    CHECK(found.value_bits() == b);
+    CHECK(found.has_zero_points == (b != 4 && b != 8));
+    CHECK((found.group == 32 && found.scale == moe::ScaleType::Bf16));
+    CHECK_NOTHROW(found.validate());
+  }
+  CHECK(format({.expert = -1}) == moe::WeightFormat::int4(32, moe::ScaleType::Bf16));
+  for (const Index bits : {0, 9})
+    CHECK_THROWS_AS(moe::BitPlan{.bits = {bits}}.integers()({.expert = 0}), std::invalid_argument);
+}
+
 TEST_CASE("random_bits: within the budget, and nothing more fits", "[compress]") {
   Index sum = 0;
   for (std::uint64_t seed = 0; seed < 200; ++seed) {

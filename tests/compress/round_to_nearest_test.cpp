@@ -31,6 +31,11 @@ const std::vector<WeightFormat> kFormats = {
     WeightFormat::int4(32, ScaleType::E8M0),
     WeightFormat::int8(64, ScaleType::E8M0).with_zero_points(),
     WeightFormat::int8(16, ScaleType::E4M3),
+    WeightFormat::integers(1),
+    WeightFormat::integers(2, 64).with_zero_points(),
+    WeightFormat::integers(3),
+    WeightFormat::integers(5, 0, ScaleType::Bf16).with_zero_points(),
+    WeightFormat::integers(7, 16, ScaleType::E4M3),
     WeightFormat::int4(64, ScaleType::Bf16).with_zero_points(),
     WeightFormat::mxfp4(),
     WeightFormat::nvfp4(),
@@ -46,6 +51,13 @@ PanelMatrix<F32> panels_of(const Matrix<float>& weights) { return PanelMatrix<F3
 
 PanelMatrix<Quantised> rounded(const Matrix<float>& weights, const WeightFormat& format) {
   return moe::round_to_nearest(panels_of(weights), format);
+}
+
+/// Code of the c-th value, of 2^value_bits: integers from the least on, in two's complement.
+std::uint32_t code_of(const WeightFormat& format, int c) {
+  const bool is_int = format.code == WeightCode::Int8 || format.code == WeightCode::Int4;
+  const int least = is_int ? -(1 << (format.value_bits() - 1)) : 0;
+  return static_cast<std::uint32_t>(c + least) & ((1u << format.code_bits()) - 1);
 }
 
 /// Relative root of the mean squared error of x W^T.
@@ -69,8 +81,8 @@ TEST_CASE("round_to_nearest: with the scale of its group no other code is nearer
     for (Index o = 0; o < 19; o += 3)
       for (Index i = 0; i < 150; i += 7) {
         const double error = std::abs(static_cast<double>(codes.get(o, i)) - static_cast<double>(weights(o, i)));
-        for (std::uint32_t code = 0; code < 1u << format.code_bits(); ++code) {
-          other.set_code(o, i, code);
+        for (int c = 0; c < 1 << format.value_bits(); ++c) {
+          other.set_code(o, i, code_of(format, c));
           const double value = static_cast<double>(other.get(o, i));
           // Equal up to the rounding of decoding: two codes may lie as near as each other.
           if (!std::isnan(value))
@@ -95,7 +107,7 @@ TEST_CASE("round_to_nearest: a weight is off by half a step at most", "[compress
         const double step = std::abs(static_cast<double>(codes.scale(o, i / size)));
         // The ends of the range move by a rounding of the scale (2^-9 in BF16) times the codes, and by half a step
         // where the largest becomes the most negative code, whose counterpart is missing.
-        const double levels = std::ldexp(1.0, format.code_bits());
+        const double levels = std::ldexp(1.0, format.value_bits());
         if (format.scale == ScaleType::E8M0 || format.scale == ScaleType::E4M3)
           continue;  // scales a third off and more
         const double room = format.has_zero_points || format.code == WeightCode::Planes ? 0.5 : 1;
@@ -113,14 +125,15 @@ TEST_CASE("round_to_nearest: weights on a grid are found again, bit for bit", "[
     // Every group has the ends of the range of codes, so that its scale is that of the grid.
     const moe::RandomField random(moe::Purpose::User, 8);
     PanelMatrix<Quantised> grid(6, 96, moe::PanelOrder::Plain, format);
-    const double levels = std::ldexp(1.0, format.code_bits());
+    const double levels = std::ldexp(1.0, format.value_bits());
     for (Index o = 0; o < 6; ++o) {
       for (Index g = 0; g < grid.num_groups(); ++g) {
         grid.set_scale(o, g, std::ldexp(1.0f, static_cast<int>(o + g) % 7 - 3));
-        if (format.has_zero_points) grid.set_zero_point(o, g, format.code == WeightCode::Planes ? 0.25f : 2.0f);
+        const float zero = format.value_bits() > 2 ? 2.0f : 1.0f;  // a code
+        if (format.has_zero_points) grid.set_zero_point(o, g, format.code == WeightCode::Planes ? 0.25f : zero);
       }
       for (Index i = 0; i < 96; ++i) {
-        auto code = static_cast<std::uint32_t>(levels * random.uniform(o, i));
+        auto code = code_of(format, static_cast<int>(levels * random.uniform(o, i)));
         const bool is_float =
             format.code != WeightCode::Int8 && format.code != WeightCode::Int4 && format.code != WeightCode::Planes;
         if (is_float) code &= static_cast<std::uint32_t>(levels / 4) - 1;
@@ -128,10 +141,8 @@ TEST_CASE("round_to_nearest: weights on a grid are found again, bit for bit", "[
                                       : format.code == WeightCode::E5M2 ? 0x7Bu
                                                                         : 0x7u;
         if (i % 8 == 0 && is_float && format.code_bits() <= 8) code = largest;
-        if (i % 8 == 0 && !is_float)
-          code = format.code == WeightCode::Planes ? 0 : static_cast<std::uint32_t>(levels / 2);
-        if (i % 8 == 1 && !is_float)
-          code = static_cast<std::uint32_t>(format.code == WeightCode::Planes ? levels - 1 : levels / 2 - 1);
+        if (i % 8 == 0 && !is_float) code = code_of(format, 0);
+        if (i % 8 == 1 && !is_float) code = code_of(format, static_cast<int>(levels) - 1);
         grid.set_code(o, i, code);
       }
     }

@@ -40,7 +40,7 @@ struct Ints {
   }
   Format format(Dtype scale_dtype) const {
     const bool is_symmetric = std::all_of(zeros.begin(), zeros.end(), [&](int z) { return z == 1 << (bits - 1); });
-    const Format plain = (bits == 4 ? Format::int4() : Format::int8()).with_group(groups() == 1 ? 0 : group);
+    const Format plain = Format::integers(bits, groups() == 1 ? 0 : group);
     Format result = is_symmetric ? plain : plain.with_zero_points();
     result.scale = test::kept_type(scale_dtype);
     return result;
@@ -78,7 +78,7 @@ Tensor index_tensor(const std::string& name, Index inputs, Index group) {
   return {name, Dtype::I32, {inputs}, test::bytes_of(groups)};
 }
 
-/// compressed-tensors "pack-quantized".
+/// compressed-tensors "pack-quantized", as many values in a word as fit.
 std::vector<Tensor> packed(const Ints& ints, Dtype dtype, bool with_zeros) {
   const Index each = 32 / ints.bits;
   Words codes(ints.outputs, (ints.inputs + each - 1) / each), zeros((ints.outputs + each - 1) / each, ints.groups());
@@ -90,6 +90,27 @@ std::vector<Tensor> packed(const Ints& ints, Dtype dtype, bool with_zeros) {
       codes.tensor("m.weight_packed"),
       shape_tensor(ints.outputs, ints.inputs),
       {"m.weight_scale", dtype, {ints.outputs, ints.groups()}, test::scale_bytes(dtype, ints.scales)}};
+  if (with_zeros) tensors.push_back(zeros.tensor("m.weight_zero_point"));
+  return tensors;
+}
+
+/// The same with values one behind the other, bit by bit, across words.
+std::vector<Tensor> densely_packed(const Ints& ints, Dtype dtype, bool with_zeros) {
+  const auto words_of = [&](Index count) { return (count * ints.bits + 31) / 32; };
+  Words codes(ints.outputs, words_of(ints.inputs)), zeros(words_of(ints.outputs), ints.groups());
+  for (Index o = 0; o < ints.outputs; ++o)
+    for (Index b = 0; b < ints.bits; ++b) {
+      for (Index i = 0; i < ints.inputs; ++i) {
+        const Index bit = i * ints.bits + b;
+        codes.put(o, bit / 32, bit % 32, 1, ints.code(o, i) >> b & 1);
+      }
+      for (Index g = 0; g < ints.groups(); ++g) {
+        const Index bit = o * ints.bits + b;
+        zeros.put(bit / 32, g, bit % 32, 1, ints.zero(o, g) >> b & 1);
+      }
+    }
+  std::vector<Tensor> tensors = packed(ints, dtype, false);
+  tensors[0] = codes.tensor("m.weight_packed");
   if (with_zeros) tensors.push_back(zeros.tensor("m.weight_zero_point"));
   return tensors;
 }
@@ -167,6 +188,36 @@ TEST_CASE("WeightSource: packed integers of compressed-tensors, with zero points
           require_values(StoredTensors(packed(ints, dtype, with_zeros)).find("m.weight", stated), ints.values(),
                          ints.format(dtype));
       }
+}
+
+TEST_CASE("WeightSource: packed integers of 1 to 8 bits, across words and as many in each as fit", "[io]") {
+  for (int bits = 1; bits <= 8; ++bits)
+    for (const Sizes& size : {Sizes{9, 40, 8}, Sizes{35, 64, 32}, Sizes{3, 131, 131}})
+      for (const Dtype dtype : {Dtype::BF16, Dtype::F32}) {
+        CAPTURE(bits, size.outputs, size.inputs, size.group);
+        Ints ints(size.outputs, size.inputs, size.group, bits);
+        const moe::StatedStorage stated{.group = size.group, .bits = bits};
+        require_values(StoredTensors(densely_packed(ints, dtype, true)).find("m.weight", stated), ints.values(),
+                       ints.format(dtype));
+        ints.make_symmetric();
+        require_values(StoredTensors(densely_packed(ints, dtype, false)).find("m.weight", stated), ints.values(),
+                       ints.format(dtype));
+        const Index each = 32 / bits, words = (size.inputs + each - 1) / each;
+        if (32 % bits != 0 && words == (size.inputs * bits + 31) / 32) continue;  // they lie across words then
+        require_values(StoredTensors(packed(ints, dtype, false)).find("m.weight", stated), ints.values(),
+                       ints.format(dtype));
+      }
+  for (const int bits : {3, 5, 6, 7}) {  // as many words either way: they lie across them
+    const Ints ints(2, 32 / bits + 1, 32 / bits + 1, bits);
+    const moe::StatedStorage stated{.bits = bits};
+    require_values(StoredTensors(densely_packed(ints, Dtype::F16, true)).find("m.weight", stated), ints.values(),
+                   ints.format(Dtype::F16));
+    const Ints padded(9, 64, 32, bits);
+    require_values(StoredTensors(packed(padded, Dtype::F16, true)).find("m.weight", stated), padded.values(),
+                   padded.format(Dtype::F16));
+    if (bits != 7)  // of which a word has as many as of 8
+      CHECK_THAT(complaint(packed(padded, Dtype::F16, true)), ContainsSubstring("for 4 bits or"));
+  }
 }
 
 TEST_CASE("WeightSource: integers of 8 bits as compressed-tensors has them, per output and per group", "[io]") {

@@ -159,19 +159,35 @@ struct PlainDirectory {
  private:
   float integer(const std::string& name, std::size_t row, std::size_t column, std::size_t columns) const {
     const std::size_t words = extent(name + "_packed", 1), groups = extent(name + "_scale", 1);
-    const std::size_t each = words == (columns + 7) / 8 ? 8 : 4;  // codes of a word; sizes of tests differ in these
-    const auto code = [&](unsigned of_words, std::size_t place) {
-      const int bits = static_cast<int>(32 / each);
-      return static_cast<int>(of_words >> (place % each * static_cast<std::size_t>(bits)) & ((1u << bits) - 1)) -
-             (1 << (bits - 1));
+    const nlohmann::json& weights = weights_of(name);
+    const auto bits = weights.at("num_bits").get<std::size_t>();
+    REQUIRE(words == (columns * bits + 31) / 32);
+    REQUIRE(has(name + "_zero_point") == !weights.at("symmetric").get<bool>());
+    const auto code = [&](const std::string& tensor, std::size_t first, std::size_t stride, std::size_t place) {
+      int value = -(1 << (bits - 1));
+      for (std::size_t b = 0, at = place * bits; b < bits; ++b, ++at)
+        value += static_cast<int>(word(tensor, first + at / 32 * stride) >> at % 32 & 1u) << b;
+      return value;
     };
-    const auto& weights = config.at("quantization_config").at("config_groups").at("group_0").at("weights");
-    REQUIRE(weights.at("num_bits").get<std::size_t>() == 32 / each);
     const std::size_t size = weights.at("group_size").is_null() ? columns : weights.at("group_size").get<std::size_t>();
     const std::size_t group = column / size;
-    int value = code(word(name + "_packed", row * words + column / each), column);
-    if (has(name + "_zero_point")) value -= code(word(name + "_zero_point", row / each * groups + group), row);
+    int value = code(name + "_packed", row * words, 1, column);
+    if (has(name + "_zero_point")) value -= code(name + "_zero_point", group, groups, row);
     return static_cast<float>(value * number(name + "_scale", row * groups + group));
+  }
+  /// The one config group that targets a module, or that of all linear ones.
+  const nlohmann::json& weights_of(const std::string& name) const {
+    const nlohmann::json*& found = weights_[name];
+    if (found != nullptr) return *found;
+    const std::string module = name.substr(0, name.size() - std::string(".weight").size());
+    for (const auto& [key, group] : config.at("quantization_config").at("config_groups").items())
+      for (const nlohmann::json& target : group.at("targets"))
+        if (target == module || target == "Linear") {
+          REQUIRE(found == nullptr);
+          found = &group.at("weights");
+        }
+    REQUIRE(found != nullptr);
+    return *found;
   }
   float e2m1(const std::string& name, std::size_t row, std::size_t column, std::size_t columns) const {
     constexpr double kValues[] = {0, .5, 1, 1.5, 2, 3, 4, 6};
@@ -182,6 +198,8 @@ struct PlainDirectory {
     const int exponent = static_cast<int>(byte(scales, (row * columns + column) / 32)) - 127;
     return static_cast<float>(std::ldexp((code & 8u) != 0 ? -kValues[code & 7u] : kValues[code & 7u], exponent));
   }
+
+  mutable std::map<std::string, const nlohmann::json*> weights_ = {};  ///< by name, once they are found
 };
 
 }  // namespace test

@@ -189,8 +189,9 @@ TEST_CASE("Quantisation: what compressed-tensors says and is not read is refused
   const auto refuses = [](const std::string& format, const std::string& weights, const std::string& message) {
     CHECK(contains(refusal(compressed(format, weights)), message));
   };
-  refuses("pack-quantized", R"("num_bits": 3, "group_size": 32)",
-          "config_groups: group_0: weights: num_bits is 3, expected 4 or 8");
+  for (const char* bits : {"0", "9"})
+    refuses("pack-quantized", R"("num_bits": )" + std::string(bits) + R"(, "group_size": 32)",
+            "config_groups: group_0: weights: num_bits is " + std::string(bits) + ", expected 1 to 8");
   refuses("int-quantized", R"("num_bits": 4, "group_size": 32)", "num_bits is 4, expected 8");
   refuses("pack-quantized", R"("num_bits": 4, "strategy": "tensor")",
           "strategy is \"tensor\", expected channel or group");
@@ -232,6 +233,43 @@ TEST_CASE("Quantisation: modules by expressions, as those that are left out or t
       stated_with(R"("config_groups": {"a": {"targets": ["re:.*experts\\.\\d+\\..*"], )" + group + "}}");
   CHECK_FALSE(only.leaves_out("model.layers.0.mlp.experts.17.up_proj.weight"));
   CHECK(only.leaves_out("model.layers.0.mlp.shared_experts.up_proj.weight"));
+}
+
+TEST_CASE("Quantisation: groups of compressed-tensors that differ in bits, by whole names before expressions", "[io]") {
+  const auto group = [](const std::string& targets, int bits) {
+    return R"({"targets": [)" + targets + R"(], "weights": {"num_bits": )" + std::to_string(bits) +
+           R"(, "group_size": 32}})";
+  };
+  const auto of_groups = [](const std::string& groups) {
+    return R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {)" + groups + "}}";
+  };
+  const auto bits_of = [](const Quantisation& stated, const std::string& module) {
+    return stated.storage_of(module + ".weight").bits;
+  };
+  const std::string three = group(R"("m.experts.1.up_proj", "m.experts.2.up_proj")", 3),
+                    two = group(R"("re:m\\.experts\\.\\d+\\..*")", 2), eight = group(R"("Linear")", 8);
+  const auto both = [&](const std::string& a, const std::string& b) {
+    return of_groups(R"("a": )" + a + R"(, "b": )" + b);
+  };
+  for (const Quantisation& stated : {said(both(two, three)), said(both(three, two))}) {
+    CHECK(stated.method == QuantMethod::PackedInts);
+    CHECK(bits_of(stated, "m.experts.1.up_proj") == 3);
+    CHECK(bits_of(stated, "m.experts.12.up_proj") == 2);
+    CHECK(bits_of(stated, "m.experts.1.down_proj") == 2);
+    CHECK_FALSE(stated.leaves_out("m.experts.1.up_proj.weight"));
+    CHECK_FALSE(stated.leaves_out("m.experts.5.up_proj.weight"));
+    CHECK(stated.leaves_out("m.shared_expert.up_proj.weight"));
+  }
+  for (const Quantisation& stated : {said(both(eight, three)), said(both(three, eight))}) {
+    CHECK(bits_of(stated, "m.experts.2.up_proj") == 3);
+    CHECK(bits_of(stated, "m.experts.3.up_proj") == 8);
+    CHECK_FALSE(stated.leaves_out("m.shared_expert.up_proj.weight"));
+  }
+  CHECK(said(both(group(R"("x")", 4), group(R"("y")", 4))).parts.empty());
+  CHECK(contains(refusal(both(eight, group(R"("Linear")", 4))), "config_groups: b says something else"));
+  const std::string floats = R"({"targets": ["y"], "format": "float-quantized", "weights": {"num_bits": 8,
+                                 "type": "float", "strategy": "channel"}})";
+  CHECK(contains(refusal(both(three, floats)), "config_groups: b says something else about weights than"));
 }
 
 TEST_CASE("ModulePattern: matches as Python's re.match does", "[io]") {

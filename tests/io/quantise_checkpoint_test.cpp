@@ -3,6 +3,7 @@
 #include "moe/io/block/quantise_checkpoint.hpp"
 
 #include "io/model_directory.hpp"
+#include "moe/compress/bit_plan.hpp"
 #include "moe/io/block/quantise_block.hpp"
 #include "support/catch.hpp"
 #include "support/text.hpp"
@@ -128,6 +129,80 @@ TEST_CASE("quantise_checkpoint: plain loops over the bytes of the files give the
     }
     CHECK(wrong == 0);
     CHECK(compared >= static_cast<std::size_t>(2 * 6 * c.sizes.model_dim * c.sizes.hidden_dim));
+  }
+}
+
+TEST_CASE("quantise_checkpoint: experts and matrices in bits of their own, as a plan says", "[io]") {
+  struct MixedCase {
+    const char* family;
+    ModelDirectory::Sizes sizes;
+    Index matrices;
+  };
+  for (const MixedCase& c : {MixedCase{"mixtral", {64, 72}, 1}, {"mixtral", {75, 41}, 2}, {"qwen2_moe", {72, 40}, 2}}) {
+    CAPTURE(c.family, c.matrices);
+    const ModelDirectory model(c.family, c.sizes);
+    const auto checkpoint = moe::Checkpoint::open(model.path());
+    std::vector<moe::BitPlan> plans;  // of all numbers of bits, others in either layer
+    std::map<std::string, WeightFormat> formats;
+    for (const Index layer : {0, 1}) {
+      moe::BitPlan& plan = plans.emplace_back(moe::BitPlan{.matrices = c.matrices, .shared = 4});
+      for (Index i = 0; i < 6 * c.matrices; ++i) plan.bits.push_back(1 + (i + 6 * layer) % 8);
+      const auto config = moe::read_moe_config(model.path() / "config.json", layer);
+      moe::add_formats(checkpoint, config, {.layer = layer}, plan.integers(32), formats);
+    }
+    const moe::MixedIntsWriter writer(formats);
+    const auto block_of = [&](Index layer) {
+      const auto config = moe::read_moe_config(model.path() / "config.json", layer);
+      const auto floats = moe::load_moe_block(checkpoint, config, {.layer = layer});
+      return moe::quantise(floats, plans[static_cast<std::size_t>(layer)].integers(32));
+    };
+    CHECK(contains(complaint(model, model.other("none"), writer), "without options.quantiser"));
+    const moe::QuantiseOptions options{.quantiser = [&](const auto&, const auto&, const moe::LoadOptions& load,
+                                                        const WeightWriter&) { return block_of(load.layer); }};
+    (void)moe::quantise_checkpoint(model.path(), model.other("out"), writer, options);
+    const PlainDirectory before(model.path()), after(model.other("out"));
+    CHECK(count_kept(before, after) >= 6);
+    const auto written = moe::Checkpoint::open(model.other("out"));
+    for (const Index layer : {0, 1}) {
+      int count = 0;
+      const auto expected = block_of(layer);
+      CHECK(test::same_codes(read_back(model.other("out"), layer), expected, count));
+      CHECK(count >= 12);
+      auto floats = moe::dequantise(expected);
+      const auto config = moe::read_moe_config(model.other("out") / "config.json", layer);
+      CHECK(test::same_bits(test::output_of(moe::load_moe_block(written, config, {.layer = layer})),
+                            test::output_of(floats)));
+      const auto location = moe::find_block(written, config, {.layer = layer});
+      std::size_t compared = 0, wrong = 0;
+      for (const moe::BoundTensor& tensor : moe::bind_weights(floats, location)) {
+        if (!moe::detail::is_quantisable(tensor, location)) continue;
+        const auto rows = static_cast<std::size_t>(tensor.shape[0]),
+                   columns = static_cast<std::size_t>(tensor.shape[1]);
+        std::vector<float> values(rows * columns);
+        moe::read_bound(tensor, values);
+        for (std::size_t i = 0; i < values.size(); ++i, ++compared)
+          wrong += after.weight(tensor.name, i / columns, rows, i % columns, columns) != values[i];
+      }
+      CHECK(wrong == 0);
+      CHECK(compared >= static_cast<std::size_t>(3 * 6 * c.sizes.model_dim * c.sizes.hidden_dim));
+    }
+    const auto groups = after.config.at("quantization_config").at("config_groups");
+    CHECK(groups.size() == 8);
+    std::size_t targets = 0;
+    for (int bits = 1; bits <= 8; ++bits) {
+      const auto& group = groups.at("group_" + std::to_string(bits - 1));
+      CHECK(group.at("weights").at("num_bits") == bits);
+      CHECK(group.at("weights").at("symmetric") == (bits == 4 || bits == 8));
+      targets += group.at("targets").size();
+    }
+    CHECK(targets == formats.size());
+    // Decoded again, whatever the bits were.
+    const Writer four = moe::weight_writer(WeightFormat::int4());
+    (void)moe::quantise_checkpoint(model.other("out"), model.other("again"), *four,
+                                   {.layers = {1}, .source = moe::CodedSource::Decode});
+    const auto rounded = moe::dequantise(moe::quantise(moe::dequantise(block_of(0)), WeightFormat::bf16()));
+    CHECK(test::same_bits(test::output_of(moe::dequantise(read_back(model.other("again"), 0))),
+                          test::output_of(rounded)));
   }
 }
 
@@ -319,4 +394,26 @@ TEST_CASE("PackedIntsWriter: zero points beyond the codes are refused", "[io][er
   CHECK(contains(message_of<std::invalid_argument>([&] { (void)writer.encode(moe::CodeRows::of(codes)); }),
                  "zero point of output 3 is 8, expected -8 to 7"));
   CHECK_THROWS_AS(writer.parts("x", {2, 8, 32}), std::invalid_argument);
+}
+
+TEST_CASE("MixedIntsWriter: codes and formats that are none of a plan's are refused", "[io][error]") {
+  moe::PanelMatrix<moe::Quantised> codes(8, 40, moe::PanelOrder::Plain, WeightFormat::integers(3));
+  const moe::PackedIntsWriter three(codes.format());
+  CHECK(three.encode(moe::CodeRows::of(codes)).front().size() == 8 * 4 * 4);  // 120 bits
+  codes.set_code(2, 39, 4);
+  CHECK(contains(message_of<std::invalid_argument>([&] { (void)three.encode(moe::CodeRows::of(codes)); }),
+                 "code of output 2, input 39 is 4, expected -4 to 3 of int3-g32"));
+  const moe::MixedIntsWriter mixed({{"a.weight", WeightFormat::integers(2)}, {"b.weight", WeightFormat::int4()}});
+  CHECK(mixed.format_of("b.weight") == WeightFormat::int4());
+  const auto refuses = [](const auto& call, const std::string& message) {
+    CHECK(contains(message_of<std::invalid_argument>(call), message));
+  };
+  refuses([&] { (void)mixed.parts("c.weight", {8, 40}); }, "weight 'c.weight' has no format");
+  refuses([&] { (void)mixed.encode(moe::CodeRows::of(codes)); }, "codes are int3-g32, expected one of the formats");
+  refuses([] { (void)moe::MixedIntsWriter({}); }, "0 weights, expected at least one");
+  refuses(
+      [] {
+        (void)moe::MixedIntsWriter({{"a", WeightFormat::planes(2)}});
+      },
+      "format is 2bit-g64, expected integers");
 }

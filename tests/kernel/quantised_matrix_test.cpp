@@ -338,13 +338,21 @@ TEST_CASE("PanelMatrix<Quantised>: what cannot be is refused by name", "[kernel]
 }
 
 TEST_CASE("WeightFormat: names, bits, and combinations that say nothing", "[kernel]") {
-  for (const char* name : {"none", "bf16", "f16", "fp8-g128", "fp8-plain", "fp8-e5m2-g64", "fp8-e5m2-plain", "int8-g32",
-                           "int8-g0", "int8-zero-g64", "int4-g128", "int4-zero-g32", "mxfp4", "nvfp4", "1bit-g64",
-                           "8bit-g32", "4bit-symmetric-g64", "e2m1-g64"})
-    CHECK(WeightFormat::named(name).name() == name);
-  CHECK(WeightFormat::named("int4") == WeightFormat::int4());
   for (const char* name :
-       {"", "int5", "int4-g", "int4-g-8", "int4-g12", "0bit", "9bit", "3bit-g8", "bf16-g32", "int4-gx"})
+       {"none",           "bf16",          "f16",      "fp8-g128",      "fp8-plain",          "fp8-e5m2-g64",
+        "fp8-e5m2-plain", "int8-g32",      "int8-g0",  "int8-zero-g64", "int4-g128",          "int4-zero-g32",
+        "mxfp4",          "nvfp4",         "1bit-g64", "8bit-g32",      "4bit-symmetric-g64", "e2m1-g64",
+        "int1-g32",       "int3-zero-g64", "int7-g0"})
+    CHECK(WeightFormat::named(name).name() == name);
+  for (int bits = 1; bits <= 8; ++bits) {
+    const WeightFormat format = WeightFormat::integers(bits, 64);
+    CHECK(format.value_bits() == bits);
+    CHECK(format.code_bits() == (bits == 4 ? 4 : 8));
+    CHECK(WeightFormat::named("int" + std::to_string(bits) + "-g64") == format);
+  }
+  CHECK(WeightFormat::named("int4") == WeightFormat::int4());
+  for (const char* name : {"", "int9", "int0", "int3-symmetric", "int4-g", "int4-g-8", "int4-g12", "0bit", "9bit",
+                           "3bit-g8", "bf16-g32", "int4-gx"})
     CHECK_THROWS_AS(WeightFormat::named(name), std::invalid_argument);
   CHECK(WeightFormat::int4().bits_per_weight(1024) == 4.5);
   CHECK(WeightFormat::mxfp4().bits_per_weight(1024) == 4.25);
@@ -364,4 +372,6 @@ TEST_CASE("WeightFormat: names, bits, and combinations that say nothing", "[kern
   refused({.code = WeightCode::Planes, .scale = ScaleType::F16, .group = 8, .bits = 3});
   refused({.code = WeightCode::Planes, .scale = ScaleType::F16, .group = 32, .bits = 9});
   refused({.code = WeightCode::E2M1, .scale = ScaleType::E8M0, .group = 32, .has_zero_points = true});
+  for (const int bits : {-1, 4, 8}) refused({.code = WeightCode::Int8, .scale = ScaleType::F16, .bits = bits});
+  refused({.code = WeightCode::Int4, .scale = ScaleType::F16, .bits = 3});
 }

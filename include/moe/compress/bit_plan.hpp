@@ -43,6 +43,17 @@ struct BitPlan {
       return b == 0 ? WeightFormat::none() : WeightFormat::planes(static_cast<int>(b), group);
     };
   }
+  /// WeightFormat::integers() of these bits, which checkpoints of other programs have: 4 and 8 bits as most run them,
+  /// without zero points, others with. Errors are larger than those of planes, the fewer bits the more, as 0 is one of
+  /// the values. The function throws std::invalid_argument as the plan, and unless there are 1 to 8 bits.
+  auto integers(Index group = 64, ScaleType scale = ScaleType::F16) const {
+    return [plan = *this, group, scale](const ExpertMatrix& matrix) {
+      const Index b = plan(matrix);
+      if (b < 1 || b > 8) fail("moe::BitPlan::integers: expert ", matrix.expert, " has ", b, " bits, expected 1 to 8");
+      const WeightFormat format = WeightFormat::integers(static_cast<int>(b), group, scale);
+      return b == 4 || b == 8 ? format : format.with_zero_points();
+    };
+  }
 };
 
 namespace detail {

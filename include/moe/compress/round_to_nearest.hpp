@@ -7,7 +7,7 @@ namespace moe::inline MOE_ABI {
 
 /// The weights in a format, each rounded to the nearest that the scale of its group allows. Scales are those of the
 /// range of a group, for b bits:
-///   Int8, Int4         max |w| / (2^(b-1) - 1), or the largest weight / -2^(b-1): what errs less, in squares
+///   integers           max |w| / (2^(b-1) - 1), or the largest weight / -2^(b-1): what errs less, in squares
 ///   with zero points   (max - min) / (2^b - 1), where the range holds 0
 ///   Planes             the same around (max + min) / 2; of 1 bit mean +- mean |w - mean|
 ///   E4M3, E5M2, E2M1   max |w| / 448, 57344 or 6

@@ -19,7 +19,7 @@ enum class WeightCode : std::uint8_t {
   F16,     ///< IEEE half precision
   E4M3,    ///< 8 bits without infinities, largest value 448; arXiv:2209.05433
   E5M2,    ///< 8 bits, the upper half of F16
-  Int8,    ///< -128 to 127
+  Int8,    ///< -128 to 127, or those of fewer bits, a byte each
   Int4,    ///< -8 to 7
   E2M1,    ///< 4 bits: 0, .5, 1, 1.5, 2, 3, 4, 6 and their negatives
   Planes,  ///< 1 to 8 bits, q - (2^bits - 1) / 2 for q from 0 to 2^bits - 1, a plane of memory for each bit
@@ -45,7 +45,7 @@ struct WeightFormat {
   WeightCode code = WeightCode::Zeros;
   ScaleType scale = ScaleType::Unscaled;
   Index group = 0;  ///< inputs that share a scale; 0: all inputs of an output
-  int bits = 0;     ///< of Planes
+  int bits = 0;     ///< of Planes; of Int8 the bits of its integers, 0 for all 8
   bool has_zero_points = false;
 
   static constexpr WeightFormat none() { return {}; }
@@ -62,6 +62,14 @@ struct WeightFormat {
   }
   static constexpr WeightFormat int4(Index group = 32, ScaleType scale = ScaleType::F16) {
     return {.code = WeightCode::Int4, .scale = scale, .group = group};
+  }
+  /// Of 1 to 8 bits: int4(), int8() or, of other numbers, Int8 whose codes are -2^(bits-1) to 2^(bits-1) - 1. Those
+  /// take a byte each in memory, and their bits alone in checkpoints of packed integers (PackedIntsWriter).
+  static constexpr WeightFormat integers(int bits, Index group = 32, ScaleType scale = ScaleType::F16) {
+    if (bits == 4) return int4(group, scale);
+    WeightFormat result = int8(group, scale);
+    if (bits != 8) result.bits = bits;
+    return result;
   }
   /// OCP Microscaling Formats 1.0.
   static constexpr WeightFormat mxfp4() { return {.code = WeightCode::E2M1, .scale = ScaleType::E8M0, .group = 32}; }
@@ -107,6 +115,8 @@ struct WeightFormat {
     }
     return 0;
   }
+  /// Of the values that codes may have: fewer than code_bits() of integers that take more than their bits.
+  constexpr int value_bits() const { return code == WeightCode::Int8 && bits != 0 ? bits : code_bits(); }
   /// Of a stored scale.
   constexpr int scale_bits() const {
     switch (scale) {
@@ -145,8 +155,12 @@ struct WeightFormat {
   void validate() const {
     constexpr const char* kFunction = "moe::WeightFormat";
     const bool is_plane = code == WeightCode::Planes, is_int = code == WeightCode::Int8 || code == WeightCode::Int4;
-    if (is_plane ? bits < 1 || bits > 8 : bits != 0)
-      fail(kFunction, ": bits is ", bits, ", expected ", is_plane ? "1 to 8 of planes" : "0, as there are no planes");
+    const bool is_byte = code == WeightCode::Int8;
+    if (is_plane ? bits < 1 || bits > 8 : is_byte ? bits < 0 || bits > 7 || bits == 4 : bits != 0)
+      fail(kFunction, ": bits is ", bits, ", expected ",
+           is_plane  ? "1 to 8 of planes"
+           : is_byte ? "0 for all 8 of Int8, or 1 to 7 but for 4, which are Int4"
+                     : "0, as there are no planes");
     if (has_zero_points && !is_int && !is_plane) fail(kFunction, ": zero points of floats, expected them of integers");
     const bool is_plain = code == WeightCode::Zeros || code == WeightCode::Bf16 || code == WeightCode::F16;
     const bool needs_scale = is_int || is_plane || code == WeightCode::E2M1;
@@ -161,7 +175,7 @@ struct WeightFormat {
       fail(kFunction, ": offsets of 8 bits, expected scales of 16 bits or more");
   }
 
-  /// "bf16", "int4-g32", "int4-zero-g128", "mxfp4", "fp8-g128", "fp8-plain" (no scale), "3bit-g64"; what named() reads.
+  /// "bf16", "int4-g32", "int3-zero-g128", "mxfp4", "fp8-g128", "fp8-plain" (no scale), "3bit-g64"; what named() reads.
   /// The type of the scale is not in it.
   std::string name() const {
     if (*this == mxfp4()) return "mxfp4";
@@ -181,7 +195,7 @@ struct WeightFormat {
         result = "fp8-e5m2";
         break;
       case WeightCode::Int8:
-        result = "int8";
+        result = "int" + std::to_string(value_bits());
         break;
       case WeightCode::Int4:
         result = "int4";
@@ -220,7 +234,7 @@ struct WeightFormat {
  private:
   [[noreturn]] static void unknown(std::string_view name) {
     fail("moe::WeightFormat::named: '", name,
-         "', expected none, bf16, f16, fp8, fp8-e5m2, both also -plain, int8, int8-zero, int4, int4-zero, mxfp4, "
+         "', expected none, bf16, f16, fp8, fp8-e5m2, both also -plain, int1 to int8, each also -zero, mxfp4, "
          "nvfp4, or 1bit to 8bit "
          "with or without -symmetric, each with or without a group as in int4-g128");
   }
@@ -232,10 +246,10 @@ struct WeightFormat {
     if (name == "fp8-e5m2") return fp8_e5m2();
     if (name == "fp8-plain") return fp8(0, ScaleType::Unscaled);
     if (name == "fp8-e5m2-plain") return fp8_e5m2(0, ScaleType::Unscaled);
-    if (name == "int8") return int8();
-    if (name == "int8-zero") return int8().with_zero_points();
-    if (name == "int4") return int4();
-    if (name == "int4-zero") return int4().with_zero_points();
+    if (name.size() >= 4 && name.substr(0, 3) == "int" && name[3] >= '1' && name[3] <= '8') {
+      if (name.size() == 4) return integers(name[3] - '0');
+      if (name.substr(4) == "-zero") return integers(name[3] - '0').with_zero_points();
+    }
     if (name == "mxfp4") return mxfp4();
     if (name == "nvfp4") return nvfp4();
     if (name == "e2m1") return {.code = WeightCode::E2M1, .scale = ScaleType::F16, .group = 32};

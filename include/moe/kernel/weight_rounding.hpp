@@ -84,7 +84,7 @@ auto with_code(WeightCode code, const F& f) {
   return f(std::integral_constant<WeightCode, WeightCode::Zeros>{});
 }
 
-/// The number that a code stands for, before its scale; `bits` are those of Planes.
+/// The number that a code stands for, before its scale; `bits` are WeightFormat::bits.
 template <WeightCode kCode>
 float value_as(int bits, std::uint32_t code) {
   if constexpr (kCode == WeightCode::Bf16) return bfloat_to_float(static_cast<std::uint16_t>(code));
@@ -121,7 +121,10 @@ std::uint32_t nearest_as(int bits, double x) {
   if constexpr (kCode == WeightCode::F16) return double_to_small<Half>(x);
   if constexpr (kCode == WeightCode::E4M3) return within(E4M3{});
   if constexpr (kCode == WeightCode::E5M2) return within(E5M2{});
-  if constexpr (kCode == WeightCode::Int8) return static_cast<std::uint32_t>(nearest_integer(x, -128, 127)) & 255u;
+  if constexpr (kCode == WeightCode::Int8) {
+    const double half = bits == 0 ? 128 : static_cast<double>(1 << (bits - 1));
+    return static_cast<std::uint32_t>(nearest_integer(x, -half, half - 1)) & 255u;
+  }
   if constexpr (kCode == WeightCode::Int4) return static_cast<std::uint32_t>(nearest_integer(x, -8, 7)) & 15u;
   if constexpr (kCode == WeightCode::E2M1) {
     // Twice the value is an integer up to 4; above, 6, 8 and 12. Halfway the even code wins.
@@ -155,7 +158,7 @@ inline double largest_code(const WeightFormat& format) {
     case WeightCode::E2M1:
       return 6;
     case WeightCode::Int8:
-      return 127;
+      return std::ldexp(1.0, format.value_bits() - 1) - 1;
     case WeightCode::Int4:
       return 7;
     case WeightCode::Planes:
@@ -277,7 +280,7 @@ class GroupFit {
   void candidates(const Consider& consider) const {
     const auto no_zero = [](double) { return 0.0; };
     const double most = std::max(std::abs(lo_), std::abs(hi_));
-    const int bits = format_.code_bits();
+    const int bits = format_.value_bits();
     const double levels = std::ldexp(1.0, bits) - 1, half = std::ldexp(1.0, bits - 1);
     switch (format_.code) {
       case WeightCode::Int8:
@@ -289,7 +292,8 @@ class GroupFit {
         }
         // The largest becomes the most negative code, or both ends count the same.
         consider(most / half * (hi_ == most ? -1 : 1), no_zero);
-        return consider(most / (half - 1), no_zero);
+        if (half > 1) consider(most / (half - 1), no_zero);
+        return;
       case WeightCode::Planes:
         return planes(consider, most, levels);
       case WeightCode::E4M3:

@@ -125,11 +125,15 @@ namespace detail {
                    join(found, ", "), "], expected [", join(expected, ", "), "]");
 }
 
+/// A weight as the configuration says that it is stored.
+inline WeightSource source_of(const Checkpoint& checkpoint, const MoeConfig& config, const std::string& name) {
+  return WeightSource::find(checkpoint, name, config.quantisation.storage_of(name));
+}
+
 /// The sizes of a configuration must be those of the file before memory is taken for them.
 inline void require_sizes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockLocation& location) {
   const auto require = [&](const std::string& name, const std::vector<Index>& expected) {
-    const std::vector<Index> found =
-        WeightSource::find(checkpoint, location.prefix + name, config.quantisation.storage).shape();
+    const std::vector<Index> found = source_of(checkpoint, config, location.prefix + name).shape();
     if (!has_shape(checkpoint, found, expected)) refuse_shape(checkpoint, location.prefix + name, found, expected);
   };
   const FamilyFormat& format = location.format;
@@ -152,7 +156,7 @@ inline std::vector<WeightSource> sources_of(const Checkpoint& checkpoint, const 
                                             const std::vector<BoundTensor>& tensors) {
   std::vector<WeightSource> sources;
   for (const BoundTensor& tensor : tensors) {
-    sources.push_back(WeightSource::find(checkpoint, tensor.name, config.quantisation.storage));
+    sources.push_back(source_of(checkpoint, config, tensor.name));
     if (!has_shape(checkpoint, sources.back().shape(), tensor.shape))
       refuse_shape(checkpoint, tensor.name, sources.back().shape(), tensor.shape);
   }

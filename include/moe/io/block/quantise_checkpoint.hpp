@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/io/block/quantise_block.hpp"
 #include "moe/io/block/write_block.hpp"
 #include "moe/io/checkpoint/decode_weights.hpp"
 #include "moe/io/checkpoint/rewrite_checkpoint.hpp"
@@ -23,7 +24,7 @@
 
 namespace moe::inline MOE_ABI {
 
-/// The layout in which other programs read this format of experts of a family: int4 and int8 as packed integers, fp8-g0
+/// The layout in which other programs read this format of experts of a family: integers as packed integers, fp8-g0
 /// per output, fp8-g128 in blocks of 128 x 128, mxfp4 in blocks (GPT-OSS) or packed. Throws std::invalid_argument for
 /// other formats.
 inline std::unique_ptr<const WeightWriter> weight_writer(const WeightFormat& format, std::string_view family = {}) {
@@ -36,6 +37,33 @@ inline std::unique_ptr<const WeightWriter> weight_writer(const WeightFormat& for
     return std::make_unique<MxPackedWriter>();
   }
   fail("moe::weight_writer: format is ", format.name(), ", expected int4, int8, fp8, fp8-g0 or mxfp4");
+}
+
+/// Adds the formats of the experts of a block under the names that quantise_checkpoint() writes: for MixedIntsWriter.
+///   std::map<std::string, moe::WeightFormat> formats;
+///   moe::add_formats(checkpoint, config, {.layer = 3}, plan.integers(64), formats);  // plan: a BitPlan
+/// `format` is a WeightFormat or a function of ExpertMatrix, as for quantise(); that of the shared expert is
+/// kSharedExpert. Throws as find_block(), and std::invalid_argument for a family whose experts are not written one by
+/// one.
+template <detail::FormatChoice Format>
+void add_formats(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options,
+                 const Format& format, std::map<std::string, WeightFormat>& formats) {
+  const BlockLocation to =
+      detail::written_location(config, find_block(checkpoint, config, options), options.layer, PackedIntsWriter());
+  const bool has_gates = is_gated(config.expert);
+  const auto add = [&](std::string_view pattern, Index expert, const char* matrix) {
+    if (!pattern.empty())
+      formats[to.prefix + numbered_name(pattern, expert)] = detail::format_for(format, ExpertMatrix{expert, matrix});
+  };
+  for (Index e = 0; e < config.num_experts; ++e) {
+    add(to.format.gate, e, "gate_up.weight");
+    add(to.format.up, e, has_gates ? "gate_up.weight" : "up.weight");
+    add(to.format.down, e, "down.weight");
+  }
+  if (config.shared_dim == 0) return;
+  add(to.format.shared_gate, kSharedExpert, "gate_up.weight");
+  add(to.format.shared_up, kSharedExpert, has_gates ? "gate_up.weight" : "up.weight");
+  add(to.format.shared_down, kSharedExpert, "down.weight");
 }
 
 /// What to do with a source that has weights in few bits already.
@@ -60,7 +88,8 @@ using BlockQuantiser = std::function<QuantisedMoeBlock(const Checkpoint& checkpo
 
 struct QuantiseOptions {
   std::vector<Index> layers = {};  ///< numbers; none: all MoE layers
-  BlockQuantiser quantiser = {};   ///< none: to nearest, matrix by matrix, without the floats of a layer
+  /// None: to nearest, matrix by matrix, without the floats of a layer; needed by writers of several formats.
+  BlockQuantiser quantiser = {};
   SharedExperts shared = SharedExperts::Quantise;
   CodedSource source = CodedSource::Refuse;
   RewriteOptions files = {};
@@ -156,6 +185,10 @@ class CheckpointQuantiser {
 
   QuantisedMoeBlock quantised(const MoeConfig& config, LoadOptions load) const {
     if (options_.quantiser) return options_.quantiser(checkpoint_, config, load, writer_);
+    if (!writer_.is_uniform())
+      fail("moe::quantise_checkpoint: ", writer_.name(),
+           " without options.quantiser, expected one that knows which "
+           "matrix gets which format");
     load.format = writer_.format();
     return load_quantised_block(checkpoint_, config, load, [&](const PanelMatrix<F32>& weights, const WeightFormat&) {
       return writer_.round(weights);
@@ -164,7 +197,8 @@ class CheckpointQuantiser {
 
   /// Other weights in few bits become floats, if there are any and that is asked for.
   void decode_others() {
-    std::vector<WeightSource> coded = coded_weights(checkpoint_, stated_.storage);
+    std::vector<WeightSource> coded = coded_weights(
+        checkpoint_, [&](const std::string& name) -> const StatedStorage& { return stated_.storage_of(name); });
     if (options_.source == CodedSource::Refuse && (!coded.empty() || stated_.method != QuantMethod::Unstated))
       fail("moe::quantise_checkpoint: '", checkpoint_.path().string(), "' has weights in few bits already (",
            stated_.method != QuantMethod::Unstated

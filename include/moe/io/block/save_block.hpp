@@ -263,7 +263,8 @@ class BlockSaver {
   /// Other weights in few bits become BF16, as config.json no longer says how they are stored. Returns whether there
   /// are some.
   bool decode_others(const Checkpoint& checkpoint, const Quantisation& stated, CheckpointEdit& edit) const {
-    std::vector<WeightSource> coded = coded_weights(checkpoint, stated.storage);
+    std::vector<WeightSource> coded = coded_weights(
+        checkpoint, [&](const std::string& name) -> const StatedStorage& { return stated.storage_of(name); });
     std::erase_if(coded, [&](const WeightSource& weight) {
       return std::any_of(edit.groups.begin(), edit.groups.end(), [&](const TensorGroup& group) {
         return group.replaced.contains(weight.stored_names().front());

@@ -116,10 +116,11 @@ class BlockWriter {
   std::uint64_t bytes_before() const { return bytes_before_; }
   std::uint64_t bytes_after() const { return bytes_after_; }
 
-  /// Writes a block of the same configuration, whose matrices are in the writer's format (shared experts that are left
-  /// may be in any): their codes and scales bit for bit. Experts are written in parallel; memory: what is packed of one
-  /// matrix, and its weights in floats, per worker. Returns how far the codes are from the source. Throws
-  /// std::invalid_argument, before it writes anything, for a block of other sizes, and for floats that have changed.
+  /// Writes a block of the same configuration, whose matrices are in the formats of the writer (shared experts that are
+  /// left may be in any): their codes and scales bit for bit. Experts are written in parallel; memory: what is packed
+  /// of one matrix, and its weights in floats, per worker. Returns how far the codes are from the source. Throws
+  /// std::invalid_argument, before it writes anything, for a block of other sizes or formats, and for floats that have
+  /// changed.
   WeightError write(QuantisedMoeBlock block, TensorSink& to) const {
     const auto before = bind_weights(block, from_), after = bind_weights(block, to_);
     require_planned(before);
@@ -132,6 +133,7 @@ class BlockWriter {
     for (std::vector<WeightSlice>& slices : detail::slices_of(before, sources_))
       if (const auto found = place.find(slices.front().to_codes); found != place.end())
         tasks[found->second].source = std::move(slices);
+    for (const Task& task : tasks) require_format(task);
     std::vector<WeightError> errors(tasks.size());
     std::vector<detail::PanelScratch> scratch(static_cast<std::size_t>(num_workers()));
     parallel_for(std::ssize(tasks), [&](Index t, Index worker) {
@@ -191,6 +193,13 @@ class BlockWriter {
         fail("moe::BlockWriter::write: ", detail::in_quotes(tensor.name),
              " has other numbers than the source, expected only experts' matrices in few bits to change");
     }
+  }
+
+  void require_format(const Task& task) const {
+    for (const Piece& piece : task.pieces)
+      if (const WeightFormat expected = writer_.format_of(piece.name); task.codes->format() != expected)
+        fail("moe::BlockWriter::write: ", detail::in_quotes(piece.name), ": codes are ", task.codes->format().name(),
+             ", expected ", expected.name(), " of ", writer_.name());
   }
 
   void replace(const Checkpoint& checkpoint, const std::string& name) {

@@ -15,7 +15,8 @@
 namespace moe::inline MOE_ABI {
 
 /// All weights of a checkpoint that are stored as codes with scales, by name. Throws as WeightSource::find().
-inline std::vector<WeightSource> coded_weights(const Checkpoint& checkpoint, const StatedStorage& stated = {}) {
+template <class StorageOf>
+std::vector<WeightSource> coded_weights(const Checkpoint& checkpoint, const StorageOf& storage_of) {
   constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kEnds{
       {{"_blocks", ""}, {".blocks", ""}, {"_packed", ""}, {".qweight", ".weight"}, {"", ""}}};
   std::set<std::string> names;
@@ -30,7 +31,7 @@ inline std::vector<WeightSource> coded_weights(const Checkpoint& checkpoint, con
   std::vector<WeightSource> result;
   for (const std::string& name : names) {
     if (!WeightSource::exists(checkpoint, name)) continue;
-    WeightSource source = WeightSource::find(checkpoint, name, stated);
+    WeightSource source = WeightSource::find(checkpoint, name, storage_of(name));
     if (source.has_scales()) result.push_back(std::move(source));
   }
   return result;

@@ -6,9 +6,11 @@
 // Integers as compressed-tensors stores them.
 namespace moe::inline MOE_ABI::detail {
 
-/// "pack-quantized": `name_packed` I32 [out, ceil(in * bits / 32)], value k of a word at its bits [k * bits, ..),
+/// "pack-quantized": `name_packed` I32 [out, ceil(in * bits / 32)], value k of a row at its bits [k * bits, ..),
 /// stored plus 2^(bits - 1); `name_scale` [out, groups]; `name_shape` [2]: out, in; perhaps `name_zero_point` I32
-/// [ceil(out * bits / 32), groups], packed along the outputs, and `name_g_idx` [in].
+/// [ceil(out * bits / 32), groups], packed along the outputs, and `name_g_idx` [in]. Of 3, 5, 6 and 7 bits older files
+/// have floor(32 / bits) values in every word (https://github.com/vllm-project/compressed-tensors/pull/732), which the
+/// number of words tells; where both have as many, nothing does, and they are taken to lie across words.
 struct PackedIntsLayout {
   static std::string codes(const std::string& name) { return name + "_packed"; }
   static bool takes(const StoredParts&, const TensorView&) { return true; }
@@ -18,19 +20,25 @@ struct PackedIntsLayout {
     require_stored_type(packed, packed.dtype == Dtype::I32, "I32");
     const int bits = bits_of(parts, packed, outputs, inputs);
     require_bits(parts, packed, bits);
+    const bool is_dense = packed.shape[1] == words_of(inputs, bits, true);
     require_stored_type(scales, is_floating(scales.dtype), "a floating-point type");
     if (scales.shape.size() != 2 || scales.shape[0] != outputs)
       refuse_stored_shape(scales, "[" + std::to_string(outputs) + ", groups]");
     const Index groups = scales.shape[1], group = group_size(parts, scales, groups, inputs);
     IntStorage::Parts ints{.method = QuantMethod::PackedInts, .outputs = outputs, .inputs = inputs, .group = group};
-    ints.codes = {.words = packed, .bits = bits, .row_stride = packed.shape[1], .column_stride = 1};
+    ints.codes = {
+        .words = packed, .bits = bits, .is_dense = is_dense, .row_stride = packed.shape[1], .column_stride = 1};
     ints.scales = ScaleGrid::of_blocks(scales, outputs, inputs, 1, group);
     if (parts.has(parts.name() + "_zero_point")) {
       const TensorView zeros = parts.take(parts.name() + "_zero_point");
       require_stored_type(zeros, zeros.dtype == Dtype::I32, "I32");
-      require_stored_shape(zeros, {num_parts(outputs, 32 / bits), groups});
-      ints.zeros = {
-          .words = zeros, .bits = bits, .along = PackedInts::Along::Rows, .row_stride = groups, .column_stride = 1};
+      require_stored_shape(zeros, {words_of(outputs, bits, is_dense), groups});
+      ints.zeros = {.words = zeros,
+                    .bits = bits,
+                    .is_dense = is_dense,
+                    .along = PackedInts::Along::Rows,
+                    .row_stride = groups,
+                    .column_stride = 1};
     }
     if (parts.has(parts.name() + "_g_idx")) require_ordered(parts.take(parts.name() + "_g_idx"), inputs, group);
     return std::make_unique<IntStorage>(std::move(ints));
@@ -46,12 +54,20 @@ struct PackedIntsLayout {
                        join({extents[0], extents[1]}, ", "), "], expected extents of a matrix");
     return {extents[0], extents[1]};
   }
-  /// Of 4 and 8 those that fit the shape; where both do, as it is stated.
+  /// That so many integers take.
+  static Index words_of(Index count, int bits, bool is_dense) {
+    if (32 % bits == 0 || !is_dense) return num_parts(count, 32 / bits);
+    return count / 32 * bits + num_parts(count % 32 * bits, 32);
+  }
+  /// Those that are stated, if they fit the shape; else of 4 and 8 those that do.
   static int bits_of(const StoredParts& parts, const TensorView& packed, Index outputs, Index inputs) {
     const auto fits = [&](int bits) {
-      return packed.shape == std::vector<Index>{outputs, num_parts(inputs, 32 / bits)};
+      return packed.shape == std::vector<Index>{outputs, words_of(inputs, bits, true)} ||
+             packed.shape == std::vector<Index>{outputs, words_of(inputs, bits, false)};
     };
-    if (fits(8) && (!fits(4) || parts.stated().bits == 8)) return 8;
+    const std::optional<int> stated = parts.stated().bits;
+    if (stated && *stated >= 1 && *stated <= 8 && *stated != 4 && fits(*stated)) return *stated;
+    if (fits(8) && !fits(4)) return 8;
     if (!fits(4))
       refuse_stored_shape(packed, "[" + std::to_string(outputs) + ", " + std::to_string(num_parts(inputs, 8)) +
                                       "] for 4 bits or [" + std::to_string(outputs) + ", " +

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 
 #include "moe/io/checkpoint/scale_grid.hpp"
 
@@ -13,6 +14,8 @@ struct PackedInts {
 
   TensorView words = {};
   int bits = 4;
+  /// Of bits that do not divide 32: one value behind the other, across words, or as many in each as fit.
+  bool is_dense = true;
   Along along = Along::Columns;
   Index row_stride = 0, column_stride = 0;  ///< from a word to that of the next row, column, or word of them
   std::array<std::uint8_t, 8> place_in_word{0, 1, 2, 3, 4, 5, 6, 7};
@@ -25,17 +28,23 @@ struct PackedInts {
   std::uint32_t at(Index row, Index column) const {
     if (words.dtype == Dtype::I8)
       return std::to_integer<std::uint32_t>(words.bytes[static_cast<std::size_t>(row * row_stride + column)]) ^ 128u;
-    const int shift = shift_of_words();
-    const Index packed = along == Along::Rows ? row : column;
-    const Index word = along == Along::Rows ? (row >> shift) * row_stride + column * column_stride
-                                            : row * row_stride + (column >> shift) * column_stride;
-    return load(word) >> shift_in_word(packed) & mask();
+    const Index packed = along == Along::Rows ? row : column,
+                stride = along == Along::Rows ? row_stride : column_stride;
+    const Index first = along == Along::Rows ? column * column_stride : row * row_stride;
+    if (32 % bits == 0) return load(first + (packed >> shift_of_words()) * stride) >> shift_in_word(packed) & mask();
+    const Index each = 32 / bits, bit = is_dense ? packed * bits : packed / each * 32 + packed % each * bits;
+    const Index word = first + bit / 32 * stride;
+    std::uint64_t found = load(word);
+    if (bit % 32 + bits > 32) found |= std::uint64_t{load(word + stride)} << 32;
+    return static_cast<std::uint32_t>(found >> bit % 32) & mask();
   }
 
   /// Calls each(i, integer), as at() gives it, for `count` values of a row from a column on.
   template <class Each>
   void for_each(Index row, Index column, Index count, const Each& each) const {
-    if (words.dtype == Dtype::I8) {
+    if (words.dtype != Dtype::I8 && 32 % bits != 0) {
+      for (Index i = 0; i < count; ++i) each(i, at(row, column + i));
+    } else if (words.dtype == Dtype::I8) {
       const std::byte* const bytes = words.bytes.data() + row * row_stride + column;
       for (Index i = 0; i < count; ++i) each(i, std::to_integer<std::uint32_t>(bytes[i]) ^ 128u);
     } else if (along == Along::Rows) {
@@ -44,15 +53,21 @@ struct PackedInts {
       for (Index i = 0; i < count; ++i) each(i, load(first + i * column_stride) >> in_word & mask());
     } else if (bits == 4) {
       for_each_in_words<4>(row, column, count, each);
-    } else {
+    } else if (bits == 8) {
       for_each_in_words<8>(row, column, count, each);
+    } else if (bits == 2) {
+      for_each_in_words<2>(row, column, count, each);
+    } else {
+      for_each_in_words<1>(row, column, count, each);
     }
   }
 
  private:
-  int shift_of_words() const { return bits == 4 ? 3 : 2; }
+  /// Logarithm of how many are in a word, of bits that divide it.
+  int shift_of_words() const { return std::countr_zero(32u / static_cast<unsigned>(bits)); }
   int shift_in_word(Index packed) const {
-    return bits * place_in_word[static_cast<std::size_t>(packed & ((Index{1} << shift_of_words()) - 1))];
+    const auto lane = static_cast<std::size_t>(packed & ((Index{1} << shift_of_words()) - 1));
+    return bits * (bits < 4 ? static_cast<int>(lane) : place_in_word[lane]);
   }
   std::uint32_t load(Index word) const {
     std::uint32_t loaded = 0;
@@ -99,18 +114,15 @@ class IntStorage final : public WeightStorage {
 
   std::optional<WeightFormat> kept_format() const override {
     if (!is_one_group() && parts_.group % 8 != 0) return std::nullopt;
-    return WeightFormat{.code = parts_.codes.bits == 4 ? WeightCode::Int4 : WeightCode::Int8,
-                        .scale = scale_type(parts_.scales.scales),
-                        .group = is_one_group() ? 0 : parts_.group,
-                        .has_zero_points = has_zero_points()};
+    WeightFormat kept =
+        WeightFormat::integers(parts_.codes.bits, is_one_group() ? 0 : parts_.group, scale_type(parts_.scales.scales));
+    kept.has_zero_points = has_zero_points();
+    return kept;
   }
-  std::uint32_t code(Index row, Index column) const override {
-    return parts_.codes.at(row, column) ^ static_cast<std::uint32_t>(parts_.codes.middle());
-  }
+  std::uint32_t code(Index row, Index column) const override { return code_of(parts_.codes.at(row, column)); }
   void read_codes(Index row, Index column, std::span<std::uint32_t> to) const override {
-    const auto middle = static_cast<std::uint32_t>(parts_.codes.middle());
     parts_.codes.for_each(row, column, std::ssize(to),
-                          [&](Index i, std::uint32_t integer) { to[static_cast<std::size_t>(i)] = integer ^ middle; });
+                          [&](Index i, std::uint32_t integer) { to[static_cast<std::size_t>(i)] = code_of(integer); });
   }
   GroupNumbers numbers(Index row, Index column) const override {
     return {.scale = parts_.scales.at(row, column), .zero = zero(row, column / parts_.group)};
@@ -129,6 +141,10 @@ class IntStorage final : public WeightStorage {
 
  private:
   bool is_one_group() const { return parts_.group >= parts_.inputs; }
+  /// In two's complement of the code that holds it: 4 bits or a byte.
+  std::uint32_t code_of(std::uint32_t integer) const {
+    return (integer - static_cast<std::uint32_t>(parts_.codes.middle())) & (parts_.codes.bits == 4 ? 15u : 255u);
+  }
   float zero(Index row, Index group) const {
     const PackedInts& zeros = parts_.zeros;
     if (zeros.words.shape.empty()) return 0;

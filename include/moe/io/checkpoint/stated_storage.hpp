@@ -16,7 +16,7 @@ enum class QuantMethod : std::uint8_t {
   Fp8,         ///< the same with a scale per matrix or per output
   Mxfp4,       ///< E2M1, a power of two per 32 inputs
   Nvfp4,       ///< E2M1, an F8_E4M3 scale per 16 inputs times a float per matrix
-  PackedInts,  ///< integers of 4 or 8 bits in words, as compressed-tensors "pack-quantized"
+  PackedInts,  ///< integers of 1 to 8 bits in words, as compressed-tensors "pack-quantized"
   Ints,        ///< integers of 8 bits, as compressed-tensors "int-quantized"
   Gptq,
   Awq,

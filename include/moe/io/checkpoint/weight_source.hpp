@@ -19,7 +19,7 @@ namespace moe::inline MOE_ABI {
 ///   FP8         `name` in F8_E4M3 or F8_E5M2 times scales in `name_scale_inv` or `name_scale`      layout_fp8.hpp
 ///   MXFP4       `name_blocks` and `name_scales` (or with `.` for `_`); `name_packed`, `name_scale`  layout_fp4.hpp
 ///   NVFP4       of modelopt and compressed-tensors                                                  layout_fp4.hpp
-///   INT4, INT8  of compressed-tensors, packed and of 8 bits                                  layout_compressed.hpp
+///   INT1..INT8  of compressed-tensors, packed, and of 8 bits                                 layout_compressed.hpp
 ///   GPTQ, AWQ   `qweight`, `qzeros` and `scales` of the module                                     layout_gptq.hpp
 ///   GGUF        `name` in blocks, "Q8_0" to "MXFP4"                                                layout_gguf.hpp
 /// A value is (code - zero) * scale, rounded once, see WeightFormat, and of GGUF what gguf_blocks.hpp says. One more

@@ -66,8 +66,12 @@ class WeightWriter {
 
   virtual ~WeightWriter() = default;
 
-  /// Of all matrices.
+  /// Of all matrices; of a layout that mixes formats, of the first.
   const WeightFormat& format() const { return format_; }
+  /// Of a weight, by its name. Throws std::invalid_argument for one that the writer knows nothing of.
+  virtual WeightFormat format_of(const std::string&) const { return format_; }
+  /// Whether all weights have format().
+  virtual bool is_uniform() const { return true; }
   /// In messages: "FP8 in blocks".
   virtual std::string name() const = 0;
   /// Whether a weight may have more than two extents, or experts must.

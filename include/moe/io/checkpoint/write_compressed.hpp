@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moe/io/checkpoint/weight_writer.hpp"
@@ -15,10 +18,21 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
+/// A config group of compressed-tensors.
+inline nlohmann::ordered_json compressed_group(const std::string& format, nlohmann::ordered_json weights,
+                                               nlohmann::ordered_json activations,
+                                               const std::vector<std::string>& targets) {
+  return {{"format", format},
+          {"input_activations", std::move(activations)},
+          {"output_activations", nullptr},
+          {"targets", targets},
+          {"weights", std::move(weights)}};
+}
+
 /// What compressed-tensors says about weights. Modules are left out by their names, and those below a parent by an
 /// expression.
-inline nlohmann::ordered_json compressed_statement(const std::string& format, nlohmann::ordered_json weights,
-                                                   nlohmann::ordered_json activations, const PlainModules& plain) {
+inline nlohmann::ordered_json compressed_statement(const std::string& format, nlohmann::ordered_json groups,
+                                                   const PlainModules& plain) {
   nlohmann::ordered_json ignore = nlohmann::ordered_json::array();
   for (const std::string& module : plain.modules) ignore.push_back(module);
   for (const std::string& parent : plain.parents) {
@@ -27,14 +41,15 @@ inline nlohmann::ordered_json compressed_statement(const std::string& format, nl
     for (const char c : parent) expression += c == '.' ? std::string("\\.") : std::string(1, c);
     ignore.push_back(expression + "\\..*");
   }
-  const nlohmann::ordered_json group = {{"format", format},
-                                        {"input_activations", std::move(activations)},
-                                        {"output_activations", nullptr},
-                                        {"targets", {"Linear"}},
-                                        {"weights", std::move(weights)}};
-  return {{"config_groups", {{"group_0", group}}}, {"format", format},           {"global_compression_ratio", nullptr},
-          {"ignore", std::move(ignore)},           {"kv_cache_scheme", nullptr}, {"quant_method", "compressed-tensors"},
+  return {{"config_groups", std::move(groups)}, {"format", format},           {"global_compression_ratio", nullptr},
+          {"ignore", std::move(ignore)},        {"kv_cache_scheme", nullptr}, {"quant_method", "compressed-tensors"},
           {"quantization_status", "compressed"}};
+}
+/// With one group, of all linear modules.
+inline nlohmann::ordered_json compressed_statement(const std::string& format, nlohmann::ordered_json weights,
+                                                   nlohmann::ordered_json activations, const PlainModules& plain) {
+  return compressed_statement(
+      format, {{"group_0", compressed_group(format, std::move(weights), std::move(activations), {"Linear"})}}, plain);
 }
 
 /// A group 0 is one of all inputs: "channel".
@@ -58,16 +73,17 @@ inline bool is_float_scale(ScaleType scale) {
 
 }  // namespace detail
 
-/// "pack-quantized": Int4 or Int8, any group, scales F32, F16 or Bf16, with zero points or without: see
-/// PackedIntsLayout. Zero points must be such as the codes are, -8 to 7 of four bits. vLLM takes groups of 32, 64 and
-/// 128 and whole outputs, and scales in the type of its activations, to which it converts. Scales of round_to_nearest()
-/// may be negative, which is a number like others to whoever multiplies.
+/// "pack-quantized": integers of 1 to 8 bits, any group, scales F32, F16 or Bf16, with zero points or without: see
+/// PackedIntsLayout; of 3, 5, 6 and 7 bits values lie across words, as compressed-tensors has them since June 2026.
+/// Zero points must be such as the codes are, -8 to 7 of four bits. vLLM runs experts of 4 and 8 bits, in groups of 32,
+/// 64 and 128 and whole outputs, and converts scales to the type of its activations. Scales of round_to_nearest() may
+/// be negative, which is a number like others to whoever multiplies.
 class PackedIntsWriter final : public WeightWriter {
  public:
   /// Throws std::invalid_argument for other formats.
   explicit PackedIntsWriter(const WeightFormat& format = WeightFormat::int4()) : WeightWriter(format) {
     if ((format.code != WeightCode::Int4 && format.code != WeightCode::Int8) || !detail::is_float_scale(format.scale))
-      refuse("format is " + format.name() + ", expected int4 or int8 with scales of 16 or 32 bits of packed integers");
+      refuse("format is " + format.name() + ", expected integers with scales of 16 or 32 bits of packed integers");
   }
 
   std::string name() const override { return "packed integers"; }
@@ -91,16 +107,22 @@ class PackedIntsWriter final : public WeightWriter {
     return result;
   }
   nlohmann::ordered_json statement(const PlainModules& plain) const override {
-    return detail::compressed_statement("pack-quantized", detail::compressed_weights(bits(), "int", format()), nullptr,
-                                        plain);
+    return detail::compressed_statement(kFormat, {{"group_0", group({"Linear"})}}, plain);
+  }
+  /// The part of a statement about modules of this format: their names, or classes.
+  nlohmann::ordered_json group(const std::vector<std::string>& targets) const {
+    return detail::compressed_group(kFormat, detail::compressed_weights(bits(), "int", format()), nullptr, targets);
   }
 
+  static constexpr const char* kFormat = "pack-quantized";
+
  private:
-  int bits() const { return format().code_bits(); }
+  int bits() const { return format().value_bits(); }
   Index words(Index codes) const { return (codes * bits() + 31) / 32; }
 
   /// Codes in two's complement become those of 0 to 2^bits - 1; what fills a word is 0.
   std::vector<std::byte> packed(const CodeRows& rows) const {
+    if (format().value_bits() != format().code_bits()) return packed_bytes(rows);
     const std::byte flip = bits() == 4 ? std::byte{0x88} : std::byte{0x80};
     const Index from = rows.bytes_of_row(), to = 4 * words(rows.inputs);
     std::vector<std::byte> result(static_cast<std::size_t>(rows.outputs * to));
@@ -111,9 +133,34 @@ class PackedIntsWriter final : public WeightWriter {
     }
     return result;
   }
-  /// Along the outputs: word w of a group has those of outputs [w * 32 / bits, ..).
+  /// The same of codes that take a byte and have fewer bits.
+  std::vector<std::byte> packed_bytes(const CodeRows& rows) const {
+    const Index each = words(rows.inputs);
+    const int middle = 1 << (bits() - 1);
+    std::vector<std::uint32_t> result(static_cast<std::size_t>(rows.outputs * each));
+    for (Index o = 0; o < rows.outputs; ++o)
+      for (Index i = 0; i < rows.inputs; ++i) {
+        const int code = static_cast<std::int8_t>(rows.bytes.codes[static_cast<std::size_t>(o * rows.inputs + i)]);
+        if (code < -middle || code >= middle)
+          refuse("code of output " + std::to_string(o) + ", input " + std::to_string(i) + " is " +
+                 std::to_string(code) + ", expected " + std::to_string(-middle) + " to " + std::to_string(middle - 1) +
+                 " of " + format().name());
+        put(std::span(result).subspan(static_cast<std::size_t>(o * each)), 1, i, code + middle);
+      }
+    const auto bytes = std::as_bytes(std::span(result));
+    return {bytes.begin(), bytes.end()};
+  }
+  /// Integer `place` of words that lie `stride` apart.
+  void put(std::span<std::uint32_t> words, Index stride, Index place, int integer) const {
+    const Index bit = place * bits(), word = bit / 32 * stride;
+    const std::uint64_t shifted = std::uint64_t(static_cast<std::uint32_t>(integer)) << bit % 32;
+    words[static_cast<std::size_t>(word)] |= static_cast<std::uint32_t>(shifted);
+    if (bit % 32 + bits() > 32)
+      words[static_cast<std::size_t>(word + stride)] |= static_cast<std::uint32_t>(shifted >> 32);
+  }
+  /// Along the outputs, each group in words of its own.
   std::vector<std::byte> packed_zeros(const CodeRows& rows) const {
-    const Index groups = rows.num_groups(), each = 32 / bits();
+    const Index groups = rows.num_groups();
     const int middle = 1 << (bits() - 1);
     std::vector<std::uint32_t> packed(static_cast<std::size_t>(words(rows.outputs) * groups));
     for (Index o = 0; o < rows.outputs; ++o)
@@ -122,12 +169,65 @@ class PackedIntsWriter final : public WeightWriter {
         if (zero < -middle || zero >= middle)
           refuse("zero point of output " + std::to_string(o) + " is " + std::to_string(zero) + ", expected " +
                  std::to_string(-middle) + " to " + std::to_string(middle - 1) + " of packed integers");
-        packed[static_cast<std::size_t>(o / each * groups + g)] |= static_cast<std::uint32_t>(zero + middle)
-                                                                   << (o % each * bits());
+        put(std::span(packed).subspan(static_cast<std::size_t>(g)), groups, o, zero + middle);
       }
     const auto bytes = std::as_bytes(std::span(packed));
     return {bytes.begin(), bytes.end()};
   }
+};
+
+/// "pack-quantized" with a format for each weight, as plans of bits have them: a config group for every format, whose
+/// targets are modules by their whole names. compressed-tensors decodes such files whatever the bits are; vLLM has one
+/// scheme for all experts of a layer, of 4 or 8 bits, so that it runs a plan that differs between layers alone.
+///   std::map<std::string, WeightFormat> formats{{"model.layers.0.mlp.experts.0.up_proj.weight", ..}, ..};
+///   const moe::MixedIntsWriter writer(formats);  // see add_formats() for those of a block
+class MixedIntsWriter final : public WeightWriter {
+ public:
+  /// Throws std::invalid_argument for no weights, and formats that PackedIntsWriter refuses.
+  explicit MixedIntsWriter(std::map<std::string, WeightFormat> formats)
+      : WeightWriter(formats.empty() ? WeightFormat::int4() : formats.begin()->second), formats_(std::move(formats)) {
+    if (formats_.empty()) refuse("0 weights, expected at least one of packed integers");
+    for (const auto& [weight, format] : formats_)
+      if (std::ranges::find(writers_, format, &WeightWriter::format) == writers_.end()) writers_.emplace_back(format);
+    std::ranges::stable_sort(writers_, {}, [](const auto& writer) { return writer.format().value_bits(); });
+  }
+
+  std::string name() const override { return "packed integers of several bits"; }
+  bool is_uniform() const override { return false; }
+  WeightFormat format_of(const std::string& weight) const override {
+    const auto found = formats_.find(weight);
+    if (found == formats_.end())
+      refuse("weight " + detail::in_quotes(weight) + " has no format, expected one for every weight of the experts");
+    return found->second;
+  }
+  std::vector<Part> parts(const std::string& weight, const std::vector<Index>& shape) const override {
+    return writer_of(format_of(weight)).parts(weight, shape);
+  }
+  std::vector<std::vector<std::byte>> encode(const CodeRows& rows) const override {
+    return writer_of(rows.format).encode(rows);
+  }
+  nlohmann::ordered_json statement(const PlainModules& plain) const override {
+    constexpr std::string_view kWeight = ".weight";
+    nlohmann::ordered_json groups = nlohmann::ordered_json::object();
+    for (std::size_t w = 0; w < writers_.size(); ++w) {
+      std::vector<std::string> modules;
+      for (const auto& [weight, format] : formats_)
+        if (format == writers_[w].format())
+          modules.push_back(weight.ends_with(kWeight) ? weight.substr(0, weight.size() - kWeight.size()) : weight);
+      groups["group_" + std::to_string(w)] = writers_[w].group(modules);
+    }
+    return detail::compressed_statement(PackedIntsWriter::kFormat, std::move(groups), plain);
+  }
+
+ private:
+  const PackedIntsWriter& writer_of(const WeightFormat& format) const {
+    const auto found = std::ranges::find(writers_, format, &WeightWriter::format);
+    if (found == writers_.end()) refuse("codes are " + format.name() + ", expected one of the formats of " + name());
+    return *found;
+  }
+
+  std::map<std::string, WeightFormat> formats_;
+  std::vector<PackedIntsWriter> writers_;
 };
 
 /// "float-quantized" with a scale per output: E4M3, group 0, scales F32, F16 or Bf16: `name`, `name_scale` [out, 1].

@@ -26,6 +26,19 @@ struct Quantisation {
   std::vector<std::string> converted = {};  ///< the only ones that are not, in the same way; all where there are none
   StatedStorage storage = {};               ///< what shapes leave open
 
+  /// The same of some modules, named as in `converted`, where it is another.
+  struct Part {
+    std::vector<std::string> modules = {};
+    StatedStorage storage = {};
+
+    friend bool operator==(const Part&, const Part&) = default;
+  };
+  std::vector<Part> parts = {};
+
+  /// What is left open of a tensor: as the part says that lists its module by its whole name, else the first that
+  /// names it, else as `storage` says. O(length of the lists).
+  const StatedStorage& storage_of(std::string_view tensor) const;
+
   /// Whether a tensor belongs to a module that is stored plainly: the parts of a listed name, between its dots, are
   /// parts of the tensor's name, one after the other. So "gate" is "model.layers.0.mlp.gate.weight", and no
   /// "gate_proj". O(length of the list * length of the name).
@@ -65,13 +78,20 @@ namespace detail {
 
 inline constexpr std::string_view kExpression = "re:";
 
+/// The module of a weight: "mlp.up_proj" of "mlp.up_proj.weight".
+inline std::string_view module_of_weight(std::string_view tensor) {
+  constexpr std::string_view kWeight = ".weight";
+  return tensor.substr(0, tensor.size() - (tensor.ends_with(kWeight) ? kWeight.size() : 0));
+}
+inline bool lists_module_of(const std::vector<std::string>& entries, std::string_view tensor) {
+  return std::find(entries.begin(), entries.end(), module_of_weight(tensor)) != entries.end();
+}
+
 /// Whether an entry of a list of modules is about a tensor.
 inline bool names_module_of(std::string_view entry, std::string_view tensor) {
   if (entry.starts_with(kExpression)) {
-    constexpr std::string_view kWeight = ".weight";
     const auto pattern = ModulePattern::compile(entry.substr(kExpression.size()));
-    return pattern &&
-           pattern->matches_begin(tensor.substr(0, tensor.size() - (tensor.ends_with(kWeight) ? kWeight.size() : 0)));
+    return pattern && pattern->matches_begin(module_of_weight(tensor));
   }
   if (entry.empty()) return false;
   for (std::string_view rest = tensor; !rest.empty(); take_part(rest))
@@ -80,6 +100,7 @@ inline bool names_module_of(std::string_view entry, std::string_view tensor) {
 }
 
 inline bool any_names_module_of(const std::vector<std::string>& entries, std::string_view tensor) {
+  if (lists_module_of(entries, tensor)) return true;  // there may be one for every matrix
   return std::any_of(entries.begin(), entries.end(),
                      [&](const std::string& entry) { return names_module_of(entry, tensor); });
 }
@@ -89,6 +110,14 @@ inline bool any_names_module_of(const std::vector<std::string>& entries, std::st
 inline bool Quantisation::leaves_out(std::string_view tensor) const {
   if (!converted.empty() && !detail::any_names_module_of(converted, tensor)) return true;
   return detail::any_names_module_of(not_converted, tensor);
+}
+
+inline const StatedStorage& Quantisation::storage_of(std::string_view tensor) const {
+  for (const Part& part : parts)
+    if (detail::lists_module_of(part.modules, tensor)) return part.storage;
+  for (const Part& part : parts)
+    if (detail::any_names_module_of(part.modules, tensor)) return part.storage;
+  return storage;
 }
 
 namespace detail {

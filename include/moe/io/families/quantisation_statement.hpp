@@ -42,7 +42,7 @@ inline Quantisation read_float_weights(const JsonFields& weights, const std::str
 inline Quantisation read_int_weights(const JsonFields& weights, const std::string& strategy, QuantMethod method) {
   const bool is_packed = method == QuantMethod::PackedInts;
   const Index bits = weights.integer("num_bits");
-  if (bits != 8 && !(is_packed && bits == 4)) weights.refuse("num_bits", bits, is_packed ? "4 or 8" : "8");
+  if (is_packed ? bits < 1 || bits > 8 : bits != 8) weights.refuse("num_bits", bits, is_packed ? "1 to 8" : "8");
   if (strategy != "channel" && strategy != "group") weights.refuse("strategy", strategy, "channel or group");
   Quantisation result{.method = method};
   result.storage.bits = static_cast<int>(bits);
@@ -73,10 +73,11 @@ inline Quantisation read_config_group(const JsonFields& group, const std::string
 }
 
 /// Class names stand for all modules; others are listed, with "re:" for expressions.
-inline void read_targets(const JsonFields& group, bool& is_all, std::vector<std::string>& modules) {
-  const std::size_t before = modules.size();
+inline std::vector<std::string> read_targets(const JsonFields& group, bool& is_all) {
+  std::vector<std::string> modules;
   read_modules(group, "targets", modules);
-  is_all = is_all || modules.size() == before || std::find(modules.begin(), modules.end(), "Linear") != modules.end();
+  is_all = modules.empty() || std::find(modules.begin(), modules.end(), "Linear") != modules.end();
+  return modules;
 }
 
 inline Quantisation read_compressed_tensors(const JsonFields& fields) {
@@ -88,21 +89,33 @@ inline Quantisation read_compressed_tensors(const JsonFields& fields) {
     fields.part("sparsity_config").require("format", "dense");
   const JsonFields groups = fields.part("config_groups");
   std::optional<std::pair<std::string, Quantisation>> first;
+  Quantisation result;
   std::vector<std::string> converted;
-  bool is_all = false;
+  bool is_of_all = false;
   for (const std::string& name : groups.names()) {
     const JsonFields group = groups.part(name);
     Quantisation found = read_config_group(group, fields.text("format", ""));
-    read_targets(group, is_all, converted);
-    if (!first)
-      first.emplace(group.label(), std::move(found));
-    else if (first->second != found)
+    bool is_all = false;
+    std::vector<std::string> modules = read_targets(group, is_all);
+    if (!first) {
+      result = found;
+      first.emplace(group.label(), found);
+    }
+    Quantisation as_first = found;
+    if (found.method == QuantMethod::PackedInts) as_first.storage = first->second.storage;  // which may differ
+    if (as_first != first->second || (is_all && is_of_all && found.storage != result.storage))
       fail_environment(group.label(), " says something else about weights than ", first->first,
-                       ", expected one format for all");
+                       ", expected one format for all, but for bits and groups of packed integers");
+    if (is_all) result.storage = found.storage;
+    is_of_all = is_of_all || is_all;
+    converted.insert(converted.end(), modules.begin(), modules.end());
+    result.parts.push_back({std::move(modules), found.storage});
   }
   if (!first) fail_environment(groups.label(), " is empty, expected a group of weights");
-  if (!is_all) first->second.converted = std::move(converted);
-  return std::move(first->second);
+  if (!is_of_all) result.converted = std::move(converted);
+  const auto is_other = [&](const Quantisation::Part& part) { return part.storage != result.storage; };
+  if (std::none_of(result.parts.begin(), result.parts.end(), is_other)) result.parts.clear();
+  return result;
 }
 
 /// A method that config.json files name.
