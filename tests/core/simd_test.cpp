@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include "moe/core/simd.hpp"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <vector>
 
+#include "moe/core/simd_expand.hpp"
 #include "support/catch.hpp"
 #include "support/matrices.hpp"
 
@@ -210,3 +212,19 @@ TEST_CASE("transform: fills the tail with what it is told", "[core]") {
 }
 
 }  // namespace
+
+TEST_CASE("simd::expand: every set of lanes, with NaN and -0 among the values, and +0 elsewhere", "[core]") {
+  constexpr auto kCount = static_cast<std::size_t>(simd::kLanes<float>);
+  std::vector<float> values(2 * kCount);
+  for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i + 1);
+  values[1] = -0.0f;
+  values[4] = std::numeric_limits<float>::quiet_NaN();
+  for (unsigned set = 0; set < 1u << kCount; ++set) {
+    const Lanes<float> found = lanes_of<float>(simd::expand(values.data() + 1, static_cast<simd::LaneBits>(set)));
+    std::size_t next = 1;
+    for (std::size_t lane = 0; lane < kCount; ++lane) {
+      const float expected = set >> lane & 1u ? values[next++] : 0.0f;
+      REQUIRE(std::bit_cast<std::uint32_t>(found[lane]) == std::bit_cast<std::uint32_t>(expected));
+    }
+  }
+}
