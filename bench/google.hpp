@@ -4,9 +4,11 @@
 
 #include <benchmark/benchmark.h>
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "clock.hpp"
 #include "limits.hpp"
@@ -19,10 +21,11 @@
 namespace bench {
 
 /// Registers "<name>/tokens:<T>" for batches of decode, and of small and large prefill. Times are those of measure().
-inline void add(const std::string& name, std::function<void(benchmark::State&)> body) {
+inline void add(const std::string& name, std::function<void(benchmark::State&)> body,
+                const std::vector<std::int64_t>& tokens = {1, 64, 512, 4096}) {
   benchmark::RegisterBenchmark(name.c_str(), std::move(body))
       ->ArgName("tokens")
-      ->ArgsProduct({{1, 64, 512, 4096}})
+      ->ArgsProduct({tokens})
       ->UseManualTime()
       ->Unit(benchmark::kMicrosecond);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // layer: whole layers of published models, beside the loop over experts with Eigen, and with fewer weights or active
-// experts beside themselves; four gates over the same experts, beside these experts alone.
+// experts or narrower ones beside themselves; four gates over the same experts, beside these experts alone.
+#include "layer/latent_layers.hpp"
 #include "layer/layer_benchmarks.hpp"
 #include "layer/smaller_layers.hpp"
 #include "moe/gate/softmax.hpp"
@@ -63,5 +64,6 @@ int main(int argc, char** argv) {
     bench::measure(state, four.work(), [&] { four.run_experts(); });
   });
   for (const bench::Shape& shape : bench::kShapes) bench::add_smaller("layer", shape);
+  for (const bench::Shape& shape : bench::kShapes) bench::add_latent("layer", shape);
   return bench::run(argc, argv);
 }
