@@ -22,6 +22,7 @@
 #include "moe/layer/soft_moe.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
+#include "moe/train/customise.hpp"
 #include "moe/train/trainer.hpp"
 #include "programs/any_gate.hpp"
 #include "programs/expect_none.hpp"
@@ -176,6 +177,11 @@ void check_soft(const std::string& threads) {
     gates.forward(tokens, of_three, shared);
     two.forward(tokens, of_two, shared);
   });
+  auto customised =
+      moe::customise(moe::Mlp::random(kModelDim, kHiddenDim, 1), moe::Linear::random(kModelDim, kModelDim, 2));
+  customised.gate().selection_bias.setZero();  // open: about half of the rows
+  customised.router().router() = moe::LinearRouter::random(2, kModelDim + 2, 3, moe::Bias::Zero);
+  check_forward("customised, " + threads, customised);
   const moe::SoftMoeLayer soft(moe::LinearRouter::random(3 * kExperts, kModelDim, 1), pool);
   check_forward("soft, " + threads, soft);
   check_training("soft, training, " + threads, soft);

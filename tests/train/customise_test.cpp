@@ -264,7 +264,7 @@ TEST_CASE("fit_gate: a local expert is asked for where it alone is right", "[tra
 
 TEST_CASE("fit_gate: no other threshold serves the user better within what generic rows may lose", "[train]") {
   for (const double drop : {0.0, 0.02, 0.1, 1.0})
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const std::uint64_t seed : {1u, 2u, 3u}) {
       CAPTURE(drop, seed);
       auto layer = sample_layer<F64>();
       auto more = blobs<double>(12, true, seed + 10), generic = blobs<double>(25, false, seed + 20);
