@@ -3,6 +3,7 @@
 // library.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -161,18 +162,19 @@ struct PlainDirectory {
     const std::size_t words = extent(name + "_packed", 1), groups = extent(name + "_scale", 1);
     const nlohmann::json& weights = weights_of(name);
     const auto bits = weights.at("num_bits").get<std::size_t>();
-    REQUIRE(words == (columns * bits + 31) / 32);
-    REQUIRE(has(name + "_zero_point") == !weights.at("symmetric").get<bool>());
+    const bool has_zeros = has(name + "_zero_point");
+    if (words != (columns * bits + 31) / 32 || has_zeros == weights.at("symmetric").get<bool>())
+      FAIL(name << " is not stored as its config group says");  // no REQUIRE, of which there would be millions
     const auto code = [&](const std::string& tensor, std::size_t first, std::size_t stride, std::size_t place) {
-      int value = -(1 << (bits - 1));
-      for (std::size_t b = 0, at = place * bits; b < bits; ++b, ++at)
-        value += static_cast<int>(word(tensor, first + at / 32 * stride) >> at % 32 & 1u) << b;
-      return value;
+      const std::size_t bit = place * bits, at = first + bit / 32 * stride;
+      std::uint64_t found = word(tensor, at);
+      if (bit % 32 + bits > 32) found |= std::uint64_t{word(tensor, at + stride)} << 32;
+      return static_cast<int>(found >> bit % 32 & ((1u << bits) - 1)) - (1 << (bits - 1));
     };
     const std::size_t size = weights.at("group_size").is_null() ? columns : weights.at("group_size").get<std::size_t>();
     const std::size_t group = column / size;
     int value = code(name + "_packed", row * words, 1, column);
-    if (has(name + "_zero_point")) value -= code(name + "_zero_point", group, groups, row);
+    if (has_zeros) value -= code(name + "_zero_point", group, groups, row);
     return static_cast<float>(value * number(name + "_scale", row * groups + group));
   }
   /// The one config group that targets a module, or that of all linear ones.
