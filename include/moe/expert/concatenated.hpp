@@ -8,12 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "moe/core/overlap.hpp"
 #include "moe/core/parallel.hpp"
 #include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/take.hpp"
-#include "moe/expert/expert_set.hpp"
+#include "moe/expert/checks.hpp"
 #include "moe/kernel/dispatch.hpp"
 
 // Long, as each verb of a set stands here once with its checks and once more as what it hands to every set.
@@ -229,18 +228,13 @@ class Concatenated {
   }
   void require_experts(const char* function, const PlanView& plan) const {
     require_sets(function);
-    if (size() == 0) fail(function, ": there are no experts: they have been moved from");
-    if (plan.num_experts() != size())
-      fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
+    detail::require_plan_of(function, *this, plan);
   }
   /// `rows` are those of the whole plan.
   void require_sizes(const char* function, const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const char* name,
                      const RowBuffer<Scalar>& rows) const {
     require_experts(function, plan);
-    detail::require_shape(function, "tokens", tokens, plan.num_tokens(), input_dim());
-    if (rows.rows() < plan.last_row() || rows.cols() < row_width())
-      fail(function, ": ", name, " is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(),
-           ", ", row_width(), "]");
+    detail::require_plan_rows(function, *this, tokens, plan, name, rows);
   }
   template <std::size_t At, class Gradient>
   static decltype(auto) gradient_of(Gradient& gradient) {
@@ -275,9 +269,7 @@ class Concatenated {
                     const RowBuffer<Scalar>& dout, Gradient& gradient, MatrixRef<Scalar> dtokens) const {
     constexpr const char* kFunction = "moe::Concatenated::backward";
     require_backward_call(tokens, plan, tape, dout, gradient);
-    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
-    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
-    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
+    detail::require_dtokens(kFunction, *this, tokens, plan, dout, dtokens);
     for_each_part(plan, context, [&](auto i, const auto& set, const PlanView& part, const Context& own) {
       const auto run = [&](MatrixRef<Scalar> to) {
         set.backward(tokens, part, own, std::get<i>(tape.sets), dout, gradient_of<decltype(i)::value>(gradient), to);

@@ -8,6 +8,7 @@
 
 #include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
+#include "moe/expert/checks.hpp"
 #include "moe/expert/linear.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -180,8 +181,7 @@ class FeatureGated {
                     MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
     constexpr const char* kFunction = "moe::FeatureGated::backward";
     require_gates(kFunction, rows);
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    detail::require_backward_rows(kFunction, *this, rows, dout, drows);
     require_pass(rows.rows(), tape, gradient);
     tape.dgated.resize(rows.rows(), input_dim());
     expert_.backward(tape.gated, tape.expert, dout, tape.dgated, detail::part_of(gradient, &FeatureGated::expert_),

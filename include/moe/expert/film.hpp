@@ -9,7 +9,7 @@
 #include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/tape.hpp"
-#include "moe/expert/concept.hpp"
+#include "moe/expert/checks.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -115,9 +115,7 @@ class Film {
   void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
                     MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
     constexpr const char* kFunction = "moe::Film::backward";
-    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    detail::require_backward_rows(kFunction, *this, rows, dout, drows);
     require_pass(rows.rows(), tape, gradient);
     tape.dmade.resize(rows.rows(), 2 * input_dim());
     for (Index r = 0; r < rows.rows(); ++r)

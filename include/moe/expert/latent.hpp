@@ -8,10 +8,10 @@
 #include <utility>
 #include <vector>
 
-#include "moe/core/overlap.hpp"
 #include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/take.hpp"
+#include "moe/expert/checks.hpp"
 #include "moe/expert/latent_plans.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/pool.hpp"
@@ -279,12 +279,8 @@ class LatentExperts {
   void require_sizes(const char* function, const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const char* name,
                      const RowBuffer<Scalar>& rows) const {
     require_fit(function);
-    if (plan.num_experts() != size())
-      fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
-    detail::require_shape(function, "tokens", tokens, plan.num_tokens(), input_dim());
-    if (rows.rows() < plan.last_row() || rows.cols() < row_width())
-      fail(function, ": ", name, " is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(),
-           ", ", row_width(), "]");
+    detail::require_plan_of(function, *this, plan);
+    detail::require_plan_rows(function, *this, tokens, plan, name, rows);
   }
 
   void prepare(const PlanView& plan, const Step& step, detail::LatentPlans& plans,
@@ -318,8 +314,7 @@ class LatentExperts {
   void require_pass(const PlanView& plan, const Tape& tape, const Gradient& gradient) const {
     constexpr const char* kFunction = "moe::LatentExperts::backward";
     require_fit(kFunction);
-    if (plan.num_experts() != size())
-      fail(kFunction, ": the plan is of ", plan.num_experts(), " experts, expected ", size());
+    detail::require_plan_of(kFunction, *this, plan);
     tape.of.require(kFunction, plan);
     if (tape.rows.latent.rows() != tape.plans.input.num_rows() || tape.plans.input.num_tokens() != plan.num_tokens() ||
         tape.plans.input.num_experts() != num_groups())
@@ -344,9 +339,7 @@ class LatentExperts {
       require_pass(plan, tape, gradient);
     else
       require_backward(plan, tape, gradient);
-    (detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim()), ...);
-    (detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens), ...);
-    (detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix()), ...);
+    (detail::require_dtokens(kFunction, *this, tokens, plan, dout, dtokens), ...);
     Scratches& own = scratches(context);
     if (output_) {
       const MatrixRef<Scalar> dnarrow =

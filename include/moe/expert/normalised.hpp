@@ -6,6 +6,7 @@
 
 #include "moe/core/part_of_gradient.hpp"
 #include "moe/core/same_parameters.hpp"
+#include "moe/expert/checks.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/numeric/activation.hpp"
 
@@ -196,9 +197,7 @@ class Normalised {
   void run_backward(const ConstMatrixRef<Scalar>& rows, Tape& tape, const ConstMatrixRef<Scalar>& dout,
                     MatrixRef<Scalar> drows, Gradient& gradient, const Context& context) const {
     constexpr const char* kFunction = "moe::Normalised::backward";
-    detail::require_shape(kFunction, "rows", rows, rows.rows(), input_dim());
-    detail::require_shape(kFunction, "dout", dout, rows.rows(), output_dim());
-    detail::require_shape(kFunction, "drows", drows, rows.rows(), input_dim());
+    detail::require_backward_rows(kFunction, *this, rows, dout, drows);
     require_pass(rows.rows(), tape, gradient);
     backward_of_normal(dout, context.step, tape);
     if constexpr (!detail::kIsNoGradient<Gradient>)

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "moe/core/overlap.hpp"
-#include "moe/expert/expert_set.hpp"
+#include "moe/expert/checks.hpp"
 #include "moe/expert/gathered_runner.hpp"
 #include "moe/expert/stage/panel_runner.hpp"
 
@@ -113,20 +113,15 @@ class PooledExperts {
   }
 
   void require_experts(const char* function, const PlanView& plan) const {
-    if (pool().size() == 0) fail(function, ": there are no experts: they have been moved from");
+    detail::require_plan_of(function, pool(), plan);
     require_whole(function, pool());
-    if (plan.num_experts() != pool().size())
-      fail(function, ": the plan is of ", plan.num_experts(), " experts, expected ", pool().size());
   }
 
   /// `rows` are those of the whole plan.
   void require_sizes(const char* function, const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const char* name,
                      const RowBuffer<Scalar>& rows) const {
     require_experts(function, plan);
-    detail::require_shape(function, "tokens", tokens, plan.num_tokens(), pool().input_dim());
-    if (rows.rows() < plan.last_row() || rows.cols() < row_width())
-      fail(function, ": ", name, " is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(),
-           ", ", row_width(), "]");
+    detail::require_plan_rows(function, pool(), tokens, plan, name, rows);
   }
 
   void require_forward(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan,
@@ -147,9 +142,7 @@ class PooledExperts {
                     const RowBuffer<Scalar>& dout, Gradient&& gradient, MatrixRef<Scalar> dtokens) const {
     constexpr const char* kFunction = "moe::ExpertPool::backward";
     require_backward_call(tokens, plan, tape, dout, gradient);
-    detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), pool().input_dim());
-    detail::require_apart(kFunction, "dtokens", dtokens, "tokens", tokens);
-    detail::require_apart(kFunction, "dtokens", dtokens, "dout", dout.matrix());
+    detail::require_dtokens(kFunction, pool(), tokens, plan, dout, dtokens);
     Runner::backward(pool(), tokens, plan, context, tape, dout, gradient, dtokens);
   }
 };
