@@ -25,10 +25,10 @@ namespace moe::inline MOE_ABI {
 /// through the shares the router; Frozen experts leave theta and the router.
 /// The time of `main` choices per token, and (k - main) input_dim operations: of k = 2, main = 1 takes .50 and .52 of
 /// the time of both choices for 1 and 512 tokens, 1.02 of that of one (8 experts 1024 x 3584, Xeon, AVX-512, one
-/// thread, 2026-12-01); for some dozen tokens, whose first choices alone name most experts, .83 to .72, where the ratio of
-/// weights that are read is .9 and more (.github/COMPRESSION.md). Immutable in use, share freely. Same bits for any number of threads and, where kPerToken, whatever else is in the batch; no
-/// allocation when warm. He et al., "Efficiently editing mixture-of-experts models with compressed experts"
-/// (arXiv:2503.00634).
+/// thread, 2026-12-01); for some dozen tokens, whose first choices alone name most experts, .83 to .72, where the ratio
+/// of weights that are read is .9 and more (.github/COMPRESSION.md). Immutable in use, share freely. Same bits for any
+/// number of threads and, where kPerToken, whatever else is in the batch; no allocation when warm. He et al.,
+/// "Efficiently editing mixture-of-experts models with compressed experts" (arXiv:2503.00634).
 template <class X>
 class CompressedExperts {
   static_assert(ExpertSet<X>,
