@@ -3,9 +3,9 @@
 // of its own; the router runs several times with parts of its input dropped, and how far the passes disagree says how
 // sure it is. Zhang et al., "Efficient deweather mixture-of-experts with uncertainty-aware feature-wise linear
 // modulation" (MoFME, arXiv:2312.16610). Here: digits in noise, blur and rain are restored as well as by whole experts,
-// with a third of their parameters; but the trunk alone does as well, too. Snow and fog, which no training saw, raise
-// the mutual information of the passes, while their entropy falls: logits lie further apart there. Of the router over
-// whole experts fog is not always told. The picture, mofme.svg, shows what is restored.
+// with a third of their parameters; but the trunk alone does as well, too, and whole experts have a layer less than it.
+// Snow and fog, which no training saw, raise the mutual information of the passes, while their entropy falls. Of the
+// router over whole experts fog is not always told. The picture, mofme.svg, shows what is restored.
 #include <array>
 #include <cstdio>
 #include <fstream>

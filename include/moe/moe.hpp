@@ -124,7 +124,7 @@
 #include "moe/routing/routing.hpp"
 #include "moe/routing/step.hpp"
 
-// Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together.
+// Training: losses, clipping, optimisers, schedules; trainer.hpp puts them together. And customisation.
 #include "moe/train/adam_w.hpp"
 #include "moe/train/clip.hpp"
 #include "moe/train/concept.hpp"

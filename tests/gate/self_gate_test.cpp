@@ -76,4 +76,8 @@ TEST_CASE("SelfGate: numbers out of range are refused", "[gate][error]") {
   CHECK_THROWS_WITH(SelfGate{.own = -1}.validate(2), ContainsSubstring("own is -1"));
   CHECK_THROWS_WITH(test::routed(SelfGate{.own = 2}, test::row<double>({0, 1})),
                     ContainsSubstring("logits have 2 columns, expected more than own = 2"));
+  const std::vector<Index> twice{0, 3, 3}, once{0, 3};
+  CHECK_THROWS_WITH(SelfGate{.own = 1}.take(twice, 4),
+                    ContainsSubstring("the only expert of the self gate is named 2 times, expected once at most"));
+  CHECK(SelfGate{.own = 1}.take(once, 4) == SelfGate{.own = 1});
 }

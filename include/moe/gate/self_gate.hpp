@@ -106,7 +106,8 @@ struct SelfGate {
   static void visit(F&&, Self&...) {}  // nothing to learn
 
   /// The self gate goes with its experts, which stay the last ones. Throws std::invalid_argument for an id of them
-  /// before one of others, and where one of several is left: its self gate would be a sigmoid where it was a softmax.
+  /// before one of others, and where one of several is left, or several are made of one: the self gate would be a
+  /// sigmoid where it was a softmax, or the other way about.
   SelfGate take(std::span<const Index> ids, Index num_experts) const {
     constexpr const char* kFunction = "moe::SelfGate::take";
     validate(num_experts);
@@ -120,6 +121,8 @@ struct SelfGate {
     }
     if (gate.own == 1 && own > 1)
       fail(kFunction, ": 1 of ", own, " experts of the self gate is left, expected none, or at least 2");
+    if (gate.own > 1 && own == 1)
+      fail(kFunction, ": the only expert of the self gate is named ", gate.own, " times, expected once at most");
     return gate;
   }
   /// Those of the experts, then those of the self gate.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -77,7 +79,8 @@ auto concatenate(const MultiGateLayer<R, G, X>& a, const MultiGateLayer<R, G, Y>
            a.input_dim(), " to ", a.experts().output_dim(), " as those of a");
     ExpertMask mask = a.mask().concatenate(b.mask());
     if (a.gates_of_group() != b.gates_of_group())
-      fail(kFunction, ": the groups of gates are not the same in both, expected equal ones");
+      fail(kFunction, ": groups of gates differ: ", a.gates_of_group().size(), " in a and ", b.gates_of_group().size(),
+           " in b, or their gates, expected the same in both");
     const auto count = [](const auto& layer, Index g) { return std::ssize(layer.mask().experts(g)); };
     for (Index g = 0; g < a.num_gates(); ++g)
       if (a.router(g).num_experts() != count(a, g) || b.router(g).num_experts() != count(b, g))
