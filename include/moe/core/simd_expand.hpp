@@ -36,7 +36,8 @@ inline constexpr auto kPlacesOfLanes = [] {
 
 /// The values from `from` on in the lanes of `set`, in order, and +0 in the others. A whole register is read.
 [[gnu::always_inline]] inline Batch<float> expand(const float* from, LaneBits set) {
-#if defined(__AVX512VL__) && (defined(__znver3__) || defined(__znver4__) || defined(__znver5__))
+#if defined(__AVX512VL__) && defined(__AVX512DQ__) && \
+    (defined(__znver3__) || defined(__znver4__) || defined(__znver5__))
   // AMD, also as compilers name it that do not know its AVX-512. vexpandps takes 1.9 ns there, whether its values are
   // in memory or in a register, and two permutations of halves 1.1 (guest of an EPYC with Zen 5, 2026-12-01; with
   // Zen 4 1.7 and 1.0). On Intel the former are two operations, the latter five.

@@ -52,6 +52,7 @@ void multiply_integers(const ConvertedRows& converted, const PanelRange<float>& 
                        const FinishRef<float>& finish) {
   const auto& of = *static_cast<const CodePanels*>(panels.of.matrix);
   const IntegerRows rows(of, converted.end - converted.begin, const_cast<std::byte*>(converted.data));
+  if (rows.count == 0) return;
   if (rows.count <= kMostStreamedDotRows)
     return multiply_integer_streams<Codes>(rows, converted.begin, panels, finish);
   if constexpr (simd::kMultipliesByteTiles)

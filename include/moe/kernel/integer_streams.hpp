@@ -3,11 +3,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "moe/core/unroll.hpp"
 #include "moe/kernel/byte_tiles.hpp"
+#include "moe/kernel/code_product.hpp"
 #include "moe/kernel/grouped_gemm.hpp"
 
 // Few rows as integers times codes, which become bytes in registers: there is no time to store them first, as such a

@@ -158,7 +158,7 @@ inline double largest_code(const WeightFormat& format) {
     case WeightCode::E2M1:
       return 6;
     case WeightCode::Int8:
-      return std::ldexp(1.0, format.value_bits() - 1) - 1;
+      return std::max(1.0, std::ldexp(1.0, format.value_bits() - 1) - 1);  // of one bit: -1 and 0
     case WeightCode::Int4:
       return 7;
     case WeightCode::Planes:
