@@ -86,6 +86,8 @@ TEST_CASE("cross_entropy: weights that are none are refused", "[train][error]") 
   CHECK_THROWS_WITH(with({1}), "moe::cross_entropy: weights has 1 entries, expected num_tokens = 2");
   for (const double bad : {-1.0, kInf, std::nan("")})
     CHECK_THROWS_WITH(with({1, bad}), ContainsSubstring("weight of row 1 is"));
+  constexpr double kLargest = std::numeric_limits<double>::max();
+  CHECK_THROWS_WITH(with({kLargest, kLargest}), "moe::cross_entropy: weights sum to inf, expected a finite sum");
   CHECK(dlogits.size() == 0);
 }
 

@@ -55,7 +55,7 @@ double cross_entropy(const Logits<S>& logits, std::span<const Index> labels, con
 }
 
 /// The same with a weight per row: sum of w_t loss_t over the valid rows, over the sum of their w_t; 0 where that is 0.
-///   weights  [num_tokens], at least 0 and finite where step is valid
+///   weights  [num_tokens], at least 0 and finite where step is valid, and so is their sum
 /// Throws std::invalid_argument as above, and for other weights.
 template <class S>
 double cross_entropy(const Logits<S>& logits, std::span<const Index> labels, std::span<const double> weights,
@@ -72,6 +72,7 @@ double cross_entropy(const Logits<S>& logits, std::span<const Index> labels, std
       fail(kFunction, ": weight of row ", t, " is ", weight, ", expected a finite number of at least 0");
     sum += weight;
   }
+  if (!std::isfinite(sum)) fail(kFunction, ": weights sum to ", sum, ", expected a finite sum");
   dlogits.setZero(logits.rows(), logits.cols());
   if (sum == 0) return 0;
   const auto total = detail::sum_over_tokens(logits.rows(), 1, step, [&](Index t, double* loss) {
