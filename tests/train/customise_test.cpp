@@ -7,6 +7,7 @@
 #include "moe/expert/glu.hpp"
 #include "moe/expert/linear.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/expert/normalised.hpp"
 #include "support/catch.hpp"
 #include "support/experts.hpp"
 #include "support/routings.hpp"
@@ -101,9 +102,9 @@ void check_bits() {
   auto router = moe::BasicLinearRouter<moe::CodecOf<S>>::random(2, kInputs, 3);
   const auto closed = moe::customise(head, std::vector{local}, router);
   auto open = closed;
-  moe::detail::set_threshold(open, -1.5);
+  moe::set_threshold(open, -1.5);
   auto half = closed;
-  moe::detail::set_threshold(half, 0);
+  moe::set_threshold(half, 0);
   for (const Index count : {0, 1, 17, 70}) {
     const auto rows = test::random_matrix<S>(count, kInputs, 5);
     const auto of_head = test::run(head, rows), of_local = test::run(local, rows);
@@ -163,6 +164,7 @@ TEMPLATE_TEST_CASE("fit_local, fit_gate: the user gains, others do not lose, and
 
   const auto gate = moe::fit_gate(layer, more, generic, {.max_generic_drop = 0});
   CHECK(gate.informative >= 18);
+  CHECK(gate.cost.samples == (18 + 90) / 2);
   CHECK(gate.user.customised == 1);
   CHECK(gate.user.bound >= gate.user.customised);
   CHECK(gate.generic.customised >= gate.generic.generic);
@@ -233,12 +235,13 @@ TEMPLATE_TEST_CASE("ConfidenceRouter: reads the largest probability and the entr
   // Weights around .5 times two columns that differ by a rounding or two.
   CHECK(test::largest(Matrix<S>(out - expected)) <
         64 * static_cast<double>(std::numeric_limits<S>::epsilon()) * test::largest(Matrix<S>(expected)));
+  const auto many = test::random_matrix<S>(300, kInputs, 4);  // three tasks
   const auto on_threads = test::on_thread_counts([&] {
-    Matrix<S> all(17, 4);
-    router.logits(rows, moe::Step{}, all);
+    Matrix<S> all(300, 4);
+    router.logits(many, moe::Step{}, all);
     return all;
   });
-  for (const auto& all : on_threads) CHECK(test::same_bits(all, out));
+  for (const auto& all : on_threads) CHECK(test::same_bits(all, on_threads[0]));
   for (const Index t : {0, 3, 16}) {
     Matrix<S> alone(1, 4);
     router.logits(rows.row(t), moe::Step{}, alone);
@@ -262,6 +265,38 @@ TEST_CASE("fit_gate: a local expert is asked for where it alone is right", "[tra
         std::vector<double>{1. / 3, 1, 1. / 3, 1. / 3});
 }
 
+namespace {
+
+/// The rows of both that do not train the gate.
+template <class Layer, class S>
+std::pair<Data<S>, Data<S>> held_out(const Layer& layer, const Data<S>& user, const Data<S>& generic) {
+  std::vector<Index> targets, labels;
+  for (const Data<S>* data : {&user, &generic}) {
+    const auto first = test::run(*moe::detail::generic_of(layer), data->rows);
+    const auto second = test::run(moe::detail::locals_of(layer)[0], data->rows);
+    for (std::size_t t = 0; t < data->labels.size(); ++t) {
+      const auto is_right = [&](const Matrix<S>& scores) {
+        return accuracy(Matrix<S>(scores.row(static_cast<Index>(t))), {data->labels[t]}) == 1;
+      };
+      targets.push_back(!is_right(first) && is_right(second) ? 1 : 0);
+      labels.push_back(data->labels[t]);
+    }
+  }
+  std::pair<Data<S>, Data<S>> held;
+  const Index num_user = user.rows.rows();
+  for (const Index t : moe::detail::gate_halves(targets, labels, num_user).second) {
+    const Index row = t < num_user ? t : t - num_user;
+    const Data<S>& from = t < num_user ? user : generic;
+    Data<S>& to = t < num_user ? held.first : held.second;
+    to.rows.conservativeResize(to.rows.rows() + 1, kInputs);
+    to.rows.bottomRows(1) = from.rows.row(row);
+    to.labels.push_back(from.labels[static_cast<std::size_t>(row)]);
+  }
+  return held;
+}
+
+}  // namespace
+
 TEST_CASE("fit_gate: no other threshold serves the user better within what generic rows may lose", "[train]") {
   for (const double drop : {0.0, 0.02, 0.1, 1.0})
     for (const std::uint64_t seed : {1u, 2u, 3u}) {
@@ -272,18 +307,49 @@ TEST_CASE("fit_gate: no other threshold serves the user better within what gener
       more.rows += test::random_matrix<double>(more.rows.rows(), kInputs, seed + 30, 0.9);
       generic.rows += test::random_matrix<double>(generic.rows.rows(), kInputs, seed + 40, 0.9);
       moe::fit_local(layer, blobs<double>(8, true, seed));
+      const auto [held_user, held_generic] = held_out(layer, more, generic);
       const auto fit = moe::fit_gate(layer, more, generic, {.updates = 60, .max_generic_drop = drop});
       CHECK(fit.generic.customised >= fit.generic.generic - drop - 1e-12);
-      const double found = accuracy(answers(layer, more.rows).first, more.labels);
+      CHECK(std::abs(fit.generic.customised - accuracy(answers(layer, held_generic.rows).first, held_generic.labels)) <
+            1e-12);
+      const double found = accuracy(answers(layer, held_user.rows).first, held_user.labels);
       CHECK(std::abs(fit.user.customised - found) < 1e-12);
       CHECK(fit.user.customised <= fit.user.bound);
       for (double threshold = -1; threshold <= 1; threshold += 1.0 / 256) {
         auto other = layer;
-        moe::detail::set_threshold(other, threshold);
-        if (accuracy(answers(other, generic.rows).first, generic.labels) >= fit.generic.generic - drop - 1e-12)
-          CHECK(accuracy(answers(other, more.rows).first, more.labels) <= found + 1e-12);
+        moe::set_threshold(other, threshold);
+        if (accuracy(answers(other, held_generic.rows).first, held_generic.labels) >=
+            fit.generic.generic - drop - 1e-12)
+          CHECK(accuracy(answers(other, held_user.rows).first, held_user.labels) <= found + 1e-12);
       }
     }
+}
+
+TEST_CASE("fit_gate: rows that train and rows that choose the threshold share targets and classes", "[train]") {
+  const std::vector<Index> targets = {0, 1, 1, 0, 1, 1, 0, 0, 0, 0}, labels = {0, 2, 1, 0, 1, 2, 2, 1, 2, 1};
+  const auto [train, held] = moe::detail::gate_halves(targets, labels, 6);
+  CHECK(train == std::vector<Index>{2, 1, 0, 7, 6});
+  CHECK(held == std::vector<Index>{4, 5, 3, 9, 8});
+}
+
+TEST_CASE("fit_gate: local experts of nearly equal probability do not break what generic rows may lose", "[train]") {
+  // Both have next to none: the gate adds a threshold near 1 and finds them equal, so that the first answers, which is
+  // always wrong, instead of the second, which is always right.
+  moe::LinearRouter router(3, kInputs, moe::Bias::Zero);
+  router.bias().set(0, 0, 40);
+  router.bias().set(2, 0, 1);
+  auto deployed = generic_head<F32>();
+  deployed.weight().set(0, kInputs - 1, 2);  // the last input, 3 for the user, makes it say 0
+  moe::Linear wrong(kClasses, kInputs);
+  for (Index c = 0; c < kClasses; ++c) wrong.weight().set((c + 1) % kClasses, c, 1);
+  auto layer = moe::customise(deployed, std::vector{wrong, generic_head<F32>()}, router);
+  auto user = blobs<float>(10, false, 1);
+  user.rows.rightCols(1).array() += 3;
+  const auto fit = moe::fit_gate(layer, user, blobs<float>(30, false, 2), {.updates = 1, .rate = 0});
+  CHECK(fit.informative >= 20);
+  CHECK(fit.user.bound > fit.user.generic + 0.5);
+  CHECK(fit.generic.generic > 0.8);
+  CHECK(fit.generic.customised >= fit.generic.generic - 0.005);
 }
 
 TEST_CASE("fit_gate: a class that the user never wrote stays with the deployed model", "[train]") {
@@ -373,10 +439,20 @@ TEST_CASE("fit_local, fit_gate: what does not fit is refused, and the layer stay
   CHECK_THROWS_WITH(moe::fit_local(layer, user, {.updates = 0}),
                     ContainsSubstring("updates is 0, expected at least 1"));
   CHECK_THROWS_WITH(moe::fit_local(layer, user, {.emphasis = -1}), ContainsSubstring("emphasis is -1"));
-  CHECK_THROWS_WITH(moe::fit_local(layer, user, {.weight_decay = -1}), ContainsSubstring("weight_decay is -1"));
-  CHECK_THROWS_WITH(moe::fit_local(layer, user, {.rate = INFINITY}), ContainsSubstring("learning_rate is"));
+  CHECK_THROWS_WITH(moe::fit_local(layer, user, {.weight_decay = -1}),
+                    ContainsSubstring("moe::fit_local: weight_decay is -1"));
+  // Also where no row tells in favour of a local expert, which is then not asked for an update.
+  CHECK_THROWS_WITH(moe::fit_gate(layer, generic, generic, {.rate = -1}),
+                    ContainsSubstring("moe::fit_gate: rate is -1"));
+  CHECK_THROWS_WITH(moe::fit_gate(layer, generic, generic, {.weight_decay = NAN}),
+                    ContainsSubstring("moe::fit_gate: weight_decay is nan"));
+  CHECK_THROWS_WITH(moe::fit_gate(layer, generic, generic, {.updates = 0}),
+                    ContainsSubstring("moe::fit_gate: updates is 0"));
+  for (const double threshold : {double(NAN), double(INFINITY)})
+    CHECK_THROWS_WITH(moe::set_threshold(layer, threshold), ContainsSubstring("moe::set_threshold: threshold is"));
+  CHECK_THROWS_WITH(moe::fit_local(layer, user, {.rate = INFINITY}), ContainsSubstring("moe::fit_local: rate is inf"));
   CHECK_THROWS_WITH(moe::fit_gate(layer, none, generic), ContainsSubstring("moe::fit_gate: 0 rows of the user"));
-  CHECK_THROWS_WITH(moe::fit_gate(layer, user, none), ContainsSubstring("0 rows of the generic rows, expected at"));
+  CHECK_THROWS_WITH(moe::fit_gate(layer, user, none), ContainsSubstring("0 rows of the generic, expected at least 2"));
   for (const double drop : {-0.1, 1.5, double(NAN)})
     CHECK_THROWS_WITH(moe::fit_gate(layer, user, generic, {.max_generic_drop = drop}),
                       ContainsSubstring("max_generic_drop is"));
@@ -384,11 +460,61 @@ TEST_CASE("fit_local, fit_gate: what does not fit is refused, and the layer stay
   using Linear = moe::Linear;
   CHECK_THROWS_WITH(moe::customise(generic_head<F32>(), std::vector<Linear>()),
                     ContainsSubstring("moe::customise: 0 local experts, expected at least 1"));
-  CHECK_THROWS_WITH(moe::customise(generic_head<F32>(), Linear(kClasses, kInputs + 1)),
-                    ContainsSubstring("set 1 maps 8 to 3, expected 7 to 3 as set 0"));
+  CHECK_THROWS_WITH(
+      moe::customise(generic_head<F32>(), Linear(kClasses, kInputs + 1)),
+      ContainsSubstring("moe::customise: local expert 0 maps 8 to 3, expected 7 to 3 as the deployed model"));
   CHECK_THROWS_WITH(
       moe::customise(generic_head<F32>(), std::vector{Linear(kClasses, kInputs)}, moe::LinearRouter(3, kInputs)),
       ContainsSubstring("the router scores 3 experts, expected 2"));
+}
+
+TEST_CASE("customise: a layer that was moved from is refused by name", "[train][error]") {
+  auto layer = sample_layer<F32>();
+  const auto moved = std::move(layer);
+  const auto user = blobs<float>(3, true, 1);
+  CHECK_THROWS_WITH(moe::customisation_cost(layer), ContainsSubstring("moe::customisation_cost: the layer has 0 dep"));
+  CHECK_THROWS_WITH(moe::fit_local(layer, user), ContainsSubstring("moe::fit_local: the layer has 0 deployed"));
+  CHECK_THROWS_WITH(moe::fit_gate(layer, user, user), ContainsSubstring("moe::fit_gate: the layer has 0 deployed"));
+  CHECK_THROWS_WITH(moe::set_threshold(layer, 0), ContainsSubstring("moe::set_threshold: the layer has 0 deployed"));
+}
+
+TEST_CASE("customise: scores that are not finite are an error of the gate", "[train][error]") {
+  auto layer = sample_layer<F32>();
+  Matrix<float> rows = test::random_matrix<float>(3, kInputs, 1), out(3, kClasses);
+  rows(1, 0) = INFINITY;
+  moe::Workspace ws;
+  CHECK_THROWS_AS(layer.forward(rows, out, ws), std::invalid_argument);
+}
+
+TEST_CASE("fit_local: experts with statistics of batches are not fitted", "[train]") {
+  STATIC_REQUIRE(moe::detail::kKeepsStatistics<moe::Normalised<moe::Linear>>);
+  STATIC_REQUIRE_FALSE(moe::detail::kKeepsStatistics<moe::Linear>);
+  STATIC_REQUIRE_FALSE(moe::detail::kKeepsStatistics<Shift>);
+}
+
+TEMPLATE_TEST_CASE("share_generic: after a load the model lies once again", "[train]", F32, F64) {
+  using S = typename TestType::Scalar;
+  auto layer = sample_layer<TestType>();
+  auto saved =
+      moe::customise(random_head<moe::BasicLinear<TestType>>(4), moe::BasicLinear<TestType>(kClasses, kInputs));
+  moe::fit_local(saved, blobs<S>(5, true, 1), {.updates = 20});
+  moe::fit_gate(saved, blobs<S>(5, true, 2), blobs<S>(9, false, 3), {.updates = 20});
+  moe::set_threshold(saved, 0);
+  const auto rows = test::random_matrix<S>(40, kInputs, 6);
+  const auto expected = answers(saved, rows);
+  moe::visit_all(  // as load_parameters() does
+      [](const std::string&, auto& to, const auto& from) {
+        std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(from)));
+        moe::read_parameter(from, std::span(values));
+        moe::write_parameter(to, std::span<const double>(values));
+      },
+      layer, std::as_const(saved));
+  CHECK(test::same_bits(answers(layer, rows).first, expected.first));
+  CHECK(&*layer.router().generic() != &*moe::detail::generic_of(layer));
+  moe::share_generic(layer);
+  CHECK(&*layer.router().generic() == &*moe::detail::generic_of(layer));
+  CHECK(test::same_bits(answers(layer, rows).first, expected.first));
+  CHECK(answers(layer, rows).second == expected.second);
 }
 
 TEST_CASE("customisation_cost: counts what the parts have", "[train]") {
@@ -406,4 +532,9 @@ TEST_CASE("customisation_cost: counts what the parts have", "[train]") {
   CHECK(cost.local.bytes == moe::memory_bytes(layer.experts().set<1>()));
   CHECK(cost.generic.bytes >= static_cast<std::size_t>(cost.generic.parameters) * sizeof(float));
   CHECK(std::abs(cost.parameter_overhead() - (47.0 + 20) / (24 + 147)) < 1e-15);
+  CHECK(std::abs(cost.operation_overhead() - (40.0 + 39) / (21 + 140)) < 1e-15);
+  CHECK_THROWS_WITH(moe::CustomisationCost{}.parameter_overhead(),
+                    ContainsSubstring("parameter_overhead: generic.parameters is 0, expected more than 0"));
+  CHECK_THROWS_WITH(moe::CustomisationCost{}.operation_overhead(),
+                    ContainsSubstring("operation_overhead: generic.multiply_adds is 0, expected more than 0"));
 }

@@ -17,7 +17,8 @@ namespace moe::inline MOE_ABI {
 
 /// A router that sees how sure a frozen classifier is of each row: the logits of R for [x, max_c p_c, -sum_c p_c log
 /// p_c], with p = softmax(generic(x)). What decides between that classifier and others needs little more, see
-/// customise(), which makes one over the very object that is its expert 0: it lies in memory once, and in a file twice.
+/// customise(), which makes one over the very object that is its expert 0: it lies in memory once, and in a file twice,
+/// see share_generic() for what to do after a load.
 /// Serves inference; fit_gate() trains R. Immutable in use, share freely. The operations of generic(x) beside those of
 /// R; no allocation when warm.
 template <class R, class H>

@@ -31,17 +31,19 @@ namespace moe::inline MOE_ABI {
 
 /// A deployed classifier made fit for a user by few samples of his, without a change to what it does for others: expert
 /// 0 is the classifier, frozen; experts 1, 2, ... are local ones, of one user or of several; a gating network decides
-/// which one answers. A MoeLayer as any other: each row goes to one expert with weight 1, and only that one runs.
-///   auto layer = moe::customise(head, moe::Linear(10, 96));                                  // answers as the head
+/// which one answers. A MoeLayer as any other: each row goes to one expert with weight 1, and a local expert runs
+/// for no other rows than those that it answers.
+///   auto layer = moe::customise(head, moe::Linear::random(10, 96, /*seed=*/1));              // answers as the head
 ///   moe::fit_local(layer, {features(user.rows), user.labels});
 ///   moe::fit_gate(layer, {features(more.rows), more.labels}, {features(generic.rows), generic.labels});
 ///   layer.forward(features(rows), scores, workspace);     // workspace.routing.experts(t)[0]: who answered
 /// What the experts read are the features that the deployed model computes anyway, so that the local expert and the
-/// gating network may be tiny. It also sees how sure expert 0 is (ConfidenceRouter), for which that runs for every row;
-/// a whole model as expert 0, which reads the inputs themselves, is better put beside a router of one's own. Nothing
-/// goes backward through expert 0: any Expert will do, as one with weights in few bits or a whole layer (LayerExpert).
-/// It is shared by copies: users of one device have a layer each, and the model lies once. Zhang, Davoodi & Hu,
-/// "Low-cost customization of deep networks by a local expert and a gating network" (arXiv:1811.00056).
+/// gating network may be tiny. A local expert starts as it is given: from one that is all zero only a linear one
+/// learns. The gating network also sees how sure expert 0 is (ConfidenceRouter), for which that runs for every row; a
+/// whole model as expert 0, which reads the inputs themselves, is better put beside a router of one's own. Nothing goes
+/// backward through expert 0: any Expert will do, as one with weights in few bits or a whole layer (LayerExpert). It is
+/// shared by copies: users of one device have a layer each, and the model lies once, see share_generic(). Zhang,
+/// Davoodi & Hu, "Low-cost customization of deep networks by a local expert and a gating network" (arXiv:1811.00056).
 template <class R, class H, class L>
 using CustomisedLayer = MoeLayer<R, TopKGate, Concatenated<ExpertPool<Frozen<H>>, ExpertPool<L>>>;
 
@@ -54,8 +56,8 @@ struct LabelledRows {
 
 /// What a fit has cost.
 struct FitCost {
-  Index samples = 0;          ///< rows
-  std::uint64_t updates = 0;  ///< each with all rows
+  Index samples = 0;          ///< rows that train
+  std::uint64_t updates = 0;  ///< each with all of them
   double multiply_adds = 0;   ///< per row and update 3 for every parameter: forward, and twice as much back
 };
 
@@ -75,10 +77,10 @@ struct LocalFit {
 };
 
 struct FitGateOptions {
-  std::uint64_t updates = 300;  ///< of AdamW, each with all rows; >= 1
+  std::uint64_t updates = 300;  ///< of AdamW, each with half of the rows; >= 1
   double rate = 0.01;           ///< at first; falls to 0 along a cosine
   double weight_decay = 0.02;
-  double max_generic_drop = 0.005;  ///< of accuracy on the generic rows; in [0, 1]
+  double max_generic_drop = 0.005;  ///< of accuracy on the generic rows that choose the threshold; in [0, 1]
 };
 
 /// How well rows are answered.
@@ -90,8 +92,8 @@ struct AnswerReport {
 };
 
 struct GateFit {
-  AnswerReport user = {}, generic = {};  ///< on the rows of the fit
-  Index informative = 0;  ///< rows that a local expert gets right and expert 0 does not; 0: the gate stays closed
+  AnswerReport user = {}, generic = {};  ///< on the half of the rows that chooses the threshold
+  Index informative = 0;  ///< of all rows, a local expert is right and expert 0 not; 0: the gate stays closed
   double threshold = 0;   ///< see fit_gate()
   FitCost cost = {};
 };
@@ -115,9 +117,21 @@ struct PartCost {
 struct CustomisationCost {
   PartCost generic = {}, local = {}, gate = {};
 
-  /// Parameters that are new, over those that were there.
+  /// Parameters that are new, over those that were there. Throws std::invalid_argument where none were.
   double parameter_overhead() const {
-    return static_cast<double>(local.parameters + gate.parameters) / static_cast<double>(generic.parameters);
+    return ratio("moe::CustomisationCost::parameter_overhead", "parameters",
+                 static_cast<double>(local.parameters + gate.parameters), static_cast<double>(generic.parameters));
+  }
+  /// The same of operations, of a row for which all local experts would run: it is at most that.
+  double operation_overhead() const {
+    return ratio("moe::CustomisationCost::operation_overhead", "multiply_adds",
+                 local.multiply_adds + gate.multiply_adds, generic.multiply_adds);
+  }
+
+ private:
+  static double ratio(const char* function, const char* what, double added, double before) {
+    if (!(before > 0)) fail(function, ": generic.", what, " is ", before, ", expected more than 0");
+    return added / before;
   }
 };
 
@@ -144,18 +158,21 @@ const ExpertPool<L>& locals_of(const CustomisedLayer<R, H, L>& layer) {
   return layer.experts().template set<1>();
 }
 
-/// Local experts are chosen where the probability of the best of them is above that of expert 0 by more than this.
-template <class Layer>
-void set_threshold(Layer& layer, double threshold) {
-  layer.gate().selection_bias = Eigen::RowVectorXd::Constant(layer.num_experts(), -threshold);
-  layer.gate().selection_bias(0) = 0;
+/// Throws for a layer that was moved from.
+template <class R, class H, class L>
+void require_parts(const char* function, const CustomisedLayer<R, H, L>& layer) {
+  const Index deployed = layer.experts().template set<0>().size(), local = locals_of(layer).size();
+  if (deployed != 1 || local < 1)
+    fail(function, ": the layer has ", deployed, " deployed models and ", local,
+         " local experts, expected 1 and at least 1 (it may have been moved from)");
 }
 
-/// Throws unless there are rows that the layer reads, and classes that it knows.
+/// Throws unless there are `least` rows that the layer reads, and classes that it knows.
 template <class Layer, class S>
-void require_rows(const char* function, const char* name, const Layer& layer, const LabelledRows<S>& data) {
+void require_rows(const char* function, const char* name, Index least, const Layer& layer,
+                  const LabelledRows<S>& data) {
   const Index count = data.rows.rows();
-  if (count == 0) fail(function, ": 0 rows of the ", name, ", expected at least 1");
+  if (count < least) fail(function, ": ", count, " rows of the ", name, ", expected at least ", least);
   require_shape(function, name, data.rows, count, layer.input_dim());
   if (std::ssize(data.labels) != count)
     fail(function, ": ", data.labels.size(), " labels of the ", name, ", expected ", count, " as there are rows");
@@ -170,9 +187,18 @@ void require_rows(const char* function, const char* name, const Layer& layer, co
   }
 }
 
-inline void require_updates(const char* function, std::uint64_t updates) {
-  if (updates == 0) fail(function, ": updates is 0, expected at least 1");
+/// What both fits ask of their options.
+template <class Options>
+void require_options(const char* function, const Options& options) {
+  if (options.updates == 0) fail(function, ": updates is 0, expected at least 1");
+  require_factor(function, "rate", options.rate);
+  require_factor(function, "weight_decay", options.weight_decay);
 }
+
+/// Whether an expert keeps statistics of the batches that it is trained on, as Normalised does.
+template <class L>
+inline constexpr bool kKeepsStatistics =
+    requires(L& expert, const typename L::Tape& tape) { expert.update_statistics(tape); };
 
 /// `router` trained to score targets[t] highest for row t; experts that do nothing stand below it.
 template <class R>
@@ -230,11 +256,27 @@ PartCost cost_of_gate(const ConfidenceRouter<R, H>& router) {
   return cost;
 }
 
-/// Of all rows, the first num_user of which are the user's, at the gate of `layer` behind `router`.
+/// Those of `ids`.
+template <class S>
+Matrix<S> rows_at(const Matrix<S>& rows, std::span<const Index> ids) {
+  Matrix<S> found(std::ssize(ids), rows.cols());
+  for (Index t = 0; t < found.rows(); ++t) found.row(t) = rows.row(ids[static_cast<std::size_t>(t)]);
+  return found;
+}
+template <class T>
+std::vector<T> entries_at(const std::vector<T>& values, std::span<const Index> ids) {
+  std::vector<T> found;
+  for (const Index id : ids) found.push_back(values[static_cast<std::size_t>(id)]);
+  return found;
+}
+
+/// Of all rows, the first num_user of which are the user's, at the gate of `layer` behind `router`. Of local experts
+/// that a threshold may round to the same score any may be chosen: what is gained is taken from the worst.
 ///   right  [experts][rows]
 template <class Layer, class R, class S>
 std::vector<LocalAnswer> local_answers(const Layer& layer, const R& router, const Matrix<S>& rows,
-                                       const std::vector<std::vector<std::uint8_t>>& right, Index num_user) {
+                                       const std::vector<std::vector<std::uint8_t>>& right, Index num_user,
+                                       double apart) {
   const Step step;
   Scratch scratch;
   const Context context(step, scratch);
@@ -244,15 +286,18 @@ std::vector<LocalAnswer> local_answers(const Layer& layer, const R& router, cons
   std::vector<LocalAnswer> found;
   for (Index t = 0; t < rows.rows(); ++t) {
     const S* const own = p.row(t).data();
-    const Index best = std::max_element(own + 1, own + p.cols()) - own;
+    const auto best = static_cast<double>(*std::max_element(own + 1, own + p.cols()));
     const auto at = static_cast<std::size_t>(t);
-    found.push_back({static_cast<double>(own[best]) - static_cast<double>(own[0]),
-                     Index{right[static_cast<std::size_t>(best)][at]} - Index{right[0][at]}, t < num_user});
+    bool is_right = true;
+    for (Index e = 1; e < p.cols(); ++e)
+      if (static_cast<double>(own[e]) >= best - apart)
+        is_right = is_right && right[static_cast<std::size_t>(e)][at] != 0;
+    found.push_back({best - static_cast<double>(own[0]), Index{is_right ? 1 : 0} - Index{right[0][at]}, t < num_user});
   }
   return found;
 }
 
-/// Of the experts that are right and those that the layer asks, for the rows from `first` on.
+/// Of the experts that are right and those that the layer asks, for `rows`, those from `first` on.
 template <class S, class Layer>
 AnswerReport answers(const Layer& layer, const ConstMatrixRef<S>& rows,
                      const std::vector<std::vector<std::uint8_t>>& right, Index first) {
@@ -277,6 +322,11 @@ AnswerReport answers(const Layer& layer, const ConstMatrixRef<S>& rows,
 template <class H, class L, class R>
 CustomisedLayer<R, H, L> customised(const Frozen<H>& generic, std::vector<L> locals, R router) {
   if (locals.empty()) fail("moe::customise: 0 local experts, expected at least 1");
+  for (std::size_t e = 0; e < locals.size(); ++e)
+    if (const L& local = locals[e];
+        local.input_dim() != generic.input_dim() || local.output_dim() != generic.output_dim())
+      fail("moe::customise: local expert ", e, " maps ", local.input_dim(), " to ", local.output_dim(), ", expected ",
+           generic.input_dim(), " to ", generic.output_dim(), " as the deployed model");
   TopKGate gate{.k = 1, .constant_weights = ConstantWeights::Accept};
   gate.selection_bias = Eigen::RowVectorXd::Constant(1 + std::ssize(locals), -kNeverLocal);
   gate.selection_bias(0) = 0;
@@ -287,9 +337,10 @@ CustomisedLayer<R, H, L> customised(const Frozen<H>& generic, std::vector<L> loc
 }  // namespace detail
 
 /// A layer of `generic`, frozen, and local experts behind a closed gate: fit_gate() opens it, and until then all rows
-/// are answered as `generic` does, bit for bit. `router` is the gating network, with a logit for every expert; by
-/// default a linear one without knowledge, which reads the features and the confidence of `generic`. Throws
-/// std::invalid_argument unless all read and give as many columns, and for no local expert.
+/// are answered as `generic` does, bit for bit. But where scores of `generic` are not finite, neither is the confidence
+/// that the default router reads, and the gate throws std::invalid_argument. `router` is the gating network, with a
+/// logit for every expert; by default a linear one without knowledge, which reads the features and the confidence of
+/// `generic`. Throws std::invalid_argument unless all read and give as many columns, and for no local expert.
 template <Expert H, Expert L, Router R>
 CustomisedLayer<R, H, L> customise(H generic, std::vector<L> locals, R router) {
   return detail::customised(Frozen<H>(std::move(generic)), std::move(locals), std::move(router));
@@ -309,6 +360,25 @@ auto customise(H generic, L local) {
   return customise(std::move(generic), std::move(locals));
 }
 
+/// Opens or closes the gate by hand: a local expert answers where its probability, the largest of theirs, is above that
+/// of expert 0 by more than `threshold`: at -2 always, at 2 never. Throws std::invalid_argument unless it is finite.
+template <class R, class H, class L>
+void set_threshold(CustomisedLayer<R, H, L>& layer, double threshold) {
+  detail::require_parts("moe::set_threshold", layer);
+  if (!std::isfinite(threshold)) fail("moe::set_threshold: threshold is ", threshold, ", expected a finite number");
+  layer.gate().selection_bias = Eigen::RowVectorXd::Constant(layer.num_experts(), -threshold);
+  layer.gate().selection_bias(0) = 0;
+}
+
+/// Lets the default router see the very object that is expert 0: after load_parameters(), which gives both a copy of
+/// what the file has for each, the model lies once again. Where users of a device share the model, save and load what
+/// is theirs alone, and nothing is copied: layer.experts().set<1>(), layer.router().router() and layer.gate().
+template <class R, class H, class L>
+void share_generic(CustomisedLayer<ConfidenceRouter<R, H>, H, L>& layer) {
+  detail::require_parts("moe::share_generic", layer);
+  layer.router() = ConfidenceRouter<R, H>(std::move(layer.router().router()), detail::generic_of(layer));
+}
+
 /// Trains a local expert on some samples of a user, 5 to 20 per class, by cross-entropy; everything else stays. Where
 /// the gate is open it should be fitted anew. Fits are functions of their arguments, with the same bits on any number
 /// of threads. Throws std::invalid_argument, and leaves the layer as it is, for no rows, rows or labels that do not fit
@@ -321,8 +391,12 @@ LocalFit fit_local(CustomisedLayer<R, H, L>& layer, const LabelledRows<typename 
   static_assert(DifferentiableExpert<L>,
                 "moe::fit_local: a local Expert needs forward(..., tape), backward and visit "
                 "(see moe/expert/concept.hpp)");
-  detail::require_rows(kFunction, "user", layer, user);
-  detail::require_updates(kFunction, options.updates);
+  static_assert(!detail::kKeepsStatistics<L>,
+                "moe::fit_local: a local Expert with statistics of batches, as moe::Normalised, is not fitted here: "
+                "its running statistics would stay as they are");
+  detail::require_parts(kFunction, layer);
+  detail::require_rows(kFunction, "user", 1, layer, user);
+  detail::require_options(kFunction, options);
   if (options.expert < 1 || options.expert >= layer.num_experts())
     fail(kFunction, ": expert is ", options.expert, ", expected 1 to num_experts - 1 = ", layer.num_experts() - 1);
   detail::require_factor(kFunction, "emphasis", options.emphasis);
@@ -355,30 +429,33 @@ LocalFit fit_local(CustomisedLayer<R, H, L>& layer, const LabelledRows<typename 
 /// Trains the gating network: a local expert is to answer where it is right and expert 0 wrong, expert 0 everywhere
 /// else. By cross-entropy, targets weighed so that each of them counts alike. Then the threshold: a local expert
 /// answers where the probability that the network gives it is above that of expert 0 by more than
-///   threshold  in [-1, 1]; or 2, which no row reaches
+///   threshold  in [-1, 1], or below -1 by some roundings, which every row passes; or 2, which no row reaches
 /// of which that is taken which gets most of the user's rows right while no more than a share of max_generic_drop of
-/// the generic rows is lost. In the file of a layer it is the selection bias of its gate.
+/// the generic rows is lost: of those rows that have not trained the network. Every second row trains it, the others
+/// choose the threshold, both with rows of each target and class, where there are two of them. In the file of a layer
+/// it is the selection bias of its gate.
 ///   user     of all users of the layer, and none that fit_local() has seen, on which local experts look too good
 ///   generic  a few hundred rows of what the deployed model was trained for
 /// Where no row tells in favour of a local expert the gate is closed, and GateFit::informative 0. Fits are functions of
 /// their arguments, with the same bits on any number of threads. Throws std::invalid_argument, and leaves the layer as
-/// it is, for no rows of the user or no generic ones, rows or labels that do not fit, numbers that are not finite, and
-/// options out of range.
+/// it is, for less than 2 rows of the user or generic ones, rows or labels that do not fit, numbers that are not
+/// finite, and options out of range.
 template <class R, class H, class L>
 GateFit fit_gate(CustomisedLayer<R, H, L>& layer, const LabelledRows<typename CustomisedLayer<R, H, L>::Scalar>& user,
                  const LabelledRows<typename CustomisedLayer<R, H, L>::Scalar>& generic,
                  const FitGateOptions& options = {}) {
   constexpr const char* kFunction = "moe::fit_gate";
   using S = typename R::Scalar;
-  detail::require_rows(kFunction, "user", layer, user);
-  detail::require_rows(kFunction, "generic rows", layer, generic);
-  detail::require_updates(kFunction, options.updates);
+  detail::require_parts(kFunction, layer);
+  detail::require_rows(kFunction, "user", 2, layer, user);
+  detail::require_rows(kFunction, "generic", 2, layer, generic);
+  detail::require_options(kFunction, options);
   if (!(options.max_generic_drop >= 0 && options.max_generic_drop <= 1))
     fail(kFunction, ": max_generic_drop is ", options.max_generic_drop, ", expected 0 to 1");
-  const Index num_user = user.rows.rows(), num_generic = generic.rows.rows();
-  Matrix<S> rows(num_user + num_generic, layer.input_dim());
+  const Index num_user = user.rows.rows();
+  Matrix<S> rows(num_user + generic.rows.rows(), layer.input_dim());
   rows.topRows(num_user) = user.rows;
-  rows.bottomRows(num_generic) = generic.rows;
+  rows.bottomRows(generic.rows.rows()) = generic.rows;
   std::vector<Index> labels(user.labels.begin(), user.labels.end());
   labels.insert(labels.end(), generic.labels.begin(), generic.labels.end());
   std::vector<std::vector<std::uint8_t>> right = {
@@ -386,28 +463,37 @@ GateFit fit_gate(CustomisedLayer<R, H, L>& layer, const LabelledRows<typename Cu
   for (Index e = 0; e < detail::locals_of(layer).size(); ++e)
     right.push_back(detail::right_answers<L, S>(detail::locals_of(layer)[e], rows, labels));
   const std::vector<Index> targets = detail::gate_targets(right);
+  const auto [train, held_out] = detail::gate_halves(targets, labels, num_user);
+  const Matrix<S> held_rows = detail::rows_at(rows, held_out);
+  const auto held_user = std::ranges::count_if(held_out, [&](Index t) { return t < num_user; });
+  for (auto& of_expert : right) of_expert = detail::entries_at(of_expert, held_out);
 
   GateFit fit{.informative = std::ssize(targets) - std::ranges::count(targets, 0), .threshold = detail::kNeverLocal};
   if (fit.informative > 0) {
-    R router = detail::fitted_router(layer.router(), rows, targets, options);
-    auto local = detail::local_answers(layer, router, rows, right, num_user);
-    const auto allowed = static_cast<Index>(options.max_generic_drop * static_cast<double>(num_generic) + 1e-9);
-    fit.threshold = detail::best_threshold(std::move(local), allowed, 8 * std::numeric_limits<S>::epsilon());
+    constexpr double kApart = 8 * std::numeric_limits<S>::epsilon();
+    R router = detail::fitted_router(layer.router(), detail::rows_at(rows, train), detail::entries_at(targets, train),
+                                     options);
+    auto local = detail::local_answers(layer, router, held_rows, right, held_user, kApart);
+    const auto allowed =
+        static_cast<Index>(options.max_generic_drop * static_cast<double>(held_rows.rows() - held_user) + 1e-9);
+    fit.threshold = detail::best_threshold(std::move(local), allowed, kApart);
     layer.router() = std::move(router);
-    fit.cost = {rows.rows(), options.updates,
-                3 * static_cast<double>(moe::num_parameters(layer.router())) * static_cast<double>(rows.rows()) *
+    fit.cost = {std::ssize(train), options.updates,
+                3 * static_cast<double>(moe::num_parameters(layer.router())) * static_cast<double>(train.size()) *
                     static_cast<double>(options.updates)};
   }
-  detail::set_threshold(layer, fit.threshold);
-  fit.user = detail::answers<S>(layer, user.rows, right, 0);
-  fit.generic = detail::answers<S>(layer, generic.rows, right, num_user);
+  set_threshold(layer, fit.threshold);
+  fit.user = detail::answers<S>(layer, held_rows.topRows(held_user), right, 0);
+  fit.generic = detail::answers<S>(layer, held_rows.bottomRows(held_rows.rows() - held_user), right, held_user);
   return fit;
 }
 
-/// Size and cost of a layer; what makes its features is counted with expert 0.
+/// Size and cost of a layer; what makes its features is counted with expert 0. Throws std::invalid_argument for one
+/// that was moved from.
 ///   moe::customisation_cost(layer, trunk).parameter_overhead()
 template <class R, class H, class L, class... Features>
 CustomisationCost customisation_cost(const CustomisedLayer<R, H, L>& layer, const Features&... features) {
+  detail::require_parts("moe::customisation_cost", layer);
   CustomisationCost cost{.generic = detail::cost_of(detail::generic_of(layer)),
                          .local = detail::cost_of(detail::locals_of(layer)),
                          .gate = detail::cost_of_gate(layer.router())};

@@ -4,7 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <span>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "moe/expert/concept.hpp"
@@ -47,6 +50,21 @@ inline std::vector<double> balanced_weights(std::span<const Index> targets) {
   for (const Index target : targets) count[static_cast<std::size_t>(target)] += 1;
   for (const Index target : targets) weights.push_back(1 / count[static_cast<std::size_t>(target)]);
   return weights;
+}
+
+/// Rows in two halves, the first for the gating network and the second for its threshold: in the order of whose they
+/// are, target, label and row, by turns.
+inline std::pair<std::vector<Index>, std::vector<Index>> gate_halves(std::span<const Index> targets,
+                                                                     std::span<const Index> labels, Index num_user) {
+  std::vector<Index> order(targets.size());
+  std::iota(order.begin(), order.end(), Index{0});
+  std::ranges::sort(order, {}, [&](Index t) {
+    const auto at = static_cast<std::size_t>(t);
+    return std::tuple(t >= num_user, -targets[at], labels[at], t);
+  });
+  std::pair<std::vector<Index>, std::vector<Index>> halves;
+  for (std::size_t i = 0; i < order.size(); ++i) (i % 2 == 0 ? halves.first : halves.second).push_back(order[i]);
+  return halves;
 }
 
 inline constexpr double kNeverLocal = 2;  // probabilities differ by 1 at most
