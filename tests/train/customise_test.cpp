@@ -487,9 +487,9 @@ TEST_CASE("customise: scores that are not finite are an error of the gate", "[tr
 }
 
 TEST_CASE("fit_local: experts with statistics of batches are not fitted", "[train]") {
-  STATIC_REQUIRE(moe::detail::kKeepsStatistics<moe::Normalised<moe::Linear>>);
-  STATIC_REQUIRE_FALSE(moe::detail::kKeepsStatistics<moe::Linear>);
-  STATIC_REQUIRE_FALSE(moe::detail::kKeepsStatistics<Shift>);
+  STATIC_REQUIRE(moe::detail::KeepsStatistics<moe::Normalised<moe::Linear>>);
+  STATIC_REQUIRE_FALSE(moe::detail::KeepsStatistics<moe::Linear>);
+  STATIC_REQUIRE_FALSE(moe::detail::KeepsStatistics<Shift>);
 }
 
 TEMPLATE_TEST_CASE("share_generic: after a load the model lies once again", "[train]", F32, F64) {

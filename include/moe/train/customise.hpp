@@ -197,8 +197,7 @@ void require_options(const char* function, const Options& options) {
 
 /// Whether an expert keeps statistics of the batches that it is trained on, as Normalised does.
 template <class L>
-inline constexpr bool kKeepsStatistics =
-    requires(L& expert, const typename L::Tape& tape) { expert.update_statistics(tape); };
+concept KeepsStatistics = requires(L& expert, const typename L::Tape& tape) { expert.update_statistics(tape); };
 
 /// `router` trained to score targets[t] highest for row t; experts that do nothing stand below it.
 template <class R>
@@ -391,7 +390,7 @@ LocalFit fit_local(CustomisedLayer<R, H, L>& layer, const LabelledRows<typename 
   static_assert(DifferentiableExpert<L>,
                 "moe::fit_local: a local Expert needs forward(..., tape), backward and visit "
                 "(see moe/expert/concept.hpp)");
-  static_assert(!detail::kKeepsStatistics<L>,
+  static_assert(!detail::KeepsStatistics<L>,
                 "moe::fit_local: a local Expert with statistics of batches, as moe::Normalised, is not fitted here: "
                 "its running statistics would stay as they are");
   detail::require_parts(kFunction, layer);
