@@ -364,9 +364,11 @@ TEST_CASE("load_peft_adapters: modules that a configuration does not target are 
 TEST_CASE("load_peft_adapters: modules of layers that a configuration leaves out are refused", "[io][error]") {
   const test::TemporaryDirectory directory;
   const std::string down = kStart + ".1.down_proj";  // of layer 4
-  const auto load = [&](const std::string& fields, const std::string& targets = R"(["down_proj"])") {
+  const auto load = [&](const std::string& fields, const std::string& targets = R"(["down_proj"])",
+                        const std::string& version = R"("0.20.0")") {
     write_tensors(directory / "peft",
-                  R"({"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":)" + targets + "," + fields + "}",
+                  R"({"peft_type":"LORA","r":2,"lora_alpha":4,"target_modules":)" + targets + R"(,"peft_version":)" +
+                      version + "," + fields + "}",
                   {{kStart + ".0.down_proj.lora_A.weight", 2, 5},
                    {kStart + ".0.down_proj.lora_B.weight", 3, 2},
                    {down + ".lora_A.weight", 2, 5},
@@ -397,6 +399,23 @@ TEST_CASE("load_peft_adapters: modules of layers that a configuration leaves out
     CHECK_THROWS_WITH(load(fields), ContainsSubstring("layers_pattern is "));
   CHECK_THROWS_WITH(load(R"("layers_to_transform":4)", R"(".*down_proj")"),
                     ContainsSubstring("layers_to_transform is 4, expected none beside an expression"));
+  // Before 0.20 the last number counts, here that of the expert; both do for a file that does not say its version.
+  const std::string names = R"(["down_proj"])";
+  for (const char* version : {R"("0.19.1")", R"("0.18.0")", "null"}) {
+    CHECK(load(R"("layers_to_transform":[0,1])", names, version) == 2);
+    CHECK(load(R"("layers_to_transform":[4],"layers_pattern":"layers")", names, version) == 2);
+    CHECK_THROWS_WITH(load(R"("layers_to_transform":[3])", names, version),
+                      ContainsSubstring("before 0.20 the last number of a name is its layer"));
+  }
+  CHECK_THROWS_WITH(load(R"("layers_to_transform":[4])", names, R"("0.19.1")"),
+                    ContainsSubstring("(peft_version is '0.19.1'; before 0.20"));
+  CHECK(load(R"("layers_to_transform":[4])", names, "null") == 2);
+  // Named whole, a module is adapted whatever its layer is.
+  const std::string whole = R"(["model.layers.4.mlp.experts.0.down_proj","model.layers.4.mlp.experts.1.down_proj"])";
+  CHECK(load(R"("layers_to_transform":[0])", whole) == 2);
+  CHECK_THROWS_WITH(
+      load(R"("layers_to_transform":[0])", R"(["model.layers.4.mlp.experts.0.down_proj","experts.1.down_proj"])"),
+      ContainsSubstring("expected the layer of 'model.layers.4.mlp.experts.1.down_proj', of which"));
 }
 
 TEST_CASE("load_peft_adapters: parameters of all experts are those that target_parameters names", "[io][error]") {

@@ -105,6 +105,8 @@ class PeftTargets {
   }
 
   bool is_given() const { return is_given_; }
+  /// Whether a list has the whole name of a module.
+  bool lists(std::string_view module) const { return std::ranges::find(names_, module) != names_.end(); }
   /// `otherwise` for an expression that is not understood.
   bool matches(std::string_view module, bool otherwise) const {
     if (is_unknown_ || is_all_) return is_all_ || otherwise;
@@ -118,10 +120,10 @@ class PeftTargets {
   std::optional<ModulePattern> expression_;
 };
 
-/// layers_to_transform and layers_pattern: of modules that target_modules, a list, names, those of some layers. The
-/// layer is the first number between dots with two parts before it or, where layers_pattern names some, behind one of
-/// these. (Before 0.20.0 PEFT took the last number, which is that of the expert:
-/// https://github.com/huggingface/peft/pull/3318.)
+/// layers_to_transform and layers_pattern: of modules that target_modules, a list, names by their ends, those of some
+/// layers; what it names whole is adapted in any. The layer is a number between dots with two parts before it or, where
+/// layers_pattern names some, behind one of these: the first, before PEFT 0.20 the last, which is that of the expert
+/// (https://github.com/huggingface/peft/pull/3318).
 class PeftLayers {
  public:
   PeftLayers(const JsonFields& fields, const nlohmann::json& config) {
@@ -146,18 +148,20 @@ class PeftLayers {
       fields.refuse("layers_pattern", config["layers_pattern"], "names of letters, digits and '_'");
   }
 
-  bool takes(std::string_view module) const {
+  enum class Which { First, Last };
+  bool takes(std::string_view module, Which which) const {
     if (numbers_.empty()) return true;
-    if (names_.empty()) return has(layer_behind(module, {}));
+    if (names_.empty()) return has(layer_behind(module, {}, which));
     for (const std::string& name : names_)  // the first that a module has counts
-      if (const auto layer = layer_behind(module, name)) return has(layer);
+      if (const auto layer = layer_behind(module, name, which)) return has(layer);
     return false;
   }
 
  private:
   bool has(std::optional<Index> layer) const { return layer && std::ranges::find(numbers_, *layer) != numbers_.end(); }
-  /// The first number, neither first nor last part, behind a part that is `name`, or any if it is empty, and not first.
-  static std::optional<Index> layer_behind(std::string_view module, std::string_view name) {
+  /// A number, neither first nor last part, behind a part that is `name`, or any if it is empty, and not first.
+  static std::optional<Index> layer_behind(std::string_view module, std::string_view name, Which which) {
+    std::optional<Index> result;
     (void)take_part(module);
     for (std::string_view before = take_part(module); !module.empty();) {
       const std::string_view part = take_part(module);
@@ -166,11 +170,12 @@ class PeftLayers {
       if (is_number && !module.empty() && (name.empty() || before == name)) {
         Index number = 0;
         for (const char c : part) number = 10 * number + (c - '0');
-        return number;
+        result = number;
+        if (which == Which::First) return result;
       }
       before = part;
     }
-    return std::nullopt;
+    return result;
   }
 
   std::vector<Index> numbers_;
@@ -227,8 +232,10 @@ class PeftConfig {
       fields_.refuse("target_modules", none ? nlohmann::json() : json_["target_modules"], expected);
     if (excluded_.is_given() && excluded_.matches(module, false))
       fields_.refuse("exclude_modules", json_["exclude_modules"], "not " + expected);
-    if (!layers_.takes(module))
-      fields_.refuse("layers_to_transform", json_["layers_to_transform"], "the layer of" + expected.substr(7));
+    if (!targets_.lists(module) && !is_of_layers(module))
+      fields_.refuse("layers_to_transform", json_["layers_to_transform"],
+                     "the layer of" + expected.substr(7) + " (peft_version is " + stated_version() +
+                         "; before 0.20 the last number of a name is its layer)");
   }
   bool targets_parameter(const std::string& name) const {
     return std::ranges::any_of(parameters_, [&](const std::string& each) { return ends_with_name(name, each); });
@@ -263,6 +270,14 @@ class PeftConfig {
  private:
   template <class T>
   using Patterns = std::vector<std::pair<PeftPattern, T>>;  // in the order of the file
+
+  /// Of a file that does not say who wrote it: by either way to find the layer.
+  bool is_of_layers(std::string_view module) const {
+    using enum PeftLayers::Which;
+    const auto from = version();
+    if (!from) return layers_.takes(module, First) || layers_.takes(module, Last);
+    return layers_.takes(module, *from < std::vector<Index>{0, 20} ? Last : First);
+  }
 
   /// Throws for all that makes more, or other things, of the tensors than W + scale * B A.
   void require_low_rank() const {
