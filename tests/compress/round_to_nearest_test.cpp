@@ -32,6 +32,7 @@ const std::vector<WeightFormat> kFormats = {
     WeightFormat::int8(64, ScaleType::E8M0).with_zero_points(),
     WeightFormat::int8(16, ScaleType::E4M3),
     WeightFormat::integers(1),
+    WeightFormat::integers(1, 32, ScaleType::E4M3),
     WeightFormat::integers(2, 64).with_zero_points(),
     WeightFormat::integers(3),
     WeightFormat::integers(5, 0, ScaleType::Bf16).with_zero_points(),
@@ -90,6 +91,13 @@ TEST_CASE("round_to_nearest: with the scale of its group no other code is nearer
         }
         other.set_code(o, i, codes.code(o, i));
       }
+  }
+}
+
+TEST_CASE("round_to_nearest: finite weights stay finite", "[compress]") {
+  for (const WeightFormat& format : kFormats) {
+    CAPTURE(format.name());
+    CHECK(rounded(test::random_matrix<float>(9, 70, 5, 0.1), format).decoded().matrix().allFinite());
   }
 }
 

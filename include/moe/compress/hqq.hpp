@@ -82,9 +82,10 @@ struct Hqq {
     detail::GroupParameters result = at;
     if (format.has_zero_points) {
       const double mean = zero / static_cast<double>(group.weights.size());
+      const double half = std::ldexp(1.0, format.value_bits() - 1);  // zero points are such as the codes are
       result.zero = format.code == WeightCode::Planes
                         ? detail::stored_scale(format.scale, mean)
-                        : static_cast<float>(std::clamp(std::nearbyint(mean), -128.0, 127.0));
+                        : static_cast<float>(std::clamp(std::nearbyint(mean), -half, half - 1));
       if (result.zero != at.zero) return result;
     }
     if (format.code != WeightCode::Planes || !format.has_zero_points)
