@@ -215,6 +215,15 @@ TEST_CASE("WeightSource: packed integers of 1 to 8 bits, across words and as man
     const Ints padded(9, 64, 32, bits);
     require_values(StoredTensors(packed(padded, Dtype::F16, true)).find("m.weight", stated), padded.values(),
                    padded.format(Dtype::F16));
+    // Zero points tell where the words of codes do not.
+    const Ints tall(64, 32 / bits + 1, 32 / bits + 1, bits);
+    for (const bool is_dense : {false, true})
+      require_values(StoredTensors(is_dense ? densely_packed(tall, Dtype::F16, true) : packed(tall, Dtype::F16, true))
+                         .find("m.weight", stated),
+                     tall.values(), tall.format(Dtype::F16));
+    if (bits == 5)
+      CHECK_THAT(complaint(packed(padded, Dtype::F16, true), {.bits = 3}),
+                 ContainsSubstring("[9, 6] for the 3 bits that are stated, as"));
     if (bits != 7)  // of which a word has as many as of 8
       CHECK_THAT(complaint(packed(padded, Dtype::F16, true)), ContainsSubstring("for 4 bits or"));
   }

@@ -10,7 +10,7 @@ namespace moe::inline MOE_ABI::detail {
 /// stored plus 2^(bits - 1); `name_scale` [out, groups]; `name_shape` [2]: out, in; perhaps `name_zero_point` I32
 /// [ceil(out * bits / 32), groups], packed along the outputs, and `name_g_idx` [in]. Of 3, 5, 6 and 7 bits older files
 /// have floor(32 / bits) values in every word (https://github.com/vllm-project/compressed-tensors/pull/732), which the
-/// number of words tells; where both have as many, nothing does, and they are taken to lie across words.
+/// number of words tells, else that of zero points; where both have as many, they are taken to lie across words.
 struct PackedIntsLayout {
   static std::string codes(const std::string& name) { return name + "_packed"; }
   static bool takes(const StoredParts&, const TensorView&) { return true; }
@@ -20,7 +20,8 @@ struct PackedIntsLayout {
     require_stored_type(packed, packed.dtype == Dtype::I32, "I32");
     const int bits = bits_of(parts, packed, outputs, inputs);
     require_bits(parts, packed, bits);
-    const bool is_dense = packed.shape[1] == words_of(inputs, bits, true);
+    const bool is_dense = packed.shape[1] == words_of(inputs, bits, true) &&
+                          (packed.shape[1] != words_of(inputs, bits, false) || !has_padded_zeros(parts, outputs, bits));
     require_stored_type(scales, is_floating(scales.dtype), "a floating-point type");
     if (scales.shape.size() != 2 || scales.shape[0] != outputs)
       refuse_stored_shape(scales, "[" + std::to_string(outputs) + ", groups]");
@@ -59,6 +60,13 @@ struct PackedIntsLayout {
     if (32 % bits == 0 || !is_dense) return num_parts(count, 32 / bits);
     return count / 32 * bits + num_parts(count % 32 * bits, 32);
   }
+  /// Whether there are zero points in as many words as older files alone have.
+  static bool has_padded_zeros(const StoredParts& parts, Index outputs, int bits) {
+    const std::string name = parts.name() + "_zero_point";
+    if (!parts.has(name) || words_of(outputs, bits, true) == words_of(outputs, bits, false)) return false;
+    const TensorView zeros = parts.look_at(name);
+    return !zeros.shape.empty() && zeros.shape[0] == words_of(outputs, bits, false);
+  }
   /// Those that are stated, if they fit the shape; else of 4 and 8 those that do.
   static int bits_of(const StoredParts& parts, const TensorView& packed, Index outputs, Index inputs) {
     const auto fits = [&](int bits) {
@@ -68,6 +76,11 @@ struct PackedIntsLayout {
     const std::optional<int> stated = parts.stated().bits;
     if (stated && *stated >= 1 && *stated <= 8 && *stated != 4 && fits(*stated)) return *stated;
     if (fits(8) && !fits(4)) return 8;
+    if (!fits(4) && stated && *stated >= 1 && *stated <= 8 && *stated != 4 && *stated != 8)
+      refuse_stored_shape(packed, "[" + std::to_string(outputs) + ", " +
+                                      std::to_string(words_of(inputs, *stated, true)) + "] for the " +
+                                      std::to_string(*stated) + " bits that are stated, as " +
+                                      in_quotes(parts.name() + "_shape") + " says");
     if (!fits(4))
       refuse_stored_shape(packed, "[" + std::to_string(outputs) + ", " + std::to_string(num_parts(inputs, 8)) +
                                       "] for 4 bits or [" + std::to_string(outputs) + ", " +
