@@ -272,6 +272,66 @@ TEST_CASE("Quantisation: groups of compressed-tensors that differ in bits, by wh
   CHECK(contains(refusal(both(three, floats)), "config_groups: b says something else about weights than"));
 }
 
+TEST_CASE("Quantisation: as many modules as models have in all groups together, and no more", "[io][error]") {
+  const auto group = [](int first, int end, int bits) {
+    std::string targets;
+    for (int i = first; i < end; ++i) targets += (i == first ? "\"m" : ",\"m") + std::to_string(i) + '"';
+    return R"({"targets": [)" + targets + R"(], "weights": {"num_bits": )" + std::to_string(bits) +
+           R"(, "group_size": 32}})";
+  };
+  const auto of_groups = [](const std::string& a, const std::string& b) {
+    return R"({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"a": )" + a +
+           R"(, "b": )" + b + "}}";
+  };
+  const Quantisation many = said(of_groups(group(0, 40000, 3), group(40000, 80000, 5)));
+  int wrong = 0;  // in no time, though each is looked up among all
+  for (int i = 0; i < 80000; i += 7) {
+    const std::string weight = "m" + std::to_string(i) + ".weight";
+    wrong += many.storage_of(weight).bits != (i < 40000 ? 3 : 5);
+    wrong += many.leaves_out(weight);
+  }
+  CHECK(wrong == 0);
+  CHECK(many.leaves_out("m80000.weight"));
+  CHECK(contains(refusal(of_groups(group(0, 140000, 3), group(140000, 280000, 5))),
+                 "config_groups: b: more than 262144 modules with targets"));
+  std::string expressions = R"("re:a")";
+  for (int i = 0; i < 4096; ++i) expressions += R"(,"re:a")";
+  CHECK(
+      contains(refusal(R"({"quant_method": "mxfp4", "modules_to_not_convert": [)" + expressions + "]}"),
+               "4097 expressions of modules with modules_to_not_convert, of 16388 characters, expected at most 4096"));
+}
+
+TEST_CASE("ModuleList: names as a plain comparison of parts does", "[io]") {
+  const std::vector<std::string> parts{"a", "b", "c"};
+  std::vector<std::string> names;
+  const auto extend = [&](const auto& self, const std::string& name, int left) -> void {
+    if (!name.empty()) names.push_back(name);
+    if (left == 0) return;
+    for (const std::string& part : parts) self(self, name.empty() ? part : name + "." + part, left - 1);
+  };
+  extend(extend, "", 4);
+  for (std::size_t e = 0; e < names.size(); e += 5) {
+    const moe::ModuleList list{names[e], names[(7 * e + 3) % names.size()], "x.*", "d."};
+    for (const std::string& name : names) {
+      bool expected = false;  // dots around make parts of characters
+      for (const std::string& entry : {names[e], names[(7 * e + 3) % names.size()]})
+        expected = expected || contains("." + name + ".", "." + entry + ".");
+      CAPTURE(name, names[e]);
+      REQUIRE(list.names_module_of(name) == expected);
+      REQUIRE(list.has_whole_name_of(name + ".weight") == (std::ranges::find(list, name) != list.end()));
+    }
+    CHECK(list.names_module_of("a.x.y"));
+    CHECK(list.names_module_of("a.d"));
+    CHECK_FALSE(list.names_module_of("y.x"));
+  }
+  std::string deep = "p";
+  for (int i = 0; i < 100; ++i) deep += ".p";
+  CHECK(moe::ModuleList{deep}.names_module_of("q." + deep + ".weight"));
+  CHECK_FALSE(moe::ModuleList{deep + ".q"}.names_module_of(deep));
+  CHECK_FALSE(moe::ModuleList{""}.names_module_of("a"));
+  CHECK_FALSE(moe::ModuleList().names_module_of("a"));
+}
+
 TEST_CASE("ModulePattern: matches as Python's re.match does", "[io]") {
   const auto matches = [](const char* pattern, const char* name) {
     const auto compiled = moe::detail::ModulePattern::compile(pattern);

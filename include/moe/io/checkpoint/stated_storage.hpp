@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -39,5 +40,12 @@ struct StatedStorage {
 
   friend bool operator==(const StatedStorage&, const StatedStorage&) = default;
 };
+
+namespace detail {
+
+/// Modules that the lists of a configuration may name together: models have up to 10^5 matrices.
+inline constexpr std::size_t kMostModules = std::size_t{1} << 18;
+
+}  // namespace detail
 
 }  // namespace moe::inline MOE_ABI

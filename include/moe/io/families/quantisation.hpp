@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "moe/io/checkpoint/stated_storage.hpp"
-#include "moe/io/families/module_pattern.hpp"
+#include "moe/io/families/module_list.hpp"
 #include "moe/io/file/dtype.hpp"
 #include "moe/io/file/json_fields.hpp"
 
@@ -20,15 +20,13 @@ namespace moe::inline MOE_ABI {
 struct Quantisation {
   QuantMethod method = QuantMethod::Unstated;
   std::optional<Dtype> codes = {};  ///< of FP8, where it is said
-  /// Modules stored plainly: dotted names, `*` stands for any characters of a part; or "re:" and an expression as
-  /// Python's re.match takes it, see detail::ModulePattern.
-  std::vector<std::string> not_converted = {};
-  std::vector<std::string> converted = {};  ///< the only ones that are not, in the same way; all where there are none
-  StatedStorage storage = {};               ///< what shapes leave open
+  ModuleList not_converted = {};    ///< modules stored plainly
+  ModuleList converted = {};        ///< the only ones that are not; all where there are none
+  StatedStorage storage = {};       ///< what shapes leave open
 
-  /// The same of some modules, named as in `converted`, where it is another.
+  /// The same of some modules, where it is another.
   struct Part {
-    std::vector<std::string> modules = {};
+    ModuleList modules = {};
     StatedStorage storage = {};
 
     friend bool operator==(const Part&, const Part&) = default;
@@ -36,12 +34,12 @@ struct Quantisation {
   std::vector<Part> parts = {};
 
   /// What is left open of a tensor: as the part says that lists its module by its whole name, else the first that
-  /// names it, else as `storage` says. O(length of the lists).
+  /// names it, else as `storage` says. O(log of the lengths of the lists), where they are names.
   const StatedStorage& storage_of(std::string_view tensor) const;
 
   /// Whether a tensor belongs to a module that is stored plainly: the parts of a listed name, between its dots, are
   /// parts of the tensor's name, one after the other. So "gate" is "model.layers.0.mlp.gate.weight", and no
-  /// "gate_proj". O(length of the list * length of the name).
+  /// "gate_proj". As fast as ModuleList::names_module_of().
   bool leaves_out(std::string_view tensor) const;
 
   friend bool operator==(const Quantisation&, const Quantisation&) = default;
@@ -74,66 +72,47 @@ constexpr std::string_view method_text(QuantMethod method) {
   return "nothing";
 }
 
-namespace detail {
-
-inline constexpr std::string_view kExpression = "re:";
-
-/// The module of a weight: "mlp.up_proj" of "mlp.up_proj.weight".
-inline std::string_view module_of_weight(std::string_view tensor) {
-  constexpr std::string_view kWeight = ".weight";
-  return tensor.substr(0, tensor.size() - (tensor.ends_with(kWeight) ? kWeight.size() : 0));
-}
-inline bool lists_module_of(const std::vector<std::string>& entries, std::string_view tensor) {
-  return std::find(entries.begin(), entries.end(), module_of_weight(tensor)) != entries.end();
-}
-
-/// Whether an entry of a list of modules is about a tensor.
-inline bool names_module_of(std::string_view entry, std::string_view tensor) {
-  if (entry.starts_with(kExpression)) {
-    const auto pattern = ModulePattern::compile(entry.substr(kExpression.size()));
-    return pattern && pattern->matches_begin(module_of_weight(tensor));
-  }
-  if (entry.empty()) return false;
-  for (std::string_view rest = tensor; !rest.empty(); take_part(rest))
-    if (begins_with_parts(rest, entry)) return true;
-  return false;
-}
-
-inline bool any_names_module_of(const std::vector<std::string>& entries, std::string_view tensor) {
-  if (lists_module_of(entries, tensor)) return true;  // there may be one for every matrix
-  return std::any_of(entries.begin(), entries.end(),
-                     [&](const std::string& entry) { return names_module_of(entry, tensor); });
-}
-
-}  // namespace detail
-
 inline bool Quantisation::leaves_out(std::string_view tensor) const {
-  if (!converted.empty() && !detail::any_names_module_of(converted, tensor)) return true;
-  return detail::any_names_module_of(not_converted, tensor);
+  if (!converted.empty() && !converted.names_module_of(tensor)) return true;
+  return not_converted.names_module_of(tensor);
 }
 
 inline const StatedStorage& Quantisation::storage_of(std::string_view tensor) const {
   for (const Part& part : parts)
-    if (detail::lists_module_of(part.modules, tensor)) return part.storage;
+    if (part.modules.has_whole_name_of(tensor)) return part.storage;
   for (const Part& part : parts)
-    if (detail::any_names_module_of(part.modules, tensor)) return part.storage;
+    if (part.modules.names_module_of(tensor)) return part.storage;
   return storage;
 }
 
 namespace detail {
 
-/// Modules that a list names. Throws naming the field for an expression that is not read.
-inline void read_modules(const JsonFields& fields, const std::string& list, std::vector<std::string>& modules) {
-  for (std::string& module : fields.texts(list)) {
-    if (module.starts_with(kExpression) && !ModulePattern::compile(std::string_view(module).substr(kExpression.size())))
-      fields.refuse(list, module, "expressions of characters, classes, groups, '|', '*', '+' and '?'");
-    modules.push_back(std::move(module));
+/// What lists of modules have together: names are sorted, others compared with every tensor.
+class ListedModules {
+ public:
+  /// Modules that a list names. Throws naming the field for an expression that is not read, and too many.
+  void read(const JsonFields& fields, const std::string& list, std::vector<std::string>& modules) {
+    for (std::string& module : fields.texts(list)) {
+      count(fields, list, module);
+      if (module.starts_with(kExpression) && !ModulePattern::compile(std::string_view(module).substr(3)))
+        fields.refuse(list, module, "expressions of characters, classes, groups, '|', '*', '+' and '?'");
+      modules.push_back(std::move(module));
+    }
   }
-  constexpr std::size_t kMostModules = std::size_t{1}
-                                       << 16;  // each is compared with every tensor; models have thousands
-  if (modules.size() > kMostModules)
-    fail_environment(fields.label(), ": ", modules.size(), " modules in ", list, ", expected at most ", kMostModules);
-}
+  void count(const JsonFields& fields, const std::string& list, std::string_view module) {
+    constexpr std::size_t kMostPatterns = 4096, kMostCharacters = std::size_t{1} << 17;
+    if (++modules_ > kMostModules)
+      fail_environment(fields.label(), ": more than ", kMostModules, " modules with ", list, ", expected at most that");
+    if (!module.starts_with(kExpression) && module.find('*') == module.npos) return;
+    characters_ += module.size();
+    if (++patterns_ > kMostPatterns || characters_ > kMostCharacters)
+      fail_environment(fields.label(), ": ", patterns_, " expressions of modules with ", list, ", of ", characters_,
+                       " characters, expected at most ", kMostPatterns, " of ", kMostCharacters);
+  }
+
+ private:
+  std::size_t modules_ = 0, patterns_ = 0, characters_ = 0;
+};
 
 /// Sizes [outputs, inputs] of blocks that share a scale.
 inline void read_blocks(const JsonFields& fields, const std::string& name, StatedStorage& storage) {
@@ -175,12 +154,16 @@ inline Quantisation read_modelopt(const JsonFields& fields) {
 /// Modules with settings of their own: "-:" and an expression are those that are left out.
 inline void read_dynamic(const JsonFields& fields, Quantisation& result) {
   if (!fields.has("dynamic")) return;
+  ListedModules listed;
+  std::vector<std::string> modules;
   for (const std::string& rule : fields.part("dynamic").names()) {
-    const std::string entry = std::string(kExpression) + (rule.starts_with("-:") ? rule.substr(2) : "");
+    std::string entry = std::string(kExpression) + (rule.starts_with("-:") ? rule.substr(2) : "");
+    listed.count(fields, "dynamic", entry);
     if (!rule.starts_with("-:") || !ModulePattern::compile(std::string_view(entry).substr(kExpression.size())))
       fields.refuse("dynamic", rule, "rules that leave out modules, '-:' and an expression");
-    result.not_converted.push_back(entry);
+    modules.push_back(std::move(entry));
   }
+  result.not_converted = std::move(modules);
 }
 
 inline Quantisation read_gptq(const JsonFields& fields) {

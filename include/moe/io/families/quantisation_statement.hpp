@@ -73,9 +73,9 @@ inline Quantisation read_config_group(const JsonFields& group, const std::string
 }
 
 /// Class names stand for all modules; others are listed, with "re:" for expressions.
-inline std::vector<std::string> read_targets(const JsonFields& group, bool& is_all) {
+inline std::vector<std::string> read_targets(const JsonFields& group, ListedModules& listed, bool& is_all) {
   std::vector<std::string> modules;
-  read_modules(group, "targets", modules);
+  listed.read(group, "targets", modules);
   is_all = modules.empty() || std::find(modules.begin(), modules.end(), "Linear") != modules.end();
   return modules;
 }
@@ -91,12 +91,16 @@ inline Quantisation read_compressed_tensors(const JsonFields& fields) {
   std::optional<std::pair<std::string, Quantisation>> first;
   Quantisation result;
   std::vector<std::string> converted;
+  ListedModules listed;
   bool is_of_all = false;
+  constexpr std::size_t kMostGroups = 4096;  // all are asked about every tensor
+  if (groups.names().size() > kMostGroups)
+    fail_environment(groups.label(), " has ", groups.names().size(), " groups, expected at most ", kMostGroups);
   for (const std::string& name : groups.names()) {
     const JsonFields group = groups.part(name);
     Quantisation found = read_config_group(group, fields.text("format", ""));
     bool is_all = false;
-    std::vector<std::string> modules = read_targets(group, is_all);
+    std::vector<std::string> modules = read_targets(group, listed, is_all);
     if (!first) {
       result = found;
       first.emplace(group.label(), found);
@@ -141,8 +145,11 @@ inline Quantisation read_statement(const JsonFields& fields) {
     fields.refuse("quant_method", name, known + "or no such field");
   }
   Quantisation result = method->read(fields);
+  ListedModules listed;
+  std::vector<std::string> modules(result.not_converted.begin(), result.not_converted.end());
   for (const char* list : {"modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules"})
-    read_modules(fields, list, result.not_converted);
+    listed.read(fields, list, modules);
+  result.not_converted = std::move(modules);
   return result;
 }
 
