@@ -120,7 +120,7 @@ TEST_CASE("quantise: every matrix of a block gets the moment of what it reads", 
 }
 
 TEST_CASE("quantise_checkpoint: blocks that are found from tokens are read back bit for bit", "[io]") {
-  const test::ModelDirectory model("deepseek_v3", {64, 48});
+  const test::ModelDirectory model("deepseek_v3", {64, 96});
   const auto writer = moe::weight_writer(WeightFormat::int4());
   std::vector<moe::QuantisedMoeBlock> made;
   moe::QuantiseOptions options;

@@ -30,11 +30,11 @@ struct Case {
   WeightFormat weights;
 };
 const Case kCases[] = {
-    {"mixtral", 0, {64, 72}, WeightFormat::int4()},
-    {"mixtral", 0, {72, 40}, WeightFormat::int4(32, ScaleType::Bf16).with_zero_points()},
+    {"mixtral", 0, {64, 96}, WeightFormat::int4()},
+    {"mixtral", 0, {96, 32}, WeightFormat::int4(32, ScaleType::Bf16).with_zero_points()},
     {"mixtral", 1, {64, 40}, WeightFormat::int4(0, ScaleType::F32)},  // stacked, taken apart
     {"qwen2_moe", 0, {75, 41}, WeightFormat::int4(0)},                // words that codes do not fill
-    {"qwen2_moe", 1, {64, 40}, WeightFormat::int8(32).with_zero_points()},
+    {"qwen2_moe", 1, {64, 96}, WeightFormat::int8(32).with_zero_points()},
     {"deepseek_v3", 0, {75, 42}, WeightFormat::int8(0, ScaleType::Bf16)},
     {"deepseek_v3", 0, {140, 150}, WeightFormat::fp8()},
     {"mixtral", 0, {256, 128}, WeightFormat::fp8()},
@@ -136,10 +136,11 @@ TEST_CASE("quantise_checkpoint: experts and matrices in bits of their own, as a 
   struct MixedCase {
     const char* family;
     ModelDirectory::Sizes sizes;
-    Index matrices;
+    Index matrices, group;
   };
-  for (const MixedCase& c : {MixedCase{"mixtral", {64, 72}, 1}, {"mixtral", {75, 41}, 2}, {"qwen2_moe", {72, 40}, 2}}) {
-    CAPTURE(c.family, c.matrices);
+  for (const MixedCase& c :
+       {MixedCase{"mixtral", {64, 96}, 1, 32}, {"mixtral", {75, 41}, 2, 0}, {"qwen2_moe", {72, 40}, 2, 8}}) {
+    CAPTURE(c.family, c.matrices, c.group);
     const ModelDirectory model(c.family, c.sizes);
     const auto checkpoint = moe::Checkpoint::open(model.path());
     std::vector<moe::BitPlan> plans;  // of all numbers of bits, others in either layer
@@ -148,13 +149,13 @@ TEST_CASE("quantise_checkpoint: experts and matrices in bits of their own, as a 
       moe::BitPlan& plan = plans.emplace_back(moe::BitPlan{.matrices = c.matrices, .shared = 4});
       for (Index i = 0; i < 6 * c.matrices; ++i) plan.bits.push_back(1 + (i + 6 * layer) % 8);
       const auto config = moe::read_moe_config(model.path() / "config.json", layer);
-      moe::add_formats(checkpoint, config, {.layer = layer}, plan.integers(32), formats);
+      moe::add_formats(checkpoint, config, {.layer = layer}, plan.integers(c.group), formats);
     }
     const moe::MixedIntsWriter writer(formats);
     const auto block_of = [&](Index layer) {
       const auto config = moe::read_moe_config(model.path() / "config.json", layer);
       const auto floats = moe::load_moe_block(checkpoint, config, {.layer = layer});
-      return moe::quantise(floats, plans[static_cast<std::size_t>(layer)].integers(32));
+      return moe::quantise(floats, plans[static_cast<std::size_t>(layer)].integers(c.group));
     };
     CHECK(contains(complaint(model, model.other("none"), writer), "without options.quantiser"));
     const moe::QuantiseOptions options{.quantiser = [&](const auto&, const auto&, const moe::LoadOptions& load,
@@ -197,7 +198,7 @@ TEST_CASE("quantise_checkpoint: experts and matrices in bits of their own, as a 
     }
     CHECK(targets == formats.size());
     // Decoded again, whatever the bits were.
-    const Writer four = moe::weight_writer(WeightFormat::int4());
+    const Writer four = moe::weight_writer(WeightFormat::int4(c.group));
     (void)moe::quantise_checkpoint(model.other("out"), model.other("again"), *four,
                                    {.layers = {1}, .source = moe::CodedSource::Decode});
     const auto rounded = moe::dequantise(moe::quantise(moe::dequantise(block_of(0)), WeightFormat::bf16()));
@@ -335,7 +336,7 @@ TEST_CASE("quantise_checkpoint: a source in few bits is refused, or decoded", "[
 }
 
 TEST_CASE("quantise_checkpoint: what cannot be written is refused, and nothing is left of it", "[io][error]") {
-  const ModelDirectory model("mixtral", {64, 48});
+  const ModelDirectory model("mixtral", {64, 96}), uneven("mixtral", {64, 48});
   const Writer writer = moe::weight_writer(WeightFormat::int4());
   const auto refuses = [&](const std::filesystem::path& to, const std::string& reason, const WeightWriter& with,
                            const moe::QuantiseOptions& options = {}) {
@@ -354,7 +355,10 @@ TEST_CASE("quantise_checkpoint: what cannot be written is refused, and nothing i
   refuses(model.other("full"), "is there already, expected a new name or an empty directory", *writer);
   CHECK(test::read_bytes(model.other("full") / "x") == "mine");
   refuses(model.other("out"), "layer 7 has no MoE block, expected layers of [0, 1]", *writer, {.layers = {7}});
-  refuses(model.other("out"), "has 48 inputs, expected a multiple of 32 of MXFP4", moe::MxPackedWriter());
+  CHECK(contains(complaint(uneven, uneven.other("out"), moe::MxPackedWriter()),
+                 "has 48 inputs, expected a multiple of 32 of MXFP4"));
+  CHECK(contains(complaint(uneven, uneven.other("out"), *writer),
+                 "w2.weight' has 48 inputs, expected a multiple of 32 of int4-g32, or a group of all inputs"));
   refuses(model.other("out"), "family 'mixtral' in MXFP4 in blocks, expected a layout for experts one by one",
           moe::MxBlocksWriter());
   refuses(model.other("no") / "out", "No such file or directory", *writer);
@@ -370,7 +374,8 @@ TEST_CASE("quantise_checkpoint: what cannot be written is refused, and nothing i
   broken.tensors().erase(broken.tensors().begin() + 7);
   broken.write();
   CHECK(contains(complaint(broken, broken.other("out"), *writer), "is missing"));
-  for (const ModelDirectory* m : std::initializer_list<const ModelDirectory*>{&model, &oss, &dbrx_like, &broken})
+  for (const ModelDirectory* m :
+       std::initializer_list<const ModelDirectory*>{&model, &uneven, &oss, &dbrx_like, &broken})
     for (const auto& entry : std::filesystem::directory_iterator(m->path().parent_path()))
       CHECK_FALSE(contains(entry.path().filename().string(), "out"));
 }
@@ -394,6 +399,24 @@ TEST_CASE("PackedIntsWriter: zero points beyond the codes are refused", "[io][er
   CHECK(contains(message_of<std::invalid_argument>([&] { (void)writer.encode(moe::CodeRows::of(codes)); }),
                  "zero point of output 3 is 8, expected -8 to 7"));
   CHECK_THROWS_AS(writer.parts("x", {2, 8, 32}), std::invalid_argument);
+  CHECK(writer.parts("x", {8, 96}).size() == 4);
+  for (const Index inputs : {24, 40})
+    CHECK(contains(message_of<std::invalid_argument>([&] {
+                     (void)writer.parts("x", {8, inputs});
+                   }),
+                   "'x' has " + std::to_string(inputs) + " inputs, expected a multiple of 32 of int4-zero-g32"));
+}
+
+TEST_CASE("MixedIntsWriter: one format is that of all linear modules, of several by name", "[io]") {
+  const auto groups = [](const std::map<std::string, WeightFormat>& formats) {
+    return moe::MixedIntsWriter(formats).statement({.modules = {"lm_head"}}).at("config_groups");
+  };
+  const auto one = groups({{"a.weight", WeightFormat::int4()}, {"b.weight", WeightFormat::int4()}});
+  CHECK(one.size() == 1);
+  CHECK(one.at("group_0").at("targets") == std::vector<std::string>{"Linear"});
+  const auto two = groups({{"a.weight", WeightFormat::int4()}, {"b.weight", WeightFormat::int8()}});
+  CHECK(two.at("group_0").at("targets") == std::vector<std::string>{"a"});
+  CHECK(two.at("group_1").at("targets") == std::vector<std::string>{"b"});
 }
 
 TEST_CASE("MixedIntsWriter: codes and formats that are none of a plan's are refused", "[io][error]") {
@@ -410,7 +433,10 @@ TEST_CASE("MixedIntsWriter: codes and formats that are none of a plan's are refu
   };
   refuses([&] { (void)mixed.parts("c.weight", {8, 40}); }, "weight 'c.weight' has no format");
   refuses([&] { (void)mixed.encode(moe::CodeRows::of(codes)); }, "codes are int3-g32, expected one of the formats");
-  refuses([] { (void)moe::MixedIntsWriter({}); }, "0 weights, expected at least one");
+  refuses([] { (void)moe::MixedIntsWriter({}); }, "0 weights, expected 1 to 262144");
+  std::map<std::string, WeightFormat> many;
+  for (int i = 0; i <= 1 << 18; ++i) many.emplace_hint(many.end(), std::to_string(1'000'000 + i), WeightFormat::int4());
+  refuses([&] { (void)moe::MixedIntsWriter(std::move(many)); }, "262145 weights, expected 1 to 262144");
   refuses(
       [] {
         (void)moe::MixedIntsWriter({{"a", WeightFormat::planes(2)}});

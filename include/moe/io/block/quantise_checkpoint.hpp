@@ -36,7 +36,7 @@ inline std::unique_ptr<const WeightWriter> weight_writer(const WeightFormat& for
     if (family == "gpt_oss") return std::make_unique<MxBlocksWriter>();
     return std::make_unique<MxPackedWriter>();
   }
-  fail("moe::weight_writer: format is ", format.name(), ", expected int4, int8, fp8, fp8-g0 or mxfp4");
+  fail("moe::weight_writer: format is ", format.name(), ", expected int1 to int8, fp8, fp8-g0 or mxfp4");
 }
 
 /// Adds the formats of the experts of a block under the names that quantise_checkpoint() writes: for MixedIntsWriter.

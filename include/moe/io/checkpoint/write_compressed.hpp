@@ -73,8 +73,9 @@ inline bool is_float_scale(ScaleType scale) {
 
 }  // namespace detail
 
-/// "pack-quantized": integers of 1 to 8 bits, any group, scales F32, F16 or Bf16, with zero points or without: see
+/// "pack-quantized": integers of 1 to 8 bits, scales F32, F16 or Bf16, with zero points or without: see
 /// PackedIntsLayout; of 3, 5, 6 and 7 bits values lie across words, as compressed-tensors has them since June 2026.
+/// Inputs are a multiple of the group, which compressed-tensors finds by dividing them by the number of scales.
 /// Zero points must be such as the codes are, -8 to 7 of four bits. vLLM runs experts of 4 and 8 bits, in groups of 32,
 /// 64 and 128 and whole outputs, and converts scales to the type of its activations. Scales of round_to_nearest() may
 /// be negative, which is a number like others to whoever multiplies.
@@ -89,7 +90,11 @@ class PackedIntsWriter final : public WeightWriter {
   std::string name() const override { return "packed integers"; }
   std::vector<Part> parts(const std::string& name, const std::vector<Index>& shape) const override {
     require_shape(name, shape);
-    const Index outputs = shape[0], inputs = shape[1], groups = format().num_groups(inputs);
+    const Index outputs = shape[0], inputs = shape[1], groups = format().num_groups(inputs), group = format().group;
+    if (group != 0 && inputs % group != 0)
+      refuse("weight " + detail::in_quotes(name) + " has " + std::to_string(inputs) +
+             " inputs, expected a multiple of " + std::to_string(group) + " of " + format().name() +
+             ", or a group of all inputs");
     std::vector<Part> result{
         {name + "_packed", {.dtype = Dtype::I32, .shape = {outputs, words(inputs)}}},
         {name + "_scale", {.dtype = detail::dtype_of_scale(format().scale), .shape = {outputs, groups}}},
@@ -177,16 +182,20 @@ class PackedIntsWriter final : public WeightWriter {
 };
 
 /// "pack-quantized" with a format for each weight, as plans of bits have them: a config group for every format, whose
-/// targets are modules by their whole names. compressed-tensors decodes such files whatever the bits are; vLLM has one
-/// scheme for all experts of a layer, of 4 or 8 bits, so that it runs a plan that differs between layers alone.
+/// targets are modules by their whole names, or all linear modules where there is one format. compressed-tensors
+/// decodes such files whatever the bits are; vLLM has one scheme for all experts of a layer, which it looks up by its
+/// own names, not always those of the file: a plan of one format, of 4 or 8 bits, is what it surely finds.
 ///   std::map<std::string, WeightFormat> formats{{"model.layers.0.mlp.experts.0.up_proj.weight", ..}, ..};
 ///   const moe::MixedIntsWriter writer(formats);  // see add_formats() for those of a block
 class MixedIntsWriter final : public WeightWriter {
  public:
-  /// Throws std::invalid_argument for no weights, and formats that PackedIntsWriter refuses.
+  /// Throws std::invalid_argument for no weights, more than read_moe_config() takes (2^18), and formats that
+  /// PackedIntsWriter refuses.
   explicit MixedIntsWriter(std::map<std::string, WeightFormat> formats)
       : WeightWriter(formats.empty() ? WeightFormat::int4() : formats.begin()->second), formats_(std::move(formats)) {
-    if (formats_.empty()) refuse("0 weights, expected at least one of packed integers");
+    if (formats_.empty() || formats_.size() > detail::kMostModules)
+      refuse(std::to_string(formats_.size()) + " weights, expected 1 to " + std::to_string(detail::kMostModules) +
+             " of packed integers");
     for (const auto& [weight, format] : formats_)
       if (std::ranges::find(writers_, format, &WeightWriter::format) == writers_.end()) writers_.emplace_back(format);
     std::ranges::stable_sort(writers_, {}, [](const auto& writer) { return writer.format().value_bits(); });
@@ -207,6 +216,7 @@ class MixedIntsWriter final : public WeightWriter {
     return writer_of(rows.format).encode(rows);
   }
   nlohmann::ordered_json statement(const PlainModules& plain) const override {
+    if (writers_.size() == 1) return writers_.front().statement(plain);
     constexpr std::string_view kWeight = ".weight";
     nlohmann::ordered_json groups = nlohmann::ordered_json::object();
     for (std::size_t w = 0; w < writers_.size(); ++w) {
