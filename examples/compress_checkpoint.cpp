@@ -12,7 +12,6 @@
 #include <charconv>
 #include <cstdio>
 #include <optional>
-#include <set>
 
 #include "compress_checkpoint/packed.hpp"
 #include "load_checkpoint/synthetic.hpp"
@@ -114,23 +113,23 @@ void print_written(const Settings& settings, const std::vector<Layer>& layers, s
   for (const std::string& name : files.left_out) std::printf("left out: %s\n", name.c_str());
 }
 
-/// Which programs run what was packed.
-void print_readers(const std::vector<Layer>& layers) {
-  std::string uniform;
-  for (const Layer& layer : layers) {
-    const std::set<Index> bits(layer.bits.bits.begin(), layer.bits.bits.end());
-    if (bits.size() == 1 && (bits.contains(4) || bits.contains(8))) uniform += " " + std::to_string(layer.place.layer);
-  }
+/// Which programs read what was packed.
+void print_readers(const std::vector<moe::WeightFormat>& formats) {
+  const moe::WeightFormat& first = formats.front();
+  const bool has_kernels = (first.value_bits() == 4 || first.value_bits() == 8) &&
+                           (first.group == 0 || first.group == 32 || first.group == 64 || first.group == 128);
   std::printf(
-      "packed integers: compressed-tensors (from June 2026 on where there are 3, 5, 6 or 7 bits) decodes them; vLLM "
-      "runs layers whose experts have 4 bits all, or 8:%s\n",
-      uniform.empty() ? " none" : uniform.c_str());
+      "packed integers: compressed-tensors decodes them (from June 2026 on where there are 3, 5, 6 or 7 bits); %s\n",
+      formats.size() == 1 && has_kernels
+          ? "one format for all, which vLLM runs where it knows the model"
+          : "vLLM has one scheme for all experts of a layer, of 4 or 8 bits in groups of 32, 64, 128 or all inputs, "
+            "and looks it up by its own names");
 }
 
 void write_packed(const Settings& settings, std::vector<Layer>& layers) {
   const compressing::Packed packed = compressing::pack(settings, layers);
   print_written(settings, layers, packed.before, packed.after, packed.files);
-  print_readers(layers);
+  print_readers(packed.formats);
 }
 
 void write(const Settings& settings, std::vector<Layer>& layers) {
@@ -269,6 +268,8 @@ int main(int argc, char** argv) try {
     settings.output = synthetic->path().string() + "_small";
     if (settings.keep == 0 && settings.bits == 0) settings.keep = 12, settings.bits = 2.5;
   }
+  // Files lie beside it.
+  while (settings.output.size() > 1 && settings.output.ends_with('/')) settings.output.pop_back();
   check(app, settings);
   const std::vector<Layer> layers = run(settings);
   if (!synthetic) return 0;

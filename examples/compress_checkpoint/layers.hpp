@@ -140,7 +140,8 @@ inline moe::MoeBlock with_fewer(const Settings& settings, const moe::MoeBlock& b
 /// The formats of a plan: integers that checkpoints have, or planes, which err less.
 inline moe::WeightFormat format_of(const Settings& settings, const moe::BitPlan& plan,
                                    const moe::ExpertMatrix& matrix) {
-  return settings.packed ? plan.integers(settings.group)(matrix) : plan.planes(settings.group)(matrix);
+  return settings.packed ? plan.integers(settings.group, moe::ScaleType::Bf16)(matrix)
+                         : plan.planes(settings.group)(matrix);
 }
 
 /// Squares of what each expert in so many bits costs the outputs.

@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <map>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "layers.hpp"
 
@@ -17,11 +19,11 @@ inline void show_progress(const char* what, std::size_t done, std::size_t all) {
   std::fprintf(stderr, done == all ? "\r%40s\r" : "\r%s: layer %zu of %zu", done == all ? "" : what, done + 1, all);
 }
 
-/// A block in few bits, of which the layer keeps what its codes take.
+/// A block in few bits, of which the layer keeps what its codes take in memory; of packed ones the file decides.
 inline moe::QuantisedMoeBlock few_bits_of(const Settings& settings, const moe::MoeBlock& small, const Tokens& tokens,
                                           Layer& layer) {
   moe::QuantisedMoeBlock few = in_few_bits(settings, small, tokens, layer);
-  layer.code_bytes = moe::memory_bytes(few);
+  layer.code_bytes = settings.packed ? 0 : moe::memory_bytes(few);
   if (!settings.codes.empty()) moe::save_parameters(moe::numbered_name(settings.codes, layer.place.layer), few);
   return few;
 }
@@ -52,23 +54,25 @@ class Between {
 struct Packed {
   std::uint64_t before = 0, after = 0;  ///< bytes of the MoE blocks
   moe::RewrittenCheckpoint files = {};
+  std::vector<moe::WeightFormat> formats = {};  ///< all that experts have
 };
 
 /// Fewer experts first, in the type that weights had, if there is a number to keep; then their codes.
 inline Packed pack(const Settings& settings, std::vector<Layer>& layers) {
   std::filesystem::path from = settings.directory;
-  const Between floats{settings.output + ".floats"};
+  std::optional<Between> floats;
   Packed result;
   if (settings.keep > 0) {
+    floats.emplace(settings.output + ".floats");
     std::size_t done = 0;
     moe::CompressOptions options{.apply = [&](const moe::MoeBlock& block, const auto&, const auto&) {
       show_progress("fewer experts", done, layers.size());
       return with_fewer(settings, block, layers[done++]);
     }};
     if (settings.decode) options.source = moe::CodedSource::Decode;
-    for (const auto& block : moe::compress_checkpoint(from, floats.path, plans_of(layers), options).blocks)
+    for (const auto& block : moe::compress_checkpoint(from, floats->path, plans_of(layers), options).blocks)
       result.before += block.bytes_before;
-    from = floats.path;
+    from = floats->path;
   }
   const auto whole = moe::Checkpoint::open(settings.directory), checkpoint = moe::Checkpoint::open(from);
   std::map<std::string, moe::WeightFormat> formats;
@@ -79,6 +83,8 @@ inline Packed pack(const Settings& settings, std::vector<Layer>& layers) {
     moe::add_formats(checkpoint, moe::read_moe_config(from / "config.json", load.layer), load, format, formats);
     if (std::ranges::find(options.layers, load.layer) == options.layers.end()) options.layers.push_back(load.layer);
   }
+  for (const auto& [weight, format] : formats)
+    if (std::ranges::find(result.formats, format) == result.formats.end()) result.formats.push_back(format);
   std::size_t done = 0;
   options.quantiser = [&](const auto& source, const auto& config, const moe::LoadOptions& load, const auto&) {
     show_progress("packing", done++, layers.size());
@@ -98,6 +104,8 @@ inline Packed pack(const Settings& settings, std::vector<Layer>& layers) {
   for (const moe::QuantisedLayer& layer : written.layers) {
     if (settings.keep == 0) result.before += layer.bytes_before;
     result.after += layer.bytes_after;
+    for (Layer& each : layers)
+      if (each.place.layer == layer.layer && each.place.prefix == layer.prefix) each.code_bytes = layer.bytes_after;
   }
   result.files = std::move(written.files);
   return result;
