@@ -151,7 +151,7 @@ int main(int argc, char** argv) try {
   app.add_option("directory", settings.directory, "of a model: config.json and safetensors; none for a demo");
   app.add_option("out", settings.out, "directory to write, which is not there yet");
   app.add_option("--layer", settings.layers, "numbers of layers; all MoE layers otherwise");
-  app.add_option("--format", settings.format, "int4, int4-g128, int4-zero, int8, fp8, fp8-g0, mxfp4")
+  app.add_option("--format", settings.format, "int1 to int8, int4-g128, int4-zero, fp8, fp8-g0, mxfp4")
       ->capture_default_str();
   app.add_option("--scales", settings.scales, "type of the scales of integers and fp8-g0")
       ->check(CLI::IsMember({"bf16", "f16", "f32"}))

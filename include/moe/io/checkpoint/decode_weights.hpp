@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <set>
 #include <string>
 #include <string_view>
@@ -14,8 +15,13 @@
 
 namespace moe::inline MOE_ABI {
 
-/// All weights of a checkpoint that are stored as codes with scales, by name. Throws as WeightSource::find().
-template <class StorageOf>
+/// All weights of a checkpoint that are stored as codes with scales, by name. `storage_of` says what shapes leave open
+/// of a weight: storage_of(name) is a StatedStorage, or a reference to one that is good for the call. Throws as
+/// WeightSource::find().
+///   moe::coded_weights(checkpoint, [&](const std::string& name) -> const moe::StatedStorage& {
+///     return config.quantisation.storage_of(name);
+///   });
+template <std::invocable<const std::string&> StorageOf>
 std::vector<WeightSource> coded_weights(const Checkpoint& checkpoint, const StorageOf& storage_of) {
   constexpr std::array<std::pair<std::string_view, std::string_view>, 5> kEnds{
       {{"_blocks", ""}, {".blocks", ""}, {"_packed", ""}, {".qweight", ".weight"}, {"", ""}}};
@@ -35,6 +41,11 @@ std::vector<WeightSource> coded_weights(const Checkpoint& checkpoint, const Stor
     if (source.has_scales()) result.push_back(std::move(source));
   }
   return result;
+}
+
+/// Where the same is stated of all.
+inline std::vector<WeightSource> coded_weights(const Checkpoint& checkpoint, const StatedStorage& stated = {}) {
+  return coded_weights(checkpoint, [&](const std::string&) -> const StatedStorage& { return stated; });
 }
 
 /// The weights as BF16 instead, rounded to nearest: tensors of their names and shapes. Memory: some MB.
