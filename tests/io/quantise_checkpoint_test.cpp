@@ -31,7 +31,7 @@ struct Case {
 };
 const Case kCases[] = {
     {"mixtral", 0, {64, 96}, WeightFormat::int4()},
-    {"mixtral", 0, {96, 32}, WeightFormat::int4(32, ScaleType::Bf16).with_zero_points()},
+    {"mixtral", 0, {96, 64}, WeightFormat::int4(32, ScaleType::Bf16).with_zero_points()},
     {"mixtral", 1, {64, 40}, WeightFormat::int4(0, ScaleType::F32)},  // stacked, taken apart
     {"qwen2_moe", 0, {75, 41}, WeightFormat::int4(0)},                // words that codes do not fill
     {"qwen2_moe", 1, {64, 96}, WeightFormat::int8(32).with_zero_points()},
