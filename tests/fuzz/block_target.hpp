@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A checkpoint described in a few lines, which a fuzzer can change without breaking offsets: a config.json, a blank
-// line, then a line "name DTYPE extent extent ... [zero|inf|nan|mixed]" per tensor; "-" begins the next shard. It is
-// written to files, opened, and the MoE block of layer 0 is loaded and run.
+// line, then a line "name DTYPE extent extent ... [zero|inf|nan|mixed]" per tensor, or "name I64 extent =1,2,..", "-"
+// begins the next shard. It is written to files, opened, and the MoE block of layer 0 is loaded and run.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ inline std::filesystem::path write_described(const FuzzDirectory& directory, con
   return directory / "index.json";
 }
 
-/// Reads every weight of the checkpoint in the layout that it is stored in.
-inline void read_weights(const moe::Checkpoint& checkpoint, const moe::StatedStorage& stated) {
+/// Reads every weight of the checkpoint in the layout that it is stored in, as is said of its module.
+inline void read_weights(const moe::Checkpoint& checkpoint, const moe::Quantisation& stated) {
   for (const std::string& stored : checkpoint.names()) {
     touch(checkpoint.at(stored));
     std::string name = stored;
@@ -47,7 +47,7 @@ inline void read_weights(const moe::Checkpoint& checkpoint, const moe::StatedSto
       if (name.ends_with(suffix)) name.resize(name.size() - 7);
     if (name.ends_with(".qweight")) name.erase(name.size() - 7, 1);
     try {
-      require_one_weight(moe::WeightSource::find(checkpoint, name, stated));
+      require_one_weight(moe::WeightSource::find(checkpoint, name, stated.storage_of(name)));
     } catch (const std::runtime_error&) {
     }
   }
@@ -108,10 +108,10 @@ inline bool fuzz_block(std::span<const std::byte> bytes) {
     const std::filesystem::path path = write_described(directory, shards);
     if (path.empty()) return false;
     const moe::Checkpoint checkpoint = moe::Checkpoint::open(path);
-    read_weights(checkpoint, config.quantisation.storage);
+    read_weights(checkpoint, config.quantisation);
     const moe::MoeBlock block = moe::load_moe_block(checkpoint, config);
-    if (std::all_of(shards.begin(), shards.end(), [](const Shard& shard) { return shard.numbers.empty(); }))
-      require_filled(block);
+    const auto is_plain = [](const Shard& shard) { return shard.numbers.empty() && shard.integers.empty(); };
+    if (std::all_of(shards.begin(), shards.end(), is_plain)) require_filled(block);
     require_kept(checkpoint, config, block);
     use_block(block);
     return true;

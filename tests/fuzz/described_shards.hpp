@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Files of tensors described in lines that a fuzzer can change without breaking offsets, "name DTYPE extent extent ...
-// [zero|inf|nan|mixed]" per tensor; "-" begins the next shard.
+// [zero|inf|nan|mixed]" per tensor, or "name I64 extent =1,2,.." with its numbers; "-" begins the next shard.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -23,6 +25,7 @@ enum class Numbers { Plain, Zero, Infinite, Nan, Mixed };
 struct Shard {
   moe::SafetensorsHeader header = {};
   std::map<std::string, Numbers> numbers = {};  // that are not plain
+  std::map<std::string, std::vector<std::int64_t>> integers = {};
 };
 
 inline Numbers numbers_of(const std::string& word) {
@@ -30,6 +33,14 @@ inline Numbers numbers_of(const std::string& word) {
   if (word == "inf") return Numbers::Infinite;
   if (word == "nan") return Numbers::Nan;
   return word == "mixed" ? Numbers::Mixed : Numbers::Plain;
+}
+
+/// Of "=1,2".
+inline std::vector<std::int64_t> integers_of(const std::string& word) {
+  std::istringstream stream(word.substr(1));
+  std::vector<std::int64_t> integers;
+  for (std::int64_t each = 0; stream >> each; stream.ignore()) integers.push_back(each);
+  return integers;
 }
 
 /// The shards that the lines describe; none if a line is no tensor of moderate size.
@@ -57,6 +68,8 @@ inline std::vector<Shard> described_shards(const std::string& text) {
     if (!bytes || *bytes > kMostBytes || (total += *bytes) > kMostBytes) return {};
     shards.back().header.tensors[name] = info;
     shards.back().numbers.erase(name);
+    shards.back().integers.erase(name);
+    if (numbers.starts_with('=') && *dtype == moe::Dtype::I64) shards.back().integers[name] = integers_of(numbers);
     if (numbers_of(numbers) != Numbers::Plain) shards.back().numbers[name] = numbers_of(numbers);
   }
   return shards.size() <= 8 ? shards : std::vector<Shard>{};
@@ -89,6 +102,10 @@ inline void write_shard(const std::filesystem::path& path, const Shard& shard) {
         set_number(numbers, info.dtype, std::span(bytes).subspan(i, size));
       else if (nth != Numbers::Plain)
         set_number(nth, info.dtype, std::span(bytes).subspan(i, size));
+    }
+    if (const auto integers = shard.integers.find(name); integers != shard.integers.end()) {
+      const auto given = std::as_bytes(std::span(integers->second));
+      std::copy_n(given.begin(), std::min(given.size(), bytes.size()), bytes.begin());
     }
     writer.write_bytes(name, bytes);
   }

@@ -113,6 +113,38 @@ void write_blocks(const std::filesystem::path& root) {
   write_numbers(root, "experts", described(many, moe::find_family("mixtral")->formats.front(), Storage::F32, true));
 }
 
+/// Experts as packed integers of 3 bits in even modules and 5 in odd ones, with zero points.
+void write_packed_block(const std::filesystem::path& root) {
+  std::string config = R"({"model_type":"mixtral","hidden_size":7,"intermediate_size":5,"hidden_act":"silu",)"
+                       R"("num_local_experts":3,"num_experts_per_tok":2})";
+  moe::MoeBlock block(moe::parse_moe_config("seed", std::string_view(config)));
+  const moe::FamilyFormat& format = moe::find_family("mixtral")->formats.front();
+  std::string targets[2], lines;
+  int count = 0;
+  for (const auto& tensor : moe::bind_weights(block, {format, moe::numbered_name(format.prefix, 0)})) {
+    if (tensor.name.find("experts.") == tensor.name.npos) {
+      lines += line(tensor.name, "F32", tensor.shape);
+      continue;
+    }
+    const moe::Index outputs = tensor.shape[0], inputs = tensor.shape[1], bits = count % 2 == 0 ? 3 : 5;
+    std::string& list = targets[count++ % 2];
+    list += (list.empty() ? "\"" : ",\"") + std::string(moe::detail::module_of_weight(tensor.name)) + '"';
+    lines += line(tensor.name + "_packed", "I32", {outputs, (inputs * bits + 31) / 32}) +
+             line(tensor.name + "_scale", "BF16", {outputs, 1}) + tensor.name +
+             "_shape I64 2 =" + std::to_string(outputs) + "," + std::to_string(inputs) + "\n" +
+             line(tensor.name + "_zero_point", "I32", {(outputs * bits + 31) / 32, 1});
+  }
+  const auto group = [&](int which, int bits) {
+    return R"({"targets":[)" + targets[which] + R"(],"weights":{"num_bits":)" + std::to_string(bits) +
+           R"(,"group_size":32,"symmetric":false}})";
+  };
+  config.back() = ',';
+  config += R"("quantization_config":{"quant_method":"compressed-tensors","format":"pack-quantized",)"
+            R"("config_groups":{"group_0":)" +
+            group(0, 3) + R"(,"group_1":)" + group(1, 5) + "}}}";
+  write_text(root / "packed", config + "\n\n" + lines);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -141,6 +173,7 @@ int main(int argc, char** argv) {
   for (const auto& [model_type, text] : test::family_configs())
     write_text(root / "config" / model_type, test::config_text(model_type));
   write_blocks(root / "block");
+  write_packed_block(root / "block");
   test::write_long_configs(root / "config");
   test::write_long_indexes(root / "index");
   test::write_long_headers(root / "safetensors");
