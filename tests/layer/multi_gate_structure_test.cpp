@@ -87,8 +87,8 @@ TEST_CASE("take_experts of several gates: all in their order are the layer, and 
     CHECK_FALSE(permuted.mask() == layer.mask());
     CHECK(is_same(moe::take_experts(permuted, moe::inverse_permutation(order)), layer));
     // Sums over experts have another order.
-    const auto difference = test::forward(permuted, kTokens) - test::forward(layer, kTokens);
-    CHECK(test::largest(Matrix<double>(difference)) < 1e-13);
+    const Matrix<double> difference = test::forward(permuted, kTokens) - test::forward(layer, kTokens);
+    CHECK(test::largest(difference) < 1e-13);
   };
   check(layer_of<SoftmaxGate>(blocks(), {{}, {}}));
   check(layer_of<TopKGate>(blocks(), {biased(4, 5), biased(4, 7)}));
