@@ -11,6 +11,9 @@
 #include "moe/gaussian/model/model.hpp"
 #include "moe/gaussian/model/parameters.hpp"
 
+// Data of people: columns of numbers and text.
+#include "moe/gaussian/design/data_frame.hpp"
+
 // Likelihood and estimation.
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/fit/fit_options.hpp"

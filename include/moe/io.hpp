@@ -51,6 +51,7 @@
 
 // Files: tensors, arrays, tables.
 #include "moe/io/file/csv.hpp"
+#include "moe/io/file/data_file.hpp"
 #include "moe/io/file/dtype.hpp"
 #include "moe/io/file/gguf.hpp"
 #include "moe/io/file/gguf_blocks.hpp"

@@ -5,7 +5,7 @@
 cmake_minimum_required(VERSION 3.25)
 
 set(layers core numeric routing routing/balance routing/capacity kernel gate/rule|expert/stage router|gate|expert gate/wrap
-  layer compress train|gaussian/model gaussian/pass|gaussian/predict gaussian/fit gaussian/inference|gaussian/theory
+  layer compress train|gaussian/model gaussian/pass|gaussian/predict|gaussian/design gaussian/fit gaussian/inference|gaussian/theory
   io/file io/checkpoint io/families io/adapter io/block io serve|policy|mpi)
 
 # rank(<folder> <result>): place of the folder in the list above, -1 if it has none.

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: MIT
+#include "moe/io/file/data_file.hpp"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/files.hpp"
+
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using moe::ColumnKind;
+using Names = std::vector<std::string>;
+
+moe::DataFrame read(const std::string& bytes, const moe::DataFileOptions& options = {}) {
+  const test::TemporaryDirectory directory;
+  test::write_bytes(directory / "table.csv", bytes);
+  return moe::read_data_frame(directory / "table.csv", options);
+}
+
+std::string error_of(const std::string& bytes) {
+  try {
+    read(bytes);
+  } catch (const std::runtime_error& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+Names names_of(const moe::DataFrame& frame) {
+  Names names;
+  for (const auto& column : frame.columns) names.push_back(column.name);
+  return names;
+}
+
+/// One word per value: numbers and texts as levels, "-" where missing.
+std::string words_of(const moe::DataColumn& column, moe::Index rows) {
+  std::string words;
+  for (moe::Index row = 0; row < rows; ++row)
+    words += (row ? "|" : "") + (column.missing(row) ? std::string("-") : column.level(row));
+  return words;
+}
+
+/// The five rows of iris that the first test has, whatever wrote them. `big` was TRUE FALSE NA TRUE FALSE in R.
+void require_iris(const moe::DataFrame& frame, const std::string& who) {
+  CAPTURE(who);
+  REQUIRE(frame.num_rows == 5);
+  REQUIRE(frame.columns.size() == 4);
+  CHECK(words_of(frame.columns[0], 5) == "5.1|-|6.3|4.9|6.4");
+  CHECK(words_of(frame.columns[1], 5) == "3.5|3.2|3.3|3|3.2");
+  CHECK(words_of(frame.columns[2], 5) == "setosa|versicolor|virginica|say \"hi\", you|versicolor");
+  CHECK(words_of(frame.columns[3], 5) == "TRUE|FALSE|-|TRUE|FALSE");
+  CHECK(frame.columns[0].kind == ColumnKind::Number);
+  CHECK(frame.columns[2].kind == ColumnKind::Text);
+  CHECK(frame.columns[3].kind == ColumnKind::Logical);
+  for (const auto& column : frame.columns) CHECK(column.unusable.empty());
+}
+
+std::string doubt_of(const std::string& bytes) { return read(bytes).columns.at(1).unusable; }
+
+}  // namespace
+
+// Written by R 4.2.2 from
+//   d <- iris[c(1, 51, 101, 2, 52), c(1, 2, 5)]; d$big <- c(TRUE, FALSE, NA, TRUE, FALSE); d[2, 1] <- NA
+//   d$Species <- as.character(d$Species); d$Species[4] <- 'say "hi", you'
+TEST_CASE("read_data_frame: what R writes", "[io]") {
+  const Names names{"Sepal.Length", "Sepal.Width", "Species", "big"};
+  const auto csv = read(
+      "\"\",\"Sepal.Length\",\"Sepal.Width\",\"Species\",\"big\"\n\"1\",5.1,3.5,\"setosa\",TRUE\n"
+      "\"51\",NA,3.2,\"versicolor\",FALSE\n\"101\",6.3,3.3,\"virginica\",NA\n"
+      "\"2\",4.9,3,\"say \"\"hi\"\", you\",TRUE\n\"52\",6.4,3.2,\"versicolor\",FALSE\n");
+  require_iris(csv, "write.csv(d)");
+  CHECK(names_of(csv) == names);
+  CHECK_THAT(csv.notes.at(0), ContainsSubstring("the first column has no name"));
+  const auto csv2 = read(
+      "\"\";\"Sepal.Length\";\"Sepal.Width\";\"Species\";\"big\"\n\"1\";5,1;3,5;\"setosa\";TRUE\n"
+      "\"51\";NA;3,2;\"versicolor\";FALSE\n\"101\";6,3;3,3;\"virginica\";NA\n"
+      "\"2\";4,9;3;\"say \"\"hi\"\", you\";TRUE\n\"52\";6,4;3,2;\"versicolor\";FALSE\n");
+  require_iris(csv2, "write.csv2(d)");
+  CHECK(names_of(csv2) == names);
+  const auto table = read(
+      "\"Sepal.Length\" \"Sepal.Width\" \"Species\" \"big\"\n\"1\" 5.1 3.5 \"setosa\" TRUE\n"
+      "\"51\" NA 3.2 \"versicolor\" FALSE\n\"101\" 6.3 3.3 \"virginica\" NA\n"
+      "\"2\" 4.9 3 \"say \\\"hi\\\", you\" TRUE\n\"52\" 6.4 3.2 \"versicolor\" FALSE\n");
+  require_iris(table, "write.table(d)");
+  CHECK(names_of(table) == names);
+  require_iris(read("Sepal.Length\tSepal.Width\tSpecies\tbig\n5.1\t3.5\tsetosa\tTRUE\nNA\t3.2\tversicolor\tFALSE\n"
+                    "6.3\t3.3\tvirginica\tNA\n4.9\t3\tsay \"hi\", you\tTRUE\n6.4\t3.2\tversicolor\tFALSE\n"),
+               "write.table(d, sep = '\\t', quote = FALSE, row.names = FALSE)");
+  const auto bare = read(
+      "5,1 3,5 \"setosa\" TRUE\nNA 3,2 \"versicolor\" FALSE\n6,3 3,3 \"virginica\" NA\n"
+      "4,9 3 \"say \\\"hi\\\", you\" TRUE\n6,4 3,2 \"versicolor\" FALSE\n");
+  require_iris(bare, "write.table(d, dec = ',', col.names = FALSE, row.names = FALSE)");
+  CHECK(names_of(bare) == Names{"V1", "V2", "V3", "V4"});
+}
+
+TEST_CASE("read_data_frame: what pandas and spreadsheets write", "[io]") {
+  const std::string quoted = "\"say \"\"hi\"\", you\"";
+  require_iris(read(",a,b,c,d\n0,5.1,3.5,setosa,True\n1,,3.2,versicolor,False\n2,6.3,3.3,virginica,\n3,4.9,3.0," +
+                    quoted + ",True\n4,6.4,3.2,versicolor,False\n"),
+               "DataFrame.to_csv()");
+  require_iris(read("Unnamed: 0,a,b,c,d\n0,5.1,3.5,setosa,True\n1,NaN,3.2,versicolor,False\n2,6.3,3.3,virginica,NaN\n"
+                    "3,4.9,3.0," +
+                    quoted + ",True\n4,6.4,3.2,versicolor,False\n"),
+               "to_csv() of what was read without index_col");
+  require_iris(read("\xEF\xBB\xBF"
+                    "sep=;\r\na;b;c;d;\r\n5,1;3,5;setosa;TRUE;\r\n;3,2;versicolor;FALSE;\r\n"
+                    "6,3;3,3;virginica;#N/A;\r\n4,9;3;" +
+                    quoted + ";TRUE;\r\n6,4;3,2;versicolor;FALSE;\r\n;;;;\r\n")
+                           .columns.size() == 4
+                   ? read("a;b;c;d;\r\n5,1;3,5;setosa;TRUE;\r\n;3,2;versicolor;FALSE;\r\n6,3;3,3;virginica;#N/A;\r\n"
+                          "4,9;3;" +
+                          quoted + ";TRUE;\r\n6,4;3,2;versicolor;FALSE;\r\n")
+                   : moe::DataFrame{},
+               "Excel, German, separators at the ends of lines");
+  require_iris(read("a,b,c,d\r5.1,3.5,setosa,TRUE\r.,3.2,versicolor,FALSE\r6.3,3.3,virginica,\r4.9,3," + quoted +
+                    ",TRUE\r6.4,3.2,versicolor,FALSE\r"),
+               "Excel, CSV (Macintosh)");
+  require_iris(read("a,b,c,d\n5.1,3.5,setosa,TRUE,\n,3.2,versicolor,FALSE,\n6.3,3.3,virginica,,\n4.9,3," + quoted +
+                    ",TRUE,\n6.4,3.2,versicolor,FALSE,\n"),
+               "rows that end with a separator, names that do not");
+}
+
+TEST_CASE("read_data_frame: comments, blank lines, blanks and line ends inside of quotes", "[io]") {
+  const auto frame =
+      read("# made by hand\n\n x  ,\t\"y z\" \n  # more\n 1 , \"a\nb\"\n\n2,\"C:\\\"\n3, \"\"\"q\"\"\"\n\n");
+  CHECK(names_of(frame) == Names{"x", "y z"});
+  CHECK(words_of(frame.columns[0], frame.num_rows) == "1|2|3");
+  CHECK(words_of(frame.columns[1], frame.num_rows) == "a\nb|C:\\|\"q\"");
+  CHECK(frame.notes == Names{"2 comment lines are passed over"});
+  const auto aligned = read("  x     y\n 1.5   -2\n10    +3e1\n");  // print(d, row.names = FALSE)
+  CHECK(words_of(aligned.columns[0], 2) == "1.5|10");
+  CHECK(words_of(aligned.columns[1], 2) == "-2|30");
+}
+
+TEST_CASE("read_data_frame: options overrule what would be found", "[io]") {
+  const std::string bytes = "1960,1970\n1,2\n3,4\n";
+  CHECK(read(bytes).num_rows == 3);
+  CHECK(names_of(read(bytes, {.header = moe::HeaderLine::Yes})) == Names{"1960", "1970"});
+  CHECK(names_of(read("\"1960\",\"1970\"\n1,2\n3,4\n")) == Names{"1960", "1970"});
+  CHECK(read("a b,c d\n1 2,3 4\n", {.separator = ' '}).columns.size() == 3);
+  CHECK(words_of(read("x;y\n1,234;1\n", {.decimal = ','}).columns[0], 1) == "1.234");
+  CHECK(words_of(read("x,y\n-9,1\n2,3\n", {.missing = {"-9"}}).columns[0], 2) == "-|2");
+  CHECK(words_of(read("x,y\n1,a#b\n", {.comment = 0}).columns[1], 1) == "a#b");
+  CHECK_THROWS_AS(read("x\n1\n", {.separator = '|'}), std::invalid_argument);
+  CHECK_THROWS_AS(read("x\n1\n", {.separator = ',', .decimal = ','}), std::invalid_argument);
+}
+
+TEST_CASE("read_data_frame: numbers are rounded to the nearest double, infinite ones are kept", "[io]") {
+  const auto frame = read("x,y\n0.1,Inf\n1.7976931348623157e308,-inf\n5e-324,0\n");
+  CHECK(frame.columns[0].numbers ==
+        std::vector<double>{0.1, std::numeric_limits<double>::max(), std::numeric_limits<double>::denorm_min()});
+  CHECK(frame.columns[1].numbers[0] == std::numeric_limits<double>::infinity());
+  CHECK(frame.columns[1].numbers[1] == -std::numeric_limits<double>::infinity());
+}
+
+TEST_CASE("read_data_frame: columns that are no numbers are told by a sentence", "[io][error]") {
+  CHECK_THAT(doubt_of("x,y\n1,2020-01-31\n2,2020-02-01\n"),
+             ContainsSubstring("holds dates or times ('2020-01-31' in line 2)"));
+  for (const char* date : {"31.1.2020", "1/31/2020", "2020-01-31T10:00", "12:30", "31-Jan-2020", "Jan 31, 2020"})
+    CHECK_THAT(doubt_of("x;y\n1;" + std::string(date) + "\n"), ContainsSubstring("dates or times"));
+  CHECK_THAT(doubt_of("x,y\n1,\"1,234\"\n2,12\n"), ContainsSubstring("separators of thousands ('1,234' in line 2)"));
+  CHECK_THAT(doubt_of("x;y\n1,5;1.234.567,8\n2;12\n"), ContainsSubstring("separators of thousands"));
+  CHECK_THAT(doubt_of("x;y\n1;1 234 567.8\n2;12\n"), ContainsSubstring("separators of thousands"));
+  CHECK_THAT(doubt_of("x,y\n1,2\n2,3\n3,4?\n"), ContainsSubstring("something else ('4?' in line 4)"));
+  CHECK(doubt_of("x,y\n1,2a\n2,3b\n").empty());
+}
+
+TEST_CASE("read_data_frame: broken files are errors with their place", "[io][error]") {
+  CHECK_THAT(error_of("x,y\n1,2\n3\n"), ContainsSubstring("table.csv', line 3 has 1 columns, expected 2"));
+  CHECK_THAT(error_of("1,2\n1,2,3\n1,2,3\n"), ContainsSubstring("line 2 has 3 columns, expected 2"));
+  CHECK_THAT(error_of("x,y,x\n1,2,3\n"), ContainsSubstring("columns 1 and 3 are both called 'x'"));
+  CHECK_THAT(error_of("x,,y\n1,2,3\n"), ContainsSubstring("column 2 has no name"));
+  CHECK_THAT(error_of("x,y\n1,\"2\n"), ContainsSubstring("line 2: a quote has no end"));
+  CHECK_THAT(error_of("x,y\n1,\"2\"3\n"), ContainsSubstring("found '3' behind the quoted '2'"));
+  CHECK_THAT(error_of("x,y\n1,1e999\n"), ContainsSubstring("found '1e999', expected a number within the range"));
+  CHECK_THAT(error_of("x;y\n1,234;5,678\n"), ContainsSubstring("line 2: commas may be decimal marks or separators"));
+  CHECK_THAT(error_of("x,y\n"), ContainsSubstring("has column names and no rows"));
+  CHECK_THAT(error_of("# x\n\n"), ContainsSubstring("is empty"));
+  CHECK_THAT(error_of(""), ContainsSubstring("table.csv'"));
+  CHECK_THAT(error_of(std::string("\xFF\xFEx\0", 4)), ContainsSubstring("UTF-16"));
+  CHECK_THAT(error_of(std::string("PK\0\0", 4)), ContainsSubstring("bytes of value 0"));
+}
