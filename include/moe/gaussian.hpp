@@ -11,8 +11,11 @@
 #include "moe/gaussian/model/model.hpp"
 #include "moe/gaussian/model/parameters.hpp"
 
-// Data of people: columns of numbers and text.
+// Data of people: columns of numbers and text, formulas, dummies.
 #include "moe/gaussian/design/data_frame.hpp"
+#include "moe/gaussian/design/design.hpp"
+#include "moe/gaussian/design/formula.hpp"
+#include "moe/gaussian/design/regression.hpp"
 
 // Likelihood and estimation.
 #include "moe/gaussian/fit/fit.hpp"

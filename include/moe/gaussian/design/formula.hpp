@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "moe/core/error.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A column on the right-hand side of a formula.
+struct FormulaTerm {
+  std::string column = {};
+  bool factor = false;    ///< factor(column): each of its values is a level, also if they are numbers
+  std::string base = {};  ///< factor(column, ref = base): the level without a dummy; empty: the first one
+
+  bool operator==(const FormulaTerm&) const = default;
+};
+
+/// response ~ terms: what is explained by what.
+struct Formula {
+  std::string response = {};
+  std::vector<FormulaTerm> terms = {};    ///< what is named, in this order
+  bool rest = false;                      ///< `.`: all other columns follow
+  std::vector<std::string> removed = {};  ///< `- name`: but these
+};
+
+namespace detail {
+
+/// Reads a formula from left to right; knows it for its messages.
+class FormulaParser {
+ public:
+  explicit FormulaParser(std::string_view text) : text_(text), rest_(text) {}
+
+  Formula parse() {
+    Formula formula{.response = name("the name of the response")};
+    if (!take("~")) refuse("'~' after the response");
+    sum(formula);
+    const Formula experts = formula;
+    if (take("|")) gate(experts);
+    skip();
+    if (!rest_.empty()) refuse("'+', '-' or the end");
+    return formula;
+  }
+
+ private:
+  void sum(Formula& formula) {
+    bool minus = take("-");
+    do term(formula, minus);
+    while ((minus = take("-")) || take("+"));
+  }
+
+  void term(Formula& formula, bool minus) {
+    skip();
+    if (rest_.starts_with('1') || rest_.starts_with('0')) {
+      const bool intercept = (rest_.front() == '1') != minus;
+      rest_.remove_prefix(1);
+      if (!intercept) fail(label(), "has no intercept, expected one: every expert has an intercept");
+      return;
+    }
+    if (!minus && rest_.starts_with('.') && !in_name(1)) {
+      rest_.remove_prefix(1);
+      formula.rest = true;
+      return;
+    }
+    FormulaTerm read{.column = name("the name of a column, factor(name) or '.'")};
+    if (take("(")) function(read);
+    for (const char* sign : {":", "*", "^", "/", "%in%"})
+      if (take(sign)) fail(label(), "has an interaction, '", sign, "', expected sums: put products into a column");
+    if (minus) {
+      formula.removed.push_back(read.column);
+      std::erase_if(formula.terms, [&](const FormulaTerm& t) { return t.column == read.column; });
+    } else if (std::find(formula.terms.begin(), formula.terms.end(), read) == formula.terms.end()) {
+      formula.terms.push_back(std::move(read));
+    }
+  }
+
+  /// factor(name) or factor(name, ref = level), behind the bracket.
+  void function(FormulaTerm& read) {
+    if (read.column != "factor")
+      fail(label(), "calls ", read.column, "(), expected factor() or names: put transformed numbers into a column");
+    read = {.column = name("the name of a column"), .factor = true};
+    if (take(",")) {
+      if (!take("ref") || !take("=")) refuse("ref = level");
+      skip();
+      read.base = rest_.starts_with('"') || rest_.starts_with('\'') ? quoted(rest_.front()) : until(",)");
+      if (read.base.empty()) refuse("a level");
+    }
+    if (!take(")")) refuse("')'");
+  }
+
+  /// The inputs of the gate: those of the experts, in this version.
+  void gate(const Formula& experts) {
+    Formula inputs;
+    sum(inputs);
+    const auto sorted = [](std::vector<std::string> names) { return std::sort(names.begin(), names.end()), names; };
+    const auto columns = [&](const Formula& f) {
+      std::vector<std::string> names;
+      for (const FormulaTerm& t : f.terms) names.push_back(t.column + (t.factor ? "()" : ""));
+      return sorted(names);
+    };
+    if (columns(inputs) != columns(experts) || inputs.rest != experts.rest ||
+        sorted(inputs.removed) != sorted(experts.removed))
+      fail(label(), "gives the gate other inputs (right of '|') than the experts, expected the same ones or no '|': ",
+           "both see all inputs");
+  }
+
+  /// A name: letters, digits, '.', '_' and all that is no ASCII; anything between backticks.
+  std::string name(const char* expected) {
+    skip();
+    if (rest_.starts_with('`')) return quoted('`');
+    std::size_t length = 0;
+    while (in_name(length)) ++length;
+    if (length == 0) refuse(expected);
+    return take_text(length);
+  }
+  bool in_name(std::size_t place) const {
+    if (place >= rest_.size()) return false;
+    const char c = rest_[place];
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '.' || c == '_' ||
+           static_cast<unsigned char>(c) >= 128;
+  }
+  std::string quoted(char quote) {
+    const std::size_t end = rest_.find(quote, 1);
+    if (end == rest_.npos) refuse("a quote that ends");
+    std::string text(rest_.substr(1, end - 1));
+    rest_.remove_prefix(end + 1);
+    return text;
+  }
+  std::string until(const char* ends) {
+    std::string text = take_text(std::min(rest_.find_first_of(ends), rest_.size()));
+    text.erase(text.find_last_not_of(" \t") + 1);
+    return text;
+  }
+  std::string take_text(std::size_t length) {
+    std::string text(rest_.substr(0, length));
+    rest_.remove_prefix(length);
+    return text;
+  }
+  void skip() { rest_.remove_prefix(std::min(rest_.find_first_not_of(" \t\r\n"), rest_.size())); }
+  bool take(std::string_view token) {
+    skip();
+    if (!rest_.starts_with(token)) return false;
+    rest_.remove_prefix(token.size());
+    return true;
+  }
+
+  std::string label() const { return "moe::parse_formula: '" + std::string(text_) + "' "; }
+  [[noreturn]] void refuse(const char* expected) {
+    skip();
+    fail(label(), "has ", rest_.empty() ? "its end" : "'" + std::string(rest_) + "'", " where ", expected,
+         " is expected");
+  }
+
+  std::string_view text_, rest_;
+};
+
+}  // namespace detail
+
+/// Reads a formula in the notation of R:  y ~ x + factor(group, ref = "b") + `a name`,  y ~ . - id
+///   name              a column: a number, or the dummies of text and of TRUE and FALSE
+///   factor(name)      its dummies, also if its values are numbers; with ref = level another base level than the first
+///   .  - name         all columns but the response, and without some; 1 changes nothing, as there is always an
+///   intercept | inputs          of the gate, which have to be those of the experts
+/// Throws std::invalid_argument with the formula and what was expected for anything else: interactions, functions, no
+/// intercept, other inputs of the gate.
+/// Wilkinson & Rogers, "Symbolic description of factorial models for analysis of variance", Applied Statistics 1973.
+inline Formula parse_formula(std::string_view text) { return detail::FormulaParser(text).parse(); }
+
+}  // namespace moe::inline MOE_ABI

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/gaussian/design/design.hpp"
+#include "moe/gaussian/design/formula.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A regression out of a data frame.
+struct Regression {
+  Design design = {};
+  DesignRows rows = {};
+  std::vector<std::string> notes = {};  ///< a sentence for each decision: base levels, columns and rows left out
+
+  const RegressionData& data() const { return rows.data; }
+};
+
+namespace detail {
+
+inline constexpr const char* kRegression = "moe::regression";
+
+/// A column that counts as linearly dependent on those before it keeps less than this share of its length once they are
+/// taken out. R's lm() has 1e-7; the information of a fit is singular earlier, from 1e-10 of the variance on.
+inline constexpr double kDependent = 2e-5;
+
+/// The levels that occur in the rows: numbers ascending, text by its bytes (as R sorts it in the C locale).
+inline std::vector<std::string> levels_of(const DataColumn& column, const std::vector<Index>& rows) {
+  std::vector<std::pair<double, std::string>> found;
+  for (const Index row : rows) {
+    const bool text = column.kind == ColumnKind::Text;
+    found.emplace_back(text ? 0 : column.numbers[static_cast<std::size_t>(row)], text ? column.level(row) : "");
+  }
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+  std::vector<std::string> levels;
+  for (auto& [number, text] : found) {
+    const DataColumn one{.name = {}, .kind = column.kind, .numbers = {number}, .texts = {text}, .unusable = {}};
+    levels.push_back(one.level(0));
+  }
+  return levels;
+}
+
+/// Terms with `.` written out.
+inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const Formula& formula) {
+  std::vector<FormulaTerm> terms = formula.terms;
+  for (const std::string& name : formula.removed) column_of(kRegression, frame, name);
+  for (const DataColumn& column : frame.columns) {
+    const auto named = [&](const FormulaTerm& t) { return t.column == column.name; };
+    const auto& removed = formula.removed;
+    if (!formula.rest || column.name == formula.response || std::any_of(terms.begin(), terms.end(), named) ||
+        std::find(removed.begin(), removed.end(), column.name) != removed.end())
+      continue;
+    terms.push_back({.column = column.name});
+  }
+  for (const FormulaTerm& term : terms)
+    if (term.column == formula.response)
+      fail(kRegression, ": '", term.column, "' is the response and an input, expected one of both");
+  if (terms.empty()) fail(kRegression, ": the formula has no inputs, expected at least one");
+  return terms;
+}
+
+/// The columns that a term stands for.
+inline void add_term(const DataColumn& column, const FormulaTerm& term, const std::vector<Index>& rows,
+                     Regression& out) {
+  if (!term.factor && column.kind == ColumnKind::Number) {
+    out.design.columns.push_back({.name = column.name, .source = column.name});
+    return;
+  }
+  DesignFactor factor{.source = column.name, .levels = levels_of(column, rows)};
+  auto& levels = factor.levels;
+  if (!term.base.empty()) {
+    const auto base = std::find(levels.begin(), levels.end(), term.base);
+    if (base == levels.end())
+      fail(kRegression, ": '", term.base, "' is the base level of '", column.name, "' and does not occur in it");
+    std::rotate(levels.begin(), base, base + 1);
+  }
+  std::string others;
+  for (std::size_t l = 1; l < levels.size(); ++l) {
+    others += (l > 1 ? ", " : "") + levels[l];
+    const std::string prefix =
+        term.factor && column.kind == ColumnKind::Number ? "factor(" + column.name + ')' : column.name;
+    out.design.columns.push_back({.name = prefix + levels[l], .source = column.name, .level = levels[l]});
+  }
+  if (levels.size() > 1)
+    out.notes.push_back("factor '" + column.name + "': the base level is " + levels.front() + ", the others are " +
+                        others);
+  else
+    out.notes.push_back("'" + column.name + "' is left out: it has one level, " + levels.front());
+  out.design.factors.push_back(std::move(factor));
+}
+
+/// Columns that do not follow from a constant and those before them: Gram-Schmidt, twice, of centred columns.
+inline std::vector<Index> independent_columns(const Matrix<double>& x) {
+  std::vector<Index> kept;
+  std::vector<Eigen::VectorXd> basis;
+  for (Index c = 0; c < x.cols(); ++c) {
+    Eigen::VectorXd column = x.col(c);
+    const double reach = column.cwiseAbs().maxCoeff();
+    if (!(reach > 0)) continue;
+    column /= reach;  // no square overflows
+    column.array() -= column.mean();
+    const double length = column.norm();
+    if (length <= 1e-13 * std::sqrt(static_cast<double>(x.rows()))) continue;  // constant: standardisation's bound
+    for (int pass = 0; pass < 2; ++pass)
+      for (const Eigen::VectorXd& direction : basis) column -= direction.dot(column) * direction;
+    if (column.norm() <= kDependent * length) continue;
+    kept.push_back(c);
+    basis.push_back(column.normalized());
+  }
+  return kept;
+}
+
+/// Leaves dependent columns out, with a word.
+inline void drop_dependent(Regression& out) {
+  const std::vector<Index> kept = independent_columns(out.rows.data.x);
+  Design& design = out.design;
+  std::vector<DesignColumn> columns;
+  Matrix<double> x(out.rows.data.num_rows(), static_cast<Index>(kept.size()));
+  for (Index c = 0; c < out.rows.data.input_dim(); ++c) {
+    DesignColumn& column = design.columns[static_cast<std::size_t>(c)];
+    if (std::find(kept.begin(), kept.end(), c) != kept.end()) {
+      x.col(static_cast<Index>(columns.size())) = out.rows.data.x.col(c);
+      columns.push_back(std::move(column));
+      continue;
+    }
+    const auto values = out.rows.data.x.col(c);
+    out.notes.push_back(
+        "'" + column.name + "' is left out: it is " +
+        (values.minCoeff() == values.maxCoeff() ? "constant" : "a linear combination of the columns before it"));
+    design.dropped.push_back(std::move(column.name));
+  }
+  if (columns.empty()) fail(kRegression, ": no input varies, expected one that does");
+  design.columns = std::move(columns);
+  out.rows.data.x = std::move(x);
+}
+
+}  // namespace detail
+
+/// The inputs and the response that a formula picks from a data frame. Text, TRUE/FALSE and factor() become dummies
+/// with the treatment contrast: one column per level but the base level. Rows that miss a value of a column that is
+/// used are left out and counted, or refused. Columns that are constant, or linear combinations of a constant and
+/// columns before them, are left out, as by R's lm(). Each decision is a sentence in `notes`. Throws
+/// std::invalid_argument for a column that is not there, cannot be used or is the response and an input, a response
+/// that is no number, infinite numbers, no complete row, or no input that varies. O(n d^2).
+inline Regression regression(const DataFrame& frame, const Formula& formula,
+                             MissingRows missing = MissingRows::LeaveOut) {
+  constexpr const char* kName = detail::kRegression;
+  frame.validate(kName);
+  const DataColumn& response = detail::numbers_of(kName, frame, formula.response);
+  std::vector<const DataColumn*> used;
+  const std::vector<FormulaTerm> terms = detail::all_terms(frame, formula);
+  for (const FormulaTerm& term : terms) {
+    const DataColumn& column = detail::column_of(kName, frame, term.column);
+    if (!term.factor && !column.unusable.empty()) fail(kName, ": column '", column.name, "' ", column.unusable);
+    used.push_back(&column);
+  }
+  used.push_back(&response);
+  const detail::CompleteRows complete(kName, frame, used, missing);
+  Regression out;
+  out.rows.rows = complete.rows;
+  out.rows.missing_rows = frame.num_rows - static_cast<Index>(complete.rows.size());
+  if (complete.rows.empty()) fail(kName, ": no row has all its values (", complete.who, " missing), expected some");
+  if (out.rows.missing_rows > 0)
+    out.notes.push_back(std::to_string(out.rows.missing_rows) + " of " + std::to_string(frame.num_rows) +
+                        " rows are left out, as values are missing: " + complete.who);
+  out.design.response = formula.response;
+  for (std::size_t t = 0; t < terms.size(); ++t) detail::add_term(*used[t], terms[t], complete.rows, out);
+  detail::fill_rows(kName, out.design, frame, &response, out.rows);
+  detail::drop_dependent(out);
+  return out;
+}
+
+}  // namespace moe::inline MOE_ABI

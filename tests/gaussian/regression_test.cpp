@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+#include "moe/gaussian/design/regression.hpp"
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+using moe::ColumnKind;
+using moe::Index;
+using Names = std::vector<std::string>;
+constexpr double kMissing = std::numeric_limits<double>::quiet_NaN();
+
+moe::DataColumn numbers(const std::string& name, std::vector<double> values) {
+  return {.name = name, .kind = ColumnKind::Number, .numbers = std::move(values), .texts = {}, .unusable = {}};
+}
+moe::DataColumn texts(const std::string& name, Names values) {
+  return {.name = name, .kind = ColumnKind::Text, .numbers = {}, .texts = std::move(values), .unusable = {}};
+}
+
+/// y, x, a group of text, a group of numbers, a flag, and columns that are of no use.
+moe::DataFrame sample() {
+  moe::DataFrame frame{.num_rows = 6, .columns = {}, .notes = {}};
+  frame.columns = {
+      numbers("y", {1, 2, 3, 4, 5, 7}),
+      numbers("x", {0, 1, kMissing, 3, 5, 8}),
+      texts("g", {"b", "a", "z", "c", "b", "a"}),
+      numbers("m", {10, 9, 9, 10, 9, 2}),
+      {.name = "flag", .kind = ColumnKind::Logical, .numbers = {1, 0, 0, 1, 1, 0}, .texts = {}, .unusable = {}},
+      numbers("one", {3, 3, 3, 3, 3, 3}),
+      numbers("isa", {0, 1, 1, 0, 0, 1})};
+  return frame;
+}
+
+moe::Regression of(const std::string& formula) { return moe::regression(sample(), moe::parse_formula(formula)); }
+
+template <class F>
+std::string message_of(F&& f) {
+  try {
+    f();
+  } catch (const std::invalid_argument& error) {
+    return error.what();
+  }
+  return "no error";
+}
+std::string parse_error(const std::string& formula) {
+  return message_of([&] { moe::parse_formula(formula); });
+}
+std::string design_error(const std::string& formula) {
+  return message_of([&] { of(formula); });
+}
+
+}  // namespace
+
+TEST_CASE("parse_formula: what R writes", "[gaussian]") {
+  const auto formula = moe::parse_formula(" y~x+factor( g )+ factor(h, ref = \"b, c\")+factor(k,ref=2) + `a b` + 1 ");
+  CHECK(formula.response == "y");
+  const std::vector<moe::FormulaTerm> expected{
+      {"x", false, ""}, {"g", true, ""}, {"h", true, "b, c"}, {"k", true, "2"}, {"a b", false, ""}};
+  CHECK(formula.terms == expected);
+  CHECK_FALSE(formula.rest);
+  const auto rest = moe::parse_formula("y_1.t ~ . - id - `a b`");
+  CHECK(rest.response == "y_1.t");
+  CHECK(rest.rest);
+  CHECK(rest.removed == Names{"id", "a b"});
+  CHECK(moe::parse_formula("y ~ x + z | z + x").terms.size() == 2);
+  CHECK(moe::parse_formula("y ~ x + x").terms.size() == 1);
+}
+
+TEST_CASE("parse_formula: what it does not know is refused by a sentence", "[gaussian][error]") {
+  CHECK_THAT(parse_error("y ~ x - 1"), ContainsSubstring("moe::parse_formula: 'y ~ x - 1' has no intercept"));
+  CHECK_THAT(parse_error("y ~ 0 + x"), ContainsSubstring("has no intercept"));
+  CHECK_THAT(parse_error("y ~ x:z"), ContainsSubstring("has an interaction, ':'"));
+  CHECK_THAT(parse_error("y ~ x * z"), ContainsSubstring("has an interaction, '*'"));
+  CHECK_THAT(parse_error("y ~ log(x)"), ContainsSubstring("calls log()"));
+  CHECK_THAT(parse_error("log(y) ~ x"), ContainsSubstring("'~' after the response is expected"));
+  CHECK_THAT(parse_error("y ~ x | z"), ContainsSubstring("gives the gate other inputs (right of '|')"));
+  CHECK_THAT(parse_error("y ~ x +"), ContainsSubstring("has its end where the name of a column"));
+  CHECK_THAT(parse_error("y ~"), ContainsSubstring("has its end"));
+  CHECK_THAT(parse_error("~ x"), ContainsSubstring("where the name of the response is expected"));
+  CHECK_THAT(parse_error("y ~ factor(g"), ContainsSubstring("where ')' is expected"));
+  CHECK_THAT(parse_error("y ~ factor(g, base = a)"), ContainsSubstring("where ref = level is expected"));
+  CHECK_THAT(parse_error("y ~ `x"), ContainsSubstring("a quote that ends"));
+  CHECK_THAT(parse_error("y ~ x z"), ContainsSubstring("'z' where '+', '-' or the end is expected"));
+}
+
+TEST_CASE("regression: dummies, levels and complete rows as model.matrix has them", "[gaussian]") {
+  const auto r = of("y ~ x + g + flag");
+  CHECK(r.design.names() == Names{"x", "gb", "gc"});
+  CHECK(r.design.dropped == Names{"flagTRUE"});  // gb + gc in these rows
+  moe::Matrix<double> x(5, 3);
+  x << 0, 1, 0,  //
+      1, 0, 0,   //
+      3, 0, 1,   //
+      5, 1, 0,   //
+      8, 0, 0;
+  CHECK(r.data().x == x);
+  CHECK(r.data().y == Eigen::VectorXd((Eigen::VectorXd(5) << 1, 2, 4, 5, 7).finished()));
+  CHECK(r.rows.rows == std::vector<Index>{0, 1, 3, 4, 5});
+  CHECK(r.rows.missing_rows == 1);
+  CHECK(r.notes.at(0) == "1 of 6 rows are left out, as values are missing: 1 in x");
+  CHECK(r.notes.at(1) == "factor 'g': the base level is a, the others are b, c");
+}
+
+TEST_CASE("regression: levels of numbers ascend, ref names another base level", "[gaussian]") {
+  CHECK(of("y ~ factor(m)").design.names() == Names{"factor(m)9", "factor(m)10"});
+  CHECK(of("y ~ factor(m, ref = 10)").design.factors.at(0).levels == Names{"10", "2", "9"});
+  CHECK(of("y ~ factor(g, ref = z)").design.names() == Names{"ga", "gb", "gc"});
+  CHECK(of("y ~ flag").design.names() == Names{"flagTRUE"});
+  CHECK(of("y ~ m").design.names() == Names{"m"});
+  CHECK(of("y ~ . - g - x - one").design.names() == Names{"m", "flagTRUE"});
+}
+
+TEST_CASE("regression: constant and dependent columns are left out with a word", "[gaussian]") {
+  const auto r = of("y ~ one + g + isa");
+  CHECK(r.design.names() == Names{"gb", "gc", "gz"});
+  CHECK(r.design.dropped == Names{"one", "isa"});
+  CHECK(r.notes.at(1) == "'one' is left out: it is constant");
+  CHECK(r.notes.at(2) == "'isa' is left out: it is a linear combination of the columns before it");
+  auto frame = sample();
+  frame.columns.push_back(numbers("sum", {2e9 + 1, 2e9 + 3, 2e9 + 4, 2e9 + 4, 2e9 + 5, 2e9 + 7.5}));
+  CHECK(moe::regression(frame, moe::parse_formula("y ~ sum + m")).design.dropped.empty());  // far from 0, not dependent
+}
+
+TEST_CASE("regression: what cannot be a regression is an error", "[gaussian][error]") {
+  CHECK_THAT(design_error("y ~ q"), ContainsSubstring("there is no column 'q', expected one of: y, x, g, m"));
+  CHECK_THAT(design_error("y ~ . - q"), ContainsSubstring("there is no column 'q'"));
+  CHECK_THAT(design_error("g ~ x"), ContainsSubstring("column 'g' holds no numbers"));
+  CHECK_THAT(design_error("y ~ x + y"), ContainsSubstring("'y' is the response and an input"));
+  CHECK_THAT(design_error("y ~ one"), ContainsSubstring("no input varies"));
+  CHECK_THAT(design_error("y ~ factor(g, ref = q)"), ContainsSubstring("'q' is the base level of 'g'"));
+  CHECK_THAT(message_of([] { moe::regression(sample(), moe::parse_formula("y ~ x"), moe::MissingRows::Refuse); }),
+             ContainsSubstring("row 3 misses its value of 'x'"));
+  auto frame = sample();
+  frame.columns[1].unusable = "holds dates";
+  frame.columns[3].numbers[2] = std::numeric_limits<double>::infinity();
+  CHECK_THAT(message_of([&] { moe::regression(frame, moe::parse_formula("y ~ x")); }),
+             ContainsSubstring("column 'x' holds dates"));
+  CHECK(moe::regression(frame, moe::parse_formula("y ~ factor(x)")).design.columns.size() == 4);
+  CHECK_THAT(message_of([&] { moe::regression(frame, moe::parse_formula("y ~ m")); }),
+             ContainsSubstring("a number is infinite in row 3"));
+  frame.columns[2].texts.pop_back();
+  CHECK_THAT(message_of([&] { moe::regression(frame, moe::parse_formula("y ~ m")); }),
+             ContainsSubstring("column 'g' has 5 values, expected num_rows = 6"));
+}
+
+TEST_CASE("design_rows: other data become the same columns", "[gaussian]") {
+  const auto r = of("y ~ x + g + isa");
+  moe::DataFrame other{
+      .num_rows = 3,
+      .columns = {texts("g", {"c", "a", "b"}), numbers("x", {1, kMissing, 2}), numbers("isa", {0, 1, 0})},
+      .notes = {}};
+  const moe::DesignRows rows = moe::design_rows(r.design, other);
+  CHECK(rows.data.x == (moe::Matrix<double>(2, 3) << 1, 0, 1, 2, 1, 0).finished());
+  CHECK(rows.data.y.size() == 0);
+  CHECK(rows.rows == std::vector<Index>{0, 2});
+  CHECK(rows.missing_rows == 1);
+  CHECK(moe::design_rows(r.design, sample()).data.x == r.data().x);
+  CHECK(moe::design_rows(r.design, sample()).data.y == r.data().y);
+  other.columns[0].texts[2] = "z";  // only in a row that was left out
+  CHECK_THAT(message_of([&] { moe::design_rows(r.design, other); }),
+             ContainsSubstring("'g' is 'z' in row 3, expected a level of the fit: a, b, c"));
+  other.columns.erase(other.columns.begin());
+  CHECK_THAT(message_of([&] { moe::design_rows(r.design, other); }), ContainsSubstring("there is no column 'g'"));
+}
