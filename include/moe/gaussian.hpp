@@ -20,11 +20,13 @@
 // Likelihood and estimation.
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/fit/fit_options.hpp"
+#include "moe/gaussian/fit/flag_words.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 
 // Prediction and sampling.
 #include "moe/gaussian/predict/normal_mixture.hpp"
 #include "moe/gaussian/predict/predict.hpp"
+#include "moe/gaussian/predict/residuals.hpp"
 #include "moe/gaussian/predict/sample.hpp"
 
 // Inference.
@@ -36,6 +38,7 @@
 #include "moe/gaussian/inference/identifiability.hpp"
 #include "moe/gaussian/inference/independence.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
+#include "moe/gaussian/inference/summary.hpp"
 
 // Theory: losses, distances, rates.
 #include "moe/gaussian/theory/distance.hpp"

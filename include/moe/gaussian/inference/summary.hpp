@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "moe/gaussian/fit/flag_words.hpp"
+#include "moe/gaussian/inference/criteria.hpp"
+#include "moe/gaussian/inference/standard_errors.hpp"
+#include "moe/gaussian/predict/residuals.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What summary() calls things.
+struct SummaryOptions {
+  std::vector<std::string> inputs = {};  ///< names of the columns of x, [d]; empty: x1, x2, ...
+  std::string response = "y";
+  StandardErrorOptions errors = {};
+};
+
+/// A line of the table of a summary.
+struct SummaryLine {
+  std::string label = {};  ///< "intercept", an input, "variance", ...
+  ParameterEstimate parameter = {};
+};
+
+/// Lines that belong together: the gate scores of an expert, or its regression.
+struct SummaryBlock {
+  std::string title = {};
+  std::vector<SummaryLine> lines = {};
+};
+
+/// A fit as people read it.
+struct FitSummary {
+  std::string headline = {};  ///< sizes
+  std::string search = {};    ///< how the maximum was found
+  Criteria criteria = {};
+  StandardErrors errors = {};
+  double level = 0.95;                    ///< of the intervals
+  std::vector<SummaryBlock> blocks = {};  ///< gate, then experts
+  std::vector<FlagWords> flags = {};
+  /// Least, quartiles and largest of the quantile residuals: 0, 25, 50, 75, 100 %; those of a standard normal if the
+  /// model is right.
+  std::array<double, 5> residual_quantiles = {};
+  /// Rows by tenths of P(Y <= y | x): n / 10 each if the model is right.
+  std::array<Index, 10> tenths = {};
+  /// Largest distance of the distribution of P(Y <= y | x) from the uniform one (Kolmogorov and Smirnov's).
+  double distance = 0;
+
+  /// All of it as text, in lines of at most 100 characters unless names are long.
+  std::string text() const;
+};
+
+namespace detail {
+
+inline std::string digits(double value, int significant = 5) {
+  std::array<char, 40> text;
+  std::snprintf(text.data(), text.size(), "%.*g", significant, value);
+  return text.data();
+}
+inline std::string right(const std::string& text, std::size_t width) {
+  return std::string(width - std::min(width, text.size()), ' ') + text;
+}
+inline std::string left(const std::string& text, std::size_t width) {
+  return text + std::string(width - std::min(width, text.size()), ' ');
+}
+
+/// Gate and experts, with the names of the inputs.
+inline std::vector<SummaryBlock> summary_blocks(const StandardErrors& errors, const ParameterLayout& at,
+                                                const std::vector<std::string>& inputs,
+                                                const Eigen::RowVectorXd& expert_rows) {
+  std::vector<SummaryBlock> blocks;
+  const auto parameter = [&](Index i) { return errors.parameters[static_cast<std::size_t>(i)]; };
+  const auto line = [&](const std::string& label, Index i) { blocks.back().lines.push_back({label, parameter(i)}); };
+  const auto slopes = [&](Index first) {
+    for (Index c = 0; c < at.input_dim; ++c) line(inputs[static_cast<std::size_t>(c)], first + c);
+  };
+  const bool ratios = at.num_gate() > 0 && at.free_temperature && parameter(0).name.find('/') != std::string::npos;
+  for (Index j = 0; j < std::max(at.free_slopes, at.free_biases); ++j) {
+    blocks.push_back({"gate score of expert " + std::to_string(j + 1) + (ratios ? ", over the temperature" : ""), {}});
+    if (j < at.free_biases) line("bias", at.gate_bias(j));
+    if (j < at.free_slopes) slopes(at.gate_slope(j));
+  }
+  if (at.free_temperature) {
+    blocks.push_back({"gate", {}});
+    line("temperature", at.size() + at.num_experts);
+  }
+  for (Index j = 0; j < at.num_experts; ++j) {
+    blocks.push_back({"expert " + std::to_string(j + 1) + ", " + digits(expert_rows(j), 4) + " rows", {}});
+    line("intercept", at.intercept(j));
+    slopes(at.slope(j));
+    line("variance", at.size() + j);
+  }
+  return blocks;
+}
+
+inline void fill_residuals(Eigen::VectorXd z, FitSummary& out) {
+  std::sort(z.begin(), z.end());
+  const double n = static_cast<double>(z.size());
+  for (std::size_t q = 0; q < out.residual_quantiles.size();
+       ++q) {  // linear between order statistics, as R's quantile()
+    const double place = static_cast<double>(q) / 4 * (n - 1);
+    const auto lower = static_cast<Index>(place);
+    const double share = place - static_cast<double>(lower);
+    out.residual_quantiles[q] = (1 - share) * z(lower) + share * z(std::min(lower + 1, z.size() - 1));
+  }
+  const NormalMixture normal;
+  for (Index i = 0; i < z.size(); ++i) {
+    const double p = normal.cdf(z(i)), before = static_cast<double>(i) / n;
+    ++out.tenths[static_cast<std::size_t>(std::min(10 * p, 9.0))];
+    out.distance = std::max({out.distance, p - before, before + 1 / n - p});
+  }
+}
+
+inline std::string summary_table(const FitSummary& summary) {
+  std::size_t width = 22;
+  for (const SummaryBlock& block : summary.blocks)
+    for (const SummaryLine& line : block.lines) width = std::max(width, line.label.size() + 3);
+  std::string text = left("", width) + right("estimate", 12) + right("std. error", 12) + right("sandwich", 12) +
+                     right(digits(100 * summary.level, 4) + "% interval", 26) + '\n';
+  for (const SummaryBlock& block : summary.blocks) {
+    text += block.title + '\n';
+    for (const auto& [label, parameter] : block.lines) {
+      text += left("  " + label, width) + right(digits(parameter.estimate), 12);
+      if (const auto& error = parameter.error)
+        text += right(digits(error->observed), 12) + right(digits(error->sandwich), 12) +
+                right(digits(error->lower), 13) + right(digits(error->upper), 13) + '\n';
+      else
+        text += right("-", 12) + right("-", 12) + right("-", 13) + right("-", 13) + '\n';
+    }
+  }
+  return text;
+}
+
+/// A bar per tenth, '|' where it would end if the model were right.
+inline std::string summary_residuals(const FitSummary& summary) {
+  constexpr double kExpected = 30;  // characters
+  std::string text = "quantile residuals (standard normal if the model is right): least";
+  const std::array<const char*, 5> names = {"", ", 25% ", ", median ", ", 75% ", ", largest "};
+  for (std::size_t q = 0; q < names.size(); ++q)
+    text += (q ? names[q] : " ") + digits(summary.residual_quantiles[q], 3);
+  Index n = 0;
+  for (const Index count : summary.tenths) n += count;
+  const double each = static_cast<double>(n) / 10;
+  text += "\nrows by tenths of P(Y <= y | x), where | is what is expected; largest distance from uniform " +
+          digits(summary.distance, 2) + '\n';
+  for (std::size_t t = 0; t < summary.tenths.size(); ++t) {
+    const double length = kExpected * static_cast<double>(summary.tenths[t]) / each;
+    std::string bar(static_cast<std::size_t>(std::lround(std::min(length, 2.5 * kExpected))), '#');
+    bar = left(bar, static_cast<std::size_t>(kExpected) + 1);
+    if (bar[static_cast<std::size_t>(kExpected)] == ' ') bar[static_cast<std::size_t>(kExpected)] = '|';
+    bar.erase(bar.find_last_not_of(' ') + 1);
+    text += "  0." + std::to_string(t) + right(std::to_string(summary.tenths[t]), 7) + " " + bar + '\n';
+  }
+  return text;
+}
+
+}  // namespace detail
+
+inline std::string FitSummary::text() const {
+  std::string out = headline + "\nlog-likelihood " + detail::digits(criteria.log_likelihood, 10) + ", AIC " +
+                    detail::digits(criteria.aic, 8) + ", BIC " + detail::digits(criteria.bic, 8) + ", ICL " +
+                    detail::digits(criteria.icl, 8) + ", " + std::to_string(criteria.num_parameters) + " parameters\n" +
+                    search + "\n\n" + detail::summary_table(*this);
+  if (!errors.explanation.empty()) out += '\n' + errors.explanation + '\n';
+  for (const FlagWords& flag : flags) out += "note: " + flag.sentence + '\n';
+  return out + '\n' + detail::summary_residuals(*this);
+}
+
+/// A fit for people: `summary(fit, data).text()` is a table of estimates with their standard errors where they exist,
+/// information criteria, how the search went and what to distrust, and how the residuals are distributed.
+///   data  those of the fit
+/// Throws std::invalid_argument for names that are not as many as inputs, and as standard_errors() and criteria() do.
+/// Costs what they cost, O(n k^2 d^2 + p^3).
+template <class G>
+FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const SummaryOptions& options = {}) {
+  const Index d = fit.model.input_dim();
+  std::vector<std::string> inputs = options.inputs;
+  for (Index c = 0; options.inputs.empty() && c < d; ++c) inputs.push_back('x' + std::to_string(c + 1));
+  if (std::ssize(inputs) != d) fail("moe::summary: inputs has ", inputs.size(), " names, expected input_dim = ", d);
+  FitSummary out{.criteria = criteria(fit, data), .errors = standard_errors(fit, data, options.errors)};
+  const ParameterLayout at = layout(fit.model);
+  out.level = options.errors.level;
+  out.blocks = detail::summary_blocks(out.errors, at, inputs, fit.expert_rows);
+  out.flags = flag_words(fit.flags);
+  out.headline = options.response + ": " + std::to_string(data.num_rows()) + " rows, " + std::to_string(d) +
+                 (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
+                 (at.num_experts == 1 ? " expert" : " experts");
+  out.search = std::string(fit.converged ? "converged" : "NOT converged") + " after " + std::to_string(fit.iterations) +
+               " iterations; best of " + std::to_string(fit.starts) + " starts, reached by " +
+               std::to_string(fit.hits) + " of the long runs";
+  detail::fill_residuals(quantile_residuals(fit.model, data.x, data.y), out);
+  return out;
+}
+
+}  // namespace moe::inline MOE_ABI
