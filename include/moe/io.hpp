@@ -43,6 +43,7 @@
 // Layers, optimiser states and statistical models of this library, saved and loaded with the same bits.
 #include "moe/io/file/parameters.hpp"
 #include "moe/io/gaussian.hpp"
+#include "moe/io/saved_fit.hpp"
 
 // Adapters of experts as PEFT has them.
 #include "moe/io/adapter/load_peft_adapters.hpp"

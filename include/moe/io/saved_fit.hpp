@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <filesystem>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "moe/gaussian/design/design.hpp"
+#include "moe/gaussian/fit/fit_options.hpp"
+#include "moe/io/file/json_text.hpp"
+#include "moe/io/gaussian.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// A fit out of a file: all that predictions for another data frame need.
+template <class G>
+struct SavedFit {
+  GaussianMoe<G> model = {};
+  Design design = {};  ///< design_rows(design, frame) are the rows of another data frame
+  double log_likelihood = 0;
+  Index num_rows = 0;
+  bool converged = false;
+  Metadata metadata = {};  ///< what save_fit() was given
+};
+
+namespace detail {
+
+inline constexpr const char* kFitKey = "moe.fit";  // of the metadata
+
+inline nlohmann::json design_json(const Design& design) {
+  nlohmann::json columns = nlohmann::json::array(), factors = nlohmann::json::array();
+  for (const DesignColumn& c : design.columns)
+    columns.push_back({{"name", c.name}, {"source", c.source}, {"level", c.level}});
+  for (const DesignFactor& f : design.factors) factors.push_back({{"source", f.source}, {"levels", f.levels}});
+  return {{"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
+}
+
+inline Design design_of(const nlohmann::json& json) {
+  Design design{.response = json.at("response").get<std::string>(),
+                .columns = {},
+                .factors = {},
+                .dropped = json.at("dropped").get<std::vector<std::string>>()};
+  for (const nlohmann::json& c : json.at("columns"))
+    design.columns.push_back({.name = c.at("name").get<std::string>(),
+                              .source = c.at("source").get<std::string>(),
+                              .level = c.at("level").get<std::string>()});
+  for (const nlohmann::json& f : json.at("factors"))
+    design.factors.push_back(
+        {.source = f.at("source").get<std::string>(), .levels = f.at("levels").get<std::vector<std::string>>()});
+  return design;
+}
+
+}  // namespace detail
+
+/// Saves a fit with the design of its inputs: levels of factors, base levels, columns that were left out. The file is
+/// one of save_parameters(), which load_gaussian_moe() reads, too; `metadata` is kept beside.
+///   save_fit("fit.safetensors", fit, regression.design, {{"gate", "softmax"}});
+/// Throws std::invalid_argument unless the design has as many columns as the model inputs, all names are UTF-8 and no
+/// key is "moe.fit"; std::runtime_error if the file cannot be written.
+template <class G>
+void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, const Design& design,
+              Metadata metadata = {}) {
+  constexpr const char* kName = "moe::save_fit";
+  fit.model.validate(kName);
+  if (std::ssize(design.columns) != fit.model.input_dim())
+    fail(kName, ": design has ", design.columns.size(), " columns, expected input_dim = ", fit.model.input_dim());
+  const nlohmann::json json{{"design", detail::design_json(design)},
+                            {"log_likelihood", fit.log_likelihood},
+                            {"num_rows", fit.num_rows},
+                            {"converged", fit.converged},
+                            {"free_last_slope", fit.model.last_slope == LastSlope::Free}};
+  std::string text;
+  try {
+    text = json.dump();
+  } catch (const nlohmann::json::exception& error) {
+    fail(kName, ": a name or level is not UTF-8, expected that: ", error.what());
+  }
+  if (!metadata.emplace(detail::kFitKey, std::move(text)).second)
+    fail(kName, ": metadata has the key '", detail::kFitKey, "', which is the fit's own");
+  save_parameters(path, fit.model, metadata);
+}
+
+/// Loads what save_fit() has written; `gate` as for load_gaussian_moe(). Predictions have the same bits.
+/// Throws std::runtime_error for a file that cannot be read, is no such file, or was written with another gate.
+template <LikelihoodGate G = SoftmaxGate>
+SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
+  const std::string label = "moe::load_fit: '" + path.string() + "'";
+  SavedFit<G> saved;
+  saved.metadata = SafetensorsReader(path).metadata();
+  const auto entry = saved.metadata.extract(detail::kFitKey);
+  if (entry.empty())
+    fail_environment(label, ": has no metadata '", detail::kFitKey, "', expected a file of save_fit()");
+  bool is_free = false;
+  try {
+    const nlohmann::json json = detail::parse_json(label, entry.mapped());
+    saved.design = detail::design_of(json.at("design"));
+    saved.log_likelihood = json.at("log_likelihood").get<double>();
+    saved.num_rows = json.at("num_rows").get<Index>();
+    saved.converged = json.at("converged").get<bool>();
+    is_free = json.at("free_last_slope").get<bool>();
+  } catch (const nlohmann::json::exception& error) {
+    fail_environment(label, ": metadata '", detail::kFitKey, "' is no fit: ", error.what());
+  }
+  saved.model = load_gaussian_moe(path, gate, is_free ? LastSlope::Free : LastSlope::Zero);
+  if (std::ssize(saved.design.columns) != saved.model.input_dim())
+    fail_environment(label, ": the design has ", saved.design.columns.size(),
+                     " columns, expected input_dim = ", saved.model.input_dim());
+  return saved;
+}
+
+}  // namespace moe::inline MOE_ABI

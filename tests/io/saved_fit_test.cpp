@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+#include "moe/io/saved_fit.hpp"
+
+#include <string>
+#include <vector>
+
+#include "moe/gaussian/design/regression.hpp"
+#include "moe/gaussian/predict/predict.hpp"
+#include "moe/io/file/data_file.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
+
+namespace {
+
+using Catch::Matchers::ContainsSubstring;
+
+const char* const kBytes = "y,x,g,one\n1,0.5,b,1\n2,0.1,a,1\n4,7,c,1\n3,NA,a,1\n2,-3,b,1\n5,3,c,1\n6,2,a,1\n";
+
+moe::DataFrame frame_of(const std::string& bytes) {
+  const test::TemporaryDirectory directory;
+  test::write_bytes(directory / "t.csv", bytes);
+  return moe::read_data_frame(directory / "t.csv");
+}
+
+/// No fit, but numbers of one: what is saved is its model and some of its report.
+moe::GaussianFit<moe::SoftmaxGate> sample_fit() {
+  moe::GaussianFit<moe::SoftmaxGate> fit;
+  fit.model = moe::GaussianMoe<>::zero(2, 3);
+  fit.model.gate_slope.row(0) << 0.1, 1.0 / 3, -2;
+  fit.model.gate_bias << 0.7, 0;
+  fit.model.slope << 1, 2, 3, 0.1, 0.2, 0.3;
+  fit.model.intercept << -1, 1e-3;
+  fit.model.variance << 0.25, 1.0 / 7;
+  fit.log_likelihood = -12.345678901234567;
+  fit.num_rows = 6;
+  fit.converged = true;
+  return fit;
+}
+
+template <class F>
+std::string message_of(F&& f) {
+  try {
+    f();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+}  // namespace
+
+TEST_CASE("save_fit: loaded, it predicts the same bits for a new file", "[io][gaussian]") {
+  const auto fit = sample_fit();
+  const auto r = moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + one + factor(g, ref = b)"));
+  const test::TemporaryDirectory directory;
+  moe::save_fit(directory / "fit", fit, r.design, {{"gate", "softmax"}});
+  const auto saved = moe::load_fit(directory / "fit");
+  CHECK(saved.design == r.design);
+  CHECK(saved.design.dropped == std::vector<std::string>{"one"});
+  CHECK(saved.log_likelihood == fit.log_likelihood);
+  CHECK(saved.num_rows == 6);
+  CHECK(saved.converged);
+  CHECK(saved.metadata == moe::Metadata{{"gate", "softmax"}});
+  // Other separators, another order of columns, levels that do not all occur, no response.
+  const auto rows = moe::design_rows(saved.design, frame_of("g;x\nc;1,5\nb;2\n"));
+  CHECK(rows.data.x == (moe::Matrix<double>(2, 3) << 1.5, 0, 1, 2, 0, 0).finished());
+  CHECK(moe::predict_mean(saved.model, rows.data.x) == moe::predict_mean(fit.model, rows.data.x));
+  CHECK(moe::predict_variance(saved.model, rows.data.x) == moe::predict_variance(fit.model, rows.data.x));
+  CHECK_THAT(message_of([&] { moe::design_rows(saved.design, frame_of("g;x\nz;1,5\n")); }),
+             ContainsSubstring("'g' is 'z' in row 1, expected a level of the fit: b, a, c"));
+}
+
+TEST_CASE("save_fit, load_fit: what does not fit is an error", "[io][gaussian][error]") {
+  const auto fit = sample_fit();
+  const auto r = moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + g"));
+  const test::TemporaryDirectory directory;
+  CHECK_THAT(message_of([&] { moe::save_fit(directory / "f", fit, moe::Design{}); }),
+             ContainsSubstring("moe::save_fit: design has 0 columns, expected input_dim = 3"));
+  CHECK_THAT(message_of([&] {
+               moe::save_fit(directory / "f", fit, r.design, {{"moe.fit", ""}});
+             }),
+             ContainsSubstring("metadata has the key 'moe.fit'"));
+  auto design = r.design;
+  design.columns[0].source = "\xE9t\xE9";  // Latin-1
+  CHECK_THAT(message_of([&] { moe::save_fit(directory / "f", fit, design); }), ContainsSubstring("is not UTF-8"));
+  moe::save_parameters(directory / "m", fit.model);
+  CHECK_THAT(message_of([&] { moe::load_fit(directory / "m"); }), ContainsSubstring("expected a file of save_fit()"));
+  moe::save_parameters(directory / "m", fit.model, {{"moe.fit", "{\"design\": 3}"}});
+  CHECK_THAT(message_of([&] { moe::load_fit(directory / "m"); }), ContainsSubstring("is no fit"));
+  moe::save_fit(directory / "f", fit, r.design);
+  CHECK_THAT(message_of([&] { moe::load_fit(directory / "f", moe::TopKGate{.k = 1}); }),
+             ContainsSubstring("number of active experts"));
+  CHECK(moe::load_gaussian_moe(directory / "f").slope == fit.model.slope);
+}
