@@ -18,6 +18,7 @@
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/families/model_config.hpp"
 #include "moe/io/file/csv.hpp"
+#include "moe/io/file/data_file.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"
 
@@ -148,7 +149,18 @@ inline bool fuzz_config(std::span<const std::byte> bytes) {
   }
 }
 
+/// As data of people, any text is a frame or refused.
+inline void fuzz_data_frame(std::string_view text) {
+  try {
+    const moe::DataFrame frame = moe::detail::DataFileReader("fuzz", text, {}).read();
+    require(frame.num_rows > 0 && !frame.columns.empty(), "a frame has rows and columns");
+    frame.validate("fuzz");
+  } catch (const std::runtime_error&) {
+  }
+}
+
 inline bool fuzz_csv(std::span<const std::byte> bytes) {
+  fuzz_data_frame({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
   try {
     const moe::CsvTable table =
         moe::detail::CsvParser("fuzz", {reinterpret_cast<const char*>(bytes.data()), bytes.size()}).parse();

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/core/random.hpp"
 #include "support/catch.hpp"
 #include "support/files.hpp"
 
@@ -130,10 +131,35 @@ TEST_CASE("read_data_frame: comments, blank lines, blanks and line ends inside o
   CHECK(names_of(frame) == Names{"x", "y z"});
   CHECK(words_of(frame.columns[0], frame.num_rows) == "1|2|3");
   CHECK(words_of(frame.columns[1], frame.num_rows) == "a\nb|C:\\|\"q\"");
-  CHECK(frame.notes == Names{"2 comment lines are passed over"});
+  CHECK(frame.notes == Names{"lines of comments, passed over: 2"});
   const auto aligned = read("  x     y\n 1.5   -2\n10    +3e1\n");  // print(d, row.names = FALSE)
   CHECK(words_of(aligned.columns[0], 2) == "1.5|10");
   CHECK(words_of(aligned.columns[1], 2) == "-2|30");
+}
+
+TEST_CASE("read_data_frame: Excel's first line about the separator, and the numbers of lines after it", "[io]") {
+  CHECK(words_of(read("sep=\t\r\na\tb c\r\n1\t2\r\n").columns.at(1), 1) == "2");
+  CHECK_THAT(error_of("sep=;\na;b\n1;2\n3\n"), ContainsSubstring("line 4 has 1 columns"));
+}
+
+TEST_CASE("read_data_frame: any text is a frame or a runtime_error", "[io][property]") {
+  const std::string alphabet = "1290.,;\t \"\"\\\n\n\r#NATRUE-ex'";
+  int read_files = 0;
+  for (std::uint64_t seed = 0; seed < 20000; ++seed) {
+    const moe::RandomField random(moe::Purpose::User, seed);
+    std::string text;
+    for (std::int64_t i = 0; i < static_cast<std::int64_t>(1 + seed % 40); ++i)
+      text += alphabet[static_cast<std::size_t>(random.uniform(i) * static_cast<double>(alphabet.size()))];
+    CAPTURE(text);
+    try {
+      const moe::DataFrame frame = moe::detail::DataFileReader("t", text, {}).read();
+      frame.validate("test");
+      REQUIRE(frame.num_rows > 0);
+      ++read_files;
+    } catch (const std::runtime_error&) {
+    }
+  }
+  CHECK(read_files > 100);
 }
 
 TEST_CASE("read_data_frame: options overrule what would be found", "[io]") {
@@ -173,6 +199,9 @@ TEST_CASE("read_data_frame: broken files are errors with their place", "[io][err
   CHECK_THAT(error_of("x,y\n1,2\n3\n"), ContainsSubstring("table.csv', line 3 has 1 columns, expected 2"));
   CHECK_THAT(error_of("1,2\n1,2,3\n1,2,3\n"), ContainsSubstring("line 2 has 3 columns, expected 2"));
   CHECK_THAT(error_of("x,y,x\n1,2,3\n"), ContainsSubstring("columns 1 and 3 are both called 'x'"));
+  CHECK_THAT(error_of("x\n1,5\n2,7\n"), ContainsSubstring("line 2 has 2 columns, expected 1"));
+  CHECK_THAT(error_of("x,y\n1,5,2\n1,7,4\n"),
+             ContainsSubstring("line 3 has 3 columns for 2 names, and '1' begins a line before"));
   CHECK_THAT(error_of("x,,y\n1,2,3\n"), ContainsSubstring("column 2 has no name"));
   CHECK_THAT(error_of("x,y\n1,\"2\n"), ContainsSubstring("line 2: a quote has no end"));
   CHECK_THAT(error_of("x,y\n1,\"2\"3\n"), ContainsSubstring("found '3' behind the quoted '2'"));

@@ -8,6 +8,7 @@
 
 #include "moe/io/checkpoint/checkpoint.hpp"
 #include "moe/io/file/csv.hpp"
+#include "moe/io/file/data_file.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors_header.hpp"
 #include "support/catch.hpp"
@@ -63,6 +64,7 @@ bool reads(const std::function<void()>& read) {
   }
 }
 bool reads_csv(const std::string& text) {
+  reads([&] { moe::detail::DataFileReader("file", text, {}).read(); });  // read or not, it ends
   return reads([&] { moe::detail::CsvParser("file", text).parse(); });
 }
 
@@ -127,6 +129,7 @@ TEST_CASE("Readers: long tables are read in time, whatever they hold", "[io][slo
   REQUIRE_FALSE(reads_csv("x\n" + repeated("\n") + "1"));
   REQUIRE_FALSE(reads_csv("\"" + repeated("\"\"") + "\n1"));
   REQUIRE_FALSE(reads_csv("x\n" + std::string(kSize, ' ') + "y"));
+  REQUIRE_FALSE(reads_csv("x,y\n" + repeated("\"\\\"\r\",1\n")));
 }
 
 TEST_CASE("Readers: a long array is read in time, and a longer header than NumPy's refused", "[io][slow]") {

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <limits>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -64,7 +65,7 @@ class DataFileReader {
     for (std::size_t c = row_names_ ? 1 : 0; c < names_.size(); ++c)
       if (!is_empty_rest(c)) frame.columns.push_back(column(c));
     if (frame.columns.empty()) fail_environment(label_, " has row names and no columns, expected at least one column");
-    if (tokens.comments() > 0) notes_.push_back(std::to_string(tokens.comments()) + " comment lines are passed over");
+    if (tokens.comments() > 0) notes_.push_back("lines of comments, passed over: " + std::to_string(tokens.comments()));
     frame.notes = std::move(notes_);
     return frame;
   }
@@ -82,17 +83,18 @@ class DataFileReader {
       std::replace(copy_.begin(), copy_.end(), '\r', '\n');
       text_ = copy_;
     }
-    const std::string_view line = trimmed(text_.substr(0, text_.find('\n')));
+    std::string_view line = text_.substr(0, text_.find('\n'));
+    if (line.ends_with('\r')) line.remove_suffix(1);
     if (line.size() != 5 || !line.starts_with("sep=") || std::string_view(",;\t ").find(line[4]) == line.npos) return;
     if (options_.separator == 0) options_.separator = line[4];
-    text_.remove_prefix(std::min(text_.find('\n'), text_.size() - 1) + 1);
+    text_.remove_prefix(line.size());  // a blank line is left, which counts
   }
 
-  /// Fields per row, of which the first line may have one less.
+  /// Fields per row, of which the first line may have one less: before row names, or where a separator ends each row.
   void find_width() {
     const std::size_t first = records_.front().fields.size();
     width_ = records_.size() > 1 ? records_[1].fields.size() : first;
-    if (width_ != first && !(width_ == first + 1 && has_header())) width_ = first;
+    if (width_ != first && !(width_ == first + 1 && width_ > 2 && has_header())) width_ = first;
     for (std::size_t r = 1; r < records_.size(); ++r)
       if (records_[r].fields.size() != width_)
         fail_environment(label_, ", line ", records_[r].line, " has ", records_[r].fields.size(), " columns, expected ",
@@ -100,8 +102,19 @@ class DataFileReader {
     if (width_ == first) return;
     const bool trailing = std::all_of(records_.begin() + 1, records_.end(),
                                       [](const DataRecord& r) { return is_missing_field(r.fields.back()); });
-    auto& fields = records_.front().fields;  // a separator ends each row, or row names have no name
+    if (!trailing) require_row_names();
+    auto& fields = records_.front().fields;
     fields.insert(trailing ? fields.end() : fields.begin(), DataField{.text = {}, .quoted = true});
+  }
+
+  /// Names of rows differ; where they do not, a decimal comma may have cut a number into two.
+  void require_row_names() const {
+    std::set<std::string_view> seen;
+    for (std::size_t r = 1; r < records_.size(); ++r)
+      if (!seen.insert(records_[r].fields.front().text).second)
+        fail_environment(label_, ", line ", records_[r].line, " has ", width_, " columns for ", width_ - 1,
+                         " names, and ", in_quotes(records_[r].fields.front().text),
+                         " begins a line before, expected a name per column or different names of rows first");
   }
   static bool is_missing_field(const DataField& field) { return field.text.empty(); }
 
