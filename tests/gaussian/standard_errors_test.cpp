@@ -2,6 +2,7 @@
 #include "moe/gaussian/inference/standard_errors.hpp"
 
 #include <cmath>
+#include <utility>
 
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/fit.hpp"
@@ -95,6 +96,44 @@ TEST_CASE("standard_errors: a gate with one active expert has none, its experts 
   }
 }
 
+// Expert 0 has the 12 rows at x = 6 alone: its mean there and its variance are determined, its slope and intercept not.
+TEST_CASE("standard_errors: exist for what the information determines, also where it is singular", "[gaussian]") {
+  moe::RegressionData data{moe::Matrix<double>(60, 1), Eigen::VectorXd(60)};
+  for (Index i = 0; i < 60; ++i) {
+    const double x = i < 12 ? 6 : 0.25 * static_cast<double>(i % 16);
+    data.x(i, 0) = x;
+    data.y(i) = (i < 12 ? 9 : 1 + 2 * x) + std::cos(3.7 * static_cast<double>(i));
+  }
+  const Eigen::ArrayXd x = data.x.col(0).tail(48).array(), y = data.y.tail(48).array();
+  const double spread = (x - x.mean()).square().sum(), slope = ((x - x.mean()) * y).sum() / spread;
+  const double intercept = y.mean() - slope * x.mean(), variance = (y - intercept - slope * x).square().mean();
+  const double level = data.y.head(12).mean(), own = (data.y.head(12).array() - level).square().mean();
+  auto model = moe::GaussianMoe<moe::TopKGate>::zero(2, 1, moe::TopKGate{.k = 1});
+  model.gate_slope(0, 0) = 1;
+  model.gate_bias(0) = -5;
+  model.slope << 0, slope;
+  model.intercept << level, intercept;
+  model.variance << own, variance;
+  const moe::StandardErrors errors = moe::standard_errors(model, data);
+  CAPTURE(errors.explanation);
+  REQUIRE(errors.available());
+  CHECK(errors.coordinates.size() == 4);
+  CHECK_THAT(errors.explanation, ContainsSubstring("the information is singular"));
+  for (const char* name : {"a[0,0]", "b[0]"})
+    CHECK((!errors[name].error && errors[name].reason == NoStandardError::Singular));
+  CHECK(errors["beta0[0]"].reason == NoStandardError::HardGate);
+  const std::pair<const char*, double> expected[] = {
+      {"variance[0]", own * std::sqrt(2.0 / 12)},
+      {"a[1,0]", std::sqrt(variance / spread)},
+      {"b[1]", std::sqrt(variance * (1.0 / 48 + x.mean() * x.mean() / spread))},
+      {"variance[1]", variance * std::sqrt(2.0 / 48)}};
+  for (const auto& [name, error] : expected) {
+    CAPTURE(name);
+    REQUIRE(errors[name].error);
+    CHECK(std::abs(errors[name].error->observed / error - 1) < 1e-9);
+  }
+}
+
 TEST_CASE("standard_errors: say why there are none", "[gaussian]") {
   const auto data = test::simulated(test::two_lines(), 200, 5);
   const auto fit = moe::fit_from(data, test::two_lines());
@@ -111,7 +150,11 @@ TEST_CASE("standard_errors: say why there are none", "[gaussian]") {
     model.gate_bias << -20, fit.model.gate_bias;
     model.intercept << 0, fit.model.intercept;
     model.variance << 1, fit.model.variance;
-    CHECK(moe::standard_errors(model, data).reason == NoStandardError::Singular);
+    const auto errors = moe::standard_errors(model, data);
+    CHECK(errors.available());
+    for (const char* name : {"a[0,0]", "b[0]", "variance[0]"})
+      CHECK((!errors[name].error && errors[name].reason == NoStandardError::Singular));
+    for (const char* name : {"a[1,0]", "b[2]", "variance[1]"}) CHECK(errors[name].error);
   }
   SECTION("an expert twice, which the likelihood would rather tell apart: a saddle") {
     auto model = moe::GaussianMoe<>::zero(3, 1);

@@ -18,7 +18,7 @@ enum class NoStandardError {
   HardGate,         ///< of a gate with one active expert per row
   SeparatedGate,    ///< of a gate whose slopes go to infinity
   VarianceAtFloor,  ///< all parameters: the likelihood is unbounded there
-  Singular,         ///< all parameters: the information has no full rank
+  Singular,         ///< a direction of the parameters that moves it has no information
   NotAMaximum       ///< all parameters: the score is not 0, or the information not positive definite
 };
 
@@ -46,7 +46,7 @@ constexpr const char* sentence(NoStandardError reason) {
     case NoStandardError::VarianceAtFloor:
       return "There are no standard errors: a variance is at its floor, where the likelihood is unbounded.";
     case NoStandardError::Singular:
-      return "There are no standard errors: the information is singular, so that some direction of the parameters "
+      return "Some parameters have no standard errors: the information is singular, so that some direction of them "
              "leaves the likelihood as it is (see identifiability()); often there are too many experts.";
     case NoStandardError::NotAMaximum:
       return "There are no standard errors: the model is not a maximum of the likelihood of these data. It may have "

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moe/core/when_used.hpp"
@@ -71,30 +73,55 @@ struct StandardErrors {
 
 namespace detail {
 
-/// Covariances of what is estimable, or the reason why there are none.
+/// A parameter counts as determined if what moving it by the directions without information does is at most this share
+/// of what all directions do: eigenvectors that belong to ratios of 1e-16 and of kSingular are told apart to 1e-8.
+inline constexpr double kDetermined = 1e-6;
+
+/// Covariances of what is estimable, or the reason why there are none. Directions of the parameters without information
+/// cost those parameters their standard errors that they move, and no others.
 template <class = WhenUsed>
 void invert(const ScaledInformation& at, const StandardErrorOptions& options, StandardErrors& out) {
-  const std::vector<Index>& free = out.coordinates;
+  const std::vector<Index> free = std::exchange(out.coordinates, {});
+  if (free.empty()) return;
   const Eigen::MatrixXd information = at.information(free, free);
   const ScaledEigen eigen(information, at.gram(free, free));
   out.eigenvalue_ratio = eigen.ratio();
-  const bool negative = information.size() > 0 && information.diagonal().minCoeff() < 0;
-  if (negative || out.eigenvalue_ratio < -kSingular) {
+  const Eigen::VectorXd& values = eigen.values;
+  const double largest = values.size() > 0 ? values(values.size() - 1) : 0;
+  if (information.diagonal().minCoeff() < 0 || (values.size() > 0 && values(0) < -kSingular * largest)) {
     out.reason = NoStandardError::NotAMaximum;
-  } else if (out.eigenvalue_ratio < kSingular) {
-    out.reason = NoStandardError::Singular;
-  } else {
-    const Eigen::MatrixXd inverse = eigen.inverse();
-    const Eigen::VectorXd score = at.score(free);
-    out.distance = std::sqrt(score.dot(inverse * score));
-    if (!(out.distance <= options.largest_distance)) {
-      out.reason = NoStandardError::NotAMaximum;
-      return;
-    }
-    const Eigen::MatrixXd back = at.to_data(free, free) * inverse;
-    out.observed = back * at.to_data(free, free).transpose();
-    out.sandwich = back * at.scores(free, free) * back.transpose();
+    return;
   }
+  const Index empty = std::count_if(values.begin(), values.end(), [&](double v) { return v < kSingular * largest; });
+  const Index full = values.size() - empty;
+  std::vector<Index> regular;
+  for (const Index r : eigen.regular) regular.push_back(free[static_cast<std::size_t>(r)]);
+  const Eigen::MatrixXd along = at.to_data(free, regular) * eigen.vectors;  // how far directions move parameters
+  std::vector<Index> kept;                                                  // rows of it
+  for (Index i = 0; i < along.rows(); ++i) {
+    const Index own = free[static_cast<std::size_t>(i)];
+    const bool flat = std::any_of(eigen.flat.begin(), eigen.flat.end(), [&](Index f) {
+      return std::abs(at.to_data(own, free[static_cast<std::size_t>(f)])) > 0;
+    });
+    if (flat || along.row(i).head(empty).norm() > kDetermined * along.row(i).norm()) continue;
+    kept.push_back(i);
+    out.coordinates.push_back(own);
+  }
+  if (kept.empty()) {
+    out.reason = NoStandardError::Singular;
+    return;
+  }
+  const Eigen::VectorXd root = values.tail(full).cwiseSqrt().cwiseInverse();
+  const Eigen::MatrixXd directions = eigen.vectors.rightCols(full) * root.asDiagonal();
+  out.distance = (directions.transpose() * at.score(regular)).norm();
+  if (!(out.distance <= options.largest_distance)) {
+    out.reason = NoStandardError::NotAMaximum;
+    return;
+  }
+  const Eigen::MatrixXd moved = along.rightCols(full) * root.asDiagonal(), half = moved(kept, Eigen::seqN(0, full));
+  const Eigen::MatrixXd back = half * directions.transpose();
+  out.observed = half * half.transpose();
+  out.sandwich = back * at.scores(regular, regular) * back.transpose();
 }
 
 inline StandardError error_of(double estimate, double observed, double sandwich, const StandardErrorOptions& options) {
@@ -128,6 +155,8 @@ void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, c
     const auto i = static_cast<Index>(s);
     p.error = error_of(p.estimate, std::sqrt(out.observed(i, i)), std::sqrt(out.sandwich(i, i)), options);
   }
+  for (ParameterEstimate& p : out.parameters)
+    if (!p.error && p.reason == NoStandardError::Available) p.reason = NoStandardError::Singular;
   for (Index j = 0; j < at.num_experts; ++j)
     out.parameters.push_back(exponential(out.parameters[static_cast<std::size_t>(at.log_variance(j))],
                                          "variance[" + std::to_string(j) + ']'));
@@ -159,13 +188,14 @@ StandardErrors standard_errors(const char* function, GaussianMoe<G> model, const
 }  // namespace detail
 
 /// Standard errors of the free parameters of a model at the maximum of its likelihood, where they exist: from the
-/// inverse of the observed information, I^-1, and from the sandwich I^-1 (sum s_i s_i^T) I^-1, which stays valid if the
-/// model is wrong; of variances, and of an identified temperature, by the delta method. Elsewhere `reason` says why
-/// not: see NoStandardError. They assume independent rows, and that the number of experts is right: with more than the
-/// truth the information need not be numerically singular, but estimates are neither normal nor of rate n^-1/2, and
-/// these numbers are invalid (see dendrogram() and bootstrap()). Sparse gates: the active experts are held, so that the
-/// errors do not speak of the boundaries between them, nor of what coefficients gain from those. A separated gate is
-/// taken as known. A free temperature without a nonlinear activation: the parameters are ratios, named beta1[j,c]/tau.
+/// inverse of the observed information, I^-1 (where it is singular, of the part with information, for the parameters
+/// that this part alone determines), and from the sandwich I^-1 (sum s_i s_i^T) I^-1, which stays valid if the model is
+/// wrong; of variances, and of an identified temperature, by the delta method. Elsewhere `reason` says why not: see
+/// NoStandardError. They assume independent rows, and that the number of experts is right: with more than the truth the
+/// information need not be numerically singular, but estimates are neither normal nor of rate n^-1/2, and these numbers
+/// are invalid (see dendrogram() and bootstrap()). Sparse gates: the active experts are held, so that the errors do not
+/// speak of the boundaries between them, nor of what coefficients gain from those. A separated gate is taken as known.
+/// A free temperature without a nonlinear activation: the parameters are ratios, named beta1[j,c]/tau.
 ///   model  in normal form, a maximum without penalties: one with ridge or variance_penalty is NotAMaximum unless they
 ///          move it by less than options.largest_distance standard errors
 /// Throws std::invalid_argument for bad models, data or options, and constant columns of x. O(n k^2 d^2 + p^3).
