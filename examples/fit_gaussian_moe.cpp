@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Fits a Gaussian mixture of experts to a table by maximum likelihood, with any of the library's gates.
-//   fit_gaussian_moe [--data FILE.csv] [--experts K] [--gate softmax|topk|temperature|activation] [--starts N]
-//                    [--ridge LAMBDA] [--seed S] [--json FILE] [--plot FILE.svg]     (--help lists all)
+//   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g)" | --response Y --predictors A,B]
+//                    [--experts K | --choose MOST] [--gate softmax|topk|temperature|activation] [--starts N] [--seed S]
+//                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
+//   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -9,6 +11,7 @@
 #include <CLI/CLI.hpp>
 
 #include "fit_gaussian_moe/plot.hpp"
+#include "fit_gaussian_moe/predictions.hpp"
 #include "fit_gaussian_moe/report.hpp"
 
 namespace {
@@ -18,7 +21,9 @@ using moe::Index;
 struct Settings {
   std::string data_path = MOE_EXAMPLE_DATA "/faithful.csv", gate = "softmax", select = "logit", activation = "tanh";
   std::string last_slope = "zero", json_path, plot_path = "fit_gaussian_moe.svg";
-  Index experts = 2, top_k = 1;
+  std::string save_path, load_path, predictions_path;
+  Index experts = 2, choose = 0, top_k = 1;
+  fitting::Choice choice;
   moe::FitOptions fit;
 };
 
@@ -33,13 +38,56 @@ void show_progress(const moe::FitProgress& progress) {
                progress.starts, progress.runs_done, progress.runs, progress.log_likelihood);
 }
 
+/// What load_from() needs to know of the gate.
+moe::Metadata gate_words(const Settings& settings, Index experts) {
+  return {{"gate", settings.gate},
+          {"top_k", std::to_string(settings.top_k)},
+          {"select", settings.select},
+          {"activation", settings.activation},
+          {"experts", std::to_string(experts)}};
+}
+
+/// The gate of a saved fit.
+void take_gate(Settings& settings) {
+  const moe::Metadata words = moe::SafetensorsReader(settings.load_path).metadata();
+  const auto word = [&](const char* name) {
+    const auto found = words.find(name);
+    if (found == words.end())
+      moe::fail_environment("'", settings.load_path, "' does not say its ", name, ", expected a file of --save");
+    return found->second;
+  };
+  settings.gate = word("gate");
+  settings.select = word("select");
+  settings.activation = word("activation");
+  settings.top_k = std::stol(word("top_k"));
+  settings.experts = std::stol(word("experts"));
+}
+
+/// The fit with the asked number of experts, or with the one that BIC prefers.
+template <class Gate>
+moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const moe::RegressionData& data, const Gate& gate) {
+  if (settings.choose == 0) return moe::fit(data, settings.experts, gate, settings.fit);
+  const Index least = settings.gate == "topk" ? settings.top_k : 1;
+  const auto sweep = moe::sweep_experts(data, {.least = least, .most = settings.choose}, gate, settings.fit);
+  std::fprintf(stderr, "\n");
+  fitting::print_sweep(sweep);
+  if (sweep.best_bic == 0) moe::fail_environment("every number of experts collapses, expected fewer inputs");
+  return sweep[sweep.best_bic].fit;
+}
+
 template <class Gate>
 void run(const Settings& settings, const Gate& gate) {
-  const fitting::Problem problem = fitting::load(settings.data_path);
-  const moe::GaussianFit<Gate> fit = moe::fit(problem.data, settings.experts, gate, settings.fit);
+  if (!settings.load_path.empty())
+    return fitting::predict_saved(settings.load_path, gate, settings.data_path, settings.predictions_path);
+  const fitting::Problem problem = fitting::load(settings.data_path, settings.choice);
+  const moe::GaussianFit<Gate> fit = fit_or_choose(settings, problem.data(), gate);
   std::fprintf(stderr, "\n");
   fitting::print_report(fit, problem, settings.gate);
   if (!settings.json_path.empty()) fitting::write_json(fit, problem, settings.gate, settings.json_path);
+  if (!settings.save_path.empty())
+    moe::save_fit(settings.save_path, fit, problem.design, gate_words(settings, fit.model.num_experts()));
+  if (!settings.predictions_path.empty())
+    fitting::write_predictions(fit.model, problem.rows, settings.predictions_path);
   if (!settings.plot_path.empty()) fitting::write_plot(fit.model, problem, settings.plot_path);
 }
 
@@ -75,9 +123,22 @@ void require_gate(const CLI::App& app, const char* option, const Settings& setti
 }
 
 void add_options(CLI::App& app, Settings& settings) {
-  app.add_option("--data", settings.data_path, "CSV file: a line of names, then numbers; the last column is the output")
-      ->capture_default_str();
-  app.add_option("--experts", settings.experts, "number of experts")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--data", settings.data_path, "table as R, pandas and spreadsheets write it")->capture_default_str();
+  auto* formula = app.add_option("--formula", settings.choice.formula, "'y ~ x + factor(g, ref = a)' or 'y ~ . - id'");
+  app.add_option("--response", settings.choice.response, "column that is explained; the last one unless given")
+      ->excludes(formula);
+  app.add_option("--predictors", settings.choice.predictors, "A,factor(B): what explains; all others unless given")
+      ->delimiter(',')
+      ->excludes(formula);
+  app.add_option("--gate-predictors", settings.choice.gate_predictors, "of the gate: the same as --predictors, for now")
+      ->delimiter(',')
+      ->excludes(formula);
+  auto* experts = app.add_option("--experts", settings.experts, "number of experts")
+                      ->check(CLI::PositiveNumber)
+                      ->capture_default_str();
+  app.add_option("--choose", settings.choose, "fit up to so many experts, and take the number that BIC prefers")
+      ->check(CLI::PositiveNumber)
+      ->excludes(experts);
   app.add_option("--gate", settings.gate, "softmax, topk, temperature or activation")
       ->check(CLI::IsMember({"softmax", "topk", "temperature", "activation"}))
       ->capture_default_str();
@@ -100,6 +161,9 @@ void add_options(CLI::App& app, Settings& settings) {
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   app.add_option("--seed", settings.fit.seed, "of the starts")->capture_default_str();
+  auto* predictions = app.add_option("--predictions", settings.predictions_path, "write predictions to this CSV file");
+  app.add_option("--save", settings.save_path, "write the fit to this file, for --load");
+  app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save")->needs(predictions);
   app.add_option("--json", settings.json_path, "write the fit to this file");
   app.add_option("--plot", settings.plot_path, "write the picture to this file; '' for none")->capture_default_str();
 }
@@ -117,6 +181,7 @@ int main(int argc, char** argv) try {
   require_gate(app, "--last-slope", settings, "activation");
   settings.fit.last_slope = settings.last_slope == "free" ? moe::LastSlope::Free : moe::LastSlope::Zero;
   settings.fit.progress = show_progress;
+  if (!settings.load_path.empty()) take_gate(settings);
   run(settings);
 } catch (const std::exception& error) {
   std::fprintf(stderr, "fit_gaussian_moe: %s\n", error.what());

@@ -1,33 +1,71 @@
 // SPDX-License-Identifier: MIT
-// Reads the regression of fit_gaussian_moe.cpp from a CSV file whose last column is the output.
+// The regression of fit_gaussian_moe.cpp out of a table as R, pandas and spreadsheets write it.
 #pragma once
 
+#include <algorithm>
+#include <cstdio>
 #include <string>
 #include <vector>
 
 #include <moe/gaussian.hpp>
-#include <moe/io/file/csv.hpp>
+#include <moe/io/file/data_file.hpp>
 
 namespace fitting {
 
 using moe::Index;
 
+/// What is explained by what: a formula, or names.
+struct Choice {
+  std::string formula, response;
+  std::vector<std::string> predictors, gate_predictors;
+};
+
 struct Problem {
   std::string path;
   std::vector<std::string> inputs;  // names, [d]
   std::string output;               // name
-  moe::RegressionData data;
+  moe::DesignRows rows;
+  moe::Design design;
+
+  const moe::RegressionData& data() const { return rows.data; }
 };
 
-/// Throws std::runtime_error for a file that is no table, or has a single column.
-inline Problem load(const std::string& path) {
-  const moe::CsvTable table = moe::read_csv(path);
-  const Index d = table.values.cols() - 1;
-  if (d < 1) moe::fail_environment("'", path, "' has one column, expected inputs and, last, the output");
+inline void print_notes(const std::vector<std::string>& notes) {
+  for (const std::string& note : notes) std::printf("  %s\n", note.c_str());
+}
+
+/// A column of that name, or factor(name).
+inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& text) {
+  if (frame.find(text) || !text.starts_with("factor(")) return {.column = text};
+  return moe::parse_formula("y ~ " + text).terms.at(0);
+}
+
+/// The formula; else the response, which is the last column unless named, and what is named or all other columns.
+inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice) {
+  if (!choice.formula.empty()) return moe::parse_formula(choice.formula);
+  moe::Formula formula{.response = choice.response.empty() ? frame.columns.back().name : choice.response};
+  formula.rest = choice.predictors.empty();
+  for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name));
+  auto experts = choice.predictors, gate = choice.gate_predictors;
+  std::sort(experts.begin(), experts.end());
+  std::sort(gate.begin(), gate.end());
+  if (!gate.empty() && gate != experts)
+    moe::fail("--gate-predictors differ from --predictors, expected the same: gate and experts see the same inputs");
+  return formula;
+}
+
+/// Reads a table and prints what was decided about it.
+inline Problem load(const std::string& path, const Choice& choice) {
+  const moe::DataFrame frame = moe::read_data_frame(path);
+  std::printf("%s: %td rows, %zu columns\n", path.c_str(), frame.num_rows, frame.columns.size());
+  print_notes(frame.notes);
+  moe::Regression regression = moe::regression(frame, formula_of(frame, choice));
+  print_notes(regression.notes);
   return {.path = path,
-          .inputs = {table.names.begin(), table.names.end() - 1},
-          .output = table.names.back(),
-          .data = {.x = table.values.leftCols(d), .y = table.values.col(d)}};
+          .inputs = regression.design.names(),
+          .output = regression.design.response,
+          .rows = std::move(regression.rows),
+          .design = std::move(regression.design)};
 }
 
 }  // namespace fitting

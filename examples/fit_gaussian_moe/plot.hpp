@@ -33,7 +33,7 @@ inline std::string quoted(const std::string& text) {
 /// gnuplot skips NaN.
 template <class Gate, class Point>
 void write_points(std::ostream& script, const moe::GaussianMoe<Gate>& model, const Problem& problem, Point&& point) {
-  const auto& data = problem.data;
+  const auto& data = problem.data();
   const std::vector<Index> experts = moe::predict_expert(model, data.x, data.y);
   const Index stride = (data.num_rows() + kShown - 1) / kShown;
   for (Index j = 0; j < model.num_experts(); ++j) {
@@ -68,7 +68,7 @@ void write_curves(std::ostream& script, const moe::GaussianMoe<Gate>& model, con
 template <class Gate>
 void draw_over_x(std::ostream& script, const moe::GaussianMoe<Gate>& model, const Problem& problem) {
   const Index k = model.num_experts();
-  const auto& data = problem.data;
+  const auto& data = problem.data();
   write_points(script, model, problem, [&](Index i) { return std::pair(data.x(i, 0), data.y(i)); });
   write_curves(script, model, data);
   const double low = data.y.minCoeff(), high = data.y.maxCoeff(), margin = 0.2 * (low < high ? high - low : 1);
@@ -91,23 +91,14 @@ void draw_over_x(std::ostream& script, const moe::GaussianMoe<Gate>& model, cons
   script << "\nunset multiplot\n";
 }
 
-/// z with Phi(z) = P(Y <= y | x): normal if the model is right (Dunn & Smyth 1996). The smaller tail is used, as the
-/// other one is 1 to rounding far out.
-inline double quantile_residual(const moe::NormalMixture& at, double y) {
-  const double below = at.cdf(y), above = at.survival(y), tail = std::max(std::min(below, above), 1e-300);
-  const double z = moe::NormalMixture().quantile(std::min(tail, 0.5));
-  return below < above ? z : -z;
-}
-
 /// Several inputs: observed against predicted mean, and the quantile residuals against those of a normal.
 template <class Gate>
 void draw_prediction(std::ostream& script, const moe::GaussianMoe<Gate>& model, const Problem& problem) {
-  const auto& data = problem.data;
+  const auto& data = problem.data();
   const Eigen::VectorXd mean = moe::predict_mean(model, data.x);
   write_points(script, model, problem, [&](Index i) { return std::pair(mean(i), data.y(i)); });
-  std::vector<double> residuals;
-  for (Index i = 0; i < data.num_rows(); ++i)
-    residuals.push_back(quantile_residual(moe::conditional(model, data.x.row(i)), data.y(i)));
+  const Eigen::VectorXd quantiles = moe::quantile_residuals(model, data.x, data.y);
+  std::vector<double> residuals(quantiles.begin(), quantiles.end());
   std::sort(residuals.begin(), residuals.end());
   const std::size_t stride = (residuals.size() + kShown - 1) / kShown;
   script << "$residuals << END\n";

@@ -2,11 +2,9 @@
 // Text and JSON of the fit of fit_gaussian_moe.cpp.
 #pragma once
 
-#include <cmath>
 #include <cstdio>
 #include <fstream>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -15,83 +13,27 @@
 
 namespace fitting {
 
-/// The flags that are set: name, and what it means.
-inline std::vector<std::pair<const char*, const char*>> words(const moe::FitFlags& flags) {
-  std::vector<std::pair<const char*, const char*>> all;
-  const auto add = [&](bool set, const char* name, const char* text) {
-    if (set) all.emplace_back(name, text);
-  };
-  add(flags.separated, "separated",
-      "the gate separates the data: infinitely steep, it would fit as well (--ridge 0.01 keeps it finite)");
-  add(flags.at_box, "at_box",
-      "a gate coefficient or temperature is at its bound: the maximum lies beyond (--ridge 0.01 brings it back)");
-  add(flags.at_floor, "at_floor",
-      "a variance is at its floor: the likelihood is unbounded there, distrust that expert");
-  add(flags.discarded, "discarded",
-      "an end of higher likelihood was given up, as a variance collapsed there or an expert lost its rows");
-  add(flags.small_expert, "small_expert", "an expert holds fewer than 5 (d + 2) rows");
-  add(flags.revived, "revived", "an expert lost all its rows on the way and was started anew");
-  add(flags.dead_expert, "dead_expert", "an expert holds fewer than d + 2 rows: use fewer experts");
-  add(flags.decreased, "decreased", "the search stopped where no step improves though the score is not small");
-  add(flags.far_origin, "far_origin", "the gate has no bias of its own, and x = 0 is far from the data: centre x");
-  add(flags.singular, "singular", "the observed information has no full rank: some parameters are not determined");
-  return all;
-}
-
-template <class Gate>
-double aic(const moe::GaussianFit<Gate>& fit) {
-  return -2 * fit.log_likelihood + 2 * static_cast<double>(fit.num_parameters);
-}
-
-template <class Gate>
-double bic(const moe::GaussianFit<Gate>& fit) {
-  return -2 * fit.log_likelihood +
-         std::log(static_cast<double>(fit.num_rows)) * static_cast<double>(fit.num_parameters);
-}
-
-/// A line of numbers, one per expert.
-template <class Numbers>
-void print_line(const std::string& label, const Numbers& numbers) {
-  std::printf("  %-24s", label.c_str());
-  for (Index j = 0; j < numbers.size(); ++j) std::printf(" %12.6g", numbers(j));
-  std::printf("\n");
-}
-
-template <class Gate>
-void print_experts(const moe::GaussianFit<Gate>& fit, const Problem& problem) {
-  const auto& model = fit.model;
-  std::printf("\n  %-24s", "");
-  for (Index j = 0; j < model.num_experts(); ++j) std::printf("    expert %2td", j + 1);
-  std::printf("\n");
-  print_line("rows", fit.expert_rows);
-  print_line("intercept", model.intercept);
-  for (std::size_t c = 0; c < problem.inputs.size(); ++c)
-    print_line("slope in " + problem.inputs[c], model.slope.col(static_cast<Index>(c)));
-  print_line("standard deviation", model.variance.cwiseSqrt().eval());
-  print_line("gate: bias", model.gate_bias);
-  for (std::size_t c = 0; c < problem.inputs.size(); ++c)
-    print_line("gate: slope in " + problem.inputs[c], model.gate_slope.col(static_cast<Index>(c)));
-  if (moe::GateModel<Gate>::kTempered) std::printf("  %-24s %12.6g\n", "gate: temperature", model.temperature);
-}
-
 template <class Gate>
 void print_report(const moe::GaussianFit<Gate>& fit, const Problem& problem, const std::string& gate) {
-  std::printf("%s: %td rows, %zu input(s), output %s\n", problem.path.c_str(), fit.num_rows, problem.inputs.size(),
-              problem.output.c_str());
-  std::printf("%s gate, %td experts, %td free parameters\n\n", gate.c_str(), fit.model.num_experts(),
-              fit.num_parameters);
-  std::printf("log-likelihood %.6f", fit.log_likelihood);
+  std::printf("\n%s gate, %.2f s\n%s", gate.c_str(), fit.seconds,
+              moe::summary(fit, problem.data(), {.inputs = problem.inputs, .response = problem.output}).text().c_str());
   if (fit.penalised_log_likelihood != fit.log_likelihood)
-    std::printf(" (penalised %.6f)", fit.penalised_log_likelihood);
-  std::printf(", AIC %.4f, BIC %.4f\n", aic(fit), bic(fit));
-  std::printf("%s after %td iterations, largest score per row %.2g; best of %td starts, reached by %td; %.2f s\n",
-              fit.converged ? "converged" : "NOT converged", fit.iterations, fit.score_norm, fit.starts, fit.hits,
-              fit.seconds);
-  print_experts(fit, problem);
-  const auto flags = words(fit.flags);
-  if (!flags.empty()) std::printf("\n");
-  for (const auto& [name, text] : flags) std::printf("note: %s\n", text);
-  if (fit.flags.discarded) std::printf("      (log-likelihood %.6f there)\n", fit.discarded_log_likelihood);
+    std::printf("penalised log-likelihood %.6f\n", fit.penalised_log_likelihood);
+  if (fit.flags.discarded) std::printf("log-likelihood of what was given up: %.6f\n", fit.discarded_log_likelihood);
+}
+
+/// A line per number of experts; * marks what each criterion prefers.
+template <class Gate>
+void print_sweep(const moe::ExpertSweep<Gate>& sweep) {
+  std::printf("\nexperts  log-likelihood  parameters           AIC           BIC           ICL   starts at the best\n");
+  for (const auto& row : sweep.rows) {
+    const Index k = row.num_experts();
+    const auto mark = [&](Index best) { return best == k ? '*' : ' '; };
+    std::printf("%7td  %14.4f  %10td  %11.3f %c %11.3f %c %11.3f %c %3td of %td%s\n", k, row.criteria.log_likelihood,
+                row.criteria.num_parameters, row.criteria.aic, mark(sweep.best_aic), row.criteria.bic,
+                mark(sweep.best_bic), row.criteria.icl, mark(sweep.best_icl), row.fit.hits, row.fit.starts,
+                row.interior ? "" : ", no candidate: a variance or an expert collapses");
+  }
 }
 
 inline nlohmann::json to_json(const moe::Matrix<double>& matrix) {
@@ -121,7 +63,8 @@ template <class Gate>
 void write_json(const moe::GaussianFit<Gate>& fit, const Problem& problem, const std::string& gate,
                 const std::string& path) {
   nlohmann::json flags = nlohmann::json::array();
-  for (const auto& [name, text] : words(fit.flags)) flags.push_back(name);
+  for (const moe::FlagWords& flag : moe::flag_words(fit.flags)) flags.push_back(flag.name);
+  const moe::Criteria criteria = moe::criteria(fit, problem.data());
   const nlohmann::json result{{"log_likelihood", fit.log_likelihood},
                               {"penalised_log_likelihood", fit.penalised_log_likelihood},
                               {"converged", fit.converged},
@@ -135,9 +78,9 @@ void write_json(const moe::GaussianFit<Gate>& fit, const Problem& problem, const
                               {"gate", gate},
                               {"num_experts", fit.model.num_experts()},
                               {"num_rows", fit.num_rows},
-                              {"num_parameters", fit.num_parameters},
-                              {"aic", aic(fit)},
-                              {"bic", bic(fit)},
+                              {"num_parameters", criteria.num_parameters},
+                              {"aic", criteria.aic},
+                              {"bic", criteria.bic},
                               {"hits", fit.hits},
                               {"score_norm", fit.score_norm},
                               {"expert_rows", to_json(fit.expert_rows)},

@@ -51,7 +51,7 @@ struct FitSummary {
   /// Largest distance of the distribution of P(Y <= y | x) from the uniform one (Kolmogorov and Smirnov's).
   double distance = 0;
 
-  /// All of it as text, in lines of at most 100 characters unless names are long.
+  /// All of it as text, for a terminal of 100 characters.
   std::string text() const;
 };
 

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+// Predictions of fit_gaussian_moe.cpp for the rows of a table.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include <moe/gaussian.hpp>
+#include <moe/io/file/csv.hpp>
+#include <moe/io/saved_fit.hpp>
+
+#include "data.hpp"
+
+namespace fitting {
+
+/// A line per row: its number in the table, mean, standard deviation, 5, 50 and 95 % quantiles, and the expert with the
+/// largest weight.
+template <class Gate>
+void write_predictions(const moe::GaussianMoe<Gate>& model, const moe::DesignRows& rows, const std::string& path) {
+  const moe::Moments moments = moe::predict_moments(model, rows.data.x);
+  const moe::Matrix<double> quantiles = moe::predict_quantiles(model, rows.data.x, std::array{0.05, 0.5, 0.95});
+  const std::vector<Index> experts = moe::predict_expert(model, rows.data.x);
+  moe::Matrix<double> table(rows.data.num_rows(), 7);
+  for (Index i = 0; i < table.rows(); ++i) {
+    const auto s = static_cast<std::size_t>(i);
+    table.row(i) << static_cast<double>(rows.rows[s] + 1), moments.mean(i), std::sqrt(moments.variance(i)),
+        quantiles.row(i), static_cast<double>(experts[s] + 1);
+  }
+  const std::vector<std::string> names = {"row", "mean", "sd", "q05", "q50", "q95", "expert"};
+  moe::write_csv(path, names, table);
+  std::printf("predictions: %s\n", path.c_str());
+}
+
+/// Predicts the rows of a table by a saved fit.
+template <class Gate>
+void predict_saved(const std::string& fit_path, const Gate& gate, const std::string& data_path,
+                   const std::string& predictions_path) {
+  const moe::SavedFit<Gate> saved = moe::load_fit(fit_path, gate);
+  const moe::DataFrame frame = moe::read_data_frame(data_path);
+  std::printf("%s: %td rows, %zu columns\n", data_path.c_str(), frame.num_rows, frame.columns.size());
+  print_notes(frame.notes);
+  const moe::DesignRows rows = moe::design_rows(saved.design, frame);
+  std::printf("%s: fitted to %td rows, %td of these are predicted, %td miss a value\n", fit_path.c_str(),
+              saved.num_rows, rows.data.num_rows(), rows.missing_rows);
+  if (rows.data.num_rows() == 0) moe::fail_environment("'", data_path, "' has no row with all inputs");
+  if (rows.data.y.size() > 0)
+    std::printf("log-likelihood per row %.6f, in the fit %.6f\n",
+                moe::log_likelihood(saved.model, rows.data) / static_cast<double>(rows.data.num_rows()),
+                saved.log_likelihood / static_cast<double>(saved.num_rows));
+  write_predictions(saved.model, rows, predictions_path);
+}
+
+}  // namespace fitting
