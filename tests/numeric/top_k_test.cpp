@@ -61,9 +61,9 @@ std::vector<S> draw(Index n, int levels, bool masked) {
 
 TEMPLATE_TEST_CASE("top_k: agrees with a stable sort, ties and -inf included", "[numeric][property]", float, double) {
   const Index lanes = moe::simd::kLanes<TestType>;
-  for (const Index n : {Index{1}, lanes - 1, lanes, lanes + 1, 2 * lanes, 4 * lanes + 3, Index{8}, Index{60},
-                        Index{256}, Index{1024}, Index{1025}, Index{3000}})
-    for (const std::size_t k : {0u, 1u, 2u, 3u, 8u, 16u, 17u, 200u, 512u, 513u})
+  for (const Index n : {Index{1}, lanes - 1, lanes, lanes + 1, 2 * lanes, 4 * lanes + 3, Index{8}, Index{33}, Index{60},
+                        Index{130}, Index{256}, Index{1024}, Index{1025}, Index{3000}})
+    for (const std::size_t k : {0u, 1u, 2u, 3u, 8u, 16u, 17u, 32u, 64u, 65u, 200u, 512u, 513u})
       for (const int levels : {0, 1, 4})
         for (const bool masked : {false, true}) {
           if (static_cast<Index>(k) > n) continue;
@@ -72,6 +72,29 @@ TEMPLATE_TEST_CASE("top_k: agrees with a stable sort, ties and -inf included", "
           REQUIRE(top(scores, k) == sorted_top(scores, k));
           REQUIRE(top_by_call(scores, k) == sorted_top(scores, k));
         }
+}
+
+TEMPLATE_TEST_CASE("choose_by_bound: agrees with a stable sort, or leaves what it cannot choose alone",
+                   "[numeric][property]", float, double) {
+  for (const Index n : {1, 31, 32, 33, 64, 65, 127, 200, 257, 1000})
+    for (const std::size_t k : {1u, 2u, 5u, 8u, 9u, 16u, 31u, 33u, 64u}) {
+      if (static_cast<Index>(k) > n) continue;
+      for (const int levels : {0, 1}) {
+        CAPTURE(n, k, levels);
+        auto scores = draw<TestType>(n, levels, true);
+        scores[scores.size() / 2] = test::kNan<TestType>;
+        Ids ids(k, -1);
+        const bool chosen = moe::detail::choose_by_bound(scores.data(), n, std::span(ids));
+        REQUIRE((chosen || levels == 1 || n > moe::detail::kMostCompared));
+        REQUIRE(ids == (chosen ? sorted_top(scores, k) : Ids(k, -1)));
+      }
+    }
+  const std::vector<TestType> equal(static_cast<std::size_t>(moe::detail::kMostCompared + 1), TestType(2));
+  Ids ids(3, -1);
+  CHECK_FALSE(moe::detail::choose_by_bound(equal.data(), std::ssize(equal), std::span(ids)));
+  CHECK(moe::detail::choose_by_bound(equal.data(), moe::detail::kMostCompared, std::span(ids)));
+  CHECK(ids == Ids{0, 1, 2});
+  CHECK_FALSE(moe::detail::choose_by_bound(equal.data(), 100, std::span(ids = Ids(65, -1))));
 }
 
 TEMPLATE_TEST_CASE("top_k: choosing everything sorts", "[numeric]", float, double) {

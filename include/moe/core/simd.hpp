@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstddef>
+#include <type_traits>
 
 #include "moe/core/simd_batch.hpp"
 
@@ -92,12 +93,22 @@ S reduce(const xsimd::batch<S, A>& value, const Op& op) {
     return reduce(op(lower, upper), op);
   }
 #endif
-  constexpr std::size_t kSize = xsimd::batch<S, A>::size;
-  alignas(64) std::array<S, kSize> lane;
-  value.store_aligned(lane.data());
-  for (std::size_t width = kSize / 2; width > 0; width /= 2)
-    for (std::size_t i = 0; i < width; ++i) lane[i] = op(lane[i], lane[i + width]);
-  return lane[0];
+#if defined(__SSE2__)  // the same tree without a way through memory
+  if constexpr (sizeof(value) == 16 && std::is_same_v<S, double>) {
+    return _mm_cvtsd_f64(op(value, xsimd::batch<S, A>(_mm_unpackhi_pd(value, value))));
+  } else if constexpr (sizeof(value) == 16 && std::is_same_v<S, float>) {
+    const xsimd::batch<S, A> pair = op(value, xsimd::batch<S, A>(_mm_movehl_ps(value, value)));
+    return _mm_cvtss_f32(op(pair, xsimd::batch<S, A>(_mm_shuffle_ps(pair, pair, 1))));
+  } else
+#endif
+  {
+    constexpr std::size_t kSize = xsimd::batch<S, A>::size;
+    alignas(64) std::array<S, kSize> lane;
+    value.store_aligned(lane.data());
+    for (std::size_t width = kSize / 2; width > 0; width /= 2)
+      for (std::size_t i = 0; i < width; ++i) lane[i] = op(lane[i], lane[i + width]);
+    return lane[0];
+  }
 }
 
 /// Sum of the lanes, by halving.

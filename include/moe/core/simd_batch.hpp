@@ -170,6 +170,18 @@ S select(bool condition, S yes, S no) {
   return condition ? yes : no;
 }
 
+/// x + 1 in the lanes where the condition holds, for numbers that count.
+template <class S, class A>
+xsimd::batch<S, A> count_where(const typename xsimd::batch<S, A>::batch_bool_type& condition,
+                               const xsimd::batch<S, A>& x) {
+  const xsimd::batch<S, A> one(S{1});
+#if defined(__AVX512F__)  // one instruction
+  if constexpr (sizeof(x) == 64 && sizeof(S) == 4) return _mm512_mask_add_ps(x, condition, x, one);
+  if constexpr (sizeof(x) == 64 && sizeof(S) == 8) return _mm512_mask_add_pd(x, condition, x, one);
+#endif
+  return x + xsimd::select(condition, one, xsimd::batch<S, A>(S{0}));
+}
+
 /// Magnitude; for batches and scalars alike.
 template <class S, class A>
 xsimd::batch<S, A> abs(const xsimd::batch<S, A>& x) {

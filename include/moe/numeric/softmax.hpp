@@ -31,11 +31,25 @@ S softmax_shift(const S* logits, Index n) {
   return most == -std::numeric_limits<S>::infinity() ? S{0} : most;
 }
 
+/// The same bits as below, of less than kLanes logits: nothing waits for memory that was just written.
+template <class S>
+void softmax_of_few(const S* logits, Index n, const simd::Batch<S>& factor, S* out) {
+  using V = simd::Batch<S>;
+  constexpr S kNone = -std::numeric_limits<S>::infinity();
+  const V z = simd::load_partial(logits, n, kNone);
+  const S most = simd::reduce_max(simd::max(V(kNone), z));
+  const V weight = simd::exp_nonpositive((z - V(most == kNone ? S{0} : most)) * factor);
+  const S total = simd::reduce_add(V(S{0}) + weight);
+  simd::store_partial(out, weight * V(total == S{0} ? S{0} : S{1} / total), n);
+}
+
 /// softmax(scale * logits), scale > 0.
 template <class S>
 void softmax_scaled(const S* logits, Index n, S scale, S* out) {
   using V = simd::Batch<S>;
-  const V shift(softmax_shift(logits, n)), factor(scale);
+  const V factor(scale);
+  if (n < simd::kLanes<S>) return softmax_of_few(logits, n, factor, out);
+  const V shift(softmax_shift(logits, n));
   V sum(S{0});
   const auto exponential = [&](const V& z) {
     const V weight = simd::exp_nonpositive((z - shift) * factor);

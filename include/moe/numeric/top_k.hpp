@@ -11,7 +11,7 @@
 #include <span>
 #include <type_traits>
 
-#include "moe/core/simd.hpp"
+#include "moe/numeric/top_k_row.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -77,6 +77,23 @@ void choose_by_heap(const ScoreOf& score, Index n, std::span<Index> chosen) {
 /// Most choices that are made part by part.
 inline constexpr Index kTopKPartChoices = kTopKScores / 2;
 
+/// The id of the first of the best of row[0, n).
+template <class S>
+Index best_of(const S* row, Index n) {
+  using V = simd::Batch<S>;
+  constexpr Index kLanes = simd::kLanes<S>;
+  constexpr S kNone = -std::numeric_limits<S>::infinity();
+  const Index body = n - n % kLanes;
+  const V tail = body < n ? simd::load_partial(row + body, n - body, kNone) : V(kNone);
+  V most = simd::max(tail, V(kNone));
+  for (Index i = 0; i < body; i += kLanes) most = simd::max(simd::load(row + i), most);
+  const V best(simd::reduce_max(most));
+  for (Index i = 0; i < body; i += kLanes)
+    if (const std::uint32_t equal = simd::bits(rankable(simd::load(row + i)) == best); equal != 0)
+      return i + std::countr_zero(equal);
+  return body + std::countr_zero(simd::bits(rankable(tail) == best));
+}
+
 /// The best of n scores, kTopKScores at a time: the best so far, whose ids are lower, stand before the next part, so
 /// that equal scores keep their order. copy(first, count, to) writes scores.
 template <class S, class Copy>
@@ -99,12 +116,6 @@ void choose_in_parts(const Copy& copy, Index n, std::span<Index> chosen) {
     for (Index& id : chosen) id = id < k ? before[static_cast<std::size_t>(id)] : end + id - k;
     end += count;
   }
-}
-
-/// NaN ranks as -inf, so that no input can lead out of the row.
-template <class V>
-V rankable(const V& score) {
-  return simd::select(score == score, score, V(-std::numeric_limits<simd::Scalar<V>>::infinity()));
 }
 
 }  // namespace detail
@@ -141,6 +152,12 @@ void top_k(const S* scores, Index n, std::span<Index> chosen) {
           simd::store_partial(to + i, detail::rankable(simd::load_partial(from + i, rest, S{0})), rest);
         });
   };
+  if (chosen.size() == 1) {
+    chosen.front() = detail::best_of(scores, n);
+    return;
+  }
+  const bool by_passes = chosen.size() == 2 && n > detail::kFewScores && n <= detail::kTopKScores;  // as fast for two
+  if (!by_passes && detail::choose_by_bound(scores, n, chosen)) return;
   if (n > detail::kTopKScores && static_cast<Index>(chosen.size()) > detail::kTopKPartChoices)
     detail::choose_by_heap([scores](Index i) { return detail::rankable(scores[i]); }, n, chosen);
   else

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <span>
@@ -12,10 +13,14 @@
 // operations of TopKRule in the same order, so it has the same bits here and there, and in any company.
 namespace moe::inline MOE_ABI::detail {
 
-/// Fewer tokens than this are routed one by one: a block costs the same with any number of tokens in it, some two
-/// tokens of 64 experts alone, or four of 256 (Zen 5, AVX2 and AVX-512).
+/// Fewer tokens than this are routed one by one: a block costs the same with any number of tokens in it, the more the
+/// more choices and experts there are, and a token alone hardly more with them (fitted to 8 to 256 experts and 2 to 16
+/// choices; Zen 5, AVX-512).
 template <class S>
-inline constexpr Index kFewestInBlock = simd::kLanes<S> / 4 + 1;
+Index fewest_in_block(Index k, Index num_experts) {
+  constexpr Index kCostOfAlone = 6400;  // in choices times experts times lanes
+  return 2 + k * num_experts / (kCostOfAlone / simd::kLanes<S>);
+}
 
 /// Collects up to kLanes tokens and routes them together.
 template <class S, class G>
@@ -27,7 +32,11 @@ class TopKBlock {
   static_assert(kLanes + 2 >= kScratchRows);
 
   TopKBlock(const TopKRule<S, G>& rule, Index k, Index num_experts, Scratch& scratch, Index worker)
-      : rule_(rule), k_(k), num_experts_(num_experts), scratch_(scratch, worker) {}
+      : rule_(rule),
+        k_(k),
+        num_experts_(num_experts),
+        fewest_(fewest_in_block<S>(k, num_experts)),
+        scratch_(scratch, worker) {}
 
   static bool fits(Index k, Index num_experts) { return k <= kMostLaneChoices && num_experts <= kMostLaneIds; }
 
@@ -40,7 +49,7 @@ class TopKBlock {
   /// Routes the collected tokens and forgets them; calls reject(token) where the logits do not allow it.
   template <class Reject>
   void route(Routing<S>& routing, const Reject& reject) {
-    if (count_ >= kFewestInBlock<S>)
+    if (count_ >= std::min(fewest_, kLanes))
       route_together(routing, reject);
     else
       for (Index lane = 0; lane < count_; ++lane)
@@ -128,7 +137,7 @@ class TopKBlock {
   }
 
   const TopKRule<S, G>& rule_;
-  Index k_, num_experts_, count_ = 0;
+  Index k_, num_experts_, fewest_, count_ = 0;
   std::array<Index, static_cast<std::size_t>(kLanes)> token_;
   std::array<const S*, static_cast<std::size_t>(kLanes)> row_;
   alignas(64) Places rank_, id_, weight_;
@@ -141,7 +150,7 @@ void route_top_k_blocks(const char* function, const TopKRule<S, G>& rule, Index 
                         const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   constexpr Index kLanes = simd::kLanes<S>;
-  if (!TopKBlock<S, G>::fits(k, num_experts) || num_tokens < kFewestInBlock<S>)
+  if (!TopKBlock<S, G>::fits(k, num_experts) || num_tokens < fewest_in_block<S>(k, num_experts))
     return route_tokens<S>(function, rule, logits, context, routing);
   resize_top_k(function, k, num_tokens, context.step, routing);
   FirstRejected rejected;
