@@ -80,17 +80,23 @@ void fold_row(const S* row, Index n, S* most) {
   }
 }
 
-/// A number that the k-th largest of row[0, n) is not below: the k-th largest of `groups` maxima.
+/// The same for a run-time number of maxima, R times a power of two registers of them.
+template <int R, class S>
+void fold_row(const S* row, Index n, Index groups, S* most) {
+  if constexpr (R * simd::kLanes<S> < 2 * kMostBoundChoices)
+    if (groups > R * simd::kLanes<S>) return fold_row<2 * R>(row, n, groups, most);
+  fold_row<R>(row, n, most);
+}
+
+/// A number that the k-th largest of row[0, n) is not below: the k-th largest of `groups` maxima, a power of two from
+/// kLanes to twice the most choices.
 template <class S>
 S bound_of(const S* row, Index n, Index k, Index groups) {
   using V = simd::Batch<S>;
   constexpr Index kLanes = simd::kLanes<S>;
   ComparedScores<S> most, better;
-  static_assert(2 * kMostBoundChoices <= kMostCompared && 2 * kMostBoundChoices / kLanes <= 64);
-  const auto fold = [&](auto r) {
-    if (groups == r * kLanes) fold_row<r>(row, n, most.data());
-  };
-  simd::unroll<7>([&](auto power) { fold(std::integral_constant<int, 1 << power>{}); });
+  static_assert(2 * kMostBoundChoices <= kMostCompared && 2 * kMostBoundChoices % kLanes == 0);
+  fold_row<1>(row, n, groups, most.data());
   count_better(most.data(), groups, better.data());
   const V places(static_cast<S>(k));
   V least(std::numeric_limits<S>::infinity());
