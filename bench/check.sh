@@ -84,7 +84,7 @@ for program in $programs; do
     mv "$work/next" "$work/all"
     round=$((round + 1))
   done
-  awk '{ printf "%6.3f  %12g -> %-12g %s%s\n", $4, $2, $3, $1, $4 > 1.03 ? "  SLOWER" : "" }' "$work/all"
+  awk '{ printf "%6.3f  %12g -> %-12g %s%s\n", $4, $2, $3, $1, ($4 > 1.03 ? "  SLOWER" : "") }' "$work/all"
   compared=$((compared + $(wc -l <"$work/all")))
   slower=$((slower + $(awk '$4 > 1.03' "$work/all" | wc -l)))
 done

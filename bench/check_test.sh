@@ -31,6 +31,7 @@ program new 'echo "\"a/1\",10,102,500,us"; echo "\"b/1\",10,150,90,us"'
 verdict 0 "2 benchmarks, 0 slower by more than 3%"
 program new 'echo "\"a/1\",10,110,90,us"; echo "\"b/1\",10,200,90,us"'
 verdict 1 "2 benchmarks, 1 slower by more than 3%"
+grep -q '^ 1.100 .* a/1  SLOWER$' "$work/out"
 rm -f "$work/new/bench/fake_bench.runs"
 program new 'if [ $runs -lt 3 ]; then t=110; else t=100; fi; echo "\"a/1\",10,$t,90,us"; echo "\"b/1\",10,200,90,us"'
 verdict 0 "2 benchmarks, 0 slower by more than 3%"
