@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-// The table of contents of serving, target moe::io (needs nlohmann-json): which experts tokens went to, and what tells
+// The table of contents of serving, target moe::io (needs nlohmann-json): more experts than memory, and what tells
 // beforehand what a cache will be worth. Start with serve/routing_trace.hpp. Every header also stands alone.
+
+// Experts that are loaded when they are asked for.
+#include "moe/serve/cache_policy.hpp"
+#include "moe/serve/expert_cache.hpp"
 
 // Which experts tokens went to, and what that says.
 #include "moe/serve/routing_trace.hpp"
 #include "moe/serve/segment_routing.hpp"
+#include "moe/serve/simulate_cache.hpp"
 #include "moe/serve/trace_file.hpp"

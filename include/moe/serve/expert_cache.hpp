@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "moe/core/parallel.hpp"
+#include "moe/serve/cache_policy.hpp"
+
+// Long, as the states of an expert, who may change them and what is counted on the way belong to one lock.
+namespace moe::inline MOE_ABI {
+
+/// What a cache has done.
+struct CacheStatistics {
+  std::int64_t steps = 0;               ///< calls that asked for experts
+  std::int64_t requests = 0, hits = 0;  ///< experts that steps asked for, and those that were there when a step began
+  std::int64_t loads = 0;               ///< by steps, which had to wait for them
+  std::int64_t evictions = 0;
+  std::int64_t prefetches = 0;          ///< loads in the background
+  std::int64_t prefetches_used = 0;     ///< of these, asked for before they were evicted
+  std::int64_t prefetches_dropped = 0;  ///< not begun, as they came too late or there was no room
+  std::uint64_t loaded_bytes = 0;       ///< by steps
+  std::uint64_t prefetched_bytes = 0, prefetched_bytes_used = 0;
+  std::uint64_t peak_bytes = 0;  ///< most that were resident or being loaded at a time; never above the budget
+  double stall_seconds = 0;      ///< in which steps waited for experts, added up over threads
+
+  /// 0 before the first request.
+  double hit_rate() const { return requests == 0 ? 0 : static_cast<double>(hits) / static_cast<double>(requests); }
+  std::uint64_t wasted_bytes() const { return prefetched_bytes - prefetched_bytes_used; }
+};
+
+/// Experts that are loaded when they are asked for, and kept while a budget of bytes lets them: what CachedExperts runs
+/// on, and simulate_cache() without anything to load.
+///   ExpertCache<E, Lru> cache(bytes_of_experts, [&](Index e) { return file.load(e); }, budget);
+///   cache.serve(experts, memory, [&](std::span<const Index> wave) { ... cache[e] for e in wave ... });
+/// A step asks for some experts and is served in waves: first those that are there, then, as many at a time as fit,
+/// those that are loaded. Experts of a wave are pinned while it runs. Bytes of experts that are being loaded count, so
+/// that the sum never exceeds the budget. Who waits for room pins nothing, so that steps of several threads cannot
+/// block each other. Thread-safe; `load` is called by several threads at once. Not copied nor moved.
+template <class E, CachePolicy P>
+class ExpertCache {
+ public:
+  using Expert = E;
+  using Policy = P;
+
+  /// Working memory of serve(); one per thread.
+  struct Memory {
+    std::vector<Index> pending, wave;
+  };
+
+  /// `bytes` are those of each expert. With prefetch_bytes > 0 there is a background thread for prefetch(), which holds
+  /// at most so many bytes that no step has asked for yet. Throws std::invalid_argument for no experts, a budget that
+  /// is smaller than an expert, and for what the policy refuses.
+  ExpertCache(std::vector<std::size_t> bytes, std::function<E(Index)> load, std::size_t budget, P policy = P(),
+              std::size_t prefetch_bytes = 0)
+      : bytes_(std::move(bytes)),
+        load_(std::move(load)),
+        budget_(budget),
+        prefetch_bytes_(prefetch_bytes),
+        policy_(std::move(policy)),
+        entries_(bytes_.size()) {
+    if (bytes_.empty()) fail("moe::ExpertCache: 0 experts, expected at least 1");
+    const auto largest = std::ranges::max_element(bytes_);
+    if (*largest > budget)
+      fail("moe::ExpertCache: a budget of ", budget, " bytes, expected at least the ", *largest, " of expert ",
+           largest - bytes_.begin());
+    policy_.start(size());
+    candidates_.reserve(bytes_.size());
+    if (prefetch_bytes > 0) background_ = std::thread([this] { run_background(); });
+  }
+  ExpertCache(const ExpertCache&) = delete;
+  ExpertCache& operator=(const ExpertCache&) = delete;
+  ~ExpertCache() {
+    if (!background_.joinable()) return;
+    {
+      const std::lock_guard lock(mutex_);
+      stops_ = true;
+    }
+    wake_.notify_all();
+    background_.join();
+  }
+
+  Index size() const { return std::ssize(bytes_); }
+  std::size_t budget() const { return budget_; }
+  std::size_t bytes_of(Index expert) const { return bytes_[static_cast<std::size_t>(expert)]; }
+  /// Of all experts together.
+  std::size_t total_bytes() const {
+    std::size_t sum = 0;
+    for (const std::size_t bytes : bytes_) sum += bytes;
+    return sum;
+  }
+
+  /// Calls run(wave) until each of `experts`, which ascend, has been in a wave; waves ascend. What `load` throws is
+  /// thrown here, to who asked for the expert, and leaves the cache as it was without that load; so does what `run`
+  /// throws. Throws std::invalid_argument for experts out of range or order. Allocates where it loads.
+  template <class Run>
+  void serve(std::span<const Index> experts, Memory& memory, const Run& run) {
+    for (std::size_t i = 0; i < experts.size(); ++i)
+      if (experts[i] < 0 || experts[i] >= size() || (i > 0 && experts[i] <= experts[i - 1]))
+        fail("moe::ExpertCache::serve: expert ", experts[i], " at place ", i, ", expected ascending ones below ",
+             size());
+    if (experts.empty()) return;
+    memory.pending.assign(experts.begin(), experts.end());
+    memory.wave.reserve(experts.size());
+    const std::int64_t step = begin_step(experts, memory);
+    for (bool is_first = true; is_first || !memory.pending.empty(); is_first = false) {
+      if (!is_first || memory.wave.empty()) acquire(memory, step);
+      const Pins pins{*this, memory.wave};
+      run(std::span<const Index>(memory.wave));
+    }
+  }
+
+  /// An expert of the wave that runs.
+  const E& operator[](Index expert) const { return *entries_[static_cast<std::size_t>(expert)].expert; }
+
+  /// Lets the background thread load these, in this order, as far as there is room for them; what waited from before is
+  /// dropped. Returns at once. Experts out of range are ignored, errors kept for who asks for the expert. Does nothing
+  /// without a background thread.
+  void prefetch(std::span<const Index> experts) {
+    if (!background_.joinable()) return;
+    const std::lock_guard lock(mutex_);
+    statistics_.prefetches_dropped += std::ssize(queue_);
+    queue_.clear();
+    for (const Index e : experts)
+      if (e >= 0 && e < size() && entry(e).state == State::Absent) queue_.push_back(e);
+    if (!queue_.empty()) wake_.notify_one();
+  }
+  /// Returns when the background thread has nothing to do.
+  void finish_prefetch() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return queue_.empty() && !is_loading_; });
+  }
+
+  CacheStatistics statistics() const {
+    const std::lock_guard lock(mutex_);
+    return statistics_;
+  }
+  /// Experts stay, and so does what the policy knows.
+  void reset_statistics() {
+    const std::lock_guard lock(mutex_);
+    statistics_ = {};
+    statistics_.peak_bytes = used_;
+  }
+  /// Bytes of the experts that are there or being loaded.
+  std::size_t resident_bytes() const {
+    const std::lock_guard lock(mutex_);
+    return used_;
+  }
+  /// Those that are there, ascending.
+  std::vector<Index> resident() const {
+    const std::lock_guard lock(mutex_);
+    std::vector<Index> result;
+    for (Index e = 0; e < size(); ++e)
+      if (entries_[static_cast<std::size_t>(e)].state == State::Resident) result.push_back(e);
+    return result;
+  }
+
+ private:
+  enum class State : std::uint8_t { Absent, Loading, Resident };
+  struct Entry {
+    std::optional<E> expert = {};
+    Index pins = 0;
+    State state = State::Absent;
+    bool is_unused = false;  ///< prefetched, and not asked for yet
+  };
+  using Clock = std::chrono::steady_clock;
+
+  /// Unpins a wave at the end of a scope.
+  struct Pins {
+    ExpertCache& cache;
+    const std::vector<Index>& wave;
+
+    Pins(ExpertCache& of, const std::vector<Index>& experts) : cache(of), wave(experts) {}
+    Pins(const Pins&) = delete;
+    Pins& operator=(const Pins&) = delete;
+    ~Pins() {
+      {
+        const std::lock_guard lock(cache.mutex_);
+        for (const Index e : wave) --cache.entry(e).pins;
+      }
+      cache.changed_.notify_all();
+    }
+  };
+
+  Entry& entry(Index expert) { return entries_[static_cast<std::size_t>(expert)]; }
+
+  /// Counts a step, and pins those of its experts that are there. All of it at once: a hit is what the first wave has.
+  std::int64_t begin_step(std::span<const Index> experts, Memory& memory) {
+    const std::lock_guard lock(mutex_);
+    const std::int64_t step = next_step_++;
+    for (const Index e : experts) policy_.use(e, step);
+    statistics_.prefetches_dropped +=
+        std::erase_if(queue_, [&](Index e) { return std::ranges::binary_search(experts, e); });
+    take_resident(memory);
+    ++statistics_.steps;
+    statistics_.requests += std::ssize(experts);
+    statistics_.hits += std::ssize(memory.wave);
+    return step;
+  }
+
+  /// Moves those of the pending experts that are there into the wave, pinned.
+  void take_resident(Memory& memory) {
+    memory.wave.clear();
+    std::erase_if(memory.pending, [&](Index e) {
+      Entry& of = entry(e);
+      if (of.state != State::Resident) return false;
+      ++of.pins;
+      if (of.is_unused) {
+        ++statistics_.prefetches_used;
+        statistics_.prefetched_bytes_used += bytes_of(e);
+        unused_ -= bytes_of(e);
+        of.is_unused = false;
+      }
+      memory.wave.push_back(e);
+      return true;
+    });
+  }
+
+  /// The next wave: what has come meanwhile, else what can be loaded now.
+  void acquire(Memory& memory, std::int64_t step) {
+    const auto since = Clock::now();
+    std::unique_lock lock(mutex_);
+    for (;; changed_.wait(lock)) {
+      take_resident(memory);
+      if (!memory.wave.empty()) break;
+      reserve(memory, step);
+      if (memory.wave.empty()) continue;
+      lock.unlock();
+      load_wave(memory.wave);
+      lock.lock();
+      break;
+    }
+    statistics_.stall_seconds += std::chrono::duration<double>(Clock::now() - since).count();
+  }
+
+  /// Makes room for pending experts that nobody loads, until one does not fit.
+  void reserve(Memory& memory, std::int64_t step) {
+    try {
+      for (const Index e : memory.pending) {
+        if (entry(e).state != State::Absent) continue;
+        if (!make_room(bytes_of(e), step, true)) break;
+        begin_loading(e);
+        ++entry(e).pins;
+        memory.wave.push_back(e);
+      }
+    } catch (...) {  // of the policy
+      for (const Index e : memory.wave) --entry(e).pins, give_up(e);
+      throw;
+    }
+    std::erase_if(memory.pending, [&](Index e) { return std::ranges::binary_search(memory.wave, e); });
+  }
+
+  /// Evicts what the policy says until `bytes` fit; false where what is pinned leaves no such room. Experts that were
+  /// prefetched for a step to come go last, and for other prefetches never.
+  bool make_room(std::size_t bytes, std::int64_t step, bool may_take_unused) {
+    while (bytes > budget_ - used_) {
+      for (const bool unused : {false, true}) {
+        candidates_.clear();
+        for (Index e = 0; e < size(); ++e)
+          if (entry(e).state == State::Resident && entry(e).pins == 0 && entry(e).is_unused == unused)
+            candidates_.push_back(e);
+        if (!candidates_.empty() || !may_take_unused) break;
+      }
+      if (candidates_.empty()) return false;
+      const Index victim = policy_.victim(std::span<const Index>(candidates_), step);
+      if (!std::ranges::binary_search(candidates_, victim))
+        fail("moe::ExpertCache: the policy evicts expert ", victim, ", expected one of its candidates");
+      Entry& of = entry(victim);
+      if (of.is_unused) unused_ -= bytes_of(victim);
+      of.is_unused = false;
+      of.expert.reset();
+      of.state = State::Absent;
+      used_ -= bytes_of(victim);
+      ++statistics_.evictions;
+    }
+    return true;
+  }
+
+  void begin_loading(Index e) {
+    entry(e).state = State::Loading;
+    used_ += bytes_of(e);
+    statistics_.peak_bytes = std::max<std::uint64_t>(statistics_.peak_bytes, used_);
+  }
+  void give_up(Index e) {
+    entry(e).state = State::Absent;
+    used_ -= bytes_of(e);
+  }
+
+  /// Loads experts that are reserved and pinned. If one cannot be loaded, none of them stays pinned.
+  void load_wave(const std::vector<Index>& wave) {
+    try {
+      parallel_for(std::ssize(wave), [&](Index i, Index) {
+        const Index e = wave[static_cast<std::size_t>(i)];
+        E expert = load_(e);
+        const std::lock_guard lock(mutex_);
+        entry(e).expert.emplace(std::move(expert));
+        entry(e).state = State::Resident;
+        ++statistics_.loads;
+        statistics_.loaded_bytes += bytes_of(e);
+      });
+    } catch (...) {
+      {
+        const std::lock_guard lock(mutex_);
+        for (const Index e : wave) {
+          --entry(e).pins;
+          if (entry(e).state == State::Loading) give_up(e);
+        }
+      }
+      changed_.notify_all();
+      throw;
+    }
+    changed_.notify_all();
+  }
+
+  void run_background() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return stops_ || !queue_.empty(); });
+      if (stops_) return;
+      const Index e = queue_.front();
+      queue_.pop_front();
+      if (entry(e).state == State::Absent) {
+        if (has_room_to_prefetch(bytes_of(e)))
+          load_in_background(e, lock);
+        else
+          ++statistics_.prefetches_dropped;
+      }
+      changed_.notify_all();
+    }
+  }
+
+  bool has_room_to_prefetch(std::size_t bytes) {
+    if (unused_ + bytes > prefetch_bytes_) return false;
+    try {
+      return make_room(bytes, next_step_ - 1, false);
+    } catch (...) {  // of the policy, which says it again to who asks for an expert
+      return false;
+    }
+  }
+
+  void load_in_background(Index e, std::unique_lock<std::mutex>& lock) {
+    begin_loading(e);
+    is_loading_ = true;
+    unused_ += bytes_of(e);
+    lock.unlock();
+    std::optional<E> expert;
+    try {
+      expert.emplace(load_(e));
+    } catch (...) {  // whoever asks for it finds out
+    }
+    lock.lock();
+    is_loading_ = false;
+    if (!expert) {
+      unused_ -= bytes_of(e);
+      return give_up(e);
+    }
+    entry(e).expert.emplace(std::move(*expert));
+    entry(e).state = State::Resident;
+    entry(e).is_unused = true;
+    ++statistics_.prefetches;
+    statistics_.prefetched_bytes += bytes_of(e);
+  }
+
+  const std::vector<std::size_t> bytes_;
+  const std::function<E(Index)> load_;
+  const std::size_t budget_, prefetch_bytes_;
+  mutable std::mutex mutex_;  ///< of all that follows
+  std::condition_variable changed_, wake_;
+  P policy_;
+  std::vector<Entry> entries_;
+  std::vector<Index> candidates_;
+  std::deque<Index> queue_;
+  std::size_t used_ = 0, unused_ = 0;
+  std::int64_t next_step_ = 0;
+  CacheStatistics statistics_;
+  bool stops_ = false, is_loading_ = false;
+  std::thread background_;
+};
+
+}  // namespace moe::inline MOE_ABI
