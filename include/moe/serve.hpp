@@ -2,11 +2,13 @@
 #pragma once
 
 // The table of contents of serving, target moe::io (needs nlohmann-json): more experts than memory, and what tells
-// beforehand what a cache will be worth. Start with serve/routing_trace.hpp. Every header also stands alone.
+// beforehand what a cache will be worth. Start with serve/cached_experts.hpp. Every header also stands alone.
 
-// Experts that are loaded when they are asked for.
+// Experts that stay in a file until they are asked for.
 #include "moe/serve/cache_policy.hpp"
+#include "moe/serve/cached_experts.hpp"
 #include "moe/serve/expert_cache.hpp"
+#include "moe/serve/expert_file.hpp"
 
 // Which experts tokens went to, and what that says.
 #include "moe/serve/routing_trace.hpp"

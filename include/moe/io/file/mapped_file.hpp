@@ -81,6 +81,20 @@ class MappedFile {
   const std::string& label() const { return label_; }
   const std::filesystem::path& path() const { return path_; }
 
+  /// Pages of `part` leave the memory of the process, and come back when they are touched; does nothing for a file that
+  /// has been read.
+  void forget(std::span<const std::byte> part) const {
+#if defined(__unix__) || defined(__APPLE__)
+    if (!mapping_ || part.empty()) return;
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto first = reinterpret_cast<std::uintptr_t>(part.data()), last = first + part.size();
+    const std::uintptr_t begin = first / page * page;
+    (void)madvise(reinterpret_cast<void*>(begin), last - begin, MADV_DONTNEED);
+#else
+    (void)part;
+#endif
+  }
+
   /// False once a mapped file is shorter than it was when it was opened. One system call.
   bool is_intact() const {
 #if defined(__unix__) || defined(__APPLE__)

@@ -15,39 +15,60 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
+/// Throws unless the file has a leaf, in its shape: its scalars, or codes. Calls use(name) for each of its tensors.
+template <class Leaf, class Use>
+void check_leaf(const std::string& label, const SafetensorsReader& file, const std::string& name, const Leaf& leaf,
+                const Use& use) {
+  const auto require = [&](const std::string& tensor, const std::vector<Index>& shape) {
+    const TensorInfo& info = file.tensor(tensor);
+    if (info.shape != shape)
+      fail_environment(label, ": tensor '", tensor, "' has shape [", join(info.shape, ", "), "], expected [",
+                       join(shape, ", "), "]");
+    use(tensor);
+  };
+  if constexpr (kIsQuantised<Leaf>) {
+    if (has_codes(file, name)) {
+      const WeightFormat format = read_format(label, file, name, leaf);
+      for (const auto& [part, info] : tensors_of(name, leaf.outputs(), leaf.inputs(), format)) {
+        require(part, info.shape);
+        if (file.tensor(part).dtype != info.dtype)
+          fail_environment(label, ": tensor '", part, "' is ", dtype_name(file.tensor(part).dtype), ", expected ",
+                           dtype_name(info.dtype));
+      }
+      return;
+    }
+  }
+  require(name, parameter_shape(leaf));
+}
+
 /// Throws unless the file has exactly the parameters and state of `layer`, in its shapes. The state of moments, which
 /// versions before 0.2.0 wrote, may be there.
 template <class T>
 void check_parameters(const std::string& label, const SafetensorsReader& file, const T& layer) {
   std::set<std::string, std::less<>> expected;
-  const auto require = [&](const std::string& name, const std::vector<Index>& shape) {
-    const TensorInfo& info = file.tensor(name);
-    if (info.shape != shape)
-      fail_environment(label, ": tensor '", name, "' has shape [", join(info.shape, ", "), "], expected [",
-                       join(shape, ", "), "]");
-    expected.insert(name);
-  };
   visit_all(
       [&](const std::string& name, const auto& leaf) {
-        if constexpr (kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
-          if (has_codes(file, name)) {
-            const WeightFormat format = read_format(label, file, name, leaf);
-            for (const auto& [part, info] : tensors_of(name, leaf.outputs(), leaf.inputs(), format)) {
-              require(part, info.shape);
-              if (file.tensor(part).dtype != info.dtype)
-                fail_environment(label, ": tensor '", part, "' is ", dtype_name(file.tensor(part).dtype), ", expected ",
-                                 dtype_name(info.dtype));
-            }
-            return;
-          }
-        }
-        require(name, parameter_shape(leaf));
+        check_leaf(label, file, name, leaf, [&](const std::string& tensor) { expected.insert(tensor); });
       },
       layer);
   walk<Walked::Ever>([&](const std::string& name, const auto&) { expected.insert(name); },
                      [&](auto&& walker) { visit(walker, layer); });
   for (const auto& [name, info] : file.tensors())
     if (!expected.contains(name)) fail_environment(label, ": tensor '", name, "' is not a parameter of the layer");
+}
+
+/// Sets a leaf that check_leaf() has seen.
+template <class Leaf>
+void load_leaf(const std::string& label, const SafetensorsReader& file, const std::string& name, Leaf& leaf,
+               Narrowing narrowing) {
+  if constexpr (kIsQuantised<Leaf>) {
+    read_quantised(label, file, name, leaf, narrowing);
+  } else {
+    using S = ParameterScalar<Leaf>;
+    std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
+    file.read(name, std::span<S>(values), narrowing);
+    write_parameter(leaf, std::span<const S>(values));
+  }
 }
 
 }  // namespace detail
@@ -114,16 +135,8 @@ Metadata load_parameters(const std::filesystem::path& path, T& layer, Narrowing 
   const std::string label = std::string("moe::load_parameters: '") + path.string() + "'";
   detail::check_parameters(label, file, layer);
   T loaded = layer;
-  visit_all(
-      [&](const std::string& name, auto& leaf) {
-        if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>)
-          return detail::read_quantised(label, file, name, leaf, narrowing);
-        using S = ParameterScalar<decltype(leaf)>;
-        std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
-        file.read(name, std::span<S>(values), narrowing);
-        write_parameter(leaf, std::span<const S>(values));
-      },
-      loaded);
+  visit_all([&](const std::string& name, auto& leaf) { detail::load_leaf(label, file, name, leaf, narrowing); },
+            loaded);
   layer = std::move(loaded);
   return file.metadata();
 }

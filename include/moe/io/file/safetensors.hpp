@@ -78,6 +78,9 @@ class SafetensorsReader {
             .other = info.other};
   }
 
+  /// Lets the pages of a tensor leave memory until it is read again; see MappedFile::forget().
+  void forget(std::string_view name) const { file_.forget(view(name).bytes); }
+
   /// The elements of a tensor, row by row, as float, double or std::int64_t. Same type: the same bits; wider S: exact;
   /// narrower S only if allowed, rounded to nearest (and never from floating-point to integers).
   /// Throws std::invalid_argument unless `values` has as many elements as the tensor.
