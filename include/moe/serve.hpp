@@ -15,3 +15,6 @@
 #include "moe/serve/segment_routing.hpp"
 #include "moe/serve/simulate_cache.hpp"
 #include "moe/serve/trace_file.hpp"
+
+// Where experts and copies of them go.
+#include "moe/serve/balance_experts.hpp"

@@ -103,7 +103,8 @@ class ExpertCache {
 
   /// Calls run(wave) until each of `experts`, which ascend, has been in a wave; waves ascend. What `load` throws is
   /// thrown here, to who asked for the expert, and leaves the cache as it was without that load; so does what `run`
-  /// throws. Throws std::invalid_argument for experts out of range or order. Allocates where it loads.
+  /// throws, which must not ask this cache for more. Throws std::invalid_argument for experts out of range or order.
+  /// Allocates where it loads.
   template <class Run>
   void serve(std::span<const Index> experts, Memory& memory, const Run& run) {
     for (std::size_t i = 0; i < experts.size(); ++i)

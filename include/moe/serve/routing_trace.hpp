@@ -171,7 +171,7 @@ inline std::vector<std::vector<Index>> steps_of(const RoutingTrace& trace, Index
     for (const std::uint32_t e : trace.experts(t)) experts.push_back(static_cast<Index>(e));
     if ((t + 1) % tokens_per_step != 0 && t + 1 != trace.num_tokens()) continue;
     std::ranges::sort(experts);
-    experts.erase(std::ranges::unique(experts).begin(), experts.end());
+    experts.erase(std::unique(experts.begin(), experts.end()), experts.end());
     if (!experts.empty()) steps.push_back(experts);
     experts.clear();
   }
