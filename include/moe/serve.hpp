@@ -16,5 +16,6 @@
 #include "moe/serve/simulate_cache.hpp"
 #include "moe/serve/trace_file.hpp"
 
-// Where experts and copies of them go.
+// Where experts and copies of them go, and how many there should be.
 #include "moe/serve/balance_experts.hpp"
+#include "moe/serve/efficiency_leverage.hpp"
