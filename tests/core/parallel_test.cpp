@@ -50,6 +50,24 @@ TEST_CASE("parallel_for: runs every task once, by a worker in range", "[core]") 
     }
 }
 
+TEST_CASE("parallel_for: little work stays on the calling thread, with the loops inside", "[core]") {
+  std::vector<Index> order;
+  moe::parallel_for(3, moe::kLeastShared - 1, [&](Index task, Index worker) {
+    REQUIRE(worker == 0);
+    REQUIRE(moe::num_workers() == 1);
+    moe::parallel_for(2, [&](Index inner, Index) { order.push_back(2 * task + inner); });
+  });
+  CHECK(order == std::vector<Index>{0, 1, 2, 3, 4, 5});
+  CountingExecutor executor(2);
+  const moe::UseExecutor use(executor);
+  std::vector<int> count(7);
+  moe::parallel_ranges(7, 2, Index{1}, [&](Index begin, Index end, Index) {
+    for (Index i = begin; i < end; ++i) ++count[static_cast<std::size_t>(i)];
+  });
+  CHECK(count == std::vector<int>(7, 1));
+  CHECK(executor.runs == 1);  // an executor is asked always
+}
+
 TEST_CASE("parallel_for: one worker takes the tasks in order", "[core]") {
   CountingExecutor executor(1);
   const moe::UseExecutor use(executor);

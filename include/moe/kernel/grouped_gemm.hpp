@@ -274,7 +274,7 @@ void grouped_multiply(const RowGroups& groups, const RowSource<S>& in, const Wei
                       const Finish& finish) {
   RowConversion& conversion = tasks.conversion();
   conversion.convert(groups, in, weight);
-  tasks.run(
+  tasks.run_product(
       groups, [&](Index g) { return weight(g).panels; }, [&](Index g) { return weight(g).inputs; },
       [&](Index g, Index first, Index last, Index) {
         const PanelSource<S> matrix = weight(g);

@@ -171,7 +171,8 @@ class BasicLinearRouter {
       for (Index r = 0; r < count; ++r)
         std::copy_n(sums + r * kWidth, columns, out.data() + (row + r) * out.outerStride() + panel * kWidth);
     };
-    parallel_for(blocks * parts, [&](Index task, Index) {
+    const Index nanoseconds = (tokens.rows() + 2) * panels * model_dim() / 3;  // in caches, as a TaskList has it
+    parallel_for(blocks * parts, nanoseconds, [&](Index task, Index) {
       const Index block = task / parts, part = task % parts;
       kernel::multiply(source, block * kRows, std::min(tokens.rows(), (block + 1) * kRows),
                        {weights, panels * part / parts, panels * (part + 1) / parts}, store);

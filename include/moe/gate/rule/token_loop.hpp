@@ -134,7 +134,9 @@ void for_each_token(const char* function, const ConstMatrixRef<S>& logits, const
   };
   const auto size = static_cast<std::size_t>(num_experts);
   RowScratch<S> scratch(num_experts, context.scratch);
-  parallel_ranges(num_tokens, token_blocks(num_tokens).size, [&](Index begin, Index end, Index worker) {
+  // A token takes some 100 nanoseconds, and half a one per expert at least.
+  const Index nanoseconds = num_tokens * (100 + num_experts / 2);
+  parallel_ranges(num_tokens, token_blocks(num_tokens).size, nanoseconds, [&](Index begin, Index end, Index worker) {
     typename RowScratch<S>::Worker own(scratch, worker);
     for (Index t = begin; t < end; ++t) {
       if (!step.is_valid(t)) continue;
