@@ -135,6 +135,20 @@ TEST_CASE("Em: the curvature of Majorise is nowhere below that of the gate", "[g
   }
 }
 
+TEST_CASE("Objective: without the gate, what an M-step needs is the same but for the gate's curvature", "[gaussian]") {
+  const Problem<moe::SoftmaxGate> problem(test::three_lines(), 300, 4);
+  const auto model = test::three_lines();
+  const moe::ParameterLayout at = moe::layout(model);
+  Eigen::VectorXd score, score_of_experts;
+  Eigen::MatrixXd all, experts;
+  const double value = problem.objective.complete(model, score, all);
+  CHECK(problem.objective.complete(model, score_of_experts, experts, /*with_gate=*/false) == value);
+  CHECK(score_of_experts == score);
+  CHECK(all.topLeftCorner(at.num_gate(), at.num_gate()).diagonal().minCoeff() > 0);
+  all.topLeftCorner(at.num_gate(), at.num_gate()).setZero();
+  CHECK(experts == all);
+}
+
 TEST_CASE("Em: a Majorise step is that of the bound, and never needs halving", "[gaussian][property]") {
   // B + 2 (I + 1 1^T) (R - P)^T X (X^T X)^-1, whole: halved steps would differ by half of it.
   const Problem<moe::SoftmaxGate> problem(test::three_lines(), 300, 5);

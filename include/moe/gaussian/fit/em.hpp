@@ -49,7 +49,7 @@ struct EmState {
   GaussianParameters model = {};
   double criterion = 0;
   Eigen::VectorXd score = {};        ///< without penalties
-  Eigen::MatrixXd information = {};  ///< of the complete data
+  Eigen::MatrixXd information = {};  ///< of the complete data; with GateStep::Majorise that of the experts alone
 };
 
 /// Generalised EM: each iteration solves the weighted least squares of every expert, sets the variances, and takes one
@@ -104,7 +104,9 @@ class Em {
   /// A direction that gains nothing at 1/4096 of its length leads nowhere: the gate then stays.
   static constexpr int kHalvings = 12;
 
-  void evaluate(EmState& s) const { s.criterion = objective_.complete(s.model, s.score, s.information); }
+  void evaluate(EmState& s) const {
+    s.criterion = objective_.complete(s.model, s.score, s.information, step_ != GateStep::Majorise);
+  }
 
   /// Weighted least squares from the residuals: a change of the coefficients and of the sum of squares.
   GaussianParameters improve_experts(const EmState& s) const {

@@ -16,7 +16,9 @@ namespace moe::inline MOE_ABI {
 enum class GateStep {
   Automatic,  ///< Newton up to 200 gate parameters, else Majorise
   Newton,     ///< IRLS; with an activation Newton on (beta_0, tau) and Gauss-Newton on beta_1 in turn
-  Majorise,   ///< fixed curvature of Boehning & Lindsay 1988: one factorisation for all iterations (linear gates)
+  /// Fixed curvature of Boehning & Lindsay 1988, for linear gates: an iteration costs O(n k d^2), where Newton's costs
+  /// O(n k^2 d^2), and there are more of them.
+  Majorise,
 };
 
 /// What maximises the likelihood itself once EM is near.

@@ -72,7 +72,10 @@ struct InformationWeight {
 /// pi^T) J, and the weighted least squares of each mean, r_j / nu_j.
 struct CompleteWeight {
   static bool keep(const ScoreBlock& p, const ScoreBlock& q) {
-    if (p.is_gate() && q.is_gate()) return true;
+    return (p.is_gate() && q.is_gate()) || keep_experts(p, q);
+  }
+  /// Without the gate's, whose pairs grow with k^2.
+  static bool keep_experts(const ScoreBlock& p, const ScoreBlock& q) {
     return p.kind == ScoreBlock::Kind::Mean && q.kind == ScoreBlock::Kind::Mean && p.expert == q.expert;
   }
   template <class Factors>
