@@ -82,7 +82,7 @@ TEST_CASE("fit: refuses numbers of experts that the data or the gate do not allo
 
 TEST_CASE("fit: refuses options that are out of range, by name", "[gaussian][error]") {
   const RegressionData data = good();
-  require_refused("starts is 0, expected a finite number >= 1", data, 2, {.starts = 0});
+  require_refused("starts is -1, expected a finite number >= 0", data, 2, {.starts = -1});
   require_refused("short_iterations is -1, ", data, 2, {.short_iterations = -1});
   require_refused("short_rows is 99, expected a finite number >= 100", data, 2, {.short_rows = 99});
   require_refused("long_runs is -2, ", data, 2, {.long_runs = -2});

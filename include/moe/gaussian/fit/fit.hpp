@@ -9,14 +9,16 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Maximum likelihood (or penalised likelihood) for a Gaussian mixture of experts, by short EM runs from many random
-/// starts and long runs of EM and Newton's method from the best of them. Among the ends, those whose variances are
-/// above the floor and whose experts hold at least d + 2 rows come first: the likelihood itself is unbounded where an
-/// expert interpolates a few rows; a higher end that was given up for that is told (discarded_log_likelihood). All that
-/// happened is in the result; a fit that does not converge is no error.
-/// The result depends on data, options and seed alone, not on the number of threads. A short iteration costs O(n k
-/// d^2). Extra memory: one copy of the data. Throws std::invalid_argument for data that are not finite, constant or
-/// linearly dependent columns of x, fewer rows than parameters, num_experts < 1, and gates or options out of range.
+/// Maximum likelihood (or penalised likelihood) for a Gaussian mixture of experts, by short EM runs from random starts,
+/// long runs of EM and Newton's method from the best of them, and moves that split and merge experts of the best end,
+/// in independent searches until several agree (FitOptions::starts; a given number of starts is made without moves).
+/// Among the ends, those whose variances are above the floor and whose experts have their support (FitOptions::support)
+/// come first: the likelihood itself is unbounded where an expert interpolates a few rows; a higher end that was given
+/// up for that is told (discarded_log_likelihood), and so is a best end that too few have reached (not_reproduced). All
+/// that happened is in the result; a fit that does not converge is no error. The result depends on data, options and
+/// seed alone, not on the number of threads, unless `seconds` ends the search. A short iteration costs O(n k d^2).
+/// Extra memory: one copy of the data. Throws std::invalid_argument for data that are not finite, constant or linearly
+/// dependent columns of x, fewer rows than parameters, num_experts < 1, and gates or options out of range.
 template <LikelihoodGate G = SoftmaxGate>
 GaussianFit<G> fit(const RegressionData& data, Index num_experts, const G& gate = {}, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
@@ -24,12 +26,9 @@ GaussianFit<G> fit(const RegressionData& data, Index num_experts, const G& gate 
   detail::Fitting<G> fitting(kName, data, detail::shape_of(kName, data, num_experts, gate, options.last_slope),
                              options);
   GaussianFit<G> fit;
-  const std::vector<detail::Run> runs = fitting.search(fit.runs);
-  fitting.report_run(runs.front(), fit);
-  fit.starts = options.starts;
-  fit.hits = std::count_if(runs.begin(), runs.end(), [&](const detail::Run& run) {
-    return std::abs(run.criterion - runs.front().criterion) < detail::kSameEnd;
-  });
+  fitting.report_run(fitting.search(fit), fit);
+  fit.starts = static_cast<Index>(fit.runs.size());
+  fit.flags.not_reproduced = num_experts > 1 && fit.hits < options.wanted_hits;
   fit.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - started).count();
   return fit;
 }

@@ -2,14 +2,16 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <numeric>
 
-#include "moe/gaussian/fit/run.hpp"
+#include "moe/gaussian/fit/search.hpp"
 #include "moe/gaussian/fit/separation.hpp"
 #include "moe/gaussian/pass/standardise.hpp"
 
+// Long, as given starts, independent searches and samples of the rows end in the same report.
 namespace moe::inline MOE_ABI::detail {
 
 /// Everything that is fixed during a fit, of data that have been validated.
@@ -34,42 +36,11 @@ class Fitting {
     if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
   }
 
-  /// Short runs from all starts, long runs from the best of them; the best first.
-  std::vector<Run> search(std::vector<StartReport>& reports) {
-    const Index count = options_.starts;
-    std::vector<Run> runs(static_cast<std::size_t>(count));
-    reports.resize(runs.size());
-    progress_.starts = count;
-    for_each_run(sample_ ? options_.short_rows : rows_.num_rows(), count, [&](Index s) {
-      Run& run = runs[static_cast<std::size_t>(s)];
-      run = (sample_ ? sample_->runner : runner_).short_run(starts_(s, shape_));
-      run.start = s;
-      if (sample_) run.criterion *= static_cast<double>(rows_.num_rows()) / static_cast<double>(options_.short_rows);
-      reports[static_cast<std::size_t>(s)] = {.kind = starts_.kind(s),
-                                              .short_log_likelihood = on_data_scale(run.criterion),
-                                              .log_likelihood = std::numeric_limits<double>::quiet_NaN()};
-      report([&](FitProgress& p) { ++p.starts_done; }, run);
-    });
-    sort(runs);
-    const Index chosen = options_.long_runs > 0 ? options_.long_runs : std::max<Index>(5, count / 10);
-    drop(runs, static_cast<std::size_t>(std::min(chosen, count)));
-    if (sample_) refine_on_sample(runs);
-    progress_.runs = static_cast<Index>(runs.size());
-    for_each_run(rows_.num_rows(), progress_.runs, [&](Index r) {
-      Run& run = runs[static_cast<std::size_t>(r)];
-      const Index start = run.start, before = run.iterations;
-      run = runner_.long_run(std::move(run.model));
-      run.start = start;
-      run.iterations += before;
-      StartReport& at = reports[static_cast<std::size_t>(start)];
-      at.log_likelihood = on_data_scale(run.criterion);
-      at.interior = run.interior;
-      report([&](FitProgress& p) { ++p.runs_done; }, run);
-    });
-    sort(runs);
-    if (ridge() > 0 && kLinear) try_other_pins(runs.front());
-    for (std::size_t r = 1; r < runs.size(); ++r) discard(runs[r]);
-    return runs;
+  /// The best end, how many starts there were, and how many searches ended there.
+  Run search(GaussianFit<G>& fit) {
+    if (at_.num_experts == 1) return from_starts(1, fit);  // a line has one maximum
+    if (options_.starts > 0) return from_starts(options_.starts, fit);
+    return adaptive(fit);
   }
 
   /// One long run from given parameters on the data's scale.
@@ -105,6 +76,156 @@ class Fitting {
   }
 
  private:
+  /// Short runs from all starts, long runs from the best of them; the best first.
+  Run from_starts(Index count, GaussianFit<G>& fit) {
+    std::vector<StartReport>& reports = fit.runs;
+    std::vector<Run> runs(static_cast<std::size_t>(count));
+    reports.resize(runs.size());
+    progress_.starts = count;
+    for_each_run(sample_ ? options_.short_rows : rows_.num_rows(), count, [&](Index s) {
+      Run& run = runs[static_cast<std::size_t>(s)];
+      run = (sample_ ? sample_->runner : runner_).short_run(starts_(s, shape_));
+      run.start = s;
+      if (sample_) run.criterion *= static_cast<double>(rows_.num_rows()) / static_cast<double>(options_.short_rows);
+      reports[static_cast<std::size_t>(s)] = {.kind = starts_.kind(s),
+                                              .short_log_likelihood = on_data_scale(run.criterion),
+                                              .log_likelihood = std::numeric_limits<double>::quiet_NaN()};
+      report([&](FitProgress& p) { ++p.starts_done; }, run);
+    });
+    sort(runs);
+    const Index chosen = options_.long_runs > 0 ? options_.long_runs : std::max<Index>(5, count / 10);
+    drop(runs, static_cast<std::size_t>(std::min(chosen, count)));
+    if (sample_) refine_on_sample(runs);
+    climb(runs, reports);
+    sort(runs);
+    finish(runs);
+    count_hits(runs, fit);
+    return std::move(runs.front());
+  }
+
+  /// Independent searches, a few at a time: what is decided between them must not depend on the number of threads.
+  Run adaptive(GaussianFit<G>& fit) {
+    const auto began = std::chrono::steady_clock::now();
+    const Index rows = sample_ ? options_.short_rows : rows_.num_rows();
+    const Search<> search(sample_ ? sample_->runner : runner_, starts_, shape_);
+    const Index most = most_searches(rows);
+    std::vector<SearchEnd> ends;
+    std::vector<Run> runs;
+    progress_.starts = most * Search<>::kStarts;
+    for (Index done = 0; done < most;) {
+      const Index group = std::min(std::clamp<Index>(done, kFewest, kGroup), most - done);
+      ends.resize(static_cast<std::size_t>(done + group));
+      for_each_run(rows, group, [&](Index s) {
+        SearchEnd& end = ends[static_cast<std::size_t>(done + s)];
+        end = search(done + s);
+        report([&](FitProgress& p) { p.starts_done += Search<>::kStarts; }, end.best);
+      });
+      done += group;
+      runs = best_of(ends);
+      count_hits(runs, fit);
+      const std::chrono::duration<double> past = std::chrono::steady_clock::now() - began;
+      if (fit.hits >= options_.wanted_hits || (options_.seconds > 0 && past.count() > options_.seconds)) break;
+    }
+    report_starts(ends, fit);
+    note_highest(ends);
+    if (sample_) on_all_rows(runs, fit);
+    finish(runs);
+    return std::move(runs.front());
+  }
+
+  /// Searches that a budget allows: of small data as many as take about a second, of large ones few.
+  Index most_searches(Index rows) const {
+    constexpr Index kFewestStarts = kFewest * Search<>::kStarts, kMostStarts = 600;
+    constexpr double kRowsAndExperts = 2e6;  // rows * experts * (d + 2) of all starts together
+    const double each = static_cast<double>(rows * at_.num_experts * (at_.input_dim + 2));
+    const double afford = std::min(kRowsAndExperts / each, static_cast<double>(kMostStarts));
+    const Index starts =
+        options_.most_starts > 0 ? options_.most_starts : std::max(kFewestStarts, static_cast<Index>(afford));
+    return (starts + Search<>::kStarts - 1) / Search<>::kStarts;
+  }
+
+  static std::vector<Run> best_of(const std::vector<SearchEnd>& ends) {
+    std::vector<Run> runs;
+    for (const SearchEnd& end : ends) runs.push_back(end.best);
+    sort(runs);
+    return runs;
+  }
+
+  static bool same_end(const Run& a, const Run& b) {
+    return a.standing() == b.standing() && std::abs(a.criterion - b.criterion) < kSameEnd;
+  }
+
+  /// Of sorted runs.
+  static void count_hits(const std::vector<Run>& runs, GaussianFit<G>& fit) {
+    fit.hits = std::count_if(runs.begin(), runs.end(), [&](const Run& run) { return same_end(run, runs.front()); });
+  }
+
+  void report_starts(const std::vector<SearchEnd>& ends, GaussianFit<G>& fit) const {
+    const double all = static_cast<double>(rows_.num_rows());
+    const double scale = sample_ ? all / static_cast<double>(options_.short_rows) : 1;
+    for (const SearchEnd& end : ends)
+      for (StartReport at : end.starts) {
+        at.short_log_likelihood = on_data_scale(scale * at.short_log_likelihood);
+        at.log_likelihood = sample_ ? std::numeric_limits<double>::quiet_NaN() : on_data_scale(at.log_likelihood);
+        fit.runs.push_back(at);
+      }
+  }
+
+  void note_highest(const std::vector<SearchEnd>& ends) {
+    if (!sample_) {
+      for (const SearchEnd& end : ends) discarded_ = std::max({discarded_, end.highest.criterion, end.given_up});
+      return;
+    }
+    const auto highest = std::max_element(ends.begin(), ends.end(), [](const SearchEnd& a, const SearchEnd& b) {
+      return a.highest.criterion < b.highest.criterion;
+    });
+    discarded_ = std::max(discarded_, objective_.value(highest->highest.model));
+  }
+
+  /// Takes the best of different ends on the sample to the maxima on all rows; hits go with them.
+  void on_all_rows(std::vector<Run>& runs, GaussianFit<G>& fit) {
+    std::vector<Run> different;
+    std::vector<Index> hits;
+    for (Run& run : runs) {
+      if (different.empty() || !same_end(run, different.back())) {
+        if (different.size() == kRefined) break;
+        different.push_back(std::move(run));
+        hits.push_back(0);
+      }
+      ++hits.back();
+    }
+    runs = different;
+    climb(runs, fit.runs);
+    const auto better = [](const Run& a, const Run& b) { return a.better_than(b); };
+    const Run best = *std::min_element(runs.begin(), runs.end(), better);
+    fit.hits = 0;
+    for (std::size_t r = 0; r < runs.size(); ++r)
+      if (same_end(runs[r], best)) fit.hits += hits[r];
+    sort(runs);
+  }
+
+  /// Long runs on all rows.
+  void climb(std::vector<Run>& runs, std::vector<StartReport>& reports) {
+    progress_.runs = static_cast<Index>(runs.size());
+    for_each_run(rows_.num_rows(), progress_.runs, [&](Index r) {
+      Run& run = runs[static_cast<std::size_t>(r)];
+      const Index start = run.start, before = run.iterations;
+      run = runner_.long_run(std::move(run.model));
+      run.start = start;
+      run.iterations += before;
+      StartReport& at = reports[static_cast<std::size_t>(start)];
+      at.log_likelihood = on_data_scale(run.criterion);
+      at.interior = run.interior;
+      report([&](FitProgress& p) { ++p.runs_done; }, run);
+    });
+  }
+
+  /// The last remedies, of sorted runs.
+  void finish(std::vector<Run>& runs) {
+    if (ridge() > 0 && kLinear) try_other_pins(runs.front());
+    for (std::size_t r = 1; r < runs.size(); ++r) discard(runs[r]);
+  }
+
   /// Evenly spaced rows, for the short runs of large data: they rank starts as well, and cost a fraction.
   struct Sample {
     Sample(const RegressionData& data, const Fitting& f)
@@ -221,6 +342,9 @@ class Fitting {
     fit.model = permuted(fit.model, order);
     normalise(fit.model);
   }
+
+  static constexpr Index kFewest = 6, kGroup = 12;  ///< searches of an adaptive search, and those made at once
+  static constexpr std::size_t kRefined = 5;        ///< ends on a sample that are taken to all rows
 
   FitOptions options_;
   GaussianMoe<G> shape_;

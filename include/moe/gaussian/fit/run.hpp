@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <vector>
 
@@ -27,12 +29,32 @@ struct Run {
   int revivals_left = 2;
   double given_up = -std::numeric_limits<double>::infinity();  // highest criterion left to start an expert anew
 
-  /// Interior runs before the others, then by criterion; NaN last.
+  /// 2: interior; 1: but for an expert without support; 0: at the floor of variances, or with too few rows for a plane.
+  int standing() const { return interior ? 2 : flags.at_floor || flags.dead_expert ? 0 : 1; }
+
+  /// By standing, then by criterion; NaN last.
   bool better_than(const Run& other) const {
-    if (interior != other.interior) return interior;
+    if (standing() != other.standing()) return standing() > other.standing();
     return criterion > other.criterion || (!std::isnan(criterion) && std::isnan(other.criterion));
   }
 };
+
+/// The rule of FitOptions::support.
+inline bool experts_are_supported(const Eigen::RowVectorXd& rows, const Eigen::RowVectorXd& variance, Index num_rows,
+                                  Index input_dim, double support) {
+  constexpr double kNarrow = 0.2;  // ratio of standard deviations
+  if (support == 0 || rows.size() == 1) return true;
+  const double d = static_cast<double>(input_dim), widest = variance.maxCoeff();
+  double planes = 0;  // log C(n, d + 1)
+  for (Index i = 0; i <= std::min(input_dim, num_rows - 1); ++i)
+    planes += std::log(static_cast<double>(num_rows - i) / static_cast<double>(i + 1));
+  for (Index j = 0; j < rows.size(); ++j) {
+    const double ratio = std::sqrt(variance(j) / widest);
+    if (!(rows(j) >= 2 * (d + 2))) return false;
+    if (ratio < kNarrow && !((rows(j) - (d + 1)) * -std::log(ratio) >= support * planes)) return false;
+  }
+  return true;
+}
 
 /// Takes a start to a maximum: EM, then direct maximisation, with the remedies for what goes wrong on the way.
 template <class = WhenUsed>
@@ -203,6 +225,8 @@ class Runner {
     run.flags.at_floor = at_variance_floor(run.model, bounds_.variance_floor);
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
+    run.flags.unsupported =
+        !experts_are_supported(run.expert_rows, run.model.variance, objective_.num_rows(), d, options_.support);
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
     run.flags.at_box = identified && bounds_.hold_gate(objective_.layout(), run.model);
     // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.

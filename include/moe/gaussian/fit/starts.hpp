@@ -58,6 +58,8 @@ class Starts {
         sample_(every(rows)),
         center_(sample_.x.leftCols(d_).colwise().mean()) {}
 
+  std::uint64_t seed() const { return seed_; }
+  const RowSample& sample() const { return sample_; }
   const char* kind(Index start) const { return kNames[start % kKinds]; }
 
   /// Start number `start`: experts in random order, the gate flat but for the shares of the experts.
@@ -74,6 +76,49 @@ class Starts {
     shuffle(random, m);
     if (!linear_) scatter_slopes(random, start, m);
     return m;
+  }
+
+  /// Weighted least squares with a trace of ridge, which must not see how far the inputs are from 0.
+  void regress(const Matrix<double>& x, const Eigen::VectorXd& y, const Eigen::VectorXd& weight, Index expert,
+               GaussianParameters& m) const {
+    const double rows = weight.sum();
+    Matrix<double> centred = x;
+    centred.leftCols(d_).rowwise() -= center_;
+    Eigen::MatrixXd gram = centred.transpose() * weight.asDiagonal() * centred;
+    gram.diagonal().array() += 1e-6 * std::max(rows, 1.0);
+    const Eigen::VectorXd ab = solve_semidefinite(gram, centred.transpose() * weight.cwiseProduct(y));
+    const Eigen::VectorXd e = y - centred * ab;
+    m.slope.row(expert) = ab.head(d_).transpose();
+    m.intercept(expert) = ab(d_) - center_.dot(ab.head(d_));
+    m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
+  }
+
+  /// The gate of the last expert back to where it is held.
+  void pin(GaussianParameters& m) const {
+    const Index last = m.num_experts() - 1;
+    if (linear_) m.gate_slope.rowwise() -= Eigen::RowVectorXd(m.gate_slope.row(last));
+    if (m.last_slope == LastSlope::Zero) m.gate_slope.row(last).setZero();
+    if (linear_ || form_.bias == BiasPlace::Outside || m.last_slope == LastSlope::Zero)
+      m.gate_bias.array() -= double(m.gate_bias(last));
+  }
+
+  /// Of the rows of sample(), as if all experts were active [rows, k].
+  Eigen::MatrixXd responsibilities(const GaussianParameters& m) const {
+    const bool inside = form_.bias == BiasPlace::Inside || linear_;
+    const Matrix<double> x = sample_.x.leftCols(d_);
+    Eigen::MatrixXd t = x * m.gate_slope.transpose(), e = x * m.slope.transpose();
+    if (inside) t.rowwise() += m.gate_bias;
+    if (!linear_) t = t.unaryExpr([&](double u) { return inner_(u); }).eval();
+    if (!inside) t.rowwise() += m.gate_bias;
+    e = (-(e.rowwise() + m.intercept)).colwise() + sample_.y;
+    for (Index j = 0; j < t.cols(); ++j)
+      t.col(j).array() = t.col(j).array() / m.temperature -
+                         0.5 * (e.col(j).array().square() / m.variance(j) + std::log(m.variance(j)));
+    for (Index i = 0; i < t.rows(); ++i) {
+      t.row(i) = (t.row(i).array() - t.row(i).maxCoeff()).exp().matrix().eval();
+      t.row(i) /= double(t.row(i).sum());
+    }
+    return t;
   }
 
   /// The rows whose log density is lowest: where an expert that has lost all rows starts anew.
@@ -100,21 +145,6 @@ class Starts {
   Index num_rows() const { return sample_.y.size(); }
   Index pick(const RandomField& random, std::int64_t draw) const {
     return static_cast<Index>(random.below(static_cast<std::uint64_t>(num_rows()), draw, 1));
-  }
-
-  /// Weighted least squares with a trace of ridge, which must not see how far the inputs are from 0.
-  void regress(const Matrix<double>& x, const Eigen::VectorXd& y, const Eigen::VectorXd& weight, Index expert,
-               GaussianParameters& m) const {
-    const double rows = weight.sum();
-    Matrix<double> centred = x;
-    centred.leftCols(d_).rowwise() -= center_;
-    Eigen::MatrixXd gram = centred.transpose() * weight.asDiagonal() * centred;
-    gram.diagonal().array() += 1e-6 * std::max(rows, 1.0);
-    const Eigen::VectorXd ab = solve_semidefinite(gram, centred.transpose() * weight.cwiseProduct(y));
-    const Eigen::VectorXd e = y - centred * ab;
-    m.slope.row(expert) = ab.head(d_).transpose();
-    m.intercept(expert) = ab(d_) - center_.dot(ab.head(d_));
-    m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
   }
 
   /// A line through d + 1 random rows.
@@ -215,15 +245,6 @@ class Starts {
       label.push_back(best);
     }
     return label;
-  }
-
-  /// The gate of the last expert back to where it is held.
-  void pin(GaussianParameters& m) const {
-    const Index last = m.num_experts() - 1;
-    if (linear_) m.gate_slope.rowwise() -= Eigen::RowVectorXd(m.gate_slope.row(last));
-    if (m.last_slope == LastSlope::Zero) m.gate_slope.row(last).setZero();
-    if (linear_ || form_.bias == BiasPlace::Outside || m.last_slope == LastSlope::Zero)
-      m.gate_bias.array() -= double(m.gate_bias(last));
   }
 
   /// Random order, as the last expert is special: its gate is pinned.
