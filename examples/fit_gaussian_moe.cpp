@@ -156,7 +156,9 @@ void add_options(CLI::App& app, Settings& settings) {
                  "gate slope of the last expert, of --gate activation: zero or free")
       ->check(CLI::IsMember({"zero", "free"}))
       ->capture_default_str();
-  app.add_option("--starts", settings.fit.starts, "random starts")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--starts", settings.fit.starts, "random starts; 0: until independent searches agree")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--ridge", settings.fit.ridge, "penalty of the standardised gate coefficients")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();

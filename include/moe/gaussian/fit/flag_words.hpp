@@ -26,7 +26,10 @@ inline std::vector<FlagWords> flag_words(const FitFlags& flags) {
   add(flags.at_floor, "at_floor",
       "a variance is at its floor: the likelihood is unbounded there, distrust that expert");
   add(flags.discarded, "discarded",
-      "an end of higher likelihood was given up, as a variance collapsed there or an expert lost its rows");
+      "an end of higher likelihood was given up, as a variance collapsed there or an expert rests on too few rows");
+  add(flags.not_reproduced, "not_reproduced",
+      "too few independent searches ended there: a better maximum may well exist (more starts, or fewer experts)");
+  add(flags.unsupported, "unsupported", "an expert rests on so few rows, or so narrow a band, that it may be chance");
   add(flags.small_expert, "small_expert", "an expert holds fewer than 5 (d + 2) rows");
   add(flags.revived, "revived", "an expert lost all its rows on the way and was started anew");
   add(flags.dead_expert, "dead_expert", "an expert holds fewer than d + 2 rows: use fewer experts");

@@ -191,8 +191,8 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
                  (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
                  (at.num_experts == 1 ? " expert" : " experts");
   out.search = std::string(fit.converged ? "converged" : "NOT converged") + " after " + std::to_string(fit.iterations) +
-               " iterations; best of " + std::to_string(fit.starts) + " starts, reached by " +
-               std::to_string(fit.hits) + " of the long runs";
+               " iterations; " + std::to_string(fit.starts) + " starts, the best end reached " +
+               std::to_string(fit.hits) + (fit.hits == 1 ? " time" : " times");
   detail::fill_residuals(quantile_residuals(fit.model, data.x, data.y), out);
   return out;
 }
