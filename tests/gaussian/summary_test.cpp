@@ -61,7 +61,7 @@ TEST_CASE("summary: has the numbers of criteria, standard errors and residuals u
   CHECK(summary.distance < 1.63 / 20);                   // 1 % of Kolmogorov's, larger than with fitted parameters
   const std::string text = summary.text();
   for (const char* part : {"answer: 400 rows, 1 input, 2 experts", "log-likelihood", "BIC", "converged after",
-                           "gate score of expert 1", "  dose", "std. error", "95% interval", "  0.9 ", "reached by 1"})
+                           "gate score of expert 1", "  dose", "std. error", "95% interval", "  0.9 ", "reached 1 time"})
     CHECK_THAT(text, ContainsSubstring(part));
 }
 
