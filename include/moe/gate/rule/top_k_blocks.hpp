@@ -35,9 +35,11 @@ class TopKBlock {
       : rule_(rule),
         k_(k),
         num_experts_(num_experts),
-        fewest_(fewest_in_block<S>(k, num_experts)),
+        fewest_(fewest(k, num_experts)),
         scratch_(scratch, worker) {}
 
+  /// Tokens from which a block is faster than they are one by one; a full one always is taken.
+  static Index fewest(Index k, Index num_experts) { return std::min(fewest_in_block<S>(k, num_experts), kLanes); }
   static bool fits(Index k, Index num_experts) { return k <= kMostLaneChoices && num_experts <= kMostLaneIds; }
 
   bool full() const { return count_ == kLanes; }
@@ -49,7 +51,7 @@ class TopKBlock {
   /// Routes the collected tokens and forgets them; calls reject(token) where the logits do not allow it.
   template <class Reject>
   void route(Routing<S>& routing, const Reject& reject) {
-    if (count_ >= std::min(fewest_, kLanes))
+    if (count_ >= fewest_)
       route_together(routing, reject);
     else
       for (Index lane = 0; lane < count_; ++lane)
@@ -150,7 +152,7 @@ void route_top_k_blocks(const char* function, const TopKRule<S, G>& rule, Index 
                         const Context& context, Routing<S>& routing) {
   const Index num_tokens = logits.rows(), num_experts = logits.cols();
   constexpr Index kLanes = simd::kLanes<S>;
-  if (!TopKBlock<S, G>::fits(k, num_experts) || num_tokens < fewest_in_block<S>(k, num_experts))
+  if (!TopKBlock<S, G>::fits(k, num_experts) || num_tokens < TopKBlock<S, G>::fewest(k, num_experts))
     return route_tokens<S>(function, rule, logits, context, routing);
   resize_top_k(function, k, num_tokens, context.step, routing);
   FirstRejected rejected;
