@@ -4,12 +4,13 @@
 #   bench/check.sh OLD NEW PROGRAM [FILTER]   one of them, as gate_top_k_bench, with what its --benchmark_filter takes
 # A turn runs old and new, or new and old; the verdict of a benchmark is the median of the ratios within its turns
 # (MOE_CHECK_TURNS of them, 7 unless set). What is beyond 3% is measured anew up to two times, as a machine may have
-# been busy, and has to stay beyond. Prints a line per benchmark, exits with 1 if one is slower, with 2 if none ran.
+# been busy, and has to stay beyond. Prints a line per benchmark, exits with 1 if one is slower, with 2 if none ran, a
+# program failed, or a benchmark of OLD is missing in NEW.
 set -eu
 
 case $# in
   2 | 3 | 4) ;;
-  *) sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 old=$1 new=$2
 programs=${3:-gate_top_k_bench routing_plan_bench kernel_combine_bench kernel_dispatch_bench layer_moe_layer_bench}
@@ -22,10 +23,14 @@ trap 'exit 130' INT TERM
 
 # run_one DIRECTORY PROGRAM FILTER LABEL: lines of label, name, time.
 run_one() {
-  "$1/bench/$2" --benchmark_format=csv --benchmark_min_time=0.05 "--benchmark_filter=$3" 2>/dev/null |
-    awk -v label="$4" '
-      /^"/ { split($0, part, "\""); n = split(part[3], field, ","); if (n > 3 && field[3] > 0) print label, part[2], field[3] }' \
-      >>"$work/times"
+  "$1/bench/$2" --benchmark_format=csv --benchmark_min_time=0.05 "--benchmark_filter=$3" >"$work/csv" 2>"$work/errors" || {
+    cat "$work/errors" >&2
+    echo "bench/check.sh: $1/bench/$2 failed" >&2
+    exit 2
+  }
+  awk -v label="$4" '
+    /^"/ { split($0, part, "\""); n = split(part[3], field, ","); if (n > 3 && field[3] > 0) print label, part[2], field[3] }' \
+    "$work/csv" >>"$work/times"
 }
 
 # compare PROGRAM FILTER: fills times and verdicts: name, old time, new time, ratio.
@@ -63,6 +68,7 @@ compare() {
             r[n] = b[n] / a[n]
           }
         if (n > 0) print names[i], median(a, n), median(b, n), median(r, n)
+        else if (("old", 0, names[i]) in time) { print "bench/check.sh: " names[i] " is missing in the new build" > "/dev/stderr"; exit 2 }
       }
     }' "$work/times" >"$work/verdicts"
 }

@@ -35,7 +35,18 @@ grep -q '^ 1.100 .* a/1  SLOWER$' "$work/out"
 rm -f "$work/new/bench/fake_bench.runs"
 program new 'if [ $runs -lt 3 ]; then t=110; else t=100; fi; echo "\"a/1\",10,$t,90,us"; echo "\"b/1\",10,200,90,us"'
 verdict 0 "2 benchmarks, 0 slower by more than 3%"
-program new 'exit 1'
+program new 'echo "\"a/1\",10,100,90,us"; exit 1'
+if sh "$check" "$work/old" "$work/new" fake_bench . >/dev/null 2>&1; then
+  echo "failed: the new program failed, and nobody said so" >&2
+  exit 1
+fi
+program new 'echo "\"a/1\",10,100,90,us"'
+if sh "$check" "$work/old" "$work/new" fake_bench . >/dev/null 2>&1; then
+  echo "failed: a benchmark is missing, and nobody said so" >&2
+  exit 1
+fi
+program old ':'
+program new ':'
 if sh "$check" "$work/old" "$work/new" fake_bench . >/dev/null 2>&1; then
   echo "failed: nothing was measured, and nobody said so" >&2
   exit 1
