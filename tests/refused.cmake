@@ -5,7 +5,8 @@
 add_library(moe_refused OBJECT EXCLUDE_FROM_ALL support/kernels.cpp)
 target_link_libraries(moe_refused PRIVATE moe::moe $<TARGET_NAME_IF_EXISTS:moe::io>)
 set(folders "$<TARGET_PROPERTY:moe_refused,INCLUDE_DIRECTORIES>")
-set(folders "$<FILTER:${folders},EXCLUDE,^(/usr/include|${PROJECT_SOURCE_DIR}/include)/?$>")
+string(REGEX REPLACE "([][+.*()^$?|\\\\])" "\\\\\\1" own "${PROJECT_SOURCE_DIR}/include")
+set(folders "$<FILTER:${folders},EXCLUDE,^(/usr/include|${own})/?$>")
 set(options "${CMAKE_CXX20_STANDARD_COMPILE_OPTION}" "\"-I${PROJECT_SOURCE_DIR}/include\""
   "-isystem \"$<JOIN:${folders},\"\n-isystem \">\"")
 list(JOIN options "\n" options)
