@@ -2,6 +2,7 @@
 #include "moe/numeric/top_k.hpp"
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <numeric>
 #include <vector>
@@ -85,7 +86,7 @@ TEMPLATE_TEST_CASE("choose_by_bound: agrees with a stable sort, or leaves what i
         scores[scores.size() / 2] = test::kNan<TestType>;
         Ids ids(k, -1);
         const bool chosen = moe::detail::choose_by_bound(scores.data(), n, std::span(ids));
-        REQUIRE((chosen || levels == 1 || n > moe::detail::kMostCompared));
+        REQUIRE((chosen || levels == 1));
         REQUIRE(ids == (chosen ? sorted_top(scores, k) : Ids(k, -1)));
       }
     }
@@ -126,6 +127,20 @@ TEMPLATE_TEST_CASE("top_k: -inf and NaN come last, in order of id", "[numeric]",
     REQUIRE(top(scores, 5) == Ids{3, 1, 0, 2, 4});
     REQUIRE(top_by_call(scores, 5) == Ids{3, 1, 0, 2, 4});
   }
+}
+
+TEMPLATE_TEST_CASE("top_k: NaN, -inf and both zeros in any place of a row", "[numeric][property]", float, double) {
+  for (const Index n : {7, 33, 100, 1500})
+    for (const std::size_t k : {1u, 2u, 3u, 7u})
+      for (const Index draws : {0, 1, 2, 3}) {
+        CAPTURE(n, k, draws);
+        const moe::RandomField random(moe::Purpose::User, n, draws);
+        const std::array<TestType, 5> values = {test::kNan<TestType>, -kInfinity<TestType>, TestType(0), TestType(-0.0),
+                                                TestType(-1)};
+        std::vector<TestType> scores;
+        for (Index i = 0; i < n; ++i) scores.push_back(values[random.below(2 + static_cast<std::uint64_t>(draws), i)]);
+        REQUIRE(top(scores, k) == sorted_top(scores, k));
+      }
 }
 
 TEMPLATE_TEST_CASE("top_k: nothing but NaN still gives distinct ids", "[numeric]", float, double) {
