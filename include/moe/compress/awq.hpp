@@ -11,6 +11,7 @@
 #include "moe/compress/quantisation_report.hpp"
 #include "moe/compress/round_groups.hpp"
 #include "moe/compress/scale_hidden.hpp"
+#include "moe/core/when_used.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -52,6 +53,7 @@ struct Awq {
   }
 
   /// Clipping. Throws std::invalid_argument as Gptq.
+  template <class = detail::WhenUsed>
   PanelMatrix<Quantised> operator()(const PanelMatrix<F32>& weights, const WeightFormat& format,
                                     const SecondMoment& moment, MatrixReport&) const {
     validate();
@@ -65,6 +67,7 @@ struct Awq {
       if (!(after[static_cast<std::size_t>(o)] < before[static_cast<std::size_t>(o)])) copy_output(nearest, o, clipped);
     return clipped;
   }
+  template <class = detail::WhenUsed>
   PanelMatrix<Quantised> operator()(const PanelMatrix<F32>& weights, const WeightFormat& format,
                                     const SecondMoment& moment) const {
     MatrixReport report;
@@ -99,6 +102,7 @@ struct Awq {
  private:
   static constexpr Index kFullMoment = 128;  // groups up to here err by their whole moment, larger ones by its diagonal
 
+  template <class = detail::WhenUsed>
   static std::vector<double> errors(const PanelMatrix<F32>& weights, const PanelMatrix<Quantised>& rounded,
                                     const SecondMoment& moment) {
     const PanelMatrix<F32> decoded = rounded.decoded();
@@ -193,6 +197,7 @@ struct Awq {
   }
 
   /// Infinite where the scaled matrix cannot be stored.
+  template <class = detail::WhenUsed>
   static double error_of(const PanelMatrix<F32>& down, const WeightFormat& format, const SecondMoment& moment,
                          const std::vector<float>& scales) {
     PanelMatrix<F32> scaled = down;
@@ -204,6 +209,7 @@ struct Awq {
   }
 
   /// Whether the first matrix rounds as before where the rows of its hidden units are divided.
+  template <class = detail::WhenUsed>
   static bool keeps_codes(const PanelMatrix<F32>& first, const WeightFormat& format, const std::vector<float>& scales) {
     PanelMatrix<F32> scaled = first;
     detail::scale_outputs(scaled, detail::reciprocals(scales));

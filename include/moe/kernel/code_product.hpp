@@ -177,13 +177,15 @@ inline void decode_none(const void*, Index, Index begin, Index end, float* to) {
   std::fill_n(to, (end - begin) * kCodeWidth, 0.0f);
 }
 
-template <class Codes>
-inline constexpr PanelDecoder<float> kDecoderOf{
+// S is float: what depends on it is compiled where it is used.
+template <class Codes, class S>
+inline constexpr PanelDecoder<S> kDecoderOf{
     .decode = &decode_codes<Codes>, .place = &place_of_codes, .multiply = &multiply_coded<Codes>};
 /// Without a product for few rows: what is rare is not worth its code.
-inline constexpr PanelDecoder<float> kExactE4M3Decoder{.decode = &decode_codes<ExactE4M3Codes>,
-                                                       .place = &place_of_codes};
-inline constexpr PanelDecoder<float> kNoDecoder{.decode = &decode_none};
+template <class S>
+inline constexpr PanelDecoder<S> kExactE4M3Decoder{.decode = &decode_codes<ExactE4M3Codes>, .place = &place_of_codes};
+template <class S>
+inline constexpr PanelDecoder<S> kNoDecoder{.decode = &decode_none};
 
 }  // namespace detail
 
@@ -191,30 +193,31 @@ inline constexpr PanelDecoder<float> kNoDecoder{.decode = &decode_none};
 enum class NanCodes { Absent, Present };
 
 /// How matrices of a format are read.
-inline const PanelDecoder<float>& decoder_of(const WeightFormat& format, NanCodes nan = NanCodes::Absent) {
+template <class S = float>
+const PanelDecoder<S>& decoder_of(const WeightFormat& format, NanCodes nan = NanCodes::Absent) {
   using namespace detail;
   const bool zeros = format.has_zero_points;
   switch (format.code) {
     case WeightCode::Zeros:
       break;
     case WeightCode::Bf16:
-      return kDecoderOf<Bf16Codes>;
+      return kDecoderOf<Bf16Codes, S>;
     case WeightCode::F16:
-      return kDecoderOf<F16Codes>;
+      return kDecoderOf<F16Codes, S>;
     case WeightCode::E4M3:
-      return nan == NanCodes::Present ? kExactE4M3Decoder : kDecoderOf<E4M3Codes>;
+      return nan == NanCodes::Present ? kExactE4M3Decoder<S> : kDecoderOf<E4M3Codes, S>;
     case WeightCode::E5M2:
-      return kDecoderOf<E5M2Codes>;
+      return kDecoderOf<E5M2Codes, S>;
     case WeightCode::Int8:
-      return zeros ? kDecoderOf<Int8Codes<true>> : kDecoderOf<Int8Codes<false>>;
+      return zeros ? kDecoderOf<Int8Codes<true>, S> : kDecoderOf<Int8Codes<false>, S>;
     case WeightCode::Int4:
-      return zeros ? kDecoderOf<Int4Codes<true>> : kDecoderOf<Int4Codes<false>>;
+      return zeros ? kDecoderOf<Int4Codes<true>, S> : kDecoderOf<Int4Codes<false>, S>;
     case WeightCode::E2M1:
-      return kDecoderOf<E2M1Codes>;
+      return kDecoderOf<E2M1Codes, S>;
     case WeightCode::Planes:
-      return zeros ? kDecoderOf<PlaneCodes<true>> : kDecoderOf<PlaneCodes<false>>;
+      return zeros ? kDecoderOf<PlaneCodes<true>, S> : kDecoderOf<PlaneCodes<false>, S>;
   }
-  return kNoDecoder;
+  return kNoDecoder<S>;
 }
 
 }  // namespace moe::inline MOE_ABI::kernel

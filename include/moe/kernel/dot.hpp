@@ -26,21 +26,23 @@ namespace detail {
 /// Most inputs of a matrix; no model has more.
 inline constexpr Index kMostDotInputs = Index{32} << 10;
 
-template <class Codes>
-inline constexpr ConvertedProduct<float> kIntegerProduct{.bytes_of_row = &IntegerRows::bytes_of_row,
-                                                         .convert = &convert_to_integers<Codes>,
-                                                         .multiply = &multiply_integers<Codes>};
-inline constexpr ConvertedProduct<float> kBfloatProduct{
+template <class Bytes, class S>
+inline constexpr ConvertedProduct<S> kIntegerProduct{.bytes_of_row = &IntegerRows::bytes_of_row,
+                                                     .convert = &convert_to_integers<Bytes>,
+                                                     .multiply = &multiply_integers<Bytes>};
+template <class S>
+inline constexpr ConvertedProduct<S> kBfloatProduct{
     .bytes_of_row = &bytes_of_bfloats, .convert = &convert_to_bfloats, .multiply = &multiply_bfloats};
 
-inline constexpr PanelDecoder<float> with_product(PanelDecoder<float> exact, const ConvertedProduct<float>& product) {
+template <class S>
+constexpr PanelDecoder<S> with_product(PanelDecoder<S> exact, const ConvertedProduct<S>& product) {
   exact.product = &product;
   return exact;
 }
-inline constexpr PanelDecoder<float> kInt8Dot = with_product(kDecoderOf<Int8Codes<false>>, kIntegerProduct<Int8Bytes>);
-inline constexpr PanelDecoder<float> kInt4Dot = with_product(kDecoderOf<Int4Codes<false>>, kIntegerProduct<Int4Bytes>);
-inline constexpr PanelDecoder<float> kE2M1Dot = with_product(kDecoderOf<E2M1Codes>, kIntegerProduct<E2M1Bytes>);
-inline constexpr PanelDecoder<float> kBf16Dot = with_product(kDecoderOf<Bf16Codes>, kBfloatProduct);
+template <class Codes, class Bytes, class S>
+inline constexpr PanelDecoder<S> kIntegerDot = with_product(kDecoderOf<Codes, S>, kIntegerProduct<Bytes, S>);
+template <class S>
+inline constexpr PanelDecoder<S> kBfloatDot = with_product(kDecoderOf<Bf16Codes, S>, kBfloatProduct<S>);
 
 }  // namespace detail
 
@@ -55,10 +57,13 @@ inline bool can_dot(const WeightFormat& format, Index inputs, Dot dot) {
 }
 
 /// How a matrix for which can_dot() holds is read.
-inline const PanelDecoder<float>& dot_decoder_of(const WeightFormat& format, Dot dot) {
-  if (dot == Dot::Bf16) return detail::kBf16Dot;
-  if (format.code == WeightCode::Int8) return detail::kInt8Dot;
-  return format.code == WeightCode::Int4 ? detail::kInt4Dot : detail::kE2M1Dot;
+template <class S = float>
+const PanelDecoder<S>& dot_decoder_of(const WeightFormat& format, Dot dot) {
+  using namespace detail;
+  if (dot == Dot::Bf16) return kBfloatDot<S>;
+  if (format.code == WeightCode::Int8) return kIntegerDot<Int8Codes<false>, Int8Bytes, S>;
+  return format.code == WeightCode::Int4 ? kIntegerDot<Int4Codes<false>, Int4Bytes, S>
+                                         : kIntegerDot<E2M1Codes, E2M1Bytes, S>;
 }
 
 }  // namespace kernel

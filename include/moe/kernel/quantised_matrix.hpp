@@ -56,13 +56,14 @@ class PanelMatrix<Quantised> {
   std::size_t bytes() const { return state_ ? static_cast<std::size_t>(state_->memory.size()) : 0; }
 
   /// What the kernels read; valid as long as this object lives and is not written.
-  kernel::PanelSource<float> source() const {
+  template <class S = Scalar>
+  kernel::PanelSource<S> source() const {
     if (!state_) return {};
     const auto nan = state_->has_nan ? kernel::NanCodes::Present : kernel::NanCodes::Absent;
     return {.inputs = inputs(),
             .panels = panels(),
-            .decoder = dot_ == Dot::Exact ? &kernel::decoder_of(state_->panels.format, nan)
-                                          : &kernel::dot_decoder_of(state_->panels.format, dot_),
+            .decoder = dot_ == Dot::Exact ? &kernel::decoder_of<S>(state_->panels.format, nan)
+                                          : &kernel::dot_decoder_of<S>(state_->panels.format, dot_),
             .matrix = &state_->panels};
   }
 
@@ -278,9 +279,10 @@ class PanelMatrix<Quantised> {
   }
 
   /// Panels of the weights: with them everything is computed to the same bits, from 2 to 20 times the memory.
-  PanelMatrix<F32> decoded() const {
-    PanelMatrix<F32> result(outputs(), inputs(), order());
-    const kernel::PanelSource<float> from = source();
+  template <class To = F32>
+  PanelMatrix<To> decoded() const {
+    PanelMatrix<To> result(outputs(), inputs(), order());
+    const auto from = source<typename PanelMatrix<To>::Scalar>();
     for (Index p = 0; p < panels(); ++p) from.decoder->decode(from.matrix, p, 0, inputs(), result.panel(p));
     return result;
   }

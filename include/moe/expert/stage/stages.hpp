@@ -151,18 +151,26 @@ struct StageWidths {
   }
 };
 
-/// Whether the panels of a weight are as many as its outputs take, and what it hands to the kernels is of its sizes: a
-/// PanelMatrix is made so.
+/// A PanelMatrix has panels of its sizes; what a user writes may not.
 template <class W>
-bool has_consistent_panels([[maybe_unused]] const W& weight) {
-  if constexpr (LearnedWeight<W>) {
-    return true;
-  } else {
+inline constexpr bool kHasConsistentPanels = false;
+template <class Codec>
+inline constexpr bool kHasConsistentPanels<PanelMatrix<Codec>> = true;
+
+/// Throws std::invalid_argument unless the panels of a weight are as many as its outputs take, and what it hands to the
+/// kernels is of its sizes. What is so anyway is not asked for its source, which compiles the products of all codes.
+template <class W>
+void require_consistent_panels([[maybe_unused]] const W& weight, [[maybe_unused]] Index stage,
+                               [[maybe_unused]] Index expert) {
+  if constexpr (!kHasConsistentPanels<W>) {
     const Index units = weight.order() == PanelOrder::Paired ? weight.outputs() / 2 : weight.outputs();
     const Index width = kernel::kPanelWidth<typename W::Scalar> / (weight.order() == PanelOrder::Paired ? 2 : 1);
     const auto source = weight.source();
-    return weight.panels() == (units + width - 1) / width && source.panels == weight.panels() &&
-           source.inputs == weight.inputs();
+    if (weight.panels() != (units + width - 1) / width || source.panels != weight.panels() ||
+        source.inputs != weight.inputs())
+      fail("moe::PanelExpert: stage ", stage, " of expert ", expert, " has ", weight.panels(),
+           " panels, and a source of ", source.panels, " with ", source.inputs, " inputs, expected those of a matrix [",
+           weight.outputs(), ", ", weight.inputs(), "]");
   }
 }
 
@@ -184,10 +192,7 @@ StageWidths<E> require_stages(const kernel::RowGroups& groups, Index inputs, Ind
         fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " is [", weight.outputs(), ", ", weight.inputs(),
              "] with ", bias.outputs(), " biases, expected [.., ", width,
              "] with none or as many, in the order of its epilogue");
-      if (!has_consistent_panels(weight))
-        fail("moe::PanelExpert: stage ", i + 0, " of expert ", g, " has ", weight.panels(), " panels, and a source of ",
-             weight.source().panels, " with ", weight.source().inputs, " inputs, expected those of a matrix [",
-             weight.outputs(), ", ", weight.inputs(), "]");
+      require_consistent_panels(weight, i, g);
       if constexpr (kIsAdapted<E, i>) {
         const auto& update = stage_update<i>(expert_of(g));
         if (!update.is_update_of(weight))

@@ -13,6 +13,7 @@
 #include "moe/compress/expert_scores.hpp"
 #include "moe/compress/quantisation_errors.hpp"
 #include "moe/compress/quantise_calibrated.hpp"
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/quantise_block.hpp"
 
 // Blocks of published models in few bits, found from what their experts have read, and what their experts are like.
@@ -59,6 +60,7 @@ struct BlockCalibration {
   BlockCalibration(Calibration of_experts, ExpertStatistics of_shared)
       : experts(std::move(of_experts)), shared(std::move(of_shared)) {}
   /// Of no tokens. Throws std::invalid_argument for a block with identity experts (LongCat).
+  template <class = detail::WhenUsed>
   explicit BlockCalibration(const MoeBlock& block) {
     detail::with_pool(block, [&](const auto& layer, const auto& inner) {
       experts = Calibration(inner.experts());
@@ -83,7 +85,8 @@ struct BlockCalibration {
 /// What the experts read in a forward pass of tokens [num_tokens, model_dim], the inputs of the block: behind the norm
 /// that stands before it in a model. In batches of some thousand, whose hidden units have room in memory. Throws
 /// std::invalid_argument for tokens of another width, and as the constructor.
-inline BlockCalibration calibrate(const MoeBlock& block, const ConstMatrixRef<float>& tokens) {
+template <class = detail::WhenUsed>
+BlockCalibration calibrate(const MoeBlock& block, const ConstMatrixRef<float>& tokens) {
   constexpr Index kAtOnce = 4096;
   detail::require_shape("moe::calibrate", "tokens", tokens, tokens.rows(), block.model_dim());
   BlockCalibration sum(block);
@@ -99,7 +102,8 @@ inline BlockCalibration calibrate(const MoeBlock& block, const ConstMatrixRef<fl
 
 /// output_similarity() of the routed experts of a block. Throws std::invalid_argument as that, and for a block with
 /// identity experts.
-inline Matrix<double> output_similarity(const MoeBlock& block, const MatrixView<float>& tokens) {
+template <class = detail::WhenUsed>
+Matrix<double> output_similarity(const MoeBlock& block, const MatrixView<float>& tokens) {
   Matrix<double> result;
   detail::with_pool(block,
                     [&](const auto&, const auto& inner) { result = output_similarity(inner.experts(), tokens); });

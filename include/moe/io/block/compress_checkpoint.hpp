@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/compress_block.hpp"
 #include "moe/io/block/save_block.hpp"
 
@@ -45,7 +46,8 @@ struct CompressedCheckpoint {
 namespace detail {
 
 /// What the tensors of a block take in the files of a checkpoint.
-inline std::uint64_t stored_bytes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockPlace& place) {
+template <class = WhenUsed>
+std::uint64_t stored_bytes(const Checkpoint& checkpoint, const MoeConfig& config, const BlockPlace& place) {
   QuantisedMoeBlock names(config);  // takes no memory for weights
   const auto location = find_block(checkpoint, config, {.layer = place.layer, .prefix = place.prefix});
   std::set<std::string> stored;
@@ -69,9 +71,9 @@ inline std::uint64_t stored_bytes(const Checkpoint& checkpoint, const MoeConfig&
 /// memory is that of one, and of what options.apply takes. Tensors keep their types, BF16 where they were in few bits.
 /// Throws std::invalid_argument for a plan of another number of experts, for no plans, for two of one block, and as
 /// prune() and save_moe_blocks(); std::runtime_error as load_moe_block() and save_moe_blocks().
-inline CompressedCheckpoint compress_checkpoint(const std::filesystem::path& from, const std::filesystem::path& to,
-                                                const std::vector<BlockPlan>& plans,
-                                                const CompressOptions& options = {}) {
+template <class = detail::WhenUsed>
+CompressedCheckpoint compress_checkpoint(const std::filesystem::path& from, const std::filesystem::path& to,
+                                         const std::vector<BlockPlan>& plans, const CompressOptions& options = {}) {
   constexpr const char* kFunction = "moe::compress_checkpoint";
   if (plans.empty()) fail(kFunction, ": 0 plans, expected at least one");
   const Checkpoint checkpoint = Checkpoint::open(from);

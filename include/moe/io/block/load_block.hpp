@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/block_weights.hpp"
 #include "moe/io/checkpoint/load_weight.hpp"
 #include "moe/io/families/families.hpp"
@@ -260,7 +261,8 @@ BasicMoeBlock<Codec> load_block(const Checkpoint& checkpoint, const MoeConfig& c
 /// find_block do. FP8 without scales is taken as it is only where neither the configuration nor another weight of the
 /// block speaks of scales. options.format is none: load_quantised_block() reads weights in few bits.
 /// Memory: the block, and a buffer of 16 rows per thread.
-inline MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
+template <class = detail::WhenUsed>
+MoeBlock load_moe_block(const Checkpoint& checkpoint, const MoeConfig& config, const LoadOptions& options = {}) {
   if (options.format)
     fail("moe::load_moe_block: format is ", options.format->name(),
          ", expected none, as floats are loaded: see load_quantised_block()");

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/checkpoint/load_codes.hpp"
 
@@ -23,7 +24,8 @@ namespace moe::inline MOE_ABI {
 /// block, and while loading one matrix of floats per worker where there is a format. What a kept format takes beyond
 /// the file: scales of 128 x 128 blocks are stored for every output (FP8 with F32 scales: 1/32 more), a panel is padded
 /// to lines, the last one to a whole one, and routers are floats; see memory_bytes().
-inline QuantisedMoeBlock load_quantised_block(const Checkpoint& checkpoint, const MoeConfig& config,
+template <class = detail::WhenUsed>
+QuantisedMoeBlock load_quantised_block(const Checkpoint& checkpoint, const MoeConfig& config,
                                               const LoadOptions& options = {}, const MatrixRounding& rounding = {}) {
   CodeLoader codes(options.format, rounding);
   return detail::load_block<Quantised>(checkpoint, config, options, [&](const auto& tensors, const auto& sources) {

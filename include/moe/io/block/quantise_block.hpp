@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "moe/compress/quantise.hpp"
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/moe_block.hpp"
 
 // Blocks of published models with weights in few bits, made of those with floats; and back.
@@ -66,13 +67,15 @@ QuantisedMoeBlock quantise(const MoeBlock& block, const Format& format, const Q&
 }
 
 /// The block of floats that computes the same bits: every weight decoded.
-inline MoeBlock dequantise(const QuantisedMoeBlock& block) {
+template <class = detail::WhenUsed>
+MoeBlock dequantise(const QuantisedMoeBlock& block) {
   return detail::converted_block<F32>(block, detail::kDecoding);
 }
 
 /// The block whose rows are rounded, too, before they are multiplied with the weights of experts; see with_dot() of
 /// layers. Throws std::invalid_argument where a format has no such product.
-inline QuantisedMoeBlock with_dot(const QuantisedMoeBlock& block, Dot dot) {
+template <class = detail::WhenUsed>
+QuantisedMoeBlock with_dot(const QuantisedMoeBlock& block, Dot dot) {
   return detail::converted_block<Quantised>(block, [&](const ExpertMatrix&, PanelMatrix<Quantised> weights) {
     weights.set_dot(dot);
     return weights;

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/quantise_block.hpp"
 #include "moe/io/block/write_block.hpp"
 #include "moe/io/checkpoint/decode_weights.hpp"
@@ -143,6 +144,7 @@ inline const std::set<std::string>& statement_files() {
 }
 
 /// quantise_checkpoint() in its steps. One per thread.
+template <class = WhenUsed>
 class CheckpointQuantiser {
  public:
   CheckpointQuantiser(const std::filesystem::path& from, const WeightWriter& writer, const QuantiseOptions& options)
@@ -239,9 +241,10 @@ class CheckpointQuantiser {
 /// a source with weights in few bits unless options.source says Decode; std::runtime_error as load_moe_block() and
 /// rewrite_checkpoint(). Memory: one layer in few bits, and a matrix of floats per worker twice, or what
 /// options.quantiser takes.
-inline QuantisedCheckpoint quantise_checkpoint(const std::filesystem::path& from, const std::filesystem::path& to,
-                                               const WeightWriter& writer, const QuantiseOptions& options = {}) {
-  return detail::CheckpointQuantiser(from, writer, options).run(to);
+template <class = detail::WhenUsed>
+QuantisedCheckpoint quantise_checkpoint(const std::filesystem::path& from, const std::filesystem::path& to,
+                                        const WeightWriter& writer, const QuantiseOptions& options = {}) {
+  return detail::CheckpointQuantiser<>(from, writer, options).run(to);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/when_used.hpp"
 #include "moe/io/block/load_quantised_block.hpp"
 #include "moe/io/checkpoint/weight_writer.hpp"
 
@@ -121,6 +122,7 @@ class BlockWriter {
   /// of one matrix, and its weights in floats, per worker. Returns how far the codes are from the source. Throws
   /// std::invalid_argument, before it writes anything, for a block of other sizes or formats, and for floats that have
   /// changed.
+  template <class = detail::WhenUsed>
   WeightError write(QuantisedMoeBlock block, TensorSink& to) const {
     const auto before = bind_weights(block, from_), after = bind_weights(block, to_);
     require_planned(before);
@@ -242,6 +244,7 @@ class BlockWriter {
         to.write(parts[p].name, static_cast<std::uint64_t>(piece.matrix) * bytes[p].size(), bytes[p]);
     }
   }
+  template <class = detail::WhenUsed>
   static WeightError error_of(const Task& task, detail::PanelScratch& scratch) {
     PanelMatrix<F32> weights(task.codes->outputs(), task.codes->inputs(), task.codes->order());
     std::vector<WeightSlice> parts;

@@ -52,7 +52,7 @@ class ConfigFields {
     if (layer_ && field.is_number() && field != value && has("num_hidden_layers")) {
       constexpr std::size_t kMostLayers = 100'000;  // above any model
       const nlohmann::ordered_json& count = (*object_)["num_hidden_layers"];
-      if (count.is_number_unsigned() && count <= kMostLayers)
+      if (count.is_number_unsigned() && count.get<std::uint64_t>() <= kMostLayers)
         field = nlohmann::ordered_json::array_t(count.get<std::size_t>(), nlohmann::ordered_json(field));
     }
     if (!field.is_array()) return put(field, value);
