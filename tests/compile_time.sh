@@ -60,6 +60,8 @@ include moe/moe.hpp
 row 'moe/moe.hpp, included' "$file" "$@"
 include moe/gaussian.hpp
 row 'moe/gaussian.hpp, included' "$file" "$@"
+include moe/io.hpp
+row 'moe/io.hpp, included' "$file" "$@"
 for example in hello training_loop hierarchical own_gate own_expert; do
   row "examples/$example.cpp" "$root/examples/$example.cpp" "$@"
 done
