@@ -107,6 +107,19 @@ std::size_t sum(const std::vector<std::size_t>& bytes) {
   return total;
 }
 
+/// What check_policy() asks for: a step per plan.
+moe::RoutingTrace trace_of_plans() {
+  moe::RoutingTrace trace(kExperts);
+  for (std::uint64_t seed = 1; seed <= 4; ++seed) {
+    const moe::DispatchPlan plan = any_plan<float>(seed);
+    std::vector<Index> ids;
+    for (Index e = 0; e < kExperts; ++e)
+      if (plan.rows_of(e) > 0) ids.push_back(e);
+    trace.add(ids);
+  }
+  return trace;
+}
+
 template <class P, class E>
 void check_policy(const ExpertPool<E>& pool, const std::filesystem::path& path, const P& policy) {
   const ExpertFile<E> file(path, pool[0]);
@@ -138,8 +151,14 @@ TEMPLATE_TEST_CASE("CachedExperts: the bits of the pool, for every policy, budge
   const ExpertFile<TestType> file(directory / "experts", pool[0]);
   REQUIRE(file.size() == kExperts);
   for (Index e = 0; e < kExperts; ++e) CHECK(file.bytes()[static_cast<std::size_t>(e)] == moe::memory_bytes(pool[e]));
+  const moe::RoutingTrace trace = trace_of_plans();
   check_policy(pool, directory / "experts", moe::Lru());
   check_policy(pool, directory / "experts", moe::Lfu());
+  if constexpr (std::is_same_v<TestType, moe::Glu>) {  // what an expert is is nothing to a policy
+    check_policy(pool, directory / "experts", moe::LeastStale(kExperts));
+    check_policy(pool, directory / "experts", moe::SegmentOracle(trace, 2));
+    check_policy(pool, directory / "experts", moe::Belady(trace));
+  }
   const moe::MappedExperts mapped(ExpertFile<TestType>(directory / "experts", pool[0]));
   CHECK(test::same_bits(rows_of(mapped, 5, 3), rows_of(pool, 5)));
 }
@@ -219,10 +238,13 @@ TEST_CASE("CachedExperts: a file that is cut off throws in the call that needs i
   const ExpertFile<moe::Glu> file(directory / "experts", pool[0]);
   const auto cached =
       CachedExperts<moe::Glu>::from_file(ExpertFile<moe::Glu>(directory / "experts", pool[0]), 3 * file.bytes()[0]);
+  const moe::MappedExperts in_memory(
+      ExpertFile<moe::Glu>(directory / "experts", pool[0], "", moe::Narrowing::Refuse, moe::FileAccess::Read));
   CHECK(test::same_bits(rows_of(cached, 1), rows_of(pool, 1)));
   std::filesystem::resize_file(directory / "experts", bytes.size() / 2);
   CHECK_THROWS_AS(rows_of(cached, 2), std::runtime_error);
   CHECK_THROWS_AS(file.load(0), std::runtime_error);
+  CHECK(test::same_bits(rows_of(in_memory, 2), rows_of(pool, 2)));
   std::size_t resident = 0;
   for (const Index e : cached.cache().resident()) resident += file.bytes()[static_cast<std::size_t>(e)];
   CHECK(cached.cache().resident_bytes() == resident);
@@ -238,11 +260,25 @@ TEST_CASE("ExpertFile: files without experts, of others and none at all are refu
   CHECK_THROWS_AS(ExpertFile<moe::Glu>(directory / "experts", pool[0], "experts."), std::runtime_error);
   CHECK_THROWS_AS(ExpertFile<moe::Glu>(directory / "experts", moe::Glu(kDim, kHidden + 1, Bias::Zero)),
                   std::runtime_error);
+  using Catch::Matchers::ContainsSubstring;
+  CHECK_THROWS_WITH(ExpertFile<moe::Glu>(directory / "experts", moe::Glu(kDim, kHidden)),  // its biases would be lost
+                    ContainsSubstring("is not a parameter of the prototype"));
   const ExpertFile<moe::Glu> file(directory / "experts", pool[0]);
   CHECK_THROWS_AS(file.load(-1), std::invalid_argument);
   CHECK_THROWS_AS(file.load(kExperts), std::invalid_argument);
   CHECK_THROWS_AS(CachedExperts<moe::Glu>::from_file(ExpertFile<moe::Glu>(directory / "experts", pool[0]), 10),
                   std::invalid_argument);
+}
+
+TEST_CASE("ExpertFile: experts behind a gap in the numbers are not forgotten", "[serve][error]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = Made<moe::Glu>::pool();
+  moe::save_parameters(directory / "experts", pool);
+  std::string bytes = test::read_bytes(directory / "experts");
+  for (auto at = bytes.find("\"2."); at != bytes.npos; at = bytes.find("\"2.")) bytes[at + 1] = '9';
+  test::write_bytes(directory / "experts", bytes);
+  CHECK_THROWS_WITH(ExpertFile<moe::Glu>(directory / "experts", pool[0]),
+                    Catch::Matchers::ContainsSubstring("expected those of 0 to 1 without a gap"));
 }
 
 TEST_CASE("CachedExperts: nothing is asked for without rows, and shapes are looked at first", "[serve][error]") {
