@@ -5,8 +5,13 @@
 
 #include <atomic>
 #include <bit>
+#include <chrono>
+#include <condition_variable>
+#include <limits>
 #include <map>
+#include <mutex>
 #include <set>
+#include <thread>
 
 #include "moe/serve/simulate_cache.hpp"
 #include "serve/traces.hpp"
@@ -112,6 +117,26 @@ Index plain_hits(const RoutingTrace& trace, std::size_t capacity, const Key& key
   return hits;
 }
 
+/// A door that a thread waits at.
+class Door {
+ public:
+  void open() {
+    const std::lock_guard lock(mutex_);
+    is_open_ = true;
+    opened_.notify_all();
+  }
+  /// Whether it was opened in time.
+  bool pass(std::chrono::seconds most = std::chrono::seconds(60)) {
+    std::unique_lock lock(mutex_);
+    return opened_.wait_for(lock, most, [&] { return is_open_; });
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable opened_;
+  bool is_open_ = false;
+};
+
 bool has(const std::vector<Index>& step, Index e) { return std::ranges::count(step, e) > 0; }
 Index last_use(const std::vector<std::vector<Index>>& steps, std::size_t now, Index e) {
   for (std::size_t s = now + 1; s-- > 0;)
@@ -184,6 +209,13 @@ TEST_CASE("Lru, Lfu, SegmentOracle: hits as their definitions have them", "[serv
             return std::pair(uses(steps, now + 1, now + 6, e), last_use(steps, now, e));
           }));
   }
+}
+
+TEST_CASE("SegmentOracle: any m is the rest of the trace from its length on", "[serve]") {
+  const RoutingTrace trace = test::random_trace(80, 10, 2, 1, 0.3);
+  const auto rest = contents(trace, 4, SegmentOracle(trace, 80));
+  CHECK(contents(trace, 4, SegmentOracle(trace, std::numeric_limits<Index>::max())) == rest);
+  CHECK(contents(trace, 4, SegmentOracle(trace, 2)) != rest);
 }
 
 TEST_CASE("Lru: a larger cache holds what a smaller one does", "[serve][property]") {
@@ -282,7 +314,7 @@ TEST_CASE("ExpertCache: a load that fails throws to who asked for it, and nothin
     if (e == 2 && fails) throw std::runtime_error("expert 2 cannot be read");
     return static_cast<int>(10 * e);
   };
-  moe::ExpertCache<int, Lru> cache({1, 1, 1, 1}, load, 3);
+  moe::ExpertCache<int, Lru> cache(std::vector<std::size_t>(6, 1), load, 3);
   moe::ExpertCache<int, Lru>::Memory memory;
   std::vector<int> seen;
   const auto serve = [&](std::vector<Index> experts) {
@@ -291,20 +323,27 @@ TEST_CASE("ExpertCache: a load that fails throws to who asked for it, and nothin
       for (const Index e : wave) seen.push_back(cache[e]);
     });
   };
+  const auto all_can_go = [&](std::vector<Index> experts) {  // what is pinned, and not among these, would stay
+    serve(experts);
+    CHECK(cache.resident() == experts);
+  };
   serve({0});
   CHECK_THROWS_AS(serve({0, 1, 2}), std::runtime_error);
   CHECK(cache.resident_bytes() == cache.resident().size());
-  serve({0, 1, 3});
-  CHECK(cache.resident() == std::vector<Index>{0, 1, 3});
+  all_can_go({3, 4, 5});
+  all_can_go({0, 1, 3});
   CHECK_THROWS_AS(serve({2}), std::runtime_error);
   CHECK(cache.resident_bytes() == 2);  // one made room
   fails = false;
+  all_can_go({0, 4, 5});
   serve({0, 1, 2, 3});
   CHECK(std::set<int>(seen.begin(), seen.end()) == std::set<int>{0, 10, 20, 30});
   CHECK(cache.resident_bytes() == 3);
-  CHECK_THROWS_AS(cache.serve(std::vector<Index>{0, 1}, memory, [](auto) { throw std::logic_error("run"); }),
-                  std::logic_error);
-  serve({0, 1, 2, 3});  // nothing has stayed pinned
+  for (const std::vector<Index>& experts : {std::vector<Index>{0, 1}, {1, 2, 4}}) {
+    CHECK_THROWS_AS(cache.serve(experts, memory, [](auto) { throw std::logic_error("run"); }), std::logic_error);
+    all_can_go({0, 3, 5});
+    all_can_go({1, 2, 4});
+  }
   moe::ExpertCache<int, BadPolicy> bad(
       {1, 1}, [](Index) { return 0; }, 1);
   moe::ExpertCache<int, BadPolicy>::Memory of_bad;
@@ -397,10 +436,153 @@ TEST_CASE("ExpertCache: what was prefetched in time is a hit, what nobody wants 
   fails = true;
   cache.prefetch(std::vector<Index>{6});
   cache.finish_prefetch();
+  CHECK(cache.statistics().prefetches_failed == 1);
   CHECK_THROWS_AS(serve({6}), std::runtime_error);
   fails = false;
   serve({6});
   CHECK(cache.statistics().peak_bytes == 4);
+  cache.prefetch(std::vector<Index>{3});
+  cache.finish_prefetch();
+  const auto waiting = std::ranges::count_if(cache.resident(), [](Index e) { return e == 3 || e == 5; });
   cache.reset_statistics();
   CHECK(cache.statistics().requests == 0);
+  CHECK(cache.statistics().prefetches == waiting);
+  CHECK(cache.statistics().wasted_bytes() == static_cast<std::uint64_t>(waiting));
+  serve({3, 5});
+  CHECK(cache.statistics().prefetches_used == waiting);
+  CHECK(cache.statistics().wasted_bytes() == 0);
+}
+
+TEST_CASE("ExpertCache: a prefetch keeps what its own list names", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  Cache cache(
+      std::vector<std::size_t>(8, 1), [](Index e) { return e; }, 4, Lru(), 4);
+  Cache::Memory memory;
+  const auto serve = [&](std::vector<Index> experts) { cache.serve(experts, memory, [](std::span<const Index>) {}); };
+  const auto after = [&](std::vector<Index> experts) {
+    cache.prefetch(experts);
+    cache.finish_prefetch();
+    return cache.resident();
+  };
+  serve({0, 1, 2, 3});
+  CHECK(after({0, 1, 4, 5}) == std::vector<Index>{0, 1, 4, 5});
+  CHECK(cache.statistics().prefetches == 2);
+  serve({0, 1, 4, 5});
+  CHECK(cache.statistics().hits == 4);
+  CHECK(after({5, 6, 7, 2, 3}) == std::vector<Index>{2, 5, 6, 7});
+  CHECK(cache.statistics().prefetches_dropped == 1);
+  serve({0, 1});  // steps go before lists
+  CHECK(std::ranges::includes(cache.resident(), std::vector<Index>{0, 1}));
+}
+
+TEST_CASE("ExpertCache: with the next step prefetched in time all steps but the first hit", "[serve][property]") {
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    const auto steps = moe::steps_of(test::random_trace(60, 12, 3, seed, 0.3));
+    const std::size_t capacity = 3 + seed % 4;
+    const auto hits = [&](std::size_t prefetch_bytes) {
+      using Cache = moe::ExpertCache<Index, Lru>;
+      Cache cache(
+          std::vector<std::size_t>(12, 1), [](Index e) { return e; }, capacity, Lru(), prefetch_bytes);
+      Cache::Memory memory;
+      for (std::size_t i = 0; i < steps.size(); ++i) {
+        cache.serve(steps[i], memory, [](std::span<const Index>) {});
+        if (i + 1 < steps.size()) cache.prefetch(steps[i + 1]);
+        cache.finish_prefetch();
+      }
+      CHECK(cache.statistics().peak_bytes <= capacity);
+      CHECK(cache.statistics().wasted_bytes() == 0);
+      return cache.statistics().hits;
+    };
+    CAPTURE(seed, capacity);
+    CHECK(hits(3) == 3 * 59);
+    CHECK(hits(0) < 3 * 59);
+  }
+}
+
+TEST_CASE("ExpertCache: nothing is evicted where that does not make room enough", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  const auto load = [](Index e) { return e; };
+  std::vector<std::size_t> bytes(9, 1);
+  bytes[0] = 4;
+  Cache cache(bytes, load, 8, Lru(), 8);
+  Cache::Memory memory;
+  const std::vector<Index> others{1, 2, 3, 4, 5, 6, 7, 8};
+  cache.serve(others, memory, [](std::span<const Index>) {});
+  cache.serve(std::vector<Index>{1, 2, 3, 4, 5}, memory, [&](std::span<const Index>) {
+    cache.prefetch(std::vector<Index>{0});  // for which 3 bytes could go
+    cache.finish_prefetch();
+  });
+  CHECK(cache.resident() == others);
+  CHECK(cache.statistics().prefetches_dropped == 1);
+  std::thread waits;
+  cache.serve(std::vector<Index>{1, 2, 3, 4, 5}, memory, [&](std::span<const Index>) {
+    waits = std::thread([&] {
+      Cache::Memory own;
+      cache.serve(std::vector<Index>{0}, own, [](std::span<const Index>) {});
+    });
+    while (cache.statistics().steps < 4) std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    CHECK(cache.resident() == others);
+  });
+  waits.join();
+  CHECK(has(cache.resident(), 0));
+}
+
+TEST_CASE("ExpertCache: no prefetch takes the room of a step that asks for something else", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  for (const std::size_t budget : {1, 2}) {
+    Door begun, served;
+    bool in_time = true;
+    Cache cache(
+        {1, 1, 1},
+        [&](Index e) {
+          if (e == 1) {
+            begun.open();
+            in_time = served.pass();
+          }
+          return e;
+        },
+        budget, Lru(), 1);
+    cache.prefetch(std::vector<Index>{1});
+    if (budget == 1)
+      cache.finish_prefetch();
+    else
+      CHECK(begun.pass());
+    Cache::Memory memory;
+    cache.serve(std::vector<Index>{0, 2}, memory, [](std::span<const Index>) {});
+    served.open();
+    cache.finish_prefetch();
+    CAPTURE(budget);
+    CHECK(in_time);
+    CHECK(cache.statistics().prefetches == static_cast<Index>(budget) - 1);
+    CHECK(cache.statistics().prefetches_dropped == 2 - static_cast<Index>(budget));
+  }
+}
+
+TEST_CASE("ExpertCache: who waits for the end of prefetching hears of it however the list ends", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  Cache cache(
+      std::vector<std::size_t>(4, 1), [](Index e) { return e; }, 2, Lru(), 1);
+  Cache::Memory memory;
+  bool heard = true;
+  for (Index round = 0; round < 2000 && heard; ++round) {  // the background thread must not have woken up in between
+    const std::vector<Index> next{round % 4};
+    Door ended;
+    cache.prefetch(next);
+    std::thread waits([&] {
+      cache.finish_prefetch();
+      ended.open();
+    });
+    if (round % 2 == 0)
+      cache.prefetch({});
+    else
+      cache.serve(next, memory, [](std::span<const Index>) {});
+    heard = ended.pass(std::chrono::seconds(10));
+    for (Index e = 0; !ended.pass(std::chrono::seconds(0)); e = (e + 1) % 4) {  // so that the test ends
+      cache.prefetch(std::vector<Index>{e});
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    waits.join();
+  }
+  CHECK(heard);
 }

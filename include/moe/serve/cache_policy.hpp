@@ -20,7 +20,9 @@ namespace moe::inline MOE_ABI {
 ///   moe::Index victim(std::span<const moe::Index> candidates, std::int64_t step);
 /// Steps count from 0; the uses of a step come first, ascending, then the victims that make room for what it misses.
 /// candidates are at least one, ascending, all of them may go, and none of them is still to be served in this step.
-/// Called by one thread at a time.
+/// Called by one thread at a time. Steps of several threads overlap: there may be uses of step 6 before a victim of
+/// step 5, and candidates that step 6 has yet to be served. Victims for a prefetch are asked for with the last step
+/// that has begun.
 template <class P>
 concept CachePolicy =
     std::movable<P> && requires(P& policy, Index expert, std::int64_t step, std::span<const Index> candidates) {
@@ -71,9 +73,10 @@ class Lfu {
 /// For a cache that layers share, expert e of layer l being expert l * experts_per_layer + e, with a step per layer in
 /// their order. What the running pass over the layers has gone by without a use is stale and goes first, the least
 /// recently used of it; then what this pass has used, whose layers are the last to come again, the latest layer first;
-/// then what it has not come to yet. With one layer it is Lru. After the idea of Least-Stale in Hoang et al., "SpecMD:
-/// a comprehensive study on speculative expert prefetching" (arXiv:2602.03921): where all layers take turns, what was
-/// used longest ago is what is needed next.
+/// then what it has not come to yet. With one layer it is Lru. It knows of one pass: threads that go through the layers
+/// at different times are taken for one that jumps between them, which costs hits, no more. After the idea of
+/// Least-Stale in Hoang et al., "SpecMD: a comprehensive study on speculative expert prefetching" (arXiv:2602.03921):
+/// where all layers take turns, what was used longest ago is what is needed next.
 class LeastStale {
  public:
   /// Throws std::invalid_argument unless there is an expert per layer.
@@ -131,7 +134,8 @@ class FutureUses {
   /// Uses in the steps (step, step + count].
   Index count(Index expert, std::int64_t step, std::int64_t count) const {
     const auto& uses = steps_[static_cast<std::size_t>(expert)];
-    return std::ranges::upper_bound(uses, step + count) - std::ranges::upper_bound(uses, step);
+    const std::int64_t last = count > kNever - std::max<std::int64_t>(step, 0) ? kNever : step + count;
+    return std::ranges::upper_bound(uses, last) - std::ranges::upper_bound(uses, step);
   }
   /// Throws std::invalid_argument unless the trace was of so many experts.
   void require(const char* policy, Index num_experts) const {

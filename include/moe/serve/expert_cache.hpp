@@ -30,6 +30,7 @@ struct CacheStatistics {
   std::int64_t prefetches = 0;          ///< loads in the background
   std::int64_t prefetches_used = 0;     ///< of these, asked for before they were evicted
   std::int64_t prefetches_dropped = 0;  ///< not begun, as they came too late or there was no room
+  std::int64_t prefetches_failed = 0;   ///< begun, and `load` threw
   std::uint64_t loaded_bytes = 0;       ///< by steps
   std::uint64_t prefetched_bytes = 0, prefetched_bytes_used = 0;
   std::uint64_t peak_bytes = 0;  ///< most that were resident or being loaded at a time; never above the budget
@@ -47,7 +48,8 @@ struct CacheStatistics {
 /// A step asks for some experts and is served in waves: first those that are there, then, as many at a time as fit,
 /// those that are loaded. Experts of a wave are pinned while it runs. Bytes of experts that are being loaded count, so
 /// that the sum never exceeds the budget. Who waits for room pins nothing, so that steps of several threads cannot
-/// block each other. Thread-safe; `load` is called by several threads at once. Not copied nor moved.
+/// block each other; there is no order among those that wait, so that one that needs much room may wait for as long as
+/// others keep it. Thread-safe; `load` is called by several threads at once. Not copied nor moved.
 template <class E, CachePolicy P>
 class ExpertCache {
  public:
@@ -72,11 +74,13 @@ class ExpertCache {
         entries_(bytes_.size()) {
     if (bytes_.empty()) fail("moe::ExpertCache: 0 experts, expected at least 1");
     const auto largest = std::ranges::max_element(bytes_);
-    if (*largest > budget)
-      fail("moe::ExpertCache: a budget of ", budget, " bytes, expected at least the ", *largest, " of expert ",
+    largest_ = *largest;
+    if (largest_ > budget)
+      fail("moe::ExpertCache: a budget of ", budget, " bytes, expected at least the ", largest_, " of expert ",
            largest - bytes_.begin());
     policy_.start(size());
     candidates_.reserve(bytes_.size());
+    spare_.reserve(bytes_.size());
     if (prefetch_bytes > 0) background_ = std::thread([this] { run_background(); });
   }
   ExpertCache(const ExpertCache&) = delete;
@@ -125,17 +129,26 @@ class ExpertCache {
   /// An expert of the wave that runs.
   const E& operator[](Index expert) const { return *entries_[static_cast<std::size_t>(expert)].expert; }
 
-  /// Lets the background thread load these, in this order, as far as there is room for them; what waited from before is
-  /// dropped. Returns at once. Experts out of range are ignored, errors kept for who asks for the expert. Does nothing
-  /// without a background thread.
+  /// Lets the background thread load these, in this order, as far as there is room for them. Those of them that are
+  /// there stay, as far as it is up to prefetching. One that does not fit beside the largest expert is dropped, so that
+  /// no step has to wait for the room of a wrong guess. Returns at once. There is one list for all threads: what waited
+  /// from before, of any thread, is dropped. Experts out of range are ignored; one that cannot be loaded is counted,
+  /// and tried again by who asks for it. Does nothing without a background thread.
   void prefetch(std::span<const Index> experts) {
     if (!background_.joinable()) return;
     const std::lock_guard lock(mutex_);
     statistics_.prefetches_dropped += std::ssize(queue_);
     queue_.clear();
-    for (const Index e : experts)
-      if (e >= 0 && e < size() && entry(e).state == State::Absent) queue_.push_back(e);
-    if (!queue_.empty()) wake_.notify_one();
+    for (Entry& of : entries_) of.is_listed = false;
+    for (const Index e : experts) {
+      if (e < 0 || e >= size()) continue;
+      if (entry(e).state == State::Absent && !entry(e).is_listed) queue_.push_back(e);
+      entry(e).is_listed = true;
+    }
+    if (queue_.empty())
+      changed_.notify_all();
+    else
+      wake_.notify_one();
   }
   /// Returns when the background thread has nothing to do.
   void finish_prefetch() {
@@ -147,11 +160,17 @@ class ExpertCache {
     const std::lock_guard lock(mutex_);
     return statistics_;
   }
-  /// Experts stay, and so does what the policy knows.
+  /// Experts stay, and so does what the policy knows. Those that were prefetched and not asked for yet are counted as
+  /// prefetched from then on.
   void reset_statistics() {
     const std::lock_guard lock(mutex_);
     statistics_ = {};
     statistics_.peak_bytes = used_;
+    for (Index e = 0; e < size(); ++e)
+      if (entry(e).is_unused) {
+        ++statistics_.prefetches;
+        statistics_.prefetched_bytes += bytes_of(e);
+      }
   }
   /// Bytes of the experts that are there or being loaded.
   std::size_t resident_bytes() const {
@@ -174,6 +193,7 @@ class ExpertCache {
     Index pins = 0;
     State state = State::Absent;
     bool is_unused = false;  ///< prefetched, and not asked for yet
+    bool is_listed = false;  ///< named by the last prefetch(), and not asked for yet
   };
   using Clock = std::chrono::steady_clock;
 
@@ -200,9 +220,10 @@ class ExpertCache {
   std::int64_t begin_step(std::span<const Index> experts, Memory& memory) {
     const std::lock_guard lock(mutex_);
     const std::int64_t step = next_step_++;
-    for (const Index e : experts) policy_.use(e, step);
-    statistics_.prefetches_dropped +=
-        std::erase_if(queue_, [&](Index e) { return std::ranges::binary_search(experts, e); });
+    for (const Index e : experts) policy_.use(e, step), entry(e).is_listed = false;
+    const auto late = std::erase_if(queue_, [&](Index e) { return std::ranges::binary_search(experts, e); });
+    statistics_.prefetches_dropped += static_cast<std::int64_t>(late);
+    if (late > 0 && queue_.empty()) changed_.notify_all();
     take_resident(memory);
     ++statistics_.steps;
     statistics_.requests += std::ssize(experts);
@@ -250,30 +271,38 @@ class ExpertCache {
     try {
       for (const Index e : memory.pending) {
         if (entry(e).state != State::Absent) continue;
-        if (!make_room(bytes_of(e), step, true)) break;
+        if (!make_room(bytes_of(e), step, For::Step)) break;
         begin_loading(e);
         ++entry(e).pins;
         memory.wave.push_back(e);
       }
     } catch (...) {  // of the policy
       for (const Index e : memory.wave) --entry(e).pins, give_up(e);
+      changed_.notify_all();
       throw;
     }
     std::erase_if(memory.pending, [&](Index e) { return std::ranges::binary_search(memory.wave, e); });
   }
 
-  /// Evicts what the policy says until `bytes` fit; false where what is pinned leaves no such room. Experts that were
-  /// prefetched for a step to come go last, and for other prefetches never.
-  bool make_room(std::size_t bytes, std::int64_t step, bool may_take_unused) {
+  enum class For { Step, Prefetch };
+
+  /// Evicts what the policy says until `bytes` fit; false, and nothing evicted, where what is pinned leaves no such
+  /// room. Experts that were prefetched for a step to come go last, and for other prefetches never; nor do those that
+  /// were named by the same prefetch().
+  bool make_room(std::size_t bytes, std::int64_t step, For purpose) {
     while (bytes > budget_ - used_) {
-      for (const bool unused : {false, true}) {
-        candidates_.clear();
-        for (Index e = 0; e < size(); ++e)
-          if (entry(e).state == State::Resident && entry(e).pins == 0 && entry(e).is_unused == unused)
-            candidates_.push_back(e);
-        if (!candidates_.empty() || !may_take_unused) break;
+      std::size_t room = budget_ - used_;  // with all that may go
+      candidates_.clear();
+      spare_.clear();
+      for (Index e = 0; e < size(); ++e) {
+        const Entry& of = entry(e);
+        if (of.state != State::Resident || of.pins > 0) continue;
+        if (purpose == For::Prefetch && (of.is_unused || of.is_listed)) continue;
+        (of.is_unused ? spare_ : candidates_).push_back(e);
+        room += bytes_of(e);
       }
-      if (candidates_.empty()) return false;
+      if (bytes > room) return false;
+      if (candidates_.empty()) std::swap(candidates_, spare_);
       const Index victim = policy_.victim(std::span<const Index>(candidates_), step);
       if (!std::ranges::binary_search(candidates_, victim))
         fail("moe::ExpertCache: the policy evicts expert ", victim, ", expected one of its candidates");
@@ -303,9 +332,8 @@ class ExpertCache {
     try {
       parallel_for(std::ssize(wave), [&](Index i, Index) {
         const Index e = wave[static_cast<std::size_t>(i)];
-        E expert = load_(e);
+        entry(e).expert.emplace(load_(e));  // whose place nobody else looks at
         const std::lock_guard lock(mutex_);
-        entry(e).expert.emplace(std::move(expert));
         entry(e).state = State::Resident;
         ++statistics_.loads;
         statistics_.loaded_bytes += bytes_of(e);
@@ -342,9 +370,9 @@ class ExpertCache {
   }
 
   bool has_room_to_prefetch(std::size_t bytes) {
-    if (unused_ + bytes > prefetch_bytes_) return false;
+    if (unused_ + bytes > prefetch_bytes_ || bytes > budget_ - largest_) return false;
     try {
-      return make_room(bytes, next_step_ - 1, false);
+      return make_room(bytes, next_step_ - 1, For::Prefetch);
     } catch (...) {  // of the policy, which says it again to who asks for an expert
       return false;
     }
@@ -355,18 +383,17 @@ class ExpertCache {
     is_loading_ = true;
     unused_ += bytes_of(e);
     lock.unlock();
-    std::optional<E> expert;
     try {
-      expert.emplace(load_(e));
-    } catch (...) {  // whoever asks for it finds out
+      entry(e).expert.emplace(load_(e));  // whose place nobody else looks at
+    } catch (...) {                       // whoever asks for it finds out
     }
     lock.lock();
     is_loading_ = false;
-    if (!expert) {
+    if (!entry(e).expert) {
       unused_ -= bytes_of(e);
+      ++statistics_.prefetches_failed;
       return give_up(e);
     }
-    entry(e).expert.emplace(std::move(*expert));
     entry(e).state = State::Resident;
     entry(e).is_unused = true;
     ++statistics_.prefetches;
@@ -376,11 +403,12 @@ class ExpertCache {
   const std::vector<std::size_t> bytes_;
   const std::function<E(Index)> load_;
   const std::size_t budget_, prefetch_bytes_;
+  std::size_t largest_ = 0;
   mutable std::mutex mutex_;  ///< of all that follows
   std::condition_variable changed_, wake_;
   P policy_;
   std::vector<Entry> entries_;
-  std::vector<Index> candidates_;
+  std::vector<Index> candidates_, spare_;
   std::deque<Index> queue_;
   std::size_t used_ = 0, unused_ = 0;
   std::int64_t next_step_ = 0;
