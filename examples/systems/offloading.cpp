@@ -64,7 +64,7 @@ void draw(const moe::RoutingTrace& trace) {
   script << "\nEND\nplot for [i=2:5] $hits u 1:i w lp t word('LRU LFU oracle Belady', i - 1)\n";
 }
 
-/// Per format and store: tokens per second, hits, MB read and ms waited per token; last, how many stores are wrong.
+/// Per format and store: tokens per second, hits, MB decoded and ms waited per token; last, how many stores are wrong.
 std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
   const moe::Matrix<float> tokens = stream(page.amount<Index>(400, 40), seed);
   const moe::MoeLayer floats(moe::LinearRouter::random(kExperts, kDim, seed), moe::TopKGate{.k = 2},
@@ -109,7 +109,7 @@ std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
 int main(int argc, char** argv) {
   return systems::run_page(argc, argv, {"offloading", "2505.16056", "moe/serve/cached_experts.hpp"}, [](auto& page) {
     const auto runs = page.over_seeds([&](std::uint64_t seed) { return numbers(page, seed); });
-    page.table({"a quarter in memory", "tokens / s", "hit rate", "MB read", "ms waited / token"});
+    page.table({"a quarter in memory", "tokens / s", "hit rate", "MB decoded", "ms waited / token"});
     const char* stores[] = {"in memory", "mapped", "LRU", "LFU", "next 16 tokens", "Belady"};
     for (std::size_t i = 0; i < 12; ++i)
       page.row((i < 6 ? "BF16, " : "INT4, ") + std::string(stores[i % 6]),

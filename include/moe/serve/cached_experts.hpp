@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -62,8 +63,9 @@ Index lent_row_width(const E& prototype) {
 }  // namespace detail
 
 /// The experts of a file as an ExpertSet that keeps none of them: each is decoded when a call has rows for it, and
-/// dropped after that. Needs the memory of one expert; for large batches, and as the baseline of CachedExperts. The
-/// bits of the pool that the file was made of. Inference only. Immutable in use, share freely.
+/// dropped after that. Needs the memory of the prototype, an expert and a copy of a matrix; for large batches, and as
+/// the baseline of CachedExperts. The bits of the pool that the file was made of. Inference only. Immutable in use,
+/// share freely.
 template <class E>
 class MappedExperts {
  public:

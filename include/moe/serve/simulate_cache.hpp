@@ -3,6 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -77,10 +80,10 @@ CacheStatistics simulate_cache(const RoutingTrace& trace, Index capacity, P poli
 }
 
 /// Segment cache hit rate SCH(rho, m): of a cache that holds rho times the experts of a token (rounded), and evicts
-/// what the next m tokens use least, first uses being hits as long as there is room. Says, with SRP, how much a cache
-/// will be worth before there is one; the published correlation with LRU is 0.81 to 0.98. 0 for a trace without
-/// choices. Throws std::invalid_argument unless rho * k rounds to at least 1, and for m below 1. Liang et al.
-/// (arXiv:2505.16056).
+/// what the next m tokens (of those that have experts) use least, first uses being hits as long as there is room. Says,
+/// with SRP, how much a cache will be worth before there is one; the published correlation with LRU is 0.81 to 0.98. 0
+/// for a trace without choices. Throws std::invalid_argument unless rho * k rounds to at least 1, and for m below 1.
+/// Liang et al. (arXiv:2505.16056).
 inline double segment_cache_hit_rate(const RoutingTrace& trace, double rho, Index m) {
   if (trace.num_choices() == 0) return 0;
   const double k = static_cast<double>(trace.num_choices()) / static_cast<double>(trace.num_tokens());
