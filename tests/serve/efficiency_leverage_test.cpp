@@ -33,7 +33,11 @@ std::vector<LeveragePoint> points_of(double below, double noise, std::uint64_t s
 
 }  // namespace
 
-TEST_CASE("EfficiencyLeverageLaw: the published numbers", "[serve][golden]") {
+// "More than 7" and "about 12" are what the publication says; the other numbers are its formula and parameters with the
+// bases of the logarithms that give these, computed apart from the library.
+TEST_CASE("EfficiencyLeverageLaw: the published statements, and numbers of the formula", "[serve][golden]") {
+  CHECK(kLaw(0.031, 12, 1e22) > 7);
+  CHECK_THAT(kLaw.best_granularity(), WithinAbs(12, 1));
   CHECK_THAT(kLaw(0.031, 12, 1e22), WithinAbs(7.245, 5e-4));
   CHECK_THAT(kLaw(0.034, 12, 1e22), WithinAbs(6.961, 5e-4));
   CHECK_THAT(kLaw(0.031, 2, 1e22), WithinAbs(5.267, 5e-4));
@@ -108,6 +112,18 @@ TEST_CASE("recommend: the best of all shapes within the budget", "[serve]") {
       }
   CHECK(kLaw(*shape, budget.compute) >= best);
   CHECK_FALSE(moe::recommend({.compute = 1e21, .expert_weights = 100, .active_weights = 100, .model_dim = 1024}));
+  // Models with widths of which the law says nothing.
+  moe::LeverageBudget large{
+      .compute = 1e22, .expert_weights = Index{6} << 30, .active_weights = 400 << 20, .model_dim = 8192};
+  CHECK_THROWS_AS(kLaw(MoeShape{256, 8, 1, 8192, 16}, large.compute), std::invalid_argument);
+  const auto found = moe::recommend(large);
+  REQUIRE(found);
+  CHECK(found->expert_dim == 2448);  // computed apart
+  CHECK_THAT(kLaw(*found, large.compute), WithinAbs(5.3612, 5e-5));
+  large.compute = 1e13;  // of which it says nothing at all
+  CHECK_FALSE(moe::recommend(large));
+  large.compute = 0;
+  CHECK_THROWS_AS(moe::recommend(large), std::invalid_argument);
 }
 
 TEST_CASE("efficiency leverage: what the law does not have is refused", "[serve][error]") {

@@ -43,7 +43,8 @@ struct LeveragePoint {
 /// Efficiency leverage EL(A, G, C) = Â^(α + γ log2² G + β log2 G) with α = a + d log10 C and
 /// 1/Â = 1 / (A + (1/A_start - 1/A_max)^-1) + 1/A_max. The publication leaves the bases of the logarithms open: these
 /// are the pair that gives both its numbers and its best granularity. The default is the published fit, of models up to
-/// 28B parameters between 1e18 and 1e22 FLOPs; below 1.5e16 it turns round. A plain value.
+/// 28B parameters between 1e18 and 1e22 FLOPs; it turns round where the exponent is not negative, which is below 1.5e16
+/// for G = 1, below 3e13 for the best G, and below 5.4e22 for G = 1024. A plain value.
 struct EfficiencyLeverageLaw {
   double a = 1.23, d = -7.61e-2, gamma = 1.67e-2, beta = -1.17e-1;
   double a_start = 1.63e-2, a_max = 5.28e16;  ///< a_start = 0 and a_max = infinity: Â = A
@@ -102,7 +103,7 @@ struct EfficiencyLeverageLaw {
 /// A law with the parameters of one's own runs, and how far off it is.
 struct LeverageFit {
   EfficiencyLeverageLaw law = {};
-  double deviation = 0;  ///< root mean square of log EL, points beyond the Huber threshold counting as if on it
+  double deviation = 0;  ///< root mean square of log EL, points beyond the Huber threshold counting linearly
 };
 
 /// Fits the law to measured leverages by the Huber loss of log EL. A_max is infinity, as no data between 0 and 1 tell
@@ -156,14 +157,16 @@ struct LeverageBudget {
 };
 
 /// The shape with the largest leverage within a budget: of all widths of an expert the law's best, with as many active
-/// and routed experts as the budget has room for. Nothing where no expert fits beside the shared ones. Throws
-/// std::invalid_argument for sizes below 1 (shared: 0), and as the law does. O(model_dim / multiple).
+/// and routed experts as the budget has room for. Widths of which the law says nothing, as its exponent is not negative
+/// there, are left out. Nothing where no expert fits beside the shared ones, or no width is left. Throws
+/// std::invalid_argument for sizes below 1 (shared: 0) and compute that is not positive. O(model_dim / multiple).
 inline std::optional<MoeShape> recommend(const LeverageBudget& budget, const EfficiencyLeverageLaw& law = {}) {
   for (const auto& [name, number] :
        {std::pair("expert_weights", budget.expert_weights), std::pair("active_weights", budget.active_weights),
         std::pair("model_dim", budget.model_dim), std::pair("shared + 1", budget.shared + 1),
         std::pair("matrices", budget.matrices), std::pair("multiple", budget.multiple)})
     if (number < 1) fail("moe::recommend: ", name, " = ", number, ", expected at least 1");
+  if (!(budget.compute > 0)) fail("moe::recommend: compute = ", budget.compute, ", expected > 0");
   std::optional<MoeShape> best;
   double most = 0;
   for (Index width = budget.multiple; width <= 4 * budget.model_dim; width += budget.multiple) {
@@ -173,6 +176,7 @@ inline std::optional<MoeShape> recommend(const LeverageBudget& budget, const Eff
     const Index experts = room(budget.expert_weights), active = std::min(experts, room(budget.active_weights));
     if (active < 1) continue;
     const MoeShape shape{experts, active, budget.shared, budget.model_dim, width};
+    if (!(law.exponent(shape.granularity(), budget.compute) < 0)) continue;
     const double leverage = law(shape, budget.compute);
     if (leverage > most) best = shape, most = leverage;
   }
