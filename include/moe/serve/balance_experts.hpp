@@ -33,12 +33,14 @@ struct PlacementShape {
 namespace detail {
 
 /// Packs items into packs of equally many: in the order of falling weights each goes to the lightest pack with room.
-/// Returns (pack, place in the pack) of each item.
+/// With one in each they stay in their order, as in the published code. Returns (pack, place in the pack) of each item.
 inline std::vector<std::pair<Index, Index>> pack_evenly(std::span<const double> weight, Index packs) {
   const Index items = std::ssize(weight), room = items / packs;
   std::vector<Index> order(weight.size());
   std::iota(order.begin(), order.end(), Index{0});
-  std::ranges::stable_sort(order, std::ranges::greater(), [&](Index i) { return weight[static_cast<std::size_t>(i)]; });
+  if (room > 1)
+    std::ranges::stable_sort(order, std::ranges::greater(),
+                             [&](Index i) { return weight[static_cast<std::size_t>(i)]; });
   std::vector<double> load(static_cast<std::size_t>(packs));
   std::vector<Index> used(load.size());
   std::vector<std::pair<Index, Index>> place(weight.size());
@@ -99,7 +101,6 @@ inline BalancedPlacement balance_experts(std::span<const double> load, const Pla
   const Index experts = std::ssize(load);
   const bool by_node = shape.groups % shape.nodes == 0;
   const Index nodes = by_node ? shape.nodes : 1, groups = by_node ? shape.groups : 1;
-  if (shape.places % nodes != 0) fail("moe::balance_experts: ", shape.places, " places on ", nodes, " nodes");
   const Index group_size = experts / groups;
   std::vector<double> group_load(static_cast<std::size_t>(groups));
   for (Index e = 0; e < experts; ++e)
