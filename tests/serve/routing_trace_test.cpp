@@ -100,6 +100,15 @@ TEST_CASE("RoutingTrace: a file gives the same trace back, whatever the width of
   CHECK(moe::load_trace(directory / "scored") == scored);
   CHECK(moe::load_trace(directory / "scored").scores(1)[2] == -2);
   CHECK(moe::load_trace(directory / "empty") == empty);
+  scored.begin_sequence();  // and another session goes on
+  moe::save_trace(directory / "pending", scored);
+  RoutingTrace resumed = moe::load_trace(directory / "pending");
+  CHECK(resumed == scored);
+  CHECK(resumed.begins_sequence());
+  CHECK(resumed.num_sequences() == 1);
+  resumed.add<float>(moe::Routing<float>::from(2, std::vector<int>{0, 1}, {}, 3), scores);
+  CHECK(resumed.num_sequences() == 2);
+  CHECK(resumed.sequence_begin(1) == 2);
 }
 
 TEST_CASE("load_trace: a file that is none says what is wrong", "[serve][error]") {
@@ -129,8 +138,32 @@ TEST_CASE("load_trace: a file that is none says what is wrong", "[serve][error]"
   CHECK_THAT(message(2, {0, 0}, {2}, {0}), Catch::Matchers::ContainsSubstring("twice"));
   CHECK_THAT(message(2, {0, 1}, {1, 2}, {0}), Catch::Matchers::ContainsSubstring("token 1 has 2"));
   CHECK_THAT(message(2, {0, 1}, {1}, {0}), Catch::Matchers::ContainsSubstring("expected the 1"));
+  CHECK(message(std::int64_t{0xFFFFFFFF}, {0, 1}, {1, 1}, {0}) == "none");  // in memory of the file's size
+  CHECK_THAT(message(2, {0, 1}, {1, 1}, {0, 3}), Catch::Matchers::ContainsSubstring("sequences"));
+  CHECK_THAT(message(2, {0, 1}, {1, 1}, {0, 2, 2}), Catch::Matchers::ContainsSubstring("sequences"));
   CHECK_THAT(message(2, {0, 1}, {1, 1}, {1}), Catch::Matchers::ContainsSubstring("sequences"));
   CHECK_THAT(message(2, {0, 1}, {1, 1}, {}), Catch::Matchers::ContainsSubstring("sequences"));
+}
+
+TEST_CASE("RoutingTrace: a token of very many experts is read in time", "[serve][slow]") {  // minutes in pairs
+  const test::TemporaryDirectory directory;
+  constexpr Index kMany = 1 << 18;
+  std::vector<Index> ids(kMany);
+  std::iota(ids.rbegin(), ids.rend(), Index{0});
+  RoutingTrace trace(kMany), scored(kMany);
+  trace.add(ids);
+  scored.add<float>(moe::Routing<float>::from(1, ids, {}, kMany), moe::Matrix<float>::Zero(1, kMany));
+  CHECK(experts_of(trace, 0) == ids);
+  CHECK(experts_of(scored, 0) == ids);
+  for (const RoutingTrace* each : {&trace, &scored}) {
+    moe::save_trace(directory / "many", *each);
+    CHECK(moe::load_trace(directory / "many") == *each);
+  }
+  ids[5] = ids[1000];
+  CHECK_THROWS_AS(RoutingTrace(kMany).add(ids), std::invalid_argument);
+  RoutingTrace once(kMany);
+  once.add(moe::Routing<float>::from(1, ids, {}, kMany));
+  CHECK(once.num_choices() == kMany - 1);
 }
 
 TEST_CASE("join_layers: a token is a row per layer, with experts of their own", "[serve]") {

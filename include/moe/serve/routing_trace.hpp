@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <set>
 #include <span>
 #include <utility>
 #include <vector>
@@ -51,6 +53,8 @@ class RoutingTrace {
 
   /// The next token is the first of a sequence: no segment of tokens goes across. Twice in a row is once.
   void begin_sequence() { starts_sequence_ = true; }
+  /// Whether the next token is the first of a sequence.
+  bool begins_sequence() const { return starts_sequence_; }
 
   /// Adds the valid tokens of a batch, which follow those before. Throws std::invalid_argument, before anything is
   /// added, for an expert out of range, a step of other tokens, and where tokens before had scores.
@@ -78,10 +82,11 @@ class RoutingTrace {
   void add(std::span<const Index> experts) {
     constexpr const char* kFunction = "moe::RoutingTrace::add";
     if (has_scores()) fail(kFunction, ": no scores, expected some, as for the tokens before");
+    Distinct<Index> distinct(experts.size());
     for (std::size_t i = 0; i < experts.size(); ++i) {
       if (experts[i] < 0 || experts[i] >= num_experts_)
         fail(kFunction, ": expert ", experts[i], ", expected 0 <= expert < num_experts = ", num_experts_);
-      if (std::ranges::count(experts.first(i), experts[i]) > 0)
+      if (!distinct.add(experts[i], experts.first(i)))
         fail(kFunction, ": expert ", experts[i], " twice, expected each expert of a token once");
     }
     begin_token();
@@ -92,6 +97,20 @@ class RoutingTrace {
   friend bool operator==(const RoutingTrace&, const RoutingTrace&) = default;
 
  private:
+  /// Whether experts of a token are new: few are looked through, of many there is a tree.
+  template <class Id>
+  class Distinct {
+   public:
+    explicit Distinct(std::size_t most) : has_few_(most <= 32) {}
+    bool add(Id expert, std::span<const Id> before) {
+      return has_few_ ? std::ranges::count(before, expert) == 0 : tree_.insert(expert).second;
+    }
+
+   private:
+    bool has_few_;
+    std::set<Id> tree_;
+  };
+
   template <class S>
   void require_batch(const char* function, const Routing<S>& routing, const Step& step) const {
     detail::require_experts(function, routing, num_experts_);
@@ -103,10 +122,11 @@ class RoutingTrace {
       if (!step.is_valid(t)) continue;
       begin_token();
       const auto first = static_cast<std::size_t>(token_begin_.back());
+      Distinct<std::uint32_t> distinct(routing.experts(t).size());
       for (Index s = 0; s < std::ssize(routing.experts(t)); ++s) {
         const auto slot = static_cast<std::size_t>(s);
         const auto expert = static_cast<std::uint32_t>(routing.experts(t)[slot]);
-        if (routing.dropped(t)[slot] == 0 && std::ranges::count(std::span(expert_).subspan(first), expert) == 0)
+        if (routing.dropped(t)[slot] == 0 && distinct.add(expert, std::span(std::as_const(expert_)).subspan(first)))
           expert_.push_back(expert);
       }
       end_token();

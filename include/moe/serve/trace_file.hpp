@@ -2,9 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <limits>
+#include <span>
+#include <stdexcept>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "moe/io/file/safetensors.hpp"
@@ -36,17 +42,18 @@ inline std::vector<std::int64_t> trace_numbers(const SafetensorsReader& file, st
 /// Saves a trace as safetensors:
 ///   experts    [num_choices], U8, U16 or U32, whichever holds all of them
 ///   choices    [num_tokens], U32: how many of the experts belong to a token
-///   sequences  [num_sequences], I64: first token of each
+///   sequences  [num_sequences], I64: first token of each; num_tokens last where begin_sequence() came after all tokens
 ///   num_experts [1], I64;  scores [num_tokens, num_experts], F32, where the trace has them
 /// Equal traces give equal bytes; the file appears whole or not at all. Throws std::runtime_error if it cannot be
 /// written.
 inline void save_trace(const std::filesystem::path& path, const RoutingTrace& trace) {
   const Index experts = trace.num_experts(), tokens = trace.num_tokens();
+  const bool is_pending = tokens > 0 && trace.begins_sequence();  // without tokens it always is
   const Dtype id = experts <= 1 << 8 ? Dtype::U8 : experts <= 1 << 16 ? Dtype::U16 : Dtype::U32;
   SafetensorsHeader header;
   header.tensors["experts"] = {.dtype = id, .shape = {trace.num_choices()}};
   header.tensors["choices"] = {.dtype = Dtype::U32, .shape = {tokens}};
-  header.tensors["sequences"] = {.dtype = Dtype::I64, .shape = {trace.num_sequences()}};
+  header.tensors["sequences"] = {.dtype = Dtype::I64, .shape = {trace.num_sequences() + (is_pending ? 1 : 0)}};
   header.tensors["num_experts"] = {.dtype = Dtype::I64, .shape = {1}};
   if (trace.has_scores()) header.tensors["scores"] = {.dtype = Dtype::F32, .shape = {tokens, experts}};
   SafetensorsWriter writer(path, std::move(header));
@@ -60,6 +67,7 @@ inline void save_trace(const std::filesystem::path& path, const RoutingTrace& tr
   std::vector<std::int64_t> sequences;
   for (Index t = 0; t < tokens; ++t) choices.push_back(static_cast<std::uint32_t>(trace.experts(t).size()));
   for (Index i = 0; i < trace.num_sequences(); ++i) sequences.push_back(trace.sequence_begin(i));
+  if (is_pending) sequences.push_back(tokens);
   writer.write("choices", std::span<const std::uint32_t>(choices));
   writer.write("sequences", std::span<const std::int64_t>(sequences));
   const std::int64_t number = experts;
@@ -89,7 +97,7 @@ inline RoutingTrace load_trace(const std::filesystem::path& path) {
                      tokens, ", ", trace.num_experts(), "]");
   const std::vector<float> scores = has_scores ? read_all<float>(file.view("scores")) : std::vector<float>();
   std::size_t at = 0, sequence = 0;
-  Matrix<float> own(1, trace.num_experts());
+  Matrix<float> own(has_scores ? 1 : 0, trace.num_experts());
   for (Index t = 0; t < tokens; ++t) {
     const std::int64_t count = choices[static_cast<std::size_t>(t)];
     if (count < 0 || count > std::ssize(experts) - static_cast<std::int64_t>(at))
@@ -112,6 +120,7 @@ inline RoutingTrace load_trace(const std::filesystem::path& path) {
       fail_environment(label, ": token ", t, ": ", error.what());
     }
   }
+  if (tokens > 0 && sequence < sequences.size() && sequences[sequence] == tokens) trace.begin_sequence(), ++sequence;
   if (at != experts.size() || sequence != sequences.size() || (tokens > 0 && (sequences.empty() || sequences[0] != 0)))
     fail_environment(label, ": ", experts.size(), " experts and ", sequences.size(), " sequences, expected the ", at,
                      " of all tokens, and sequences that begin at ascending tokens, the first at 0");
