@@ -189,8 +189,11 @@ class FitCheck {
     const Index annealing = 5 * (fit_.model.num_experts() - form.active) + 1;  // dense iterations come five times
     const Index most = annealing * options_.short_iterations + 2 * options_.max_iterations + 1;
     if (fit_.iterations > most) return "iterations " + std::to_string(fit_.iterations);
-    if (fit_.hits < 1 || fit_.hits > fit_.starts || fit_.starts != static_cast<Index>(fit_.runs.size()))
-      return "hits " + std::to_string(fit_.hits) + " of " + std::to_string(fit_.starts);
+    const Index searches = options_.starts > 0 ? fit_.searches : fit_.starts / 12;
+    if (fit_.hits < 1 || fit_.hits > fit_.searches || fit_.searches != std::max<Index>(searches, 1) ||
+        fit_.starts != static_cast<Index>(fit_.runs.size()))
+      return "hits " + std::to_string(fit_.hits) + " of " + std::to_string(fit_.searches) + ", starts " +
+             std::to_string(fit_.starts);
     return {};
   }
 

@@ -31,20 +31,29 @@ enum class DirectMethod {
 
 /// Reports how far a fit is.
 struct FitProgress {
-  Index starts_done = 0, starts = 0;  ///< short runs
-  Index runs_done = 0, runs = 0;      ///< long runs
-  double log_likelihood = 0;          ///< best so far
+  /// Short runs, of starts and moves. Of an adaptive search `starts` is where no search begins any more, and what was
+  /// made once it has ended.
+  Index starts_done = 0, starts = 0;
+  Index runs_done = 0, runs = 0;  ///< long runs
+  /// Best so far; from a sample of the rows scaled to all until the first long run on all of them has ended.
+  double log_likelihood = -std::numeric_limits<double>::infinity();
 };
 
 /// All numbers of an estimation; every one has a default that suits.
 struct FitOptions {
   /// Random starts: short runs of EM. 0: as many as it takes. Searches of 12 starts each, which know nothing of each
-  /// other and go on from their best ends by moves that split and merge experts, until `wanted_hits` of at least six
-  /// have ended at the best maximum, or a budget ends: `most_starts`, or `seconds`.
+  /// other and go on from their best ends by moves that split and merge experts, until `wanted_hits` of them (of at
+  /// least six on small data) have ended at the best maximum, or a budget ends: `most_starts`, or `seconds`.
+  /// A search costs 12 short runs and 3 long ones, then rounds of 6 and 2 while that gains and twice more: at least 24
+  /// and 7, at most 192 and 63.
   Index starts = 0;
   Index wanted_hits = 4;  ///< independent searches, or ends of given starts, that should agree; else not_reproduced
-  Index most_starts = 0;  ///< of an adaptive search; 0: 72 to 600, fewer where a start takes longer
-  double seconds = 0;     ///< after which no search begins; 0: no limit, else the machine has a part in the result
+  /// Short runs, of starts and moves, after which an adaptive search begins no search; the first is always made.
+  /// 0: 288 to 1200, fewer where they take longer.
+  Index most_starts = 0;
+  /// After which an adaptive search begins no search but the first; 0: no limit, else the machine has a part in the
+  /// result. A search that has begun goes on to its end.
+  double seconds = 0;
   Index short_iterations = 20;  ///< EM iterations of a short run
   Index short_rows = 20'000;    ///< rows that short runs see, evenly spaced, where there are more than twice as many
   Index long_runs = 0;          ///< of given starts, the best that go on to the end; 0: a tenth of them, at least 5
@@ -78,11 +87,14 @@ struct FitOptions {
 };
 
 inline void FitOptions::validate(const char* function) const {
+  constexpr Index kMostRuns = 1'000'000'000;  // all of them are kept
   const auto at_least = [&](const char* name, double value, double least) {
     if (!(value >= least && std::isfinite(value)))
       fail(function, ": ", name, " is ", value, ", expected a finite number >= ", least);
   };
   at_least("starts", static_cast<double>(starts), 0);
+  if (starts > kMostRuns) fail(function, ": starts is ", starts, ", expected at most ", kMostRuns);
+  if (wanted_hits > kMostRuns) fail(function, ": wanted_hits is ", wanted_hits, ", expected at most ", kMostRuns);
   at_least("wanted_hits", static_cast<double>(wanted_hits), 1);
   at_least("most_starts", static_cast<double>(most_starts), 0);
   at_least("seconds", seconds, 0);
@@ -121,20 +133,24 @@ struct FitFlags {
   bool separated = false;  ///< the gate separates: made infinitely steep, it loses nothing of the criterion
   bool at_box = false;     ///< a gate coefficient is at gate_box, or a temperature at 1e-4 or 1e4: no maximum in them
   bool at_floor = false;   ///< a variance is at the floor: the likelihood is unbounded there
-  bool small_expert = false;    ///< an expert holds less than 5 (d + 2) rows
-  bool revived = false;         ///< an expert without rows was started anew
-  bool dead_expert = false;     ///< an expert holds less than d + 2 rows at the end
-  bool unsupported = false;     ///< an expert may well be chance: too few rows, or too narrow for them (support)
-  bool decreased = false;       ///< an iteration could not improve though its score is not small
-  bool singular = false;        ///< the observed information has no full rank at the end
-  bool not_reproduced = false;  ///< fewer than wanted_hits searches ended there: a better maximum may well exist
-  bool discarded = false;       ///< an end of higher likelihood was given up: see GaussianFit::discarded_log_likelihood
+  bool small_expert = false;  ///< an expert holds less than 5 (d + 2) rows
+  bool revived = false;       ///< an expert without rows was started anew
+  bool dead_expert = false;   ///< an expert holds less than d + 2 rows at the end
+  bool unsupported = false;   ///< an expert may well be chance: too few rows, or too narrow for them (support)
+  bool decreased = false;     ///< an iteration could not improve though its score is not small
+  bool singular = false;      ///< the observed information has no full rank at the end
+  /// Fewer than wanted_hits searches ended there (of given starts with fewer long runs: not all of them did), so a
+  /// better maximum may well exist.
+  bool not_reproduced = false;
+  bool discarded = false;  ///< an end of higher likelihood was given up: see GaussianFit::discarded_log_likelihood
   /// The gate sees beta_1 . x without a bias of its own (see GateForm), and x = 0 is farther from the mean of x than
   /// every row: centred inputs would be another, richer model.
   bool far_origin = false;
 
+  /// A variance is at the floor, or an expert holds less than d + 2 rows.
+  bool collapsed() const { return at_floor || dead_expert; }
   /// No variance is at the floor, and every expert holds at least d + 2 rows and has its support.
-  bool interior() const { return !at_floor && !dead_expert && !unsupported; }
+  bool interior() const { return !collapsed() && !unsupported; }
 };
 
 /// One of the starts.
@@ -158,7 +174,8 @@ struct GaussianFit {
   bool converged = false;  ///< all three tolerances are met; sparse gates: or no border that was tried is better
   Index iterations = 0;    ///< EM and direct ones of the best run
   Index starts = 0;        ///< random starts that were made
-  /// Independent searches that ended within 1e-3 of the best, of starts / 12; of given starts the long runs that did.
+  Index searches = 0;      ///< independent searches of 12 starts each; of given starts the long runs
+  /// Searches that ended within 1e-3 of the best; ends on a sample of the rows that are one agree on all rows, too.
   /// Agreement is no proof: a higher maximum that one search in twenty meets is missed by most fits.
   Index hits = 0;
   double seconds = 0;

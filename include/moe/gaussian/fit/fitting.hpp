@@ -86,86 +86,104 @@ class Fitting {
       Run& run = runs[static_cast<std::size_t>(s)];
       run = (sample_ ? sample_->runner : runner_).short_run(starts_(s, shape_));
       run.start = s;
-      if (sample_) run.criterion *= static_cast<double>(rows_.num_rows()) / static_cast<double>(options_.short_rows);
+      run.criterion *= scale();
       reports[static_cast<std::size_t>(s)] = {.kind = starts_.kind(s),
                                               .short_log_likelihood = on_data_scale(run.criterion),
                                               .log_likelihood = std::numeric_limits<double>::quiet_NaN()};
-      report([&](FitProgress& p) { ++p.starts_done; }, run);
+      report([&](FitProgress& p) { ++p.starts_done; }, run.criterion);
     });
     sort(runs);
     const Index chosen = options_.long_runs > 0 ? options_.long_runs : std::max<Index>(5, count / 10);
     drop(runs, static_cast<std::size_t>(std::min(chosen, count)));
-    if (sample_) refine_on_sample(runs);
-    climb(runs, reports);
-    sort(runs);
+    fit.searches = std::ssize(runs);
+    if (sample_) {
+      refine_on_sample(runs);
+      on_all_rows(runs, runs.size(), fit);
+    } else {
+      climb(runs, reports);
+      sort(runs);
+      fit.hits = count_hits(runs, runs.front());
+    }
     finish(runs);
-    count_hits(runs, fit);
     return std::move(runs.front());
   }
 
-  /// Independent searches, a few at a time: what is decided between them must not depend on the number of threads.
+  /// Independent searches until enough agree, in the order of their numbers: threads beyond what is needed at least
+  /// run ahead, and what they find counts only if the searches before it do not end the matter.
   Run adaptive(GaussianFit<G>& fit) {
     const auto began = std::chrono::steady_clock::now();
-    const Index rows = sample_ ? options_.short_rows : rows_.num_rows();
-    const Search<> search(sample_ ? sample_->runner : runner_, starts_, shape_);
-    const Index most = most_searches(rows);
-    std::vector<SearchEnd> ends;
-    std::vector<Run> runs;
-    progress_.starts = most * Search<>::kStarts;
-    for (Index done = 0; done < most;) {
-      const Index group = std::min(std::clamp<Index>(done, kFewest, kGroup), most - done);
-      ends.resize(static_cast<std::size_t>(done + group));
-      for_each_run(rows, group, [&](Index s) {
-        SearchEnd& end = ends[static_cast<std::size_t>(done + s)];
-        end = search(done + s);
-        report([&](FitProgress& p) { p.starts_done += Search<>::kStarts; }, end.best);
-      });
-      done += group;
-      runs = best_of(ends);
-      count_hits(runs, fit);
+    const auto late = [&](Index search) {
       const std::chrono::duration<double> past = std::chrono::steady_clock::now() - began;
-      if (fit.hits >= options_.wanted_hits || (options_.seconds > 0 && past.count() > options_.seconds)) break;
+      return options_.seconds > 0 && search > 0 && past.count() > options_.seconds;
+    };
+    const Index rows = sample_ ? options_.short_rows : rows_.num_rows();
+    const double each = static_cast<double>(rows * at_.num_experts * (at_.input_dim + 2));
+    const Index most = most_starts(each), ahead = rows > kRowsInParallel ? 1 : num_workers();
+    const Index fewest = each * kFewest * Search<>::kLeastRuns < kCheap ? kFewest : 1;
+    const Search<> search(sample_ ? sample_->runner : runner_, starts_, shape_);
+    std::vector<SearchEnd> ends, group;
+    Index made = 0;
+    progress_.starts = most;
+    for (bool more = true; more;) {
+      const Index first = std::ssize(ends), needed = std::max(options_.wanted_hits - fit.hits, fewest - first);
+      const Index affordable = (most - made - 1) / Search<>::kLeastRuns + 1;
+      group.assign(static_cast<std::size_t>(std::min({std::max(needed, ahead), affordable, kGroup})), {});
+      for_each_run(rows, std::ssize(group), [&](Index s) {
+        if (late(first + s)) return;
+        SearchEnd& end = group[static_cast<std::size_t>(s)];
+        end = search(first + s);
+        report([&](FitProgress& p) { p.starts_done += end.short_runs; }, scale() * end.best.criterion);
+      });
+      for (SearchEnd& end : group) {
+        more = more && !end.starts.empty();  // else it was late
+        if (!more) break;
+        made += end.short_runs;
+        ends.push_back(std::move(end));
+        fit.hits = hits_of(ends);
+        more = (fit.hits < options_.wanted_hits || std::ssize(ends) < fewest) && made < most;
+      }
     }
+    fit.searches = std::ssize(ends);
+    report([&](FitProgress& p) { p.starts = p.starts_done = made; }, -std::numeric_limits<double>::infinity());
     report_starts(ends, fit);
     note_highest(ends);
-    if (sample_) on_all_rows(runs, fit);
+    std::vector<Run> runs;
+    for (SearchEnd& end : ends) runs.push_back(std::move(end.best));
+    sort(runs);
+    if (sample_) on_all_rows(runs, kRefined, fit);
     finish(runs);
     return std::move(runs.front());
   }
 
-  /// Searches that a budget allows: of small data as many as take about a second, of large ones few.
-  Index most_searches(Index rows) const {
-    constexpr Index kFewestStarts = kFewest * Search<>::kStarts, kMostStarts = 600;
-    constexpr double kRowsAndExperts = 2e6;  // rows * experts * (d + 2) of all starts together
-    const double each = static_cast<double>(rows * at_.num_experts * (at_.input_dim + 2));
-    const double afford = std::min(kRowsAndExperts / each, static_cast<double>(kMostStarts));
-    const Index starts =
-        options_.most_starts > 0 ? options_.most_starts : std::max(kFewestStarts, static_cast<Index>(afford));
-    return (starts + Search<>::kStarts - 1) / Search<>::kStarts;
-  }
-
-  static std::vector<Run> best_of(const std::vector<SearchEnd>& ends) {
-    std::vector<Run> runs;
-    for (const SearchEnd& end : ends) runs.push_back(end.best);
-    sort(runs);
-    return runs;
+  /// Short runs, of starts and moves, after which no search begins, where each costs rows * experts * (d + 2).
+  Index most_starts(double each) const {
+    if (options_.most_starts > 0) return options_.most_starts;
+    return static_cast<Index>(std::clamp(kAffordable / each, kLeastBudget, kMostBudget));
   }
 
   static bool same_end(const Run& a, const Run& b) {
     return a.standing() == b.standing() && std::abs(a.criterion - b.criterion) < kSameEnd;
   }
 
-  /// Of sorted runs.
-  static void count_hits(const std::vector<Run>& runs, GaussianFit<G>& fit) {
-    fit.hits = std::count_if(runs.begin(), runs.end(), [&](const Run& run) { return same_end(run, runs.front()); });
+  static Index hits_of(const std::vector<SearchEnd>& ends) {
+    const auto worse = [](const SearchEnd& a, const SearchEnd& b) { return b.best.better_than(a.best); };
+    const Run& best = std::max_element(ends.begin(), ends.end(), worse)->best;
+    return std::count_if(ends.begin(), ends.end(), [&](const SearchEnd& end) { return same_end(end.best, best); });
+  }
+
+  static Index count_hits(const std::vector<Run>& runs, const Run& best) {
+    return std::count_if(runs.begin(), runs.end(), [&](const Run& run) { return same_end(run, best); });
+  }
+
+  /// From criteria of what short runs see to those of all rows.
+  double scale() const {
+    return sample_ ? static_cast<double>(rows_.num_rows()) / static_cast<double>(options_.short_rows) : 1;
   }
 
   void report_starts(const std::vector<SearchEnd>& ends, GaussianFit<G>& fit) const {
-    const double all = static_cast<double>(rows_.num_rows());
-    const double scale = sample_ ? all / static_cast<double>(options_.short_rows) : 1;
     for (const SearchEnd& end : ends)
       for (StartReport at : end.starts) {
-        at.short_log_likelihood = on_data_scale(scale * at.short_log_likelihood);
+        at.short_log_likelihood = on_data_scale(scale() * at.short_log_likelihood);
         at.log_likelihood = sample_ ? std::numeric_limits<double>::quiet_NaN() : on_data_scale(at.log_likelihood);
         fit.runs.push_back(at);
       }
@@ -182,19 +200,19 @@ class Fitting {
     discarded_ = std::max(discarded_, objective_.value(highest->highest.model));
   }
 
-  /// Takes the best of different ends on the sample to the maxima on all rows; hits go with them.
-  void on_all_rows(std::vector<Run>& runs, GaussianFit<G>& fit) {
+  /// Takes the best of different ends on the sample, sorted, to the maxima on all rows; hits go with them.
+  void on_all_rows(std::vector<Run>& runs, std::size_t most, GaussianFit<G>& fit) {
     std::vector<Run> different;
     std::vector<Index> hits;
     for (Run& run : runs) {
       if (different.empty() || !same_end(run, different.back())) {
-        if (different.size() == kRefined) break;
+        if (different.size() == most) break;
         different.push_back(std::move(run));
         hits.push_back(0);
       }
       ++hits.back();
     }
-    runs = different;
+    runs = std::move(different);
     climb(runs, fit.runs);
     const auto better = [](const Run& a, const Run& b) { return a.better_than(b); };
     const Run best = *std::min_element(runs.begin(), runs.end(), better);
@@ -216,7 +234,7 @@ class Fitting {
       StartReport& at = reports[static_cast<std::size_t>(start)];
       at.log_likelihood = on_data_scale(run.criterion);
       at.interior = run.interior;
-      report([&](FitProgress& p) { ++p.runs_done; }, run);
+      report([&](FitProgress& p) { ++p.runs_done; }, run.criterion);
     });
   }
 
@@ -259,18 +277,19 @@ class Fitting {
   /// Over runs in parallel while a run is small, else one run after the other with its rows in parallel.
   template <class F>
   void for_each_run(Index num_rows, Index count, F&& f) const {
-    if (num_rows <= 100'000 && count > 1) return parallel_for(count, [&](Index r, Index) { f(r); });
+    if (num_rows <= kRowsInParallel && count > 1) return parallel_for(count, [&](Index r, Index) { f(r); });
     for (Index r = 0; r < count; ++r) f(r);
   }
 
   template <class Count>
-  void report(Count&& count, const Run& run) {
+  void report(Count&& count, double criterion) {
     if (!options_.progress) return;
     const std::lock_guard lock(mutex_);
+    const bool samples = sample_ && progress_.runs_done == 0;  // do not compare with all rows
     count(progress_);
-    const double value = on_data_scale(run.criterion);
-    const bool first = progress_.starts_done == 1 || progress_.runs_done == 1;  // of a phase: samples do not compare
-    if (first || value > progress_.log_likelihood) progress_.log_likelihood = value;
+    progress_.starts = std::max(progress_.starts, progress_.starts_done);
+    const double value = on_data_scale(criterion);
+    if (value > progress_.log_likelihood || (samples && progress_.runs_done > 0)) progress_.log_likelihood = value;
     options_.progress(progress_);
   }
 
@@ -295,7 +314,7 @@ class Fitting {
     runs.resize(kept);
   }
 
-  /// Takes the runs to the maxima of the sample, and keeps one for each, as each costs many passes over all rows.
+  /// Takes the runs to the maxima of the sample.
   void refine_on_sample(std::vector<Run>& runs) const {
     for_each_run(options_.short_rows, static_cast<Index>(runs.size()), [&](Index r) {
       Run& run = runs[static_cast<std::size_t>(r)];
@@ -305,10 +324,6 @@ class Fitting {
       run.iterations += before;
     });
     sort(runs);
-    const auto same = [](const Run& a, const Run& b) {
-      return std::abs(a.criterion - b.criterion) <= 1e-7 * (1 + std::abs(a.criterion));
-    };
-    runs.erase(std::unique(runs.begin(), runs.end(), same), runs.end());
   }
 
   /// The ridge weighs gate coefficients relative to the pinned expert, so which one is pinned matters.
@@ -343,8 +358,11 @@ class Fitting {
     normalise(fit.model);
   }
 
-  static constexpr Index kFewest = 6, kGroup = 12;  ///< searches of an adaptive search, and those made at once
-  static constexpr std::size_t kRefined = 5;        ///< ends on a sample that are taken to all rows
+  static constexpr Index kFewest = 6, kGroup = 64;  ///< searches that small data always get; most that run at once
+  static constexpr double kLeastBudget = 288, kMostBudget = 1200;  ///< short runs: of 12 easy searches, and of 50
+  static constexpr double kAffordable = 1.2e7, kCheap = 1e6;       ///< rows * experts * (d + 2) of all short runs
+  static constexpr std::size_t kRefined = 5;         ///< ends on a sample that an adaptive search takes to all rows
+  static constexpr Index kRowsInParallel = 100'000;  ///< of a run; with fewer, runs are parallel
 
   FitOptions options_;
   GaussianMoe<G> shape_;

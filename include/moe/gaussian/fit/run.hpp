@@ -30,7 +30,7 @@ struct Run {
   double given_up = -std::numeric_limits<double>::infinity();  // highest criterion left to start an expert anew
 
   /// 2: interior; 1: but for an expert without support; 0: at the floor of variances, or with too few rows for a plane.
-  int standing() const { return interior ? 2 : flags.at_floor || flags.dead_expert ? 0 : 1; }
+  int standing() const { return interior ? 2 : flags.collapsed() ? 0 : 1; }
 
   /// By standing, then by criterion; NaN last.
   bool better_than(const Run& other) const {

@@ -18,7 +18,8 @@ struct SearchEnd {
   /// The run of highest criterion, and the highest that was left to start an expert anew.
   Run highest;
   double given_up = -std::numeric_limits<double>::infinity();
-  std::vector<StartReport> starts;  // criteria on standardised data
+  std::vector<StartReport> starts;  // criteria on standardised data; empty if the search has not been made
+  Index short_runs = 0;             // of starts and moves
 };
 
 /// A search of its own: short runs from some starts, long ones from the best of them, and moves from the best end until
@@ -27,7 +28,10 @@ struct SearchEnd {
 template <class = WhenUsed>
 class Search {
  public:
-  static constexpr Index kStarts = 12;  ///< twice each kind
+  static constexpr Index kStarts = 12;                               ///< twice each kind
+  static constexpr Index kMoves = 6;                                 ///< of a round
+  static constexpr int kFailures = 2;                                ///< rounds that end a search
+  static constexpr Index kLeastRuns = kStarts + kFailures * kMoves;  ///< short ones
 
   Search(const Runner<>& runner, const Starts<>& starts, const GaussianParameters& shape)
       : runner_(runner), starts_(starts), moves_(starts), shape_(shape) {}
@@ -42,6 +46,7 @@ class Search {
                             .short_log_likelihood = runs.back().criterion,
                             .log_likelihood = std::numeric_limits<double>::quiet_NaN()});
     }
+    end.short_runs = kStarts;
     climb(runs, kLongRuns, end);
     for (const Run& run : runs) {
       StartReport& at = end.starts[static_cast<std::size_t>(run.start - search * kStarts)];
@@ -57,7 +62,7 @@ class Search {
 
  private:
   static constexpr std::size_t kLongRuns = 3, kLongMoves = 2;
-  static constexpr int kMoves = 6, kFailures = 2, kRounds = 30;
+  static constexpr int kRounds = 30;
 
   static bool better(const Run& a, const Run& b) { return a.better_than(b); }
 
@@ -78,10 +83,11 @@ class Search {
 
   bool improve(Index search, Index& move, SearchEnd& end) const {
     std::vector<Run> runs;
-    for (int i = 0; i < kMoves; ++i) {
+    for (Index i = 0; i < kMoves; ++i) {
       runs.push_back(runner_.short_run(moves_(end.best.model, search, move++)));
       runs.back().start = end.best.start;
     }
+    end.short_runs += kMoves;
     climb(runs, kLongMoves, end);
     const Run& found = runs.front();
     if (!found.better_than(end.best)) return false;
