@@ -74,7 +74,7 @@ class Starts {
     else
       from_labels(labels(kind, random, k), random, m);
     shuffle(random, m);
-    if (!linear_) scatter_slopes(random, start, m);
+    if (!linear_) scatter_slopes(random, m);
     return m;
   }
 
@@ -262,9 +262,9 @@ class Starts {
   /// Behind an activation a slope of 0 is a saddle: slopes of several sizes and both signs. Where x is far from 0 and
   /// has to stay there, beta_1 . x must not: the activation would be flat on all rows. Slopes along the mean of x are
   /// shortened to what keeps it in place, a free temperature makes up for the smaller range, and the bias for the mean.
-  void scatter_slopes(const RandomField& random, Index start, GaussianParameters& m) const {
+  void scatter_slopes(const RandomField& random, GaussianParameters& m) const {
     constexpr double kSizes[] = {1, 0.5, 2, 4};
-    const double size = kSizes[start / kKinds % 4], square = center_.squaredNorm();
+    const double size = kSizes[random.below(4, 0, 10)], square = center_.squaredNorm();
     const double shorter = square > 0 ? (1 - 1 / std::sqrt(1 + square)) / square : 0;
     const Index free = m.last_slope == LastSlope::Free ? m.num_experts() : m.num_experts() - 1;
     double before = 0, after = 0;
