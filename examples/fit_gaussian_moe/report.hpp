@@ -25,14 +25,15 @@ void print_report(const moe::GaussianFit<Gate>& fit, const Problem& problem, con
 /// A line per number of experts; * marks what each criterion prefers.
 template <class Gate>
 void print_sweep(const moe::ExpertSweep<Gate>& sweep) {
-  std::printf("\nexperts  log-likelihood  parameters           AIC           BIC           ICL   starts at the best\n");
+  std::printf(
+      "\nexperts  log-likelihood  parameters           AIC           BIC           ICL   searches at the best\n");
   for (const auto& row : sweep.rows) {
     const Index k = row.num_experts();
     const auto mark = [&](Index best) { return best == k ? '*' : ' '; };
     std::printf("%7td  %14.4f  %10td  %11.3f %c %11.3f %c %11.3f %c %3td of %td%s\n", k, row.criteria.log_likelihood,
                 row.criteria.num_parameters, row.criteria.aic, mark(sweep.best_aic), row.criteria.bic,
-                mark(sweep.best_bic), row.criteria.icl, mark(sweep.best_icl), row.fit.hits, row.fit.starts,
-                row.interior ? "" : ", no candidate: a variance or an expert collapses");
+                mark(sweep.best_bic), row.criteria.icl, mark(sweep.best_icl), row.fit.hits, row.fit.searches,
+                row.interior ? "" : ", no candidate: a variance or an expert collapses, or one may be chance");
   }
 }
 
@@ -82,6 +83,7 @@ void write_json(const moe::GaussianFit<Gate>& fit, const Problem& problem, const
                               {"aic", criteria.aic},
                               {"bic", criteria.bic},
                               {"hits", fit.hits},
+                              {"searches", fit.searches},
                               {"score_norm", fit.score_norm},
                               {"expert_rows", to_json(fit.expert_rows)},
                               {"flags", flags}};

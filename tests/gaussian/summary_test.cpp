@@ -60,8 +60,9 @@ TEST_CASE("summary: has the numbers of criteria, standard errors and residuals u
   CHECK(std::abs(summary.residual_quantiles[2]) < 0.2);  // median of 400: sd 1.25 / 20
   CHECK(summary.distance < 1.63 / 20);                   // 1 % of Kolmogorov's, larger than with fitted parameters
   const std::string text = summary.text();
-  for (const char* part : {"answer: 400 rows, 1 input, 2 experts", "log-likelihood", "BIC", "converged after",
-                           "gate score of expert 1", "  dose", "std. error", "95% interval", "  0.9 ", "reached 1 time"})
+  for (const char* part :
+       {"answer: 400 rows, 1 input, 2 experts", "log-likelihood", "BIC", "converged after", "gate score of expert 1",
+        "  dose", "std. error", "95% interval", "  0.9 ", "1 start, the best end reached by 1 of 1 search"})
     CHECK_THAT(text, ContainsSubstring(part));
 }
 
@@ -84,11 +85,16 @@ TEST_CASE("summary: errors, and a free temperature", "[gaussian][error]") {
   const auto data = test::simulated(test::two_lines(), 100, 5);
   auto fit = moe::fit_from(data, test::two_lines());
   CHECK_THROWS_AS(moe::summary(fit, data, {.inputs = {"a", "b"}}), std::invalid_argument);
-  using Gate = moe::DenseToSparseGate<moe::ConstantSchedule>;
+  using Gate = moe::DenseToSparseGate<moe::LearnableTemperature>;
   moe::GaussianFit<Gate> tempered;
-  tempered.model = moe::GaussianMoe<Gate>(fit.model, Gate{.temperature = {.value = 1}});
+  tempered.model = moe::GaussianMoe<Gate>(fit.model);
   tempered.expert_rows = fit.expert_rows;
+  REQUIRE(moe::layout(tempered.model).free_temperature);
   const std::string text = moe::summary(tempered, data).text();
-  if (moe::layout(tempered.model).free_temperature) CHECK_THAT(text, ContainsSubstring("over the temperature"));
+  CHECK_THAT(text, ContainsSubstring("gate score of expert 1, over the temperature"));
+  CHECK_THAT(text, ContainsSubstring("  temperature"));
+  const auto searched = moe::fit(data, 2);
+  CHECK_THAT(moe::summary(searched, data).text(),
+             ContainsSubstring("reached by " + std::to_string(searched.hits) + " of 6 searches"));
   CHECK_THAT(moe::flag_words({.separated = true, .singular = true}).at(1).name, ContainsSubstring("singular"));
 }

@@ -191,8 +191,9 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
                  (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
                  (at.num_experts == 1 ? " expert" : " experts");
   out.search = std::string(fit.converged ? "converged" : "NOT converged") + " after " + std::to_string(fit.iterations) +
-               " iterations; " + std::to_string(fit.starts) + " starts, the best end reached " +
-               std::to_string(fit.hits) + (fit.hits == 1 ? " time" : " times");
+               " iterations; " + std::to_string(fit.starts) + (fit.starts == 1 ? " start" : " starts") +
+               ", the best end reached by " + std::to_string(fit.hits) + " of " + std::to_string(fit.searches) +
+               (fit.searches == 1 ? " search" : " searches");
   detail::fill_residuals(quantile_residuals(fit.model, data.x, data.y), out);
   return out;
 }
