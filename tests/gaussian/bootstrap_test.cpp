@@ -85,6 +85,27 @@ TEST_CASE("bootstrap: a free temperature is taken out, one active expert leaves 
   for (Index r = 0; r < 8; ++r) CHECK(std::abs(top1.replicates.row(r).head(2).norm() - std::hypot(2, 0.3)) < 1e-14);
 }
 
+TEST_CASE("bootstrap: keeps replicates in which an expert has few rows, as without them the spread is too small",
+          "[gaussian]") {
+  auto model = test::two_lines();
+  model.gate_slope.setZero();
+  model.gate_bias(0) = -1.5;  // 0.18 of 40 rows: fewer than the 2 (d + 2) = 6 of support in many samples
+  const auto x = test::simulated(model, 40, 3).x;
+  Index unsupported = 0;
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    const auto flags = moe::fit_from({x, moe::sample(model, x, seed)}, model).flags;
+    unsupported += flags.unsupported && !flags.collapsed();
+  }
+  REQUIRE(unsupported > 0);
+  moe::BootstrapOptions options{.replications = 20};
+  const auto boot = moe::bootstrap(model, x, options);
+  options.fit.support = 0;  // one run from the model ends where it does, whatever the rule
+  const auto other = moe::bootstrap(model, x, options);
+  CHECK(boot.usable == other.usable);
+  CHECK(boot.num_usable == other.num_usable);
+  CHECK(boot.replicates == other.replicates);
+}
+
 TEST_CASE("bootstrap: percentiles and deviation of given values", "[gaussian]") {
   const auto error = moe::detail::bootstrap_error({4, 1, 3, 2, 5}, 2.5, 0.5);
   CHECK(std::abs(error.standard_error - std::sqrt(2.5)) < 1e-15);

@@ -54,7 +54,9 @@ struct Bootstrap {
   std::vector<BootstrapParameter> parameters = {};
   Matrix<double> replicates = {};           ///< [replications, parameters], experts matched
   std::vector<double> log_likelihood = {};  ///< of each refit on its own sample
-  std::vector<bool> usable = {};            ///< false: a variance at the floor, or an expert without rows
+  /// False: a variance at the floor, or an expert without rows. An expert without support (FitOptions::support) is no
+  /// reason, as to leave such replicates out would make the spread too small.
+  std::vector<bool> usable = {};
   Index num_usable = 0, num_not_converged = 0;
   Index num_discarded = 0;  ///< refits that gave up an end of higher likelihood (FitFlags::discarded)
 
@@ -152,9 +154,9 @@ GaussianFit<G> refit(const GaussianMoe<G>& model, const RegressionData& data, Fi
   options.starts = starts;
   options.seed = seed;
   GaussianFit<G> other = moe::fit(data, model.num_experts(), model.gate, options);
-  const bool better = other.flags.interior() != best.flags.interior()
-                          ? other.flags.interior()
-                          : other.penalised_log_likelihood > best.penalised_log_likelihood;
+  const auto standing = [](const FitFlags& flags) { return flags.interior() ? 2 : flags.collapsed() ? 0 : 1; };
+  const int gain = standing(other.flags) - standing(best.flags);
+  const bool better = gain > 0 || (gain == 0 && other.penalised_log_likelihood > best.penalised_log_likelihood);
   if (better) std::swap(best, other);
   const double highest = std::fmax(other.penalised_log_likelihood,  // NaN is none
                                    std::fmax(best.discarded_log_likelihood, other.discarded_log_likelihood));
@@ -196,7 +198,7 @@ Bootstrap bootstrap(const GaussianMoe<G>& model, const MatrixView<double>& x, co
     const auto s = static_cast<std::size_t>(r);
     out.replicates.row(r) = columns(detail::relabelled(model, fit.model, x));
     out.log_likelihood[s] = fit.log_likelihood;
-    usable[s] = fit.flags.interior();
+    usable[s] = !fit.flags.collapsed();
     converged[s] = fit.converged;
     discarded[s] = fit.flags.discarded;
     const std::lock_guard lock(mutex);

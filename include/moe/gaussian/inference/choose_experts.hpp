@@ -16,7 +16,8 @@ struct ExpertSweep {
   struct Row {
     GaussianFit<G> fit = {};
     Criteria criteria = {};
-    /// Not at the variance floor, and every expert holds at least d + 2 rows: only such fits are candidates.
+    /// FitFlags::interior(): no variance at the floor, and every expert holds at least d + 2 rows and has its support.
+    /// Only such fits are candidates.
     bool interior = false;
 
     Index num_experts() const { return fit.model.num_experts(); }
