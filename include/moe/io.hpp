@@ -53,6 +53,7 @@
 // Files: tensors, arrays, tables.
 #include "moe/io/file/csv.hpp"
 #include "moe/io/file/data_file.hpp"
+#include "moe/io/file/data_file_options.hpp"
 #include "moe/io/file/dtype.hpp"
 #include "moe/io/file/gguf.hpp"
 #include "moe/io/file/gguf_blocks.hpp"

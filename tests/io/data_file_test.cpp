@@ -107,16 +107,18 @@ TEST_CASE("read_data_frame: what pandas and spreadsheets write", "[io]") {
                     "3,4.9,3.0," +
                     quoted + ",True\n4,6.4,3.2,versicolor,False\n"),
                "to_csv() of what was read without index_col");
-  require_iris(read("\xEF\xBB\xBF"
-                    "sep=;\r\na;b;c;d;\r\n5,1;3,5;setosa;TRUE;\r\n;3,2;versicolor;FALSE;\r\n"
-                    "6,3;3,3;virginica;#N/A;\r\n4,9;3;" +
-                    quoted + ";TRUE;\r\n6,4;3,2;versicolor;FALSE;\r\n;;;;\r\n")
-                           .columns.size() == 4
-                   ? read("a;b;c;d;\r\n5,1;3,5;setosa;TRUE;\r\n;3,2;versicolor;FALSE;\r\n6,3;3,3;virginica;#N/A;\r\n"
-                          "4,9;3;" +
-                          quoted + ";TRUE;\r\n6,4;3,2;versicolor;FALSE;\r\n")
-                   : moe::DataFrame{},
-               "Excel, German, separators at the ends of lines");
+  const std::string german =
+      "a;b;c;d;\r\n5,1;3,5;setosa;TRUE;\r\n;3,2;versicolor;FALSE;\r\n"
+      "6,3;3,3;virginica;#N/A;\r\n4,9;3;" +
+      quoted + ";TRUE;\r\n6,4;3,2;versicolor;FALSE;\r\n";
+  require_iris(read(german), "Excel, German, separators at the ends of lines");
+  const auto empty_row = read("\xEF\xBB\xBFsep=;\r\n" + german + ";;;;\r\n");
+  REQUIRE(empty_row.num_rows == 6);
+  CHECK(names_of(empty_row) == Names{"a", "b", "c", "d"});
+  CHECK(words_of(empty_row.columns[0], 6) == "5.1|-|6.3|4.9|6.4|-");
+  CHECK(words_of(empty_row.columns[1], 6) == "3.5|3.2|3.3|3|3.2|-");
+  CHECK(words_of(empty_row.columns[2], 6) == "setosa|versicolor|virginica|say \"hi\", you|versicolor|-");
+  CHECK(words_of(empty_row.columns[3], 6) == "TRUE|FALSE|-|TRUE|FALSE|-");
   require_iris(read("a,b,c,d\r5.1,3.5,setosa,TRUE\r.,3.2,versicolor,FALSE\r6.3,3.3,virginica,\r4.9,3," + quoted +
                     ",TRUE\r6.4,3.2,versicolor,FALSE\r"),
                "Excel, CSV (Macintosh)");
@@ -183,6 +185,62 @@ TEST_CASE("read_data_frame: numbers are rounded to the nearest double, infinite 
   CHECK(frame.columns[1].numbers[1] == -std::numeric_limits<double>::infinity());
 }
 
+TEST_CASE("read_data_frame: a column of numbers has no number beyond double, one of text may", "[io]") {
+  const auto frame = read("part,x\n7e3456-A,1\n1e999,2\nB,3\n");
+  CHECK(words_of(frame.columns[0], 3) == "7e3456-A|1e999|B");
+  CHECK_THAT(error_of("x,y\n1,2\n1e999,3\n"), ContainsSubstring("line 3, column 'x': found '1e999'"));
+}
+
+TEST_CASE("read_data_frame: decimal marks that contradict are an error, or a column that is of no use", "[io][error]") {
+  CHECK_THAT(error_of("y;x\n1.5;2,5\n2.345;3,7\n"),
+             ContainsSubstring("have a decimal point in line 2 and a decimal comma in line 2"));
+  CHECK_THAT(error_of("y;x\n1.234;2,345\n"), ContainsSubstring("separators of thousands"));
+  const auto thousands = read("y;x\n1.234;2,5\n2.345;3,7\n");
+  CHECK_THAT(thousands.columns[0].unusable, ContainsSubstring("separators of thousands ('1.234' in line 2)"));
+  CHECK(words_of(thousands.columns[1], 2) == "2.5|3.7");
+  const auto quoted = read("y,x\n1,\"1,5\"\n2,\"2,7\"\n");  // pandas: to_csv(decimal=",")
+  CHECK(words_of(quoted.columns[1], 2) == "1.5|2.7");
+  CHECK(quoted.notes == Names{"the decimal mark is a comma"});
+  CHECK_THAT(error_of("y,x\n1.234,\"1,5\"\n"), ContainsSubstring("expected the same in all"));
+  CHECK_THAT(doubt_of("y,x\n1.5,\"1,5\"\n2,\"2,7\"\n3,?\n"),
+             ContainsSubstring("another decimal mark ('1,5' in line 2), expected '.'"));
+  CHECK(read("y;x\n1,5;3.25\n", {.decimal = ','}).columns[1].unusable.starts_with("holds numbers with another"));
+}
+
+TEST_CASE("read_data_frame: names that are numbers", "[io]") {
+  const auto array = read(",0,1,2\n0,5.1,3.5,1\n1,4.9,3,0\n");  // pandas: DataFrame(array).to_csv()
+  CHECK(names_of(array) == Names{"0", "1", "2"});
+  CHECK(words_of(array.columns[0], array.num_rows) == "5.1|4.9");
+  CHECK(array.notes.at(0) == "the first line names the columns, though there are numbers in it");
+  CHECK(names_of(read("0,1,2\n5.1,3.5,1\n4.9,3,0\n")) == Names{"0", "1", "2"});  // index=False
+  CHECK_THAT(error_of("0,1\n5.1,3.5\n"), ContainsSubstring("'0' and '1' may be names of columns or values"));
+  CHECK_THAT(error_of("country,2019,2020\nDE,1,2\nFR,3,4\n"), ContainsSubstring("'country' and '2019' may be names"));
+  CHECK(names_of(read("country,2019,2020\nDE,1,2\n", {.header = moe::HeaderLine::Yes})).at(1) == "2019");
+  CHECK(names_of(read("year,2019\n1,2\n3,4\n")) == Names{"year", "2019"});
+  CHECK(read("DE,1,2\nFR,3,4\nDE,5,6\n").num_rows == 3);  // a name does not come again
+  CHECK(read("5.1,a\n4.9,b\n").num_rows == 2);            // nor is 5.1 one
+  CHECK(read("TRUE,1\nFALSE,2\n").num_rows == 2);
+  CHECK(read("2020-01-31,1\n2020-02-01,2\n").num_rows == 2);
+}
+
+TEST_CASE("read_data_frame: rows that begin as comments do", "[io]") {
+  const auto missing = read("x,y\n1,2\n#N/A,3\n#DIV/0!,4\n# 5,6\n#7\n8,9\n");
+  CHECK(words_of(missing.columns[0], missing.num_rows) == "1|-|#DIV/0!|8");
+  CHECK(missing.notes == Names{"lines of comments, passed over: 2"});
+  CHECK(words_of(read("x\n1\n#N/A\n#2\n").columns[0], 2) == "1|-");
+  const auto colours = read("colour n\n#FF0000 1\n#00FF00 2\n");
+  CHECK(words_of(colours.columns[0], colours.num_rows) == "#FF0000|#00FF00");
+  CHECK(names_of(read("#,x,y\n1,2,3\n4,5,6\n")) == Names{"#", "x", "y"});
+  CHECK(read("#made \"by hand, today\nx,y\n1,2\n").num_rows == 1);
+}
+
+TEST_CASE("read_data_frame: a backslash before a quote, where it cannot end the field, is one everywhere", "[io]") {
+  const auto table = read("\"n\" \"text\"\n\"1\" 1 \"say \\\"hi\\\" you\"\n\"2\" 2 \"C:\"\n");  // R: write.table
+  CHECK(names_of(table) == Names{"n", "text"});
+  CHECK(words_of(table.columns[1], 2) == "say \"hi\" you|C:");
+  CHECK(words_of(read("x,y\n1,\"C:\\\"\n2,\"D:\\\"\n").columns[1], 2) == "C:\\|D:\\");
+}
+
 TEST_CASE("read_data_frame: columns that are no numbers are told by a sentence", "[io][error]") {
   CHECK_THAT(doubt_of("x,y\n1,2020-01-31\n2,2020-02-01\n"),
              ContainsSubstring("holds dates or times ('2020-01-31' in line 2)"));
@@ -209,7 +267,10 @@ TEST_CASE("read_data_frame: broken files are errors with their place", "[io][err
   CHECK_THAT(error_of("x;y\n1,234;5,678\n"), ContainsSubstring("line 2: commas may be decimal marks or separators"));
   CHECK_THAT(error_of("x,y\n"), ContainsSubstring("has column names and no rows"));
   CHECK_THAT(error_of("# x\n\n"), ContainsSubstring("is empty"));
-  CHECK_THAT(error_of(""), ContainsSubstring("table.csv'"));
+  CHECK_THAT(error_of(""), ContainsSubstring("table.csv' is empty"));
+  CHECK_THAT(error_of("x,y\n1,2\n3,caf\xE9\n"), ContainsSubstring("line 3 is not UTF-8"));
+  CHECK_THAT(error_of("x,\"y\n!touch z\"\n1,2\n"), ContainsSubstring("column 2 is called 'y?!touch z'"));
+  CHECK_THAT(error_of("x,y\x1B[2J\n1,2\n"), ContainsSubstring("without control characters"));
   CHECK_THAT(error_of(std::string("\xFF\xFEx\0", 4)), ContainsSubstring("UTF-16"));
   CHECK_THAT(error_of(std::string("PK\0\0", 4)), ContainsSubstring("bytes of value 0"));
 }

@@ -4,11 +4,14 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <optional>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
+#include "moe/core/shown.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -18,6 +21,19 @@ enum class ColumnKind {
   Logical,  ///< 0 or 1, written FALSE or TRUE
   Text      ///< levels of a factor
 };
+
+namespace detail {
+
+/// TRUE and FALSE as R, pandas and spreadsheets write them; nothing for other texts.
+inline std::optional<bool> logical_word(std::string_view text) {
+  for (const char* word : {"TRUE", "True", "true", "T"})
+    if (text == word) return true;
+  for (const char* word : {"FALSE", "False", "false", "F"})
+    if (text == word) return false;
+  return std::nullopt;
+}
+
+}  // namespace detail
 
 /// A column with a name, whose values may be missing. A plain value.
 struct DataColumn {
@@ -38,7 +54,7 @@ struct DataColumn {
     if (kind == ColumnKind::Text) return texts[i];
     if (kind == ColumnKind::Logical) return numbers[i] != 0 ? "TRUE" : "FALSE";
     std::array<char, 32> digits;  // the longest double has 24 characters
-    return {digits.data(), std::to_chars(digits.data(), digits.data() + digits.size(), numbers[i]).ptr};
+    return {digits.data(), std::to_chars(digits.data(), digits.data() + digits.size(), numbers[i] + 0.0).ptr};  // no -0
   }
 };
 
@@ -58,12 +74,15 @@ struct DataFrame {
 
   /// Throws std::invalid_argument unless all columns have num_rows values, and a name that no other has.
   void validate(const char* function) const {
+    std::unordered_set<std::string_view> names;
     for (const DataColumn& column : columns) {
       const auto size = column.kind == ColumnKind::Text ? column.texts.size() : column.numbers.size();
       if (static_cast<Index>(size) != num_rows)
-        fail(function, ": column '", column.name, "' has ", size, " values, expected num_rows = ", num_rows);
-      if (column.name.empty() || find(column.name) != &column)
-        fail(function, ": a column is called '", column.name, "', expected a name that no other column has");
+        fail(function, ": column ", detail::in_quotes(column.name), " has ", size,
+             " values, expected num_rows = ", num_rows);
+      if (column.name.empty() || !names.insert(column.name).second)
+        fail(function, ": a column is called ", detail::in_quotes(column.name),
+             ", expected a name that no other column has");
     }
   }
 };

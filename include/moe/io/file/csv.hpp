@@ -49,7 +49,8 @@ inline CsvNumber parse_number(std::string_view text) {
   CsvNumber number;
   if (text.size() > 1 && text[0] == '+' && text[1] != '-') text.remove_prefix(1);  // from_chars knows no plus
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number.value);
-  number.in_range = error != std::errc::result_out_of_range;
+  // The digits that text begins with may be beyond the range, too: 7e3456-A is no number.
+  number.in_range = error != std::errc::result_out_of_range || end != text.data() + text.size();
   number.ok = error == std::errc{} && end == text.data() + text.size() && std::isfinite(number.value);
   return number;
 }

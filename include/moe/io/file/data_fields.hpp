@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <deque>
+#include <limits>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "moe/core/error.hpp"
 #include "moe/core/matrix.hpp"
 #include "moe/io/file/csv.hpp"
+#include "moe/io/file/data_file_options.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
@@ -28,12 +30,16 @@ struct DataRecord {
 };
 
 /// Takes a text apart into records: fields between separators, of which ' ' stands for any run of blanks. Fields may be
-/// in double quotes, which hold separators, line ends, and quotes doubled or behind a backslash. Blank lines and those
-/// that begin with `comment` are passed over.
+/// in double quotes, which hold separators, line ends, and quotes doubled or behind a backslash: always, if one is
+/// where no field can end, else unless the field ends there. Blank lines and comments are passed over.
 class DataTokens {
  public:
-  DataTokens(std::string label, std::string_view text, char separator, char comment)
-      : label_(std::move(label)), text_(text), separator_(separator), comment_(comment) {}
+  DataTokens(std::string label, std::string_view text, char separator, const DataFileOptions& options)
+      : label_(std::move(label)), text_(text), separator_(separator), options_(options) {
+    for (std::size_t place = text_.find("\\\""); place != text_.npos && !escapes_;
+         place = text_.find("\\\"", place + 2))
+      escapes_ = at(place + 2) != '"' && !ends(place + 2);
+  }
 
   Index comments() const { return comments_; }
 
@@ -60,12 +66,47 @@ class DataTokens {
   bool pass_over() {
     std::size_t begin = place_;
     while (is_blank(at(begin))) ++begin;
-    const bool comment = comment_ != 0 && at(begin) == comment_;
-    if (!comment && at(begin) != '\n') return false;
+    const std::size_t end = std::min(text_.find('\n', begin), text_.size());
+    const bool comment = begin < end && options_.comment != 0 && at(begin) == options_.comment;
+    if (begin < end && (!comment || is_row(text_.substr(begin, end - begin)))) return false;
     comments_ += comment ? 1 : 0;
-    place_ = std::min(text_.find('\n', begin), text_.size()) + 1;
+    place_ = end + 1;
     ++line_;
     return true;
+  }
+
+  /// A row whose first value begins as comments do: #N/A, #FF0000, or the # that names a column of numbers. It has as
+  /// many fields as other rows, and no blank behind the sign.
+  bool is_row(std::string_view line) {
+    const std::string_view first =
+        line.substr(0, separator_ == ' ' ? line.find_first_of(" \t") : line.find(separator_));
+    if (options_.is_missing(trimmed(first))) return true;
+    const std::size_t fields = num_fields(line);
+    if (fields < 2 || (line.size() > 1 && is_blank(line[1]))) return false;
+    if (other_width_ == 0) other_width_ = other_width();
+    return fields == other_width_;
+  }
+
+  /// Of a line; 0 if a quote has no end there.
+  std::size_t num_fields(std::string_view line) const {
+    std::size_t fields = 1;
+    bool inside = false;
+    line = trimmed(line);
+    for (std::size_t i = 0; i < line.size(); ++i) {
+      if (line[i] == '"') inside = !inside;
+      const bool cuts = separator_ == ' ' ? is_blank(line[i]) && !is_blank(line[i - 1]) : line[i] == separator_;
+      if (cuts && !inside) ++fields;
+    }
+    return inside ? 0 : fields;
+  }
+
+  /// Fields of the rows that do not begin as comments do: of the second one, as the first one may lack a name of rows.
+  std::size_t other_width() const {
+    DataTokens others(label_, text_, separator_, options_);
+    std::size_t width = others.other_width_ = text_.size() + 1;  // of no line
+    DataRecord record;
+    for (int row = 0; row < 2 && others.next(record); ++row) width = record.fields.size();
+    return width;
   }
 
   DataField field() {
@@ -83,8 +124,7 @@ class DataTokens {
     for (;; ++place_) {
       if (place_ >= text_.size()) fail_environment(label_, ", line ", line, ": a quote has no end");
       const char c = text_[place_];
-      const bool escaped =
-          (c == '"' && at(place_ + 1) == '"') || (c == '\\' && at(place_ + 1) == '"' && !ends(place_ + 2));
+      const bool escaped = at(place_ + 1) == '"' && (c == '"' || (c == '\\' && (escapes_ || !ends(place_ + 2))));
       if (c == '"' && !escaped) break;
       if (escaped && !copy) copy = &copies_.emplace_back(text_.substr(begin, place_ - begin));
       if (escaped) ++place_;
@@ -103,7 +143,7 @@ class DataTokens {
   /// Is a quoted field over here, so that the backslash before its quote was no escape?
   bool ends(std::size_t place) const {
     while (at(place) == '\r') ++place;
-    return at(place) == '\n' || at(place) == separator_;
+    return at(place) == '\n' || at(place) == separator_ || (separator_ == ' ' && at(place) == '\t');
   }
   void skip_blanks_but_separator() {
     while (at(place_) != separator_ && is_blank(at(place_))) ++place_;
@@ -123,19 +163,22 @@ class DataTokens {
 
   std::string label_;
   std::string_view text_;
-  char separator_, comment_;
+  char separator_;
+  const DataFileOptions& options_;
+  bool escapes_ = false;         // is \" a quote wherever it stands?
+  std::size_t other_width_ = 0;  // 0: not known yet
   std::size_t place_ = 0;
   Index line_ = 1, comments_ = 0;
   std::deque<std::string> copies_ = {};  // of quoted fields with escapes: does not move them
 };
 
 /// How many fields the first lines have with a separator; nothing where quotes do not fit.
-inline std::vector<std::size_t> field_counts(std::string_view text, char separator, char comment) {
+inline std::vector<std::size_t> field_counts(std::string_view text, char separator, const DataFileOptions& options) {
   constexpr std::size_t kLines = 200;
   std::vector<std::size_t> counts;
   DataRecord record;
   try {
-    DataTokens tokens("", text, separator, comment);
+    DataTokens tokens("", text, separator, options);
     while (counts.size() < kLines && tokens.next(record)) counts.push_back(record.fields.size());
   } catch (const std::runtime_error&) {
     counts.clear();
@@ -145,12 +188,12 @@ inline std::vector<std::size_t> field_counts(std::string_view text, char separat
 
 /// The first of tab ; , and blanks that cuts all of the first 200 lines into as many fields, more than one; the first
 /// line may have one less, before row names. If none does, the one that the first line has most of.
-inline char find_separator(std::string_view text, char comment) {
+inline char find_separator(std::string_view text, const DataFileOptions& options) {
   constexpr std::array kSeparators = {'\t', ';', ',', ' '};
   char most = ',';
   std::size_t fields = 1;
   for (const char separator : kSeparators) {
-    const std::vector<std::size_t> counts = field_counts(text, separator, comment);
+    const std::vector<std::size_t> counts = field_counts(text, separator, options);
     if (counts.empty()) continue;
     const std::size_t width = counts.back();
     const bool first = counts.front() == width || (counts.front() + 1 == width && width > 2);
@@ -204,6 +247,11 @@ inline CsvNumber parse_marked_number(std::string_view text, char decimal) {
   std::string copy(text);
   std::replace(copy.begin(), copy.end(), decimal, '.');
   return parse_number(copy);
+}
+
+/// Is it a number only if `mark` is the decimal mark, with separators of thousands or without?
+inline bool needs_mark(std::string_view text, char mark) {
+  return text.find(mark) != text.npos && (parse_marked_number(text, mark).ok || has_thousands(text, mark));
 }
 
 }  // namespace moe::inline MOE_ABI::detail

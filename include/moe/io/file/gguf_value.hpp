@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "moe/io/file/message.hpp"
+#include "moe/io/file/utf8.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -101,33 +102,6 @@ constexpr std::optional<std::uint64_t> gguf_type_size(std::uint32_t type) {
   constexpr std::array<std::uint64_t, 13> kSizes{1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
   if (type >= kSizes.size()) return std::nullopt;
   return kSizes[type];
-}
-
-/// The length of the first character of a text, 0 where it is not UTF-8: no overlong forms, surrogates, or beyond
-/// U+10FFFF (RFC 3629).
-inline std::size_t utf8_length(std::string_view text) {
-  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0u; };
-  const auto follows = [&](std::size_t i) { return (byte(i) & 0xC0u) == 0x80u; };
-  const unsigned first = byte(0), second = byte(1);
-  if (first < 0x80) return 1;
-  if (first >= 0xC2 && first <= 0xDF) return follows(1) ? 2 : 0;
-  if (first >= 0xE0 && first <= 0xEF) {
-    const bool is_right = (first != 0xE0 || second >= 0xA0) && (first != 0xED || second <= 0x9F);
-    return is_right && follows(1) && follows(2) ? 3 : 0;
-  }
-  if (first >= 0xF0 && first <= 0xF4) {
-    const bool is_right = (first != 0xF0 || second >= 0x90) && (first != 0xF4 || second <= 0x8F);
-    return is_right && follows(1) && follows(2) && follows(3) ? 4 : 0;
-  }
-  return 0;
-}
-inline bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const std::size_t length = utf8_length(text);
-    if (length == 0) return false;
-    text.remove_prefix(length);
-  }
-  return true;
 }
 
 /// Takes what a file holds from its bytes, one after the other, and knows where it is, for its messages.
