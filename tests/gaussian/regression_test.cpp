@@ -168,3 +168,99 @@ TEST_CASE("design_rows: other data become the same columns", "[gaussian]") {
   other.columns.erase(other.columns.begin());
   CHECK_THAT(message_of([&] { moe::design_rows(r.design, other); }), ContainsSubstring("there is no column 'g'"));
 }
+
+TEST_CASE("design_rows: levels are compared by value where they were read as numbers or TRUE and FALSE", "[gaussian]") {
+  moe::DataFrame frame{.num_rows = 4,
+                       .columns = {numbers("y", {1, 2, 3, 5}), texts("sex", {"F", "M", "F", "M"}),
+                                   texts("code", {"01", "1a", "1a", "2.50"})},
+                       .notes = {}};
+  const auto r = moe::regression(frame, moe::parse_formula("y ~ sex + code"));
+  moe::DataFrame other{.num_rows = 2, .columns = {numbers("code", {1, 2.5})}, .notes = {}};
+  other.columns.push_back({.name = "sex", .kind = ColumnKind::Logical, .numbers = {0, 0}, .texts = {}, .unusable = {}});
+  CHECK(r.design.names() == Names{"sexM", "code1a", "code2.50"});
+  CHECK(moe::design_rows(r.design, other).data.x == (moe::Matrix<double>(2, 3) << 0, 0, 0, 0, 0, 1).finished());
+  other.columns[1].numbers[1] = 1;
+  CHECK_THAT(message_of([&] { moe::design_rows(r.design, other); }),
+             ContainsSubstring("'sex' is 'TRUE' in row 2, expected a level of the fit: F, M"));
+  auto design = r.design;
+  design.factors[1].levels.push_back("1.0");  // as 01
+  other.columns[1].numbers[1] = 0;
+  CHECK_THAT(message_of([&] { moe::design_rows(design, other); }),
+             ContainsSubstring("'code' is 1 in row 1, which several levels of the fit are"));
+}
+
+TEST_CASE("regression: -0 is the level 0", "[gaussian]") {
+  auto frame = sample();
+  frame.columns[3].numbers = {-0.0, 0.0, 1, -0.0, 1, 0.0};
+  const auto r = moe::regression(frame, moe::parse_formula("y ~ factor(m, ref = 1)"));
+  CHECK(r.design.names() == Names{"factor(m)0"});
+  CHECK(r.data().x.col(0) == Eigen::VectorXd((Eigen::VectorXd(6) << 1, 1, 0, 1, 0, 1).finished()));
+}
+
+TEST_CASE("regression: a text that names the rows is refused before it fills the memory", "[gaussian][error]") {
+  constexpr Index kRows = 30000;  // 7 GB of dummies
+  std::vector<double> y;
+  Names ids;
+  for (Index i = 0; i < kRows; ++i) {
+    y.push_back(static_cast<double>(i % 7));
+    ids.push_back("id" + std::to_string(i));
+  }
+  const moe::DataFrame frame{
+      .num_rows = kRows, .columns = {numbers("y", y), numbers("x", y), texts("id", ids)}, .notes = {}};
+  CHECK_THAT(
+      message_of([&] { moe::regression(frame, moe::parse_formula("y ~ .")); }),
+      ContainsSubstring("30000 columns of x for 30000 complete rows") && ContainsSubstring("'id' has 30000 levels"));
+}
+
+TEST_CASE("regression, design_rows: many columns and many levels are no square of them", "[gaussian]") {
+  constexpr Index kMany = 20000;
+  moe::DataFrame frame{.num_rows = 2, .columns = {numbers("y", {1, 2}), numbers("x", {1, 3})}, .notes = {}};
+  moe::Formula formula = moe::parse_formula("y ~ .");
+  for (Index c = 0; c < kMany; ++c) {
+    frame.columns.push_back(numbers("a name as long as others " + std::to_string(c), {1, 2}));
+    formula.removed.push_back(frame.columns.back().name);
+  }
+  CHECK_THAT(message_of([&] { moe::regression(frame, formula); }), !ContainsSubstring("no column"));
+  moe::Design design{.response = "y",
+                     .columns = {{.name = "g0", .source = "g", .level = "level 0"}},
+                     .factors = {{"g", {}}},
+                     .dropped = {}};
+  Names levels;
+  for (Index l = 0; l < kMany; ++l) levels.push_back("level " + std::to_string(l));
+  design.factors[0].levels = levels;
+  const moe::DataFrame rows{.num_rows = kMany, .columns = {texts("g", levels)}, .notes = {}};
+  CHECK(moe::design_rows(design, rows).data.x.sum() == 1);
+}
+
+TEST_CASE("regression: names and levels of files go to messages cleaned and cut", "[gaussian][error]") {
+  auto frame = sample();
+  frame.columns[2].texts = {"b\x1B[2J", "a", "a", "c", std::string(500, 'd'), "a"};
+  const auto r = moe::regression(frame, moe::parse_formula("y ~ g"));
+  CHECK(r.notes.at(0) == "factor 'g': the base level is a, the others are b?[2J, c, " + std::string(40, 'd') + "...");
+  CHECK_THAT(message_of([&] {
+               frame.columns[0].name = "\a";
+               moe::regression(frame, moe::parse_formula("q ~ g"));
+             }),
+             ContainsSubstring("expected one of: ?, x, g"));
+  frame = sample();
+  for (int c = 0; c < 30; ++c) frame.columns.push_back(numbers("c" + std::to_string(c), {1, 2, 3, 4, 5, 6}));
+  CHECK_THAT(message_of([&] { moe::regression(frame, moe::parse_formula("q ~ g")); }),
+             ContainsSubstring("and 17 more"));
+}
+
+TEST_CASE("design_rows: the response may be ignored, and a dummy has a factor with its level", "[gaussian]") {
+  const auto r = of("y ~ m + g");
+  auto frame = sample();
+  frame.columns[0].numbers[1] = kMissing;
+  CHECK(moe::design_rows(r.design, frame).data.num_rows() == 5);
+  const auto rows = moe::design_rows(r.design, frame, moe::MissingRows::LeaveOut, moe::ResponseColumn::Ignored);
+  CHECK(rows.data.x == r.data().x);
+  CHECK(rows.data.y.size() == 0);
+  auto design = r.design;
+  design.factors.clear();
+  CHECK_THAT(message_of([&] { moe::design_rows(design, frame); }), ContainsSubstring("'gb' is a dummy of 'g'"));
+  design = r.design;
+  design.columns[1].level = "q";
+  CHECK_THAT(message_of([&] { moe::design_rows(design, frame); }),
+             ContainsSubstring("is the dummy of 'q', expected a level of 'g': a, b, c, z"));
+}

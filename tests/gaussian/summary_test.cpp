@@ -64,6 +64,9 @@ TEST_CASE("summary: has the numbers of criteria, standard errors and residuals u
        {"answer: 400 rows, 1 input, 2 experts", "log-likelihood", "BIC", "converged after", "gate score of expert 1",
         "  dose", "std. error", "95% interval", "  0.9 ", "1 start, the best end reached by 1 of 1 search"})
     CHECK_THAT(text, ContainsSubstring(part));
+  auto named = summary;  // by a file
+  named.blocks[0].lines[1].label = "a\x1B[2J" + std::string(500, 'b');
+  CHECK_THAT(named.text(), ContainsSubstring("  a?[2Jb") && !ContainsSubstring(std::string(60, 'b')));
 }
 
 TEST_CASE("summary: residuals of a wrong model show", "[gaussian]") {

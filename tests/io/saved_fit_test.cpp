@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "moe/io/saved_fit.hpp"
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -91,4 +92,34 @@ TEST_CASE("save_fit, load_fit: what does not fit is an error", "[io][gaussian][e
   CHECK_THAT(message_of([&] { moe::load_fit(directory / "f", moe::TopKGate{.k = 1}); }),
              ContainsSubstring("number of active experts"));
   CHECK(moe::load_gaussian_moe(directory / "f").slope == fit.model.slope);
+}
+
+TEST_CASE("load_fit: a version that is not known, and numbers that no fit has, are errors", "[io][gaussian][error]") {
+  auto fit = sample_fit();
+  const auto r = moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + g"));
+  const test::TemporaryDirectory directory;
+  moe::save_fit(directory / "f", fit, r.design);
+  const nlohmann::json right = nlohmann::json::parse(moe::SafetensorsReader(directory / "f").metadata().at("moe.fit"));
+  CHECK(right.at("version") == 1);
+  const auto error_with = [&](const std::string& pointer, const nlohmann::json& value) {
+    nlohmann::json json = right;
+    json[nlohmann::json::json_pointer(pointer)] = value;
+    moe::save_parameters(directory / "m", fit.model, {{"moe.fit", json.dump()}});
+    return message_of([&] { moe::load_fit(directory / "m"); });
+  };
+  CHECK(error_with("/converged", true) == "no error");
+  CHECK_THAT(error_with("/version", 2), ContainsSubstring("is of version 2, expected 1"));
+  for (const nlohmann::json& rows : {nlohmann::json(1e300), nlohmann::json(6.5), nlohmann::json(18446744073709551615u)})
+    CHECK_THAT(error_with("/num_rows", rows), ContainsSubstring("expected a whole number of rows"));
+  CHECK_THAT(error_with("/num_rows", 0), ContainsSubstring("num_rows is 0, expected at least 1"));
+  CHECK_THAT(error_with("/num_rows", -3), ContainsSubstring("num_rows is -3"));
+  CHECK_THAT(error_with("/log_likelihood", nullptr), ContainsSubstring("is no fit"));
+  CHECK_THAT(error_with("/design/columns/1/level", "q"), ContainsSubstring("holds no design"));
+  CHECK_THAT(error_with("/design/factors", nlohmann::json::array()), ContainsSubstring("expected a factor"));
+  CHECK_THAT(error_with("/design/factors/0/levels/0", "b"), ContainsSubstring("twice"));
+  fit.log_likelihood = std::numeric_limits<double>::quiet_NaN();
+  CHECK_THAT(message_of([&] { moe::save_fit(directory / "f", fit, r.design); }), ContainsSubstring("log_likelihood"));
+  fit = sample_fit();
+  fit.num_rows = 0;
+  CHECK_THAT(message_of([&] { moe::save_fit(directory / "f", fit, r.design); }), ContainsSubstring("num_rows is 0"));
 }

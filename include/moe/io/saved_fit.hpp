@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
@@ -30,6 +31,7 @@ struct SavedFit {
 namespace detail {
 
 inline constexpr const char* kFitKey = "moe.fit";  // of the metadata
+inline constexpr int kFitVersion = 1;
 
 inline nlohmann::json design_json(const Design& design) {
   nlohmann::json columns = nlohmann::json::array(), factors = nlohmann::json::array();
@@ -54,13 +56,27 @@ inline Design design_of(const nlohmann::json& json) {
   return design;
 }
 
+/// What predictions divide by, and a number that JSON has.
+template <class Fail>
+void require_report(double log_likelihood, Index num_rows, Fail&& refuse) {
+  if (num_rows < 1) refuse("num_rows is " + std::to_string(num_rows) + ", expected at least 1");
+  if (!std::isfinite(log_likelihood)) refuse("log_likelihood is no finite number, expected one");
+}
+
+inline Index num_rows_of(const std::string& label, const nlohmann::json& json) {
+  if (!json.is_number_integer() || json.get<double>() > 9e15)  // a double counts them below
+    fail_environment(label, ": num_rows is ", shown(json.dump()), ", expected a whole number of rows");
+  return json.get<Index>();
+}
+
 }  // namespace detail
 
 /// Saves a fit with the design of its inputs: levels of factors, base levels, columns that were left out. The file is
 /// one of save_parameters(), which load_gaussian_moe() reads, too; `metadata` is kept beside.
 ///   save_fit("fit.safetensors", fit, regression.design, {{"gate", "softmax"}});
-/// Throws std::invalid_argument unless the design has as many columns as the model inputs, all names are UTF-8 and no
-/// key is "moe.fit"; std::runtime_error if the file cannot be written.
+/// Throws std::invalid_argument unless the design is valid and has as many columns as the model inputs, the fit has
+/// rows and a finite likelihood, all names are UTF-8 and no key is "moe.fit"; std::runtime_error if the file cannot be
+/// written.
 template <class G>
 void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, const Design& design,
               Metadata metadata = {}) {
@@ -68,11 +84,12 @@ void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, cons
   fit.model.validate(kName);
   if (std::ssize(design.columns) != fit.model.input_dim())
     fail(kName, ": design has ", design.columns.size(), " columns, expected input_dim = ", fit.model.input_dim());
-  const nlohmann::json json{{"design", detail::design_json(design)},
-                            {"log_likelihood", fit.log_likelihood},
-                            {"num_rows", fit.num_rows},
-                            {"converged", fit.converged},
-                            {"free_last_slope", fit.model.last_slope == LastSlope::Free}};
+  design.validate(kName);
+  detail::require_report(fit.log_likelihood, fit.num_rows, [&](const std::string& why) { fail(kName, ": ", why); });
+  const nlohmann::json json{
+      {"version", detail::kFitVersion},       {"design", detail::design_json(design)},
+      {"log_likelihood", fit.log_likelihood}, {"num_rows", fit.num_rows},
+      {"converged", fit.converged},           {"free_last_slope", fit.model.last_slope == LastSlope::Free}};
   std::string text;
   try {
     text = json.dump();
@@ -85,7 +102,8 @@ void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, cons
 }
 
 /// Loads what save_fit() has written; `gate` as for load_gaussian_moe(). Predictions have the same bits.
-/// Throws std::runtime_error for a file that cannot be read, is no such file, or was written with another gate.
+/// Throws std::runtime_error for a file that cannot be read, is no such file, holds what no fit has, or was written
+/// with another gate or by a later version of save_fit().
 template <LikelihoodGate G = SoftmaxGate>
 SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
   const std::string label = "moe::load_fit: '" + path.string() + "'";
@@ -97,14 +115,24 @@ SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
   bool is_free = false;
   try {
     const nlohmann::json json = detail::parse_json(label, entry.mapped());
+    const nlohmann::json& version = json.at("version");
+    if (version != detail::kFitVersion)
+      fail_environment(label, ": is of version ", detail::shown(version.dump()), ", expected ", detail::kFitVersion);
     saved.design = detail::design_of(json.at("design"));
     saved.log_likelihood = json.at("log_likelihood").get<double>();
-    saved.num_rows = json.at("num_rows").get<Index>();
+    saved.num_rows = detail::num_rows_of(label, json.at("num_rows"));
     saved.converged = json.at("converged").get<bool>();
     is_free = json.at("free_last_slope").get<bool>();
   } catch (const nlohmann::json::exception& error) {
     fail_environment(label, ": metadata '", detail::kFitKey, "' is no fit: ", error.what());
   }
+  try {
+    saved.design.validate("moe::Design");
+  } catch (const std::invalid_argument& error) {
+    fail_environment(label, ": holds no design: ", error.what());
+  }
+  detail::require_report(saved.log_likelihood, saved.num_rows,
+                         [&](const std::string& why) { fail_environment(label, ": ", why); });
   saved.model = load_gaussian_moe(path, gate, is_free ? LastSlope::Free : LastSlope::Zero);
   if (std::ssize(saved.design.columns) != saved.model.input_dim())
     fail_environment(label, ": the design has ", saved.design.columns.size(),

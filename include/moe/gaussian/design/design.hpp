@@ -2,8 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
+#include <map>
 #include <string>
+#include <string_view>
+#include <system_error>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "moe/gaussian/design/data_frame.hpp"
@@ -43,12 +50,21 @@ struct Design {
     for (const DesignColumn& column : columns) all.push_back(column.name);
     return all;
   }
+
+  /// Throws std::invalid_argument unless each dummy is one of a factor that has its level, and no level is there twice.
+  void validate(const char* function) const;
 };
 
 /// What is done with rows that miss a value of a column that is used.
 enum class MissingRows {
   LeaveOut,  ///< they are left out, and counted
   Refuse     ///< std::invalid_argument
+};
+
+/// What is done with the response of another data frame.
+enum class ResponseColumn {
+  IfThere,  ///< y has its values; rows that miss it are left out, unless all do
+  Ignored   ///< y has no rows
 };
 
 /// Rows of a data frame as a model reads them.
@@ -60,20 +76,39 @@ struct DesignRows {
 
 namespace detail {
 
-inline const DataColumn& column_of(const char* function, const DataFrame& frame, const std::string& name) {
-  if (const DataColumn* column = frame.find(name)) return *column;
-  std::string names;
-  for (const DataColumn& column : frame.columns) names += (names.empty() ? "" : ", ") + column.name;
-  fail(function, ": there is no column '", name, "', expected one of: ", names);
-}
+/// The columns of a data frame by name.
+class ColumnNames {
+ public:
+  ColumnNames(const char* function, const DataFrame& frame) : function_(function), frame_(frame) {
+    frame.validate(function);
+    for (const DataColumn& column : frame.columns) columns_.emplace(column.name, &column);
+  }
 
-/// A column of numbers that may be used as such.
-inline const DataColumn& numbers_of(const char* function, const DataFrame& frame, const std::string& name) {
-  const DataColumn& column = column_of(function, frame, name);
-  if (!column.unusable.empty()) fail(function, ": column '", name, "' ", column.unusable);
-  if (column.kind != ColumnKind::Number) fail(function, ": column '", name, "' holds no numbers, expected numbers");
-  return column;
-}
+  const DataColumn* find(const std::string& name) const {
+    const auto found = columns_.find(name);
+    return found == columns_.end() ? nullptr : found->second;
+  }
+  const DataColumn& at(const std::string& name) const {
+    if (const DataColumn* column = find(name)) return *column;
+    std::vector<std::string_view> names;
+    for (const DataColumn& column : frame_.columns) names.push_back(column.name);
+    fail(function_, ": there is no column ", in_quotes(name), ", expected one of: ", shown_list(names));
+  }
+
+  /// A column of numbers that may be used as such.
+  const DataColumn& numbers(const std::string& name) const {
+    const DataColumn& column = at(name);
+    if (!column.unusable.empty()) fail(function_, ": column ", in_quotes(name), " ", column.unusable);
+    if (column.kind != ColumnKind::Number)
+      fail(function_, ": column ", in_quotes(name), " holds no numbers, expected numbers");
+    return column;
+  }
+
+ private:
+  const char* function_;
+  const DataFrame& frame_;
+  std::unordered_map<std::string_view, const DataColumn*> columns_ = {};
+};
 
 inline bool all_missing(const DataColumn& column, Index num_rows) {
   for (Index row = 0; row < num_rows; ++row)
@@ -94,49 +129,125 @@ struct CompleteRows {
       for (std::size_t c = 0; c < used.size(); ++c) {
         if (!used[c]->missing(row)) continue;
         if (missing == MissingRows::Refuse)
-          fail(function, ": row ", row + 1, " misses its value of '", used[c]->name, "', expected none missing");
+          fail(function, ": row ", row + 1, " misses its value of ", in_quotes(used[c]->name),
+               ", expected none missing");
         complete = false;
         ++counts[c];
       }
       if (complete) rows.push_back(row);
     }
+    std::vector<std::string> parts;
     for (std::size_t c = 0; c < used.size(); ++c)
-      if (counts[c] > 0) who += (who.empty() ? "" : ", ") + std::to_string(counts[c]) + " in " + used[c]->name;
+      if (counts[c] > 0) parts.push_back(std::to_string(counts[c]) + " in " + shown(used[c]->name, 30));
+    who = shown_list(parts);
   }
 };
 
-/// One number of x; the level is known.
-inline double design_value(const DesignColumn& column, const DataColumn& source, Index row) {
-  if (column.level.empty()) return source.numbers[static_cast<std::size_t>(row)];
-  return source.level(row) == column.level ? 1 : 0;
+/// The number that a text is; NaN if it is none.
+inline double number_of(std::string_view text) {
+  if (text.size() > 1 && text[0] == '+' && text[1] != '-') text.remove_prefix(1);  // from_chars knows no plus
+  double number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  return error == std::errc{} && end == text.data() + text.size() ? number : std::nan("");
 }
 
-/// Throws for a level that the design does not know.
-inline void require_known_levels(const char* function, const DesignFactor& factor, const DataColumn& source,
-                                 const std::vector<Index>& rows) {
-  for (const Index row : rows) {
-    const std::string level = source.level(row);
-    if (std::find(factor.levels.begin(), factor.levels.end(), level) != factor.levels.end()) continue;
-    std::string known;
-    for (const std::string& l : factor.levels) known += (known.empty() ? "" : ", ") + l;
-    fail(function, ": '", factor.source, "' is '", level, "' in row ", row + 1,
-         ", expected a level of the fit: ", known);
+/// Finds the level of a row by what the column holds: texts, or the numbers and TRUE or FALSE that the levels are. So
+/// F is a level of {F, M} in a column that has no M and was read as FALSE, and 1 is 01 where no level is 1.
+class LevelCodes {
+ public:
+  static constexpr Index kUnknown = -1, kSeveral = -2;
+
+  LevelCodes(const DesignFactor& factor, ColumnKind kind) {
+    for (Index l = 0; l < std::ssize(factor.levels); ++l) {
+      const std::string& level = factor.levels[static_cast<std::size_t>(l)];
+      if (kind == ColumnKind::Text) texts_.emplace(level, l);
+      const auto word = logical_word(level);
+      const double number = kind == ColumnKind::Number ? number_of(level) : word ? (*word ? 1 : 0) : std::nan("");
+      if (kind == ColumnKind::Text || std::isnan(number)) continue;
+      if (const auto [before, is_new] = numbers_.emplace(number, l); !is_new) before->second = kSeveral;
+    }
   }
+
+  /// Index of the level; kUnknown, or kSeveral if several levels are that number.
+  Index code(const DataColumn& column, Index row) const {
+    const auto i = static_cast<std::size_t>(row);
+    if (column.kind == ColumnKind::Text) return in(texts_, std::string_view(column.texts[i]));
+    return in(numbers_, column.numbers[i]);
+  }
+
+ private:
+  template <class Codes, class Key>
+  static Index in(const Codes& codes, const Key& key) {
+    const auto found = codes.find(key);
+    return found == codes.end() ? kUnknown : found->second;
+  }
+
+  std::unordered_map<std::string_view, Index> texts_ = {};
+  std::map<double, Index> numbers_ = {};
+};
+
+/// The level of each of some rows; throws for one that the factor does not have.
+inline std::vector<Index> level_codes(const char* function, const DesignFactor& factor, const DataColumn& source,
+                                      const std::vector<Index>& rows) {
+  const LevelCodes levels(factor, source.kind);
+  std::vector<Index> codes;
+  codes.reserve(rows.size());
+  for (const Index row : rows) {
+    codes.push_back(levels.code(source, row));
+    if (codes.back() == LevelCodes::kSeveral)
+      fail(function, ": ", in_quotes(factor.source), " is ", source.level(row), " in row ", row + 1,
+           ", which several levels of the fit are, expected one: ", shown_list(factor.levels));
+    if (codes.back() < 0)
+      fail(function, ": ", in_quotes(factor.source), " is ", in_quotes(source.level(row)), " in row ", row + 1,
+           ", expected a level of the fit: ", shown_list(factor.levels));
+  }
+  return codes;
 }
 
-inline void fill_rows(const char* function, const Design& design, const DataFrame& frame, const DataColumn* response,
+/// The first factor of each source.
+inline std::unordered_map<std::string_view, const DesignFactor*> factors_by_source(const Design& design) {
+  std::unordered_map<std::string_view, const DesignFactor*> factors;
+  for (const DesignFactor& factor : design.factors) factors.emplace(factor.source, &factor);
+  return factors;
+}
+
+/// The dummies of one factor: levels and columns of x.
+inline void fill_dummies(const char* function, const DesignFactor& factor, const DataColumn& source,
+                         const std::vector<std::pair<std::string_view, Index>>& dummies, DesignRows& out) {
+  std::unordered_map<std::string_view, Index> places;
+  for (Index l = 0; l < std::ssize(factor.levels); ++l) places.emplace(factor.levels[static_cast<std::size_t>(l)], l);
+  const std::vector<Index> codes = level_codes(function, factor, source, out.rows);
+  std::vector<std::vector<Index>> columns(factor.levels.size());  // of a level
+  for (const auto& [level, c] : dummies) {
+    out.data.x.col(c).setZero();
+    columns[static_cast<std::size_t>(places.at(level))].push_back(c);
+  }
+  for (Index i = 0; i < std::ssize(codes); ++i)
+    for (const Index c : columns[static_cast<std::size_t>(codes[static_cast<std::size_t>(i)])]) out.data.x(i, c) = 1;
+}
+
+/// The design is valid.
+inline void fill_rows(const char* function, const Design& design, const ColumnNames& names, const DataColumn* response,
                       DesignRows& out) {
   const auto n = static_cast<Index>(out.rows.size()), d = static_cast<Index>(design.columns.size());
+  const auto at = [&](const DataColumn& column, Index i) {
+    return column.numbers[static_cast<std::size_t>(out.rows[static_cast<std::size_t>(i)])];
+  };
   out.data.x.resize(n, d);
+  const auto factors = factors_by_source(design);
+  std::map<const DesignFactor*, std::vector<std::pair<std::string_view, Index>>> dummies;
   for (Index c = 0; c < d; ++c) {
     const DesignColumn& column = design.columns[static_cast<std::size_t>(c)];
-    const DataColumn& source = column_of(function, frame, column.source);
-    for (Index i = 0; i < n; ++i)
-      out.data.x(i, c) = design_value(column, source, out.rows[static_cast<std::size_t>(i)]);
+    if (!column.level.empty()) {
+      dummies[factors.at(column.source)].emplace_back(column.level, c);
+      continue;
+    }
+    const DataColumn& source = names.at(column.source);
+    for (Index i = 0; i < n; ++i) out.data.x(i, c) = at(source, i);
   }
+  for (const auto& [factor, columns] : dummies) fill_dummies(function, *factor, names.at(factor->source), columns, out);
   out.data.y.resize(response ? n : 0);
-  for (Index i = 0; i < out.data.y.size(); ++i)
-    out.data.y(i) = response->numbers[static_cast<std::size_t>(out.rows[static_cast<std::size_t>(i)])];
+  for (Index i = 0; i < out.data.y.size(); ++i) out.data.y(i) = at(*response, i);
   for (Index i = 0; i < n; ++i)
     if (!out.data.x.row(i).allFinite() || (response && !std::isfinite(out.data.y(i))))
       fail(function, ": a number is infinite in row ", out.rows[static_cast<std::size_t>(i)] + 1,
@@ -145,30 +256,48 @@ inline void fill_rows(const char* function, const Design& design, const DataFram
 
 }  // namespace detail
 
+inline void Design::validate(const char* function) const {
+  const auto by_source = detail::factors_by_source(*this);
+  std::unordered_map<const DesignFactor*, std::unordered_set<std::string_view>> levels;
+  for (const DesignFactor& factor : factors)
+    for (const std::string& level : factor.levels)
+      if (!levels[&factor].insert(level).second)
+        fail(function, ": factor ", detail::in_quotes(factor.source), " has the level ", detail::in_quotes(level),
+             " twice, expected different ones");
+  for (const DesignColumn& column : columns) {
+    if (column.level.empty()) continue;
+    const auto factor = by_source.find(column.source);
+    if (factor == by_source.end())
+      fail(function, ": column ", detail::in_quotes(column.name), " is a dummy of ", detail::in_quotes(column.source),
+           ", expected a factor of that name");
+    if (!levels[factor->second].contains(column.level))
+      fail(function, ": column ", detail::in_quotes(column.name), " is the dummy of ", detail::in_quotes(column.level),
+           ", expected a level of ", detail::in_quotes(column.source), ": ",
+           detail::shown_list(factor->second->levels));
+  }
+}
+
 /// Rows of another data frame for the same model: the same columns with the same levels. Its response may be absent
-/// or have no value, then y has no rows; else rows that miss it are left out, too.
+/// or have no value, then y has no rows; else rows that miss it are left out, too, unless it is ignored.
+/// Levels are compared by value where the column holds numbers or TRUE and FALSE here, as 01 and F may be read there.
 /// Throws std::invalid_argument for a column that is not there or of another kind, a level that the design does not
-/// know, or infinite numbers. O(n d).
-inline DesignRows design_rows(const Design& design, const DataFrame& frame,
-                              MissingRows missing = MissingRows::LeaveOut) {
+/// know, infinite numbers, or as Design::validate() does. O(n d).
+inline DesignRows design_rows(const Design& design, const DataFrame& frame, MissingRows missing = MissingRows::LeaveOut,
+                              ResponseColumn use = ResponseColumn::IfThere) {
   constexpr const char* kName = "moe::design_rows";
-  frame.validate(kName);
+  design.validate(kName);
+  const detail::ColumnNames names(kName, frame);
   std::vector<const DataColumn*> used;
   for (const DesignColumn& column : design.columns)
-    used.push_back(column.level.empty() ? &detail::numbers_of(kName, frame, column.source)
-                                        : &detail::column_of(kName, frame, column.source));
-  const DataColumn* response = frame.find(design.response);
-  if (response && detail::all_missing(*response, frame.num_rows)) response = nullptr;
-  if (response) used.push_back(&detail::numbers_of(kName, frame, design.response));
+    used.push_back(column.level.empty() ? &names.numbers(column.source) : &names.at(column.source));
   std::sort(used.begin(), used.end());
   used.erase(std::unique(used.begin(), used.end()), used.end());
+  const DataColumn* response = use == ResponseColumn::IfThere ? names.find(design.response) : nullptr;
+  if (response && detail::all_missing(*response, frame.num_rows)) response = nullptr;
+  if (response) used.push_back(&names.numbers(design.response));
   DesignRows out{.data = {}, .rows = detail::CompleteRows(kName, frame, used, missing).rows};
   out.missing_rows = frame.num_rows - static_cast<Index>(out.rows.size());
-  for (const DesignFactor& factor : design.factors)
-    if (const DataColumn* source = frame.find(factor.source))
-      if (std::find(used.begin(), used.end(), source) != used.end())
-        detail::require_known_levels(kName, factor, *source, out.rows);
-  detail::fill_rows(kName, design, frame, response, out);
+  detail::fill_rows(kName, design, names, response, out);
   return out;
 }
 

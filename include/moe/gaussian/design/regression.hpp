@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <string>
+#include <string_view>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -47,20 +50,16 @@ inline std::vector<std::string> levels_of(const DataColumn& column, const std::v
 }
 
 /// Terms with `.` written out.
-inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const Formula& formula) {
+inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const ColumnNames& names, const Formula& formula) {
   std::vector<FormulaTerm> terms = formula.terms;
-  for (const std::string& name : formula.removed) column_of(kRegression, frame, name);
-  for (const DataColumn& column : frame.columns) {
-    const auto named = [&](const FormulaTerm& t) { return t.column == column.name; };
-    const auto& removed = formula.removed;
-    if (!formula.rest || column.name == formula.response || std::any_of(terms.begin(), terms.end(), named) ||
-        std::find(removed.begin(), removed.end(), column.name) != removed.end())
-      continue;
-    terms.push_back({.column = column.name});
-  }
+  std::unordered_set<std::string_view> taken{formula.response};
+  for (const std::string& name : formula.removed) taken.insert(names.at(name).name);
+  for (const FormulaTerm& term : formula.terms) taken.insert(term.column);
+  for (const DataColumn& column : frame.columns)
+    if (formula.rest && !taken.contains(column.name)) terms.push_back({.column = column.name});
   for (const FormulaTerm& term : terms)
     if (term.column == formula.response)
-      fail(kRegression, ": '", term.column, "' is the response and an input, expected one of both");
+      fail(kRegression, ": ", in_quotes(term.column), " is the response and an input, expected one of both");
   if (terms.empty()) fail(kRegression, ": the formula has no inputs, expected at least one");
   return terms;
 }
@@ -77,22 +76,36 @@ inline void add_term(const DataColumn& column, const FormulaTerm& term, const st
   if (!term.base.empty()) {
     const auto base = std::find(levels.begin(), levels.end(), term.base);
     if (base == levels.end())
-      fail(kRegression, ": '", term.base, "' is the base level of '", column.name, "' and does not occur in it");
+      fail(kRegression, ": ", in_quotes(term.base), " is the base level of ", in_quotes(column.name),
+           ", expected one of its levels: ", shown_list(levels));
     std::rotate(levels.begin(), base, base + 1);
   }
-  std::string others;
-  for (std::size_t l = 1; l < levels.size(); ++l) {
-    others += (l > 1 ? ", " : "") + levels[l];
-    const std::string prefix =
-        term.factor && column.kind == ColumnKind::Number ? "factor(" + column.name + ')' : column.name;
+  const std::string prefix =
+      term.factor && column.kind == ColumnKind::Number ? "factor(" + column.name + ')' : column.name;
+  for (std::size_t l = 1; l < levels.size(); ++l)
     out.design.columns.push_back({.name = prefix + levels[l], .source = column.name, .level = levels[l]});
-  }
   if (levels.size() > 1)
-    out.notes.push_back("factor '" + column.name + "': the base level is " + levels.front() + ", the others are " +
-                        others);
+    out.notes.push_back("factor " + in_quotes(column.name) + ": the base level is " + shown(levels.front(), 40) +
+                        ", the others are " + shown_list(std::span(levels).subspan(1)));
   else
-    out.notes.push_back("'" + column.name + "' is left out: it has one level, " + levels.front());
+    out.notes.push_back(in_quotes(column.name) + " is left out: it has one level, " + shown(levels.front(), 40));
   out.design.factors.push_back(std::move(factor));
+}
+
+/// A fit to n rows cannot have n inputs, and those of a text that names the rows would fill the memory.
+inline void require_fewer_columns(const Regression& out) {
+  const Index columns = std::ssize(out.design.columns), rows = std::ssize(out.rows.rows);
+  if (columns < rows) return;
+  const auto& factors = out.design.factors;
+  const auto most = std::max_element(factors.begin(), factors.end(), [](const DesignFactor& a, const DesignFactor& b) {
+    return a.levels.size() < b.levels.size();
+  });
+  const std::string cause =
+      most == factors.end()
+          ? std::string()
+          : "; " + in_quotes(most->source) + " has " + std::to_string(most->levels.size()) + " levels: is it an input?";
+  fail(kRegression, ": ", columns, " columns of x for ", rows, " complete rows, expected fewer columns than rows",
+       cause);
 }
 
 /// Columns that do not follow from a constant and those before them: Gram-Schmidt, twice, of centred columns.
@@ -131,7 +144,7 @@ inline void drop_dependent(Regression& out) {
     }
     const auto values = out.rows.data.x.col(c);
     out.notes.push_back(
-        "'" + column.name + "' is left out: it is " +
+        in_quotes(column.name) + " is left out: it is " +
         (values.minCoeff() == values.maxCoeff() ? "constant" : "a linear combination of the columns before it"));
     design.dropped.push_back(std::move(column.name));
   }
@@ -147,17 +160,19 @@ inline void drop_dependent(Regression& out) {
 /// used are left out and counted, or refused. Columns that are constant, or linear combinations of a constant and
 /// columns before them, are left out, as by R's lm(). Each decision is a sentence in `notes`. Throws
 /// std::invalid_argument for a column that is not there, cannot be used or is the response and an input, a response
-/// that is no number, infinite numbers, no complete row, or no input that varies. O(n d^2).
+/// that is no number, infinite numbers, no complete row, as many columns as rows before dependent ones are left out, or
+/// no input that varies. O(n d^2).
 inline Regression regression(const DataFrame& frame, const Formula& formula,
                              MissingRows missing = MissingRows::LeaveOut) {
   constexpr const char* kName = detail::kRegression;
-  frame.validate(kName);
-  const DataColumn& response = detail::numbers_of(kName, frame, formula.response);
+  const detail::ColumnNames names(kName, frame);
+  const DataColumn& response = names.numbers(formula.response);
   std::vector<const DataColumn*> used;
-  const std::vector<FormulaTerm> terms = detail::all_terms(frame, formula);
+  const std::vector<FormulaTerm> terms = detail::all_terms(frame, names, formula);
   for (const FormulaTerm& term : terms) {
-    const DataColumn& column = detail::column_of(kName, frame, term.column);
-    if (!term.factor && !column.unusable.empty()) fail(kName, ": column '", column.name, "' ", column.unusable);
+    const DataColumn& column = names.at(term.column);
+    if (!term.factor && !column.unusable.empty())
+      fail(kName, ": column ", detail::in_quotes(column.name), " ", column.unusable);
     used.push_back(&column);
   }
   used.push_back(&response);
@@ -171,7 +186,8 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
                         " rows are left out, as values are missing: " + complete.who);
   out.design.response = formula.response;
   for (std::size_t t = 0; t < terms.size(); ++t) detail::add_term(*used[t], terms[t], complete.rows, out);
-  detail::fill_rows(kName, out.design, frame, &response, out.rows);
+  detail::require_fewer_columns(out);
+  detail::fill_rows(kName, out.design, names, &response, out.rows);
   detail::drop_dependent(out);
   return out;
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "moe/core/shown.hpp"
 #include "moe/gaussian/fit/flag_words.hpp"
 #include "moe/gaussian/inference/criteria.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
@@ -116,16 +117,18 @@ inline void fill_residuals(Eigen::VectorXd z, FitSummary& out) {
   }
 }
 
+inline constexpr std::size_t kLongestLabel = 60;  // of names out of files
+
 inline std::string summary_table(const FitSummary& summary) {
   std::size_t width = 22;
   for (const SummaryBlock& block : summary.blocks)
-    for (const SummaryLine& line : block.lines) width = std::max(width, line.label.size() + 3);
+    for (const SummaryLine& line : block.lines) width = std::max(width, shown(line.label, kLongestLabel).size() + 3);
   std::string text = left("", width) + right("estimate", 12) + right("std. error", 12) + right("sandwich", 12) +
                      right(digits(100 * summary.level, 4) + "% interval", 26) + '\n';
   for (const SummaryBlock& block : summary.blocks) {
     text += block.title + '\n';
     for (const auto& [label, parameter] : block.lines) {
-      text += left("  " + label, width) + right(digits(parameter.estimate), 12);
+      text += left("  " + shown(label, kLongestLabel), width) + right(digits(parameter.estimate), 12);
       if (const auto& error = parameter.error)
         text += right(digits(error->observed), 12) + right(digits(error->sandwich), 12) +
                 right(digits(error->lower), 13) + right(digits(error->upper), 13) + '\n';
@@ -187,8 +190,8 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
   out.level = options.errors.level;
   out.blocks = detail::summary_blocks(out.errors, at, inputs, fit.expert_rows);
   out.flags = flag_words(fit.flags);
-  out.headline = options.response + ": " + std::to_string(data.num_rows()) + " rows, " + std::to_string(d) +
-                 (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
+  out.headline = detail::shown(options.response, detail::kLongestLabel) + ": " + std::to_string(data.num_rows()) +
+                 " rows, " + std::to_string(d) + (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
                  (at.num_experts == 1 ? " expert" : " experts");
   out.search = std::string(fit.converged ? "converged" : "NOT converged") + " after " + std::to_string(fit.iterations) +
                " iterations; " + std::to_string(fit.starts) + (fit.starts == 1 ? " start" : " starts") +
