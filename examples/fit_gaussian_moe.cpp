@@ -4,9 +4,14 @@
 //                    [--experts K | --choose MOST] [--gate softmax|topk|temperature|activation] [--starts N] [--seed S]
 //                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
 //   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
+#include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
 
 #include <CLI/CLI.hpp>
 
@@ -20,7 +25,7 @@ using moe::Index;
 
 struct Settings {
   std::string data_path = MOE_EXAMPLE_DATA "/faithful.csv", gate = "softmax", select = "logit", activation = "tanh";
-  std::string last_slope = "zero", json_path, plot_path = "fit_gaussian_moe.svg";
+  std::string last_slope = "zero", header, json_path, plot_path = "fit_gaussian_moe.svg";
   std::string save_path, load_path, predictions_path;
   Index experts = 2, choose = 0, top_k = 1;
   fitting::Choice choice;
@@ -47,6 +52,10 @@ moe::Metadata gate_words(const Settings& settings, Index experts) {
           {"experts", std::to_string(experts)}};
 }
 
+const std::vector<std::string> kGates = {"softmax", "topk", "temperature", "activation"};
+const std::vector<std::string> kSelects = {"logit", "inner-product"};
+const std::vector<std::string> kActivations = {"tanh", "sigmoid", "gelu", "silu", "softplus"};
+
 /// The gate of a saved fit.
 void take_gate(Settings& settings) {
   const moe::Metadata words = moe::SafetensorsReader(settings.load_path).metadata();
@@ -56,11 +65,27 @@ void take_gate(Settings& settings) {
       moe::fail_environment("'", settings.load_path, "' does not say its ", name, ", expected a file of --save");
     return found->second;
   };
-  settings.gate = word("gate");
-  settings.select = word("select");
-  settings.activation = word("activation");
-  settings.top_k = std::stol(word("top_k"));
-  settings.experts = std::stol(word("experts"));
+  const auto refuse = [&](const char* name, const char* expected) {
+    moe::fail_environment("'", settings.load_path, "': ", name, " is ", moe::detail::in_quotes(word(name)),
+                          ", expected ", expected);
+  };
+  const auto one_of = [&](const char* name, const std::vector<std::string>& known) {
+    if (std::find(known.begin(), known.end(), word(name)) == known.end()) refuse(name, "one that --help lists");
+    return word(name);
+  };
+  const auto number = [&](const char* name) {
+    const std::string text = word(name);
+    Index value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc{} || end != text.data() + text.size() || value < 1 || value > 1000000)
+      refuse(name, "a number from 1 to 1000000");
+    return value;
+  };
+  settings.gate = one_of("gate", kGates);
+  settings.select = one_of("select", kSelects);
+  settings.activation = one_of("activation", kActivations);
+  settings.top_k = number("top_k");
+  settings.experts = number("experts");
 }
 
 /// The fit with the asked number of experts, or with the one that BIC prefers.
@@ -78,16 +103,18 @@ moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const moe::Regres
 template <class Gate>
 void run(const Settings& settings, const Gate& gate) {
   if (!settings.load_path.empty())
-    return fitting::predict_saved(settings.load_path, gate, settings.data_path, settings.predictions_path);
+    return fitting::predict_saved(settings.load_path, gate, settings.data_path, settings.choice.file,
+                                  settings.predictions_path);
   const fitting::Problem problem = fitting::load(settings.data_path, settings.choice);
+  moe::DesignRows to_predict;  // refused before the fit, if they have a level that it does not see
+  if (!settings.predictions_path.empty()) to_predict = fitting::rows_to_predict(problem.design, problem.frame);
   const moe::GaussianFit<Gate> fit = fit_or_choose(settings, problem.data(), gate);
   std::fprintf(stderr, "\n");
   fitting::print_report(fit, problem, settings.gate);
   if (!settings.json_path.empty()) fitting::write_json(fit, problem, settings.gate, settings.json_path);
   if (!settings.save_path.empty())
     moe::save_fit(settings.save_path, fit, problem.design, gate_words(settings, fit.model.num_experts()));
-  if (!settings.predictions_path.empty())
-    fitting::write_predictions(fit.model, problem.rows, settings.predictions_path);
+  if (!settings.predictions_path.empty()) fitting::write_predictions(fit.model, to_predict, settings.predictions_path);
   if (!settings.plot_path.empty()) fitting::write_plot(fit.model, problem, settings.plot_path);
 }
 
@@ -124,6 +151,11 @@ void require_gate(const CLI::App& app, const char* option, const Settings& setti
 
 void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--data", settings.data_path, "table as R, pandas and spreadsheets write it")->capture_default_str();
+  app.add_option("--decimal", settings.choice.file.decimal, "decimal mark of the table; found unless given")
+      ->check(CLI::IsMember({".", ","}));
+  app.add_option("--header", settings.header,
+                 "yes: the first line names the columns, no: it does not; found unless given")
+      ->check(CLI::IsMember({"yes", "no"}));
   auto* formula = app.add_option("--formula", settings.choice.formula, "'y ~ x + factor(g, ref = a)' or 'y ~ . - id'");
   app.add_option("--response", settings.choice.response, "column that is explained; the last one unless given")
       ->excludes(formula);
@@ -140,17 +172,17 @@ void add_options(CLI::App& app, Settings& settings) {
       ->check(CLI::PositiveNumber)
       ->excludes(experts);
   app.add_option("--gate", settings.gate, "softmax, topk, temperature or activation")
-      ->check(CLI::IsMember({"softmax", "topk", "temperature", "activation"}))
+      ->check(CLI::IsMember(kGates))
       ->capture_default_str();
   app.add_option("--top-k", settings.top_k, "experts with a weight, of --gate topk")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--select", settings.select,
                  "what --gate topk ranks: logit (with the bias) or inner-product (without)")
-      ->check(CLI::IsMember({"logit", "inner-product"}))
+      ->check(CLI::IsMember(kSelects))
       ->capture_default_str();
   app.add_option("--activation", settings.activation, "tanh, sigmoid, gelu, silu or softplus, of --gate activation")
-      ->check(CLI::IsMember({"tanh", "sigmoid", "gelu", "silu", "softplus"}))
+      ->check(CLI::IsMember(kActivations))
       ->capture_default_str();
   app.add_option("--last-slope", settings.last_slope,
                  "gate slope of the last expert, of --gate activation: zero or free")
@@ -165,9 +197,14 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--seed", settings.fit.seed, "of the starts")->capture_default_str();
   auto* predictions = app.add_option("--predictions", settings.predictions_path, "write predictions to this CSV file");
   app.add_option("--save", settings.save_path, "write the fit to this file, for --load");
-  app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save")->needs(predictions);
   app.add_option("--json", settings.json_path, "write the fit to this file");
   app.add_option("--plot", settings.plot_path, "write the picture to this file; '' for none")->capture_default_str();
+  auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
+  load->needs(predictions);
+  for (const char* of_a_fit :
+       {"--formula", "--response", "--predictors", "--gate-predictors", "--experts", "--choose", "--gate", "--top-k",
+        "--select", "--activation", "--last-slope", "--starts", "--ridge", "--seed", "--save", "--json", "--plot"})
+    load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 
 }  // namespace
@@ -181,6 +218,8 @@ int main(int argc, char** argv) try {
   require_gate(app, "--select", settings, "topk");
   require_gate(app, "--activation", settings, "activation");
   require_gate(app, "--last-slope", settings, "activation");
+  if (!settings.header.empty())
+    settings.choice.file.header = settings.header == "yes" ? moe::HeaderLine::Yes : moe::HeaderLine::Absent;
   settings.fit.last_slope = settings.last_slope == "free" ? moe::LastSlope::Free : moe::LastSlope::Zero;
   settings.fit.progress = show_progress;
   if (!settings.load_path.empty()) take_gate(settings);

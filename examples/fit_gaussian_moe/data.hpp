@@ -14,10 +14,11 @@ namespace fitting {
 
 using moe::Index;
 
-/// What is explained by what: a formula, or names.
+/// What is explained by what: a formula, or names; and what is known of the table.
 struct Choice {
   std::string formula, response;
   std::vector<std::string> predictors, gate_predictors;
+  moe::DataFileOptions file;
 };
 
 struct Problem {
@@ -26,6 +27,7 @@ struct Problem {
   std::string output;               // name
   moe::DesignRows rows;
   moe::Design design;
+  moe::DataFrame frame;
 
   const moe::RegressionData& data() const { return rows.data; }
 };
@@ -37,7 +39,10 @@ inline void print_notes(const std::vector<std::string>& notes) {
 /// A column of that name, or factor(name).
 inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& text) {
   if (frame.find(text) || !text.starts_with("factor(")) return {.column = text};
-  return moe::parse_formula("y ~ " + text).terms.at(0);
+  const moe::Formula formula = moe::parse_formula("y ~ " + text);
+  if (formula.terms.size() != 1 || formula.rest || !formula.removed.empty())
+    moe::fail("--predictors has '", text, "', expected one name or factor(name) between commas");
+  return formula.terms[0];
 }
 
 /// The formula; else the response, which is the last column unless named, and what is named or all other columns.
@@ -55,17 +60,24 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
 }
 
 /// Reads a table and prints what was decided about it.
-inline Problem load(const std::string& path, const Choice& choice) {
-  const moe::DataFrame frame = moe::read_data_frame(path);
+inline moe::DataFrame read_table(const std::string& path, const moe::DataFileOptions& options) {
+  moe::DataFrame frame = moe::read_data_frame(path, options);
   std::printf("%s: %td rows, %zu columns\n", path.c_str(), frame.num_rows, frame.columns.size());
   print_notes(frame.notes);
+  return frame;
+}
+
+/// The same for what is to be fitted.
+inline Problem load(const std::string& path, const Choice& choice) {
+  moe::DataFrame frame = read_table(path, choice.file);
   moe::Regression regression = moe::regression(frame, formula_of(frame, choice));
   print_notes(regression.notes);
   return {.path = path,
           .inputs = regression.design.names(),
           .output = regression.design.response,
           .rows = std::move(regression.rows),
-          .design = std::move(regression.design)};
+          .design = std::move(regression.design),
+          .frame = std::move(frame)};
 }
 
 }  // namespace fitting

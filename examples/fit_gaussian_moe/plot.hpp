@@ -22,10 +22,13 @@ inline std::string colour(Index expert) {
   return kColours[static_cast<std::size_t>(expert) % kColours.size()];
 }
 
-/// 'text' for gnuplot.
+/// 'text' for gnuplot, which runs what stands behind a line end.
 inline std::string quoted(const std::string& text) {
   std::string result = "'";
-  for (const char c : text) result += c == '\'' ? std::string("''") : std::string(1, c);
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    result += c == '\'' ? std::string("''") : std::string(1, byte < 0x20 || byte == 0x7F ? '?' : c);
+  }
   return result + '\'';
 }
 

@@ -5,6 +5,7 @@
 #include <array>
 #include <cmath>
 #include <cstdio>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -31,25 +32,37 @@ void write_predictions(const moe::GaussianMoe<Gate>& model, const moe::DesignRow
   }
   const std::vector<std::string> names = {"row", "mean", "sd", "q05", "q50", "q95", "expert"};
   moe::write_csv(path, names, table);
-  std::printf("predictions: %s\n", path.c_str());
+  std::printf("predictions: %s, %td rows\n", path.c_str(), table.rows());
+}
+
+/// The rows with all inputs, whether they have a response or not.
+inline moe::DesignRows rows_to_predict(const moe::Design& design, const moe::DataFrame& frame) {
+  return moe::design_rows(design, frame, moe::MissingRows::LeaveOut, moe::ResponseColumn::Ignored);
+}
+
+/// How well a saved fit explains the rows that have a response.
+template <class Gate>
+void print_likelihood(const moe::SavedFit<Gate>& saved, const moe::DataFrame& frame) try {
+  const moe::DesignRows rows = moe::design_rows(saved.design, frame);
+  if (rows.data.y.size() == 0) return;
+  std::printf("log-likelihood per row %.6f of %td rows, in the fit %.6f\n",
+              moe::log_likelihood(saved.model, rows.data) / static_cast<double>(rows.data.num_rows()),
+              rows.data.num_rows(), saved.log_likelihood / static_cast<double>(saved.num_rows));
+} catch (const std::invalid_argument& error) {  // predictions need no response
+  std::printf("no log-likelihood: %s\n", error.what());
 }
 
 /// Predicts the rows of a table by a saved fit.
 template <class Gate>
 void predict_saved(const std::string& fit_path, const Gate& gate, const std::string& data_path,
-                   const std::string& predictions_path) {
+                   const moe::DataFileOptions& options, const std::string& predictions_path) {
   const moe::SavedFit<Gate> saved = moe::load_fit(fit_path, gate);
-  const moe::DataFrame frame = moe::read_data_frame(data_path);
-  std::printf("%s: %td rows, %zu columns\n", data_path.c_str(), frame.num_rows, frame.columns.size());
-  print_notes(frame.notes);
-  const moe::DesignRows rows = moe::design_rows(saved.design, frame);
-  std::printf("%s: fitted to %td rows, %td of these are predicted, %td miss a value\n", fit_path.c_str(),
+  const moe::DataFrame frame = read_table(data_path, options);
+  const moe::DesignRows rows = rows_to_predict(saved.design, frame);
+  std::printf("%s: fitted to %td rows, %td of these are predicted, %td miss an input\n", fit_path.c_str(),
               saved.num_rows, rows.data.num_rows(), rows.missing_rows);
   if (rows.data.num_rows() == 0) moe::fail_environment("'", data_path, "' has no row with all inputs");
-  if (rows.data.y.size() > 0)
-    std::printf("log-likelihood per row %.6f, in the fit %.6f\n",
-                moe::log_likelihood(saved.model, rows.data) / static_cast<double>(rows.data.num_rows()),
-                saved.log_likelihood / static_cast<double>(saved.num_rows));
+  print_likelihood(saved, frame);
   write_predictions(saved.model, rows, predictions_path);
 }
 

@@ -88,7 +88,7 @@ void write_json(const moe::GaussianFit<Gate>& fit, const Problem& problem, const
                               {"expert_rows", to_json(fit.expert_rows)},
                               {"flags", flags}};
   std::ofstream file(path);
-  file << result.dump(2) << '\n';
+  file << result.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) << '\n';
   file.close();
   if (!file) moe::fail_environment("cannot write '", path, "'");
 }
