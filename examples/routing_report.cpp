@@ -4,7 +4,9 @@
 // experts were chosen when. Without TRACE it records one first, of a layer over tokens that stay with a topic for a
 // while.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -40,14 +42,19 @@ moe::RoutingTrace recorded() {
 }
 
 void print_locality(const moe::RoutingTrace& trace) {
+  const double k =
+      static_cast<double>(trace.num_choices()) / static_cast<double>(std::max<Index>(1, trace.num_tokens()));
   std::printf("%td experts, %td tokens in %td sequences, %.2f experts per token\n\n", trace.num_experts(),
-              trace.num_tokens(), trace.num_sequences(),
-              static_cast<double>(trace.num_choices()) / static_cast<double>(std::max<Index>(1, trace.num_tokens())));
+              trace.num_tokens(), trace.num_sequences(), k);
   std::printf("tokens of a segment      SRP  size ratio    SCH, room for 1, 2, 3 times the experts of a token\n");
   for (const Index m : {4, 16, 64, 256}) {
     const moe::SegmentRouting found = moe::segment_routing(trace, m);
     std::printf("%19td %8.3f %11.2f   ", m, found.srp, found.size_ratio);
-    for (const double rho : {1, 2, 3}) std::printf(" %6.3f", moe::segment_cache_hit_rate(trace, rho, m));
+    for (const double rho : {1, 2, 3})
+      if (k > 0 && std::round(rho * k) < 1)
+        std::printf("      -");  // room for none
+      else
+        std::printf(" %6.3f", moe::segment_cache_hit_rate(trace, rho, m));
     std::printf("\n");
   }
 }
@@ -64,7 +71,8 @@ void report_hits(const moe::RoutingTrace& trace, std::ofstream& script) {
             "set xlabel 'experts that fit'\nset ylabel 'hit rate'\nset key bottom right\n$hits << END\n";
   std::printf("\nexperts that fit      LRU      LFU  next 16   Belady\n");
   const Index step = std::max<Index>(1, trace.num_experts() / 16);
-  for (Index capacity = step; capacity <= trace.num_experts(); capacity += step) {
+  for (Index capacity = 0; capacity < trace.num_experts();) {
+    capacity = std::min(capacity + step, trace.num_experts());  // all of them last
     std::printf("%16td", capacity);
     script << capacity;
     for (const double rate : hit_rates(trace, capacity)) std::printf(" %8.3f", rate), script << ' ' << rate;
