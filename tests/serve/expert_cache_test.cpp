@@ -530,7 +530,7 @@ TEST_CASE("ExpertCache: nothing is evicted where that does not make room enough"
 
 TEST_CASE("ExpertCache: no prefetch takes the room of a step that asks for something else", "[serve]") {
   using Cache = moe::ExpertCache<Index, Lru>;
-  for (const std::size_t budget : {1, 2}) {
+  for (const std::size_t budget : {1u, 2u}) {
     Door begun, served;
     bool in_time = true;
     Cache cache(
@@ -564,25 +564,33 @@ TEST_CASE("ExpertCache: who waits for the end of prefetching hears of it however
   Cache cache(
       std::vector<std::size_t>(4, 1), [](Index e) { return e; }, 2, Lru(), 1);
   Cache::Memory memory;
+  std::atomic<Index> ends{0};
+  std::atomic<bool> stops{false}, has_stopped{false};
+  std::thread waits([&] {
+    for (; !stops; ++ends) cache.finish_prefetch();
+    has_stopped = true;
+  });
+  const auto ends_again = [&] {
+    const Index before = ends;
+    const auto last = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while (ends < before + 2 && std::chrono::steady_clock::now() < last) std::this_thread::yield();
+    return ends >= before + 2;
+  };
   bool heard = true;
-  for (Index round = 0; round < 2000 && heard; ++round) {  // the background thread must not have woken up in between
+  for (Index round = 0; round < 500 && heard; ++round) {
     const std::vector<Index> next{round % 4};
-    Door ended;
-    cache.prefetch(next);
-    std::thread waits([&] {
-      cache.finish_prefetch();
-      ended.open();
-    });
+    cache.prefetch(next);  // and before the background thread wakes up:
     if (round % 2 == 0)
       cache.prefetch({});
     else
       cache.serve(next, memory, [](std::span<const Index>) {});
-    heard = ended.pass(std::chrono::seconds(10));
-    for (Index e = 0; !ended.pass(std::chrono::seconds(0)); e = (e + 1) % 4) {  // so that the test ends
-      cache.prefetch(std::vector<Index>{e});
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    }
-    waits.join();
+    heard = ends_again();
   }
   CHECK(heard);
+  stops = true;
+  for (Index e = 0; !heard && !has_stopped; e = (e + 1) % 4) {  // so that the test ends
+    cache.prefetch(std::vector<Index>{e});
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  waits.join();
 }
