@@ -158,7 +158,7 @@ inline void drop_dependent(Regression& out) {
 /// The inputs and the response that a formula picks from a data frame. Text, TRUE/FALSE and factor() become dummies
 /// with the treatment contrast: one column per level but the base level. Rows that miss a value of a column that is
 /// used are left out and counted, or refused. Columns that are constant, or linear combinations of a constant and
-/// columns before them, are left out, as by R's lm(). Each decision is a sentence in `notes`. Throws
+/// columns before them, are left out, as R's lm() does from 1e-7 on. Each decision is a sentence in `notes`. Throws
 /// std::invalid_argument for a column that is not there, cannot be used or is the response and an input, a response
 /// that is no number, infinite numbers, no complete row, as many columns as rows before dependent ones are left out, or
 /// no input that varies. O(n d^2).
