@@ -164,7 +164,9 @@ struct StartReport {
 /// A fitted model and how it came about. Numbers are on the original scale of the data.
 template <class G>
 struct GaussianFit {
-  GaussianMoe<G> model = {};            ///< experts in ascending order of intercept, gate in normal form
+  /// Experts in ascending order of intercept, but for the last of an activation gate whose slope is pinned at 0; the
+  /// gate in normal form.
+  GaussianMoe<G> model = {};
   double log_likelihood = 0;            ///< of y given x, natural logarithm
   double penalised_log_likelihood = 0;  ///< minus ridge and variance penalties; what was maximised
   /// The highest penalised log-likelihood that was found and not taken, as a variance was at the floor there or an
