@@ -169,7 +169,7 @@ TEST_CASE("CachedExperts: a layer with them is the layer, and the simulation kno
                             ExpertPool<moe::Mlp>::random(kExperts, kDim, kHidden, 2));
   moe::save_parameters(directory / "layer", layer);
   for (const Index batch : {1, 3, 8})
-    for (const std::size_t capacity : {1, 3, 5}) {
+    for (const std::size_t capacity : {1u, 3u, 5u}) {
       const ExpertFile<moe::Mlp> file(directory / "layer", layer.experts()[0], "experts.");
       const std::size_t budget = capacity * file.bytes()[0] + 3;
       const auto cached =
