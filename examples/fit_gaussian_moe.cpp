@@ -162,9 +162,6 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--predictors", settings.choice.predictors, "A,factor(B): what explains; all others unless given")
       ->delimiter(',')
       ->excludes(formula);
-  app.add_option("--gate-predictors", settings.choice.gate_predictors, "of the gate: the same as --predictors, for now")
-      ->delimiter(',')
-      ->excludes(formula);
   auto* experts = app.add_option("--experts", settings.experts, "number of experts")
                       ->check(CLI::PositiveNumber)
                       ->capture_default_str();
@@ -202,7 +199,7 @@ void add_options(CLI::App& app, Settings& settings) {
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
   for (const char* of_a_fit :
-       {"--formula", "--response", "--predictors", "--gate-predictors", "--experts", "--choose", "--gate", "--top-k",
+       {"--formula", "--response", "--predictors", "--experts", "--choose", "--gate", "--top-k",
         "--select", "--activation", "--last-slope", "--starts", "--ridge", "--seed", "--save", "--json", "--plot"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }

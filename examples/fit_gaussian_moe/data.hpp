@@ -2,7 +2,6 @@
 // The regression of fit_gaussian_moe.cpp out of a table as R, pandas and spreadsheets write it.
 #pragma once
 
-#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -17,7 +16,7 @@ using moe::Index;
 /// What is explained by what: a formula, or names; and what is known of the table.
 struct Choice {
   std::string formula, response;
-  std::vector<std::string> predictors, gate_predictors;
+  std::vector<std::string> predictors;
   moe::DataFileOptions file;
 };
 
@@ -51,11 +50,6 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
   moe::Formula formula{.response = choice.response.empty() ? frame.columns.back().name : choice.response};
   formula.rest = choice.predictors.empty();
   for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name));
-  auto experts = choice.predictors, gate = choice.gate_predictors;
-  std::sort(experts.begin(), experts.end());
-  std::sort(gate.begin(), gate.end());
-  if (!gate.empty() && gate != experts)
-    moe::fail("--gate-predictors differ from --predictors, expected the same: gate and experts see the same inputs");
   return formula;
 }
 
