@@ -78,18 +78,20 @@ struct Leaf {
   }
 };
 
+struct CollectLeaves {
+  std::map<std::string, Leaf>& leaves;
+
+  template <class L>
+  void operator()(const std::string& name, const L& leaf) const {
+    leaves[name] = {moe::parameter_shape(leaf), values_of(leaf)};
+  }
+};
+
 /// All parameters and all state of a layer: what a file of it holds.
 template <class T>
 std::map<std::string, Leaf> leaves_of(const T& object) {
   std::map<std::string, Leaf> leaves;
-  moe::visit_all(
-      [&](const std::string& name, const auto& leaf) {
-        Leaf& to = leaves[name];
-        to.shape = moe::parameter_shape(leaf);
-        to.values.resize(static_cast<std::size_t>(moe::parameter_size(leaf)));
-        moe::read_parameter(leaf, std::span<double>(to.values));
-      },
-      object);
+  moe::visit_all(CollectLeaves{leaves}, object);
   return leaves;
 }
 

@@ -11,6 +11,7 @@
 #include "moe/gate/concept.hpp"
 #include "support/gradient.hpp"
 #include "support/matrices.hpp"
+#include "support/parameters.hpp"
 #include "support/routings.hpp"
 #include "support/text.hpp"
 
@@ -128,10 +129,7 @@ struct Everything {
   bool equals(const Everything& other) const {
     bool equal =
         equal_bits(routing, other.routing) && equal_bits(p, other.p) && equal_bits(back.dlogits, other.back.dlogits);
-    moe::visit([&](const std::string&, const auto& a,
-                   const auto& b) { equal = equal && equal_bits(moe::parameter_span(a), moe::parameter_span(b)); },
-               back.gradient, other.back.gradient);
-    return equal;
+    return equal && same_parameters(back.gradient, other.back.gradient);
   }
 
   moe::Routing<S> routing;

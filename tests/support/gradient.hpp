@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,28 +45,37 @@ double gradient_error(Loss&& loss, moe::Matrix<double>& values, const moe::Matri
   return gradient_error(loss, moe::parameter_span(values), std::span<const double>(moe::parameter_span(analytic)));
 }
 
+/// Compares each leaf with that of a gradient: see parameter_gradient_error().
+struct CompareGradients {
+  const std::function<double()>& loss;
+  double& worst;
+  std::string* name;
+
+  template <class Leaf>
+  void operator()(const std::string& leaf_name, Leaf& leaf, const Leaf& leaf_gradient) const {
+    std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf))), analytic(values.size());
+    moe::read_parameter(leaf, std::span<double>(values));
+    moe::read_parameter(leaf_gradient, std::span<double>(analytic));
+    const std::function<double()> written = [&] {
+      moe::write_parameter(leaf, std::span<const double>(values));
+      return loss();
+    };
+    const double error = gradient_error(written, std::span<double>(values), std::span<const double>(analytic));
+    moe::write_parameter(leaf, std::span<const double>(values));
+    if (!(error <= worst)) {
+      worst = error;
+      if (name) *name = leaf_name;
+    }
+  }
+};
+
 /// The same over every logical parameter of `object`; `gradient` is an object of the same type. Returns the worst
 /// leaf's error and, through `name`, which one it was.
-template <class Loss, class T>
-double parameter_gradient_error(Loss&& loss, T& object, const T& gradient, std::string* name = nullptr) {
+template <class T>
+double parameter_gradient_error(const std::function<double()>& loss, T& object, const T& gradient,
+                                std::string* name = nullptr) {
   double worst = 0;
-  moe::visit(
-      [&](const std::string& leaf_name, auto& leaf, const auto& leaf_gradient) {
-        std::vector<double> values(static_cast<std::size_t>(moe::parameter_size(leaf))), analytic(values.size());
-        moe::read_parameter(leaf, std::span<double>(values));
-        moe::read_parameter(leaf_gradient, std::span<double>(analytic));
-        const auto written = [&] {
-          moe::write_parameter(leaf, std::span<const double>(values));
-          return loss();
-        };
-        const double error = gradient_error(written, std::span<double>(values), std::span<const double>(analytic));
-        moe::write_parameter(leaf, std::span<const double>(values));
-        if (!(error <= worst)) {
-          worst = error;
-          if (name) *name = leaf_name;
-        }
-      },
-      object, gradient);
+  moe::visit(CompareGradients{loss, worst, name}, object, gradient);
   return worst;
 }
 

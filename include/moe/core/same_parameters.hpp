@@ -12,10 +12,21 @@
 // in the layer meanwhile, as when a controller first sets a selection bias.
 namespace moe::inline MOE_ABI::detail {
 
+using NamedShapes = std::vector<std::pair<std::string, std::vector<Index>>>;
+
+struct CollectShapes {
+  NamedShapes& shapes;
+
+  template <class Leaf>
+  void operator()(const std::string& name, const Leaf& leaf) const {
+    shapes.emplace_back(name, parameter_shape(leaf));
+  }
+};
+
 template <class T>
-std::vector<std::pair<std::string, std::vector<Index>>> parameter_shapes(const T& object) {
-  std::vector<std::pair<std::string, std::vector<Index>>> shapes;
-  visit([&](const std::string& name, const auto& leaf) { shapes.emplace_back(name, parameter_shape(leaf)); }, object);
+NamedShapes parameter_shapes(const T& object) {
+  NamedShapes shapes;
+  visit(CollectShapes{shapes}, object);
   return shapes;
 }
 
@@ -30,23 +41,32 @@ bool same_layout(const Leaf& a, const Leaf& b) {
     return parameter_span(a).size() == parameter_span(b).size();
 }
 
-/// Throws unless `other` has the parameters of `layer`: same names, shapes and layouts. Names and shapes are compared
-/// one object at a time first, because walking two together relies on them.
-template <class T>
-void require_same_parameters(const char* function, const char* name, const T& layer, const T& other) {
-  const auto expected = parameter_shapes(layer), found = parameter_shapes(other);
+inline void require_same_shapes(const char* function, const char* name, const NamedShapes& expected,
+                                const NamedShapes& found) {
   if (found.size() != expected.size())
     fail(function, ": ", name, " has ", found.size(), " parameters, expected ", expected.size(), " as in the layer");
   for (std::size_t i = 0; i < expected.size(); ++i)
     if (found[i] != expected[i])
       fail(function, ": parameter '", found[i].first, "' of ", name, " differs in name or shape from '",
            expected[i].first, "' of the layer");
-  visit(
-      [&](const std::string& leaf_name, const auto& leaf, const auto& other_leaf) {
-        if (!same_layout(leaf, other_leaf))
-          fail(function, ": parameter '", leaf_name, "' of ", name, " is stored in another layout");
-      },
-      layer, other);
+}
+
+struct RequireSameLayouts {
+  const char *function, *name;
+
+  template <class Leaf>
+  void operator()(const std::string& leaf_name, const Leaf& leaf, const Leaf& other) const {
+    if (!same_layout(leaf, other))
+      fail(function, ": parameter '", leaf_name, "' of ", name, " is stored in another layout");
+  }
+};
+
+/// Throws unless `other` has the parameters of `layer`: same names, shapes and layouts. Names and shapes are compared
+/// one object at a time first, because walking two together relies on them.
+template <class T>
+void require_same_parameters(const char* function, const char* name, const T& layer, const T& other) {
+  require_same_shapes(function, name, parameter_shapes(layer), parameter_shapes(other));
+  visit(RequireSameLayouts{function, name}, layer, other);
 }
 
 /// FNV-1a of the names of parts and parameters and of stored sizes, in order.

@@ -101,6 +101,28 @@ inline constexpr Walked kWalked<Walk<F, walked>> = walked;
 template <class F>
 concept TakesPrefixes = requires(F& f, const std::string& prefix) { f.prefix(prefix); };
 
+/// A visitor behind the path of a part, as in "experts.3.". One type at every depth: parts within parts would otherwise be
+/// compiled anew for each place that they are found at.
+template <class F>
+struct Prefixed {
+  F& f;
+  std::string path;
+
+  template <class... Leaves>
+  void operator()(const std::string& name, Leaves&... leaves) const {
+    f(path + name, leaves...);
+  }
+};
+
+template <class F>
+Prefixed<F> prefixed(F& f, const std::string& prefix) {
+  return {f, prefix + "."};
+}
+template <class F>
+Prefixed<F> prefixed(const Prefixed<F>& f, const std::string& prefix) {
+  return {f.f, f.path + prefix + "."};
+}
+
 template <class F>
 auto& visitor_of(F& f) {
   if constexpr (kWalked<std::remove_const_t<F>> == Walked::Learned)
@@ -163,18 +185,19 @@ void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
     named.prefix(prefix);
     return detail::walk<walked>(named, [&](auto&& walker) { visit(walker, parts...); });
   }
-  const auto prefixed = [&](const std::string& name, auto&... leaves) { named(prefix + "." + name, leaves...); };
-  detail::walk<walked>(prefixed, [&](auto&& walker) { visit(walker, parts...); });
+  const auto below = detail::prefixed(named, prefix);
+  detail::walk<walked>(below, [&](auto&& walker) { visit(walker, parts...); });
 }
 
 /// The same for a part that is a gradient, a velocity or a moment of an object: its state means nothing and is not
 /// visited.
 template <class F, class... Parts>
 void visit_gradient(F&& f, const std::string& prefix, Parts&... parts) {
-  if constexpr (detail::kWalked<std::remove_cvref_t<F>> == detail::Walked::Ever)
+  constexpr detail::Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
+  if constexpr (walked == detail::Walked::Ever)
     visit_part(f, prefix, parts...);
-  else
-    visit([&](const std::string& name, auto&... leaves) { f(prefix + "." + name, leaves...); }, parts...);
+  else if constexpr (walked != detail::Walked::State)
+    visit(detail::prefixed(detail::visitor_of(f), prefix), parts...);
 }
 
 /// All scalars of a leaf in storage order, for elementwise work; padding included, which is zero and must stay so.
@@ -264,10 +287,23 @@ void write_parameter(Leaf& leaf, std::span<const S> values) {
 
 namespace detail {
 
-template <class Leaf>
-void set_leaf_zero(Leaf& leaf) {
-  for (auto& value : parameter_span(leaf)) value = {};
-}
+// Visitors with a name, as a lambda in a function template is another type for every object. They put no names together.
+struct SetZero {
+  void prefix(const std::string&) const {}
+  template <class Leaf>
+  void operator()(const std::string&, Leaf& leaf) const {
+    for (auto& value : parameter_span(leaf)) value = {};
+  }
+};
+struct CountScalars {
+  Index& count;
+
+  void prefix(const std::string&) const {}
+  template <class Leaf>
+  void operator()(const std::string&, const Leaf& leaf) const {
+    count += parameter_size(leaf);
+  }
+};
 
 }  // namespace detail
 
@@ -275,10 +311,10 @@ void set_leaf_zero(Leaf& leaf) {
 /// computes the gradients of its inputs alone.
 struct NoGradient {};
 
-/// Sets every parameter to zero; state stays.
+/// Sets every parameter to zero; state stays. Does not allocate.
 template <class T>
 void set_zero(T& object) {
-  visit([](const std::string&, auto& leaf) { detail::set_leaf_zero(leaf); }, object);
+  visit(detail::SetZero{}, object);
 }
 
 /// An object of the same shape with all parameters zero: a gradient, a moment. Its state is that of the object, which
@@ -294,7 +330,7 @@ T zeros_like(const T& object) {
 template <class T>
 Index num_parameters(const T& object) {
   Index count = 0;
-  visit([&](const std::string&, const auto& leaf) { count += parameter_size(leaf); }, object);
+  visit(detail::CountScalars{count}, object);
   return count;
 }
 
@@ -302,7 +338,7 @@ Index num_parameters(const T& object) {
 template <class T>
 Index num_state(const T& object) {
   Index count = 0;
-  visit_state([&](const std::string&, const auto& leaf) { count += parameter_size(leaf); }, object);
+  visit_state(detail::CountScalars{count}, object);
   return count;
 }
 

@@ -175,7 +175,7 @@ class MergedExperts {
     std::ranges::fill(dweight, Scalar{0});
     for (Index g = 0; g < of.groups.count(); ++g) {
       const Step step = of.step(context.step, g);
-      if (g > 0) detail::zero_parameters(*tape.dmerged);
+      if (g > 0) set_zero(*tape.dmerged);
       detail::merge(tape.parameters, tape.share.row(g), *tape.merged);
       tape.merged->backward(of.block(tape.rows, g), of_group(tape, g), of.block(tape.dout, g), of.block(tape.drows, g),
                             *tape.dmerged, Context{step, tape.scratch});

@@ -137,28 +137,13 @@ void merge_backward(const Pool& pool, const E& dmerged, const double* share, Poo
   });
 }
 
-struct ZeroLeaves {
-  void prefix(const std::string&) {}
-  template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) {
-    set_leaf_zero(leaf);
-  }
-};
-
-/// set_zero() without putting names together.
-template <class E>
-void zero_parameters(E& object) {
-  ZeroLeaves zero;
-  visit(zero, object);
-}
-
 /// `zeros` = zeros_like(object), in the memory that it has where the shapes are those.
 template <class E>
 void make_zeros_like(const E& object, std::optional<E>& zeros) {
   if (zeros && Fingerprint::of(*zeros) == Fingerprint::of(object)) {
     SameLayout layouts;
     visit(layouts, *zeros, object);
-    if (layouts.same) return zero_parameters(*zeros);
+    if (layouts.same) return set_zero(*zeros);
   }
   zeros = zeros_like(object);
 }
