@@ -13,6 +13,8 @@
 #include "moe/numeric/activation.hpp"
 #include "moe/numeric/elementary.hpp"
 #include "moe/numeric/softmax.hpp"
+#include "moe/numeric/top_k.hpp"
+#include "moe/numeric/top_k_lanes.hpp"
 
 #ifndef MOE_TEST_KERNEL
 #define MOE_TEST_KERNEL extern template
@@ -36,6 +38,16 @@ namespace moe::inline MOE_ABI {
   MOE_TEST_KERNEL S kernel::detail::scale_and_dot<kernel::detail::PutScaled::Stream, S>(const S*, const S*, S, Index,  \
                                                                                         S*);                           \
   MOE_TEST_KERNEL S kernel::detail::scale_and_dot<kernel::detail::PutScaled::Add, S>(const S*, const S*, S, Index, S*);
+MOE_TEST_KERNELS_OF(float)
+MOE_TEST_KERNELS_OF(double)
+#undef MOE_TEST_KERNELS_OF
+
+// Choices.
+#define MOE_TEST_KERNELS_OF(S)                                                                   \
+  MOE_TEST_KERNEL std::uint32_t detail::top_k_lanes<S>(Index, const S* const*, Index, S*, S*);   \
+  MOE_TEST_KERNEL std::uint32_t detail::top_k_network<S>(Index, const S* const*, Index, S*, S*); \
+  MOE_TEST_KERNEL bool detail::choose_by_bound<S>(const S*, Index, std::span<Index>);            \
+  MOE_TEST_KERNEL void top_k<S>(const S*, Index, std::span<Index>);
 MOE_TEST_KERNELS_OF(float)
 MOE_TEST_KERNELS_OF(double)
 #undef MOE_TEST_KERNELS_OF
