@@ -2,6 +2,7 @@
 # option of the top file.
 set(MOE_SANITIZE "" CACHE STRING "-fsanitize of tests, examples and benchmarks, for example address,undefined")
 option(MOE_STRICT "Strict warnings, as errors" OFF)
+option(MOE_JOIN "Compile many files of tests at once: faster from nothing, slower after a change" OFF)
 
 # A machine that lacks the instruction set falls back to the compiler's default.
 if(MOE_MARCH)
