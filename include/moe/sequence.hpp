@@ -9,3 +9,9 @@
 #include "moe/sequence/decoder_block.hpp"
 #include "moe/sequence/layer_norm.hpp"
 #include "moe/sequence/sequences.hpp"
+
+// Bayesian inference: mixtures of normals, and a network from priors and data to posteriors.
+#include "moe/sequence/cholesky.hpp"
+#include "moe/sequence/distribution_transformer.hpp"
+#include "moe/sequence/gaussian_mixture.hpp"
+#include "moe/sequence/mixture_parameters.hpp"
