@@ -29,7 +29,7 @@ enum Tracked { kFirstStep = kQuadratureMs + 1, kLastStep, kError, kExactError };
 PosteriorNet trained(const char* what, moe::ZeroKey zero_key, std::uint64_t updates, std::uint64_t seed) {
   PosteriorNet net = systems::posterior_net(seed, zero_key);
   systems::learn_posteriors(net, updates, seed, [&](std::uint64_t update, double loss) {
-    if ((update + 1) % 500 == 0)
+    if ((update + 1) % 1000 == 0)
       std::fprintf(stderr, "distribution_transformer, seed %d, %s: %d updates, loss %.3f\n", static_cast<int>(seed),
                    what, static_cast<int>(update + 1), loss);
   });
@@ -37,7 +37,7 @@ PosteriorNet trained(const char* what, moe::ZeroKey zero_key, std::uint64_t upda
 }
 
 std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
-  const auto updates = page.amount<std::uint64_t>(1500, 20);
+  const auto updates = page.amount<std::uint64_t>(2000, 20);
   const Index count = page.amount<Index>(1000, 20), few = page.amount<Index>(100, 3);
   const std::uint64_t test = seed + 2000;
   std::vector<double> n(kExactError + 1);

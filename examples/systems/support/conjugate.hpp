@@ -235,16 +235,18 @@ Track follow(const Posterior& posterior, std::uint64_t seed, Index steps) {
   return track;
 }
 
-/// Writes a script for gnuplot, which draws prior, exact posterior and the network's, and the readings, of six
-/// problems; `path` is that of the picture.
+/// Writes a script for gnuplot, which draws prior, exact posterior and the network's, and the readings with their
+/// noise, of the first six problems whose posterior gives both components some weight. `path` is that of the picture.
 template <class Posterior>
 void draw_posteriors(const Posterior& posterior, std::uint64_t seed, const std::string& path) {
   std::ofstream script(path + ".gp");
   script << "set terminal svg size 1000,560 font 'sans-serif,13' background '#ffffff'\nset output '" << path
          << "'\nset multiplot layout 2,3\nset xrange [-5:5]\nset yrange [-0.08:*]\nset border 3\nset tics nomirror\n";
-  for (std::uint64_t i = 0; i < 6; ++i) {
+  int drawn = 0;
+  for (std::uint64_t i = 0; drawn < 6; ++i) {
     const Inference one = inference(seed, i);
     const Mixture exact = exact_posterior(one.prior, one.data), found = posterior(one.prior, one.data);
+    if (std::min(exact.weights()(0), exact.weights()(1)) < 0.15) continue;
     script << "$curves << END\n";
     for (int k = -200; k <= 200; ++k) {
       moe::RowVector<double> x(1);
@@ -257,9 +259,9 @@ void draw_posteriors(const Posterior& posterior, std::uint64_t seed, const std::
     for (Index j = 0; j < one.data.rows(); ++j)
       script << one.data(j, 0) << " -0.04 " << std::exp(one.data(j, 1)) << '\n';
     script << "END\n"
-           << (i == 0 ? "set key top left\n" : "unset key\n")
-           << "plot $curves u 1:2 w l lw 2 dt 2 lc '#999999' t 'prior', '' u 1:3 w filledcurves y=0 lc '#a6cee3' t "
-              "'exact', '' u 1:4 w l lw 2 lc '#e31a1c' t 'transformer', $readings u 1:2:3 w xerrorbars pt 7 ps 0.4 lc "
+           << (drawn++ == 0 ? "set key top right samplen 1.5\n" : "unset key\n")
+           << "plot $curves u 1:3 w filledcurves y=0 lc '#a6cee3' t 'exact', '' u 1:2 w l lw 2 dt 2 lc '#777777' t "
+              "'prior', '' u 1:4 w l lw 2 lc '#e31a1c' t 'transformer', $readings u 1:2:3 w xerrorbars pt 7 ps 0.4 lc "
               "'#333333' t 'readings'\n";
   }
   script << "unset multiplot\n";
@@ -270,7 +272,7 @@ void draw_posteriors(const Posterior& posterior, std::uint64_t seed, const std::
 /// Teaches it by the log-density of the true mean, of new problems at every update. report(update, loss) is called.
 template <class Report>
 void learn_posteriors(PosteriorNet& net, std::uint64_t updates, std::uint64_t seed, const Report& report) {
-  constexpr Index kBatch = 256;
+  constexpr Index kBatch = 128;
   const moe::AdamW adam{.weight_decay = 0};
   const moe::CosineSchedule rate{.start = 3e-3, .end = 0, .updates = updates};
   moe::AdamW::State<PosteriorNet> state(net);
