@@ -241,7 +241,8 @@ template <class Posterior>
 void draw_posteriors(const Posterior& posterior, std::uint64_t seed, const std::string& path) {
   std::ofstream script(path + ".gp");
   script << "set terminal svg size 1000,560 font 'sans-serif,13' background '#ffffff'\nset output '" << path
-         << "'\nset multiplot layout 2,3\nset xrange [-5:5]\nset yrange [-0.08:*]\nset border 3\nset tics nomirror\n";
+         << "'\nset multiplot layout 2,3\nset xrange [-5:5]\nset yrange [-0.08:*]\nset offsets 0,0,graph 0.2,0\nset "
+            "border 3\nset tics nomirror\n";
   int drawn = 0;
   for (std::uint64_t i = 0; drawn < 6; ++i) {
     const Inference one = inference(seed, i);
