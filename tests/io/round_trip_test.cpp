@@ -11,6 +11,7 @@
 #include "moe/io/file/parameters.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/moe.hpp"
+#include "moe/sequence.hpp"
 #include "support/catch.hpp"
 #include "support/family_configs.hpp"
 #include "support/files.hpp"
@@ -230,6 +231,12 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
                      moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
                                        moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),
                      num_saved(plain) + 5 * 3 * kDim + 2 * kDim + 1);
+  require_round_trip("decoder block", moe::DecoderBlock(plain, 2, {.num_heads = 1}, {.num_heads = 1}, 1),
+                     num_saved(plain) + 6 * kDim + 6 * kDim * kDim + 2 * 2 * kDim + 8 * kDim);
+  require_round_trip("distribution transformer",
+                     moe::DistributionTransformer({.dim = 2, .data_dim = 3, .hidden_dim = 4, .num_heads = 1},
+                                                  std::vector(2, plain), 1),
+                     2 * num_saved(plain));
   require_round_trip("customised", moe::customise(Linear(2, kDim), std::vector(2, Linear(2, kDim))),
                      (3 * 2 + 3) * (kDim + 1) + 3);
   require_round_trip("adam", moe::AdamW::State<std::remove_const_t<decltype(plain)>>(plain),

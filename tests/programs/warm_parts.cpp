@@ -61,6 +61,7 @@
 #include "moe/router/none.hpp"
 #include "moe/router/normalised.hpp"
 #include "moe/router/uncertain.hpp"
+#include "moe/sequence/decoder_block.hpp"
 #include "programs/expect_none.hpp"
 
 namespace {
@@ -325,6 +326,25 @@ void check_mixture(const std::string& name, const M& mixture) {
   });
 }
 
+/// A decoder block, with its norms and its attention, to itself and to a memory.
+void check_block() {
+  using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<moe::Mlp>>;
+  const moe::DecoderBlock<Layer> block(Layer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{},
+                                             moe::ExpertPool<moe::Mlp>::random(kExperts, kDim, 37, 1)),
+                                       kDim, {.num_heads = 5}, {.num_heads = 3, .zero_key = moe::ZeroKey::On}, 1);
+  const auto of_tokens = moe::Sequences::equal(4, kTokens / 4), of_memory = moe::Sequences::equal(4, 7);
+  const Matrix<float> memory = Matrix<float>::Random(28, kDim), dout = Matrix<float>::Random(kTokens, kDim);
+  Matrix<float> out(kTokens, kDim), dtokens(kTokens, kDim), dmemory(28, kDim);
+  moe::DecoderBlock<Layer>::Tape tape;
+  auto gradient = moe::zeros_like(block);
+  moe::Workspace ws;
+  test::expect_none("DecoderBlock", [&] {
+    block.forward({tokens, of_tokens}, {memory, of_memory}, step, out, ws);
+    block.forward({tokens, of_tokens}, {memory, of_memory}, step, out, tape);
+    block.backward({tokens, of_tokens}, {memory, of_memory}, tape, dout, gradient, dtokens, dmemory);
+  });
+}
+
 void check_mixtures() {
   check_mixture("FilmExperts", moe::FilmExperts(moe::Mlp::random(kDim, 37, 1), kExperts));
   check_mixture("FilmExperts by features",
@@ -355,6 +375,7 @@ int main() {
   check_gates();
   check_experts();
   check_mixtures();
+  check_block();
   check_frozen();
   return test::report();
 }
