@@ -34,7 +34,8 @@ TEST_CASE("minimum_norm_solution: it is that of a complete orthogonal decomposit
 }
 
 TEST_CASE("minimum_norm_solution: a line through points, and the shortest of many solutions", "[numeric]") {
-  const Matrix<double> a = (Matrix<double>(2, 2) << 3, 4, 0, 0).finished(), b = (Matrix<double>(2, 1) << 5, 7).finished();
+  const Matrix<double> a = (Matrix<double>(2, 2) << 3, 4, 0, 0).finished(),
+                       b = (Matrix<double>(2, 1) << 5, 7).finished();
   const Matrix<double> x = minimum_norm_solution(a, b);  // 3 x + 4 y = 5, nearest to the origin
   CHECK(std::abs(x(0, 0) - 0.6) < 1e-15);
   CHECK(std::abs(x(1, 0) - 0.8) < 1e-15);

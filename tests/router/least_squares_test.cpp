@@ -147,8 +147,8 @@ TEST_CASE("LeastSquaresRouter: least total loss and greedy differ where they sho
   CHECK(moe::detail::assign_clusters(cost, moe::ClusterAssignment::Greedy) == std::vector<Index>{0, 1});  // 11
   CHECK(moe::detail::assign_clusters(cost, moe::ClusterAssignment::Least) == std::vector<Index>{1, 0});   // 2
   Router router(3, 4);
-  const moe::Refit refit = router.refit(blobs(30, 0.5), losses(30, {2, 0, 1}), kDraws,
-                                        {.assignment = moe::ClusterAssignment::Greedy});
+  const moe::Refit refit =
+      router.refit(blobs(30, 0.5), losses(30, {2, 0, 1}), kDraws, {.assignment = moe::ClusterAssignment::Greedy});
   CHECK(refit.experts[0] == 2);  // where clusters suit different experts both do the same
 }
 

@@ -41,7 +41,8 @@ class ColumnsRouter {
   R& router() { return router_; }
   const R& router() const { return router_; }
 
-  /// out [num_tokens, num_experts], overwritten. Throws std::invalid_argument on wrong shapes and where the router does.
+  /// out [num_tokens, num_experts], overwritten. Throws std::invalid_argument on wrong shapes and where the router
+  /// does.
   void logits(const MatrixView<Scalar>& tokens, const Context& context, MatrixRef<Scalar> out) const {
     require_tokens("moe::ColumnsRouter::logits", tokens);
     router_.logits(columns(tokens), context, out);

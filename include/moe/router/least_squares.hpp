@@ -39,8 +39,8 @@ struct Refit {
 
 namespace detail {
 
-/// [clusters, experts], the median over the contexts of a cluster of the loss of an expert: one outlier says nothing. Of
-/// an even number the mean of the middle two.
+/// [clusters, experts], the median over the contexts of a cluster of the loss of an expert: one outlier says nothing.
+/// Of an even number the mean of the middle two.
 template <class S>
 Eigen::MatrixXd median_losses(const ConstMatrixRef<S>& losses, std::span<const Index> clusters) {
   Eigen::MatrixXd medians(losses.cols(), losses.cols());
@@ -79,18 +79,18 @@ Matrix<S> one_hot_regression(const Matrix<S>& points, std::span<const Index> lab
   // About the means, so that offsets are free and large contexts of small differences do not cancel.
   const RowVector<S> middle = points.colwise().mean(), share = targets.colwise().mean();
   Matrix<S> solution(points.cols() + 1, classes);
-  solution.topRows(points.cols()) =
-      minimum_norm_solution<S>(points.rowwise() - middle, targets.rowwise() - share);
+  solution.topRows(points.cols()) = minimum_norm_solution<S>(points.rowwise() - middle, targets.rowwise() - share);
   solution.bottomRows(1) = share - middle * solution.topRows(points.cols());
   return solution;
 }
 
 }  // namespace detail
 
-/// A linear router, logits = x W^T + b, whose weights are not learned by gradients: refit() solves for them. A gate that
-/// learns by gradients sends everything to one expert when families of environments share parameters; here every expert
-/// has a cluster of contexts, always.
-///   moe::MoeLayer layer(moe::ColumnsRouter(moe::LeastSquaresRouter(3, context_dim), state_dim + context_dim, state_dim),
+/// A linear router, logits = x W^T + b, whose weights are not learned by gradients: refit() solves for them. A gate
+/// that learns by gradients sends everything to one expert when families of environments share parameters; here every
+/// expert has a cluster of contexts, always.
+///   moe::MoeLayer layer(moe::ColumnsRouter(moe::LeastSquaresRouter(3, context_dim), state_dim + context_dim,
+///   state_dim),
 ///                       moe::TopKGate{.k = 1, .constant_weights = moe::ConstantWeights::Accept}, experts);
 ///   layer.router().router().refit(contexts, losses, moe::RandomField(moe::Purpose::User, seed, update));
 /// That gate asks one expert and takes its output with weight 1, as the paper does. The contexts may learn: weights and
@@ -121,8 +121,9 @@ class BasicLeastSquaresRouter {
   ///   contexts  [n, model_dim], n >= num_experts, finite
   ///   losses    [n, num_experts], finite: of every expert on the data of every context
   ///   random    what the draws of k-means are pure functions of; another one for each refit
-  /// Throws std::invalid_argument, and changes nothing, for other shapes, numbers that are not finite, contexts so large
-  /// that their squares or weights are none, and options out of range. Runs on the calling thread: O(starts * rounds * n
+  /// Throws std::invalid_argument, and changes nothing, for other shapes, numbers that are not finite, contexts so
+  /// large that their squares or weights are none, and options out of range. Runs on the calling thread: O(starts *
+  /// rounds * n
   /// * num_experts * model_dim) and a decomposition of [n, model_dim], which the contexts may make singular.
   Refit refit(const MatrixView<Scalar>& contexts, const MatrixView<double>& losses, const RandomField& random,
               const RefitOptions& options = {}) {
@@ -171,9 +172,7 @@ class BasicLeastSquaresRouter {
   }
 
   /// The router whose logit i is logit ids[i] of this one. Throws std::invalid_argument as TakesExperts says.
-  BasicLeastSquaresRouter take(std::span<const Index> ids) const {
-    return BasicLeastSquaresRouter(linear_.take(ids));
-  }
+  BasicLeastSquaresRouter take(std::span<const Index> ids) const { return BasicLeastSquaresRouter(linear_.take(ids)); }
 
   template <class F, class... Self>
   static void visit(F&&, Self&...) {}  // nothing to learn
@@ -196,8 +195,7 @@ class BasicLeastSquaresRouter {
     if (options.rounds < 1) fail(kFunction, ": rounds is ", options.rounds, ", expected at least 1");
     for (Index i = 0; i < contexts.rows(); ++i) {
       if (!contexts.row(i).allFinite()) fail(kFunction, ": context ", i, " is not finite, expected numbers");
-      if (!losses.row(i).allFinite())
-        fail(kFunction, ": a loss on context ", i, " is not finite, expected numbers");
+      if (!losses.row(i).allFinite()) fail(kFunction, ": a loss on context ", i, " is not finite, expected numbers");
     }
   }
 
