@@ -141,6 +141,7 @@
 #include "moe/train/self_contrast.hpp"
 #include "moe/train/sgd.hpp"
 #include "moe/train/squared_error.hpp"
+#include "moe/train/temporal_splatting.hpp"
 #include "moe/train/trainer.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
