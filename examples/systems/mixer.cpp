@@ -39,7 +39,7 @@ void draw(const Mixer& mixer, const Switch& gate, const std::vector<Environment>
     write(name + "_mixer", systems::learned(mixer, e));
     write(name + "_gate", systems::learned(gate, e));
   }
-  script << "set multiplot layout 1,3\nset size ratio -1\nset key bottom\n";
+  script << "set multiplot layout 1,3\nset size ratio 1\nset key below\nset xtics 1\nset ytics 1\n";
   for (const char* name : systems::kFamilyNames)
     script << "set title '" << name << "'\nplot $" << name << "_true with lines lw 5 lc rgb '#cccccc' title 'true', $"
            << name << "_gate with lines lw 1.5 lc rgb '#cc6677' title 'gradient gate', $" << name
