@@ -3,9 +3,10 @@
 // pushes the few best frames of a bag up and never sees the flanks of an event; temporal Gaussian splatting makes soft
 // targets of the peaks of the scores. An expert per class of events and a gate that sees all their scores follow.
 // D'Amicantonio et al., "Mixture of experts guided by Gaussian splatters matters" (GS-MoE, arXiv:2508.06318). Here:
-// simulated bags, and bags of digits of which an event blends in others. The width of a kernel is in frames; as the
-// paper's formula has it, it is in scores, a peak gets a target of one frame, and nothing is gained. Every expert is a
-// small MLP, not a transformer, and the gate is linear in features and scores. Picture: gs_moe.svg.
+// simulated bags, and bags of digits into which an event blends others. Kernels are as wide in frames as peaks are; as
+// the paper's formula has it, their width is a deviation of scores, a peak gets a target of one frame, and training is
+// worse than without. Experts are small MLPs that begin as the model of all classes, not transformers over its
+// features; the gate is linear in features and scores, and adds little to that model. Picture: gs_moe.svg.
 #include <cstdio>
 #include <fstream>
 
@@ -26,7 +27,7 @@ using systems::Weak;
 /// Writes a script for gnuplot: scores of three models over the frames of four bags with an event, which is shaded.
 void draw(const BagSet& data, const std::vector<Matrix<float>>& scores, const std::string& path) {
   std::ofstream script(path + ".gp");
-  script << "set terminal svg size 1000,560 font 'sans-serif,13' background '#ffffff'\nset output '" << path
+  script << "set terminal svg size 1000,600 font 'sans-serif,13' background '#ffffff'\nset output '" << path
          << "'\n$scores << END\n";
   for (Index i = 0; i < 4; ++i, script << '\n' << '\n')
     for (Index t = 0; t < kFrames; ++t) {
@@ -35,7 +36,8 @@ void draw(const BagSet& data, const std::vector<Matrix<float>>& scores, const st
       for (const Matrix<float>& of : scores) script << ' ' << 1 / (1 + std::exp(-of(row, 0)));
       script << '\n';
     }
-  script << "END\nset multiplot layout 2,2\nset yrange [0:1.05]\nset xrange [0:63]\nset key top left\n";
+  script << "END\nset multiplot layout 2,2\nset yrange [0:1.05]\nset xrange [0:63]\nset key below\nset style fill "
+            "solid noborder\n";
   for (int i = 0; i < 4; ++i)
     script << "plot $scores index " << i << " using 1:2 with fillsteps lc rgb '#dddddd' title 'event', '' index " << i
            << " using 1:3 with lines lw 2 lc rgb '#cc6677' title 'MIL', '' index " << i
