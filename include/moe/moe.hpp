@@ -31,9 +31,11 @@
 #include "moe/layer/workspace.hpp"
 
 // Routers: tokens -> logits.
+#include "moe/router/columns.hpp"
 #include "moe/router/concept.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/frozen.hpp"
+#include "moe/router/least_squares.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
@@ -139,6 +141,7 @@
 #include "moe/train/self_contrast.hpp"
 #include "moe/train/sgd.hpp"
 #include "moe/train/squared_error.hpp"
+#include "moe/train/temporal_splatting.hpp"
 #include "moe/train/trainer.hpp"
 
 // For parts of your own: kernels, numerics, threads, random numbers.
@@ -160,6 +163,7 @@
 #include "moe/numeric/elementary.hpp"
 #include "moe/numeric/k_means.hpp"
 #include "moe/numeric/log_sum_exp.hpp"
+#include "moe/numeric/minimum_norm.hpp"
 #include "moe/numeric/schedule.hpp"
 #include "moe/numeric/softmax.hpp"
 #include "moe/numeric/top_k.hpp"

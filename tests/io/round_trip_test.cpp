@@ -110,6 +110,8 @@ TEST_CASE("Round trip: every router", "[io]") {
   require_round_trip("linear, double", moe::BasicLinearRouter<F64>(kExperts, kDim, Bias::Zero));
   require_round_trip("noisy", moe::NoisyRouter(kExperts, kDim), 2 * kExperts * kDim);
   require_round_trip("cosine", moe::CosineRouter(kExperts, kDim, 3), 3 * (kDim + 1) + 3 * kExperts + 1);
+  require_round_trip("columns", moe::ColumnsRouter(LinearRouter(kExperts, kDim), kDim + 3, 2), kExperts * kDim);
+  require_round_trip("least squares", moe::LeastSquaresRouter(kExperts, kDim), kExperts * (kDim + 1));
   require_round_trip("none", moe::NoRouter(kExperts, kDim), 0);
   require_round_trip("uncertain", moe::UncertainRouter(LinearRouter(kExperts, kDim)), kExperts * kDim);
   require_round_trip("normalised", moe::NormalisedRouter(LinearRouter(kExperts, kDim)), kExperts * kDim);
@@ -298,7 +300,9 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/routed_experts",
                                          "layer/soft_moe",
                                          "layer/vector_film",
+                                         "router/columns",
                                          "router/cosine",
+                                         "router/least_squares",
                                          "router/linear",
                                          "router/noisy",
                                          "router/normalised",

@@ -54,8 +54,10 @@
 #include "moe/layer/film_experts.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/router/columns.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/frozen.hpp"
+#include "moe/router/least_squares.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/router/none.hpp"
@@ -226,6 +228,8 @@ void check_routers() {
   for (const auto calibration :
        {moe::RouterCalibration::LogitMoment, moe::RouterCalibration::MeanProbability, moe::RouterCalibration::Whitened})
     check_router("UncertainRouter", moe::UncertainRouter(linear, {.calibration = calibration}));
+  check_router("ColumnsRouter", moe::ColumnsRouter(moe::LinearRouter::random(kExperts, kDim - 9, 1), kDim, 4));
+  check_router("LeastSquaresRouter", moe::LeastSquaresRouter(kExperts, kDim));
   check_router("NoRouter", moe::NoRouter(kExperts, kDim));
   check_router("Frozen router", moe::Frozen(linear));
 }
