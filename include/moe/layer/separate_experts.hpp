@@ -54,7 +54,7 @@ class SeparateExperts {
   X& experts() { return experts_; }
   const X& experts() const { return experts_; }
 
-  /// `out` must not overlap `tokens`, unless it is a batch of the same rows. Throws std::invalid_argument on wrong
+  /// `out` may be `tokens` itself, but not overlap other rows of it. Throws std::invalid_argument on wrong
   /// shapes, for a routing of other tokens or experts, and for one in which a token names an expert twice.
   void forward(const MatrixView<Scalar>& tokens, const Routing<Scalar>& routing, const Context& context,
                MatrixRef<Scalar> out) const {

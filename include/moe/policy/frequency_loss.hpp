@@ -7,6 +7,23 @@
 
 namespace moe::inline MOE_ABI {
 
+namespace detail {
+
+/// sum_k (v_k - w_k)^2 of a row, and dweight = share times its gradient.
+template <class S>
+double frequency_row(const S* weight, const S* value, Index count, double share, S* dweight) {
+  const Index winner = std::max_element(value, value + count) - value;
+  double sum = 0;
+  for (Index k = 0; k < count; ++k) {
+    const double gap = static_cast<double>(weight[k]) - (k == winner ? 1 : 0);
+    sum += gap * gap;
+    dweight[k] = static_cast<S>(2 * share * gap);
+  }
+  return sum;
+}
+
+}  // namespace detail
+
 /// The frequency-approximate loss of the weights of a mixture (PMOE), and its gradient:
 ///   L = mean over the valid rows of sum_k (v_k - w_k)^2,   v the one-hot vector of the largest value of the row
 ///   dL/dw_k = 2 (w_k - v_k) / num_valid
@@ -28,15 +45,8 @@ double frequency_loss(const MatrixView<S>& weight, const MatrixView<S>& value, c
   detail::require_apart(kName, "dweight", dweight, "value", value);
   dweight.setZero(num_tokens, count);
   return detail::mean_over_rows(num_tokens, step, [&](Index t, double share) {
-    const S* const values = value.data() + t * value.outerStride();
-    const Index winner = std::max_element(values, values + count) - values;
-    double sum = 0;
-    for (Index k = 0; k < count; ++k) {
-      const double gap = static_cast<double>(weight(t, k)) - (k == winner ? 1 : 0);
-      sum += gap * gap;
-      dweight(t, k) = static_cast<S>(2 * share * gap);
-    }
-    return sum;
+    return detail::frequency_row(weight.data() + t * weight.outerStride(), value.data() + t * value.outerStride(),
+                                 count, share, dweight.row(t).data());
   });
 }
 

@@ -96,13 +96,7 @@ class MixtureEstimator {
     require_backward(mixture, value, dvalue, baseline, step);
     dproposals_.setZero(proposals_.rows(), proposals_.cols());
     dlog_weight_.setZero(mixture.num_rows(), mixture.num_components());
-    if (options_.kind == MixtureGradient::Frequency) {
-      weight_.resize(mixture.num_rows(), mixture.num_components());
-      for (Index t = 0; t < weight_.rows(); ++t)
-        for (Index k = 0; k < weight_.cols(); ++k) weight_(t, k) = static_cast<S>(mixture.weight(t, k));
-      frequency_loss<S>(weight_, value, step, dlog_weight_);
-      dlog_weight_.array() *= weight_.array();
-    }
+    weight_.resize(1, mixture.num_components());
     const double share = 1.0 / static_cast<double>(std::max<Index>(1, step.num_valid(mixture.num_rows())));
     for (Index t = 0; t < mixture.num_rows(); ++t)
       if (step.is_valid(t)) backward_row(mixture, value, dvalue, baseline, t, share);
@@ -174,6 +168,9 @@ class MixtureEstimator {
       case MixtureGradient::Frequency: {
         const S* const values = value.data() + t * value.outerStride();
         const Index winner = std::max_element(values, values + count) - values;
+        for (Index k = 0; k < count; ++k) weight_(0, k) = static_cast<S>(mixture.weight(t, k));
+        detail::frequency_row(weight_.data(), values, count, share, dlog_weight_.row(t).data());
+        dlog_weight_.row(t).array() *= weight_.row(0).array();
         for (Index k = 0; k < count; ++k)
           if (k == winner || options_.learners == Learners::Every) learn(k, k, 1);
         break;
@@ -220,7 +217,8 @@ class MixtureEstimator {
   }
 
   MixtureGradientOptions options_;
-  Matrix<S> proposals_, latent_, dproposals_, dlog_weight_, weight_;
+  Matrix<S> proposals_, latent_, dproposals_, dlog_weight_;
+  Matrix<S> weight_;              ///< of one row
   Matrix<double> relaxed_;        ///< [num_rows, num_components], of GumbelSoftmax
   std::vector<Index> component_;  ///< [num_rows], of ScoreRatio and GumbelSoftmax
   std::vector<double> shares_;
