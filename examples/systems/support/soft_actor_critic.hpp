@@ -26,7 +26,7 @@ using Critics = moe::MoeLayer<moe::NoRouter, moe::SoftmaxGate, ReluExperts>;
 struct ActorCriticOptions {
   moe::Index components = 2, hidden = 64, batch = 64;
   moe::MixtureGradientOptions gradient = {.kind = moe::MixtureGradient::Frequency};
-  std::int64_t steps = 5000, warm_up = 500;    ///< with actions at random before the first update, then one each
+  std::int64_t steps = 5000, warm_up = 500;   ///< with actions at random before the first update, then one each
   double entropy = 0.2, last_entropy = 0.02;  ///< weight of the entropy of the actor, which falls along a line
   double discount = 0.98, follow = 0.01, rate = 1e-3;
 };
