@@ -23,6 +23,7 @@
 #include "moe/layer/multi_gate_layer.hpp"
 #include "moe/layer/multi_gate_structure.hpp"
 #include "moe/layer/routed_experts.hpp"
+#include "moe/layer/separate_experts.hpp"
 #include "moe/layer/soft_moe.hpp"
 #include "moe/layer/structure.hpp"
 #include "moe/layer/trainable.hpp"

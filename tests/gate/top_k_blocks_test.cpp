@@ -46,8 +46,7 @@ TEMPLATE_TEST_CASE("TopKGate: blocks of tokens agree with the definition for any
   // Sums over k weights of at most 1, and exponentials: (k + 20) eps.
   for (const Index experts : {1, 3, 4, 5, 7, 8, 9, 15, 16, 17, 60, 64, 71, 128, 256, 512, 1000, 1024, 1025}) {
     const auto logits = test::random_logits<TestType>(19, experts, 61, 2);
-    for (const Index k : {Index{1}, Index{2}, Index{3}, Index{5}, Index{8}, Index{10}, Index{12}, Index{16}, Index{17}, Index{64},
-                          std::min<Index>(experts, 70)}) {
+    for (const Index k : std::vector<Index>{1, 2, 3, 5, 8, 10, 12, 16, 17, 64, std::min<Index>(experts, 70)}) {
       if (k > experts) continue;
       const auto routing = test::routed(TopKGate{.k = k}, logits);
       const double tolerance =

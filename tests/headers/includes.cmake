@@ -1,6 +1,6 @@
 # cmake -DINCLUDE=<include directory> -P includes.cmake
 # Checks that includes point to the same folder, to one before it in the list below or to the concept of the folder above,
-# that only core/simd*.hpp know xsimd, that moe.hpp, compress.hpp, gaussian.hpp, serve.hpp and sequence.hpp reach every header,
+# that only core/simd*.hpp know xsimd, that moe.hpp and the other tables of contents reach every header,
 # themselves or through another one, that the tables of contents list what they should, and that no family of
 # checkpoints is left out.
 cmake_minimum_required(VERSION 3.25)
@@ -27,7 +27,7 @@ if(NOT headers)
 endif()
 file(STRINGS "${INCLUDE}/moe/moe.hpp" contents REGEX "^#include")
 set(included ${contents})
-foreach(table gaussian compress serve sequence)
+foreach(table gaussian compress serve sequence policy)
   file(STRINGS "${INCLUDE}/moe/${table}.hpp" lines REGEX "^#include")
   list(APPEND included ${lines})
 endforeach()
@@ -58,7 +58,7 @@ endforeach()
 
 foreach(header IN LISTS headers)
   if(NOT header MATCHES "^(io|mpi)/" AND NOT "#include \"moe/${header}\"" IN_LIST included)
-    message(SEND_ERROR "none of moe/moe.hpp, moe/compress.hpp, moe/gaussian.hpp, moe/serve.hpp and moe/sequence.hpp reaches moe/${header}")
+    message(SEND_ERROR "none of the tables of contents reaches moe/${header}")
   endif()
 endforeach()
 
@@ -96,7 +96,7 @@ if(internal)
 endif()
 
 # Each table of contents lists headers of its own part that are there, each once.
-foreach(table moe compress gaussian io serve sequence)
+foreach(table moe compress gaussian io serve sequence policy)
   file(STRINGS "${INCLUDE}/moe/${table}.hpp" lines REGEX "^#include")
   set(before)
   foreach(line IN LISTS lines)
@@ -105,7 +105,7 @@ foreach(table moe compress gaussian io serve sequence)
       message(SEND_ERROR "moe/${table}.hpp: ${line}, which is not there")
     elseif(header IN_LIST before)
       message(SEND_ERROR "moe/${table}.hpp lists moe/${header} twice")
-    elseif(table STREQUAL "moe" AND header MATCHES "^(compress|gaussian|io|serve|sequence)/" OR
+    elseif(table STREQUAL "moe" AND header MATCHES "^(compress|gaussian|io|serve|policy)/" OR
            NOT table STREQUAL "moe" AND NOT header MATCHES "^${table}/")
       message(SEND_ERROR "moe/${table}.hpp lists moe/${header}, which is of another part")
     endif()

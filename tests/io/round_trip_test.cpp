@@ -11,6 +11,7 @@
 #include "moe/io/file/parameters.hpp"
 #include "moe/layer/layer_expert.hpp"
 #include "moe/moe.hpp"
+#include "moe/policy/mixture_policy.hpp"
 #include "moe/sequence.hpp"
 #include "support/catch.hpp"
 #include "support/family_configs.hpp"
@@ -229,6 +230,9 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
   require_round_trip("pool with them", shared, num_saved(shared.adapters()) + kExperts * 3 * kDim * kHidden);
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
+  require_round_trip("policy", moe::MixturePolicy(layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{},
+                                                        moe::SeparateExperts(pool(Mlp(moe::Widths{kDim, kHidden, 4})))),
+                                                  {.action_dim = 2}));
   require_round_trip("branches",
                      moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
                                        moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),

@@ -19,7 +19,11 @@
 #include "moe/layer/merged_experts.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/multi_gate_layer.hpp"
+#include "moe/layer/separate_experts.hpp"
 #include "moe/layer/soft_moe.hpp"
+#include "moe/policy/entropy_bounds.hpp"
+#include "moe/policy/mixture_gradient.hpp"
+#include "moe/policy/mixture_policy.hpp"
 #include "moe/router/cosine.hpp"
 #include "moe/router/noisy.hpp"
 #include "moe/train/customise.hpp"
@@ -187,6 +191,39 @@ void check_soft(const std::string& threads) {
   check_training("soft, training, " + threads, soft);
 }
 
+/// A policy acts and learns by each of the estimators.
+void check_policy(const std::string& threads) {
+  const moe::MixturePolicy policy(
+      moe::MoeLayer(moe::LinearRouter::random(kExperts, kModelDim, 1), moe::SoftmaxGate{},
+                    moe::SeparateExperts(moe::ExpertPool<moe::Mlp>::random(
+                        kExperts, {.input = kModelDim, .hidden = kHiddenDim, .output = 6}, 2))),
+      {.action_dim = 3});
+  using Policy = std::remove_const_t<decltype(policy)>;
+  const Matrix<float> states = Matrix<float>::Random(kTokens, kModelDim);
+  const moe::Step step = moe::Step::train(1, 2);
+  Policy::Workspace ws;
+  Policy::Tape tape;
+  Policy gradient = moe::zeros_like(policy);
+  moe::DiagonalMixture<float> dmixture;
+  Matrix<float> actions(kTokens, 3), value = Matrix<float>::Random(kTokens, kExperts);
+  std::vector<float> lower(kTokens), upper(kTokens);
+  for (const auto kind : {moe::MixtureGradient::Frequency, moe::MixtureGradient::GumbelSoftmax,
+                          moe::MixtureGradient::ScoreRatio, moe::MixtureGradient::Marginalised}) {
+    moe::MixtureEstimator<float> estimator({.kind = kind});
+    Matrix<float> slope(kTokens, 3 * estimator.num_points(kExperts));
+    expect_none("policy, " + threads, [&] {
+      policy.act(states, step, moe::ActionChoice::Sample, actions, ws);
+      moe::entropy_bounds(ws.mixture, lower, upper);
+      policy.forward(states, step, tape);
+      dmixture.clear_like(tape.mixture);
+      estimator.propose(tape.mixture, step);
+      tape.mixture.log_density_backward(estimator.latent(), value.leftCols(slope.cols() / 3), dmixture, slope);
+      estimator.backward(tape.mixture, value.leftCols(slope.cols() / 3), slope, {}, step, dmixture);
+      policy.backward(states, tape, dmixture, gradient);
+    });
+  }
+}
+
 /// More experts than the stack has room for; choices that go by lanes, by parts of a row and through groups.
 void check_many_experts(const std::string& threads) {
   constexpr Index kMany = 2052;
@@ -205,6 +242,7 @@ void check_many_experts(const std::string& threads) {
 void check_all(const std::string& threads) {
   check_compositions(threads);
   check_soft(threads);
+  check_policy(threads);
   check_many_experts(threads);
   check_other_routing(threads);
   check_panel_experts<moe::Glu>("glu, " + threads);

@@ -25,7 +25,18 @@ constexpr std::array<std::uint32_t, 4> philox(std::array<std::uint32_t, 4> count
 }
 
 /// What a draw is for. Draws with different purposes are independent even when all else is equal.
-enum class Purpose : std::uint32_t { Initialise, Noise, Gumbel, Draw, Capacity, Jitter, Shuffle, Dropout, User = 1000 };
+enum class Purpose : std::uint32_t {
+  Initialise,
+  Noise,
+  Gumbel,
+  Draw,
+  Capacity,
+  Jitter,
+  Shuffle,
+  Dropout,
+  Action,
+  User = 1000
+};
 
 /// A field of random numbers: every value is a pure function of the key and of where it stands (row, column), never of
 /// the order of calls, so draws are the same for any thread count, in any batch, and when a call is replayed.

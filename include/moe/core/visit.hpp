@@ -101,8 +101,8 @@ inline constexpr Walked kWalked<Walk<F, walked>> = walked;
 template <class F>
 concept TakesPrefixes = requires(F& f, const std::string& prefix) { f.prefix(prefix); };
 
-/// A visitor behind the path of a part, as in "experts.3.". One type at every depth: parts within parts would otherwise be
-/// compiled anew for each place that they are found at.
+/// A visitor behind the path of a part, as in "experts.3.". One type at every depth: parts within parts would otherwise
+/// be compiled anew for each place that they are found at.
 template <class F>
 struct Prefixed {
   F& f;
@@ -287,7 +287,8 @@ void write_parameter(Leaf& leaf, std::span<const S> values) {
 
 namespace detail {
 
-// Visitors with a name, as a lambda in a function template is another type for every object. They put no names together.
+// Visitors with a name, as a lambda in a function template is another type for every object. They put no names
+// together.
 struct SetZero {
   void prefix(const std::string&) const {}
   template <class Leaf>

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "moe/layer/concept.hpp"
+#include "moe/layer/separate_experts.hpp"
+#include "moe/layer/structure.hpp"
+#include "moe/policy/diagonal_mixture.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What a MixturePolicy makes of the outputs of its experts.
+struct PolicyOptions {
+  Index action_dim = 1;                                      ///< at least 1
+  double min_log_std = -20, max_log_std = 2;                 ///< log standard deviations are clipped to these
+  ActionRange range = {.squash = Squash::Tanh, .scale = 1};  ///< of actions
+
+  /// Throws std::invalid_argument unless every number is in its range.
+  void validate() const {
+    detail::checked_size("moe::MixturePolicy", "action_dim", action_dim, 1);
+    if (!(min_log_std < max_log_std) || !std::isfinite(min_log_std) || !std::isfinite(max_log_std))
+      fail("moe::MixturePolicy: min_log_std is ", min_log_std, " and max_log_std is ", max_log_std,
+           ", expected finite numbers, the first below the second");
+    range.validate();
+  }
+};
+
+/// Which action of a mixture: a draw, or the mean of the component with the largest weight.
+enum class ActionChoice { Sample, MostProbable };
+
+/// A stochastic policy whose actions are a mixture of Gaussians (PMOE): the gate's weights are those of the components,
+/// and expert k gives the mean and the log standard deviations of component k in its 2 * action_dim outputs. The layer
+/// is any whose rows are those of SeparateExperts:
+///   moe::MixturePolicy policy(moe::MoeLayer(moe::LinearRouter::random(4, 17, 1), moe::SoftmaxGate{},
+///       moe::SeparateExperts(moe::ExpertPool<moe::Mlp>::random(4, {.input = 17, .hidden = 64, .output = 12}, 2))),
+///       {.action_dim = 6});
+///   policy.act(states, step, moe::ActionChoice::Sample, actions, ws);
+/// To train it: forward() gives tape.mixture, a DiagonalMixture; a MixtureEstimator, log_density_backward() or a loss
+/// of one's own makes the gradient of it, and backward() takes that through experts, gate and router. Optimisers and
+/// files see the parameters of the layer. Weights are divided by their sum. Below 2^-100 of it a weight counts as 0,
+/// and gets no gradient; so does a log standard deviation beyond its limits; a row without weights, as of padding, has
+/// equal ones. All is finite then. Immutable in use, share freely. Same bits for any number of threads and, where
+/// kPerToken, whatever else is in the batch. No allocation when warm, where the layer does not. Ren, Li, Ding, Pan &
+/// Dong, "Probabilistic mixture-of-experts for efficient deep reinforcement learning" (arXiv:2104.09122).
+template <class Layer>
+class MixturePolicy {
+  static_assert(InferenceLayer<Layer>,
+                "moe::MixturePolicy: a layer needs `Scalar`, `kPerToken`, `input_dim()`, `output_dim()` and "
+                "`forward(tokens, step, out, workspace)` (see moe/layer/concept.hpp)");
+
+ public:
+  using Scalar = typename Layer::Scalar;
+  static constexpr bool kPerToken = Layer::kPerToken;
+
+  struct Workspace {
+    BasicWorkspace<Scalar> layer;
+    Matrix<Scalar> out;
+    DiagonalMixture<Scalar> mixture;  ///< of the last call
+  };
+  /// What forward leaves for backward.
+  struct Tape {
+    detail::TapeOf<Layer> layer;
+    Matrix<Scalar> out, dout;
+    DiagonalMixture<Scalar> mixture;
+  };
+
+  /// Throws std::invalid_argument for options out of range, and a layer whose rows are not those of components.
+  MixturePolicy(Layer layer, PolicyOptions options) : layer_(std::move(layer)), options_(options) {
+    options_.validate();
+    const Index width = 1 + 2 * options_.action_dim, columns = layer_.output_dim();
+    if (columns < width || columns % width != 0)
+      fail("moe::MixturePolicy: the layer gives ", columns,
+           " columns, expected a multiple of 1 + 2 action_dim = ", width,
+           ", as SeparateExperts around experts with 2 action_dim outputs gives");
+  }
+
+  Index state_dim() const { return layer_.input_dim(); }
+  Index action_dim() const { return options_.action_dim; }
+  Index num_components() const { return layer_.output_dim() / (1 + 2 * options_.action_dim); }
+  Layer& layer() { return layer_; }
+  const Layer& layer() const { return layer_; }
+  const PolicyOptions& options() const { return options_; }
+
+  /// The mixtures of states [num_states, state_dim], in inference: ws.mixture. Throws std::invalid_argument as the
+  /// layer does.
+  const DiagonalMixture<Scalar>& mixture(const MatrixView<Scalar>& states, const Step& step, Workspace& ws) const {
+    ws.out.resize(states.rows(), layer_.output_dim());
+    layer_.forward(states, step, ws.out, ws.layer);
+    read(ws.out, ws.mixture);
+    return ws.mixture;
+  }
+
+  /// An action of each state: actions [num_states, action_dim], overwritten. Draws are those of
+  /// DiagonalMixture::sample(). Throws std::invalid_argument on wrong shapes.
+  void act(const MatrixView<Scalar>& states, const Step& step, ActionChoice choice, MatrixRef<Scalar> actions,
+           Workspace& ws) const {
+    detail::require_shape("moe::MixturePolicy::act", "actions", actions, states.rows(), action_dim());
+    mixture(states, step, ws);
+    if (choice == ActionChoice::Sample)
+      ws.mixture.sample(step, actions);
+    else
+      ws.mixture.most_probable(actions);
+    for (Index t = 0; t < actions.rows(); ++t)
+      for (Index d = 0; d < actions.cols(); ++d)
+        actions(t, d) = static_cast<Scalar>(options_.range.action(static_cast<double>(actions(t, d))));
+  }
+
+  /// The mixtures of states, and what backward needs: tape.mixture. The step's spans must outlive backward.
+  void forward(const MatrixView<Scalar>& states, const Step& step, Tape& tape) const
+    requires TrainableLayer<Layer>
+  {
+    tape.out.resize(states.rows(), layer_.output_dim());
+    layer_.forward(states, step, tape.out, tape.layer);
+    read(tape.out, tape.mixture);
+  }
+
+  /// From the gradient of tape.mixture to `gradient`, accumulated into, and dstates [num_states, state_dim],
+  /// overwritten. Throws std::invalid_argument on wrong shapes and as the layer does.
+  void backward(const MatrixView<Scalar>& states, Tape& tape, const DiagonalMixture<Scalar>& dmixture,
+                MixturePolicy& gradient, MatrixRef<Scalar> dstates) const
+    requires TrainableLayer<Layer>
+  {
+    write_gradient(tape, dmixture);
+    layer_.backward(states, tape.layer, tape.dout, gradient.layer_, dstates);
+  }
+  /// The same for states that nobody trains.
+  void backward(const MatrixView<Scalar>& states, Tape& tape, const DiagonalMixture<Scalar>& dmixture,
+                MixturePolicy& gradient) const
+    requires SkipsTokenGradient<Layer>
+  {
+    write_gradient(tape, dmixture);
+    layer_.backward(states, tape.layer, tape.dout, gradient.layer_);
+  }
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit(f, self.layer_...);
+  }
+
+ private:
+  static constexpr double kLeastWeight = 0x1p-100;  // 1 / weight times a gradient is a number in float, too
+
+  double limited(Scalar log_std) const {
+    return std::clamp(static_cast<double>(log_std), options_.min_log_std, options_.max_log_std);
+  }
+  /// The sum of the weights that count.
+  static double sum_of_weights(const Scalar* weight, Index count) {
+    double all = 0, sum = 0;
+    for (Index k = 0; k < count; ++k) all += std::max(0.0, static_cast<double>(weight[k]));
+    for (Index k = 0; k < count; ++k)
+      if (counts(weight[k], all)) sum += static_cast<double>(weight[k]);
+    return sum;
+  }
+  static bool counts(Scalar weight, double all) { return static_cast<double>(weight) > kLeastWeight * all; }
+
+  void read(const Matrix<Scalar>& out, DiagonalMixture<Scalar>& mixture) const {
+    const Index count = num_components(), dim = action_dim();
+    mixture.resize(out.rows(), count, dim);
+    mixture.range = options_.range;
+    for (Index t = 0; t < out.rows(); ++t) {
+      const Scalar *const weight = out.row(t).data(), *from = weight + count;
+      const double sum = sum_of_weights(weight, count);
+      for (Index k = 0; k < count; ++k) {
+        mixture.log_weight(t, k) = sum == 0 ? static_cast<Scalar>(-std::log(static_cast<double>(count)))
+                                   : counts(weight[k], sum)
+                                       ? static_cast<Scalar>(std::log(static_cast<double>(weight[k])) - std::log(sum))
+                                       : -std::numeric_limits<Scalar>::infinity();
+        for (Index d = 0; d < dim; ++d) mixture.mean(t, k * dim + d) = *from++;
+        for (Index d = 0; d < dim; ++d) mixture.log_std(t, k * dim + d) = static_cast<Scalar>(limited(*from++));
+      }
+    }
+  }
+
+  /// tape.dout: with v_k = weight_k / sum, dweight_k = (dlog v_k - v_k sum_j dlog v_j) / weight_k.
+  void write_gradient(Tape& tape, const DiagonalMixture<Scalar>& dmixture) const {
+    constexpr const char* kName = "moe::MixturePolicy::backward";
+    const Index count = num_components(), dim = action_dim();
+    detail::require_shape(kName, "dmixture.log_weight", dmixture.log_weight, tape.out.rows(), count);
+    detail::require_shape(kName, "dmixture.mean", dmixture.mean, tape.out.rows(), count * dim);
+    detail::require_shape(kName, "dmixture.log_std", dmixture.log_std, tape.out.rows(), count * dim);
+    tape.dout.setZero(tape.out.rows(), tape.out.cols());
+    for (Index t = 0; t < tape.out.rows(); ++t) {
+      const Scalar *const weight = tape.out.row(t).data(), *from = weight + count;
+      Scalar *const dweight = tape.dout.row(t).data(), *to = dweight + count;
+      const double sum = sum_of_weights(weight, count);
+      double all = 0;
+      for (Index k = 0; k < count; ++k)
+        if (counts(weight[k], sum)) all += static_cast<double>(dmixture.log_weight(t, k));
+      for (Index k = 0; k < count; ++k) {
+        if (const auto own = static_cast<double>(weight[k]); counts(weight[k], sum))
+          dweight[k] = static_cast<Scalar>(static_cast<double>(dmixture.log_weight(t, k)) / own - all / sum);
+        for (Index d = 0; d < dim; ++d) to[d] = dmixture.mean(t, k * dim + d);
+        for (Index d = dim; d < 2 * dim; ++d)
+          if (limited(from[d]) == static_cast<double>(from[d])) to[d] = dmixture.log_std(t, k * dim + d - dim);
+        from += 2 * dim;
+        to += 2 * dim;
+      }
+    }
+  }
+
+  Layer layer_;
+  PolicyOptions options_;
+};
+
+/// The policy whose component i is component ids[i] of this one; see take_experts() of layers. Weights are those of a
+/// softmax over the taken ones. Throws std::invalid_argument as that does.
+template <class Layer>
+MixturePolicy<Layer> take_experts(const MixturePolicy<Layer>& policy, ExpertIds ids) {
+  return {take_experts(policy.layer(), ids), policy.options()};
+}
+
+}  // namespace moe::inline MOE_ABI
