@@ -76,6 +76,50 @@ TEST_CASE("visit: names every parameter once, in order, with its path", "[core]"
   CHECK(names == Names{"first.weight", "first.bias", "second.weight", "second.bias", "temperature"});
 }
 
+/// A model that is the gradient of another.
+struct Gradient {
+  Model model;
+
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit_gradient(f, "moment", self.model...);
+  }
+};
+
+/// Is told of parts as they begin.
+struct Paths {
+  Names seen = {};
+
+  void prefix(const std::string& name) { seen.push_back(name + ":"); }
+  template <class Leaf>
+  void operator()(const std::string& name, const Leaf&) {
+    seen.push_back(name);
+  }
+};
+
+TEST_CASE("visit: parts of a gradient have the whole path as their name", "[core]") {
+  const Gradient gradient;
+  Names names;
+  const auto note = [&](const std::string& name, const auto&) { names.push_back(name); };
+  const Names expected{"moment.first.weight", "moment.first.bias", "moment.second.weight", "moment.second.bias",
+                       "moment.temperature"};
+  moe::visit(note, gradient);
+  CHECK(names == expected);
+  names.clear();
+  moe::visit_all(note, gradient);
+  CHECK(names == expected);
+  names.clear();
+  moe::visit_state(note, gradient);
+  CHECK(names.empty());
+}
+
+TEST_CASE("visit: a visitor of prefixes is told of each part where it begins, of gradients too", "[core]") {
+  Paths paths;
+  const Gradient gradient;
+  moe::visit(paths, gradient);
+  CHECK(paths.seen == Names{"moment:", "first:", "weight", "bias", "second:", "weight", "bias", "temperature"});
+}
+
 TEST_CASE("visit: walks several objects leaf by leaf", "[core]") {
   Model model;
   const Model other;

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The top-K gate on many tokens at once: against its definition, and bit for bit against a token alone.
+#include <algorithm>
+#include <vector>
+
 #include "gate/top_k_reference.hpp"
 #include "moe/gate/top_k.hpp"
 #include "support/catch.hpp"

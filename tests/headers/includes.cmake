@@ -105,7 +105,7 @@ foreach(table moe compress gaussian io serve sequence policy)
       message(SEND_ERROR "moe/${table}.hpp: ${line}, which is not there")
     elseif(header IN_LIST before)
       message(SEND_ERROR "moe/${table}.hpp lists moe/${header} twice")
-    elseif(table STREQUAL "moe" AND header MATCHES "^(compress|gaussian|io|serve|policy)/" OR
+    elseif(table STREQUAL "moe" AND header MATCHES "^(compress|gaussian|io|serve|sequence|policy)/" OR
            NOT table STREQUAL "moe" AND NOT header MATCHES "^${table}/")
       message(SEND_ERROR "moe/${table}.hpp lists moe/${header}, which is of another part")
     endif()

@@ -60,7 +60,8 @@ struct SameBits {
   template <class Leaf>
   void operator()(const std::string&, const Leaf& leaf, const Leaf& other) const {
     const auto left = moe::parameter_span(leaf), right = moe::parameter_span(other);
-    for (std::size_t i = 0; i < left.size(); ++i) same = same && same_bits(left[i], right[i]);
+    same = same && left.size() == right.size();
+    for (std::size_t i = 0; same && i < left.size(); ++i) same = same_bits(left[i], right[i]);
   }
 };
 
@@ -132,6 +133,14 @@ moe::Index num_stored(const Layer& layer) {
 template <class T>
 Index num_nonzero(const T& object) {
   return count_stored<IsNotZero>(object);
+}
+
+/// Whether all that two objects learn has the same bits, padding included: for gradients.
+template <class T>
+bool same_learned(const T& a, const T& b) {
+  bool same = true;
+  moe::visit(SameBits{same}, a, b);
+  return same;
 }
 
 /// Whether all parameters and state of two objects have the same bits, padding included.

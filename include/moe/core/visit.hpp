@@ -181,12 +181,14 @@ template <class F, class... Parts>
 void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
   auto& named = detail::visitor_of(f);
   constexpr detail::Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
+  const auto visit_parts = [&](auto&& walker) { visit(walker, parts...); };
   if constexpr (detail::TakesPrefixes<std::remove_cvref_t<decltype(named)>>) {
     named.prefix(prefix);
-    return detail::walk<walked>(named, [&](auto&& walker) { visit(walker, parts...); });
+    detail::walk<walked>(named, visit_parts);
+  } else {
+    const auto below = detail::prefixed(named, prefix);
+    detail::walk<walked>(below, visit_parts);
   }
-  const auto below = detail::prefixed(named, prefix);
-  detail::walk<walked>(below, [&](auto&& walker) { visit(walker, parts...); });
 }
 
 /// The same for a part that is a gradient, a velocity or a moment of an object: its state means nothing and is not
@@ -197,7 +199,7 @@ void visit_gradient(F&& f, const std::string& prefix, Parts&... parts) {
   if constexpr (walked == detail::Walked::Ever)
     visit_part(f, prefix, parts...);
   else if constexpr (walked != detail::Walked::State)
-    visit(detail::prefixed(detail::visitor_of(f), prefix), parts...);
+    visit_part(detail::visitor_of(f), prefix, parts...);
 }
 
 /// All scalars of a leaf in storage order, for elementwise work; padding included, which is zero and must stay so.
