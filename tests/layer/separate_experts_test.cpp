@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/layer/separate_experts.hpp"
 
+#include <string>
+#include <vector>
+
 #include "layer/fixtures.hpp"
 #include "layer/gradient_check.hpp"
 #include "moe/gate/softmax.hpp"
@@ -89,6 +92,41 @@ TEST_CASE("SeparateExperts: any threads and company give the same bits, with a t
   const auto many = run();
   CHECK(test::same_bits(one.first, many.first));
   CHECK(test::same_bits(one.second, many.second));
+}
+
+TEST_CASE("SeparateExperts: a routing to other experts is not that of the tape", "[layer][error]") {
+  const SeparateExperts mixture(pool());
+  const auto tokens = test::random_matrix<double>(2, kModelDim, 1);
+  const std::vector<int> ids = {0, 2, 3, 1};
+  const std::vector<Index> begins = {0, 1, 4}, others = {0, 3, 4};
+  auto routing = moe::Routing<double>::from(begins, ids, {}, kExperts);
+  routing.dropped()[3] = 1;
+  decltype(mixture)::Tape tape;
+  Matrix<double> out(2, mixture.output_dim());
+  mixture.forward(tokens, routing, Step{}, out, tape);
+  auto gradient = moe::zeros_like(mixture);
+  mixture.require_backward(routing, tape, gradient);
+  routing.experts()[3] = 0;  // dropped: without a row, nobody reads its expert
+  mixture.require_backward(routing, tape, gradient);
+
+  const auto expect_refused = [&](Index e) {
+    const auto dout = test::random_matrix<double>(2, mixture.output_dim(), 2);
+    std::vector<double> dweight(4, 7);
+    moe::Scratch scratch;
+    routing.experts()[1] = e;
+    CHECK_THROWS_WITH(mixture.backward(tokens, routing, {Step{}, scratch}, tape, dout, gradient, dweight),
+                      "moe::SeparateExperts::backward: assignment 1 names expert " + std::to_string(e) +
+                          ", expected 2 as in the forward pass of the tape");
+    CHECK(dweight == std::vector<double>(4, 7));
+  };
+  for (const Index e : {-1, 0, 1, 3, 4, 1000}) expect_refused(e);
+  CHECK_THROWS_WITH(
+      mixture.require_backward(moe::Routing<double>::from(others, ids, {}, kExperts), tape, gradient),
+      "moe::SeparateExperts::backward: the choices of token 1 begin at 3, expected 1 as in the forward pass of the "
+      "tape");
+  CHECK_THROWS_WITH(mixture.require_backward(moe::Routing<double>(), tape, gradient),
+                    "moe::SeparateExperts::backward: routing has 0 tokens and 0 assignments, expected 2 and 4 as in "
+                    "the forward pass of the tape");
 }
 
 TEST_CASE("SeparateExperts: takes and joins experts, is nothing of no tokens, and refuses what does not fit",

@@ -56,6 +56,20 @@ void weighted_tokens_backward(const ConstMatrixRef<S>& tokens, const DispatchPla
   });
 }
 
+/// Throws std::invalid_argument unless the routing has as many choices per token as that of the tape's plan.
+template <class S>
+void require_same_routing(const char* function, const DispatchPlan& plan, const Routing<S>& routing) {
+  if (plan.num_tokens() != routing.num_tokens() || std::ssize(plan.row_of_assignment()) != routing.num_assignments())
+    fail(function, ": routing has ", routing.num_tokens(), " tokens and ", routing.num_assignments(),
+         " assignments, expected ", plan.num_tokens(), " and ", plan.row_of_assignment().size(),
+         " as in the forward pass of the tape");
+  if (routing.choices_per_token() >= 0 && routing.choices_per_token() == plan.choices_per_token()) return;
+  for (Index t = 0; t < routing.num_tokens(); ++t)
+    if (routing.begin(t) != plan.begin(t))
+      fail(function, ": the choices of token ", t, " begin at ", routing.begin(t), ", expected ", plan.begin(t),
+           " as in the forward pass of the tape");
+}
+
 /// Working memory of RoutedExperts at inference.
 template <class S>
 struct RoutedRows {
@@ -159,17 +173,7 @@ class RoutedExperts {
     if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
     if (tape.weight_on != weight_on_)
       fail(kFunction, ": the tape is of a mixture with another WeightOn, expected that of this one");
-    if (tape.plan.num_tokens() != routing.num_tokens() ||
-        std::ssize(tape.plan.row_of_assignment()) != routing.num_assignments())
-      fail(kFunction, ": routing has ", routing.num_tokens(), " tokens and ", routing.num_assignments(),
-           " assignments, expected ", tape.plan.num_tokens(), " and ", tape.plan.row_of_assignment().size(),
-           " as in the forward pass of the tape");
-    for (Index t = 0; t < routing.num_tokens() &&
-                      (routing.choices_per_token() < 0 || routing.choices_per_token() != tape.plan.choices_per_token());
-         ++t)
-      if (routing.begin(t) != tape.plan.begin(t))
-        fail(kFunction, ": the choices of token ", t, " begin at ", routing.begin(t), ", expected ", tape.plan.begin(t),
-             " as in the forward pass of the tape");
+    detail::require_same_routing(kFunction, tape.plan, routing);
     if (&gradient == this) fail(kFunction, ": gradient is the mixture itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.experts", experts_, plan_of(tape), tape.experts,
                                 gradient.experts_);

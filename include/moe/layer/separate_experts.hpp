@@ -12,12 +12,13 @@
 #include "moe/expert/expert_set.hpp"
 #include "moe/kernel/dispatch.hpp"
 #include "moe/layer/mixture.hpp"
+#include "moe/layer/routed_experts.hpp"
 #include "moe/routing/plan.hpp"
 
 namespace moe::inline MOE_ABI {
 
 /// A mixture that leaves apart what RoutedExperts adds up: a token's weights, then what each expert makes of it.
-///   out[t] = (weight_t0, ..., weight_tE, expert_0(x_t), ..., expert_E(x_t)),   num_experts * (1 + width) columns
+///   out[t] = (weight_t0, ..., weight_t(E-1), expert_0(x_t), ..., expert_(E-1)(x_t)),   E (1 + width) columns, E experts
 /// For whoever combines experts otherwise than by a weighted sum of their outputs: the components of a density (see
 /// MixturePolicy), errors per expert, votes. An expert that a token does not choose has weight 0 and zeros there.
 ///   moe::MoeLayer layer(router, moe::SoftmaxGate{}, moe::SeparateExperts(moe::ExpertPool<moe::Mlp>(experts)));
@@ -85,21 +86,14 @@ class SeparateExperts {
   }
 
   /// Throws std::invalid_argument unless `tape` holds a forward pass through experts of these sizes with a routing of
-  /// as many choices per token, and `gradient` is another mixture of them.
+  /// the same kept choices, and `gradient` is another mixture of them.
   void require_backward(const Routing<Scalar>& routing, const Tape& tape, const SeparateExperts& gradient) const
     requires DifferentiableExpertSet<X>
   {
     constexpr const char* kFunction = "moe::SeparateExperts::backward";
     if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
-    if (tape.plan.num_tokens() != routing.num_tokens() ||
-        std::ssize(tape.plan.row_of_assignment()) != routing.num_assignments())
-      fail(kFunction, ": routing has ", routing.num_tokens(), " tokens and ", routing.num_assignments(),
-           " assignments, expected ", tape.plan.num_tokens(), " and ", tape.plan.row_of_assignment().size(),
-           " as in the forward pass of the tape");
-    for (Index t = 0; t < routing.num_tokens(); ++t)
-      if (routing.begin(t) != tape.plan.begin(t))
-        fail(kFunction, ": the choices of token ", t, " begin at ", routing.begin(t), ", expected ", tape.plan.begin(t),
-             " as in the forward pass of the tape");
+    detail::require_same_routing(kFunction, tape.plan, routing);
+    require_same_experts(kFunction, tape.plan, routing);
     if (&gradient == this) fail(kFunction, ": gradient is the mixture itself, expected one of its own (zeros_like)");
     detail::require_backward_of(kFunction, "gradient.experts", experts_, tape.plan, tape.experts, gradient.experts_);
   }
@@ -162,6 +156,20 @@ class SeparateExperts {
           fail(function, ": token ", t, " names expert ", *e, " twice, expected each expert once");
       if (!step.is_valid(t) && std::ranges::count(routing.dropped(t), std::uint8_t{0}) != 0)
         fail(function, ": token ", t, " is padding and has choices, expected them dropped (see drop_padding)");
+    }
+  }
+
+  /// Throws unless every choice that has a row in the plan names the expert of that row: by it columns are found.
+  static void require_same_experts(const char* function, const DispatchPlan& plan, const Routing<Scalar>& routing) {
+    const auto experts = routing.experts();
+    const auto rows = plan.row_of_assignment();
+    for (std::size_t a = 0; a < rows.size(); ++a) {
+      const Index e = experts[a], row = rows[a];
+      if (row < 0) continue;
+      if (e < 0 || e >= plan.num_experts() || row < plan.offset(e) || row >= plan.offset(e + 1))
+        fail(function, ": assignment ", a, " names expert ", e, ", expected ",
+             std::ranges::upper_bound(plan.offsets(), row) - plan.offsets().begin() - 1,
+             " as in the forward pass of the tape");
     }
   }
 
