@@ -2,7 +2,9 @@
 #include "moe/policy/mixture_policy.hpp"
 
 #include <cmath>
+#include <limits>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "moe/expert/mlp.hpp"
@@ -45,6 +47,37 @@ auto policy_of(Gate gate = {}) {
       {.action_dim = kActionDim, .range = test::kTanh});
 }
 using Policy = decltype(policy_of());
+
+/// A layer that says what it is told, and keeps the gradient of that.
+template <class S>
+struct FixedRows {
+  using Scalar = S;
+  static constexpr bool kPerToken = true;
+  struct Tape {
+    Matrix<S> dout;
+  };
+
+  Matrix<S> rows;
+  Matrix<S> parameter = Matrix<S>::Zero(1, 1);
+
+  Index input_dim() const { return 1; }
+  Index output_dim() const { return rows.cols(); }
+  void forward(const moe::MatrixView<S>&, const Step&, moe::MatrixRef<S> out, moe::BasicWorkspace<S>&) const {
+    out = rows;
+  }
+  void forward(const moe::MatrixView<S>&, const Step&, moe::MatrixRef<S> out, Tape&) const { out = rows; }
+  void backward(const moe::MatrixView<S>&, Tape& tape, const moe::MatrixView<S>& dout, FixedRows&) const {
+    tape.dout = dout;
+  }
+  void backward(const moe::MatrixView<S>& tokens, Tape& tape, const moe::MatrixView<S>& dout, FixedRows& gradient,
+                moe::MatrixRef<S>) const {
+    backward(tokens, tape, dout, gradient);
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("parameter", self.parameter...);
+  }
+};
 
 const Matrix<double> kSomeStates = test::random_matrix<double>(kStates, kStateDim, 2);
 
@@ -160,6 +193,52 @@ TEST_CASE("MixturePolicy: hopeless logits and deviations beyond the limits stay 
   for (const double x : test::flatten(gradient)) REQUIRE(std::isfinite(x));
 }
 
+TEMPLATE_TEST_CASE("MixturePolicy: tiny weights have finite gradients, and weights that are no numbers show",
+                   "[policy]", float, double) {
+  using S = TestType;
+  const S tiny = std::numeric_limits<S>::denorm_min(), nan = std::numeric_limits<S>::quiet_NaN(),
+          infinite = std::numeric_limits<S>::infinity();
+  FixedRows<S> layer{Matrix<S>::Zero(7, 6)};            // two weights, then a mean and a log deviation each
+  const S weights[7][2] = {{tiny, 3 * tiny},            // none that counts
+                           {S(0x1p-101), S(0x1p-101)},  // nor here
+                           {S(0x1p-99), S(0x1p-100)},   // only the first
+                           {S(0x1p-99), S(0x1p-99)},    // both
+                           {nan, nan},
+                           {S(0.5), nan},
+                           {S(1), infinite}};
+  for (Index t = 0; t < 7; ++t)
+    for (Index k = 0; k < 2; ++k) layer.rows(t, k) = weights[t][k];
+  MixturePolicy<FixedRows<S>> policy(layer, {});
+  const Matrix<S> states = Matrix<S>::Zero(7, 1);
+  typename MixturePolicy<FixedRows<S>>::Tape tape;
+  policy.forward(states, Step{}, tape);
+  const auto& log_weight = tape.mixture.log_weight;
+  // The difference of two logarithms of about 69, whose numbers are 2^-46 apart in double, then rounded to S.
+  const double tolerance = 0x1p-45 + static_cast<double>(std::numeric_limits<S>::epsilon());
+  for (const Index t : {0, 1, 3})
+    for (Index k = 0; k < 2; ++k)
+      CHECK_THAT(static_cast<double>(log_weight(t, k)), WithinAbs(-std::log(2.0), tolerance));
+  CHECK(log_weight(2, 0) == 0);
+  CHECK(log_weight(2, 1) == -infinite);
+  for (Index t = 4; t < 7; ++t) CHECK((std::isnan(log_weight(t, 0)) && std::isnan(log_weight(t, 1))));
+
+  DiagonalMixture<S> dmixture;
+  dmixture.clear_like(tape.mixture);
+  dmixture.log_weight.col(0).setConstant(3);
+  auto gradient = policy;
+  policy.backward(states, tape, dmixture, gradient);
+  const Matrix<S>& dout = tape.layer.dout;
+  CHECK(test::all_zero(dout.topRows(3)));  // the weight of a component that is alone does not matter
+  CHECK(dout(3, 0) == S(1.5 * 0x1p99));    // 3 / w - 3 / 2w
+  CHECK(dout(3, 1) == S(-1.5 * 0x1p99));
+  for (Index t = 4; t < 7; ++t) CHECK((std::isnan(dout(t, 0)) && std::isnan(dout(t, 1))));
+
+  layer.rows(1, 1) = S(-0.25);
+  const MixturePolicy<FixedRows<S>> negative(layer, {});
+  CHECK_THROWS_WITH(negative.forward(states, Step{}, tape),
+                    ContainsSubstring("moe::MixturePolicy: weight 1 of row 1 is -0.25, expected none below 0"));
+}
+
 TEST_CASE("MixturePolicy: padding has equal weights, takes no part in backward, and no rows give none", "[policy]") {
   const std::vector<std::uint8_t> valid = {1, 1, 0, 1, 1, 1, 1};
   Step step;
@@ -214,8 +293,21 @@ TEST_CASE("MixturePolicy: any threads and company give the same bits, and expert
 TEST_CASE("MixturePolicy: what does not fit is named", "[policy][error]") {
   const Policy policy = policy_of();
   CHECK_THROWS_WITH(Policy(policy.layer(), {.action_dim = 3}),
-                    ContainsSubstring("moe::MixturePolicy: the layer gives 15 columns, expected a multiple of 1 + 2 "
-                                      "action_dim = 7"));
+                    ContainsSubstring("moe::MixturePolicy: the layer gives 15 columns, expected num_experts (1 + 2 "
+                                      "action_dim) = 3 * 7"));
+  CHECK_THROWS_WITH(Policy(policy.layer(), {.action_dim = 1}),  // 15 columns are five times 3, too
+                    ContainsSubstring("moe::MixturePolicy: the layer gives 15 columns, expected num_experts (1 + 2 "
+                                      "action_dim) = 3 * 3"));
+  const moe::MoeLayer sum(policy.layer().router(), moe::SoftmaxGate{}, policy.layer().experts());
+  using OfSum = MixturePolicy<std::remove_const_t<decltype(sum)>>;  // the sum of three experts' 4 outputs
+  CHECK_THROWS_WITH(OfSum(sum, {.action_dim = 2}),
+                    ContainsSubstring("moe::MixturePolicy: the layer gives 4 columns, expected num_experts (1 + 2 "
+                                      "action_dim) = 3 * 5"));
+  const FixedRows<double> anything{Matrix<double>::Zero(1, 6)};  // without num_experts()
+  CHECK(MixturePolicy<FixedRows<double>>(anything, {}).num_components() == 2);
+  CHECK_THROWS_WITH(MixturePolicy<FixedRows<double>>(anything, {.action_dim = 2}),
+                    ContainsSubstring("moe::MixturePolicy: the layer gives 6 columns, expected a multiple of 1 + 2 "
+                                      "action_dim = 5"));
   CHECK_THROWS_WITH(Policy(policy.layer(), {.action_dim = 0}),
                     ContainsSubstring("moe::MixturePolicy: action_dim is 0, expected at least 1"));
   CHECK_THROWS_WITH(Policy(policy.layer(), {.action_dim = 2, .min_log_std = 3}),

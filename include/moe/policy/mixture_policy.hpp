@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "moe/layer/concept.hpp"
@@ -40,11 +41,13 @@ enum class ActionChoice { Sample, MostProbable };
 ///   policy.act(states, step, moe::ActionChoice::Sample, actions, ws);
 /// To train it: forward() gives tape.mixture, a DiagonalMixture; a MixtureEstimator, log_density_backward() or a loss
 /// of one's own makes the gradient of it, and backward() takes that through experts, gate and router. Optimisers and
-/// files see the parameters of the layer. Weights are divided by their sum. Below 2^-100 of it a weight counts as 0,
-/// and gets no gradient; so does a log standard deviation beyond its limits; a row without weights, as of padding, has
-/// equal ones. All is finite then. Immutable in use, share freely. Same bits for any number of threads and, where
-/// kPerToken, whatever else is in the batch. No allocation when warm, where the layer does not. Ren, Li, Ding, Pan &
-/// Dong, "Probabilistic mixture-of-experts for efficient deep reinforcement learning" (arXiv:2104.09122).
+/// files see the parameters of the layer. Weights are divided by their sum. A weight of at most 2^-100, or 2^-100 of
+/// the sum, counts as 0 and gets no gradient; neither does a log standard deviation beyond its limits; a row without
+/// weights that count, as of padding, has equal ones. From finite rows come finite means, deviations and gradients. A
+/// weight below 0, as a gate of signed weights may give, is refused; one that is NaN or infinite makes all log weights
+/// of its row NaN. Immutable in use, share freely. Same bits for any number of threads and, where kPerToken, whatever
+/// else is in the batch. No allocation when warm, where the layer does not. Ren, Li, Ding, Pan & Dong, "Probabilistic
+/// mixture-of-experts for efficient deep reinforcement learning" (arXiv:2104.09122).
 template <class Layer>
 class MixturePolicy {
   static_assert(InferenceLayer<Layer>,
@@ -67,10 +70,18 @@ class MixturePolicy {
     DiagonalMixture<Scalar> mixture;
   };
 
-  /// Throws std::invalid_argument for options out of range, and a layer whose rows are not those of components.
+  /// Throws std::invalid_argument for options out of range, and unless the layer gives num_experts() times
+  /// 1 + 2 action_dim columns. Of a layer without num_experts() only a multiple of that is asked for, so that a wrong
+  /// action_dim may pass as another number of components.
   MixturePolicy(Layer layer, PolicyOptions options) : layer_(std::move(layer)), options_(options) {
     options_.validate();
     const Index width = 1 + 2 * options_.action_dim, columns = layer_.output_dim();
+    if constexpr (requires(const Layer& of) { of.num_experts(); }) {
+      if (const Index count = layer_.num_experts(); count < 1 || columns != count * width)
+        fail("moe::MixturePolicy: the layer gives ", columns,
+             " columns, expected num_experts (1 + 2 action_dim) = ", count, " * ", width,
+             ", as SeparateExperts around experts with 2 action_dim outputs gives");
+    }
     if (columns < width || columns % width != 0)
       fail("moe::MixturePolicy: the layer gives ", columns,
            " columns, expected a multiple of 1 + 2 action_dim = ", width,
@@ -85,7 +96,7 @@ class MixturePolicy {
   const PolicyOptions& options() const { return options_; }
 
   /// The mixtures of states [num_states, state_dim], in inference: ws.mixture. Throws std::invalid_argument as the
-  /// layer does.
+  /// layer does, and for a weight below 0.
   const DiagonalMixture<Scalar>& mixture(const MatrixView<Scalar>& states, const Step& step, Workspace& ws) const {
     ws.out.resize(states.rows(), layer_.output_dim());
     layer_.forward(states, step, ws.out, ws.layer);
@@ -94,7 +105,7 @@ class MixturePolicy {
   }
 
   /// An action of each state: actions [num_states, action_dim], overwritten. Draws are those of
-  /// DiagonalMixture::sample(). Throws std::invalid_argument on wrong shapes.
+  /// DiagonalMixture::sample(). Throws std::invalid_argument on wrong shapes and as mixture() does.
   void act(const MatrixView<Scalar>& states, const Step& step, ActionChoice choice, MatrixRef<Scalar> actions,
            Workspace& ws) const {
     detail::require_shape("moe::MixturePolicy::act", "actions", actions, states.rows(), action_dim());
@@ -108,7 +119,8 @@ class MixturePolicy {
         actions(t, d) = static_cast<Scalar>(options_.range.action(static_cast<double>(actions(t, d))));
   }
 
-  /// The mixtures of states, and what backward needs: tape.mixture. The step's spans must outlive backward.
+  /// The mixtures of states, and what backward needs: tape.mixture. The step's spans must outlive backward. Throws
+  /// std::invalid_argument as mixture() does.
   void forward(const MatrixView<Scalar>& states, const Step& step, Tape& tape) const
     requires TrainableLayer<Layer>
   {
@@ -142,19 +154,25 @@ class MixturePolicy {
 
  private:
   static constexpr double kLeastWeight = 0x1p-100;  // 1 / weight times a gradient is a number in float, too
+  static constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
   double limited(Scalar log_std) const {
     return std::clamp(static_cast<double>(log_std), options_.min_log_std, options_.max_log_std);
   }
-  /// The sum of the weights that count.
-  static double sum_of_weights(const Scalar* weight, Index count) {
-    double all = 0, sum = 0;
-    for (Index k = 0; k < count; ++k) all += std::max(0.0, static_cast<double>(weight[k]));
+  /// What the weights of a row are compared with and divided by; NaN where one is no number.
+  struct Total {
+    double least = 0, sum = 0;
+    bool counts(Scalar weight) const { return !(static_cast<double>(weight) <= least); }
+  };
+  static Total total_of(const Scalar* weight, Index count) {
+    double all = 0;
+    for (Index k = 0; k < count; ++k) all += static_cast<double>(weight[k]);
+    if (!std::isfinite(all)) return {kNan, kNan};
+    Total total{kLeastWeight * std::max(1.0, all), 0};
     for (Index k = 0; k < count; ++k)
-      if (counts(weight[k], all)) sum += static_cast<double>(weight[k]);
-    return sum;
+      if (total.counts(weight[k])) total.sum += static_cast<double>(weight[k]);
+    return total;
   }
-  static bool counts(Scalar weight, double all) { return static_cast<double>(weight) > kLeastWeight * all; }
 
   void read(const Matrix<Scalar>& out, DiagonalMixture<Scalar>& mixture) const {
     const Index count = num_components(), dim = action_dim();
@@ -162,12 +180,15 @@ class MixturePolicy {
     mixture.range = options_.range;
     for (Index t = 0; t < out.rows(); ++t) {
       const Scalar *const weight = out.row(t).data(), *from = weight + count;
-      const double sum = sum_of_weights(weight, count);
+      const Total total = total_of(weight, count);
       for (Index k = 0; k < count; ++k) {
-        mixture.log_weight(t, k) = sum == 0 ? static_cast<Scalar>(-std::log(static_cast<double>(count)))
-                                   : counts(weight[k], sum)
-                                       ? static_cast<Scalar>(std::log(static_cast<double>(weight[k])) - std::log(sum))
-                                       : -std::numeric_limits<Scalar>::infinity();
+        if (weight[k] < 0)
+          fail("moe::MixturePolicy: weight ", k, " of row ", t, " is ", weight[k], ", expected none below 0");
+        double log_weight = -std::log(static_cast<double>(count));
+        if (total.sum != 0)
+          log_weight = total.counts(weight[k]) ? std::log(static_cast<double>(weight[k])) - std::log(total.sum)
+                                               : -std::numeric_limits<double>::infinity();
+        mixture.log_weight(t, k) = static_cast<Scalar>(log_weight);
         for (Index d = 0; d < dim; ++d) mixture.mean(t, k * dim + d) = *from++;
         for (Index d = 0; d < dim; ++d) mixture.log_std(t, k * dim + d) = static_cast<Scalar>(limited(*from++));
       }
@@ -185,13 +206,13 @@ class MixturePolicy {
     for (Index t = 0; t < tape.out.rows(); ++t) {
       const Scalar *const weight = tape.out.row(t).data(), *from = weight + count;
       Scalar *const dweight = tape.dout.row(t).data(), *to = dweight + count;
-      const double sum = sum_of_weights(weight, count);
+      const Total total = total_of(weight, count);
       double all = 0;
       for (Index k = 0; k < count; ++k)
-        if (counts(weight[k], sum)) all += static_cast<double>(dmixture.log_weight(t, k));
+        if (total.counts(weight[k])) all += static_cast<double>(dmixture.log_weight(t, k));
       for (Index k = 0; k < count; ++k) {
-        if (const auto own = static_cast<double>(weight[k]); counts(weight[k], sum))
-          dweight[k] = static_cast<Scalar>(static_cast<double>(dmixture.log_weight(t, k)) / own - all / sum);
+        if (const auto own = static_cast<double>(weight[k]); total.counts(weight[k]))
+          dweight[k] = static_cast<Scalar>(static_cast<double>(dmixture.log_weight(t, k)) / own - all / total.sum);
         for (Index d = 0; d < dim; ++d) to[d] = dmixture.mean(t, k * dim + d);
         for (Index d = dim; d < 2 * dim; ++d)
           if (limited(from[d]) == static_cast<double>(from[d])) to[d] = dmixture.log_std(t, k * dim + d - dim);
