@@ -2,6 +2,7 @@
 #include "moe/policy/diagonal_mixture.hpp"
 
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <vector>
 
@@ -114,7 +115,10 @@ TEST_CASE("DiagonalMixture: the order of components does not matter", "[policy][
     turned.log_std.middleCols(2 * k, 2) = mixture.log_std.middleCols(2 * from, 2);
   }
   const auto latent = test::random_matrix<double>(4, 2, 9);
-  CHECK(test::largest(Matrix<double>(log_density_of(turned, latent) - log_density_of(mixture, latent))) < 1e-14);
+  // The terms are the same. Their sum, at most 3 times the largest, has two roundings of 2^-52 each, and its logarithm
+  // is added to a number below 16, whose neighbours are 2^-49 apart: the differences are below 2^-47.
+  REQUIRE(test::largest(log_density_of(mixture, latent)) < 14);
+  CHECK(test::largest(Matrix<double>(log_density_of(turned, latent) - log_density_of(mixture, latent))) < 0x1p-47);
 }
 
 TEST_CASE("DiagonalMixture: gradients of the density are central differences", "[policy][property]") {
@@ -166,6 +170,17 @@ TEST_CASE("DiagonalMixture: proposals have gradients of means and deviations", "
   mixture.propose_backward(latent, c + 2 * latent, gradient);
   CHECK(test::gradient_error(loss, mixture.mean, gradient.mean) < 1e-8);
   CHECK(test::gradient_error(loss, mixture.log_std, gradient.log_std) < 1e-8);
+}
+
+TEST_CASE("DiagonalMixture: gradients of proposals in float are those in double, rounded once", "[policy]") {
+  const auto mixture = random_mixture<float>(50, 2, 2);
+  const auto latent = test::random_matrix<float>(50, 4, 7), dlatent = test::random_matrix<float>(50, 4, 8);
+  DiagonalMixture<float> gradient;
+  gradient.clear_like(mixture);
+  mixture.propose_backward(latent, dlatent, gradient);
+  const Matrix<double> from_mean = latent.cast<double>() - mixture.mean.cast<double>();
+  CHECK(gradient.log_std == Matrix<float>(dlatent.cast<double>().cwiseProduct(from_mean).cast<float>()));
+  CHECK(gradient.mean == dlatent);
 }
 
 TEST_CASE("DiagonalMixture: draws follow the weights, means and deviations", "[policy][property]") {
@@ -236,7 +251,10 @@ TEST_CASE("DiagonalMixture: one component is the tanh Gaussian", "[policy]") {
     const double expected = -e * e / 2 - std::log(s) - std::log(2 * std::numbers::pi) / 2 - std::log(1.5) -
                             2 * (std::numbers::ln2 - u - softplus);
     const Matrix<double> at = Matrix<double>::Constant(1, 1, u);
-    CHECK_THAT(log_density_of(mixture, at)(0, 0), WithinAbs(expected, 1e-11));
+    // e comes of exp(-log s) there and of a division here: 2 eps each, so that the halves of squares differ by up to
+    // 9 eps of them; other terms add up to less than 64 and have as few roundings.
+    const double tolerance = 16 * std::numeric_limits<double>::epsilon() * (64 + e * e / 2);
+    CHECK_THAT(log_density_of(mixture, at)(0, 0), WithinAbs(expected, tolerance));
   }
 }
 

@@ -58,8 +58,9 @@ class PerComponent {
 /// log_weight is differentiated as if its numbers were free, and log_weight_backward() makes gradients by logits of
 /// that. A plain value; const members may be called by several threads. Each row is computed by itself, in double, so
 /// that its bits depend neither on threads nor on the batch. No allocation with up to 64 components, but for resize()
-/// to more. Ren, Li, Ding, Pan & Dong, "Probabilistic mixture-of-experts for efficient deep reinforcement learning"
-/// (arXiv:2104.09122).
+/// to more. A draw is rounded to S beside its mean, and gradients read (u - mean) / s of it: keep log_std well above
+/// log(eps |mean|), which is -16 in float and -36 in double for |mean| = 1, or that is rounding. Ren, Li, Ding, Pan &
+/// Dong, "Probabilistic mixture-of-experts for efficient deep reinforcement learning" (arXiv:2104.09122).
 template <class S>
 struct DiagonalMixture {
   using Scalar = S;
@@ -177,8 +178,11 @@ struct DiagonalMixture {
     detail::require_shape(kName, "latent", latent, num_rows(), mean.cols());
     detail::require_shape(kName, "dlatent", dlatent, num_rows(), mean.cols());
     for_each_row([&](Index t) {
-      gradient.mean.row(t) += dlatent.row(t);
-      gradient.log_std.row(t).array() += dlatent.row(t).array() * (latent.row(t) - mean.row(t)).array();
+      for (Index c = 0; c < mean.cols(); ++c) {
+        const double from_mean = static_cast<double>(latent(t, c)) - static_cast<double>(mean(t, c));
+        gradient.mean(t, c) += dlatent(t, c);
+        gradient.log_std(t, c) += static_cast<S>(static_cast<double>(dlatent(t, c)) * from_mean);
+      }
     });
   }
 

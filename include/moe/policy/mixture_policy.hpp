@@ -15,8 +15,8 @@ namespace moe::inline MOE_ABI {
 
 /// What a MixturePolicy makes of the outputs of its experts.
 struct PolicyOptions {
-  Index action_dim = 1;                                      ///< at least 1
-  double min_log_std = -20, max_log_std = 2;                 ///< log standard deviations are clipped to these
+  Index action_dim = 1;                      ///< at least 1
+  double min_log_std = -5, max_log_std = 2;  ///< log standard deviations are clipped to these; see DiagonalMixture
   ActionRange range = {.squash = Squash::Tanh, .scale = 1};  ///< of actions
 
   /// Throws std::invalid_argument unless every number is in its range.
