@@ -98,7 +98,8 @@ TEST_CASE("MixtureEstimator: unbiased estimates are within three standard errors
   CHECK(compared.error[0] < 0.8 * score.error[0]);
 }
 
-TEST_CASE("MixtureEstimator: the bias of Gumbel-softmax grows with the temperature", "[policy][property]") {
+TEST_CASE("MixtureEstimator: the bias of Gumbel-softmax grows with the temperature, and its variance falls",
+          "[policy][property]") {
   for (const auto relaxation : {moe::Relaxation::Soft, moe::Relaxation::StraightThrough}) {
     std::vector<double> bias, error;
     for (const double temperature : {0.1, 0.5, 1.0, 2.0}) {
@@ -109,9 +110,12 @@ TEST_CASE("MixtureEstimator: the bias of Gumbel-softmax grows with the temperatu
     }
     CAPTURE(bias, error);
     if (relaxation == moe::Relaxation::Soft) {
-      for (std::size_t i = 1; i < bias.size(); ++i)
+      for (std::size_t i = 1; i < bias.size(); ++i) {
         CHECK(bias[i] > bias[i - 1] - 3 * std::hypot(error[i], error[i - 1]));
-      CHECK(bias[0] < bias[3] / 4);
+        CHECK(error[i] < error[i - 1]);  // of as many draws: the variance falls
+      }
+      // Each is known within three standard errors.
+      CHECK(bias[0] + 3 * error[0] < bias[3] - 3 * error[3]);
     }
     CHECK(bias[2] > 3 * error[2]);
     CHECK(bias[3] > 3 * error[3]);
@@ -192,6 +196,46 @@ TEST_CASE("MixtureEstimator: what is differentiable once drawn has central diffe
   CHECK(path_error({.kind = MixtureGradient::GumbelSoftmax, .temperature = 0.7},
                    [](const DiagonalMixture<double>&, const Matrix<double>& value) { return -value.sum() / 4; }) <
         1e-8);
+}
+
+TEST_CASE(
+    "MixtureEstimator: a straight-through draw has the gradient of weights of the soft point, and its own of means",
+    "[policy][property]") {
+  constexpr Index kRows = 4, kComponents = 3, kDim = 2;
+  constexpr double kTemperature = 0.7;
+  auto mixture = test::random_mixture<double>(kRows, kComponents, kDim);
+  const Step step = Step::train(2, 3);
+  Matrix<double> proposals(kRows, kComponents * kDim);
+  mixture.propose(step, proposals);
+  MixtureEstimator<double> soft({.kind = MixtureGradient::GumbelSoftmax, .temperature = kTemperature});
+  MixtureEstimator<double> hard({.kind = MixtureGradient::GumbelSoftmax,
+                                 .temperature = kTemperature,
+                                 .relaxation = moe::Relaxation::StraightThrough});
+  hard.propose(mixture, step);
+  const auto g = map(hard.latent(), [](double u) { return std::cos(u) + 0.3; });  // stays that of the hard point
+  DiagonalMixture<double> gradient;
+  gradient.clear_like(mixture);
+  hard.backward(mixture, Matrix<double>(), g, {}, step, gradient);
+
+  const auto loss = [&] {
+    soft.propose(mixture, step);
+    return -g.cwiseProduct(soft.latent()).sum() / kRows;
+  };
+  CHECK(test::gradient_error(loss, mixture.log_weight, gradient.log_weight) < 1e-8);
+  CHECK(test::largest(gradient.log_weight) > 1e-3);
+  for (Index t = 0; t < kRows; ++t) {
+    Index chosen = 0;
+    for (Index k = 0; k < kComponents; ++k)
+      if (proposals(t, k * kDim) == hard.latent()(t, 0)) chosen = k;
+    for (Index k = 0; k < kComponents; ++k)
+      for (Index d = 0; d < kDim; ++d) {
+        CAPTURE(t, k, d);
+        const Index c = k * kDim + d;
+        const double expected = k == chosen ? -g(t, d) / kRows : 0.0;  // a quarter is exact
+        CHECK(gradient.mean(t, c) == expected);
+        CHECK(gradient.log_std(t, c) == expected * (proposals(t, c) - mixture.mean(t, c)));
+      }
+  }
 }
 
 TEST_CASE("MixtureEstimator: the point of a straight-through draw is a proposal", "[policy]") {

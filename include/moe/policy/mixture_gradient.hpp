@@ -43,16 +43,18 @@ struct MixtureGradientOptions {
 ///   Marginalised   points u_1 ... u_K    dlog w_k = w_k f(u_k)                 du_k = w_k g(u_k)
 ///   ScoreRatio     point u_j             dlog w_j = f(u_j) - baseline          du_j = g(u_j)
 ///   GumbelSoftmax  point sum_k c_k u_k   dc_k = <g, u_k>                       du_k = c_k g
-///                  c = softmax((log w + Gumbel) / temperature); StraightThrough: the point u_j of the largest c_j
+///   and with StraightThrough, point u_j  dc_k = <g, u_k>                       du_j = g, of the largest c_j alone
+///                  c = softmax((log w + Gumbel) / temperature)
 ///   Frequency      points u_1 ... u_K    that of -frequency_loss(w, f)         du_j = g(u_j) of the best f(u_j), or of
 ///                                                                              all with Learners::Every
-/// The first two are unbiased; of f and g only the second is read by GumbelSoftmax, whose bias falls with the
-/// temperature while its variance grows. Frequency is not a gradient of J (see frequency_loss): its f is only compared.
-/// An entropy term is part of f: with f = Q - alpha log p(a), where p is the mixture's own density, the derivative by
-/// p's parameters has mean zero and is left out, that by u is part of g. Rows of padding give and get nothing. Draws
-/// are those of DiagonalMixture for the same step; gradients are the same for any number of threads and other rows but
-/// for the number of valid ones, which they are divided by. One per thread; no allocation when warm. Ren et al.
-/// (arXiv:2104.09122); Jang, Gu & Poole, "Categorical reparameterization with Gumbel-softmax", ICLR 2017
+/// The first two are unbiased; of f and g only the second is read by GumbelSoftmax, whose bias, with Soft, falls with
+/// the temperature while its variance grows. Frequency is not a gradient of J (see frequency_loss): its f is only
+/// compared. An entropy term is part of f: with f = Q - alpha log p(a), where p is the mixture's own density, the
+/// derivative by u is part of g, and that by p's parameters is left out. It has mean zero for the two unbiased kinds;
+/// otherwise, as for points between proposals and winners, leaving it out is a bias. Rows of padding give and get
+/// nothing. Draws are those of DiagonalMixture for the same step; gradients are the same for any number of threads and
+/// other rows but for the number of valid ones, which they are divided by. One per thread; no allocation when warm. Ren
+/// et al. (arXiv:2104.09122); Jang, Gu & Poole, "Categorical reparameterization with Gumbel-softmax", ICLR 2017
 /// (arXiv:1611.01144); Williams, "Simple statistical gradient-following algorithms", Machine Learning 1992.
 template <class S>
 class MixtureEstimator {
