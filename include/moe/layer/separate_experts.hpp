@@ -18,9 +18,10 @@
 namespace moe::inline MOE_ABI {
 
 /// A mixture that leaves apart what RoutedExperts adds up: a token's weights, then what each expert makes of it.
-///   out[t] = (weight_t0, ..., weight_t(E-1), expert_0(x_t), ..., expert_(E-1)(x_t)),   E (1 + width) columns, E experts
-/// For whoever combines experts otherwise than by a weighted sum of their outputs: the components of a density (see
-/// MixturePolicy), errors per expert, votes. An expert that a token does not choose has weight 0 and zeros there.
+///   out[t] = (weight_t0, ..., weight_tZ, expert_0(x_t), ..., expert_Z(x_t)),   Z = num_experts - 1
+/// which are num_experts * (1 + width) columns. For whoever combines experts otherwise than by a weighted sum of their
+/// outputs: the components of a density (see MixturePolicy), errors per expert, votes. An expert that a token does not
+/// choose has weight 0 and zeros there.
 ///   moe::MoeLayer layer(router, moe::SoftmaxGate{}, moe::SeparateExperts(moe::ExpertPool<moe::Mlp>(experts)));
 /// Gradients are those of the columns: dL/dweight of a choice is that of its weight, which the experts' outputs are
 /// free of. Immutable in use, share freely. Same bits for any number of threads and, where kPerToken, whatever else is
