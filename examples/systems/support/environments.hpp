@@ -14,14 +14,14 @@
 namespace systems {
 
 /// A world in one state, for one thread. Actions are numbers in [-1, 1]; everything random is of the seed and episode.
-class Environment {
+class World {
  public:
   struct Outcome {
     double reward = 0;
     bool ends = false;  ///< there is nothing to gain after it, as opposed to a world that is only left
   };
 
-  virtual ~Environment() = default;
+  virtual ~World() = default;
   virtual moe::Index state_dim() const = 0;
   virtual moe::Index action_dim() const = 0;
   virtual moe::Index steps() const = 0;  ///< after which it is left
@@ -31,9 +31,9 @@ class Environment {
 };
 
 /// A point in the plane that starts near the origin and moves by 0.25 times its action, along a line at an angle of the
-/// seed towards goals on both sides at a distance of 1. Every step costs its distance to the nearer goal; the world
-/// ends with a reward of 1 within 0.2 of one.
-class TwoGoals final : public Environment {
+/// seed towards goals on both sides at a distance of 1. Every step costs a quarter of the distance to the nearer goal
+/// that it leaves; the world ends with a reward of 1 within 0.2 of one.
+class TwoGoals final : public World {
  public:
   explicit TwoGoals(std::uint64_t seed)
       : angle_(std::numbers::pi * moe::RandomField(moe::Purpose::User, seed).uniform(0, 7)) {}
@@ -67,7 +67,7 @@ class TwoGoals final : public Environment {
 
 /// The pendulum of OpenAI Gym: torque of at most 2, gravity 10, mass and length 1, steps of 0.05 s. A step costs
 /// angle^2 + 0.1 speed^2 + 0.001 torque^2, an angle of 0 is upright; returns are in tenths of that.
-class Pendulum final : public Environment {
+class Pendulum final : public World {
  public:
   moe::Index state_dim() const override { return 3; }
   moe::Index action_dim() const override { return 1; }

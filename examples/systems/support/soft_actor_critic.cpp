@@ -15,7 +15,7 @@ using moe::Index;
 using moe::Matrix;
 using moe::Step;
 
-Actor new_actor(const Environment& world, const ActorCriticOptions& options, std::uint64_t seed) {
+Actor new_actor(const World& world, const ActorCriticOptions& options, std::uint64_t seed) {
   const Index inputs = world.state_dim(), outputs = 2 * world.action_dim();
   return {{moe::LinearRouter::random(options.components, inputs, seed, moe::Bias::Zero), moe::SoftmaxGate{},
            ReluExperts(moe::ExpertPool<moe::BasicMlp<moe::F32, moe::Relu>>::random(
@@ -23,7 +23,7 @@ Actor new_actor(const Environment& world, const ActorCriticOptions& options, std
           {.action_dim = world.action_dim(), .min_log_std = -5}};
 }
 
-Critics new_critics(const Environment& world, const ActorCriticOptions& options, std::uint64_t seed) {
+Critics new_critics(const World& world, const ActorCriticOptions& options, std::uint64_t seed) {
   const Index inputs = world.state_dim() + world.action_dim();
   return {moe::NoRouter(2, inputs), moe::SoftmaxGate{},
           ReluExperts(moe::ExpertPool<moe::BasicMlp<moe::F32, moe::Relu>>::random(
@@ -33,7 +33,7 @@ Critics new_critics(const Environment& world, const ActorCriticOptions& options,
 /// Actor, critics and what they learn from: one update is a call of learn().
 class Learner {
  public:
-  Learner(const Environment& world, const ActorCriticOptions& options, std::uint64_t seed)
+  Learner(const World& world, const ActorCriticOptions& options, std::uint64_t seed)
       : options_(options),
         seed_(seed),
         actor_(new_actor(world, options, seed)),
@@ -100,13 +100,11 @@ class Learner {
     adam_.step(critics_, dcritics_, of_critics_, options_.rate);
   }
 
-  /// f = min Q - entropy log p, but for the comparison of proposals by their frequency, which is of Q alone.
+  /// Q is the lesser one of the critics.
   void learn_actor(const Step& step) {
     actor_.forward(batch_.state, step, actor_tape_);
     const auto& mixture = actor_tape_.mixture;
-    const Index dim = mixture.dim();
     estimator_.propose(mixture, step);
-    const Index points = estimator_.latent().cols() / dim;
     ask(batch_.state, estimator_.latent(), mixture.range);
     critics_.forward(asked_, step, answer_, critics_tape_);
     danswer_.setZero(answer_.rows(), answer_.cols());
@@ -114,26 +112,11 @@ class Learner {
     dasked_.resize(asked_.rows(), asked_.cols());
     critics_.backward(asked_, critics_tape_, danswer_, dcritics_, dasked_);
 
-    density_.resize(options_.batch, points);
-    mixture.log_density(estimator_.latent(), density_);
+    of_points_.build(
+        mixture, estimator_, entropy_, [&](Index r) { return answer_(r, lesser(r)); },
+        [&](Index r, Index d) { return dasked_(r, batch_.state.cols() + d); });
     dmixture_.clear_like(mixture);
-    dlatent_.resize(options_.batch, points * dim);
-    mixture.log_density_backward(estimator_.latent(),
-                                 Matrix<float>::Constant(options_.batch, points, -static_cast<float>(entropy_)),
-                                 dmixture_, dlatent_);
-    dmixture_.clear_like(mixture);
-    value_.resize(options_.batch, points);
-    const bool compares = options_.gradient.kind == moe::MixtureGradient::Frequency;
-    for (Index t = 0; t < options_.batch; ++t)
-      for (Index i = 0; i < points; ++i) {
-        const Index r = t * points + i;
-        value_(t, i) = answer_(r, lesser(r));
-        if (!compares) value_(t, i) -= static_cast<float>(entropy_) * density_(t, i);
-        for (Index c = i * dim; c < (i + 1) * dim; ++c)
-          dlatent_(t, c) += dasked_(r, batch_.state.cols() + c - i * dim) *
-                            static_cast<float>(mixture.range.slope(double{estimator_.latent()(t, c)}));
-      }
-    estimator_.backward(mixture, value_, dlatent_, {}, step, dmixture_);
+    estimator_.backward(mixture, of_points_.value, of_points_.slope, {}, step, dmixture_);
     moe::set_zero(dactor_);
     actor_.backward(batch_.state, actor_tape_, dmixture_, dactor_);
     adam_.step(actor_, dactor_, of_actor_, options_.rate);
@@ -161,18 +144,19 @@ class Learner {
   moe::AdamW::State<Actor> of_actor_;
   moe::AdamW::State<Critics> of_critics_;
   moe::MixtureEstimator<float> estimator_;
+  EntropyValue of_points_;
   Replay batch_;
   Actor::Workspace ws_;
   Actor::Tape actor_tape_;
   moe::Workspace critics_ws_;
   Critics::Tape critics_tape_;
   moe::DiagonalMixture<float> dmixture_;
-  Matrix<float> latent_, density_, asked_, answer_, danswer_, dasked_, dlatent_, value_;
+  Matrix<float> latent_, density_, asked_, answer_, danswer_, dasked_;
 };
 
 }  // namespace
 
-Replay::Replay(Index capacity, const Environment& world)
+Replay::Replay(Index capacity, const World& world)
     : state(capacity, world.state_dim()),
       action(capacity, world.action_dim()),
       next(capacity, world.state_dim()),
@@ -192,7 +176,7 @@ void Replay::draw(Index rows, std::uint64_t seed, Replay& batch) const {
   }
 }
 
-Actor learn(Environment& world, const ActorCriticOptions& options, std::uint64_t seed) {
+Actor learn(World& world, const ActorCriticOptions& options, std::uint64_t seed) {
   Learner learner(world, options, seed);
   Replay replay(static_cast<Index>(options.steps), world);
   Actor::Workspace ws;
@@ -206,7 +190,7 @@ Actor learn(Environment& world, const ActorCriticOptions& options, std::uint64_t
       learner.actor().act(state, Step::train(std::uint64_t(step), seed + 1), moe::ActionChoice::Sample, action, ws);
       for (Index d = 0; d < action.cols() && step < options.warm_up; ++d)
         action(0, d) = static_cast<float>(2 * random.uniform(step, d) - 1);
-      const Environment::Outcome outcome = world.act(action.data());
+      const World::Outcome outcome = world.act(action.data());
       const Index at = replay.place();
       replay.state.row(at) = state;
       replay.action.row(at) = action;
@@ -221,7 +205,7 @@ Actor learn(Environment& world, const ActorCriticOptions& options, std::uint64_t
   return learner.actor();
 }
 
-Episode play(const Actor& actor, Environment& world, std::uint64_t seed, std::int64_t episode, moe::ActionChoice how) {
+Episode play(const Actor& actor, World& world, std::uint64_t seed, std::int64_t episode, moe::ActionChoice how) {
   Actor::Workspace ws;
   Matrix<float> state(1, world.state_dim()), action(1, world.action_dim());
   Episode played;
@@ -230,7 +214,7 @@ Episode play(const Actor& actor, Environment& world, std::uint64_t seed, std::in
     world.observe(state.data());
     played.states.emplace_back(state.data(), state.data() + state.size());
     actor.act(state, Step::train(std::uint64_t(episode * world.steps() + i), seed + 3), how, action, ws);
-    const Environment::Outcome outcome = world.act(action.data());
+    const World::Outcome outcome = world.act(action.data());
     played.reward += outcome.reward;
     if (outcome.ends) break;
   }

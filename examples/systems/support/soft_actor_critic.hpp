@@ -23,6 +23,42 @@ using Actor = moe::MixturePolicy<moe::MoeLayer<moe::LinearRouter, moe::SoftmaxGa
 /// Two critics as two experts, each of which is asked.
 using Critics = moe::MoeLayer<moe::NoRouter, moe::SoftmaxGate, ReluExperts>;
 
+/// What a MixtureEstimator asks for: f = Q - entropy log p(a) at its points and the gradient of that. Of the entropy
+/// only the way over the action counts (see MixtureEstimator); Frequency, which compares proposals, compares Q alone.
+class EntropyValue {
+ public:
+  moe::Matrix<float> value, slope;  ///< [rows, points], [rows, points * dim]
+
+  /// q(r) is Q of point r = row * points + i, dq(r, d) its derivative by coordinate d of the action.
+  template <class Q, class DQ>
+  void build(const moe::DiagonalMixture<float>& mixture, const moe::MixtureEstimator<float>& estimator, double entropy,
+             const Q& q, const DQ& dq) {
+    const moe::Matrix<float>& latent = estimator.latent();
+    const moe::Index rows = latent.rows(), dim = mixture.dim(), points = latent.cols() / dim;
+    const auto share = static_cast<float>(entropy);
+    value.resize(rows, points);
+    density_.resize(rows, points);
+    slope.resize(rows, points * dim);
+    mixture.log_density(latent, density_);
+    unused_.clear_like(mixture);
+    mixture.log_density_backward(latent, moe::Matrix<float>::Constant(rows, points, -share), unused_, slope);
+    const bool compares = estimator.options().kind == moe::MixtureGradient::Frequency;
+    for (moe::Index t = 0; t < rows; ++t)
+      for (moe::Index i = 0; i < points; ++i) {
+        const moe::Index r = t * points + i;
+        value(t, i) = q(r) - (compares ? 0.0f : share * density_(t, i));
+        for (moe::Index d = 0; d < dim; ++d) {
+          const auto by_latent = static_cast<float>(mixture.range.slope(double{latent(t, i * dim + d)}));
+          slope(t, i * dim + d) += dq(r, d) * by_latent;
+        }
+      }
+  }
+
+ private:
+  moe::Matrix<float> density_;
+  moe::DiagonalMixture<float> unused_;
+};
+
 struct ActorCriticOptions {
   moe::Index components = 2, hidden = 64, batch = 64;
   moe::MixtureGradientOptions gradient = {.kind = moe::MixtureGradient::Frequency};
@@ -37,20 +73,20 @@ struct Replay {
   std::vector<float> reward, goes_on;
   std::int64_t count = 0;
 
-  Replay(moe::Index capacity, const Environment& world);
+  Replay(moe::Index capacity, const World& world);
   moe::Index place() const { return static_cast<moe::Index>(count % state.rows()); }
   /// Rows drawn with replacement.
   void draw(moe::Index rows, std::uint64_t seed, Replay& batch) const;
 };
 
 /// An actor that has learned in a world.
-Actor learn(Environment& world, const ActorCriticOptions& options, std::uint64_t seed);
+Actor learn(World& world, const ActorCriticOptions& options, std::uint64_t seed);
 
 /// An episode: its states, one after the other, and the sum of its rewards.
 struct Episode {
   std::vector<std::vector<float>> states;
   double reward = 0;
 };
-Episode play(const Actor& actor, Environment& world, std::uint64_t seed, std::int64_t episode, moe::ActionChoice how);
+Episode play(const Actor& actor, World& world, std::uint64_t seed, std::int64_t episode, moe::ActionChoice how);
 
 }  // namespace systems

@@ -22,6 +22,8 @@
 #include <moe/router/linear.hpp>
 #include <moe/train/adam_w.hpp>
 
+#include "soft_actor_critic.hpp"
+
 namespace systems {
 
 /// Numbers of its own for the one state there is, which is 1.
@@ -34,47 +36,40 @@ inline std::pair<double, double> two_optima_reward(double a) {
   return right >= left ? std::pair(right, -right * (a - 1) / 0.04) : std::pair(left, -left * (a + 1) / 0.04);
 }
 
-/// A policy with actions in [-2, 2] that starts at actions of -0.2 and 0.2, one component at 0, and has learned by 16
-/// draws an update, with an entropy that counts 0.25.
-inline StatelessPolicy learn_two_optima(const moe::MixtureGradientOptions& how, moe::Index components,
-                                        std::uint64_t updates, std::uint64_t seed) {
-  constexpr moe::Index kDraws = 16;
-  constexpr float kEntropy = 0.25f;
+/// A policy with actions in [-2, 2] that starts at actions of -0.2 and 0.2, one component at 0.
+inline StatelessPolicy new_two_optima(moe::Index components) {
   std::vector<moe::Linear> experts(static_cast<std::size_t>(components), moe::Linear(2, 1));
   for (std::size_t k = 0; k < experts.size(); ++k) {
     const float mean = components == 1 ? 0.0f : k == 0 ? -0.1f : 0.1f;
     moe::write_parameter(experts[k].bias(), std::span<const float>(std::vector{mean, std::log(0.25f)}));
   }
-  StatelessPolicy policy({moe::LinearRouter(components, 1), moe::SoftmaxGate{},
-                          moe::SeparateExperts(moe::ExpertPool<moe::Linear>(experts))},
-                         {.min_log_std = -5, .range = {.squash = moe::Squash::Tanh, .scale = 2}});
-  StatelessPolicy gradient = moe::zeros_like(policy);
+  return {{moe::LinearRouter(components, 1), moe::SoftmaxGate{},
+           moe::SeparateExperts(moe::ExpertPool<moe::Linear>(experts))},
+          {.min_log_std = -5, .range = {.squash = moe::Squash::Tanh, .scale = 2}}};
+}
+
+/// The same after some updates by 16 draws each, with an entropy that counts 0.25.
+inline StatelessPolicy learn_two_optima(const moe::MixtureGradientOptions& how, moe::Index components,
+                                        std::uint64_t updates, std::uint64_t seed) {
+  StatelessPolicy policy = new_two_optima(components), gradient = moe::zeros_like(policy);
   moe::AdamW::State<StatelessPolicy> state(policy);
   moe::MixtureEstimator<float> estimator(how);
   StatelessPolicy::Tape tape;
+  EntropyValue of_points;
   moe::DiagonalMixture<float> dmixture;
-  const moe::Matrix<float> states = moe::Matrix<float>::Ones(kDraws, 1);
-  moe::Matrix<float> value, slope, density;
+  const moe::Matrix<float> states = moe::Matrix<float>::Ones(16, 1);
   for (std::uint64_t update = 0; update < updates; ++update) {
     const moe::Step step = moe::Step::train(update, seed);
     policy.forward(states, step, tape);
     estimator.propose(tape.mixture, step);
-    const moe::Matrix<float>& latent = estimator.latent();
-    const moe::ActionRange& range = tape.mixture.range;
-    for (moe::Matrix<float>* matrix : {&value, &slope, &density}) matrix->resize(kDraws, latent.cols());
+    const auto reward_of = [&](moe::Index r) {
+      return two_optima_reward(tape.mixture.range.action(double{estimator.latent().data()[r]}));
+    };
+    of_points.build(
+        tape.mixture, estimator, 0.25, [&](moe::Index r) { return static_cast<float>(reward_of(r).first); },
+        [&](moe::Index r, moe::Index) { return static_cast<float>(reward_of(r).second); });
     dmixture.clear_like(tape.mixture);
-    tape.mixture.log_density(latent, density);
-    tape.mixture.log_density_backward(latent, moe::Matrix<float>::Constant(kDraws, latent.cols(), -kEntropy), dmixture,
-                                      slope);
-    dmixture.clear_like(tape.mixture);  // of the entropy only the way over the action counts, see MixtureEstimator
-    for (moe::Index t = 0; t < kDraws; ++t)
-      for (moe::Index i = 0; i < latent.cols(); ++i) {
-        const auto [reward, by_action] = two_optima_reward(range.action(double{latent(t, i)}));
-        const bool compares = how.kind == moe::MixtureGradient::Frequency;
-        value(t, i) = static_cast<float>(reward) - (compares ? 0.0f : kEntropy * density(t, i));
-        slope(t, i) += static_cast<float>(by_action * range.slope(double{latent(t, i)}));
-      }
-    estimator.backward(tape.mixture, value, slope, {}, step, dmixture);
+    estimator.backward(tape.mixture, of_points.value, of_points.slope, {}, step, dmixture);
     moe::set_zero(gradient);
     policy.backward(states, tape, dmixture, gradient);
     moe::AdamW{.weight_decay = 0}.step(policy, gradient, state, 0.01);
@@ -107,6 +102,14 @@ inline double mean_reward(const StatelessPolicy& policy, std::uint64_t seed) {
   for (moe::Index t = 0; t < latent.rows(); ++t)
     sum += two_optima_reward(mixture.range.action(double{latent(t, 0)})).first;
   return sum / static_cast<double>(latent.rows());
+}
+
+/// The mean of the likeliest component, as an action.
+inline double likeliest_action(const StatelessPolicy& policy) {
+  const auto mixture = mixture_of(policy, 1);
+  moe::Matrix<float> latent(1, 1);
+  mixture.most_probable(latent);
+  return mixture.range.action(double{latent(0, 0)});
 }
 
 /// Action, density and reward, a line each.
