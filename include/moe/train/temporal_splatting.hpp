@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <span>
 #include <vector>
 
 #include "moe/core/matrix.hpp"
 #include "moe/core/overlap.hpp"
+#include "moe/numeric/log_sum_exp.hpp"
 
 // Long, as the peaks of a curve, the targets made of them and the losses of bags are one method.
 namespace moe::inline MOE_ABI {
@@ -19,7 +21,7 @@ struct Peak {
   Index first = 0, last = 0;
   double height = 0;
   double prominence = 0;  ///< height less the higher of the two valleys
-  double half_width = 0;  ///< from the plateau to where the curve falls below height - prominence / 2, longer side
+  double half_width = 0;  ///< from the plateau to where the curve falls to height - prominence / 2, longer side
   Index run = 0;          ///< steps from the plateau on that do not rise, shorter side; >= 1
 };
 
@@ -36,9 +38,8 @@ struct PeakOptions {
 };
 
 /// The deviation of a kernel around a peak; d is the distance from the plateau, s the score.
-///   HalfWidth  half_width / 1.1775, at least 0.8: that of a Gaussian as wide; over d <= 2 half_width, at least 2
-///   ScoreStd   that of the scores in the window d <= run, as the paper has it: a number of scores, not of steps, so
-///   that
+///   HalfWidth  half_width / sqrt(2 ln 2), at least 0.8: that of a Gaussian as wide; over d <= 2 half_width, at least 2
+///   ScoreStd   that of the scores in the window d <= run, as the paper has it, so a number of scores, not of steps:
 ///              the kernel is nearly the peak alone; where s >= height - deviation
 ///   Moment     sqrt(sum s d^2 / sum s) in the window d <= run, and over it
 enum class SplatWidth { HalfWidth, ScoreStd, Moment };
@@ -51,9 +52,10 @@ struct SplatOptions {
 namespace detail {
 
 inline void require_curve(const char* function, std::span<const double> curve) {
+  constexpr double kMost = std::numeric_limits<double>::max() / 4;  // so that differences are finite
   for (std::size_t t = 0; t < curve.size(); ++t)
-    if (!std::isfinite(curve[t]))
-      fail(function, ": step ", t, " of the curve is ", curve[t], ", expected finite numbers");
+    if (!(std::abs(curve[t]) <= kMost))
+      fail(function, ": step ", t, " of the curve is ", curve[t], ", expected a number of magnitude <= ", kMost);
 }
 
 /// What lies on one side of a plateau, from step `from` on in direction `by`, -1 or 1.
@@ -67,12 +69,13 @@ class PeakSide {
     for (Index i = from_ + by_; inside(i) && at(i) <= height; i += by_) least = std::min(least, at(i));
     return least;
   }
-  /// Steps, with a part of one, to where the curve crosses `level`, which it does.
-  double crossing(double level) const {
+  /// Steps, with a part of one, to where the curve crosses `level`; at most to where it is down at `bottom`, which it
+  /// reaches and `level`, above it, may have been rounded to.
+  double crossing(double level, double bottom) const {
     Index i = from_ + by_;
-    while (at(i) >= level) i += by_;
+    while (at(i) > bottom && at(i) >= level) i += by_;
     const double inner = at(i - by_), outer = at(i);
-    return static_cast<double>(std::abs(i - from_)) - (level - outer) / (inner - outer);
+    return static_cast<double>(std::abs(i - from_)) - std::clamp((level - outer) / (inner - outer), 0.0, 1.0);
   }
   Index run() const {
     Index steps = 0;
@@ -93,31 +96,31 @@ class PeakSide {
 /// Peaks of a curve in their order: plateaus (mostly of one step) that are not exceeded within `neighbours` steps and
 /// whose topographic prominence is above that of the options: their height less the higher of the least values that one
 /// meets on either side before a higher step or the end. A plateau at an end has no valley there and is none.
-///   curve  [T], finite; T >= 0
+///   curve  [T], of magnitudes up to a quarter of the largest finite number; T >= 0
 /// Throws std::invalid_argument for other numbers. O(T) per plateau. A pure function.
 inline std::vector<Peak> find_peaks(std::span<const double> curve, const PeakOptions& options = {}) {
   constexpr const char* kName = "moe::find_peaks";
   options.validate(kName);
   detail::require_curve(kName, curve);
   const auto at = [&](Index t) { return curve[static_cast<std::size_t>(t)]; };
+  const Index reach = std::min<Index>(options.neighbours, std::ssize(curve));
   std::vector<Peak> peaks;
   for (Index first = 0, last = 0; first < std::ssize(curve); first = last + 1) {
     for (last = first; last + 1 < std::ssize(curve) && at(last + 1) == at(first);) ++last;
     const double height = at(first);
     bool highest = true;
-    for (Index t = std::max<Index>(0, first - options.neighbours);
-         t < std::min<Index>(std::ssize(curve), last + options.neighbours + 1); ++t)
+    for (Index t = std::max<Index>(0, first - reach); t < std::min<Index>(std::ssize(curve), last + reach + 1); ++t)
       highest = highest && at(t) <= height;
     if (!highest) continue;
     const detail::PeakSide left(curve, first, -1), right(curve, last, 1);
-    const double prominence = height - std::max(left.valley(height), right.valley(height));
+    const double valley = std::max(left.valley(height), right.valley(height)), prominence = height - valley;
     if (!(prominence > options.prominence)) continue;
-    const double half = height - prominence / 2;
+    const double half = valley + (height / 2 - valley / 2);
     peaks.push_back({.first = first,
                      .last = last,
                      .height = height,
                      .prominence = prominence,
-                     .half_width = std::max(left.crossing(half), right.crossing(half)),
+                     .half_width = std::max(left.crossing(half, valley), right.crossing(half, valley)),
                      .run = std::min(left.run(), right.run())});
   }
   return peaks;
@@ -194,6 +197,8 @@ struct Bags {
     for (std::size_t b = 0; b < sizes.size(); ++b) {
       if (sizes[b] < 0) fail(function, ": size of bag ", b, " is ", sizes[b], ", expected at least 0");
       if (labels[b] > 1) fail(function, ": label of bag ", b, " is ", int{labels[b]}, ", expected 0 or 1");
+      if (sizes[b] > num_rows - sum)
+        fail(function, ": sizes of bags sum to more at bag ", b, ", expected the number of rows = ", num_rows);
       sum += sizes[b];
     }
     if (sum != num_rows) fail(function, ": sizes of bags sum to ", sum, ", expected the number of rows = ", num_rows);
@@ -243,7 +248,7 @@ double mil_top_k_loss(const MatrixView<S>& logits, const Bags& bags, Index steps
   const double weight = 1 / static_cast<double>(std::max<Index>(1, bags.num_filled()));
   double total = 0;
   std::vector<Index> order;
-  std::vector<double> log_p;
+  std::vector<double> log_p, shares;
   detail::for_each_bag(bags, [&](Index first, std::size_t b) {
     const Index k = std::max<Index>(1, bags.sizes[b] / steps_per_instance);
     order.resize(static_cast<std::size_t>(bags.sizes[b]));
@@ -255,15 +260,13 @@ double mil_top_k_loss(const MatrixView<S>& logits, const Bags& bags, Index steps
     log_p.clear();
     for (Index i = 0; i < k; ++i)
       log_p.push_back(detail::log_sigmoid(sign * static_cast<double>(logits(order[static_cast<std::size_t>(i)], 0))));
-    const double most = *std::ranges::max_element(log_p);
-    double sum = 0;
-    for (const double value : log_p) sum += std::exp(value - most);
-    total -= most + std::log(sum) - std::log(static_cast<double>(k));
+    total -= log_sum_exp(log_p.data(), k) - std::log(static_cast<double>(k));
+    shares.resize(log_p.size());
+    softmax(log_p.data(), k, shares.data());
     for (Index i = 0; i < k; ++i) {
       const auto row = order[static_cast<std::size_t>(i)];
-      const double share = std::exp(log_p[static_cast<std::size_t>(i)] - most) / sum;
       const double rest = std::exp(detail::log_sigmoid(-sign * static_cast<double>(logits(row, 0))));
-      dlogits(row, 0) = static_cast<S>(-sign * weight * share * rest);
+      dlogits(row, 0) = static_cast<S>(-sign * weight * shares[static_cast<std::size_t>(i)] * rest);
     }
   });
   return weight * total;
@@ -319,9 +322,10 @@ double splatting_loss(const MatrixView<S>& logits, const SplatTargets& targets, 
       fail(kName, ": target of row ", t, " is ", targets.values[t], ", expected a number in [0, 1]");
   if (!std::isfinite(weight)) fail(kName, ": weight is ", weight, ", expected a finite number");
   detail::require_apart(kName, "dlogits", dlogits, "logits", logits);
+  const auto filled = static_cast<double>(bags.num_filled());
   double total = 0;
   detail::for_each_bag(bags, [&](Index first, std::size_t b) {
-    const double share = 1 / (static_cast<double>(bags.sizes[b]) * static_cast<double>(bags.num_filled()));
+    const double share = 1 / (static_cast<double>(bags.sizes[b]) * filled);
     for (Index t = first; t < first + bags.sizes[b]; ++t) {
       if (targets.known[static_cast<std::size_t>(t)] == 0) continue;
       const double z = static_cast<double>(logits(t, 0)), y = targets.values[static_cast<std::size_t>(t)];
