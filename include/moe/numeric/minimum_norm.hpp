@@ -12,11 +12,11 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// Rows of `u` [cols, rows], the columns of a matrix A, become orthogonal by rotations of pairs, and `v`, the identity
-/// at first, keeps them: u = v A^T. One-sided Jacobi: each singular value to its own precision, and little to compile.
+/// Rows of `u` become orthogonal by rotations of pairs, and `v`, the identity at first, keeps them: u = v u_at_first.
+/// One-sided Jacobi: each singular value to its own precision, and little to compile.
 template <class S>
 void orthogonalise_rows(Matrix<S>& u, Matrix<S>& v, S negligible) {
-  constexpr int kSweeps = 60;  // five to ten do, as convergence is quadratic
+  constexpr int kSweeps = 60;  // five to ten mostly do, as convergence is quadratic; more only refine
   const S epsilon = std::numeric_limits<S>::epsilon();
   bool rotated = true;
   for (int sweep = 0; sweep < kSweeps && rotated; ++sweep) {
@@ -46,8 +46,8 @@ void orthogonalise_rows(Matrix<S>& u, Matrix<S>& v, S negligible) {
 /// values below max(rows, cols) eps times the largest count as 0, so that A may be singular, have more columns than
 /// rows, or be zero, which gives X = 0.
 ///   a  [rows, cols], finite      b  [rows, n], finite      result  [cols, n]
-/// Throws std::invalid_argument for other shapes and numbers that are not finite. O(rows cols^2) per sweep, of which
-/// there are less than ten, and O(rows cols n); allocates copies. A pure function.
+/// Throws std::invalid_argument for other shapes and numbers that are not finite. O(rows cols min(rows, cols)) per
+/// sweep, mostly less than ten and at most 60 of them, and O(rows cols n); allocates copies. A pure function.
 /// Hestenes, "Inversion of matrices by biorthogonalization and related results", J. SIAM 1958.
 template <class S>
 Matrix<S> minimum_norm_solution(const Matrix<S>& a, const Matrix<S>& b) {
@@ -58,15 +58,19 @@ Matrix<S> minimum_norm_solution(const Matrix<S>& a, const Matrix<S>& b) {
   const S scale = a.size() == 0 ? S{0} : a.cwiseAbs().maxCoeff();  // so that squares neither overflow nor vanish
   if (scale == 0) return x;
   const S cut = static_cast<S>(std::max(a.rows(), a.cols())) * std::numeric_limits<S>::epsilon();
-  Matrix<S> u = (a / scale).transpose(), v = Matrix<S>::Identity(a.cols(), a.cols());
+  const bool wide = a.cols() > a.rows();  // then v A = u has orthogonal rows, else v A^T = u: the fewer vectors
+  Matrix<S> u = a / scale;
+  if (!wide) u = Matrix<S>(u.transpose());
+  Matrix<S> v = Matrix<S>::Identity(u.rows(), u.rows());
   detail::orthogonalise_rows<S>(u, v, cut * cut * u.squaredNorm() / 10000);
   S largest = 0;
   for (Index j = 0; j < u.rows(); ++j) largest = std::max(largest, u.row(j).norm());
   for (Index j = 0; j < u.rows(); ++j) {
     const S norm = u.row(j).norm();  // a singular value
     if (norm <= cut * largest) continue;
-    const RowVector<S> along = (u.row(j) / norm) * b;
-    x += (v.row(j) / (norm * scale)).transpose() * along;
+    const RowVector<S> unit = u.row(j) / norm, own = v.row(j);  // singular vectors
+    const RowVector<S> along = (wide ? own : unit) * b;
+    x += ((wide ? unit : own) / (norm * scale)).transpose() * along;
   }
   return x;
 }
