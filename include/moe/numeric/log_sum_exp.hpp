@@ -9,9 +9,8 @@
 namespace moe::inline MOE_ABI {
 
 /// log(sum_i exp(z_i)) of n logits: -inf for n = 0 or all -inf, +inf for a row with +inf, NaN for one with NaN (with
-/// both, either).
-/// Absolute error below (2 max |z_i| + n / lanes + 8) epsilon. No overflow, no allocation; the bits depend on the row
-/// alone.
+/// both, either). Absolute error below (2 max |z_i| + n / lanes + 8) epsilon. No overflow, no allocation; the bits
+/// depend on the row alone.
 template <class S>
 S log_sum_exp(const S* logits, Index n) {
   using V = simd::Batch<S>;
