@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "moe/expert/mlp.hpp"
@@ -54,6 +55,20 @@ Matrix<double> logits(const R& router, const Matrix<double>& contexts) {
   return out;
 }
 
+/// Relative rounding errors of a solution, as the test of minimum_norm_solution() has them.
+double precision(Index many, Index few) {
+  return static_cast<double>(10 * 4 * few + 2 * many) * std::numeric_limits<double>::epsilon();
+}
+/// Of weights and offsets.
+double size_of(const Router& router) {
+  double squares = 0;
+  for (Index e = 0; e < router.num_experts(); ++e) {
+    squares += std::pow(router.linear().bias()(e, 0), 2);
+    for (Index c = 0; c < router.model_dim(); ++c) squares += std::pow(router.linear().weight()(e, c), 2);
+  }
+  return std::sqrt(squares);
+}
+
 std::vector<Index> best(const Matrix<double>& scores) {
   std::vector<Index> columns;
   for (Index i = 0; i < scores.rows(); ++i) {
@@ -89,7 +104,8 @@ TEST_CASE("LeastSquaresRouter: the weights solve the normal equations of one-hot
   Matrix<double> left = logits(router, contexts), features(30, 5);
   for (Index i = 0; i < 30; ++i) left(i, refit.experts[std::size_t(i)]) -= 1;
   features << contexts, Matrix<double>::Ones(30, 1);
-  CHECK(test::largest(features.transpose() * left) < 1e-12 * 30 * 6);  // sums of 30 products, contexts up to 6
+  const double size = features.norm();
+  CHECK((features.transpose() * left).norm() < precision(30, 5) * size * (size * size_of(router) + std::sqrt(30.0)));
 }
 
 TEST_CASE("LeastSquaresRouter: few independent contexts get exactly their targets", "[router]") {
@@ -99,7 +115,8 @@ TEST_CASE("LeastSquaresRouter: few independent contexts get exactly their target
   REQUIRE(refit.status == RefitStatus::Updated);
   Matrix<double> targets = Matrix<double>::Zero(3, 3);
   for (Index i = 0; i < 3; ++i) targets(i, refit.experts[std::size_t(i)]) = 1;
-  CHECK(test::largest(logits(router, contexts) - targets) < 1e-13);
+  CHECK((logits(router, contexts) - targets).norm() <
+        precision(4, 3) * (contexts.norm() * size_of(router) + targets.norm()));
 }
 
 TEST_CASE("LeastSquaresRouter: contexts with columns that say nothing make it singular, not wrong", "[router]") {
@@ -164,6 +181,33 @@ TEST_CASE("LeastSquaresRouter: before contexts have learned anything it stays as
   CHECK(refit.experts.empty());
   CHECK(router.refit(blobs(30, 3), losses(30, {0, 1, 2}), kDraws, {.rounds = 1}).status == RefitStatus::NotConverged);
   CHECK(test::same_bits(logits(router, blobs(30, 0.5)), before));
+}
+
+TEST_CASE("LeastSquaresRouter: a start that was cut off does not count where another was not", "[router]") {
+  const Matrix<double> contexts = test::random_matrix<double>(40, 4, 11);  // without clusters, so that k-means is slow
+  const auto rounds = GENERATE(Index{4}, Index{8});
+  const moe::RefitOptions options{.rounds = rounds};
+  int rescued = 0, none = 0;
+  for (std::uint64_t seed = 1; seed < 60; ++seed) {
+    const moe::RandomField random(moe::Purpose::User, seed);
+    moe::KMeans<double> sound, any;
+    sound.sum_of_squares = any.sum_of_squares = INFINITY;
+    for (Index start = 0; start < options.starts; ++start) {
+      const auto found =
+          moe::k_means(contexts, 3, moe::RandomField(moe::Purpose::Draw, random.bits(start)), {.rounds = rounds});
+      if (found.sum_of_squares < any.sum_of_squares) any = found;
+      if (found.converged && found.sum_of_squares < sound.sum_of_squares) sound = found;
+    }
+    Router router(3, 4);
+    const moe::Refit refit = router.refit(contexts, losses(40, {0, 1, 2}), random, options);
+    CAPTURE(seed);
+    REQUIRE((refit.status == RefitStatus::Updated) == !sound.labels.empty());
+    none += sound.labels.empty() ? 1 : 0;
+    rescued += !sound.labels.empty() && !any.converged ? 1 : 0;
+    for (std::size_t i = 1; i < refit.experts.size(); ++i)
+      CHECK((refit.experts[i] == refit.experts[0]) == (sound.labels[i] == sound.labels[0]));
+  }
+  CHECK((rounds == 8 ? rescued : none) > 0);
 }
 
 TEST_CASE("LeastSquaresRouter: a cluster between two others on a line is not its expert's", "[router]") {

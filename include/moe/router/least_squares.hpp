@@ -21,13 +21,13 @@ enum class ClusterAssignment { Least, Greedy };
 
 /// Numbers of LeastSquaresRouter::refit().
 struct RefitOptions {
-  Index starts = 5;    ///< runs of k-means, of which the one with the least sum of squares counts; >= 1
+  Index starts = 5;    ///< runs of k-means, >= 1: of those that end, no cluster empty, the least sum of squares counts
   Index rounds = 100;  ///< of each run at most; >= 1
   ClusterAssignment assignment = ClusterAssignment::Least;
 };
 
 /// What became of a refit: EmptyCluster where the contexts are fewer different points than experts, as before they have
-/// learned anything, NotConverged where k-means was cut off; the router is as it was after both.
+/// learned anything, NotConverged where every start of k-means was cut off; the router is as it was after both.
 enum class RefitStatus { Updated, EmptyCluster, NotConverged };
 
 /// Result of LeastSquaresRouter::refit().
@@ -87,11 +87,11 @@ Matrix<S> one_hot_regression(const Matrix<S>& points, std::span<const Index> lab
 }  // namespace detail
 
 /// A linear router, logits = x W^T + b, whose weights are not learned by gradients: refit() solves for them. A gate
-/// that learns by gradients sends everything to one expert when families of environments share parameters; here every
-/// expert has a cluster of contexts, always.
-///   moe::MoeLayer layer(moe::ColumnsRouter(moe::LeastSquaresRouter(3, context_dim), state_dim + context_dim,
-///   state_dim),
-///                       moe::TopKGate{.k = 1, .constant_weights = moe::ConstantWeights::Accept}, experts);
+/// that learns by gradients sends everything to one expert when families of environments share parameters; here a refit
+/// gives every expert a cluster of contexts.
+///   moe::ColumnsRouter router(moe::LeastSquaresRouter(3, context_dim), state_dim + context_dim, state_dim);
+///   moe::TopKGate gate{.k = 1, .constant_weights = moe::ConstantWeights::Accept};
+///   moe::MoeLayer layer(router, gate, experts);
 ///   layer.router().router().refit(contexts, losses, moe::RandomField(moe::Purpose::User, seed, update));
 /// That gate asks one expert and takes its output with weight 1, as the paper does. The contexts may learn: weights and
 /// offsets are state, saved and not seen by optimisers, and backward adds dlogits W to dtokens (zero behind that gate).
@@ -122,16 +122,14 @@ class BasicLeastSquaresRouter {
   ///   losses    [n, num_experts], finite: of every expert on the data of every context
   ///   random    what the draws of k-means are pure functions of; another one for each refit
   /// Throws std::invalid_argument, and changes nothing, for other shapes, numbers that are not finite, contexts so
-  /// large that their squares or weights are none, and options out of range. Runs on the calling thread: O(starts *
-  /// rounds * n
-  /// * num_experts * model_dim) and a decomposition of [n, model_dim], which the contexts may make singular.
+  /// large that their squares or weights are none, and options out of range. Runs on the calling thread:
+  /// O(starts rounds n num_experts model_dim), and a decomposition of [n, model_dim], singular or not.
   Refit refit(const MatrixView<Scalar>& contexts, const MatrixView<double>& losses, const RandomField& random,
               const RefitOptions& options = {}) {
     require_refit(contexts, losses, options);
     const Matrix<double> points = contexts.template cast<double>();
     const KMeans<double> clusters = best_clusters(points, random, options);
-    if (std::ranges::any_of(counts(clusters.labels), [](Index count) { return count == 0; }))
-      return {.status = RefitStatus::EmptyCluster};
+    if (has_empty(clusters.labels)) return {.status = RefitStatus::EmptyCluster};
     if (!clusters.converged) return {.status = RefitStatus::NotConverged};
     const std::vector<Index> owner =
         detail::assign_clusters(detail::median_losses<double>(losses, clusters.labels), options.assignment);
@@ -199,13 +197,19 @@ class BasicLeastSquaresRouter {
     }
   }
 
+  /// The start with the least sum of squares, among those that converged without an empty cluster if there are any.
   KMeans<double> best_clusters(const Matrix<double>& points, const RandomField& random,
                                const RefitOptions& options) const {
     KMeans<double> best;
+    bool best_is_sound = false;
     for (Index start = 0; start < options.starts; ++start) {
       const RandomField own(Purpose::Draw, random.bits(start));
       KMeans<double> found = k_means(points, num_experts(), own, {.rounds = options.rounds});
-      if (start == 0 || found.sum_of_squares < best.sum_of_squares) best = std::move(found);
+      const bool is_sound = found.converged && !has_empty(found.labels);
+      if (start > 0 && (is_sound == best_is_sound ? !(found.sum_of_squares < best.sum_of_squares) : best_is_sound))
+        continue;
+      best = std::move(found);
+      best_is_sound = is_sound;
     }
     if (!std::isfinite(best.sum_of_squares))
       fail("moe::LeastSquaresRouter::refit: squared distances of contexts are ", best.sum_of_squares,
@@ -213,10 +217,10 @@ class BasicLeastSquaresRouter {
     return best;
   }
 
-  std::vector<Index> counts(std::span<const Index> labels) const {
+  bool has_empty(std::span<const Index> labels) const {
     std::vector<Index> count(static_cast<std::size_t>(num_experts()));
     for (const Index label : labels) ++count[static_cast<std::size_t>(label)];
-    return count;
+    return std::ranges::find(count, Index{0}) != count.end();
   }
 
   /// `solution` as one_hot_regression() gives it.
