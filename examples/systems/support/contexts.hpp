@@ -3,8 +3,10 @@
 // Step::key of it, and that context: linear experts are then maps A + sum_j context_j B_j, modulated by the context.
 #pragma once
 
+#include <iterator>
 #include <utility>
 
+#include <moe/core/error.hpp>
 #include <moe/core/visit.hpp>
 #include <moe/layer/concept.hpp>
 #include <moe/layer/workspace.hpp>
@@ -36,8 +38,13 @@ class WithContexts {
   moe::Matrix<float>& contexts() { return contexts_; }
   const moe::Matrix<float>& contexts() const { return contexts_; }
 
-  /// What the layer reads.
+  /// What the layer reads. Throws std::invalid_argument unless every row has a key that is one of the environments.
   moe::Matrix<float> tokens(const moe::MatrixView<float>& rows, const moe::Step& step) const {
+    if (std::ssize(step.key) != rows.rows())
+      moe::fail("systems::WithContexts: step has ", step.key.size(), " keys, expected ", rows.rows());
+    for (const auto key : step.key)
+      if (key < 0 || key >= contexts_.rows())
+        moe::fail("systems::WithContexts: key is ", key, ", expected an environment in [0, ", contexts_.rows(), ")");
     moe::Matrix<float> all(rows.rows(), layer_.input_dim());
     const moe::Index dim = contexts_.cols();
     for (moe::Index t = 0; t < rows.rows(); ++t) {
