@@ -56,7 +56,7 @@ BagSet make_bags(moe::Index count, moe::Index features, const moe::RandomField& 
 }  // namespace detail
 
 /// 16 features of normal noise; an event adds a strong core along one direction of its class and weak flanks along
-/// another, and frames are means over three. Directions depend on the seed alone, bags on the part, too.
+/// another, and frames are 0.4 times the sum of three. Directions depend on the seed alone, bags on the part, too.
 inline BagSet simulated_bags(moe::Index count, std::uint64_t seed, std::uint64_t part) {
   constexpr moe::Index kFeatures = 16;
   const moe::RandomField direction(moe::Purpose::User, seed, 21), random(moe::Purpose::User, seed, 22, part);
