@@ -5,10 +5,11 @@
 // experts routing for hierarchical meta-learning" (arXiv:2502.05335).
 // Here: 48 environments of three families of linear equations, learned from derivatives and integrated; experts are
 // linear maps that the context modulates. With four numbers of context one expert can fit everything, and errors are
-// alike; with two it cannot, but k-means may then cut across families: in one seed of 15 MixER did worse. AdamW, in
-// place of plain gradients by turns, changes little about the gradient gate. In one family there is nothing to share
-// out, and three experts, each with a third of little data, do worse than one, as the paper has it. Not here: new
-// environments, training through the solver, networks as experts. Picture: mixer.svg.
+// alike (printed, not checked); with two it cannot, but k-means may then cut across families: in one seed of 15 MixER
+// did worse. A gradient gate by AdamW, in place of plain gradients by turns, sends nearly all to one expert, too. In
+// one family there is nothing to share out, and three experts, each with a third of little data, do worse than one, as
+// the paper has it (printed, not checked). Not here: new environments, training through the solver, networks as
+// experts. Picture: mixer.svg.
 #include <cmath>
 #include <fstream>
 
@@ -91,12 +92,13 @@ int main(int argc, char** argv) {
     page.expect("error of the integrator over that of half the step", order, {.low = 15, .high = 17});
     page.expect("purity of MixER, contexts of 4", four[0], {.low = 0.9});
     page.expect("purity of the gradient gate, contexts of 4", four[2], {.high = 0.5});
+    page.expect("purity of the gradient gate by AdamW, contexts of 4", four[6], {.high = 0.5});
     systems::Sample half, decades;
     for (const double ratio : (two[1] / two[3]).values) {
       half.values.push_back(ratio < 0.5 ? 1 : 0);
       decades.values.push_back(std::log10(ratio));
     }
     page.expect("seeds with less than half the error of the gradient gate, contexts of 2", half, {.low = 0.8});
-    page.claim("log10 of the error over that of the gradient gate, contexts of 2", decades, {.high = -0.3});
+    page.claim("log10 of the error over that of the gradient gate, contexts of 2", decades, {.high = std::log10(0.5)});
   });
 }
