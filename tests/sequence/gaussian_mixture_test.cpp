@@ -179,19 +179,51 @@ TEST_CASE("GaussianMixture: a component without weight takes no part, whatever i
   CHECK(two.mean()(0) == 0.5);
   CHECK(two.covariance()(0, 0) == one.covariance()(0, 0));
   CHECK(two.responsibilities(row({2}))(1) == 0);
-  const auto posterior = two.condition_linear(square({1}), square({1}), row({0}));
+  // Neither is its mean seen by an update, which would overflow, nor its deviation, which is singular beside the noise.
+  const Mixture odd = line(row({3, 0}), row({0.5, 1e300}), row({0.8, 1e-170}));
+  const auto posterior = odd.condition_linear(square({1e10}), square({1e20}), row({0}));
+  CHECK(posterior.log_density(row({0})) ==
+        one.condition_linear(square({1e10}), square({1e20}), row({0})).log_density(row({0})));
   CHECK(posterior.weights()(1) == 0);
-  CHECK(std::isfinite(posterior.log_density(row({0}))));
+  CHECK(posterior.means()(1, 0) == 1e300);
+  CHECK(posterior.factor(1)(0, 0) == 1e-170);
+  CHECK(two.push_forward(square({0.5}), row({1}), square({0})).means()(1, 0) == 0.5 * 1e200 + 1);
   CHECK(two.sample(moe::RandomField(moe::Purpose::User, 1), 3)(0) < 10);
 }
 
-TEST_CASE("GaussianMixture: far points have finite log-densities, in float too", "[sequence]") {
+TEST_CASE("GaussianMixture: updates of wide, correlated priors by narrow noise are Bayes' rule", "[sequence]") {
+  // Of two coordinates with variances of 1e8 the difference, of variance v = 1e-3 to 5e-2, is read twice, once times 3.
+  // Its precision and its mean follow by hand. Entries of covariances near 1e8 have ten roundings of 1.5e-8, which is
+  // 2e-2 of the variance left, 1e-5; means come of a gain below 1e4, times 5, with a relative error of 1e-12.
+  for (int i = 0; i < 10; ++i) {
+    CAPTURE(i);
+    const double off = 0.01 * i, own = 0.03 + 0.01 * i, v = off * off + own * own, noise = 1e-4;
+    const Mixture prior(row({1}), Matrix<double>(row({3, -2})), {square({1e4, 0, 1e4 + off, own})});
+    const Mixture posterior =
+        prior.condition_linear(square({1, -1, 3, -3}), noise * Matrix<double>::Identity(2, 2), row({0.25, 0.75}));
+    const Matrix<double>& factor = posterior.factor(0);
+    const double first = factor(0, 0) - factor(1, 0), variance = 1 / (1 / v + 10 / noise);
+    CHECK_THAT(first * first + factor(1, 1) * factor(1, 1), Catch::Matchers::WithinRel(variance, 2e-2));
+    CHECK(std::abs(posterior.means()(0, 0) - posterior.means()(0, 1) - variance * (5 / v + 2.5 / noise)) < 1e-6);
+  }
+}
+
+TEST_CASE("GaussianMixture: far points have the log-density of the component that is nearest there", "[sequence]") {
+  using Catch::Matchers::WithinRel;
   const Mixture mixture = plane();
-  CHECK(std::abs(mixture.log_density(row({1e3, 0})) / -1e6) > 0.1);
-  CHECK(std::isfinite(mixture.log_density(row({1e100, 0}))));
+  // On the first axis x^T Sigma^-1 x is 0.6 / 0.35 = 1.7 times x^2 for component 0, 1 / 0.3 and 0.7 / 0.19 times for
+  // the others, of which nothing is left beside it. Its Sigma^-1 is [0.6, -0.5; -0.5, 1] / 0.35. Some 20 roundings.
+  const auto at = [](double x) {
+    const double u = x, v = -1;  // from the mean (0, 1)
+    return std::log(0.25) - std::log(2 * std::numbers::pi * std::sqrt(0.35)) -
+           0.5 * (0.6 * u * u - u * v + v * v) / 0.35;
+  };
+  for (const double x : {1e3, 1e15, 1e100}) CHECK_THAT(mixture.log_density(row({x, 0})), WithinRel(at(x), 1e-14));
   CHECK(mixture.log_density(row({1e200, 0})) == -std::numeric_limits<double>::infinity());
   const moe::GaussianMixture<float> narrow(2);
   CHECK(std::abs(narrow.log_density(RowVector<float>::Ones(2)) + 2.8378770664f) < 1e-6f);
+  for (const float x : {1e3f, 1e15f})  // log(2 pi) and x^2, whose halves of two coordinates add up
+    CHECK_THAT(narrow.log_density(RowVector<float>::Constant(2, x)), WithinRel(-1.8378770664f - x * x, 1e-6f));
 }
 
 TEST_CASE("GaussianMixture: singular covariances and other bad numbers are errors that say so", "[sequence][error]") {
@@ -216,6 +248,18 @@ TEST_CASE("GaussianMixture: singular covariances and other bad numbers are error
   CHECK_THROWS_WITH(plane().responsibilities(row({1e200, 0})), ContainsSubstring("log p(x) is -inf"));
   CHECK_THROWS_WITH(plane().condition_linear(square({1, 0, 0, 1}), square({1, 1, 1, 1}), row({0, 0})),
                     ContainsSubstring("the matrix R of observation 0 has pivot 0"));
+  const double nan = test::kNan<double>, infinity = std::numeric_limits<double>::infinity();
+  const Mixture one(1);
+  CHECK_THROWS_WITH(one.condition_linear(square({1}), square({1}), row({nan})),
+                    ContainsSubstring("y has entry nan, expected finite numbers"));
+  CHECK_THROWS_WITH(one.condition_linear(square({infinity}), square({1}), row({0})),
+                    ContainsSubstring("H has entry inf, expected finite numbers"));
+  CHECK_THROWS_WITH(one.condition_linear(square({1}), square({nan}), row({0})),
+                    ContainsSubstring("R has entry nan, expected finite numbers"));
+  CHECK_THROWS_WITH(one.condition_linear(square({1}), square({1}), row({1e200})),
+                    ContainsSubstring("the largest log-density of y is -inf"));
+  for (const Index dim : {0, -1})
+    CHECK_THROWS_WITH(Mixture(dim), ContainsSubstring("dim is " + std::to_string(dim) + ", expected at least 1"));
   CHECK_THROWS_WITH(moe::kl_divergence(plane(), Mixture(1), 10, 1),
                     ContainsSubstring("q has 1 dimensions, expected 2"));
 }

@@ -16,8 +16,8 @@
 namespace moe::inline MOE_ABI {
 
 /// Mixture of k normals in d dimensions with Cholesky factors: p(x) = sum_i w_i N(x; m_i, L_i L_i^T), L_i lower
-/// triangular with a diagonal above 0. Components with weight 0 take no part in anything. Small d is meant: O(k d^2)
-/// per point. A plain value; share freely while nobody writes.
+/// triangular with a diagonal above 0. Components with weight 0 take no part in densities, moments, draws and updates,
+/// which leave them as they are. Small d is meant: O(k d^2) per point. A plain value; share freely while nobody writes.
 ///   auto prior = moe::GaussianMixture<double>::from_covariances(weights, means, covariances);
 ///   auto posterior = prior.condition_linear(H, R, y);  // exact, where y = H x + noise of covariance R
 /// On the line, with quantiles and modes: NormalMixture (moe/gaussian.hpp).
@@ -28,10 +28,8 @@ class GaussianMixture {
   using Vector = Eigen::Ref<const RowVector<T>>;
   using MatrixIn = ConstMatrixRef<T>;
 
-  /// The standard normal of d dimensions.
-  explicit GaussianMixture(Index dim = 1)
-      : GaussianMixture(RowVector<T>::Ones(1), Matrix<T>::Zero(1, detail::checked_size(kName, "dim", dim, 1)),
-                        {Matrix<T>::Identity(dim, dim)}) {}
+  /// The standard normal of d dimensions. Throws std::invalid_argument for a dimension below 1.
+  explicit GaussianMixture(Index dim = 1) : GaussianMixture(detail::checked_size(kName, "dim", dim, 1), Checked{}) {}
 
   /// Weights [k] are divided by their sum; means [k, d]; k factors [d, d], of which the lower triangle is read. Throws
   /// std::invalid_argument unless the sizes agree, weights are >= 0 with a sum > 0, diagonals > 0, and all are finite.
@@ -133,37 +131,47 @@ class GaussianMixture {
   }
 
   /// The exact posterior after y = H x + e, e ~ N(0, R) independent of x: H [m, d], R [m, m], y [m]. Component by
-  /// component the update of Kalman, in the form of Joseph, and the weight times N(y; H m_i, H Sigma_i H^T + R). Throws
-  /// std::invalid_argument for wrong shapes, R not positive definite, or y that no component gives a density above 0.
+  /// component the update of Kalman, and the weight times N(y; H m_i, S) with S = H Sigma_i H^T + R. Covariances are
+  /// products of factors with themselves, (H L)(H L)^T + R and, in the form of Joseph with the gain K and R = C C^T,
+  /// ((I - K H) L)((I - K H) L)^T + (K C)(K C)^T: symmetric to the bit. Components with weight 0 stay as they are.
+  /// Throws std::invalid_argument for wrong shapes, numbers that are not finite, R not positive definite, or y that no
+  /// component gives a density above 0.
   GaussianMixture condition_linear(const MatrixIn& h, const MatrixIn& r, const Vector& y) const {
     constexpr const char* kFunction = "moe::GaussianMixture::condition_linear";
     const Index m = y.size();
     detail::require_shape(kFunction, "H", h, m, dim());
     detail::require_shape(kFunction, "R", r, m, m);
-    static_cast<void>(detail::cholesky<T>(kFunction, "the matrix R of observation", 0, r));
+    require_finite(kFunction, "H", h);
+    require_finite(kFunction, "R", r);
+    require_finite(kFunction, "y", y);
+    const Matrix<T> factor_r = detail::cholesky<T>(kFunction, "the matrix R of observation", 0, r);
     GaussianMixture result(*this);
-    RowVector<T> log_weights(size());
+    RowVector<T> log_weights = RowVector<T>::Constant(size(), -std::numeric_limits<T>::infinity());
     for (Index i = 0; i < size(); ++i) {
-      const Matrix<T> sigma = covariance(i), cross = detail::product(h, sigma);  // [m, d]
-      const Matrix<T> s = detail::product(cross, h.transpose()) + r;
+      if (!(weights_(i) > 0)) continue;
+      const Matrix<T> moved = detail::product(h, factor(i));           // H L [m, d]
+      Matrix<T> gain = detail::product(moved, factor(i).transpose());  // H Sigma
+      Matrix<T> s = detail::product(moved, moved.transpose());
+      for (Index a = 0; a < m; ++a)
+        for (Index b = 0; b <= a; ++b) s(b, a) = s(a, b) += r(a, b);
       const Matrix<T> factor_s = detail::cholesky<T>(kFunction, "the covariance of y under component", i, s);
       RowVector<T> z = y - detail::product(means_.row(i), h.transpose());
       detail::solve_lower(factor_s, z);
       log_weights(i) = std::log(weights_(i)) - detail::log_diagonal(factor_s) - T(0.5) * detail::squares(z);
       detail::solve_upper(factor_s, z);
-      result.means_.row(i) += detail::product(z, cross);
-      Matrix<T> gain = cross;  // S^-1 H Sigma: the transposed gain
-      for (Index c = 0; c < dim(); ++c) {
+      result.means_.row(i) += detail::product(z, gain);
+      for (Index c = 0; c < dim(); ++c) {  // S^-1 H Sigma: the transposed gain
         RowVector<T> column = gain.col(c).transpose();
         detail::solve_lower(factor_s, column);
         detail::solve_upper(factor_s, column);
         gain.col(c) = column.transpose();
       }
-      const Matrix<T> rest = Matrix<T>::Identity(dim(), dim()) - detail::product(gain.transpose(), h);
-      const Matrix<T> posterior = detail::product(detail::product(rest, sigma), rest.transpose()) +
-                                  detail::product(detail::product(gain.transpose(), r), gain);
+      const Matrix<T> rest = detail::product(
+          Matrix<T>(Matrix<T>::Identity(dim(), dim()) - detail::product(gain.transpose(), h)), factor(i));
+      const Matrix<T> seen = detail::product(gain.transpose(), factor_r);
       result.factors_[static_cast<std::size_t>(i)] =
-          detail::cholesky<T>(kFunction, "the posterior covariance of component", i, posterior);
+          detail::cholesky<T>(kFunction, "the posterior covariance of component", i,
+                              detail::product(rest, rest.transpose()) + detail::product(seen, seen.transpose()));
     }
     const T most = largest(log_weights);
     if (!std::isfinite(most)) fail(kFunction, ": the largest log-density of y is ", most, ", expected a finite one");
@@ -172,8 +180,8 @@ class GaussianMixture {
   }
 
   /// The mixture of A x + b + e, e ~ N(0, Q) independent of x: A [n, d], b [n], Q [n, n], which may be zero. The
-  /// transition of a filter, and a change of units. Throws std::invalid_argument for wrong shapes, and where a
-  /// covariance A Sigma_i A^T + Q is singular.
+  /// transition of a filter, and a change of units, of components with weight 0, too. Throws std::invalid_argument for
+  /// wrong shapes, and where a covariance A Sigma_i A^T + Q is singular.
   GaussianMixture push_forward(const MatrixIn& a, const Vector& b, const MatrixIn& q) const {
     constexpr const char* kFunction = "moe::GaussianMixture::push_forward";
     const Index n = b.size();
@@ -192,6 +200,10 @@ class GaussianMixture {
 
  private:
   static constexpr const char* kName = "moe::GaussianMixture";
+  struct Checked {};
+
+  GaussianMixture(Index dim, Checked)
+      : GaussianMixture(RowVector<T>::Ones(1), Matrix<T>::Zero(1, dim), {Matrix<T>::Identity(dim, dim)}) {}
 
   void require_valid() const {
     const Index k = size(), d = dim();
@@ -218,6 +230,12 @@ class GaussianMixture {
     if (!(sum > 0 && std::isfinite(sum))) fail(kName, ": the weights add up to ", sum, ", expected a sum > 0");
   }
 
+  static void require_finite(const char* function, const char* name, const MatrixIn& values) {
+    for (Index i = 0; i < values.rows(); ++i)
+      for (Index c = 0; c < values.cols(); ++c)
+        if (!std::isfinite(values(i, c)))
+          fail(function, ": ", name, " has entry ", values(i, c), ", expected finite numbers");
+  }
   static T total(const RowVector<T>& values) {
     T sum = 0;
     for (const T value : values) sum += value;
