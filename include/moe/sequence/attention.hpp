@@ -36,8 +36,9 @@ struct AttentionOptions {
 ///   attention.forward({tokens, sentences}, {tokens, sentences}, out, context);
 /// A row's bits depend on its query and on the memory of its sequence alone, gradients on no number of threads. Weights
 /// are never kept: backward computes them anew, so that memory is linear in the rows. Per head, query and key 4 d
-/// operations forward, 10 d backward. Scores that are NaN or infinite make their rows NaN. Immutable in forward, share
-/// freely; no allocation when warm. Vaswani et al., "Attention is all you need" (arXiv:1706.03762).
+/// operations forward, 10 d backward. Scores that are NaN or +infinity make their rows NaN; one of -infinity counts as
+/// masked, and a row whose scores are all so gets b_o. Immutable in forward, share freely; no allocation when warm.
+/// Vaswani et al., "Attention is all you need" (arXiv:1706.03762).
 template <class Codec>
 class BasicMultiHeadAttention {
  public:
@@ -123,11 +124,13 @@ class BasicMultiHeadAttention {
     key_.require_backward(memory.num_rows(), tape.of_key, gradient.key_);
     value_.require_backward(memory.num_rows(), tape.of_value, gradient.value_);
     output_.require_backward(queries.num_rows(), tape.of_output, gradient.output_);
+    require_tape(kFunction, tape);
   }
 
   /// Gradient of the pass that `tape` recorded: `gradient` is added to, dqueries [queries, model_dim] and dmemory
-  /// [memory, memory_dim] are overwritten. For self-attention the gradient of the rows is the sum of both. Throws
-  /// std::invalid_argument, before anything is written, for wrong shapes and as require_backward().
+  /// [memory, memory_dim] are overwritten, apart from each other and from both batches. For self-attention the gradient
+  /// of the rows is the sum of both. Throws std::invalid_argument, before anything is written, for wrong shapes and as
+  /// require_backward().
   void backward(const Batch& queries, const Batch& memory, Tape& tape, const MatrixView<Scalar>& dout,
                 MatrixRef<Scalar> dqueries, MatrixRef<Scalar> dmemory, BasicMultiHeadAttention& gradient,
                 const Context& context) const {
@@ -138,6 +141,10 @@ class BasicMultiHeadAttention {
     detail::require_shape(kFunction, "dqueries", dqueries, queries.rows.rows(), model_dim());
     detail::require_shape(kFunction, "dmemory", dmemory, memory.rows.rows(), memory_dim());
     detail::require_apart(kFunction, "dqueries", dqueries, "dmemory", dmemory);
+    detail::require_apart(kFunction, "dqueries", dqueries, "queries", queries.rows);
+    detail::require_apart(kFunction, "dqueries", dqueries, "memory", memory.rows);
+    detail::require_apart(kFunction, "dmemory", dmemory, "queries", queries.rows);
+    detail::require_apart(kFunction, "dmemory", dmemory, "memory", memory.rows);
     for (RowBuffer<Scalar>* buffer : {&tape.dq, &tape.dmixed}) buffer->resize(queries.rows.rows(), width());
     for (RowBuffer<Scalar>* buffer : {&tape.dk, &tape.dv}) buffer->resize(memory.rows.rows(), width());
     tape.dmemory.resize(memory.rows.rows(), memory_dim());
@@ -150,11 +157,16 @@ class BasicMultiHeadAttention {
   }
 
   /// What the queries of sequence i see of its keys with one head, [queries, keys], of the pass that `tape` recorded:
-  /// to be looked at, as it allocates. Rows add up to 1, or less with a zero key.
+  /// to be looked at, as it allocates. Rows add up to 1, or less with a zero key. Throws std::invalid_argument for no
+  /// such sequence or head, and a tape of an attention of other sizes or without this one's causal mask.
   Matrix<Scalar> weights(const Tape& tape, Index sequence, Index head) const {
+    constexpr const char* kFunction = "moe::MultiHeadAttention::weights";
+    require_parts(kFunction);
+    require_tape(kFunction, tape);
+    require_sizes(kFunction, tape.queries, tape.memory);
     if (sequence < 0 || sequence >= tape.queries.size() || head < 0 || head >= options_.num_heads)
-      fail("moe::MultiHeadAttention::weights: sequence ", sequence, " and head ", head, ", expected less than ",
-           tape.queries.size(), " and ", options_.num_heads);
+      fail(kFunction, ": sequence ", sequence, " and head ", head, ", expected less than ", tape.queries.size(),
+           " and ", options_.num_heads);
     const Index num_keys = tape.memory.length(sequence);
     Matrix<Scalar> result = Matrix<Scalar>::Zero(tape.queries.length(sequence), num_keys);
     RowVector<Scalar> p(num_keys + 1);
@@ -214,13 +226,22 @@ class BasicMultiHeadAttention {
   void require_batches(const char* function, const Batch& queries, const Batch& memory) const {
     detail::require_sequences(function, "queries", queries, model_dim());
     detail::require_sequences(function, "memory", memory, memory_dim());
-    if (queries.sequences.size() != memory.sequences.size())
-      fail(function, ": the memory has ", memory.sequences.size(), " sequences, expected ", queries.sequences.size(),
-           " as the queries");
-    for (Index i = 0; i < queries.sequences.size() && options_.mask == AttentionMask::Causal; ++i)
-      if (queries.sequences.length(i) > memory.sequences.length(i))
-        fail(function, ": sequence ", i, " has ", queries.sequences.length(i), " queries, expected at most ",
-             memory.sequences.length(i), ", the number of its keys, behind a causal mask");
+    require_sizes(function, queries.sequences, memory.sequences);
+  }
+  void require_sizes(const char* function, const Sequences& queries, const Sequences& memory) const {
+    if (queries.size() != memory.size())
+      fail(function, ": the memory has ", memory.size(), " sequences, expected ", queries.size(), " as the queries");
+    for (Index i = 0; i < queries.size() && options_.mask == AttentionMask::Causal; ++i)
+      if (queries.length(i) > memory.length(i))
+        fail(function, ": sequence ", i, " has ", queries.length(i), " queries, expected at most ", memory.length(i),
+             ", the number of its keys, behind a causal mask");
+  }
+  /// What a tape says of its rows, and as wide as the heads of this attention.
+  void require_tape(const char* function, const Tape& tape) const {
+    detail::require_shape(function, "tape.q", tape.q, tape.queries.num_rows(), width());
+    detail::require_shape(function, "tape.k", tape.k, tape.memory.num_rows(), width());
+    detail::require_shape(function, "tape.v", tape.v, tape.memory.num_rows(), width());
+    detail::require_shape(function, "tape.mixed", tape.mixed, tape.queries.num_rows(), width());
   }
 
   /// Calls body(sequence, first column, p, dp) for every head of every sequence, in parallel: columns of heads are

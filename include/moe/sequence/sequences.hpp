@@ -16,29 +16,32 @@ namespace moe::inline MOE_ABI {
 class Sequences {
  public:
   Sequences() = default;
-  /// Throws std::invalid_argument for a negative length.
+  /// Throws std::invalid_argument for a negative length, and more than 2^48 rows in all.
   explicit Sequences(std::span<const Index> lengths) {
     for (const Index length : lengths) push_back(length);
   }
   /// So many of one length.
   static Sequences equal(Index count, Index length) {
-    detail::checked_size("moe::Sequences", "count", count);
+    detail::checked_size(kName, "count", count);
+    detail::checked_size(kName, "the number of rows",
+                         detail::checked_product(kName, count, detail::checked_size(kName, "length", length)));
     Sequences result;
-    result.begin_.reserve(static_cast<std::size_t>(count) + 1);
+    result.end_.reserve(static_cast<std::size_t>(count));
     for (Index i = 0; i < count; ++i) result.push_back(length);
     return result;
   }
 
   void push_back(Index length) {
-    begin_.push_back(num_rows() + detail::checked_size("moe::Sequences", "length", length));
+    detail::checked_size(kName, "length", length);
+    end_.push_back(detail::checked_size(kName, "the number of rows", num_rows() + length));
   }
   /// Forgets all, and keeps the memory.
-  void clear() { begin_.resize(1); }
+  void clear() { end_.clear(); }
 
-  Index size() const { return std::ssize(begin_) - 1; }
-  Index num_rows() const { return begin_.back(); }
-  Index begin(Index i) const { return begin_[static_cast<std::size_t>(i)]; }
-  Index end(Index i) const { return begin_[static_cast<std::size_t>(i) + 1]; }
+  Index size() const { return std::ssize(end_); }
+  Index num_rows() const { return end_.empty() ? 0 : end_.back(); }
+  Index begin(Index i) const { return i == 0 ? 0 : end(i - 1); }
+  Index end(Index i) const { return end_[static_cast<std::size_t>(i)]; }
   Index length(Index i) const { return end(i) - begin(i); }
   Index longest() const {
     Index most = 0;
@@ -49,7 +52,9 @@ class Sequences {
   friend bool operator==(const Sequences&, const Sequences&) = default;
 
  private:
-  std::vector<Index> begin_{0};
+  static constexpr const char* kName = "moe::Sequences";
+
+  std::vector<Index> end_;  // nothing where it has been moved from: no sequences
 };
 
 /// A batch of sequences: rows [sequences.num_rows(), dim], to which it refers. Made on the spot, as {rows, sequences}.
