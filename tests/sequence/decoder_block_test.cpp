@@ -84,7 +84,7 @@ TEST_CASE("DecoderBlock: gradients are central differences", "[sequence]") {
   CHECK(test::parameter_gradient_error(loss, b, gradient) < 1e-7);
 }
 
-TEST_CASE("DecoderBlock: rows depend on their sequence alone, and on no threads", "[sequence][property]") {
+TEST_CASE("DecoderBlock: rows depend on their sequence alone", "[sequence][property]") {
   const auto b = block<moe::F32>(1);
   const auto tokens = test::random_matrix<float>(6, kModel, 1), memory = test::random_matrix<float>(6, kMemory, 2);
   const auto all = run(b, tokens, kTokens, memory, kRows);
@@ -92,9 +92,53 @@ TEST_CASE("DecoderBlock: rows depend on their sequence alone, and on no threads"
   CHECK(test::same_bits(run(b, own, Sequences::equal(1, 2), rows, Sequences::equal(1, 4)), all.bottomRows(2)));
   const Matrix<float> none(0, kModel), no_rows(0, kMemory);
   CHECK(run(b, none, {}, no_rows, {}).rows() == 0);
-  test::ThreadExecutor threads(3);
-  const moe::UseExecutor use(threads);
-  CHECK(test::same_bits(run(b, tokens, kTokens, memory, kRows), all));
+}
+
+TEST_CASE("DecoderBlock: rows and gradients have the same bits for any threads", "[sequence][property]") {
+  const auto b = block(1);
+  Sequences of_tokens, of_rows;
+  for (Index i = 0; i < 64; ++i) of_tokens.push_back(13 + i % 7), of_rows.push_back(19 - i % 7);
+  const auto tokens = test::random_matrix<double>(of_tokens.num_rows(), kModel, 1), c = tokens;
+  const auto memory = test::random_matrix<double>(of_rows.num_rows(), kMemory, 2);
+  struct Pass {
+    Matrix<double> out, dtokens, dmemory;
+    Block gradient;
+  };
+  const auto pass = [&](Index workers) {
+    test::ThreadExecutor threads(workers);
+    const moe::UseExecutor use(threads);
+    Pass result{tokens, tokens, memory, moe::zeros_like(b)};
+    Block::Tape tape;
+    b.forward({tokens, of_tokens}, {memory, of_rows}, Step{}, result.out, tape);
+    b.backward({tokens, of_tokens}, {memory, of_rows}, tape, c, result.gradient, result.dtokens, result.dmemory);
+    return result;
+  };
+  const Pass one = pass(1), three = pass(3);
+  CHECK(test::same_bits(one.out, three.out));
+  CHECK(test::same_bits(one.dtokens, three.dtokens));
+  CHECK(test::same_bits(one.dmemory, three.dmemory));
+  CHECK(test::same_parameters(one.gradient, three.gradient));
+}
+
+TEST_CASE("DecoderBlock: gradients over what is still to be read, and tapes without a pass, are refused",
+          "[sequence][error]") {
+  const auto b = block(1);
+  const auto tokens = test::random_matrix<double>(6, kModel, 1), c = test::random_matrix<double>(6, kModel, 3);
+  auto memory = test::random_matrix<double>(6, kMemory, 2);
+  Matrix<double> out(6, kModel), dtokens(6, kModel), dmemory(6, kMemory);
+  Block::Tape tape;
+  auto gradient = moe::zeros_like(b);
+  b.forward({tokens, kTokens}, {memory, kRows}, Step{}, out, tape);
+  const auto backward = [&](Block::Tape& of, moe::MatrixRef<double> dmemory_to) {
+    b.backward({tokens, kTokens}, {memory, kRows}, of, c, gradient, dtokens, dmemory_to);
+  };
+  CHECK_THROWS_WITH(backward(tape, memory), ContainsSubstring("dmemory overlaps memory"));
+  CHECK_THROWS_WITH(backward(tape, dtokens.leftCols(kMemory)), ContainsSubstring("dtokens overlaps dmemory"));
+  Block::Tape moved = std::move(tape);
+  CHECK_THROWS_WITH(backward(tape, dmemory), ContainsSubstring("the tape holds no forward pass that has ended"));
+  CHECK(test::same_parameters(gradient, moe::zeros_like(b)));
+  backward(moved, dmemory);
+  CHECK(!test::same_parameters(gradient, moe::zeros_like(b)));
 }
 
 TEST_CASE("DecoderBlock: sizes, padding and foreign tapes are refused", "[sequence][error]") {

@@ -44,7 +44,7 @@ class DecoderBlock {
     Step step;
     RowBuffer<Scalar> dout, dnormal, dkeys;
     Scratch scratch;
-    bool is_whole = false;  ///< whether a forward pass has ended
+    detail::ZeroWhenMoved<bool> is_whole = false;  ///< whether a forward pass has ended
   };
 
   /// Random attention of these options. Throws std::invalid_argument for sizes that do not fit together.
@@ -107,8 +107,9 @@ class DecoderBlock {
   }
 
   /// Gradient of the pass that `tape` recorded, with that of the losses of the layer's routers: `gradient` is added to,
-  /// dtokens [tokens, model_dim] and dmemory [memory, memory_dim] are overwritten. Throws std::invalid_argument, before
-  /// anything is written, for wrong shapes and as require_backward().
+  /// dtokens [tokens, model_dim] and dmemory [memory, memory_dim] are overwritten, apart from each other, dmemory from
+  /// the memory, too. Throws std::invalid_argument, before anything is written, for wrong shapes and as
+  /// require_backward().
   void backward(const Batch& tokens, const Batch& memory, Tape& tape, const MatrixView<Scalar>& dout,
                 DecoderBlock& gradient, MatrixRef<Scalar> dtokens, MatrixRef<Scalar> dmemory) const {
     constexpr const char* kFunction = "moe::DecoderBlock::backward";
@@ -118,6 +119,8 @@ class DecoderBlock {
     detail::require_shape(kFunction, "dout", dout, tokens.rows.rows(), model_dim());
     detail::require_shape(kFunction, "dtokens", dtokens, tokens.rows.rows(), model_dim());
     detail::require_shape(kFunction, "dmemory", dmemory, memory.rows.rows(), memory_dim());
+    detail::require_apart(kFunction, "dmemory", dmemory, "memory", memory.rows);
+    detail::require_apart(kFunction, "dtokens", dtokens, "dmemory", dmemory);
     const Context context(tape.step, tape.scratch);
     for (RowBuffer<Scalar>* buffer : {&tape.dout, &tape.dnormal, &tape.dkeys})
       buffer->resize(tokens.rows.rows(), model_dim());
