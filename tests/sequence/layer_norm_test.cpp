@@ -98,5 +98,14 @@ TEST_CASE("LayerNorm: constant rows are the shift, and sizes are checked", "[seq
   CHECK_THROWS_WITH(run(layer, Matrix<double>(Matrix<double>::Zero(2, 3))),
                     ContainsSubstring("rows is [2, 3], expected [2, 4]"));
   CHECK_THROWS_WITH(moe::LayerNorm<double>(0), ContainsSubstring("dim is 0, expected at least 1"));
-  CHECK_THROWS_WITH(moe::LayerNorm<double>(3, 0), ContainsSubstring("epsilon is 0, expected a value above 0"));
+  CHECK_THROWS_WITH(moe::LayerNorm<double>(3, 0), ContainsSubstring("epsilon is 0, expected a finite value above 0"));
+  CHECK_THROWS_WITH(moe::LayerNorm<float>(3, 1e-50),
+                    ContainsSubstring("epsilon is 1e-50, expected a finite value above 0 in 32 bits"));
+  for (const double epsilon : {-1.0, test::kNan<double>, std::numeric_limits<double>::infinity()}) {
+    CHECK_THROWS_WITH(moe::LayerNorm<double>(3, epsilon), ContainsSubstring("expected a finite value above 0"));
+    CHECK_THROWS_WITH(moe::LayerNorm<float>(3, epsilon), ContainsSubstring("expected a finite value above 0"));
+  }
+  CHECK_THROWS_WITH(moe::LayerNorm<float>(3, 1e39), ContainsSubstring("expected a finite value above 0"));
+  const moe::LayerNorm<double> least(4, 1e-50);
+  CHECK(test::all_zero(run(least, Matrix<double>(Matrix<double>::Constant(1, 4, 7.0)))));
 }

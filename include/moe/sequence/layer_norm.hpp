@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -30,12 +31,13 @@ class LayerNorm {
     std::vector<double> sums;  ///< dg, then db
   };
 
-  /// Throws std::invalid_argument for dim < 1 or epsilon not above 0.
+  /// Throws std::invalid_argument for dim < 1 or epsilon not finite and above 0, as an S.
   explicit LayerNorm(Index dim, double epsilon = 1e-5)
       : epsilon_(epsilon),
         scale_(RowVector<S>::Ones(detail::checked_size("moe::LayerNorm", "dim", dim, 1))),
         shift_(RowVector<S>::Zero(dim)) {
-    if (!(epsilon > 0)) fail("moe::LayerNorm: epsilon is ", epsilon, ", expected a value above 0");
+    if (!(epsilon > 0 && epsilon <= static_cast<double>(std::numeric_limits<S>::max()) && static_cast<S>(epsilon) > 0))
+      fail("moe::LayerNorm: epsilon is ", epsilon, ", expected a finite value above 0 in ", 8 * sizeof(S), " bits");
   }
 
   Index input_dim() const { return scale_.size(); }
