@@ -63,7 +63,7 @@ TEST_CASE("mixture_nll: is the mean of what the mixtures themselves say", "[sequ
     double expected = 0;
     for (Index i = 0; i < 3; ++i)
       expected -= moe::read_rows(rows.middleRows(kMixtures.begin(i), kMixtures.length(i)), d).log_density(x.row(i)) / 3;
-    CHECK(std::abs(nll(rows, kMixtures, x) - expected) < 1e-13);
+    CHECK(std::abs(nll(rows, kMixtures, x) - expected) < 1e-13);  // some 40 roundings of numbers below 20
   }
 }
 
@@ -101,6 +101,20 @@ TEST_CASE("mixture_nll: far points are finite, in float too, and the bits are th
   CHECK(test::same_bits(parallel, serial));
 }
 
+TEST_CASE("mixture_nll: components whose squares overflow take no part, and where all do, the value is infinite",
+          "[sequence]") {
+  Matrix<double> rows(2, 3), drows;
+  rows << 0, 1e306, 0, 0, 0, -11;  // 1e306 e^11 is more than a double holds
+  const auto pair = Sequences::equal(1, 2);
+  // The first component alone, with half of the weight.
+  CHECK(std::abs(moe::mixture_nll<double>(rows, pair, Matrix<double>::Constant(1, 1, 1e306), drows) -
+                 std::log(2 * std::sqrt(2 * std::numbers::pi))) < 1e-15);
+  Matrix<double> expected(2, 3);
+  expected << -0.5, 0, 1, 0.5, 0, 0;
+  CHECK(test::largest(Matrix<double>(drows - expected)) < 1e-15);
+  CHECK(nll(rows, pair, Matrix<double>::Constant(1, 1, -1e306)) == std::numeric_limits<double>::infinity());
+}
+
 TEST_CASE("Mixture rows: bad shapes and numbers are errors", "[sequence][error]") {
   auto rows = test::random_matrix<double>(6, 3, 1);
   const auto x = test::random_matrix<double>(3, 1, 2);
@@ -113,5 +127,15 @@ TEST_CASE("Mixture rows: bad shapes and numbers are errors", "[sequence][error]"
   CHECK_THROWS_WITH(moe::read_rows(rows.topRows(0), 1), ContainsSubstring("there are no rows"));
   rows(1, 2) = test::kNan<double>;
   CHECK_THROWS_WITH(moe::read_rows(rows, 1), ContainsSubstring("row 1 has entry nan, expected finite ones"));
-  CHECK(std::isnan(nll(rows, kMixtures, x)));
+  Matrix<double> drows;
+  CHECK(std::isnan(moe::mixture_nll<double>(rows, kMixtures, x, drows)));
+  for (Index c = 0; c < 3; ++c) CHECK(std::isnan(drows(1, c)));
+  CHECK((moe::mixture_row_size(1) == 3 && moe::mixture_row_size(4) == 15));
+  for (const Index dim : {0, -3}) {  // where -3 would have one column
+    const std::string found = "dim is " + std::to_string(dim) + ", expected at least 1";
+    CHECK_THROWS_WITH(moe::mixture_row_size(dim), ContainsSubstring(found));
+    CHECK_THROWS_WITH(moe::read_rows(Matrix<double>(Matrix<double>::Zero(1, 1)), dim), ContainsSubstring(found));
+  }
+  CHECK_THROWS_WITH(moe::mixture_row_size(Index{1} << 40), ContainsSubstring("1099511627776 times 1099511627775"));
+  CHECK_THROWS_WITH(nll(rows.leftCols(0), kMixtures, x.leftCols(0)), ContainsSubstring("x has 0 columns"));
 }

@@ -19,8 +19,13 @@
 // where weights are the softmax of the logits, so that any finite numbers are a mixture.
 namespace moe::inline MOE_ABI {
 
-/// Columns of such a row: 1 + 2 d + d (d - 1) / 2.
-inline Index mixture_row_size(Index dim) { return 1 + 2 * dim + dim * (dim - 1) / 2; }
+/// Columns of such a row: 1 + 2 d + d (d - 1) / 2. Throws std::invalid_argument for d < 1 and where an Index does not
+/// hold it.
+inline Index mixture_row_size(Index dim) {
+  constexpr const char* kFunction = "moe::mixture_row_size";
+  detail::checked_size(kFunction, "dim", dim, 1);
+  return 1 + 2 * dim + detail::checked_product(kFunction, dim, dim - 1) / 2;
+}
 
 /// Logarithms of diagonals count only between -kMostLogDiagonal and kMostLogDiagonal: standard deviations from 2e-5 to
 /// 6e4, beyond which the gradient is 0.
@@ -46,12 +51,13 @@ void write_rows(const GaussianMixture<T>& mixture, std::type_identity_t<MatrixRe
   }
 }
 
-/// The mixture that rows [k, mixture_row_size(dim)] stand for. Throws std::invalid_argument for no rows, another width,
-/// and numbers that are not finite.
+/// The mixture that rows [k, mixture_row_size(dim)] stand for. Throws std::invalid_argument for dim < 1, no rows,
+/// another width, and numbers that are not finite.
 template <class T = double, class Rows>
 GaussianMixture<T> read_rows(const Eigen::MatrixBase<Rows>& rows, Index dim) {
   constexpr const char* kFunction = "moe::read_rows";
   const Index k = rows.rows();
+  detail::checked_size(kFunction, "dim", dim, 1);
   detail::require_shape(kFunction, "rows", rows, k, mixture_row_size(dim));
   if (k < 1) fail(kFunction, ": there are no rows, expected one per component");
   double most = -std::numeric_limits<double>::infinity();
@@ -84,57 +90,87 @@ struct NllRow {
   std::vector<double> u, v, log_term, weight;
 };
 
-/// -log p(x) of the mixture in rows begin to end - 1, and `scale` times its gradient by them. In double.
+/// log(sum exp(term)); the largest term where it is not finite, NaN where one is.
+inline double log_sum(const std::vector<double>& terms) {
+  double most = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (const double term : terms)
+    if (term > most || std::isnan(term)) most = term;
+  if (!std::isfinite(most)) return most;
+  for (const double term : terms) sum += std::exp(term - most);
+  return most + std::log(sum);
+}
+
+/// The row of numbers of a component in d dimensions, in double.
 template <class S>
-double mixture_nll_of(const ConstMatrixRef<S>& rows, Index begin, Index end, const S* x, Index d, double scale,
-                      NllRow& memory, Matrix<S>& drows) {
-  const Index k = end - begin;
-  const auto at = [d](std::vector<double>& values, Index i) { return values.data() + i * d; };
-  for (auto* values : {&memory.u, &memory.v}) values->resize(static_cast<std::size_t>(k * d));
-  for (auto* values : {&memory.log_term, &memory.weight}) values->resize(static_cast<std::size_t>(k));
-  const auto log_diagonal = [&](Index i, Index r) { return static_cast<double>(rows(begin + i, 1 + d + r)); };
-  const auto diagonal = [&](Index i, Index r) {
-    return std::exp(std::clamp(log_diagonal(i, r), -kMostLogDiagonal, kMostLogDiagonal));
-  };
-  const auto below = [d](Index r, Index c) { return 1 + 2 * d + r * (r - 1) / 2 + c; };
-  const auto log_sum = [&](const std::vector<double>& terms) {
-    const double most = *std::max_element(terms.begin(), terms.end());
-    double sum = 0;
-    for (const double term : terms) sum += std::exp(term - most);
-    return most + std::log(sum);
-  };
-  for (Index i = 0; i < k; ++i) memory.weight[static_cast<std::size_t>(i)] = static_cast<double>(rows(begin + i, 0));
-  const double log_total = log_sum(memory.weight);
-  for (Index i = 0; i < k; ++i) {
-    double *u = at(memory.u, i), *v = at(memory.v, i);
-    double& weight = memory.weight[static_cast<std::size_t>(i)];
-    double log_term = weight - log_total - 0.5 * static_cast<double>(d) * std::log(2 * std::numbers::pi);
-    weight = std::exp(weight - log_total);
+struct ComponentRow {
+  const S* numbers;
+  Index d;
+
+  static Index below_place(Index d, Index r, Index c) { return 1 + 2 * d + r * (r - 1) / 2 + c; }
+  double logit() const { return static_cast<double>(numbers[0]); }
+  double mean(Index r) const { return static_cast<double>(numbers[1 + r]); }
+  double below(Index r, Index c) const { return static_cast<double>(numbers[below_place(d, r, c)]); }
+  /// Whether the logarithm is within its bounds: NaN is not beyond them.
+  bool is_free(Index r) const { return !(std::abs(static_cast<double>(numbers[1 + d + r])) >= kMostLogDiagonal); }
+  double log_diagonal(Index r) const {
+    return std::clamp(static_cast<double>(numbers[1 + d + r]), -kMostLogDiagonal, kMostLogDiagonal);
+  }
+  double diagonal(Index r) const { return std::exp(log_diagonal(r)); }
+
+  /// u = L^-1 (x - m) and v = L^-T u. Returns log N(x; m, L L^T) + log_term, but for (2 pi)^(-d / 2).
+  double whiten(const S* x, double log_term, double* u, double* v) const {
     for (Index r = 0; r < d; ++r) {
-      u[r] = static_cast<double>(x[r]) - static_cast<double>(rows(begin + i, 1 + r));
-      for (Index c = 0; c < r; ++c) u[r] -= static_cast<double>(rows(begin + i, below(r, c))) * u[c];
-      u[r] /= diagonal(i, r);
-      log_term -= 0.5 * u[r] * u[r] + std::clamp(log_diagonal(i, r), -kMostLogDiagonal, kMostLogDiagonal);
+      u[r] = static_cast<double>(x[r]) - mean(r);
+      for (Index c = 0; c < r; ++c) u[r] -= below(r, c) * u[c];
+      u[r] /= diagonal(r);
+      log_term -= 0.5 * u[r] * u[r] + log_diagonal(r);
     }
     for (Index r = d; r-- > 0;) {
       v[r] = u[r];
-      for (Index c = r + 1; c < d; ++c) v[r] -= static_cast<double>(rows(begin + i, below(c, r))) * v[c];
-      v[r] /= diagonal(i, r);
+      for (Index c = r + 1; c < d; ++c) v[r] -= below(c, r) * v[c];
+      v[r] /= diagonal(r);
     }
-    memory.log_term[static_cast<std::size_t>(i)] = log_term;
+    return log_term;
+  }
+
+  /// `scale` times the gradient of -log p by all but the logit, of a component with responsibility r_i. What takes no
+  /// part has gradient 0, also where u and v overflow.
+  void put_gradient(double r_i, const double* u, const double* v, double scale, S* drow) const {
+    const auto put = [&](Index column, double value) { drow[column] = static_cast<S>(r_i == 0 ? 0 : scale * value); };
+    for (Index r = 0; r < d; ++r) {
+      put(1 + r, -r_i * v[r]);
+      put(1 + d + r, is_free(r) ? r_i * (1 - v[r] * u[r] * diagonal(r)) : 0);
+      for (Index c = 0; c < r; ++c) put(below_place(d, r, c), -r_i * v[r] * u[c]);
+    }
+  }
+};
+
+/// -log p(x) of the mixture of a sequence, and `scale` times its gradient by its rows. In double.
+template <class S>
+double mixture_nll_of(const SequenceRows<S>& mixtures, Index sequence, const MatrixView<S>& x, double scale,
+                      NllRow& memory, Matrix<S>& drows) {
+  const Index d = x.cols(), begin = mixtures.sequences.begin(sequence);
+  const auto k = static_cast<std::size_t>(mixtures.sequences.length(sequence)), width = static_cast<std::size_t>(d);
+  for (auto* values : {&memory.u, &memory.v}) values->resize(k * width);
+  for (auto* values : {&memory.log_term, &memory.weight}) values->resize(k);
+  const auto component = [&](std::size_t i) {
+    return ComponentRow<S>{mixtures.rows.row(begin + static_cast<Index>(i)).data(), d};
+  };
+  for (std::size_t i = 0; i < k; ++i) memory.weight[i] = component(i).logit();
+  const double log_total = log_sum(memory.weight);
+  for (std::size_t i = 0; i < k; ++i) {
+    const double log_weight = memory.weight[i] - log_total;
+    memory.weight[i] = std::exp(log_weight);
+    memory.log_term[i] = component(i).whiten(x.row(sequence).data(),
+                                             log_weight - 0.5 * static_cast<double>(d) * std::log(2 * std::numbers::pi),
+                                             &memory.u[i * width], &memory.v[i * width]);
   }
   const double log_p = log_sum(memory.log_term);
-  for (Index i = 0; i < k; ++i) {
-    const double *u = at(memory.u, i), *v = at(memory.v, i);
-    const double r_i = std::exp(memory.log_term[static_cast<std::size_t>(i)] - log_p);
-    const auto put = [&](Index column, double value) { drows(begin + i, column) = static_cast<S>(scale * value); };
-    put(0, memory.weight[static_cast<std::size_t>(i)] - r_i);
-    for (Index r = 0; r < d; ++r) {
-      const bool counts = std::abs(log_diagonal(i, r)) < kMostLogDiagonal;
-      put(1 + r, -r_i * v[r]);
-      put(1 + d + r, counts ? r_i * (1 - v[r] * u[r] * diagonal(i, r)) : 0.0);
-      for (Index c = 0; c < r; ++c) put(below(r, c), -r_i * v[r] * u[c]);
-    }
+  for (std::size_t i = 0; i < k; ++i) {
+    S* drow = drows.row(begin + static_cast<Index>(i)).data();
+    const double r_i = std::exp(memory.log_term[i] - log_p);
+    drow[0] = static_cast<S>(scale * (memory.weight[i] - r_i));
+    component(i).put_gradient(r_i, &memory.u[i * width], &memory.v[i * width], scale, drow);
   }
   return -log_p;
 }
@@ -147,17 +183,18 @@ double mixture_nll_of(const ConstMatrixRef<S>& rows, Index begin, Index end, con
 ///   dlogit = w - r,  dm = -r v,  dlog L_jj = r (1 - u_j v_j L_jj),  dL_jc = -r v_j u_c
 ///   rows    [mixtures.num_rows(), mixture_row_size(d)]    x  [mixtures.size(), d]
 ///   drows   as rows, overwritten (resized); not `rows`
-/// Computed in double, with the same bits for any number of threads; far points do not underflow. Numbers that are NaN
-/// make value and gradient so. No mixtures: value 0. Throws std::invalid_argument on other shapes and for a mixture
-/// without components. O(components d^2).
+/// Computed in double, with the same bits for any number of threads; far points do not underflow, and where squares
+/// overflow under all components the value is +infinity and the gradient NaN. Numbers that are NaN make value and
+/// gradient so. No mixtures: value 0. Throws std::invalid_argument on other shapes and for a mixture without
+/// components. O(components d^2); allocates memory of some rows per worker.
 template <class S>
 double mixture_nll(const MatrixView<S>& rows, const Sequences& mixtures, const MatrixView<S>& x, Matrix<S>& drows) {
   constexpr const char* kFunction = "moe::mixture_nll";
   const Index d = x.cols(), count = mixtures.size();
+  if (d < 1) fail(kFunction, ": x has 0 columns, expected at least one dimension");
   detail::require_shape(kFunction, "rows", rows, mixtures.num_rows(), mixture_row_size(d));
   detail::require_shape(kFunction, "x", x, count, d);
   detail::require_apart(kFunction, "drows", drows, "rows", rows);
-  if (d < 1) fail(kFunction, ": x has 0 columns, expected at least one dimension");
   for (Index i = 0; i < count; ++i)
     if (mixtures.length(i) < 1) fail(kFunction, ": mixture ", i, " has 0 components, expected at least one");
   drows.resize(rows.rows(), rows.cols());
@@ -165,10 +202,10 @@ double mixture_nll(const MatrixView<S>& rows, const Sequences& mixtures, const M
   std::vector<detail::NllRow> memory(static_cast<std::size_t>(num_workers()));
   std::array<double, 1> sum{};
   const double scale = 1 / static_cast<double>(count);
+  const SequenceRows<S> batch{rows, mixtures};
   detail::add_blocks({count, 64}, sum, [&](Index begin, Index end, double* total, Index worker) {
     for (Index i = begin; i < end; ++i)
-      *total += detail::mixture_nll_of<S>(rows, mixtures.begin(i), mixtures.end(i), x.row(i).data(), d, scale,
-                                          memory[static_cast<std::size_t>(worker)], drows);
+      *total += detail::mixture_nll_of<S>(batch, i, x, scale, memory[static_cast<std::size_t>(worker)], drows);
   });
   return sum[0] * scale;
 }
