@@ -105,8 +105,7 @@ TEST_CASE("DistributionTransformer: components and data are sets, and equal data
                                      run(m, priors, one, first, Sequences::equal(1, 1)))) > 1e-3);
 }
 
-TEST_CASE("DistributionTransformer: a problem has the same bits alone and in any batch, with any threads",
-          "[sequence][property]") {
+TEST_CASE("DistributionTransformer: a problem has the same bits alone and in any batch", "[sequence][property]") {
   const auto m = model<moe::F32>(1);
   const auto priors = test::random_matrix<float>(6, kColumns, 1), data = test::random_matrix<float>(3, kData, 2);
   const auto all = run(m, priors, kComponents, data, kRows);
@@ -114,9 +113,32 @@ TEST_CASE("DistributionTransformer: a problem has the same bits alone and in any
   CHECK(test::same_bits(run(m, prior, Sequences::equal(1, 1), row, Sequences::equal(1, 1)), all.middleRows(2, 1)));
   const Matrix<float> none(0, kColumns), no_data(0, kData);
   CHECK(run(m, none, {}, no_data, {}).rows() == 0);
-  test::ThreadExecutor threads(3);
-  const moe::UseExecutor use(threads);
-  CHECK(test::same_bits(run(m, priors, kComponents, data, kRows), all));
+}
+
+TEST_CASE("DistributionTransformer: posteriors and gradients have the same bits for any threads",
+          "[sequence][property]") {
+  const auto m = model(1);
+  Sequences components, rows;
+  for (Index i = 0; i < 64; ++i) components.push_back(13 + i % 7), rows.push_back(i == 5 ? 0 : 19 - i % 7);
+  const auto priors = test::random_matrix<double>(components.num_rows(), kColumns, 1), c = priors;
+  const auto data = test::random_matrix<double>(rows.num_rows(), kData, 2);
+  struct Pass {
+    Matrix<double> out, dpriors;
+    Model gradient;
+  };
+  const auto pass = [&](Index workers) {
+    test::ThreadExecutor threads(workers);
+    const moe::UseExecutor use(threads);
+    Pass result{priors, priors, moe::zeros_like(m)};
+    Model::Tape tape;
+    m.forward({priors, components}, {data, rows}, Step{}, result.out, tape);
+    m.backward({priors, components}, {data, rows}, tape, c, result.gradient, result.dpriors);
+    return result;
+  };
+  const Pass one = pass(1), three = pass(3);
+  CHECK(test::same_bits(one.out, three.out));
+  CHECK(test::same_bits(one.dpriors, three.dpriors));
+  CHECK(test::same_parameters(one.gradient, three.gradient));
 }
 
 TEST_CASE("DistributionTransformer: one component, one row, all weight on one component: finite posteriors",
@@ -185,10 +207,27 @@ TEST_CASE("DistributionTransformer: sizes that do not fit are refused", "[sequen
   CHECK_THROWS_WITH(m.posterior(moe::GaussianMixture<double>(3), data, ws),
                     ContainsSubstring("the prior has 3 dimensions, expected 2"));
   using Layer = std::remove_cvref_t<decltype(m.blocks()[0].layer())>;
-  CHECK_THROWS_WITH((moe::DistributionTransformer<Layer>({.dim = 2}, {}, 1)), ContainsSubstring("there are no layers"));
+  using Transformer = moe::DistributionTransformer<Layer>;
+  CHECK_THROWS_WITH(Transformer({.dim = 2}, {}, 1), ContainsSubstring("there are no layers"));
+  for (const Index size : {0, -3}) {
+    const std::string expected = "_dim is " + std::to_string(size) + ", expected at least 1";
+    CHECK_THROWS_WITH(Transformer({.dim = size}, {}, 1), ContainsSubstring("moe::DistributionTransformer: dim is "));
+    CHECK_THROWS_WITH(Transformer({.data_dim = size}, {}, 1), ContainsSubstring("data" + expected));
+    CHECK_THROWS_WITH(Transformer({.hidden_dim = size}, {}, 1), ContainsSubstring("hidden" + expected));
+  }
+  CHECK_THROWS_WITH(Transformer({.dim = Index{1} << 40}, {}, 1), ContainsSubstring("times 1099511627775 scalars"));
   Model gradient = moe::zeros_like(m);
   Model::Tape tape;
   Matrix<double> dpriors(6, kColumns);
   CHECK_THROWS_WITH(m.backward({priors, kComponents}, {data, kRows}, tape, priors, gradient, dpriors),
                     ContainsSubstring("the tape and the gradient are of 0 and 2 blocks, expected 2"));
+  Matrix<double> out(6, kColumns), wide(6, kColumns + 1);
+  m.forward({priors, kComponents}, {data, kRows}, Step{}, out, tape);
+  CHECK_THROWS_WITH(m.backward({priors, kComponents}, {data, kRows}, tape, wide.leftCols(kColumns), gradient,
+                               wide.rightCols(kColumns)),
+                    ContainsSubstring("dpriors overlaps other rows of dout"));
+  Model::Tape moved = std::move(tape);
+  CHECK_THROWS_WITH(m.backward({priors, kComponents}, {data, kRows}, tape, priors, gradient, dpriors),
+                    ContainsSubstring("the tape and the gradient are of 0 and 2 blocks"));
+  m.backward({priors, kComponents}, {data, kRows}, moved, priors, gradient, dpriors);
 }

@@ -30,11 +30,12 @@ struct DistributionTransformerOptions {
 /// set: there is no code of positions. They see a zero key, too (ZeroKey), without which n equal rows would be as one.
 /// Training minimises mixture_nll() of parameters drawn from the prior that the data were drawn from, which is
 /// E KL(posterior || output) and a constant:
-///   Tape tape;  auto gradient = moe::zeros_like(model);
+///   Tape tape;  auto gradient = moe::zeros_like(model);  // then, per update:
 ///   model.forward({priors, components}, {data, rows}, step, out, tape);
 ///   moe::mixture_nll<float>(out, components, truth, dout);
 ///   model.backward({priors, components}, {data, rows}, tape, dout, gradient, dpriors);
 ///   moe::clip_by_norm(gradient, 1);  adam.step(model, gradient, state, rate(update));
+///   moe::set_zero(gradient);
 /// A problem's bits depend on it alone where the layers are kPerToken, gradients on no number of threads. Immutable in
 /// forward, share freely. Whittle, Ziomek, Rawling & Osborne, "Distribution transformers" (arXiv:2502.02463), who
 /// decode prior and posterior by one head and teach it the prior; here what is learned is the change.
@@ -60,13 +61,13 @@ class DistributionTransformer {
     RowBuffer<Scalar> dchange, dtokens, dnext, ddata, dmemory;
     Step step;
     Scratch scratch;
-    bool is_whole = false;  ///< whether a forward pass has ended
+    detail::ZeroWhenMoved<bool> is_whole = false;  ///< whether a forward pass has ended
   };
 
   /// Random but for the head, which is zero. The layers map model_dim to model_dim, one per block. Throws
   /// std::invalid_argument for no layers, and sizes that are below 1 or do not fit together.
   DistributionTransformer(const DistributionTransformerOptions& options, std::vector<Layer> layers, std::uint64_t seed)
-      : options_(options),
+      : options_(checked(options)),
         components_(embedding(mixture_row_size(options.dim), options, layers, seed)),
         data_(embedding(options.data_dim, options, layers, seed + 1)),
         norm_(components_.output_dim()),
@@ -109,14 +110,15 @@ class DistributionTransformer {
   }
 
   /// Gradient of the pass that `tape` recorded: `gradient` is added to, dpriors, as the priors' rows, overwritten, so
-  /// that a chain of updates can be trained through. Throws std::invalid_argument for a tape or gradient of another
-  /// model or other problems, and wrong shapes.
+  /// that a chain of updates can be trained through; it may be dout. Throws std::invalid_argument for a tape or
+  /// gradient of another model or other problems, and wrong shapes.
   void backward(const Batch& priors, const Batch& data, Tape& tape, const MatrixView<Scalar>& dout,
                 DistributionTransformer& gradient, MatrixRef<Scalar> dpriors) const {
     constexpr const char* kFunction = "moe::DistributionTransformer::backward";
     require_backward(kFunction, priors, data, tape, gradient);
     detail::require_shape(kFunction, "dout", dout, priors.rows.rows(), row_size());
     detail::require_shape(kFunction, "dpriors", dpriors, priors.rows.rows(), row_size());
+    detail::require_same_or_apart(kFunction, "dpriors", dpriors, "dout", dout);
     const Context context(tape.step, tape.scratch);
     const Index rows = priors.rows.rows(), n = model_dim();
     tape.dchange.resize(rows, row_size());
@@ -185,11 +187,15 @@ class DistributionTransformer {
     Sequences components, data;
   };
 
+  static const DistributionTransformerOptions& checked(const DistributionTransformerOptions& options) {
+    detail::checked_size(kName, "dim", options.dim, 1);
+    detail::checked_size(kName, "data_dim", options.data_dim, 1);
+    detail::checked_size(kName, "hidden_dim", options.hidden_dim, 1);
+    return options;
+  }
   static Embedding embedding(Index inputs, const DistributionTransformerOptions& options,
                              const std::vector<Layer>& layers, std::uint64_t seed) {
     if (layers.empty()) fail(kName, ": there are no layers, expected one per block");
-    detail::checked_size(kName, "dim", options.dim, 1);
-    detail::checked_size(kName, "data_dim", options.data_dim, 1);
     return Embedding::random(
         Widths{.input = inputs, .hidden = options.hidden_dim, .output = layers.front().input_dim()}, seed);
   }
