@@ -110,6 +110,7 @@ TEST_CASE("MultiHeadAttention: is the formula, masked or not, with a zero key or
   for (const AttentionOptions& options : all_options()) {
     const auto a = attention(options);
     const Matrix<double> expected = reference_of(a, queries, memory);
+    // Some 40 roundings of numbers below 8.
     CHECK(test::largest(Matrix<double>(run(a, queries, kQueries, memory, kKeys) - expected)) < 1e-13);
   }
 }

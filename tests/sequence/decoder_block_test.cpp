@@ -64,6 +64,7 @@ TEST_CASE(
     "[sequence]") {
   const auto b = block(1);
   const auto tokens = test::random_matrix<double>(6, kModel, 1), memory = test::random_matrix<double>(6, kMemory, 2);
+  // The same operations, but for how a sum of numbers below 8 may be contracted, in three places.
   CHECK(test::largest(Matrix<double>(run(b, tokens, kTokens, memory, kRows) - by_parts(b, tokens, memory))) < 1e-14);
 }
 
