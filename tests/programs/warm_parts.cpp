@@ -63,7 +63,7 @@
 #include "moe/router/none.hpp"
 #include "moe/router/normalised.hpp"
 #include "moe/router/uncertain.hpp"
-#include "moe/sequence/decoder_block.hpp"
+#include "moe/sequence/distribution_transformer.hpp"
 #include "programs/expect_none.hpp"
 
 namespace {
@@ -349,6 +349,32 @@ void check_block() {
   });
 }
 
+/// Posteriors of problems of 3 components and 5 rows of data each, some without data.
+void check_posteriors() {
+  using Layer = moe::MoeLayer<moe::LinearRouter, moe::TopKGate, moe::ExpertPool<moe::Mlp>>;
+  const moe::DistributionTransformer<Layer> model(
+      {.dim = 2, .data_dim = 3, .hidden_dim = 19, .num_heads = 5},
+      std::vector(2, Layer(moe::LinearRouter::random(kExperts, kDim, 1), moe::TopKGate{},
+                           moe::ExpertPool<moe::Mlp>::random(kExperts, kDim, 37, 1))),
+      1);
+  const auto components = moe::Sequences::equal(50, 3);
+  moe::Sequences rows;
+  for (Index i = 0; i < 50; ++i) rows.push_back(i % 7 == 0 ? 0 : 5);
+  const Matrix<float> priors = Matrix<float>::Random(150, model.row_size()),
+                      data = Matrix<float>::Random(rows.num_rows(), 3),
+                      dout = Matrix<float>::Random(150, model.row_size());
+  Matrix<float> out(150, model.row_size()), dpriors(150, model.row_size());
+  const moe::Step training = moe::Step::train(1, 2);
+  moe::DistributionTransformer<Layer>::Tape tape;
+  auto gradient = moe::zeros_like(model);
+  moe::Workspace ws;
+  test::expect_none("DistributionTransformer", [&] {
+    model.forward({priors, components}, {data, rows}, training, out, ws);
+    model.forward({priors, components}, {data, rows}, training, out, tape);
+    model.backward({priors, components}, {data, rows}, tape, dout, gradient, dpriors);
+  });
+}
+
 void check_mixtures() {
   check_mixture("FilmExperts", moe::FilmExperts(moe::Mlp::random(kDim, 37, 1), kExperts));
   check_mixture("FilmExperts by features",
@@ -380,6 +406,7 @@ int main() {
   check_experts();
   check_mixtures();
   check_block();
+  check_posteriors();
   check_frozen();
   return test::report();
 }
