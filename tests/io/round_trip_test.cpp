@@ -230,19 +230,28 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
   require_round_trip("pool with them", shared, num_saved(shared.adapters()) + kExperts * 3 * kDim * kHidden);
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
-  require_round_trip("policy", moe::MixturePolicy(layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{},
-                                                        moe::SeparateExperts(pool(Mlp(moe::Widths{kDim, kHidden, 4})))),
-                                                  {.action_dim = 2}));
+  require_round_trip("policy",
+                     moe::MixturePolicy(layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{},
+                                              moe::SeparateExperts(pool(Mlp(moe::Widths{kDim, kHidden, 4})))),
+                                        {.action_dim = 2}),
+                     kExperts * (kDim + kHidden * (kDim + 4) + kHidden + 4));
   require_round_trip("branches",
                      moe::WithBranches(plain, Glu(kDim, 2), moe::Offset(kDim),
                                        moe::GatedExpert<Glu, moe::F32>(Glu(kDim, 3), Linear(1, kDim))),
                      num_saved(plain) + 5 * 3 * kDim + 2 * kDim + 1);
+  require_round_trip("attention", moe::MultiHeadAttention(kDim, 2, {.num_heads = 1}),
+                     2 * (kDim * kDim + kDim) + 2 * (2 * kDim + kDim));
+  require_round_trip("layer norm", moe::LayerNorm<float>(kDim), 2 * kDim);
   require_round_trip("decoder block", moe::DecoderBlock(plain, 2, {.num_heads = 1}, {.num_heads = 1}, 1),
                      num_saved(plain) + 6 * kDim + 6 * kDim * kDim + 2 * 2 * kDim + 8 * kDim);
   require_round_trip("distribution transformer",
                      moe::DistributionTransformer({.dim = 2, .data_dim = 3, .hidden_dim = 4, .num_heads = 1},
                                                   std::vector(2, plain), 1),
-                     2 * num_saved(plain));
+                     4 * (6 + kDim) + 4 + kDim +        // embedding of components, rows of 6
+                         4 * (3 + kDim) + 4 + kDim +    // embedding of data
+                         2 * (8 * (kDim * kDim + kDim)  // attention to both
+                              + 6 * kDim + num_saved(plain)) +
+                         2 * kDim + 6 * (kDim + 1));  // norm and head
   require_round_trip("customised", moe::customise(Linear(2, kDim), std::vector(2, Linear(2, kDim))),
                      (3 * 2 + 3) * (kDim + 1) + 3);
   require_round_trip("adam", moe::AdamW::State<std::remove_const_t<decltype(plain)>>(plain),
@@ -261,7 +270,7 @@ TEST_CASE("Round trip: the block of every published family", "[io]") {
 TEST_CASE("Round trip: no type with parameters or state is left out above", "[io]") {
   std::set<std::string> found;
   const std::filesystem::path include = std::string(MOE_TEST_DATA) + "/../../include/moe/";
-  for (const char* folder : {"layer", "expert", "router", "gate"})
+  for (const char* folder : {"layer", "expert", "router", "gate", "sequence", "policy"})
     for (const auto& file : std::filesystem::recursive_directory_iterator(include / folder))
       if (file.is_regular_file() && names_numbers(test::read_bytes(file.path())))
         found.insert(file.path().lexically_relative(include).replace_extension().generic_string());
@@ -302,13 +311,19 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/moe_layer",
                                          "layer/multi_gate_layer",
                                          "layer/routed_experts",
+                                         "layer/separate_experts",
                                          "layer/soft_moe",
                                          "layer/vector_film",
+                                         "policy/mixture_policy",
                                          "router/columns",
                                          "router/cosine",
                                          "router/least_squares",
                                          "router/linear",
                                          "router/noisy",
                                          "router/normalised",
-                                         "router/uncertain"});
+                                         "router/uncertain",
+                                         "sequence/attention",
+                                         "sequence/decoder_block",
+                                         "sequence/distribution_transformer",
+                                         "sequence/layer_norm"});
 }
