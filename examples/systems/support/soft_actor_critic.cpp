@@ -9,8 +9,6 @@
 
 namespace systems {
 
-namespace {
-
 using moe::Index;
 using moe::Matrix;
 using moe::Step;
@@ -22,6 +20,20 @@ Actor new_actor(const World& world, const ActorCriticOptions& options, std::uint
                options.components, {.input = inputs, .hidden = options.hidden, .output = outputs}, seed + 1))},
           {.action_dim = world.action_dim(), .min_log_std = -5}};
 }
+
+Matrix<float> beside_actions(const Matrix<float>& states, const Matrix<float>& latent, Index dim,
+                             const moe::ActionRange& range) {
+  const Index points = latent.cols() / dim;
+  Matrix<float> out(states.rows() * points, states.cols() + dim);
+  for (Index r = 0; r < out.rows(); ++r) {
+    out.row(r).head(states.cols()) = states.row(r / points);
+    for (Index d = 0; d < dim; ++d)
+      out(r, states.cols() + d) = static_cast<float>(range.action(double{latent(r / points, r % points * dim + d)}));
+  }
+  return out;
+}
+
+namespace {
 
 Critics new_critics(const World& world, const ActorCriticOptions& options, std::uint64_t seed) {
   const Index inputs = world.state_dim() + world.action_dim();
@@ -58,16 +70,8 @@ class Learner {
   }
 
  private:
-  /// asked_ = states beside the actions of latent points, row by row, point by point.
   void ask(const Matrix<float>& states, const Matrix<float>& latent, const moe::ActionRange& range) {
-    const Index dim = actor_.action_dim(), points = latent.cols() / dim;
-    asked_.resize(states.rows() * points, states.cols() + dim);
-    for (Index r = 0; r < asked_.rows(); ++r) {
-      asked_.row(r).head(states.cols()) = states.row(r / points);
-      for (Index d = 0; d < dim; ++d)
-        asked_(r, states.cols() + d) =
-            static_cast<float>(range.action(double{latent(r / points, r % points * dim + d)}));
-    }
+    asked_ = beside_actions(states, latent, actor_.action_dim(), range);
     answer_.resize(asked_.rows(), critics_.output_dim());
   }
   /// The column of the critic that thinks less of row r; the first two columns are their weights.

@@ -79,6 +79,13 @@ struct Replay {
   void draw(moe::Index rows, std::uint64_t seed, Replay& batch) const;
 };
 
+/// An actor that has learned nothing, of so many components with so many hidden units.
+Actor new_actor(const World& world, const ActorCriticOptions& options, std::uint64_t seed);
+
+/// What a critic is asked: states beside the actions of latent points, row by row, point by point of `dim` numbers.
+moe::Matrix<float> beside_actions(const moe::Matrix<float>& states, const moe::Matrix<float>& latent, moe::Index dim,
+                                  const moe::ActionRange& range);
+
 /// An actor that has learned in a world.
 Actor learn(World& world, const ActorCriticOptions& options, std::uint64_t seed);
 
