@@ -44,7 +44,7 @@ std::vector<double> two_optima(std::uint64_t seed, std::uint64_t updates) {
     }
     numbers.insert(numbers.end(), {both, reward, action});
   };
-  for (const std::size_t i : {0, 1, 2, 4}) add(kJudge[i], 2);
+  for (const std::size_t i : {0u, 1u, 2u, 4u}) add(kJudge[i], 2);
   add(kMarginalised, 1);
   return numbers;
 }
