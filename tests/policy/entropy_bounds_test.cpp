@@ -36,7 +36,7 @@ double gaussian_entropy(const DiagonalMixture<double>& mixture, Index k) {
 
 TEST_CASE("entropy_bounds: an entropy by Monte Carlo lies between them", "[policy][property]") {
   constexpr Index kDraws = 20000;
-  for (const std::uint64_t seed : {1, 2, 3, 4}) {
+  for (const std::uint64_t seed : {1u, 2u, 3u, 4u}) {
     CAPTURE(seed);
     const auto one = test::random_mixture<double>(1, 4, 2, seed);
     const auto mixture = test::repeated(one, kDraws);
