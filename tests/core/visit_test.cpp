@@ -3,6 +3,7 @@
 
 #include <numeric>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -90,7 +91,7 @@ struct Gradient {
 struct Paths {
   Names seen = {};
 
-  void prefix(const std::string& name) { seen.push_back(name + ":"); }
+  void prefix(std::string_view name) { seen.push_back(std::string(name) + ":"); }
   template <class Leaf>
   void operator()(const std::string& name, const Leaf&) {
     seen.push_back(name);

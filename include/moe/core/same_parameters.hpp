@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -18,7 +19,7 @@ struct CollectShapes {
   NamedShapes& shapes;
 
   template <class Leaf>
-  void operator()(const std::string& name, const Leaf& leaf) const {
+  void operator()(std::string_view name, const Leaf& leaf) const {
     shapes.emplace_back(name, parameter_shape(leaf));
   }
 };
@@ -55,7 +56,7 @@ struct RequireSameLayouts {
   const char *function, *name;
 
   template <class Leaf>
-  void operator()(const std::string& leaf_name, const Leaf& leaf, const Leaf& other) const {
+  void operator()(std::string_view leaf_name, const Leaf& leaf, const Leaf& other) const {
     if (!same_layout(leaf, other))
       fail(function, ": parameter '", leaf_name, "' of ", name, " is stored in another layout");
   }
@@ -72,12 +73,12 @@ void require_same_parameters(const char* function, const char* name, const T& la
 /// FNV-1a of the names of parts and parameters and of stored sizes, in order.
 class Fingerprint {
  public:
-  void prefix(const std::string& name) {
+  void prefix(std::string_view name) {
     for (const char c : name) add(static_cast<unsigned char>(c));
     add('.');
   }
   template <class Leaf>
-  void operator()(const std::string& name, const Leaf& leaf) {
+  void operator()(std::string_view name, const Leaf& leaf) {
     prefix(name);
     add(parameter_span(leaf).size() + 256);
   }
@@ -98,15 +99,15 @@ class Fingerprint {
 struct SameLayout {
   bool same = true;
 
-  void prefix(const std::string&) {}
+  void prefix(std::string_view) {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& a, const Leaf& b) {
+  void operator()(std::string_view, const Leaf& a, const Leaf& b) {
     same = same && same_layout(a, b);
   }
 };
 
-/// The same as require_same_parameters() for backward passes, which do not allocate where names of parts and parameters
-/// are of at most 15 characters: lists and joined names are made to complain only.
+/// The same as require_same_parameters() for backward passes, which do not allocate: lists and joined names are made to
+/// complain only.
 template <class T>
 void require_gradient_of(const char* function, const char* name, const T& part, const T& gradient) {
   bool same = Fingerprint::of(part) == Fingerprint::of(gradient);

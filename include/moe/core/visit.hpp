@@ -3,6 +3,7 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -89,6 +90,10 @@ struct Walk {
   void operator()(const std::string& name, Leaves&... leaves) const {
     if constexpr (walked != Walked::State) f(name, leaves...);
   }
+  template <class... Leaves>
+  void operator()(const char* name, Leaves&... leaves) const {  // no string is made that nobody asks for
+    if constexpr (walked != Walked::State) f(name, leaves...);
+  }
 };
 
 template <class F>
@@ -99,7 +104,7 @@ inline constexpr Walked kWalked<Walk<F, walked>> = walked;
 /// Visitors that are told of a prefix where the part begins, by prefix(), and then take the names of its leaves as they
 /// come: names that are put together take memory.
 template <class F>
-concept TakesPrefixes = requires(F& f, const std::string& prefix) { f.prefix(prefix); };
+concept TakesPrefixes = requires(F& f, std::string_view prefix) { f.prefix(prefix); };
 
 /// A visitor behind the path of a part, as in "experts.3.". One type at every depth: parts within parts would otherwise
 /// be compiled anew for each place that they are found at.
@@ -112,15 +117,21 @@ struct Prefixed {
   void operator()(const std::string& name, Leaves&... leaves) const {
     f(path + name, leaves...);
   }
+  template <class... Leaves>
+  void operator()(const char* name, Leaves&... leaves) const {
+    f(path + name, leaves...);
+  }
 };
 
+inline std::string path_below(std::string path, std::string_view prefix) { return (path += prefix) += '.'; }
+
 template <class F>
-Prefixed<F> prefixed(F& f, const std::string& prefix) {
-  return {f, prefix + "."};
+Prefixed<F> prefixed(F& f, std::string_view prefix) {
+  return {f, path_below({}, prefix)};
 }
 template <class F>
-Prefixed<F> prefixed(const Prefixed<F>& f, const std::string& prefix) {
-  return {f.f, f.path + prefix + "."};
+Prefixed<F> prefixed(const Prefixed<F>& f, std::string_view prefix) {
+  return {f.f, path_below(f.path, prefix)};
 }
 
 template <class F>
@@ -178,7 +189,7 @@ void visit_all(F&& f, First& first, Rest&... rest) {
 /// Visits a part under a prefix: visit_part(f, "router", self.router_...). What is asked for goes with `f`: parameters
 /// and state, each of the part's own; a visitor that is wrapped by hand finds parameters alone.
 template <class F, class... Parts>
-void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
+void visit_part(F&& f, std::string_view prefix, Parts&... parts) {
   auto& named = detail::visitor_of(f);
   constexpr detail::Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
   const auto visit_parts = [&](auto&& walker) { visit(walker, parts...); };
@@ -194,7 +205,7 @@ void visit_part(F&& f, const std::string& prefix, Parts&... parts) {
 /// The same for a part that is a gradient, a velocity or a moment of an object: its state means nothing and is not
 /// visited.
 template <class F, class... Parts>
-void visit_gradient(F&& f, const std::string& prefix, Parts&... parts) {
+void visit_gradient(F&& f, std::string_view prefix, Parts&... parts) {
   constexpr detail::Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
   if constexpr (walked == detail::Walked::Ever)
     visit_part(f, prefix, parts...);
@@ -292,18 +303,18 @@ namespace detail {
 // Visitors with a name, as a lambda in a function template is another type for every object. They put no names
 // together.
 struct SetZero {
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     for (auto& value : parameter_span(leaf)) value = {};
   }
 };
 struct CountScalars {
   Index& count;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& leaf) const {
+  void operator()(std::string_view, const Leaf& leaf) const {
     count += parameter_size(leaf);
   }
 };

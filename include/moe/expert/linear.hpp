@@ -24,13 +24,13 @@ inline double initial_bound(Index inputs) { return inputs > 0 ? 1.0 / std::sqrt(
 
 /// Visits a bias only where there is one.
 template <class F, class First, class... Rest>
-void visit_bias(F&& f, const std::string& name, First& first, Rest&... rest) {
+void visit_bias(F&& f, const char* name, First& first, Rest&... rest) {
   if (!first.empty()) f(name, first, rest...);
 }
 
 /// Visits weights that are learned; the others are state.
 template <class F, class First, class... Rest>
-void visit_weight(F&& f, const std::string& name, First& first, Rest&... rest) {
+void visit_weight(F&& f, const char* name, First& first, Rest&... rest) {
   if constexpr (LearnedWeight<std::remove_const_t<First>>) f(name, first, rest...);
 }
 

@@ -5,7 +5,7 @@
 #include <array>
 #include <optional>
 #include <span>
-#include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -36,9 +36,9 @@ class ParameterTable {
  private:
   struct Collect {
     std::vector<const void*>& data;
-    void prefix(const std::string&) {}
+    void prefix(std::string_view) {}
     template <class Leaf>
-    void operator()(const std::string&, const Leaf& leaf) {
+    void operator()(std::string_view, const Leaf& leaf) {
       data.push_back(parameter_span(leaf).data());
     }
   };
@@ -75,9 +75,9 @@ struct MergeInto {
 
   static constexpr Index kScalarsPerTask = 1 << 14;
 
-  void prefix(const std::string&) {}
+  void prefix(std::string_view) {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) {
+  void operator()(std::string_view, Leaf& leaf) {
     const auto to = parameter_span(leaf);
     using S = std::remove_cvref_t<decltype(to[0])>;
     const std::size_t index = next++;
@@ -107,9 +107,9 @@ struct MergeBackward {
   double share;
   double dshare = 0;
 
-  void prefix(const std::string&) {}
+  void prefix(std::string_view) {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& dmerged, const Leaf& leaf, Leaf& gradient) {
+  void operator()(std::string_view, const Leaf& dmerged, const Leaf& leaf, Leaf& gradient) {
     const auto d = parameter_span(dmerged), w = parameter_span(leaf);
     const auto to = parameter_span(gradient);
     using S = std::remove_cvref_t<decltype(to[0])>;
