@@ -1,4 +1,5 @@
-# find_package(moe [COMPONENTS io]) defines moe::moe, moe::native and, where nlohmann-json is found, moe::io.
+# find_package(moe [COMPONENTS io mpi]) defines moe::moe, moe::native and, where nlohmann-json is found, moe::io; with the
+# component mpi also moe::mpi, where moe was installed with it and MPI is found.
 # MOE_OPENMP=OFF, set before, keeps OpenMP out; MOE_MARCH is the -march of moe::native, "native" by default.
 if(NOT TARGET moe::moe)
   # Dependencies are searched without a version, see moe_require in the sources; the headers check it.
@@ -38,12 +39,20 @@ if(NOT TARGET moe::io AND EXISTS "${CMAKE_CURRENT_LIST_DIR}/moe-io-targets.cmake
   endif()
 endif()
 
+if("mpi" IN_LIST moe_FIND_COMPONENTS AND NOT TARGET moe::mpi AND TARGET moe::io
+    AND EXISTS "${CMAKE_CURRENT_LIST_DIR}/moe-mpi-targets.cmake")
+  find_package(MPI QUIET COMPONENTS CXX)
+  if(TARGET MPI::MPI_CXX)
+    include("${CMAKE_CURRENT_LIST_DIR}/moe-mpi-targets.cmake")
+  endif()
+endif()
+
 foreach(moe_component IN LISTS moe_FIND_COMPONENTS)
   if(TARGET moe::${moe_component})
     set(moe_${moe_component}_FOUND TRUE)
   elseif(moe_FIND_REQUIRED_${moe_component})
     set(moe_FOUND FALSE)
-    set(moe_NOT_FOUND_MESSAGE "component ${moe_component} is unknown or lacks its package (io needs nlohmann_json)")
+    set(moe_NOT_FOUND_MESSAGE "component ${moe_component} is unknown or lacks its package (io needs nlohmann_json, mpi also MPI)")
   endif()
 endforeach()
 unset(moe_component)

@@ -22,6 +22,10 @@ if(TARGET moe_io)  # a set of its own: it is loaded only where nlohmann-json is 
   install(TARGETS moe_io EXPORT moe-io-targets FILE_SET HEADERS)
   install(EXPORT moe-io-targets NAMESPACE moe:: DESTINATION "${moe_config_dir}")
 endif()
+if(TARGET moe_mpi)  # loaded only where it is asked for, as looking for MPI takes seconds
+  install(TARGETS moe_mpi EXPORT moe-mpi-targets FILE_SET HEADERS)
+  install(EXPORT moe-mpi-targets NAMESPACE moe:: DESTINATION "${moe_config_dir}")
+endif()
 
 # Before 1.0 a minor version may break its users.
 write_basic_package_version_file("${PROJECT_BINARY_DIR}/moe-config-version.cmake"
