@@ -9,3 +9,9 @@
 #include "moe/mpi/communicator.hpp"
 #include "moe/mpi/self.hpp"
 #include "moe/mpi/threads.hpp"
+
+// Experts over ranks.
+#include "moe/mpi/reduce_gradient.hpp"
+#include "moe/mpi/row_exchange.hpp"
+#include "moe/mpi/shard_layout.hpp"
+#include "moe/mpi/sharded_experts.hpp"

@@ -10,7 +10,7 @@
 #include "mpi/ranks.hpp"
 
 // The cases that every communicator passes, on any number of ranks. Each is given a communicator of its own.
-namespace moe_test {
+namespace test {
 
 using moe::Index;
 
@@ -158,4 +158,4 @@ struct CommunicatorCases {
   }
 };
 
-}  // namespace moe_test
+}  // namespace test

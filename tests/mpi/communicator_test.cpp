@@ -5,7 +5,7 @@
 
 using moe::Index;
 using moe::mpi::Threads;
-using moe_test::CommunicatorCases;
+using test::CommunicatorCases;
 
 TEST_CASE("Self: one rank passes what every communicator does", "[mpi]") {
   for (const auto& [name, run] : CommunicatorCases<moe::mpi::Self>::all()) {

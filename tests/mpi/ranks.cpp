@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "mpi/communicator_cases.hpp"
+#include "mpi/sharded_cases.hpp"
 
 namespace {
 
@@ -32,21 +33,21 @@ bool passes(const char* name, const Case& run, const moe::mpi::MpiOptions& optio
 
 /// Parts of more bytes than a message may have go in pieces, which are counted.
 void long_parts_go_in_pieces(const Mpi& ranks) {
-  moe_test::PartsOfCase parts(ranks.rank(), ranks.size());
+  test::PartsOfCase parts(ranks.rank(), ranks.size());
   const moe::mpi::Traffic before = ranks.traffic();
   moe::mpi::all_to_all(ranks, parts.send, parts.send_bytes, parts.received, parts.received_bytes);
-  moe_test::expect(parts.received == parts.expected, "other bytes than were sent");
+  test::expect(parts.received == parts.expected, "other bytes than were sent");
   Index pieces = 0;
   for (Index r = 0; r < ranks.size(); ++r)
     if (r != ranks.rank()) pieces += (parts.send_bytes[static_cast<std::size_t>(r)] + 99) / 100;
-  moe_test::expect((ranks.traffic() - before).messages == pieces, "not in pieces of 100 bytes");
+  test::expect((ranks.traffic() - before).messages == pieces, "not in pieces of 100 bytes");
 }
 
 void nobody_waits_longer_than_the_timeout(const Mpi& ranks) {
   if (ranks.rank() == 0 || ranks.size() == 1) return;
   const auto start = std::chrono::steady_clock::now();
-  moe_test::expect_throws<std::runtime_error>("has waited 0.2 s", [&] { moe::mpi::barrier(ranks); });
-  moe_test::expect(std::chrono::steady_clock::now() - start < std::chrono::seconds(10), "waited too long");
+  test::expect_throws<std::runtime_error>("has waited 0.2 s", [&] { moe::mpi::barrier(ranks); });
+  test::expect(std::chrono::steady_clock::now() - start < std::chrono::seconds(10), "waited too long");
 }
 
 /// With megabytes on their way, which are never received.
@@ -64,7 +65,7 @@ void an_exception_ends_all(const moe::mpi::MpiSession& session, const Mpi& ranks
   } catch (const std::exception& error) {
     what = error.what();
   }
-  moe_test::expect(what.ends_with("of rank 1"), "the error says '", what, "'");
+  test::expect(what.ends_with("of rank 1"), "the error says '", what, "'");
 }
 
 void wrong_sizes_are_an_error(const Mpi& ranks) {
@@ -76,7 +77,7 @@ void wrong_sizes_are_an_error(const Mpi& ranks) {
   received_bytes[static_cast<std::size_t>(other)] = 2;
   const auto exchange = [&] { moe::mpi::all_to_all(ranks, send, send_bytes, received, received_bytes); };
   if (ranks.rank() == 1) return exchange();
-  moe_test::expect_throws<std::runtime_error>("moe::mpi::Mpi: ", exchange);
+  test::expect_throws<std::runtime_error>("moe::mpi::Mpi: ", exchange);
 }
 
 }  // namespace
@@ -84,7 +85,8 @@ void wrong_sizes_are_an_error(const Mpi& ranks) {
 int main(int argc, char** argv) {
   const moe::mpi::MpiSession session(argc, argv);
   int failed = 0;
-  for (const auto& [name, run] : moe_test::CommunicatorCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
+  for (const auto& [name, run] : test::CommunicatorCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
+  for (const auto& [name, run] : test::ShardedCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
   failed += passes("long parts go in pieces", long_parts_go_in_pieces, {.most_bytes = 100}) ? 0 : 1;
   failed +=
       passes("nobody waits longer than the timeout", nobody_waits_longer_than_the_timeout, {.timeout = 0.2}) ? 0 : 1;

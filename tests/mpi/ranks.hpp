@@ -7,7 +7,7 @@
 
 // What tests that run on several ranks have in place of Catch2, whose checks are for one thread of one process: a check
 // that fails throws, and whoever runs the ranks sees it.
-namespace moe_test {
+namespace test {
 
 template <class... Parts>
 void expect(bool holds, const Parts&... parts) {
@@ -29,4 +29,4 @@ void expect_throws(const std::string& part, const F& f) {
   throw std::logic_error("no exception, expected one that says '" + part + "'");
 }
 
-}  // namespace moe_test
+}  // namespace test

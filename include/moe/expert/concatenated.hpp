@@ -41,6 +41,7 @@ class Concatenated {
   static_assert((std::is_same_v<Scalar, typename Rest::Scalar> && ...),
                 "moe::Concatenated: all expert sets need the same Scalar");
   static constexpr bool kPerToken = kIsPerToken<First> && (kIsPerToken<Rest> && ...);
+  static constexpr bool kCollective = kIsCollective<First> || (kIsCollective<Rest> || ...);
 
   struct Tape {
     std::tuple<detail::TapeOf<First>, detail::TapeOf<Rest>...> sets;

@@ -60,6 +60,14 @@ template <class T>
   requires requires { T::kPerToken; }
 inline constexpr bool kIsPerToken<T> = T::kPerToken;
 
+/// Whether several processes make the calls of a part together, see moe/mpi.hpp: what it says as `static constexpr bool
+/// kCollective`, else false. All of them must then make equally many.
+template <class T>
+inline constexpr bool kIsCollective = false;
+template <class T>
+  requires requires { T::kCollective; }
+inline constexpr bool kIsCollective<T> = T::kCollective;
+
 /// An expert that can be trained through. Its tape is a default-constructible struct that forward fills:
 ///   void forward(rows, out, context, Tape& tape) const;
 ///   void backward(rows, Tape& tape, dout, drows, E& gradient, const Context& context) const;

@@ -89,6 +89,7 @@ class Frozen<X> : public detail::FrozenObject<X> {
   using Scalar = typename X::Scalar;
   using Tape = detail::TapeOf<X>;
   static constexpr bool kPerToken = kIsPerToken<X>;
+  static constexpr bool kCollective = kIsCollective<X>;
   using detail::FrozenObject<X>::FrozenObject;
 
   Index size() const { return (*this)->size(); }

@@ -31,6 +31,7 @@ class WithBranches {
   using Scalar = typename Layer::Scalar;
   using Workspace = BasicWorkspace<Scalar>;
   static constexpr bool kPerToken = Layer::kPerToken && (kIsPerToken<Branches> && ...);
+  static constexpr bool kCollective = kIsCollective<Layer>;
   static_assert((std::is_same_v<Scalar, typename Branches::Scalar> && ...),
                 "moe::WithBranches: the layer and its branches need the same Scalar");
 

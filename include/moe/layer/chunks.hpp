@@ -3,6 +3,7 @@
 
 #include <numeric>
 
+#include "moe/expert/concept.hpp"
 #include "moe/layer/workspace.hpp"
 #include "moe/routing/step.hpp"
 
@@ -14,7 +15,7 @@ std::span<T> part_of(std::span<T> all, Index first, Index count) {
 }
 
 /// Whether a forward pass over num_tokens has to go in chunks. Throws std::invalid_argument if the workspace asks for
-/// chunks of a layer that looks at the whole batch, or for a negative number of tokens.
+/// chunks of a layer that looks at the whole batch or whose calls are collective, or for a negative number of tokens.
 template <class Layer, class S>
 bool goes_in_chunks(const char* function, Index num_tokens, const BasicWorkspace<S>& ws) {
   if (ws.max_tokens == 0) return false;
@@ -22,6 +23,9 @@ bool goes_in_chunks(const char* function, Index num_tokens, const BasicWorkspace
   if (!Layer::kPerToken)
     fail(function, ": workspace.max_tokens is ", ws.max_tokens,
          ", expected 0 with a gate that does not decide token by token");
+  if (kIsCollective<Layer>)
+    fail(function, ": workspace.max_tokens is ", ws.max_tokens,
+         ", expected 0 with experts over ranks, which must agree on the number of calls");
   return num_tokens > ws.max_tokens;
 }
 

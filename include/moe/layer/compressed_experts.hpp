@@ -39,6 +39,7 @@ class CompressedExperts {
  public:
   using Scalar = typename X::Scalar;
   static constexpr bool kPerToken = kIsPerToken<X>;
+  static constexpr bool kCollective = kIsCollective<X>;
 
   /// What forward leaves for backward, and the working memory of backward.
   struct Tape {

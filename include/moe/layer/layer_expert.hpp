@@ -17,6 +17,8 @@ class LayerExpert {
   static_assert(InferenceLayer<Layer>,
                 "moe::LayerExpert: a layer needs `Scalar`, `kPerToken`, `input_dim()`, `output_dim()` and "
                 "`void forward(tokens, const Step&, out, BasicWorkspace<Scalar>&) const` (see moe/layer/concept.hpp)");
+  static_assert(!kIsCollective<Layer>,
+                "moe::LayerExpert: a layer over ranks cannot be an expert, which runs only where tokens choose it");
 
  public:
   using Scalar = typename Layer::Scalar;

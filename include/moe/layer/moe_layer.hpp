@@ -55,6 +55,10 @@ class MoeLayer {
   using MixtureType = detail::MixtureOf<X>;
   /// Whether a token's output depends on the token alone.
   static constexpr bool kPerToken = G::kPerToken && kIsPerToken<X>;
+  static constexpr bool kCollective = kIsCollective<X>;
+  static_assert(G::kPerToken || !kCollective,
+                "moe::MoeLayer: experts over ranks need a Gate that decides token by token (kPerToken): one that looks "
+                "at the batch, as capacities, balance and expert choice do, would see the tokens of its rank alone");
   /// Whether all parts can be trained through; see TrainableLayer.
   static constexpr bool kTrainable =
       DifferentiableRouter<R> && DifferentiableGate<G, Scalar> && DifferentiableMixture<MixtureType>;

@@ -71,6 +71,9 @@ class MultiGateLayer {
   using InputGradients = MultiGateInputGradients<Scalar>;
   /// Whether a token's output depends on the token alone.
   static constexpr bool kPerToken = G::kPerToken && kIsPerToken<X>;
+  static constexpr bool kCollective = kIsCollective<X>;
+  static_assert(G::kPerToken || !kCollective,
+                "moe::MultiGateLayer: experts over ranks need a Gate that decides token by token (kPerToken)");
   /// Whether all parts can be trained through; see TrainableLayer.
   static constexpr bool kTrainable =
       DifferentiableRouter<R> && DifferentiableGate<G, Scalar> && DifferentiableExpertSet<X>;

@@ -98,6 +98,7 @@ class RoutedExperts {
  public:
   using Scalar = typename X::Scalar;
   static constexpr bool kPerToken = kIsPerToken<X>;
+  static constexpr bool kCollective = kIsCollective<X>;
 
   /// What forward leaves for backward, and the working memory of backward.
   struct Tape {

@@ -36,6 +36,7 @@ class SeparateExperts {
  public:
   using Scalar = typename X::Scalar;
   static constexpr bool kPerToken = kIsPerToken<X>;
+  static constexpr bool kCollective = kIsCollective<X>;
 
   /// What forward leaves for backward, and the working memory of backward.
   struct Tape {

@@ -23,7 +23,7 @@
 
 #include "moe/mpi/collectives.hpp"
 
-// The only header that needs MPI: target moe::mpi.
+// The only header that needs MPI: target moe::mpi. Long, as it is all of it.
 namespace moe::inline MOE_ABI::mpi {
 
 struct MpiOptions {

@@ -1,0 +1,429 @@
+#pragma once
+
+#include <cstdint>
+#include <numeric>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/expert/glu.hpp"
+#include "moe/expert/mlp.hpp"
+#include "moe/expert/pool.hpp"
+#include "moe/gate/top_k.hpp"
+#include "moe/layer/moe_layer.hpp"
+#include "moe/mpi/reduce_gradient.hpp"
+#include "moe/mpi/sharded_experts.hpp"
+#include "moe/router/linear.hpp"
+#include "moe/train/adam_w.hpp"
+#include "mpi/ranks.hpp"
+#include "support/parameters.hpp"
+
+// Experts over ranks against all of them in one process: the cases that every communicator passes, on any number of
+// ranks.
+namespace test {
+
+/// An expert that draws: row r becomes x + a number of its token's id and of the expert, + its group and key.
+struct Drawing {
+  using Scalar = double;
+  Index dim = 6;
+
+  Index input_dim() const { return dim; }
+  Index output_dim() const { return dim; }
+  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context& context) const {
+    const moe::RandomField draws = context.step.random(moe::Purpose::User);
+    for (Index r = 0; r < rows.rows(); ++r) {
+      const double of_key =
+          context.step.key.empty() ? 0.0 : static_cast<double>(context.step.key[static_cast<std::size_t>(r)]);
+      for (Index c = 0; c < dim; ++c)
+        out(r, c) = rows(r, c) + draws.normal(context.step.id(r), c) +
+                    3.0 * static_cast<double>(context.step.group(r)) + 0.1 * of_key;
+    }
+  }
+};
+
+template <class C>
+struct ShardedCases {
+  using Pool = moe::ExpertPool<moe::BasicMlp<moe::F64>>;
+  using Sharded = moe::mpi::ShardedExperts<Pool, C>;
+  static constexpr Index kInputs = 10, kHidden = 13, kOutputs = 7, kTokens = 41;
+
+  static Pool pool(Index experts, std::uint64_t seed = 3) {
+    Pool result = Pool::random(experts, {.input = kInputs, .hidden = kHidden, .output = kOutputs}, seed);
+    randomise(result, seed);
+    return result;
+  }
+
+  /// The batch of one process, of which every rank has a consecutive part; of more than two ranks rank 1 has none.
+  struct Batch {
+    Index rank, size;
+    moe::Matrix<double> tokens = random_matrix<double>(kTokens, kInputs, 5);
+    moe::Matrix<double> dout = random_matrix<double>(kTokens, kOutputs, 6);
+
+    static Index begin(Index rank, Index size) { return (rank == 1 && size > 2 ? 2 : rank) * kTokens / size; }
+    Index first() const { return begin(rank, size); }
+    Index count() const { return begin(rank + 1, size) - first(); }
+    auto own(const moe::Matrix<double>& of_all) const { return of_all.middleRows(first(), count()); }
+  };
+
+  enum class Choices { Random, OneExpert, All };
+
+  /// k choices of every token of the batch, random or all of them for expert 0.
+  static std::vector<Index> choices(Index experts, Index k, Choices kind) {
+    const moe::RandomField random(moe::Purpose::User, 11);
+    std::vector<Index> ids;
+    for (Index t = 0; t < kTokens; ++t)
+      for (Index s = 0; s < k; ++s)
+        ids.push_back(kind == Choices::All ? s
+                      : kind == Choices::OneExpert
+                          ? 0
+                          : static_cast<Index>(random.bits(t, s) % static_cast<std::uint64_t>(experts)));
+    return ids;
+  }
+  static moe::Routing<double> routing(Index experts, Index k, Choices kind, Index first, Index count) {
+    const std::vector<Index> all = choices(experts, k, kind);
+    const moe::Matrix<double> weights = random_matrix<double>(kTokens, k, 12);
+    const auto begin = all.begin() + first * k;
+    return moe::Routing<double>::from(count, std::vector<Index>(begin, begin + count * k),
+                                      std::span(weights.data() + first * k, static_cast<std::size_t>(count * k)),
+                                      experts);
+  }
+
+  struct Result {
+    moe::Matrix<double> out, inferred, dtokens;
+    std::vector<double> dweight;
+  };
+  template <class X>
+  static Result run(const moe::RoutedExperts<X>& mixture, const moe::Matrix<double>& tokens,
+                    const moe::Matrix<double>& dout, const moe::Routing<double>& routing,
+                    moe::RoutedExperts<X>& gradient) {
+    Result result{moe::Matrix<double>(tokens.rows(), kOutputs),
+                  moe::Matrix<double>(tokens.rows(), kOutputs),
+                  moe::Matrix<double>(tokens.rows(), kInputs),
+                  {}};
+    moe::Scratch scratch;
+    const moe::Context context(moe::Step{}, scratch);
+    for (int call = 0; call < 2; ++call) mixture.forward(tokens, routing, context, result.inferred);
+    typename moe::RoutedExperts<X>::Tape tape;
+    mixture.forward(tokens, routing, context, result.out, tape);
+    result.dweight.resize(static_cast<std::size_t>(routing.num_assignments()));
+    mixture.backward(tokens, routing, context, tape, dout, gradient, result.dweight, result.dtokens);
+    return result;
+  }
+
+  /// Largest difference of two matrices, infinite where bits are asked for and differ.
+  template <class A, class B>
+  static void expect_same(const std::string& what, const A& a, const B& b, double tolerance) {
+    const bool same = same_bits(a, b);
+    const double difference = a.size() == 0 ? 0.0 : (a - b).cwiseAbs().maxCoeff();
+    expect(tolerance == 0 ? same : difference <= tolerance, what, " differs by ", difference);
+  }
+  template <class T>
+  static Eigen::VectorXd flat(const T& object) {
+    std::vector<double> values;
+    moe::visit(Flatten{values}, object);
+    return Eigen::Map<const Eigen::VectorXd>(values.data(), std::ssize(values));
+  }
+
+  /// Forward and backward of experts over ranks against those of one process.
+  static void compare(const C& ranks, const Sharded& sharded, const Pool& whole, Index k, Choices kind,
+                      double tolerance = 0) {
+    const Batch batch{ranks.rank(), ranks.size()};
+    const Index experts = whole.size();
+    const moe::RoutedExperts<Pool> reference(whole);
+    moe::RoutedExperts<Pool> expected_gradient = zeros_like(reference);
+    const Result expected =
+        run(reference, batch.tokens, batch.dout, routing(experts, k, kind, 0, kTokens), expected_gradient);
+
+    const moe::RoutedExperts<Sharded> mixture(sharded);
+    moe::RoutedExperts<Sharded> gradient = zeros_like(mixture);
+    const auto own_routing = routing(experts, k, kind, batch.first(), batch.count());
+    const Result result = run(mixture, batch.own(batch.tokens), batch.own(batch.dout), own_routing, gradient);
+    expect_same("the output", result.out, batch.own(expected.out), tolerance);
+    expect_same("the output of inference", result.inferred, batch.own(expected.out), tolerance);
+    expect_same("dL/dtokens", result.dtokens, batch.own(expected.dtokens), tolerance);
+    for (Index a = 0; a < batch.count() * k; ++a)
+      expect(std::abs(result.dweight[static_cast<std::size_t>(a)] -
+                      expected.dweight[static_cast<std::size_t>(batch.first() * k + a)]) <= tolerance,
+             "dL/dweight of choice ", a);
+
+    const auto& layout = sharded.layout();
+    const bool has_copies = !layout.is_contiguous();
+    moe::mpi::all_reduce_gradient(ranks, gradient);
+    if (layout.slices() > 1) return;  // compared by slices_compute_the_expert
+    const auto held = layout.experts_of(ranks.rank());
+    for (std::size_t l = 0; l < held.size(); ++l) {
+      const Eigen::VectorXd of_expert = flat(gradient.experts().shard()[static_cast<Index>(l)]),
+                            expected_of = flat(expected_gradient.experts()[held[l]]);
+      // Of copies each has summed its own rows first: eps times the sum of up to kTokens * k magnitudes of about 1.
+      expect_same("the gradient of expert " + std::to_string(held[l]), of_expert, expected_of,
+                  has_copies ? 1e-12 : tolerance);
+    }
+  }
+
+  static void bits_of_one_process(const C& ranks) {
+    for (const Index experts : {Index{8}, Index{11}})
+      for (const Choices kind : {Choices::Random, Choices::OneExpert})
+        compare(ranks, Sharded::of(pool(experts), ranks), pool(experts), 2, kind);
+    compare(ranks, Sharded::of(pool(8), ranks), pool(8), 8, Choices::All);
+  }
+
+  static void waves_have_the_bits_of_one(const C& ranks) {
+    for (const Index waves : {2, 3, 12})
+      compare(ranks, Sharded::of(pool(11), ranks, {.waves = waves}), pool(11), 2, Choices::Random);
+  }
+
+  static void hierarchical_exchange_has_the_bits_of_flat(const C& ranks) {
+    for (Index per_node = 2; per_node < ranks.size(); per_node *= 2)
+      for (const Index waves : {1, 3}) {
+        const moe::mpi::ShardOptions options{
+            .ranks_per_node = per_node, .exchange = moe::mpi::Exchange::Hierarchical, .waves = waves};
+        compare(ranks, Sharded::of(pool(11), ranks, options), pool(11), 2, Choices::Random);
+        compare(ranks, Sharded::of(pool(8), ranks, options), pool(8), 2, Choices::OneExpert);
+      }
+  }
+
+  /// More ranks than experts, where each has some of the hidden units: equal but for the order of sums.
+  static void slices_compute_the_expert(const C& ranks) {
+    for (Index slices = 1; slices <= ranks.size(); slices *= 2) {
+      const Index experts = ranks.size() / slices;  // one per group of ranks
+      const Pool whole = pool(experts);
+      compare(ranks, Sharded::of(whole, ranks, {.slices = slices, .waves = 2}), whole, 1, Choices::Random,
+              slices == 1 ? 0 : 1e-12);
+    }
+    if (ranks.size() > 1)
+      expect_throws<std::invalid_argument>("expected at least one expert for every 1 ranks: more slices",
+                                           [&] { Sharded::of(pool(ranks.size() - 1), ranks); });
+  }
+
+  /// Two copies of some experts, and one three times; every rank sends to those near to it.
+  static void copies_share_the_rows(const C& ranks) {
+    const Index experts = 8, per_rank = (8 + 8) / ranks.size();
+    std::vector<double> load = {9, 5, 5, 5, 1, 1, 1, 1};
+    const moe::BalancedPlacement placement =
+        moe::balance_experts(load, {.places = per_rank * ranks.size(), .ranks = ranks.size()});
+    for (const Index per_node : {Index{1}, ranks.size() >= 4 ? Index{2} : Index{1}}) {
+      const Sharded sharded =
+          Sharded::placed(pool(experts), placement, ranks, {.ranks_per_node = per_node, .waves = 2});
+      compare(ranks, sharded, pool(experts), 2, Choices::Random);
+    }
+  }
+
+  static void steps_travel_with_rows(const C& ranks) {
+    using Set = moe::ExpertPool<Drawing>;
+    const Batch batch{ranks.rank(), ranks.size()};
+    const Index experts = 9, dim = Drawing{}.dim;
+    const moe::RoutedExperts<Set> reference{Set(std::vector<Drawing>(static_cast<std::size_t>(experts)))};
+    const moe::RoutedExperts<moe::mpi::ShardedExperts<Set, C>> mixture(
+        moe::mpi::ShardedExperts<Set, C>::of(reference.experts(), ranks, {.waves = 2}));
+    std::vector<std::int64_t> groups(kTokens), keys(kTokens);
+    for (std::size_t t = 0; t < groups.size(); ++t)
+      groups[t] = static_cast<std::int64_t>(t % 5), keys[t] = 100 - static_cast<std::int64_t>(t);
+    moe::Step step = moe::Step::train(3, 4);
+    step.group_id = groups;
+    step.key = keys;
+    const moe::Matrix<double> tokens = random_matrix<double>(kTokens, dim, 8);
+    moe::Matrix<double> expected(kTokens, dim), out(batch.count(), dim);
+    reference.forward(tokens, routing(experts, 2, Choices::Random, 0, kTokens), step, expected);
+    const std::vector<std::int64_t> ids = moe::mpi::global_ids(ranks, batch.count());
+    const auto part = [&](auto& values) {
+      return std::span<const std::int64_t>(values).subspan(static_cast<std::size_t>(batch.first()),
+                                                           static_cast<std::size_t>(batch.count()));
+    };
+    step.token_id = ids;
+    step.group_id = part(groups);
+    step.key = part(keys);
+    mixture.forward(batch.own(tokens), routing(experts, 2, Choices::Random, batch.first(), batch.count()), step, out);
+    expect_same("what is drawn", out, batch.own(expected), 0);
+    if (ranks.size() == 1) return;
+    step.update += ranks.rank() == ranks.size() - 1 ? 1 : 0;
+    expect_throws<std::invalid_argument>("is at another step", [&] {
+      mixture.forward(batch.own(tokens), routing(experts, 2, Choices::Random, batch.first(), batch.count()), step, out);
+    });
+  }
+
+  static void disagreement_is_refused_on_all(const C& ranks) {
+    if (ranks.size() == 1) return;
+    const bool is_odd = ranks.rank() == 1;
+    expect_throws<std::invalid_argument>("the number of experts is 16 on rank 1, expected 8 as on rank 0",
+                                         [&] { Sharded::of(pool(is_odd ? 16 : 8), ranks); });
+    expect_throws<std::invalid_argument>("waves is 2 on rank 1, expected 1",
+                                         [&] { Sharded::of(pool(8), ranks, {.waves = is_odd ? 2 : 1}); });
+    expect_throws<std::invalid_argument>("output_dim is 3 on rank 1, expected 7", [&] {
+      Sharded::of(Pool::random(8, {.input = kInputs, .hidden = 4, .output = is_odd ? 3 : kOutputs}, 1), ranks);
+    });
+    const auto layout = moe::mpi::ShardLayout::contiguous(8, ranks.size());
+    expect_throws<std::invalid_argument>("rank 1 has a shard of another size", [&] {
+      const Index more = is_odd ? 1 : 0;
+      Sharded(pool(std::ssize(layout.experts_of(ranks.rank())) + more), layout, ranks);
+    });
+    expect_throws<std::invalid_argument>("ranks_per_node is 3, expected a divisor",
+                                         [&] { Sharded::of(pool(8), ranks, {.ranks_per_node = 3}); });
+  }
+
+  /// Bytes and messages of a pass, by the formulas: every token to every expert, so that every rank sends to every
+  /// other that there are tokens for.
+  static void traffic_is_that_of_the_formulas(const C& ranks) {
+    const Index size = ranks.size(), rank = ranks.rank(), experts = 8, per_rank = experts / size;
+    const auto tokens_of = [&](Index r) { return r + 3; };
+    const Index own = tokens_of(rank), header = (per_rank + 2) * 8;
+    Index all = 0;
+    for (Index r = 0; r < size; ++r) all += tokens_of(r);
+    std::vector<Index> ids;
+    for (Index t = 0; t < own; ++t)
+      for (Index e = 0; e < experts; ++e) ids.push_back(e);
+    const std::vector<double> weights(ids.size(), 0.5);
+    const auto own_routing = moe::Routing<double>::from(own, ids, weights, experts);
+    for (Index per_node = 1; per_node <= size; per_node *= 2) {
+      const auto exchange = moe::mpi::Exchange::Hierarchical;
+      const moe::RoutedExperts<Sharded> mixture(
+          Sharded::of(pool(experts), ranks, {.ranks_per_node = per_node, .exchange = exchange}));
+      moe::Matrix<double> out(own, kOutputs);
+      const moe::mpi::Traffic before = ranks.traffic();
+      mixture.forward(random_matrix<double>(own, kInputs), own_routing, moe::Step{}, out);
+      const moe::mpi::Traffic sent = ranks.traffic() - before;
+      const bool is_flat = per_node == 1 || per_node == size;
+      const Index nodes = size / per_node, messages = is_flat ? size - 1 : per_node - 1 + nodes - 1;
+      Index of_node = 0;  // tokens of the ranks of this node
+      for (Index r = 0; r < size; ++r) of_node += r / per_node == rank / per_node ? tokens_of(r) : 0;
+      // Flat: own tokens to the experts of others; results to others' tokens. Hierarchical: there, own tokens to the
+      // experts of other places, by node, then the node's tokens to this place on other nodes; back the same mirrored.
+      const Index there = is_flat ? own * (experts - per_rank)
+                                  : own * (per_node - 1) * nodes * per_rank + of_node * (nodes - 1) * per_rank;
+      const Index back =
+          is_flat ? (all - own) * per_rank : (all - of_node) * per_rank + back_in_node(rank, per_node, nodes, per_rank);
+      const Index of_headers =
+          is_flat ? (size - 1) * header : ((per_node - 1) * nodes + per_node * (nodes - 1)) * header;
+      expect(sent.messages == 3 * messages, per_node, " ranks per node send ", sent.messages, " messages, expected ",
+             3 * messages);
+      const Index bytes = of_headers + 8 * (there * kInputs + back * kOutputs);
+      expect(sent.bytes == bytes, per_node, " ranks per node send ", sent.bytes, " bytes, expected ", bytes);
+    }
+  }
+  /// Results that this rank hands on within its node: those of its place on every node, for the tokens of its node
+  /// mates.
+  static Index back_in_node(Index rank, Index per_node, Index nodes, Index per_rank) {
+    Index of_mates = 0;
+    for (Index r = rank / per_node * per_node; r < (rank / per_node + 1) * per_node; ++r)
+      of_mates += r == rank ? 0 : r + 3;
+    return of_mates * nodes * per_rank;
+  }
+
+  /// <there(x), y> = <x, back(y)>, exactly, as the numbers are small integers.
+  static void exchanges_are_adjoint(const C& ranks) {
+    const Index size = ranks.size(), rank = ranks.rank();
+    for (Index per_node = 1; per_node <= size; per_node *= 2) {
+      const moe::mpi::RowExchange<C> exchange(ranks, moe::mpi::Exchange::Hierarchical, per_node);
+      const auto rows = [](Index from, Index to) { return (3 * from + to) % 4; };
+      std::vector<Index> headers, passing;
+      moe::mpi::detail::RowCounts counts;
+      for (Index r = 0; r < size; ++r) headers.push_back(rows(rank, r));
+      counts.sent = headers;
+      counts.received = exchange.announce(headers, 1, passing);
+      counts.passing = passing;
+      for (Index r = 0; r < size; ++r)
+        expect(counts.received[static_cast<std::size_t>(r)] == rows(r, rank), "rank ", r, " has announced other rows");
+      const auto draw = [&](Index count, std::uint64_t seed) {
+        const moe::RandomField random(moe::Purpose::User, seed, rank);
+        std::vector<double> values;
+        for (Index i = 0; i < count; ++i) values.push_back(static_cast<double>(random.bits(i) % 17) - 8);
+        return values;
+      };
+      const std::vector<double> x = draw(counts.num_sent(), 1), y = draw(counts.num_received(), 2);
+      std::vector<double> ax(y.size()), aty(x.size());
+      exchange.start_there(counts, 8, std::as_bytes(std::span(x)), std::as_writable_bytes(std::span(ax))).wait();
+      exchange.start_back(counts, 8, std::as_bytes(std::span(y)), std::as_writable_bytes(std::span(aty))).wait();
+      std::vector<double> products = {std::inner_product(ax.begin(), ax.end(), y.begin(), 0.0),
+                                      std::inner_product(x.begin(), x.end(), aty.begin(), 0.0)};
+      moe::mpi::all_reduce<double>(ranks, products);
+      expect(products[0] == products[1], "<A x, y> is ", products[0], ", <x, A^T y> ", products[1]);
+    }
+  }
+
+  using Layer = moe::MoeLayer<moe::BasicLinearRouter<moe::F64>, moe::TopKGate, Sharded>;
+  using WholeLayer = moe::MoeLayer<moe::BasicLinearRouter<moe::F64>, moe::TopKGate, Pool>;
+
+  template <class L>
+  static double pass(const L& layer, const moe::Matrix<double>& tokens, const moe::Matrix<double>& targets,
+                     L& gradient) {
+    typename L::Tape tape;
+    moe::Matrix<double> out(tokens.rows(), kOutputs), dtokens(tokens.rows(), kInputs);
+    layer.forward(tokens, moe::Step{}, out, tape);
+    const moe::Matrix<double> difference = out - targets;
+    layer.backward(tokens, tape, difference, gradient, dtokens);
+    return 0.5 * difference.squaredNorm();
+  }
+
+  /// 20 steps of AdamW. The experts and the router end with the bits of one process that adds up the router's gradient
+  /// by parts of the batch, as ranks do; of one that does not they differ by rounding.
+  static void training_has_the_bits_of_one_process(const C& ranks) {
+    const Batch batch{ranks.rank(), ranks.size()};
+    const Index experts = 9;
+    const moe::BasicLinearRouter<moe::F64> router = moe::BasicLinearRouter<moe::F64>::random(experts, kInputs, 21);
+    WholeLayer whole(router, {.k = 2}, pool(experts)), plain = whole;
+    Layer layer(router, {.k = 2}, Sharded::of(pool(experts), ranks, {.waves = 2}));
+    const moe::AdamW adam;
+    moe::AdamW::State<WholeLayer> whole_state(whole), plain_state(plain);
+    moe::AdamW::State<Layer> state(layer);
+    for (int n = 0; n < 20; ++n) {
+      WholeLayer whole_gradient = zeros_like(whole), plain_gradient = whole_gradient, by_parts = whole_gradient;
+      const double expected = pass(whole, batch.tokens, batch.dout, whole_gradient);
+      for (Index r = 0; r < ranks.size(); ++r) {
+        const Batch part{r, ranks.size()};
+        WholeLayer of_part = zeros_like(whole);
+        pass<WholeLayer>(whole, part.own(part.tokens), part.own(part.dout), of_part);
+        if (r == 0)
+          by_parts.router() = of_part.router();
+        else
+          moe::visit(
+              [](const std::string&, auto& sum, const auto& more) {
+                const auto from = moe::parameter_span(more);
+                auto to = moe::parameter_span(sum);
+                for (std::size_t i = 0; i < to.size(); ++i) to[i] += from[i];
+              },
+              by_parts.router(), of_part.router());
+      }
+      whole_gradient.router() = by_parts.router();
+      adam.step(whole, whole_gradient, whole_state, 0.01);
+      pass(plain, batch.tokens, batch.dout, plain_gradient);
+      adam.step(plain, plain_gradient, plain_state, 0.01);
+
+      Layer gradient = zeros_like(layer);
+      std::vector<double> loss = {pass<Layer>(layer, batch.own(batch.tokens), batch.own(batch.dout), gradient)};
+      moe::mpi::all_reduce<double>(ranks, loss);
+      moe::mpi::all_reduce_gradient(ranks, gradient);
+      adam.step(layer, gradient, state, 0.01);
+      expect(std::abs(loss[0] - expected) <= 1e-12 * expected, "the loss of step ", n, " is ", loss[0], ", expected ",
+             expected);
+    }
+    expect_same("the router", flat(layer.router()), flat(whole.router()), 0);
+    expect_same("the router of plain training", flat(layer.router()), flat(plain.router()), 1e-9);
+    const auto held = layer.experts().layout().experts_of(ranks.rank());
+    for (std::size_t l = 0; l < held.size(); ++l) {
+      const Eigen::VectorXd expert = flat(layer.experts().shard()[static_cast<Index>(l)]);
+      expect_same("expert " + std::to_string(held[l]), expert, flat(whole.experts()[held[l]]), 0);
+      expect_same("expert of plain training " + std::to_string(held[l]), expert, flat(plain.experts()[held[l]]), 1e-9);
+    }
+    typename Layer::Workspace workspace;
+    workspace.max_tokens = 3;
+    moe::Matrix<double> out(kTokens, kOutputs);
+    expect_throws<std::invalid_argument>("workspace.max_tokens is 3, expected 0 with experts over ranks",
+                                         [&] { layer.forward(batch.tokens, out, workspace); });
+  }
+
+  static auto all() {
+    using Case = void (*)(const C&);
+    return std::vector<std::pair<const char*, Case>>{
+        {"bits of one process", &bits_of_one_process},
+        {"waves have the bits of one", &waves_have_the_bits_of_one},
+        {"hierarchical exchange has the bits of flat", &hierarchical_exchange_has_the_bits_of_flat},
+        {"slices compute the expert", &slices_compute_the_expert},
+        {"copies share the rows", &copies_share_the_rows},
+        {"steps travel with rows", &steps_travel_with_rows},
+        {"disagreement is refused on all", &disagreement_is_refused_on_all},
+        {"traffic is that of the formulas", &traffic_is_that_of_the_formulas},
+        {"exchanges are adjoint", &exchanges_are_adjoint},
+        {"training has the bits of one process", &training_has_the_bits_of_one_process}};
+  }
+};
+
+}  // namespace test
