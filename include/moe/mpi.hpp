@@ -15,3 +15,4 @@
 #include "moe/mpi/row_exchange.hpp"
 #include "moe/mpi/shard_layout.hpp"
 #include "moe/mpi/sharded_experts.hpp"
+#include "moe/mpi/sharded_parameters.hpp"

@@ -1,43 +1,65 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <numeric>
+#include <random>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "moe/expert/glu.hpp"
+#include "moe/expert/concatenated.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/layer/moe_layer.hpp"
 #include "moe/mpi/reduce_gradient.hpp"
 #include "moe/mpi/sharded_experts.hpp"
+#include "moe/mpi/sharded_parameters.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/train/adam_w.hpp"
 #include "mpi/ranks.hpp"
+#include "support/files.hpp"
 #include "support/parameters.hpp"
 
 // Experts over ranks against all of them in one process: the cases that every communicator passes, on any number of
 // ranks.
 namespace test {
 
-/// An expert that draws: row r becomes x + a number of its token's id and of the expert, + its group and key.
+/// An expert that draws: row r becomes scale * x + a number of its token's id and of the expert, + its group and key.
+template <class S>
 struct Drawing {
-  using Scalar = double;
+  using Scalar = S;
+  struct Tape {};
   Index dim = 6;
+  double scale = 1.5;
 
   Index input_dim() const { return dim; }
   Index output_dim() const { return dim; }
-  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context& context) const {
+  void forward(const moe::ConstMatrixRef<S>& rows, moe::MatrixRef<S> out, const moe::Context& context) const {
     const moe::RandomField draws = context.step.random(moe::Purpose::User);
     for (Index r = 0; r < rows.rows(); ++r) {
-      const double of_key =
-          context.step.key.empty() ? 0.0 : static_cast<double>(context.step.key[static_cast<std::size_t>(r)]);
+      const auto key = context.step.key.empty() ? 0 : context.step.key[static_cast<std::size_t>(r)];
+      const double of_token = 3.0 * static_cast<double>(context.step.group(r)) + 0.1 * static_cast<double>(key);
       for (Index c = 0; c < dim; ++c)
-        out(r, c) = rows(r, c) + draws.normal(context.step.id(r), c) +
-                    3.0 * static_cast<double>(context.step.group(r)) + 0.1 * of_key;
+        out(r, c) =
+            static_cast<S>(scale * static_cast<double>(rows(r, c)) + draws.normal(context.step.id(r), c) + of_token);
     }
+  }
+  void forward(const moe::ConstMatrixRef<S>& rows, moe::MatrixRef<S> out, const moe::Context& context, Tape&) const {
+    forward(rows, out, context);
+  }
+  void backward(const moe::ConstMatrixRef<S>& rows, Tape&, const moe::ConstMatrixRef<S>& dout, moe::MatrixRef<S> drows,
+                Drawing& gradient, const moe::Context&) const {
+    drows = static_cast<S>(scale) * dout;
+    for (Index r = 0; r < rows.rows(); ++r)
+      for (Index c = 0; c < dim; ++c)
+        gradient.scale += static_cast<double>(rows(r, c)) * static_cast<double>(dout(r, c));
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("scale", self.scale...);
   }
 };
 
@@ -208,37 +230,68 @@ struct ShardedCases {
     }
   }
 
-  static void steps_travel_with_rows(const C& ranks) {
-    using Set = moe::ExpertPool<Drawing>;
+  /// Experts that draw random numbers, in two sets side by side, of which the second counts from the first on.
+  template <class S>
+  static void steps_travel(const C& ranks) {
+    using Set = moe::ExpertPool<Drawing<S>>;
+    using Shards = moe::mpi::ShardedExperts<Set, C>;
     const Batch batch{ranks.rank(), ranks.size()};
-    const Index experts = 9, dim = Drawing{}.dim;
-    const moe::RoutedExperts<Set> reference{Set(std::vector<Drawing>(static_cast<std::size_t>(experts)))};
-    const moe::RoutedExperts<moe::mpi::ShardedExperts<Set, C>> mixture(
-        moe::mpi::ShardedExperts<Set, C>::of(reference.experts(), ranks, {.waves = 2}));
+    const Index experts = 19, dim = Drawing<S>{}.dim;
+    const Set first(std::vector<Drawing<S>>(8)), second(std::vector<Drawing<S>>(11));
+    const moe::RoutedExperts reference(moe::Concatenated(first, second));
+    const moe::RoutedExperts mixture(
+        moe::Concatenated(Shards::of(first, ranks), Shards::of(second, ranks, {.waves = 2})));
     std::vector<std::int64_t> groups(kTokens), keys(kTokens);
-    for (std::size_t t = 0; t < groups.size(); ++t)
-      groups[t] = static_cast<std::int64_t>(t % 5), keys[t] = 100 - static_cast<std::int64_t>(t);
+    for (std::size_t t = 0; t < groups.size(); ++t) {
+      groups[t] = static_cast<std::int64_t>(t % 5);
+      keys[t] = 100 - static_cast<std::int64_t>(t);
+    }
+    const moe::Matrix<S> tokens = random_matrix<S>(kTokens, dim, 8), dout = random_matrix<S>(kTokens, dim, 9);
+    const auto run_pass = [&](const auto& layer, const moe::Step& step, Index from, Index count, auto& gradient) {
+      moe::Matrix<S> out(count, dim), dtokens(count, dim);
+      const std::vector<Index> all = choices(experts, 2, Choices::Random);
+      const std::vector<S> weights(static_cast<std::size_t>(2 * count), S{1} / 3);
+      const auto chosen = moe::Routing<S>::from(
+          count, std::vector<Index>(all.begin() + 2 * from, all.begin() + 2 * (from + count)), weights, experts);
+      std::vector<S> dweight(weights.size());
+      const moe::Context context(step);
+      typename std::remove_cvref_t<decltype(layer)>::Tape tape;
+      layer.forward(tokens.middleRows(from, count), chosen, context, out, tape);
+      layer.backward(tokens.middleRows(from, count), chosen, context, tape, dout.middleRows(from, count), gradient,
+                     dweight, dtokens);
+      return std::pair(out, dtokens);
+    };
     moe::Step step = moe::Step::train(3, 4);
     step.group_id = groups;
     step.key = keys;
-    const moe::Matrix<double> tokens = random_matrix<double>(kTokens, dim, 8);
-    moe::Matrix<double> expected(kTokens, dim), out(batch.count(), dim);
-    reference.forward(tokens, routing(experts, 2, Choices::Random, 0, kTokens), step, expected);
+    auto expected_gradient = zeros_like(reference);
+    const auto [expected, expected_dtokens] = run_pass(reference, step, 0, kTokens, expected_gradient);
     const std::vector<std::int64_t> ids = moe::mpi::global_ids(ranks, batch.count());
-    const auto part = [&](auto& values) {
-      return std::span<const std::int64_t>(values).subspan(static_cast<std::size_t>(batch.first()),
-                                                           static_cast<std::size_t>(batch.count()));
+    const auto part = [&](const std::vector<std::int64_t>& values) {
+      return std::span(values).subspan(static_cast<std::size_t>(batch.first()),
+                                       static_cast<std::size_t>(batch.count()));
     };
     step.token_id = ids;
     step.group_id = part(groups);
     step.key = part(keys);
-    mixture.forward(batch.own(tokens), routing(experts, 2, Choices::Random, batch.first(), batch.count()), step, out);
-    expect_same("what is drawn", out, batch.own(expected), 0);
+    auto gradient = zeros_like(mixture);
+    const auto [out, dtokens] = run_pass(mixture, step, batch.first(), batch.count(), gradient);
+    expect(same_bits(out, expected.middleRows(batch.first(), batch.count())), "other numbers are drawn");
+    expect(same_bits(dtokens, expected_dtokens.middleRows(batch.first(), batch.count())), "dL/dtokens differs");
+    const auto& of_second = gradient.experts().template set<1>();
+    const auto held = of_second.layout().experts_of(ranks.rank());
+    for (std::size_t l = 0; l < held.size(); ++l)
+      expect(of_second.shard()[static_cast<Index>(l)].scale ==
+                 expected_gradient.experts().template set<1>()[held[l]].scale,
+             "the gradient of expert ", held[l], " differs");
     if (ranks.size() == 1) return;
     step.update += ranks.rank() == ranks.size() - 1 ? 1 : 0;
-    expect_throws<std::invalid_argument>("is at another step", [&] {
-      mixture.forward(batch.own(tokens), routing(experts, 2, Choices::Random, batch.first(), batch.count()), step, out);
-    });
+    expect_throws<std::invalid_argument>("is at another step",
+                                         [&] { run_pass(mixture, step, batch.first(), batch.count(), gradient); });
+  }
+  static void steps_travel_with_rows(const C& ranks) {
+    steps_travel<double>(ranks);
+    steps_travel<float>(ranks);
   }
 
   static void disagreement_is_refused_on_all(const C& ranks) {
@@ -342,6 +395,18 @@ struct ShardedCases {
   using Layer = moe::MoeLayer<moe::BasicLinearRouter<moe::F64>, moe::TopKGate, Sharded>;
   using WholeLayer = moe::MoeLayer<moe::BasicLinearRouter<moe::F64>, moe::TopKGate, Pool>;
 
+  /// A layer, and a parameter that no layer has.
+  struct Named {
+    WholeLayer layer;
+    double more = 1;
+
+    template <class F, class... Self>
+    static void visit(F&& f, Self&... self) {
+      moe::visit(f, self.layer...);
+      f("more", self.more...);
+    }
+  };
+
   template <class L>
   static double pass(const L& layer, const moe::Matrix<double>& tokens, const moe::Matrix<double>& targets,
                      L& gradient) {
@@ -410,9 +475,45 @@ struct ShardedCases {
                                          [&] { layer.forward(batch.tokens, out, workspace); });
   }
 
+  /// Files of a layer over ranks are those of the whole layer, and are read by another number of ranks.
+  static void files_are_those_of_the_whole(const C& ranks) {
+    std::vector<std::int64_t> name = {ranks.rank() == 0 ? static_cast<std::int64_t>(std::random_device{}()) : 0};
+    moe::mpi::all_reduce<std::int64_t>(ranks, name);
+    const auto path = std::filesystem::temp_directory_path() / ("moe_test_ranks_" + std::to_string(name[0]));
+    const std::string saved = path.string() + "_saved", whole_file = path.string() + "_whole",
+                      more = path.string() + "_more";
+    const auto router = moe::BasicLinearRouter<moe::F64>::random(11, kInputs, 21);
+    const WholeLayer whole(router, {.k = 2}, pool(11));
+    const Layer layer(router, {.k = 2}, Sharded::of(pool(11), ranks));
+    if (ranks.rank() == 0) {
+      moe::save_parameters(whole_file, whole);
+      moe::save_parameters(more, Named{whole});
+    }
+    moe::mpi::save_parameters(saved, layer);
+    expect(read_bytes(saved) == read_bytes(whole_file), "the file is not that of the whole layer");
+    const C half = ranks.split(ranks.rank() % 2, ranks.rank());
+    Layer other(moe::BasicLinearRouter<moe::F64>(11, kInputs), {.k = 2}, Sharded::of(pool(11, 99), half));
+    moe::mpi::load_parameters(whole_file, other);
+    expect_same("the router", flat(other.router()), flat(whole.router()), 0);
+    const auto held = other.experts().layout().experts_of(half.rank());
+    for (std::size_t l = 0; l < held.size(); ++l)
+      expect_same("an expert", flat(other.experts().shard()[static_cast<Index>(l)]), flat(whole.experts()[held[l]]), 0);
+    const moe::BalancedPlacement placement =
+        moe::balance_experts(std::vector<double>(11, 1.0), {.places = 2 * 8 * 2, .ranks = ranks.size()});
+    const Layer copies(router, {.k = 2}, Sharded::placed(pool(11), placement, ranks));
+    moe::mpi::save_parameters(saved, copies);
+    expect(read_bytes(saved) == read_bytes(whole_file), "the file of copies is not that of the whole layer");
+    expect_throws<std::runtime_error>("tensor 'more' is a parameter of the layer on no rank",
+                                      [&] { moe::mpi::load_parameters(more, other); });
+    moe::mpi::barrier(ranks);
+    if (ranks.rank() == 0)
+      for (const std::string& file : {saved, whole_file, more}) std::filesystem::remove(file);
+  }
+
   static auto all() {
     using Case = void (*)(const C&);
     return std::vector<std::pair<const char*, Case>>{
+        {"files are those of the whole", &files_are_those_of_the_whole},
         {"bits of one process", &bits_of_one_process},
         {"waves have the bits of one", &waves_have_the_bits_of_one},
         {"hierarchical exchange has the bits of flat", &hierarchical_exchange_has_the_bits_of_flat},

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/io/file/parameters.hpp"
+#include "moe/layer/structure.hpp"
+#include "moe/mpi/reduce_gradient.hpp"
+
+namespace moe::inline MOE_ABI::mpi {
+
+namespace detail {
+
+/// All numbers of an expert, parameters and state, one after the other.
+struct AppendNumbers {
+  std::vector<std::byte>& bytes;
+
+  template <class Leaf>
+  void operator()(const std::string&, const Leaf& leaf) const {
+    std::vector<ParameterScalar<Leaf>> values(static_cast<std::size_t>(parameter_size(leaf)));
+    read_parameter(leaf, std::span(values));
+    const auto of_leaf = std::as_bytes(std::span(values));
+    bytes.insert(bytes.end(), of_leaf.begin(), of_leaf.end());
+  }
+};
+struct TakeNumbers {
+  std::span<const std::byte>& bytes;
+
+  template <class Leaf>
+  void operator()(const std::string&, Leaf& leaf) const {
+    std::vector<ParameterScalar<Leaf>> values(static_cast<std::size_t>(parameter_size(leaf)));
+    const auto to = std::as_writable_bytes(std::span(values));
+    std::ranges::copy(bytes.first(to.size()), to.begin());
+    bytes = bytes.subspan(to.size());
+    write_parameter(leaf, std::span<const ParameterScalar<Leaf>>(values));
+  }
+};
+
+/// The names of all ranks as hashes, of which no two meet but by chance.
+template <Communicator C>
+std::set<std::uint64_t> gather_names(const C& ranks, const std::set<std::string, std::less<>>& names,
+                                     const auto& hash_of) {
+  std::vector<std::uint64_t> own;
+  for (const std::string& name : names) own.push_back(hash_of(name));
+  std::vector<Index> most = {std::ssize(own)};
+  all_reduce<Index>(ranks, most, Reduction::Most);
+  own.resize(static_cast<std::size_t>(most[0]), own.empty() ? 0 : own.front());
+  const std::vector<std::uint64_t> all = all_gather<std::uint64_t>(ranks, own);
+  return {all.begin(), all.end()};
+}
+
+}  // namespace detail
+
+/// All experts on rank 0, copied from the ranks that hold them, and nothing on the others. Collective. Throws
+/// std::invalid_argument on all ranks if experts are cut into slices, or are not all of one size.
+template <class X, Communicator C>
+std::optional<X> gather_experts(const ShardedExperts<X, C>& sharded)
+  requires(TakesExperts<X> && detail::IndexedSet<X>)
+{
+  constexpr const char* kFunction = "moe::mpi::gather_experts";
+  const ShardLayout& layout = sharded.layout();
+  const C& ranks = sharded.ranks();
+  if (layout.slices() > 1) fail(kFunction, ": experts are cut into ", layout.slices(), " slices, expected whole ones");
+  const auto for_each_owned = [&](Index rank, const auto& f) {  // those whose first holder it is
+    const auto held = layout.experts_of(rank);
+    for (std::size_t l = 0; l < held.size(); ++l)
+      if (detail::ranks_of(layout, held[l]).front() == rank) f(held[l], static_cast<Index>(l));
+  };
+  std::vector<std::byte> send, first;
+  moe::visit_all(detail::AppendNumbers{first}, sharded.shard()[0]);
+  bool is_even = true;
+  for_each_owned(ranks.rank(), [&](Index, Index l) {
+    std::vector<std::byte> numbers;
+    moe::visit_all(detail::AppendNumbers{numbers}, sharded.shard()[l]);
+    is_even = is_even && numbers.size() == first.size();
+    send.insert(send.end(), numbers.begin(), numbers.end());
+  });
+  detail::require_on_all(ranks, kFunction, is_even, " has experts of several sizes, expected them to be equal");
+  require_same(ranks, kFunction, "bytes of an expert", std::ssize(first));
+  std::vector<Index> sent(static_cast<std::size_t>(ranks.size())), received(sent.size());
+  sent[0] = std::ssize(send);
+  if (ranks.rank() == 0)
+    for (Index r = 0; r < ranks.size(); ++r)
+      for_each_owned(r, [&](Index, Index) { received[static_cast<std::size_t>(r)] += std::ssize(first); });
+  Index total = 0;
+  for (const Index bytes : received) total += bytes;
+  std::vector<std::byte> all(static_cast<std::size_t>(total));
+  all_to_all(ranks, send, sent, all, received);
+  if (ranks.rank() != 0) return std::nullopt;
+  X whole = sharded.shard().take(std::vector<Index>(static_cast<std::size_t>(layout.num_experts()), 0));
+  std::span<const std::byte> from = all;
+  for (Index r = 0; r < ranks.size(); ++r)
+    for_each_owned(r, [&](Index e, Index) { moe::visit_all(detail::TakeNumbers{from}, whole[e]); });
+  return whole;
+}
+
+/// Saves a layer with sharded experts as the file that moe::save_parameters() makes of the whole layer: rank 0 gathers
+/// the experts, for which it needs memory, and writes. Collective: returns when the file is there. Throws as these.
+template <class Layer>
+void save_parameters(const std::filesystem::path& path, const Layer& layer, const Metadata& metadata = {}) {
+  const auto& sharded = layer.experts();
+  if (auto whole = gather_experts(sharded))
+    moe::save_parameters(path, moe::with_experts(layer, std::move(*whole)), metadata);
+  barrier(sharded.ranks());
+}
+
+/// Sets what this rank has of a layer from the file of the whole one, whichever number of ranks has saved it: other
+/// experts are not read. Experts in slices are not in such a file by their parts: cut a layer that has been loaded (see
+/// ShardedExperts::of). Collective. Throws std::runtime_error as moe::load_parameters() does, also where a tensor of
+/// the file is a parameter on no rank; the layer is untouched then.
+template <class Layer>
+Metadata load_parameters(const std::filesystem::path& path, Layer& layer, Narrowing narrowing = Narrowing::Refuse) {
+  const SafetensorsReader file(path);
+  const std::string label = std::string("moe::mpi::load_parameters: '") + path.string() + "'";
+  std::set<std::string, std::less<>> expected;
+  visit_all(
+      [&](const std::string& name, const auto& leaf) {
+        moe::detail::check_leaf(label, file, name, leaf, [&](const std::string& tensor) { expected.insert(tensor); });
+      },
+      layer);
+  const auto hash_of = [](const std::string& name) {
+    std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+    for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
+    return hash;
+  };
+  const std::set<std::uint64_t> of_all = detail::gather_names(layer.experts().ranks(), expected, hash_of);
+  for (const auto& [name, info] : file.tensors())
+    if (!of_all.contains(hash_of(name)))
+      fail_environment(label, ": tensor '", name, "' is a parameter of the layer on no rank");
+  Layer loaded = layer;
+  visit_all([&](const std::string& name, auto& leaf) { moe::detail::load_leaf(label, file, name, leaf, narrowing); },
+            loaded);
+  layer = std::move(loaded);
+  return file.metadata();
+}
+
+}  // namespace moe::inline MOE_ABI::mpi
