@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: MIT
+// Ranks that are threads: the cases of all communicators, failures, timeouts, and the network that they imitate.
 #include "moe/mpi/self.hpp"
 #include "moe/mpi/threads.hpp"
 #include "mpi/communicator_cases.hpp"

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: MIT
 // The suite of tests/mpi under mpirun: what passes on threads passes on processes. Rank 0 says which case has failed,
 // and every rank ends with the number of its failures.
 #include "moe/mpi/mpi_communicator.hpp"

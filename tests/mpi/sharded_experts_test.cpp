@@ -1,16 +1,75 @@
+// SPDX-License-Identifier: MIT
+// Experts over ranks that are threads: the cases of all communicators, errors of one rank, and who holds what.
 #include "moe/mpi/sharded_experts.hpp"
 
-#include "moe/mpi/self.hpp"
+#include <chrono>
+
 #include "moe/mpi/threads.hpp"
 #include "mpi/sharded_cases.hpp"
 #include "support/catch.hpp"
 
+using moe::Index;
+using moe::mpi::ShardLayout;
 using moe::mpi::Threads;
 
 TEST_CASE("ShardedExperts: 1, 2, 4 and 8 ranks are one process", "[mpi]") {
-  const moe::Index size = GENERATE(1, 2, 4, 8);
+  const Index size = GENERATE(1, 2, 4, 8);
   for (const auto& [name, run] : test::ShardedCases<Threads>::all()) {
     CAPTURE(size, name);
     CHECK_NOTHROW(moe::mpi::run_ranks(size, run, {.timeout = 60}));
   }
+}
+
+TEST_CASE("ShardedExperts: an error of one rank in a pass ends all", "[mpi][error]") {
+  using Cases = test::ShardedCases<Threads>;
+  const auto start = std::chrono::steady_clock::now();
+  const auto one_with_other_tokens = [](const Threads& ranks) {
+    const moe::RoutedExperts<Cases::Sharded> mixture(Cases::Sharded::of(Cases::pool(8), ranks));
+    const Index columns = Cases::kInputs + (ranks.rank() == 2 ? 1 : 0);
+    moe::Matrix<double> out(3, Cases::kOutputs);
+    mixture.forward(test::random_matrix<double>(3, columns), Cases::routing(8, 2, Cases::Choices::Random, 0, 3),
+                    moe::Step{}, out);
+  };
+  CHECK_THROWS_WITH(moe::mpi::run_ranks(4, one_with_other_tokens),
+                    "moe::RoutedExperts::forward: tokens is [3, 11], expected [3, 10]");
+  CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(30));
+}
+
+TEST_CASE("ShardLayout: shards are consecutive, as even as can be, and none is empty", "[mpi]") {
+  for (const Index ranks : {1, 2, 3, 8})
+    for (const Index experts : {8, 9, 15}) {
+      CAPTURE(ranks, experts);
+      const ShardLayout layout = ShardLayout::contiguous(experts, ranks);
+      Index next = 0;
+      for (Index r = 0; r < ranks; ++r) {
+        const auto held = layout.experts_of(r);
+        CHECK((std::ssize(held) == experts / ranks || std::ssize(held) == experts / ranks + 1));
+        for (const Index e : held) CHECK(e == next++);
+      }
+      CHECK(next == experts);
+    }
+  CHECK_THROWS_WITH(ShardLayout::contiguous(8, 6, 4),
+                    "moe::mpi::ShardLayout::contiguous: 4 slices on 6 ranks, expected a number that divides them");
+  CHECK_THROWS_AS(ShardLayout::contiguous(3, 4), std::invalid_argument);
+  CHECK_THROWS_AS(ShardLayout::contiguous(0, 1), std::invalid_argument);
+  CHECK_THROWS_AS(ShardLayout::placed({.expert_of_place = {0, 1, 2}, .places_of_expert = {{0}, {1}, {2}}}, 2),
+                  std::invalid_argument);
+}
+
+TEST_CASE("ShardLayout: a row goes to a copy on its rank, else on its node, else to any, in turn", "[mpi]") {
+  // Expert 0 on ranks 0 and 2, expert 1 on 1 and 3, expert 2 twice on both 2 and 3; two ranks are a node.
+  const ShardLayout layout = ShardLayout::placed({.expert_of_place = {0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2, 2},
+                                                  .places_of_expert = {{0, 1, 2, 8}, {3, 4, 5, 9}, {6, 7, 10, 11}}},
+                                                 4);
+  const auto ranks_of = [&](Index e, Index from) {
+    std::vector<Index> ranks;
+    for (Index n = 0; n < 4; ++n) ranks.push_back(layout.copy_for(e, from, 2, n).rank);
+    return ranks;
+  };
+  CHECK(ranks_of(0, 0) == std::vector<Index>{0, 0, 0, 0});  // its own
+  CHECK(ranks_of(0, 1) == std::vector<Index>{0, 0, 0, 0});  // the neighbour's
+  CHECK(ranks_of(0, 3) == std::vector<Index>{2, 2, 2, 2});
+  CHECK(ranks_of(2, 0) == std::vector<Index>{2, 2, 3, 3});  // far away: in turn, from the rank's own number on
+  CHECK(ranks_of(2, 1) == std::vector<Index>{2, 3, 3, 2});
+  CHECK(layout.experts_of(3).size() == 2);  // two shares, held once
 }
