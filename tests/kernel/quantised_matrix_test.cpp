@@ -265,6 +265,82 @@ TEST_CASE("PanelMatrix<Quantised>: the first planes are the weights of fewer bit
     }
 }
 
+TEST_CASE("PanelMatrix<Quantised>: planes are the bits of codes, and come back one after the other", "[kernel]") {
+  for (const auto& [outputs, order] : {std::pair<Index, PanelOrder>{21, PanelOrder::Plain},
+                                       {1, PanelOrder::Plain},
+                                       {38, PanelOrder::Paired},
+                                       {2, PanelOrder::Paired}})
+    for (const Index inputs : {1, 32, 70, 129})
+      for (const Index group : {0, 32, 64}) {
+        CAPTURE(outputs, inputs, group);
+        const Panels whole = random_panels(outputs, inputs, order, WeightFormat::planes(5, group));
+        Panels part = whole.first_planes(2);
+        for (int p = 0; p < 5; ++p) {
+          const std::vector<std::uint32_t> words = whole.plane(p);
+          REQUIRE(std::ssize(words) == (inputs + 31) / 32 * outputs);
+          for (Index o = 0; o < outputs; ++o)
+            for (Index i = 0; i < (inputs + 31) / 32 * 32; ++i) {
+              const std::uint32_t bit = words[static_cast<std::size_t>(i / 32 * outputs + o)] >> i % 32 & 1u;
+              REQUIRE(bit == (i < inputs ? whole.code(o, i) >> (4 - p) & 1u : 0u));
+            }
+          if (p < 2) continue;
+          part = part.with_planes(words);
+          REQUIRE(part.rows().codes == whole.first_planes(p + 1).rows().codes);
+          REQUIRE(part.rows().scales == whole.first_planes(p + 1).rows().scales);
+        }
+        std::vector<std::uint32_t> rest = whole.plane(1);
+        for (const int p : {2, 3, 4})
+          for (const std::uint32_t word : whole.plane(p)) rest.push_back(word);
+        const Panels at_once = whole.first_planes(1).with_planes(rest);
+        CHECK(at_once.rows().codes == whole.rows().codes);
+        CHECK(at_once.rows().zeros == whole.rows().zeros);
+        CHECK(at_once.format() == whole.format());
+        if (inputs % 32 == 0) continue;
+        rest.back() = ~0u;
+        CHECK_THROWS_AS(whole.first_planes(1).with_planes(rest), std::invalid_argument);
+      }
+  Panels few = random_panels(9, 40, PanelOrder::Plain, WeightFormat::planes(7));
+  std::vector<std::uint32_t> words = few.plane(0);
+  CHECK_THROWS_AS(few.plane(7), std::invalid_argument);
+  CHECK_THROWS_AS(few.plane(-1), std::invalid_argument);
+  CHECK_THROWS_AS(random_panels(9, 40, PanelOrder::Plain, WeightFormat::int4()).plane(0), std::invalid_argument);
+  words.resize(2 * words.size());
+  CHECK_THROWS_AS(few.with_planes(words), std::invalid_argument);  // 9 bits
+  CHECK_THROWS_AS(few.set_plane(0, words), std::invalid_argument);
+  words.pop_back();
+  CHECK_THROWS_AS(few.with_planes(words), std::invalid_argument);
+}
+
+TEST_CASE("PanelMatrix<Quantised>: each plane takes from the residual what its steps say", "[kernel][property]") {
+  // Of the codes nearest to w inside their range, the next bit is the sign of the residual R of those before, and moves
+  // the weight by a quarter s of the last step: |R'|^2 = |R|^2 - 2 s |R|_1 + g s^2, D2MoE's identity where s = |R|_1 /
+  // g.
+  const moe::PanelMatrix<moe::F32> weights = [] {
+    moe::PanelMatrix<moe::F32> made(16, 64);
+    const moe::RandomField random(moe::Purpose::User, 3);
+    for (Index o = 0; o < 16; ++o)
+      for (Index i = 0; i < 64; ++i) made(o, i) = static_cast<float>(random.normal(o, i));
+    return made;
+  }();
+  Panels whole(16, 64, PanelOrder::Plain, WeightFormat::planes(8, 32, ScaleType::F32));
+  whole.round(weights);
+  for (Index o = 0; o < 16; ++o)
+    for (Index g = 0; g < 2; ++g)
+      for (int bits = 1; bits < 7; ++bits) {  // so that what 8 bits round away is small beside a step
+        const Panels before = whole.first_planes(bits), after = whole.first_planes(bits + 1);
+        const double step = static_cast<double>(after.scale(o, g)) / 2;
+        double norm = 0, sum = 0, next = 0;
+        for (Index i = 32 * g; i < 32 * g + 32; ++i) {
+          const double w = static_cast<double>(weights(o, i)), r = w - static_cast<double>(before.get(o, i));
+          norm += r * r, sum += std::abs(r);
+          next += std::pow(w - static_cast<double>(after.get(o, i)), 2);
+        }
+        CAPTURE(o, g, bits);
+        CHECK_THAT(next, Catch::Matchers::WithinAbs(norm - 2 * step * sum + 32 * step * step, 1e-5 * norm));
+        CHECK(next < norm);
+      }
+}
+
 TEST_CASE("PanelMatrix<Quantised>: copies share their codes until one is written", "[kernel]") {
   Panels first = random_panels(9, 40, PanelOrder::Plain, WeightFormat::int4());
   const Panels second = first;

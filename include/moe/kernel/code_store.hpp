@@ -137,6 +137,21 @@ struct CodeStore {
     }
   }
 
+  /// Calls f(at, word, count) for the words of plane p that lie side by side: bits of 32 inputs each, `count` of them
+  /// from byte `at` of the memory on; word = step * outputs + first output.
+  template <class F>
+  void for_each_plane_run(int p, const F& f) const {
+    const bool is_paired = order == PanelOrder::Paired;
+    const Index units = is_paired ? outputs / 2 : outputs, width = is_paired ? kLanes : kWidth;
+    for (Index step = 0; step < (panels.inputs + 31) / 32; ++step)
+      for (Index unit = 0; unit < units; unit += width)
+        for (Index first = unit; first < outputs; first += units) {
+          const Place at = place(first, 32 * step);
+          f(at.panel * panels.panel_bytes + at.code + p * (4 * kWidth), step * outputs + first,
+            std::min(width, units - unit));
+        }
+  }
+
   const std::byte* at_panel(Index panel) const { return panels.panel(panel); }
   std::uint32_t load(Index panel, Index at, int bytes) const {
     std::uint32_t bits = 0;

@@ -291,21 +291,46 @@ class PanelMatrix<Quantised> {
   /// have been. Throws std::invalid_argument for other formats, and unless 1 <= bits <= format().bits.
   PanelMatrix first_planes(int bits) const {
     constexpr const char* kFunction = "moe::PanelMatrix::first_planes";
-    const WeightFormat whole = format();
-    if (whole.code != WeightCode::Planes || bits < 1 || bits > whole.bits)
-      fail(kFunction, ": ", bits, " planes of ", whole.name(), ", expected planes, and 1 to as many as there are");
-    WeightFormat fewer = whole;
-    fewer.bits = bits;
-    PanelMatrix result(outputs(), inputs(), order(), fewer);
-    for (Index o = 0; o < outputs(); ++o) {
-      for (Index g = 0; g < num_groups(); ++g) {
-        result.set_scale(o, g, std::ldexp(scale(o, g), whole.bits - bits));
-        if (whole.has_zero_points) result.set_zero_point(o, g, zero_point(o, g));
-      }
-      for (Index i = 0; i < inputs(); ++i)
-        result.own().store_code(result.state_->place(o, i),
-                                state_->load_code(state_->place(o, i)) >> (whole.bits - bits));
-    }
+    require_planes(kFunction, bits);
+    PanelMatrix result = with_bits(bits);
+    for (int p = 0; p < bits; ++p) result.set_plane(p, plane(p));
+    return result;
+  }
+  /// Plane p of Planes, the highest bit being 0: bit i of word s * outputs + o is that of weight (o, 32 s + i), 0
+  /// behind the last input. The same on every instruction set. Throws std::invalid_argument for a plane that is not
+  /// there.
+  std::vector<std::uint32_t> plane(int p) const {
+    require_planes("moe::PanelMatrix::plane", p + 1);
+    std::vector<std::uint32_t> words(static_cast<std::size_t>(plane_words()));
+    state_->for_each_plane_run(p, [&](Index at, Index word, Index count) {
+      std::memcpy(words.data() + word, state_->memory.data() + at, static_cast<std::size_t>(4 * count));
+    });
+    return words;
+  }
+  /// Throws as plane(), and for another number of words and bits behind the last input.
+  void set_plane(int p, std::span<const std::uint32_t> words) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_plane";
+    require_planes(kFunction, p + 1);
+    require_words(kFunction, words, 1);
+    detail::CodeStore& state = own();
+    state.for_each_plane_run(p, [&](Index at, Index word, Index count) {
+      std::memcpy(state.memory.data() + at, words.data() + word, static_cast<std::size_t>(4 * count));
+    });
+  }
+  /// The matrix with more planes, whose words follow each other: what first_planes(format().bits) takes away, so that
+  ///   whole.first_planes(b).with_planes(the others of `whole`) is `whole`
+  /// bit for bit. Throws std::invalid_argument for other formats, words of no whole planes, and more than 8 bits.
+  PanelMatrix with_planes(std::span<const std::uint32_t> words) const {
+    constexpr const char* kFunction = "moe::PanelMatrix::with_planes";
+    require_planes(kFunction, format().bits);
+    const auto size = static_cast<std::size_t>(plane_words());
+    const int bits = format().bits,
+              more = size == 0 ? 0 : static_cast<int>(std::min<std::size_t>(words.size() / size, 9));
+    require_words(kFunction, words, more);
+    if (bits + more > 8) fail(kFunction, ": ", more, " planes beside ", bits, ", expected at most 8 of them");
+    PanelMatrix result = with_bits(bits + more);
+    for (int p = 0; p < bits; ++p) result.set_plane(p, plane(p));
+    for (int p = 0; p < more; ++p) result.set_plane(bits + p, words.subspan(static_cast<std::size_t>(p) * size, size));
     return result;
   }
 
@@ -392,6 +417,37 @@ class PanelMatrix<Quantised> {
       bits |= (value >> place % 8 & ((1u << part) - 1)) << b;
     }
     return bits;
+  }
+
+  Index plane_words() const { return (inputs() + 31) / 32 * outputs(); }
+  void require_planes(const char* function, int bits) const {
+    const WeightFormat whole = format();
+    if (whole.code != WeightCode::Planes || bits < 1 || bits > whole.bits)
+      fail(function, ": ", bits, " planes of ", whole.name(), ", expected planes, and 1 to as many as there are");
+  }
+  void require_words(const char* function, std::span<const std::uint32_t> words, int planes) const {
+    const Index expected = planes * plane_words();
+    if (std::ssize(words) != expected)
+      fail(function, ": ", words.size(), " words, expected ", expected, " = planes * ceil(inputs / 32) * outputs");
+    const Index used = inputs() % 32;
+    if (used == 0) return;
+    for (Index p = 1; p <= planes; ++p)
+      for (Index o = 1; o <= outputs(); ++o)
+        if (words[static_cast<std::size_t>(p * plane_words() - o)] >> used != 0)
+          fail(function, ": bits of output ", outputs() - o, " behind input ", inputs() - 1, ", expected zeros");
+  }
+  /// Planes of so many bits, all 0, between the limits of this one: with its offsets, and its scales in that step.
+  PanelMatrix with_bits(int bits) const {
+    WeightFormat format = this->format();
+    const int lost = format.bits - bits;
+    format.bits = bits;
+    PanelMatrix result(outputs(), inputs(), order(), format);
+    for (Index o = 0; o < outputs(); ++o)
+      for (Index g = 0; g < num_groups(); ++g) {
+        result.set_scale(o, g, std::ldexp(scale(o, g), lost));
+        if (format.has_zero_points) result.set_zero_point(o, g, zero_point(o, g));
+      }
+    return result;
   }
 
   detail::CodeStore& own() {
