@@ -10,6 +10,11 @@
 #include "moe/serve/expert_cache.hpp"
 #include "moe/serve/expert_file.hpp"
 
+// Experts whose precision comes from a file level by level, while others compute.
+#include "moe/serve/load_schedule.hpp"
+#include "moe/serve/nested_experts.hpp"
+#include "moe/serve/pipelined_experts.hpp"
+
 // Which experts tokens went to, and what that says.
 #include "moe/serve/routing_trace.hpp"
 #include "moe/serve/segment_routing.hpp"

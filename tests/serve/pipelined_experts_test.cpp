@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+// Experts whose precision comes from a file plane by plane: the bits of levels in memory, in whatever order they come.
+#include "moe/serve/pipelined_experts.hpp"
+
+#include <array>
+#include <atomic>
+#include <filesystem>
+#include <thread>
+
+#include "layer/fixtures.hpp"
+#include "moe/compress/quantise.hpp"
+#include "moe/expert/glu.hpp"
+#include "moe/layer/structure.hpp"
+#include "support/catch.hpp"
+#include "support/files.hpp"
+#include "support/thread_executor.hpp"
+
+using moe::Index;
+using moe::Matrix;
+using E = moe::BasicGlu<moe::Quantised>;
+
+namespace {
+
+constexpr Index kExperts = 5, kLevels = 3, kDim = 40, kHidden = 21, kTokens = 30;
+constexpr std::array kBits = {2, 3, 5};
+
+moe::ExpertPool<E> planes() {
+  return moe::quantise(moe::ExpertPool<moe::Glu>::random(kExperts, kDim, kHidden, 3, moe::Bias::Zero),
+                       moe::WeightFormat::planes(kBits.back(), 32));
+}
+
+/// Two choices per token at levels by lot; expert 3 has no rows, expert 1 none of the highest level.
+moe::DispatchPlan any_plan(std::uint64_t seed) {
+  const moe::RandomField random(moe::Purpose::User, seed);
+  std::vector<Index> ids;
+  for (Index a = 0; a < 2 * kTokens; ++a) {
+    const auto e = static_cast<Index>(random.below(kExperts, a));
+    const auto level = static_cast<Index>(random.below(e == 1 ? kLevels - 1 : kLevels, a, 1));
+    ids.push_back(e == 3 ? -1 : e * kLevels + level);
+  }
+  moe::DispatchPlan plan;
+  plan.build(moe::Routing<float>::from(kTokens, ids, {}, kExperts * kLevels), kExperts * kLevels);
+  return plan;
+}
+
+template <class X>
+Matrix<float> rows_of(const X& experts, const moe::DispatchPlan& plan, std::uint64_t seed, Index workers = 1) {
+  test::ThreadExecutor executor(workers);
+  const moe::UseExecutor use(executor);
+  const auto tokens = test::random_matrix<float>(kTokens, kDim, seed);
+  moe::Scratch scratch;
+  moe::RowBuffer<float> rows;
+  test::poison(rows, plan.num_rows(), moe::row_width(experts));
+  experts.forward(tokens, plan, {moe::Step::train(seed), scratch}, rows);
+  return rows.matrix().leftCols(experts.output_dim());
+}
+
+/// The last expert first, as wrong as can be.
+std::vector<Index> backwards(std::span<const moe::LoadJob> jobs) {
+  std::vector<Index> order = moe::expert_id_order(jobs);
+  std::ranges::stable_sort(order, std::ranges::greater(),
+                           [&](Index job) { return jobs[static_cast<std::size_t>(job)].expert; });
+  return order;
+}
+/// All lowest levels before any other: with little room none could be finished, if experts were not admitted whole.
+std::vector<Index> level_by_level(std::span<const moe::LoadJob> jobs) {
+  std::vector<Index> order = moe::expert_id_order(jobs);
+  std::ranges::stable_sort(order, {}, [&](Index job) { return jobs[static_cast<std::size_t>(job)].level; });
+  return order;
+}
+
+}  // namespace
+
+TEST_CASE("PipelinedExperts: the bits of levels in memory, for every schedule, budget and number of threads",
+          "[serve][property]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = planes();
+  const auto levels = moe::nested_experts(pool, kBits);
+  REQUIRE(levels.size() == kExperts * kLevels);
+  moe::save_nested_experts(directory / "planes", pool, kBits);
+  const auto file = std::make_shared<const moe::NestedExpertFile<E>>(directory / "planes", pool[0]);
+  REQUIRE(file->size() == kExperts);
+  REQUIRE(file->levels() == kLevels);
+  for (Index e = 0; e < kExperts; ++e)
+    for (Index l = 0; l < kLevels; ++l) CHECK(file->bytes(e, l) == moe::memory_bytes(levels[e * kLevels + l]));
+  const std::size_t one = file->bytes(0, kLevels - 1);
+  for (const moe::LoadSchedule& schedule :
+       {moe::LoadSchedule(moe::hottest_expert_bit_first), moe::LoadSchedule(moe::expert_id_order),
+        moe::LoadSchedule(backwards), moe::LoadSchedule(level_by_level)})
+    for (const std::size_t budget : {one, 2 * one + 1, kExperts * one}) {
+      const moe::PipelinedExperts<E> pipelined(file, budget, schedule);
+      for (std::uint64_t seed = 1; seed <= 3; ++seed)
+        for (const Index workers : {1, 3}) {
+          CAPTURE(budget, seed, workers);
+          const moe::DispatchPlan plan = any_plan(seed);
+          REQUIRE(test::same_bits(rows_of(pipelined, plan, seed, workers), rows_of(levels, plan, seed)));
+        }
+      const moe::PipelineStatistics done = pipelined.statistics();
+      CHECK(done.calls == 6);
+      CHECK(done.peak_bytes <= budget);
+      std::int64_t loads = 0;
+      std::uint64_t bytes = 0;
+      for (std::uint64_t seed = 1; seed <= 3; ++seed)
+        for (const moe::DispatchPlan plan = any_plan(seed); const moe::LoadJob& job : moe::load_jobs(plan, kLevels))
+          loads += 2, bytes += 2 * file->file_bytes(job.expert, job.level);
+      CHECK(done.loads == loads);
+      CHECK(done.loaded_bytes == bytes);
+    }
+}
+
+TEST_CASE("PipelinedExperts: a layer whose choices have levels, and several threads that share it", "[serve]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = planes();
+  moe::save_nested_experts(directory / "planes", pool, kBits);
+  const auto file = std::make_shared<const moe::NestedExpertFile<E>>(directory / "planes", pool[0]);
+  const moe::PipelinedExperts<E> pipelined(file, 2 * file->bytes(0, kLevels - 1));
+  const auto levels = moe::nested_experts(pool, kBits);
+  const auto expected = rows_of(levels, any_plan(1), 1);
+  std::atomic<Index> wrong{0};
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i)
+    threads.emplace_back([&] {
+      for (int n = 0; n < 5; ++n) wrong += test::same_bits(rows_of(pipelined, any_plan(1), 1), expected) ? 0 : 1;
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+
+  const auto router = moe::LinearRouter::random(kExperts, kDim, 1);
+  const auto tokens = test::random_matrix<float>(kTokens, kDim, 9);
+  Matrix<float> logits(kTokens, kExperts), out(kTokens, kDim), same(kTokens, kDim);
+  router.logits(tokens, moe::Step{}, logits);
+  moe::Routing<float> routing;
+  moe::TopKGate{.k = 2}.route(logits, moe::Step{}, routing);
+  for (Index level = 0; level < kLevels; ++level) {  // all at one level: the pool of so many bits
+    moe::Routing<float> at = routing;
+    moe::route_to_level(at, kLevels, level);
+    moe::RoutedExperts<moe::PipelinedExperts<E>>(pipelined).forward(tokens, at, moe::Step{}, out);
+    std::vector<E> few;
+    for (Index e = 0; e < kExperts; ++e) few.push_back(levels[e * kLevels + level]);
+    moe::RoutedExperts<moe::ExpertPool<E>>(moe::ExpertPool<E>(std::move(few)))
+        .forward(tokens, routing, moe::Step{}, same);
+    CHECK(test::same_bits(out, same));
+  }
+  CHECK_THROWS_AS(moe::route_to_level(routing, kLevels, kLevels), std::invalid_argument);
+}
+
+TEST_CASE("load_jobs: levels that rows need, with those of higher levels counted below", "[serve]") {
+  const moe::DispatchPlan plan = any_plan(4);
+  const auto jobs = moe::load_jobs(plan, kLevels, {.load = {5, 2, 1}, .compute = {7, 7, 7}, .compute_row = {1, 2, 3}});
+  Index at = 0;
+  for (Index e = 0; e < kExperts; ++e)
+    for (Index l = 0; l < kLevels; ++l) {
+      Index rows = 0;
+      for (Index higher = l; higher < kLevels; ++higher) rows += plan.rows_of(e * kLevels + higher);
+      if (rows == 0) continue;
+      const moe::LoadJob& job = jobs[static_cast<std::size_t>(at++)];
+      const auto own = static_cast<double>(plan.rows_of(e * kLevels + l));
+      CHECK((job.expert == e && job.level == l && job.rows == rows));
+      CHECK(job.load == (l == 0 ? 5 : l == 1 ? 2 : 1));
+      CHECK(job.compute == (own > 0 ? 7 + own * static_cast<double>(l + 1) : 0));
+    }
+  CHECK(at == std::ssize(jobs));
+  CHECK_THROWS_AS(moe::load_jobs(plan, 4), std::invalid_argument);
+  CHECK_THROWS_AS(moe::load_jobs(plan, kLevels, {.load = {1}}), std::invalid_argument);
+}
+
+TEST_CASE("PipelinedExperts: files that break off, schedules that are none and small budgets throw in the call",
+          "[serve][error]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = planes();
+  moe::save_nested_experts(directory / "planes", pool, kBits);
+  const std::string bytes = test::read_bytes(directory / "planes");
+  const auto file = std::make_shared<const moe::NestedExpertFile<E>>(directory / "planes", pool[0]);
+  const std::size_t one = file->bytes(0, kLevels - 1);
+  CHECK_THROWS_AS(moe::PipelinedExperts<E>(file, one - 1), std::invalid_argument);
+  const auto expected = rows_of(moe::nested_experts(pool, kBits), any_plan(1), 1);
+  const moe::PipelinedExperts<E> pipelined(file, 2 * one);
+  std::filesystem::resize_file(directory / "planes", bytes.size() / 2);
+  CHECK_THROWS_AS(rows_of(pipelined, any_plan(1), 1), std::runtime_error);
+  test::write_bytes(directory / "planes", bytes);
+  CHECK(test::same_bits(rows_of(pipelined, any_plan(1), 1), expected));
+
+  const moe::PipelinedExperts<E> none(file, one, [](auto) { return std::vector<Index>{0}; });
+  CHECK_THROWS_AS(rows_of(none, any_plan(1), 1), std::invalid_argument);
+  const moe::PipelinedExperts<E> downwards(file, one, [](auto jobs) {
+    std::vector<Index> order = moe::expert_id_order(jobs);
+    std::ranges::reverse(order);
+    return order;
+  });
+  CHECK_THROWS_AS(rows_of(downwards, any_plan(1), 1), std::invalid_argument);
+  moe::DispatchPlan nothing;
+  nothing.build(moe::Routing<float>::from(kTokens, std::vector<int>(kTokens, -1), {}, kExperts * kLevels),
+                kExperts * kLevels);
+  const moe::Step step;
+  moe::Scratch scratch;
+  moe::RowBuffer<float> rows;
+  rows.resize(1, none.row_width());
+  CHECK_NOTHROW(
+      none.forward(Matrix<float>::Zero(kTokens, kDim), nothing, {step, scratch}, rows));  // asks for no schedule
+}
+
+TEST_CASE("NestedExpertFile: files of other things, levels that do not rise and experts that are not there",
+          "[serve][error]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = planes();
+  const auto save = [&](std::vector<int> bits) { moe::save_nested_experts(directory / "planes", pool, bits); };
+  CHECK_THROWS_AS(save({}), std::invalid_argument);
+  CHECK_THROWS_AS(save({2, 2, 5}), std::invalid_argument);
+  CHECK_THROWS_AS(save({2, 4}), std::invalid_argument);  // of the 5 that there are
+  const auto ints = moe::quantise(moe::dequantise(pool), moe::WeightFormat::int4());
+  CHECK_THROWS_AS(moe::nested_experts(ints, std::array{4}), std::invalid_argument);
+  save({1, 5});
+  const moe::NestedExpertFile<E> file(directory / "planes", pool[0]);
+  CHECK(moe::memory_bytes(file.load(4, 1)) == moe::memory_bytes(pool[4]));
+  CHECK_THROWS_AS(file.read(5, 0), std::invalid_argument);
+  CHECK_THROWS_AS(file.read(0, 2), std::invalid_argument);
+  E expert = pool[0];
+  CHECK_THROWS_AS(file.add(expert, 0, 1, file.read(0, 1)), std::runtime_error);  // has them already
+  moe::save_parameters(directory / "other", pool);
+  CHECK_THROWS_AS(moe::NestedExpertFile<E>(directory / "other", pool[0]), std::runtime_error);
+  CHECK_THROWS_AS(moe::NestedExpertFile<E>(directory / "planes", E(kDim, kHidden + 1, moe::Bias::Zero)),
+                  std::runtime_error);
+}
