@@ -25,6 +25,7 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/straight_through.hpp"
 #include "moe/gate/wrap/top_any.hpp"
+#include "moe/gate/wrap/with_levels.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
 
 namespace test {
@@ -132,7 +133,7 @@ std::vector<AnyGate<S>> per_token_gates(moe::Index num_experts) {
 /// Keys of tokens that keyed_and_other_gates() know.
 inline constexpr moe::Index kNumKeys = 20;
 
-/// Those that need keys below kNumKeys, or other numbers of logits than experts.
+/// Those that need keys below kNumKeys, or other numbers of logits than experts, which are a multiple of 3.
 template <class S>
 std::vector<AnyGate<S>> keyed_and_other_gates(moe::Index num_experts) {
   std::vector<AnyGate<S>> gates;
@@ -141,6 +142,7 @@ std::vector<AnyGate<S>> keyed_and_other_gates(moe::Index num_experts) {
   gates.emplace_back("null_expert", moe::NullExpertGate{.k = 3, .nulls = 2});
   gates.emplace_back("self_gate", moe::SelfGate{.own = 2});
   gates.emplace_back("top_any", moe::TopAnyGate<moe::TopKGate>{.gate = {.k = 3}, .k = 3});
+  gates.emplace_back("with_levels", moe::WithLevels<moe::TopKGate>{.gate = {.k = 2}, .levels = 3});
   gates.emplace_back("dselect_k", moe::DSelectKGate{.num_experts = num_experts, .k = 2, .width = 2});
   return gates;
 }

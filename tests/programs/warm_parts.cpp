@@ -50,6 +50,7 @@
 #include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_levels.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
 #include "moe/layer/film_experts.hpp"
 #include "moe/layer/layer_expert.hpp"
@@ -261,6 +262,7 @@ void check_gates() {
   check_gate("GroupedGate", moe::GroupedGate<moe::TopKGate>{});
   check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
   check_gate("TopAnyGate", moe::TopAnyGate<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
+  check_gate("WithLevels", moe::WithLevels<moe::TopKGate>{.levels = 3});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }
