@@ -15,6 +15,11 @@
 #include "moe/serve/nested_experts.hpp"
 #include "moe/serve/pipelined_experts.hpp"
 
+// Which experts come next, before they are asked for.
+#include "moe/serve/expert_aware_batches.hpp"
+#include "moe/serve/pre_gate.hpp"
+#include "moe/serve/prefetch_predictor.hpp"
+
 // Which experts tokens went to, and what that says.
 #include "moe/serve/routing_trace.hpp"
 #include "moe/serve/segment_routing.hpp"

@@ -157,7 +157,7 @@ TEST_CASE("load_jobs: levels that rows need, with those of higher levels counted
       const auto own = static_cast<double>(plan.rows_of(e * kLevels + l));
       CHECK((job.expert == e && job.level == l && job.rows == rows));
       CHECK(job.load == (l == 0 ? 5 : l == 1 ? 2 : 1));
-      CHECK(job.compute == (own > 0 ? 7 + own * static_cast<double>(l + 1) : 0));
+      CHECK(job.compute == 7 + own * static_cast<double>(l + 1));
     }
   CHECK(at == std::ssize(jobs));
   CHECK_THROWS_AS(moe::load_jobs(plan, 4), std::invalid_argument);

@@ -116,7 +116,7 @@ inline std::vector<Index> hottest_expert_bit_first(std::span<const LoadJob> jobs
 /// What loading and computing take, measured: seconds per level, in which `load` has the base with its scales first.
 struct LevelCosts {
   std::vector<double> load = {};         ///< of an expert
-  std::vector<double> compute = {};      ///< of an expert with rows: what does not depend on how many
+  std::vector<double> compute = {};      ///< of an expert, rows or not: planes are put together
   std::vector<double> compute_row = {};  ///< of each row at this level
 };
 
@@ -140,7 +140,7 @@ inline std::vector<LoadJob> load_jobs(const PlanView& plan, Index levels, const 
     for (Index l = 0; l < levels && rows > 0; ++l) {
       const Index own = plan.rows_of(e * levels + l);
       const double compute = of(costs.compute, l) + static_cast<double>(own) * of(costs.compute_row, l);
-      jobs.push_back({e, l, rows, of(costs.load, l), own > 0 ? compute : 0});
+      jobs.push_back({e, l, rows, of(costs.load, l), compute});
       rows -= own;
     }
   }
