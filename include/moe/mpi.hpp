@@ -11,6 +11,7 @@
 #include "moe/mpi/load_estimate.hpp"
 #include "moe/mpi/materialise.hpp"
 #include "moe/mpi/placement.hpp"
+#include "moe/mpi/sparse_exchange.hpp"
 #include "moe/mpi/topology.hpp"
 
 // Ranks and what they do together.
