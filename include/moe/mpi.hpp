@@ -5,6 +5,7 @@
 // one process; moe/mpi/mpi_communicator.hpp, target moe::mpi, is MPI itself. Every header also stands alone.
 
 // Fully sharded sparse data parallelism: who has which experts, what goes between ranks, and what that takes.
+#include "moe/mpi/calibrate.hpp"
 #include "moe/mpi/cost_model.hpp"
 #include "moe/mpi/dispatch_rule.hpp"
 #include "moe/mpi/heterogeneous_sharding.hpp"
