@@ -8,6 +8,7 @@
 #include "moe/mpi/calibrate.hpp"
 #include "moe/mpi/cost_model.hpp"
 #include "moe/mpi/dispatch_rule.hpp"
+#include "moe/mpi/fully_sharded_experts.hpp"
 #include "moe/mpi/heterogeneous_sharding.hpp"
 #include "moe/mpi/load_estimate.hpp"
 #include "moe/mpi/materialise.hpp"

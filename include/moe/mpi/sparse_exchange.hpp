@@ -147,7 +147,7 @@ class SparseExchange {
   }
   /// Waits, and adds to sum(e) -> E&, for all experts that this rank owns, the gradients of all holders, which are
   /// summed in the order of ranks: g_0 + g_1 + ..., that of this rank, held(e) -> const E&, in its place. The same bits
-  /// whenever they come.
+  /// whenever they come. Where nobody else holds e and held(e) is sum(e) itself, it stays as it is.
   template <class Held, class Sum>
   void finish_reduce(const Held& held, const Sum& sum) {
     request_->wait();
@@ -160,6 +160,7 @@ class SparseExchange {
       from += bytes_;
     });
     for (const Index e : placement_.owned_by(rank_)) {
+      if (placement_.holders(e).size() == 1 && &held(e) == &sum(e)) continue;
       std::byte* to = own_.data();
       visit(detail::WriteBytes{to}, held(e));
       auto& blocks = blocks_[static_cast<std::size_t>(e)];

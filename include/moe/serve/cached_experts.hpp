@@ -10,39 +10,13 @@
 #include <vector>
 
 #include "moe/expert/checks.hpp"
-#include "moe/expert/pooled_experts.hpp"
+#include "moe/expert/lent_experts.hpp"
 #include "moe/serve/expert_cache.hpp"
 #include "moe/serve/expert_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
 namespace detail {
-
-/// Experts that are here for a while, as a pool in which the others have no rows.
-template <class E>
-class LentExperts : public PooledExperts<LentExperts<E>, E> {
- public:
-  /// None is here.
-  void resize(const E& prototype, Index size) {
-    prototype_ = &prototype;
-    expert_.assign(static_cast<std::size_t>(size), nullptr);
-  }
-  void lend(Index e, const E& expert) { expert_[static_cast<std::size_t>(e)] = &expert; }
-  /// Before the expert goes: sizes are asked of expert 0, rows or not.
-  void take_back(Index e) { expert_[static_cast<std::size_t>(e)] = nullptr; }
-
-  Index size() const { return std::ssize(expert_); }
-  Index input_dim() const { return prototype_->input_dim(); }
-  Index output_dim() const { return prototype_->output_dim(); }
-  const E& operator[](Index e) const {
-    const E* const expert = expert_[static_cast<std::size_t>(e)];
-    return expert ? *expert : *prototype_;
-  }
-
- private:
-  const E* prototype_ = nullptr;
-  std::vector<const E*> expert_;
-};
 
 /// Working memory of a set whose experts come and go.
 template <class E, class CacheMemory>

@@ -1,0 +1,341 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "moe/expert/lent_experts.hpp"
+#include "moe/expert/pool.hpp"
+#include "moe/mpi/materialise.hpp"
+#include "moe/mpi/rows_of_experts.hpp"
+#include "moe/mpi/sparse_exchange.hpp"
+
+// Long, as forward, backward and moving shards share the experts that are lent.
+namespace moe::inline MOE_ABI::mpi {
+
+/// What becomes of copies of experts between forward and backward: they stay, or are dropped and gathered once more,
+/// which takes no memory in between, and the same bits come out.
+enum class CopiesForBackward { Kept, GatheredAgain };
+
+struct FullyShardedOptions {
+  Exchange exchange = Exchange::Flat;  ///< of rows
+  Index ranks_per_node = 0;            ///< 0: all ranks are on one node
+  CopiesForBackward copies = CopiesForBackward::Kept;
+};
+
+/// Fully sharded sparse data parallelism: an ExpertSet whose experts are spread over ranks, one owner each, which keeps
+/// parameters, gradient and the state of the optimiser, and of which the busy ones come to other ranks for an
+/// iteration:
+///   moe::MoeLayer layer(router, gate, moe::mpi::FullyShardedExperts(ranks, pool, Placement::contiguous(8, p)));
+///   layer.forward(tokens of this rank, step, out, tape);      // experts to holders, rows to experts, results back
+///   layer.backward(tokens, tape, dout, gradient, dtokens);    // gradients of holders are summed at the owner
+///   adam.step(layer, gradient, state, rate);                  // of what this rank owns
+///   experts.materialise(moe::mpi::materialise(...));          // for the loads to come
+/// A copy takes no part in anything but forward and backward: visit names what is owned, by numbers among all. Rows go
+/// where holder_for() says. Outputs and gradients of tokens have the bits of one process with all experts, wherever
+/// these are held; gradients of experts, which are sums of those of holders in the order of ranks, differ by rounding
+/// where an expert has several. The gradient of what all ranks have (router, gate) is that of a rank's own tokens and
+/// to be summed over ranks before a step.
+///   Bytes of a rank: to each other one 8 (E + 1); per row there d_in scalars and 24, back d_out scalars; in backward
+///   per row d_out there, d_in back; per copy gathered_bytes(), again where it is GatheredAgain, and reduced_bytes().
+/// Tokens may be none. All ranks must call the same functions in the same order, see Communicator. One per rank; not
+/// thread-safe, as the communicator is not.
+/// Qing et al., "Hecate: Unlocking efficient sparse model training via fully sharded sparse data parallelism"
+/// (arXiv:2502.02581).
+template <class E, Communicator C>
+class FullyShardedExperts {
+ public:
+  using Scalar = typename E::Scalar;
+  static constexpr bool kPerToken = kIsPerToken<E>;
+  static constexpr bool kCollective = true;  ///< a call waits for the other ranks
+
+ private:
+  /// Experts that this rank holds for a while, gathered for a placement.
+  struct Held {
+    Placement placement;
+    std::vector<E> copies;  ///< of experts of others, ascending
+    moe::detail::LentExperts<E> pool;
+    SparseExchange<C> exchange;
+    bool is_on_its_way = false;
+  };
+  /// Working memory of a pass.
+  struct Pass {
+    Held held;
+    detail::RowsOfExperts<Scalar> rows;
+    RowBuffer<Scalar> received, results;
+    Scratch experts;  ///< apart: among them may be another such set
+  };
+
+ public:
+  /// What forward leaves for backward, and the working memory of both.
+  class Tape : Pass {
+    friend class FullyShardedExperts;
+
+    typename moe::detail::LentExperts<E>::Tape experts_tape;
+    RowBuffer<Scalar> dresults, dreceived, drows;
+    std::vector<E> gradients;  ///< of experts with several holders, as the copies; the last one is nobody's
+    moe::detail::LentExperts<E> gradient_pool;
+    SparseExchange<C> reduction;
+    bool is_whole = false;  ///< whether a forward pass has ended
+  };
+
+  /// Of a pool that all ranks have alike, the experts that `shards` says this one owns. Collective. Throws
+  /// std::invalid_argument for shards of other experts or ranks, with copies, or that differ between ranks, for nodes
+  /// that do not divide them, and for experts that differ in what they are made of.
+  FullyShardedExperts(C ranks, const ExpertPool<E>& all, const Placement& shards, FullyShardedOptions options = {})
+      : topology_{.ranks = ranks.size(), .ranks_per_node = options.ranks_per_node},
+        exchange_(std::move(ranks), options.exchange, require_topology(topology_)),
+        copies_(options.copies),
+        prototype_(std::make_shared<const E>(zeros_like(all[0]))),
+        gathered_bytes_(gathered_bytes(all[0])),
+        reduced_bytes_(reduced_bytes(all[0])) {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts";
+    if (shards.experts() != all.size() || shards.ranks() != topology_.ranks || shards.copies() != 0)
+      fail(kFunction, ": shards of ", shards.experts(), " experts on ", shards.ranks(), " ranks with ", shards.copies(),
+           " copies, expected ", all.size(), " experts, ", topology_.ranks, " ranks, no copies");
+    for (Index e = 1; e < all.size(); ++e)
+      moe::detail::require_same_parameters(kFunction, "an expert of the pool", all[0], all[e]);
+    require_same(this->ranks(), kFunction, "a hash of the sizes of experts",
+                 static_cast<std::int64_t>(moe::detail::Fingerprint::of(all[0])));
+    require_same(this->ranks(), kFunction, "a hash of the shards", static_cast<std::int64_t>(shards.hash()));
+    own(shards, [&](Index e) -> const E& { return all[e]; });
+  }
+
+  Index size() const { return placement_.experts(); }
+  Index input_dim() const { return prototype_->input_dim(); }
+  Index output_dim() const { return prototype_->output_dim(); }
+  const C& ranks() const { return exchange_.ranks(); }
+  const Topology& topology() const { return topology_; }
+  /// Owners, and holders of the passes to come.
+  const Placement& placement() const { return placement_; }
+  /// An expert that this rank owns.
+  E& owned(Index e) { return own_[local_[static_cast<std::size_t>(e)]]; }
+  const E& owned(Index e) const { return own_[local_[static_cast<std::size_t>(e)]]; }
+
+  /// Who holds what from the next forward pass on. Collective. Throws std::invalid_argument for other owners, and
+  /// placements that differ between ranks.
+  void materialise(const Placement& placement) {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::materialise";
+    if (placement.shards() != placement_.shards())
+      fail(kFunction, ": a placement of other experts, ranks or owners, expected those of this set");
+    require_same(ranks(), kFunction, "a hash of the placement", static_cast<std::int64_t>(placement.hash()));
+    placement_ = placement;
+  }
+
+  /// Starts to gather experts for the forward pass that `tape` will have, which else does so itself: what is computed
+  /// before it then takes place in the meantime. Parameters must stay as they are until then. Collective.
+  void start_gather(Tape& tape) const { start_gather(tape.held, placement_); }
+
+  /// Rows that the tokens of all ranks had for each expert in the forward pass of `tape`. Collective.
+  std::vector<Index> loads(const Tape& tape) const {
+    std::vector<Index> loads(tape.rows.loads().begin(), tape.rows.loads().end());
+    all_reduce<Index>(ranks(), loads);
+    return loads;
+  }
+
+  /// See ExpertSet. Collective. Throws std::invalid_argument if sizes disagree.
+  void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context,
+               RowBuffer<Scalar>& rows) const {
+    auto& pass = context.scratch.get<Pass>();
+    receive(tokens, plan, context.step, pass, rows);
+    const Step step = pass.rows.step(context.step);
+    pass.held.pool.forward(pass.received, pass.rows.plan(), Context{step, pass.experts}, pass.results);
+    send_back(pass, rows);
+  }
+  void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, RowBuffer<Scalar>& rows,
+               Tape& tape) const
+    requires DifferentiableExpert<E>
+  {
+    tape.is_whole = false;
+    receive(tokens, plan, context.step, tape, rows);
+    const Step step = tape.rows.step(context.step);
+    tape.held.pool.forward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.results,
+                           tape.experts_tape);
+    send_back(tape, rows);
+    if (copies_ == CopiesForBackward::GatheredAgain) tape.held.copies = {};
+    tape.is_whole = true;
+  }
+
+  /// Throws std::invalid_argument unless `tape` holds a forward pass of as many rows, and `gradient` is another set
+  /// with the same owners. Says nothing of other ranks.
+  void require_backward(const PlanView& plan, const Tape& tape, const FullyShardedExperts& gradient) const
+    requires DifferentiableExpert<E>
+  {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::backward";
+    if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
+    if (tape.rows.num_sent() != plan.num_rows() || std::ssize(tape.rows.loads()) != size())
+      fail(kFunction, ": the tape is of ", tape.rows.num_sent(), " rows and ", tape.rows.loads().size(),
+           " experts, expected ", plan.num_rows(), " and ", size());
+    if (&gradient == this) fail(kFunction, ": gradient is the set itself, expected one of its own (zeros_like)");
+    if (gradient.placement_.shards() != tape.held.placement.shards() || gradient.owned_ != owned_)
+      fail(kFunction, ": gradient is of other owners, expected those of the forward pass");
+    for (std::size_t i = 0; i < own_.size(); ++i)
+      moe::detail::require_gradient_of(kFunction, "gradient", own_[i], gradient.own_[i]);
+  }
+  /// See DifferentiableExpertSet. Collective: the gradients of all holders are in that of the owner when it returns.
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient, MatrixRef<Scalar> dtokens) const
+    requires DifferentiableExpert<E>
+  {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::backward";
+    require_backward(plan, tape, gradient);
+    moe::detail::require_shape(kFunction, "tokens", tokens, plan.num_tokens(), input_dim());
+    moe::detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
+    if (dout.rows() < plan.last_row() || dout.cols() < output_dim())
+      fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected at least [", plan.last_row(), ", ",
+           output_dim(), "]");
+    const bool again = copies_ == CopiesForBackward::GatheredAgain;
+    if (again) start_gather(tape.held, Placement(tape.held.placement));
+    tape.rows.send_rows(exchange_, dout, output_dim(), tape.results.cols(), tape.dresults);
+    if (again) finish_gather(tape.held);
+    lend_gradients(tape, gradient);
+    const Step step = tape.rows.step(context.step);
+    tape.dreceived.resize(tape.rows.num_received(), input_dim());
+    tape.held.pool.backward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.experts_tape,
+                            tape.dresults, tape.gradient_pool, MatrixRef<Scalar>(tape.dreceived.matrix()));
+    const auto held = [&](Index e) -> const E& { return std::as_const(tape.gradient_pool)[e]; };
+    tape.reduction.start_reduce(ranks(), tape.held.placement, reduced_bytes_, held);
+    tape.drows.resize(plan.num_rows(), input_dim());
+    tape.rows.send_back(
+        exchange_, tape.dreceived, input_dim(), [](Index i) { return i; }, plan.first_row(), tape.drows);
+    kernel::combine_unweighted(tape.drows, plan, dtokens);
+    tape.reduction.finish_reduce(held, [&](Index e) -> E& { return gradient.owned(e); });
+    if (again) tape.held.copies = {};
+  }
+
+  /// All experts, on every rank: to save them as one file, which any number of ranks loads by the constructor.
+  /// Collective.
+  ExpertPool<E> gathered() const {
+    Placement everywhere = placement_.shards();
+    for (Index e = 0; e < size(); ++e)
+      for (Index rank = 0; rank < topology_.ranks; ++rank) everywhere.add(e, rank);
+    Held all;
+    start_gather(all, everywhere);
+    finish_gather(all);
+    std::vector<E> experts;
+    for (Index e = 0; e < size(); ++e) experts.push_back(std::as_const(all.pool)[e]);
+    return ExpertPool<E>(std::move(experts));
+  }
+
+  /// Moves experts to other owners, see heterogeneous_sharding(); copies are none then. The same is to be done with
+  /// gradients and with what an optimiser keeps of a layer (state.first, state.second of AdamW). Collective. Throws
+  /// std::invalid_argument for shards of other experts or ranks, with copies, or that differ between ranks.
+  void reshard(const Placement& shards) {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::reshard";
+    if (shards.experts() != size() || shards.ranks() != topology_.ranks || shards.copies() != 0)
+      fail(kFunction, ": shards of ", shards.experts(), " experts on ", shards.ranks(), " ranks with ", shards.copies(),
+           " copies, expected ", size(), " experts, ", topology_.ranks, " ranks, no copies");
+    require_same(ranks(), kFunction, "a hash of the shards", static_cast<std::int64_t>(shards.hash()));
+    Placement both = placement_.shards();
+    for (Index e = 0; e < size(); ++e) both.add(e, shards.owner(e));
+    Held moved;
+    start_gather(moved, both);
+    finish_gather(moved);
+    const std::vector<E> before = std::exchange(own_, {});  // what the pool was lent stays where it is
+    own(shards, [&](Index e) -> const E& { return std::as_const(moved.pool)[e]; });
+  }
+
+  /// Of what this rank owns, under the numbers that experts have among all.
+  template <class F, class First, class... Rest>
+  static void visit(F&& f, First& first, Rest&... rest) {
+    if (((rest.owned_ != first.owned_) || ...))
+      fail("moe::mpi::FullyShardedExperts::visit: the sets have different owners");
+    for (std::size_t i = 0; i < first.own_.size(); ++i)
+      visit_part(f, std::to_string(first.owned_[i]), first.own_[i], rest.own_[i]...);
+  }
+
+ private:
+  static Index require_topology(const Topology& topology) {
+    topology.validate("moe::mpi::FullyShardedExperts");
+    return topology.per_node();
+  }
+
+  template <class Of>
+  void own(const Placement& shards, const Of& of) {
+    std::vector<E> experts;
+    placement_ = shards;
+    owned_ = shards.owned_by(ranks().rank());
+    local_.assign(static_cast<std::size_t>(size()), 0);
+    for (const Index e : owned_) {
+      local_[static_cast<std::size_t>(e)] = experts.size();
+      experts.push_back(of(e));
+    }
+    own_ = std::move(experts);
+  }
+  bool owns(const Placement& placement, Index e) const { return placement.owner(e) == ranks().rank(); }
+
+  void start_gather(Held& held, const Placement& placement) const {
+    if (held.is_on_its_way) return;
+    held.placement = placement;
+    held.exchange.start_gather(ranks(), placement, gathered_bytes_, [&](Index e) -> const E& { return owned(e); });
+    held.is_on_its_way = true;
+  }
+  /// Afterwards the pool has all experts that this rank holds.
+  void finish_gather(Held& held) const {
+    held.is_on_its_way = false;
+    const std::vector<Index> ids = held.placement.held_by(ranks().rank());
+    held.pool.resize(*prototype_, size());
+    std::size_t copies = 0;
+    for (const Index e : ids) copies += owns(held.placement, e) ? 0 : 1;
+    if (held.copies.size() < copies) held.copies.resize(copies, *prototype_);
+    auto copy = held.copies.begin();
+    for (const Index e : ids) held.pool.lend(e, owns(held.placement, e) ? owned(e) : *copy++);
+    held.exchange.finish_gather([&](Index e) -> E& { return const_cast<E&>(std::as_const(held.pool)[e]); });
+  }
+
+  /// Everything before the experts run. `rows` are those that the results will be written to.
+  void receive(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Step& step, Pass& pass,
+               const RowBuffer<Scalar>& rows) const {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::forward";
+    moe::detail::require_plan_of(kFunction, *this, plan);
+    moe::detail::require_shape(kFunction, "tokens", tokens, plan.num_tokens(), input_dim());
+    if (rows.rows() < plan.last_row() || rows.cols() < output_dim())
+      fail(kFunction, ": rows is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(), ", ",
+           output_dim(), "]");
+    start_gather(pass.held, placement_);
+    pass.rows.build(exchange_, pass.held.placement, topology_, plan, step);
+    pass.rows.send_tokens(exchange_, tokens, plan, step, pass.received);
+    finish_gather(pass.held);
+    pass.results.resize(pass.rows.num_received(), pass.held.pool.row_width());
+  }
+  void send_back(Pass& pass, RowBuffer<Scalar>& rows) const {
+    pass.rows.send_back(
+        exchange_, pass.results, output_dim(), [&](Index i) { return pass.rows.row_of(i); }, 0, rows);
+  }
+
+  /// Where the gradients of experts are summed up here: at once where nobody else holds the expert.
+  void lend_gradients(Tape& tape, FullyShardedExperts& gradient) const {
+    const Placement& placement = tape.held.placement;
+    std::size_t shared = 0;
+    for (Index e = 0; e < size(); ++e) shared += is_shared(placement, e) ? 1 : 0;
+    if (tape.gradients.size() < shared + 1) tape.gradients.resize(shared + 1, *prototype_);
+    auto own = tape.gradients.begin();
+    tape.gradient_pool.resize(*prototype_, size());
+    for (Index e = 0; e < size(); ++e) {
+      if (is_shared(placement, e)) {
+        set_zero(*own);
+        tape.gradient_pool.lend_gradient(e, *own++);
+      } else {
+        tape.gradient_pool.lend_gradient(e, owns(placement, e) ? gradient.owned(e) : tape.gradients.back());
+      }
+    }
+  }
+  bool is_shared(const Placement& placement, Index e) const {
+    return placement.holders(e).size() > 1 && placement.holds(ranks().rank(), e);
+  }
+
+  Topology topology_;
+  RowExchange<C> exchange_;
+  CopiesForBackward copies_;
+  std::shared_ptr<const E> prototype_;
+  Index gathered_bytes_, reduced_bytes_;
+  Placement placement_;
+  std::vector<Index> owned_;        // ascending
+  std::vector<std::size_t> local_;  // [experts]: which of own_, where it is owned
+  std::vector<E> own_;
+};
+
+}  // namespace moe::inline MOE_ABI::mpi
