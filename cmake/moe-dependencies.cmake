@@ -44,11 +44,12 @@ if(MOE_IO)
   moe_require(nlohmann_json nlohmann_json::nlohmann_json 3.9 https://github.com/nlohmann/json.git v3.11.3 include)
 endif()
 
-# Nothing downloads MPI: what others start a program with is a matter of the machine.
-if(MOE_IO)
+# Nothing downloads MPI: what others start a program with is a matter of the machine. Within another project it is looked
+# for, which takes seconds, where that sets MOE_MPI.
+if(MOE_IO AND (PROJECT_IS_TOP_LEVEL OR MOE_MPI))
   find_package(MPI QUIET COMPONENTS CXX)
 endif()
-option(MOE_MPI "Target moe::mpi: experts over processes (MPI, and MOE_IO)" ${MPI_CXX_FOUND})
+option(MOE_MPI "Target moe::mpi: experts over processes (MPI, and MOE_IO)" "${MPI_CXX_FOUND}")
 if(MOE_MPI AND NOT (TARGET MPI::MPI_CXX AND MOE_IO))
   message(FATAL_ERROR "moe: MOE_MPI needs an MPI that find_package(MPI) finds, and MOE_IO=ON")
 endif()
