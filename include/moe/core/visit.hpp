@@ -105,6 +105,8 @@ inline constexpr Walked kWalked<Walk<F, walked>> = walked;
 /// come: names that are put together take memory.
 template <class F>
 concept TakesPrefixes = requires(F& f, std::string_view prefix) { f.prefix(prefix); };
+template <class F>
+concept HasPrefixMember = requires { &F::prefix; };
 
 /// A visitor behind the path of a part, as in "experts.3.". One type at every depth: parts within parts would otherwise
 /// be compiled anew for each place that they are found at.
@@ -191,9 +193,12 @@ void visit_all(F&& f, First& first, Rest&... rest) {
 template <class F, class... Parts>
 void visit_part(F&& f, std::string_view prefix, Parts&... parts) {
   auto& named = detail::visitor_of(f);
+  using Visitor = std::remove_cvref_t<decltype(named)>;
+  static_assert(detail::TakesPrefixes<Visitor> || !detail::HasPrefixMember<Visitor>,
+                "moe::visit_part: `prefix` of a visitor must take std::string_view");
   constexpr detail::Walked walked = detail::kWalked<std::remove_cvref_t<F>>;
   const auto visit_parts = [&](auto&& walker) { visit(walker, parts...); };
-  if constexpr (detail::TakesPrefixes<std::remove_cvref_t<decltype(named)>>) {
+  if constexpr (detail::TakesPrefixes<Visitor>) {
     named.prefix(prefix);
     detail::walk<walked>(named, visit_parts);
   } else {

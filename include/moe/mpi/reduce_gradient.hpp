@@ -22,7 +22,7 @@ struct CollectLeaves {
   static constexpr bool kSkipsShards = true;
   std::vector<std::span<T>>& leaves;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, Leaf& leaf) const {
     if constexpr (std::is_same_v<ParameterScalar<Leaf>, T>) leaves.push_back(parameter_span(leaf));
@@ -51,7 +51,7 @@ void all_reduce_leaves(const C& ranks, Gradient& gradient) {
 struct AppendBytes {
   std::vector<std::byte>& bytes;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, const Leaf& leaf) const {
     const auto of_leaf = std::as_bytes(parameter_span(leaf));
@@ -64,7 +64,7 @@ struct TakeBytes {
   std::span<const std::byte>& bytes;
   bool is_first;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, Leaf& leaf) const {
     for (auto& value : parameter_span(leaf)) {
@@ -137,7 +137,7 @@ namespace detail {
 struct SumCopies {
   static constexpr bool kSkipsShards = true;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, Leaf&) const {}
   template <class Set>

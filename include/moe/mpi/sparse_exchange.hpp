@@ -31,7 +31,7 @@ auto bytes_of_leaf(Leaf& leaf) {
 struct CountBytes {
   Index& bytes;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, const Leaf& leaf) const {
     bytes += std::ssize(bytes_of_leaf(leaf));
@@ -40,7 +40,7 @@ struct CountBytes {
 struct WriteBytes {
   std::byte*& to;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, const Leaf& leaf) const {
     const auto bytes = bytes_of_leaf(leaf);
@@ -51,7 +51,7 @@ struct WriteBytes {
 struct ReadBytes {
   const std::byte*& from;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, Leaf& leaf) const {
     const auto bytes = bytes_of_leaf(leaf);
@@ -64,7 +64,7 @@ struct AddBlocks {
   std::span<const std::byte* const> blocks;
   Index& at;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
   void operator()(const std::string&, Leaf& leaf) const {
     const auto values = parameter_span(leaf);
