@@ -169,6 +169,14 @@ struct ShardedCases {
                       expected.dweight[static_cast<std::size_t>(batch.first() * k + a)]) <= tolerance,
              "dL/dweight of choice ", a);
 
+    moe::RoutedExperts<Sharded> alone = zeros_like(mixture);
+    typename moe::RoutedExperts<Sharded>::Tape tape;
+    moe::Matrix<double> out(batch.count(), kOutputs);
+    std::vector<double> dweight(result.dweight.size());
+    mixture.forward(batch.own(batch.tokens), own_routing, moe::Step{}, out, tape);
+    mixture.backward(batch.own(batch.tokens), own_routing, moe::Step{}, tape, batch.own(batch.dout), alone, dweight);
+    expect_same("the gradient without dL/dtokens", flat(alone), flat(gradient), 0);
+
     const auto& layout = sharded.layout();
     const bool has_copies = !layout.is_contiguous();
     moe::mpi::all_reduce_gradient(ranks, gradient);

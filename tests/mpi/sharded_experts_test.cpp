@@ -3,6 +3,7 @@
 #include "moe/mpi/sharded_experts.hpp"
 
 #include <chrono>
+#include <thread>
 
 #include "moe/mpi/threads.hpp"
 #include "mpi/sharded_cases.hpp"
@@ -33,6 +34,48 @@ TEST_CASE("ShardedExperts: an error of one rank in a pass ends all", "[mpi][erro
   CHECK_THROWS_WITH(moe::mpi::run_ranks(4, one_with_other_tokens),
                     "moe::RoutedExperts::forward: tokens is [3, 11], expected [3, 10]");
   CHECK(std::chrono::steady_clock::now() - start < std::chrono::seconds(30));
+}
+
+/// Takes 15 ms for its rows, and a copy.
+struct Slow {
+  using Scalar = double;
+
+  Index input_dim() const { return 100; }
+  Index output_dim() const { return 100; }
+  void forward(const moe::ConstMatrixRef<double>& rows, moe::MatrixRef<double> out, const moe::Context&) const {
+    std::this_thread::sleep_for(std::chrono::milliseconds(15));
+    out = rows;
+  }
+};
+
+TEST_CASE("ShardedExperts: experts compute while the rows of other waves are on their way", "[mpi]") {
+  using Set = moe::ExpertPool<Slow>;
+  const auto milliseconds_with = [](Index waves) {
+    double seconds = 0;
+    const auto pass = [&](const Threads& ranks) {
+      moe::SerialExecutor serial;
+      const moe::UseExecutor use(serial);
+      const auto experts =
+          moe::mpi::ShardedExperts<Set, Threads>::of(Set(std::vector<Slow>(8)), ranks, {.waves = waves});
+      const moe::Matrix<double> tokens = test::random_matrix<double>(64, 100);
+      moe::Matrix<double> out(64, 100);
+      std::vector<Index> ids(64);
+      for (std::size_t t = 0; t < ids.size(); ++t) ids[t] = static_cast<Index>(t % 8);
+      const std::vector<double> ones(64, 1.0);
+      const moe::RoutedExperts mixture(experts);
+      moe::mpi::barrier(ranks);
+      const auto start = std::chrono::steady_clock::now();
+      mixture.forward(tokens, moe::Routing<double>::from(64, ids, ones, 8), moe::Step{}, out);
+      if (ranks.rank() == 0) seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      test::expect(out == tokens, "the experts have not copied");
+    };
+    moe::mpi::run_ranks(2, pass, {.bytes_per_second = 32 * 103 * 8 / 0.06});  // 60 ms there, 60 back
+    return 1000 * seconds;
+  };
+  const double one = milliseconds_with(1), four = milliseconds_with(4);
+  CAPTURE(one, four);  // 60 + 60 + 60 and, where all overlap, 15 + 60 + 15
+  CHECK(one >= 175);
+  CHECK(four < 0.85 * one);
 }
 
 TEST_CASE("ShardLayout: shards are consecutive, as even as can be, and none is empty", "[mpi]") {

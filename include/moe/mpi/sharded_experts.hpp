@@ -158,12 +158,11 @@ class ShardedExperts {
   void require_backward(const PlanView& plan, const Tape& tape, const ShardedExperts& gradient) const
     requires DifferentiableExpertSet<X>
   {
-    constexpr const char* kFunction = "moe::mpi::ShardedExperts::backward";
-    moe::detail::require_plan_of(kFunction, *this, plan);
-    if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
-    tape.of.require(kFunction, plan);
-    if (&gradient == this) fail(kFunction, ": gradient is the set itself, expected one of its own (zeros_like)");
-    moe::detail::require_gradient_of(kFunction, "gradient", shard_, gradient.shard_);
+    moe::detail::require_plan_of(kBackward, *this, plan);
+    if (!tape.is_whole) fail(kBackward, ": the tape holds no forward pass that has ended");
+    tape.of.require(kBackward, plan);
+    if (&gradient == this) fail(kBackward, ": gradient is the set itself, expected one of its own (zeros_like)");
+    moe::detail::require_gradient_of(kBackward, "gradient", shard_, gradient.shard_);
   }
 
   /// See DifferentiableExpertSet; collective. `gradient` accumulates what all ranks' tokens give to the experts that
@@ -172,31 +171,30 @@ class ShardedExperts {
                 const RowBuffer<S>& dout, ShardedExperts& gradient, MatrixRef<S> dtokens) const
     requires DifferentiableExpertSet<X>
   {
-    constexpr const char* kFunction = "moe::mpi::ShardedExperts::backward";
-    require_backward(plan, tape, gradient);
-    moe::detail::require_plan_rows(kFunction, *this, tokens, plan, "dout", dout);
-    moe::detail::require_dtokens(kFunction, *this, tokens, plan, dout, dtokens);
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    moe::detail::require_dtokens(kBackward, *this, tokens, plan, dout, dtokens);
     Rows& pass = tape.rows;
-    const Index inputs = input_dim(), outputs = output_dim();
-    pass.pack(
-        plan, outputs, [&](Index r) { return dout.row(r); }, nullptr, pass.sent);
-    // What the experts have read stays where forward has put it; gradients come to a place of their own.
-    RowBuffer<S>& douts = pass.gradients;
-    douts.resize(1, pass.num_received() * outputs);
-    pass.results.resize(1, pass.num_received() * inputs);
-    pass.returned.resize(1, pass.num_sent() * inputs);
-    auto& memory = context.scratch.template get<Memory>();
-    run_waves(pass, outputs, douts, inputs, [&](Index w, typename Rows::Wave& wave) {
-      scatter(wave, douts.row(0) + wave.first_received * outputs, outputs, tape.local);
-      const Step step = step_of(wave, context.step);
-      const Context own{step, memory.experts};
-      shard_.backward(pass.arrived_rows(wave, inputs, stride()), local_plan(wave, plan), own,
-                      tape.waves[static_cast<std::size_t>(w)], tape.local, gradient.shard_,
-                      MatrixRef<S>(pass.result_rows(wave, inputs)));
-    });
+    const Index inputs = input_dim();
+    run_backward(plan, context, tape, dout, inputs,
+                 [&](auto& wave, auto& of_wave, const PlanView& part, const Context& own) {
+                   shard_.backward(pass.arrived_rows(wave, inputs, stride()), part, own, of_wave, tape.local,
+                                   gradient.shard_, MatrixRef<S>(pass.result_rows(wave, inputs)));
+                 });
     tape.drows.resize(plan.num_rows(), inputs);
     pass.unpack(plan, inputs, 0, tape.drows);
     kernel::combine_unweighted(tape.drows, plan, dtokens);
+  }
+  /// The same without dtokens: nothing is sent back. On all ranks, or on none.
+  void backward(const MatrixView<S>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<S>& dout, ShardedExperts& gradient) const
+    requires SetSkipsTokenGradient<X>
+  {
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    run_backward(plan, context, tape, dout, 0,
+                 [&](auto& wave, auto& of_wave, const PlanView& part, const Context& own) {
+                   shard_.backward(tape.rows.arrived_rows(wave, input_dim(), stride()), part, own, of_wave, tape.local,
+                                   gradient.shard_);
+                 });
   }
 
   /// The experts of this rank by their numbers in the layer, so that names are those of the whole: "5.up.weight".
@@ -218,7 +216,7 @@ class ShardedExperts {
   }
 
  private:
-  static constexpr const char* kName = "moe::mpi::ShardedExperts";
+  static constexpr const char *kName = "moe::mpi::ShardedExperts", *kBackward = "moe::mpi::ShardedExperts::backward";
 
   struct Memory {
     Rows rows;
@@ -296,7 +294,7 @@ class ShardedExperts {
   }
 
   /// pass.sent, `sent_cols` a row, to where the experts are, `compute` on each wave of it, and pass.results, of
-  /// `result_cols`, back to pass.returned. While a wave is computed the next are on their way.
+  /// `result_cols`, if any, back to pass.returned. While a wave is computed the next are on their way.
   template <class Compute>
   void run_waves(Rows& pass, Index sent_cols, RowBuffer<S>& received, Index result_cols, const Compute& compute) const {
     using Pending = typename RowExchange<C>::Pending;
@@ -313,12 +311,40 @@ class ShardedExperts {
       for (std::size_t next = w + 1; next < there.size() && there[next].test(); ++next) {
       }
       if (wave.counts.num_received() > 0) compute(static_cast<Index>(w), wave);
+      if (result_cols == 0) continue;
       back.push_back(exchange_.start_back(
           wave.counts, result_cols * kScalar,
           Rows::bytes_of(pass.results, wave.first_received, wave.counts.num_received(), result_cols),
           Rows::bytes_of(pass.returned, wave.first_sent, wave.counts.num_sent(), result_cols)));
     }
     for (Pending& pending : back) pending.wait();
+  }
+
+  void require_backward_call(const ConstMatrixRef<S>& tokens, const PlanView& plan, const Tape& tape,
+                             const RowBuffer<S>& dout, const ShardedExperts& gradient) const {
+    require_backward(plan, tape, gradient);
+    moe::detail::require_plan_rows(kBackward, *this, tokens, plan, "dout", dout);
+  }
+
+  /// dout to where the experts are and, where results have columns, these back; compute(wave, its tape, its plan,
+  /// context) has dout in tape.local.
+  template <class Compute>
+  void run_backward(const PlanView& plan, const Context& context, Tape& tape, const RowBuffer<S>& dout,
+                    Index result_cols, const Compute& compute) const {
+    Rows& pass = tape.rows;
+    const Index outputs = output_dim();
+    pass.pack(
+        plan, outputs, [&](Index r) { return dout.row(r); }, nullptr, pass.sent);
+    // What the experts have read stays where forward has put it.
+    pass.gradients.resize(1, pass.num_received() * outputs);
+    pass.results.resize(1, pass.num_received() * result_cols);
+    pass.returned.resize(1, pass.num_sent() * result_cols);
+    auto& memory = context.scratch.template get<Memory>();
+    run_waves(pass, outputs, pass.gradients, result_cols, [&](Index w, typename Rows::Wave& wave) {
+      scatter(wave, pass.gradients.row(0) + wave.first_received * outputs, outputs, tape.local);
+      const Step step = step_of(wave, context.step);
+      compute(wave, tape.waves[static_cast<std::size_t>(w)], local_plan(wave, plan), Context{step, memory.experts});
+    });
   }
 
   /// Both forward(); compute(wave, tokens, plan, context) fills `local`.
