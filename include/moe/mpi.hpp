@@ -23,6 +23,7 @@
 #include "moe/mpi/threads.hpp"
 
 // Experts over ranks.
+#include "moe/mpi/clip.hpp"
 #include "moe/mpi/reduce_gradient.hpp"
 #include "moe/mpi/row_exchange.hpp"
 #include "moe/mpi/shard_layout.hpp"

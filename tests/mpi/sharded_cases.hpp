@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <numeric>
@@ -15,6 +16,7 @@
 #include "moe/expert/pool.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/mpi/clip.hpp"
 #include "moe/mpi/reduce_gradient.hpp"
 #include "moe/mpi/sharded_experts.hpp"
 #include "moe/mpi/sharded_parameters.hpp"
@@ -169,6 +171,15 @@ struct ShardedCases {
                       expected.dweight[static_cast<std::size_t>(batch.first() * k + a)]) <= tolerance,
              "dL/dweight of choice ", a);
 
+    if (sharded.layout().slices() == 1) {
+      const double norm = moe::gradient_norm(expected_gradient);
+      moe::RoutedExperts<Sharded> clipped = gradient;
+      moe::mpi::all_reduce_gradient(ranks, clipped);
+      const double found = moe::mpi::clip_by_norm(ranks, clipped, norm / 4);
+      expect(std::abs(found - norm) <= 1e-12 * norm, "the norm is ", found, ", expected ", norm);
+      const double after = moe::mpi::clip_by_norm(ranks, clipped, norm);
+      expect(std::abs(after - norm / 4) <= 1e-12 * norm, "clipped to ", after, ", expected ", norm / 4);
+    }
     moe::RoutedExperts<Sharded> alone = zeros_like(mixture);
     typename moe::RoutedExperts<Sharded>::Tape tape;
     moe::Matrix<double> out(batch.count(), kOutputs);
@@ -465,6 +476,9 @@ struct ShardedCases {
       std::vector<double> loss = {pass<Layer>(layer, batch.own(batch.tokens), batch.own(batch.dout), gradient)};
       moe::mpi::all_reduce<double>(ranks, loss);
       moe::mpi::all_reduce_gradient(ranks, gradient);
+      const double norm = moe::mpi::gradient_norm(ranks, gradient), expected_norm = moe::gradient_norm(whole_gradient);
+      expect(std::abs(norm - expected_norm) <= 1e-12 * expected_norm, "the norm is ", norm, ", expected ",
+             expected_norm);
       adam.step(layer, gradient, state, 0.01);
       expect(std::abs(loss[0] - expected) <= 1e-12 * expected, "the loss of step ", n, " is ", loss[0], ", expected ",
              expected);
