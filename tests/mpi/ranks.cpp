@@ -5,8 +5,11 @@
 
 #include <cstdio>
 
+#include "mpi/calibrate_cases.hpp"
 #include "mpi/communicator_cases.hpp"
+#include "mpi/fully_sharded_cases.hpp"
 #include "mpi/sharded_cases.hpp"
+#include "mpi/sparse_exchange_cases.hpp"
 
 namespace {
 
@@ -88,6 +91,9 @@ int main(int argc, char** argv) {
   int failed = 0;
   for (const auto& [name, run] : test::CommunicatorCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
   for (const auto& [name, run] : test::ShardedCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
+  for (const auto& [name, run] : test::SparseExchangeCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
+  for (const auto& [name, run] : test::FullyShardedCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
+  for (const auto& [name, run] : test::CalibrateCases<Mpi>::all()) failed += passes(name, run) ? 0 : 1;
   failed += passes("long parts go in pieces", long_parts_go_in_pieces, {.most_bytes = 100}) ? 0 : 1;
   failed +=
       passes("nobody waits longer than the timeout", nobody_waits_longer_than_the_timeout, {.timeout = 0.2}) ? 0 : 1;
