@@ -12,11 +12,9 @@
 #include <moe/expert/frozen.hpp>
 #include <moe/gate/wrap/top_any.hpp>
 #include <moe/gate/wrap/top_any_loss.hpp>
-#include <moe/train/adam_w.hpp>
-#include <moe/train/distillation.hpp>
 
 #include "support/page.hpp"
-#include "support/text.hpp"
+#include "support/router_rows.hpp"
 
 namespace {
 
@@ -36,29 +34,12 @@ Matrix<float> scores(const TextModel& model, const Matrix<float>& rows, const Ma
 Masked with_masks(const TextModel& model, double price, std::uint64_t updates, std::uint64_t seed) {
   const systems::ReluLayer& full = model.layer().layer();
   const Index k = full.gate().k;
-  Masked layer(moe::LinearRouter(systems::kTextExperts + k, systems::kTextDim, moe::Bias::Zero),
+  Masked layer(systems::with_rows(model, k),
                Gate{full.gate(), k, {.start = 1, .end = 0.2, .updates = updates}, moe::SkippedWeight::Shared},
                moe::Frozen(full.experts()));
-  const auto for_experts = [](auto& router, const auto& value) {
-    for (Index e = 0; e < systems::kTextExperts; ++e)
-      for (Index c = 0; c < systems::kTextDim; ++c) router.bias()(e, 0) = 0, router.weight()(e, c) = value(e, c);
-  };
-  for_experts(layer.router(), [&](Index e, Index c) { return full.router().weight()(e, c); });
-  const systems::Labelled data = systems::trained_text(8000);
-  moe::AdamW::State state(layer);
-  Masked::Tape tape;
-  Matrix<float> out(256, systems::kTextDim), dscores;
-  for (std::uint64_t update = 0; update < updates; ++update) {
-    const Matrix<float> rows = draw_batch(data, 256, seed, update).rows;
-    layer.forward(rows, moe::Step::train(update, seed), out, tape);
-    const Matrix<float> of_all = scores(model, rows, systems::outputs(full, rows));
-    moe::distillation_loss<float>(scores(model, rows, out), of_all, 1, tape.step, dscores);
+  systems::learn_rows(model, layer, updates, seed, [&](Masked::Tape& tape) {
     moe::kept_choices_loss(layer.gate(), tape.logits, tape.routing, {tape.step, tape.scratch}, price, tape.losses);
-    Masked gradient = moe::zeros_like(layer);
-    layer.backward(rows, tape, dscores * model.head().weight().matrix(), gradient);
-    for_experts(gradient.router(), [](Index, Index) { return 0.0f; });
-    moe::AdamW{.weight_decay = 0}.step(layer, gradient, state, 1e-2);
-  }
+  });
   return layer;
 }
 
