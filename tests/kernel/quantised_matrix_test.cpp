@@ -300,6 +300,20 @@ TEST_CASE("PanelMatrix<Quantised>: planes are the bits of codes, and come back o
         CHECK_THROWS_AS(whole.first_planes(1).with_planes(rest), std::invalid_argument);
       }
   Panels few = random_panels(9, 40, PanelOrder::Plain, WeightFormat::planes(7));
+  Panels scaled(9, 40, PanelOrder::Plain, WeightFormat::planes(7));
+  for (int p = 0; p < 7; ++p) scaled.set_plane(p, few.plane(p));
+  scaled.set_groups(few.rows().scales, few.rows().zeros);
+  CHECK(test::same_bits(scaled.decoded().matrix(), few.decoded().matrix()));
+  CHECK_THROWS_AS(scaled.set_groups(few.rows().scales, {}), std::invalid_argument);
+  Panels large = few;
+  large.set_scale(3, 0, 60000.0f);
+  CHECK_THROWS_AS(large.first_planes(1), std::invalid_argument);  // no F16
+  CHECK(large.first_planes(7).scale(3, 0) == large.scale(3, 0));
+  Panels small(9, 40, PanelOrder::Plain, WeightFormat::planes(3, 32, ScaleType::E4M3).without_zero_points());
+  small.set_matrix_scale(0.25f);
+  small.set_scale(2, 1, 2.0f);
+  CHECK(small.get(2, 33) == -3.5f * 0.5f);  // code 0 of 3 bits, scale 2 / 4
+  CHECK(small.first_planes(1).get(2, 33) == -0.5f * 2.0f);
   std::vector<std::uint32_t> words = few.plane(0);
   CHECK_THROWS_AS(few.plane(7), std::invalid_argument);
   CHECK_THROWS_AS(few.plane(-1), std::invalid_argument);

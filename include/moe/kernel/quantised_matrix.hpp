@@ -213,27 +213,16 @@ class PanelMatrix<Quantised> {
            " bytes of codes, scales and zero points, expected ", expected.codes.size(), ", ", expected.scales.size(),
            " and ", expected.zeros.size());
     const WeightFormat format = this->format();
-    const int bits = format.code_bits(), scale = format.scale_bits() / 8, zero = format.zero_bits() / 8;
+    const int bits = format.code_bits();
     if (bits == 0) return;
     PanelMatrix result(outputs(), inputs(), order(), format);
     result.own().panels.scale = matrix_scale();
     const Index row_bytes = bytes_of_row();
-    for (Index o = 0; o < outputs(); ++o) {
-      for (Index g = 0; g < num_groups(); ++g) {
-        const detail::CodeStore::Place at = state_->place(o, g * state_->panels.group);
-        const Index k = o * num_groups() + g;
-        std::uint32_t stored = 0;
-        std::memcpy(&stored, rows.scales.data() + k * scale, static_cast<std::size_t>(scale));
-        require_scale(kFunction, o, detail::scale_of_bits(format.scale, stored));
-        result.own().store(at.panel, at.scale, stored, scale);
-        if (zero == 0) continue;
-        std::memcpy(&stored, rows.zeros.data() + k * zero, static_cast<std::size_t>(zero));
-        result.own().store(at.panel, at.zero, stored, zero);
-      }
+    if (num_groups() > 0) result.put_groups(kFunction, rows.scales, rows.zeros);
+    for (Index o = 0; o < outputs(); ++o)
       for (Index i = 0; i < inputs(); ++i)
         result.own().store_code(result.state_->place(o, i),
                                 get_bits(rows.codes.data() + o * row_bytes, i * bits, bits));
-    }
     result.dot_ = dot_;
     *this = std::move(result);
   }
@@ -316,6 +305,17 @@ class PanelMatrix<Quantised> {
     state.for_each_plane_run(p, [&](Index at, Index word, Index count) {
       std::memcpy(state.memory.data() + at, words.data() + word, static_cast<std::size_t>(4 * count));
     });
+  }
+  /// Scales and zero points of all groups, as rows() gives them. Throws std::invalid_argument for other sizes, and for
+  /// scales that set_scale() refuses; groups before that have been set then.
+  void set_groups(std::span<const std::byte> scales, std::span<const std::byte> zeros) {
+    constexpr const char* kFunction = "moe::PanelMatrix::set_groups";
+    const WeightFormat format = this->format();
+    const Index scale = format.scale_bits() / 8, zero = format.zero_bits() / 8, groups = outputs() * num_groups();
+    if (std::ssize(scales) != groups * scale || std::ssize(zeros) != groups * zero)
+      fail(kFunction, ": ", scales.size(), " and ", zeros.size(), " bytes of scales and zero points, expected ",
+           groups * scale, " and ", groups * zero);
+    if (groups > 0) put_groups(kFunction, scales, zeros);
   }
   /// The matrix with more planes, whose words follow each other: what first_planes(format().bits) takes away, so that
   ///   whole.first_planes(b).with_planes(the others of `whole`) is `whole`
@@ -419,6 +419,23 @@ class PanelMatrix<Quantised> {
     return bits;
   }
 
+  void put_groups(const char* function, std::span<const std::byte> scales, std::span<const std::byte> zeros) {
+    const WeightFormat format = this->format();
+    const Index scale = format.scale_bits() / 8, zero = format.zero_bits() / 8;
+    detail::CodeStore& state = own();
+    for (Index o = 0; o < outputs(); ++o)
+      for (Index g = 0; g < num_groups(); ++g) {
+        const detail::CodeStore::Place at = state.place(o, g * state.panels.group);
+        const Index k = o * num_groups() + g;
+        std::uint32_t stored = 0;
+        std::memcpy(&stored, scales.data() + k * scale, static_cast<std::size_t>(scale));
+        require_scale(function, o, detail::scale_of_bits(format.scale, stored));
+        state.store(at.panel, at.scale, stored, static_cast<int>(scale));
+        if (zero == 0) continue;
+        std::memcpy(&stored, zeros.data() + k * zero, static_cast<std::size_t>(zero));
+        state.store(at.panel, at.zero, stored, static_cast<int>(zero));
+      }
+  }
   Index plane_words() const { return (inputs() + 31) / 32 * outputs(); }
   void require_planes(const char* function, int bits) const {
     const WeightFormat whole = format();
@@ -442,10 +459,26 @@ class PanelMatrix<Quantised> {
     const int lost = format.bits - bits;
     format.bits = bits;
     PanelMatrix result(outputs(), inputs(), order(), format);
-    for (Index o = 0; o < outputs(); ++o)
+    detail::CodeStore& to = result.own();
+    const kernel::CodePanels& from = state_->panels;
+    to.panels.scale = from.scale;
+    const bool is_paired = order() == PanelOrder::Paired;
+    const Index units = is_paired ? outputs() / 2 : outputs(), width = is_paired ? kLanes : kWidth;
+    const int bytes = format.scale_bits() / 8;
+    for (Index p = 0; p < panels(); ++p)
       for (Index g = 0; g < num_groups(); ++g) {
-        result.set_scale(o, g, std::ldexp(scale(o, g), lost));
-        if (format.has_zero_points) result.set_zero_point(o, g, zero_point(o, g));
+        const Index at = g * to.panels.group_bytes;
+        std::memcpy(to.memory.data() + p * to.panels.panel_bytes + at, from.panel(p) + g * from.group_bytes,
+                    static_cast<std::size_t>(from.header_bytes));
+        for (Index column = 0; column < kWidth; ++column) {
+          if (p * width + column % width >= units) continue;  // padding
+          const float scale = detail::scale_of_bits(format.scale, to.load(p, at + column * bytes, bytes));
+          const std::uint32_t stored = detail::bits_of_scale(format.scale, std::ldexp(scale, lost));
+          if (std::isfinite(scale) && !std::isfinite(detail::scale_of_bits(format.scale, stored)))
+            fail("moe::PanelMatrix: scale ", scale, " times 2^", lost, ", expected one that ", format.name(),
+                 " can store");
+          to.store(p, at + column * bytes, stored, bytes);
+        }
       }
     return result;
   }

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -80,7 +79,8 @@ void route_to_level(Routing<S>& routing, Index levels, Index level) {
 /// Writes a pool for NestedExpertFile: scales and the planes of the lowest level of each expert, then, level by level,
 /// the planes that the next one adds. Other parameters are those of the lowest level. Throws std::invalid_argument as
 /// nested_experts(), std::runtime_error if the file cannot be written.
-//   E.NAME.format, .scales, .zeros  of matrix NAME of expert E, as in quantised_parameters.hpp
+//   E.NAME.format, .scales, .zeros  of matrix NAME of expert E, as in quantised_parameters.hpp, with all planes; but
+//                                   scales are those of the lowest level
 //   E.NAME.planesL                  U32 [planes, steps of 32 inputs, outputs], those that level L adds
 //   E.NAME                          what is no matrix in few bits
 //   levels                          I64 [levels], their bits
@@ -102,7 +102,6 @@ void save_nested_experts(const std::filesystem::path& path, const ExpertPool<E>&
   for_each_leaf([&](Index e, const std::string& name, const auto& leaf) {
     if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
       detail::require_nested(kFunction, e, name, leaf, bits.back());
-      leaf.first_planes(bits.front());  // throws where its scales cannot be stored
       for (const auto& [part, info] : detail::tensors_of(name, leaf.outputs(), leaf.inputs(), leaf.format()))
         if (part != name + ".codes") header.tensors.emplace(part, info);
       for (Index l = 0; l < levels; ++l)
@@ -128,7 +127,7 @@ void save_nested_experts(const std::filesystem::path& path, const ExpertPool<E>&
                                            format.bits,
                                            format.has_zero_points};
       writer.write(name + ".format", std::span<const std::int64_t>(of));
-      const PanelMatrix<Quantised>::Rows rows = leaf.rows();
+      const PanelMatrix<Quantised>::Rows rows = leaf.first_planes(bits.front()).rows();
       writer.write_bytes(name + ".scales", rows.scales);
       if (format.has_zero_points) writer.write_bytes(name + ".zeros", rows.zeros);
       for (Index l = 0, p = 0; l < levels; ++l) {
@@ -333,26 +332,15 @@ class NestedExpertFile {
     std::memcpy(words.data(), bytes.data(), 4 * words.size());
     return words;
   }
-  /// The lowest level of a matrix from its next parts: scales are stored for all bits, and are those of fewer.
+  /// The lowest level of a matrix from its next parts.
   PanelMatrix<Quantised> lowest(const PanelMatrix<Quantised>& leaf, const std::string& name,
                                 typename Level::const_iterator& part) const {
     const WeightFormat format = format_of(name, leaf, 0);
-    const int bits = format.bits, lost = bits_.back() - bits;
+    const int bits = format.bits;
     PanelMatrix<Quantised> result(leaf.outputs(), leaf.inputs(), leaf.order(), format);
-    const auto stored = [&](const std::vector<std::byte>& scales, Index i) {
-      std::uint32_t of = 0;
-      const auto bytes = static_cast<std::size_t>(format.scale_bits() / 8);
-      std::memcpy(&of, scales.data() + static_cast<std::size_t>(i) * bytes, bytes);
-      return detail::scale_of_bits(format.scale, of);
-    };
     const std::vector<std::byte>& scales = *part++;
-    for (Index i = 0; i < leaf.outputs() * result.num_groups(); ++i)
-      result.set_scale(i / result.num_groups(), i % result.num_groups(), std::ldexp(stored(scales, i), lost));
-    if (format.has_zero_points) {
-      const std::vector<std::byte>& offsets = *part++;
-      for (Index i = 0; i < leaf.outputs() * result.num_groups(); ++i)
-        result.set_zero_point(i / result.num_groups(), i % result.num_groups(), stored(offsets, i));
-    }
+    const std::vector<std::byte> none, &zeros = format.has_zero_points ? *part++ : none;
+    result.set_groups(scales, zeros);
     const std::vector<std::uint32_t> words = words_of(*part++);
     const std::size_t size = words.size() / static_cast<std::size_t>(bits);
     for (int p = 0; p < bits; ++p)
