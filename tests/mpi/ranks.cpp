@@ -3,7 +3,12 @@
 // and every rank ends with the number of its failures.
 #include "moe/mpi/mpi_communicator.hpp"
 
+#include <chrono>
 #include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "mpi/calibrate_cases.hpp"
 #include "mpi/communicator_cases.hpp"
@@ -54,6 +59,27 @@ void nobody_waits_longer_than_the_timeout(const Mpi& ranks) {
   test::expect(std::chrono::steady_clock::now() - start < std::chrono::seconds(10), "waited too long");
 }
 
+/// Nor with megabytes half way here, while the other rank computes: it comes to MPI again later.
+void nobody_waits_for_who_computes(const Mpi& ranks) {
+  if (ranks.size() != 2) return;
+  const Index other = 1 - ranks.rank();
+  std::vector<std::byte> send(8 << 20), received(send.size());
+  std::vector<Index> bytes(2);
+  bytes[static_cast<std::size_t>(other)] = std::ssize(send);
+  auto request = ranks.start_all_to_all(send, bytes, received, bytes);
+  const auto start = std::chrono::steady_clock::now();
+  if (ranks.rank() == 0) {
+    for (int i = 0; i < 10; ++i) (void)request.test();
+    std::this_thread::sleep_for(std::chrono::seconds(4));
+    return;
+  }
+  test::expect_throws<std::runtime_error>("has waited 0.2 s", [&] {
+    auto own = std::move(request);
+    own.wait();
+  });
+  test::expect(std::chrono::steady_clock::now() - start < std::chrono::seconds(3), "waited for the other rank");
+}
+
 /// With megabytes on their way, which are never received.
 void an_exception_ends_all(const moe::mpi::MpiSession& session, const Mpi& ranks) {
   if (ranks.size() == 1) return;
@@ -97,6 +123,7 @@ int main(int argc, char** argv) {
   failed += passes("long parts go in pieces", long_parts_go_in_pieces, {.most_bytes = 100}) ? 0 : 1;
   failed +=
       passes("nobody waits longer than the timeout", nobody_waits_longer_than_the_timeout, {.timeout = 0.2}) ? 0 : 1;
+  failed += passes("nobody waits for who computes", nobody_waits_for_who_computes, {.timeout = 0.2}) ? 0 : 1;
   failed += passes("an exception ends all", [&](const Mpi& ranks) { an_exception_ends_all(session, ranks); }) ? 0 : 1;
   failed += passes("wrong sizes are an error", wrong_sizes_are_an_error) ? 0 : 1;
   return failed;

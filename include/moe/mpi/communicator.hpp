@@ -41,7 +41,8 @@ concept ExchangeRequest = std::movable<R> && requires(R& request) {
 /// send_bytes and received_bytes are their sizes, of which the former are the latter of the other side. Everything else
 /// is made of it, see moe/mpi/collectives.hpp. Collective: all ranks call the same functions in the same order.
 /// Where a rank has called fail(), does not come within the timeout of the communicator, or sends another number of
-/// bytes than is expected, every rank that waits throws std::runtime_error: none hangs. A communicator that has failed
+/// bytes than is expected, every rank that waits throws std::runtime_error: none hangs. (Bytes where none are expected
+/// find nobody who waits.) A communicator that has failed
 /// stays so. One thread at a time.
 template <class C>
 concept Communicator = std::copyable<C> && ExchangeRequest<typename C::Request> &&
@@ -71,6 +72,12 @@ inline void require_parts(const char* function, const char* name, std::span<cons
   }
   if (sum != static_cast<Index>(total))
     fail(function, ": ", name, " adds up to ", sum, " bytes, expected the ", total, " of the memory given");
+}
+
+/// Throws std::invalid_argument unless a clock can wait for so long.
+inline void require_seconds(const char* function, const char* name, double seconds) {
+  constexpr double kYear = 366 * 86400.0;
+  if (!(seconds >= 0 && seconds <= kYear)) fail(function, ": ", name, " is ", seconds, ", expected 0 to ", kYear, " s");
 }
 
 /// The checks that every start_all_to_all begins with; own parts must be of one size.

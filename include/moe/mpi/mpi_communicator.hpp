@@ -12,10 +12,12 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
@@ -27,7 +29,7 @@
 namespace moe::inline MOE_ABI::mpi {
 
 struct MpiOptions {
-  double timeout = 60;                ///< seconds that a rank waits for another before it gives up
+  double timeout = 60;                ///< seconds that a rank waits for another before it gives up, at most a year
   Index most_bytes = Index{1} << 30;  ///< of a message; what is longer goes in pieces, as MPI counts in int
 };
 
@@ -55,8 +57,8 @@ inline MPI_Comm duplicate(MPI_Comm of) {
   return result;
 }
 
-/// Messages that nobody waits for: they have a moment to leave the memory they are sent from.
-inline void let_go(std::vector<MPI_Request>& messages) {
+/// Messages that nobody waits for have a moment to end; whether all have.
+inline bool let_go(std::vector<MPI_Request>& messages) {
   constexpr auto kMoment = std::chrono::milliseconds(100);
   const auto end = std::chrono::steady_clock::now() + kMoment;
   int all = 0;
@@ -65,6 +67,13 @@ inline void let_go(std::vector<MPI_Request>& messages) {
       break;
   for (MPI_Request& message : messages)
     if (message != MPI_REQUEST_NULL) MPI_Request_free(&message);
+  return all != 0;
+}
+
+/// Memory of messages that have not ended, which MPI may read and write until it is over.
+inline void keep_for_ever(std::vector<std::byte> memory) {
+  static std::vector<std::vector<std::byte>> kept;
+  kept.push_back(std::move(memory));
 }
 
 /// What a communicator and all that was split from it share: how a rank hears of the failure of another.
@@ -79,7 +88,7 @@ struct MpiWorld {
   ~MpiWorld() {
     if (mpi_is_over()) return;
     if (!has_failed) MPI_Comm_free(&control);  // else others may not have come as far
-    let_go(told);
+    let_go(told);                              // short enough to be copied by MPI
   }
 
   /// Throws std::runtime_error if this rank or another has failed.
@@ -121,44 +130,52 @@ struct MpiGroup {
   MPI_Comm ranks;
   int rank = 0, size = 1;
   std::uint64_t exchanges = 0;
+  std::vector<std::vector<std::byte>> spare;  ///< memory of exchanges that have ended
 };
 
-/// The messages of an exchange: those to receive, then those to send.
+/// The messages of an exchange: those to receive, then those to send, all in memory of its own. That of the caller may
+/// go at any time after an error, but messages only end when the other side gets to them.
 struct MpiExchange {
-  explicit MpiExchange(std::shared_ptr<MpiGroup> of) : group(std::move(of)), number(group->exchanges++) {}
+  MpiExchange(std::shared_ptr<MpiGroup> of, std::size_t bytes) : group(std::move(of)), number(group->exchanges++) {
+    if (!group->spare.empty()) {
+      memory = std::move(group->spare.back());
+      group->spare.pop_back();
+    }
+    if (memory.size() < bytes) memory.resize(bytes);
+  }
   MpiExchange(const MpiExchange&) = delete;
   MpiExchange& operator=(const MpiExchange&) = delete;
-  /// What an exception has left behind: nothing is written to the caller's memory from here on, and what he sends has
-  /// a moment to leave it.
   ~MpiExchange() {
-    if (has_ended || mpi_is_over()) return;
-    for (std::size_t i = 0; i < expected.size(); ++i) {
-      if (messages[i] == MPI_REQUEST_NULL) continue;
-      MPI_Cancel(&messages[i]);
-      MPI_Wait(&messages[i], MPI_STATUS_IGNORE);
+    if (!has_ended && !mpi_is_over()) {
+      for (std::size_t i = 0; i < expected.size(); ++i)
+        if (messages[i] != MPI_REQUEST_NULL) MPI_Cancel(&messages[i]);
+      if (!let_go(messages)) keep_for_ever(std::exchange(memory, {}));
     }
-    let_go(messages);
+    if (!memory.empty()) group->spare.push_back(std::move(memory));
   }
 
-  /// One message per piece; f(bytes of the piece, their number).
-  template <class Byte, class F>
-  void for_each_piece(std::span<Byte> part, const F& f) {
-    while (!part.empty()) {
-      const auto bytes = std::min(part.size(), static_cast<std::size_t>(group->world->options.most_bytes));
+  /// f(bytes, their number) for each piece of the next `bytes` of the memory, a message each.
+  template <class F>
+  void for_each_piece(std::size_t bytes, const F& f) {
+    while (bytes > 0) {
+      const auto piece = std::min(bytes, static_cast<std::size_t>(group->world->options.most_bytes));
       messages.push_back(MPI_REQUEST_NULL);
-      f(part.data(), static_cast<int>(bytes));
-      part = part.subspan(bytes);
+      f(memory.data() + used, static_cast<int>(piece));
+      used += piece;
+      bytes -= piece;
     }
   }
   int tag() const { return static_cast<int>(number % 32768); }  // what every MPI has
   void receive(std::span<std::byte> part, int from) {
-    for_each_piece(part, [&](std::byte* to, int bytes) {
+    parts.emplace_back(part, used);
+    for_each_piece(part.size(), [&](std::byte* to, int bytes) {
       expected.push_back({from, bytes});
       require_mpi("MPI_Irecv", MPI_Irecv(to, bytes, MPI_BYTE, from, tag(), group->ranks, &messages.back()));
     });
   }
   void send(std::span<const std::byte> part, int to) {
-    for_each_piece(part, [&](const std::byte* from, int bytes) {
+    std::ranges::copy(part, memory.begin() + static_cast<std::ptrdiff_t>(used));
+    for_each_piece(part.size(), [&](const std::byte* from, int bytes) {
       group->world->traffic.bytes += bytes;
       ++group->world->traffic.messages;
       require_mpi("MPI_Isend", MPI_Isend(from, bytes, MPI_BYTE, to, tag(), group->ranks, &messages.back()));
@@ -186,12 +203,17 @@ struct MpiExchange {
         fail_environment("moe::mpi::Mpi: rank ", expected[i].first, " has sent ", bytes, " bytes in exchange ", number,
                          ", expected ", expected[i].second, " on rank ", group->rank);
     }
+    for (const auto& [to, from] : parts)
+      std::copy_n(memory.begin() + static_cast<std::ptrdiff_t>(from), to.size(), to.begin());
     return true;
   }
 
   const std::shared_ptr<MpiGroup> group;
   const std::uint64_t number;
-  std::vector<std::pair<int, int>> expected;  ///< rank and bytes of what is received
+  std::vector<std::byte> memory;
+  std::size_t used = 0;
+  std::vector<std::pair<std::span<std::byte>, std::size_t>> parts;  ///< where to, and where they are in the memory
+  std::vector<std::pair<int, int>> expected;                        ///< rank and bytes of what is received
   std::vector<MPI_Request> messages;
   std::vector<MPI_Status> statuses;
   bool has_ended = false;
@@ -212,6 +234,9 @@ class MpiSession {
     MPI_Initialized(&started);
     if (started != 0) fail_environment("moe::mpi::MpiSession: MPI has been started, expected one session per program");
     detail::require_mpi("MPI_Init_thread", MPI_Init_thread(&argc, &argv, MPI_THREAD_FUNNELED, &provided));
+    if (provided >= MPI_THREAD_FUNNELED) return;
+    MPI_Finalize();
+    fail_environment("moe::mpi::MpiSession: this MPI knows no threads, expected MPI_THREAD_FUNNELED");
   }
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
@@ -219,13 +244,16 @@ class MpiSession {
 };
 
 /// Ranks that are processes, started by mpirun. Messages go from one rank to another without waiting, and whoever waits
-/// looks whether another has failed, and at the clock: no call of MPI is entered that may not return. One thread.
+/// looks whether another has failed, and at the clock. Only the constructor and split() wait within MPI for ranks to
+/// come. Messages are copied on both sides, so that after an error nobody writes to memory that may be gone. One
+/// thread.
 class Mpi {
  public:
   class Request {
    public:
-    bool test() { return exchange_->test(); }
+    bool test() { return !exchange_ || exchange_->test(); }
     void wait() {
+      if (!exchange_) return;
       const double timeout = exchange_->group->world->options.timeout;
       const auto deadline =
           std::chrono::steady_clock::now() +
@@ -249,6 +277,7 @@ class Mpi {
     if (options.most_bytes < 1 || options.most_bytes > std::numeric_limits<int>::max())
       moe::fail("moe::mpi::Mpi: most_bytes is ", options.most_bytes, ", expected 1 to ",
                 std::numeric_limits<int>::max());
+    detail::require_seconds("moe::mpi::Mpi", "timeout", options.timeout);
     const auto world = std::make_shared<detail::MpiWorld>(of, options);
     group_ = std::make_shared<detail::MpiGroup>(world, detail::duplicate(of));
   }
@@ -262,7 +291,8 @@ class Mpi {
                              received_bytes);
     group_->world->require_alive();
     Request request;
-    request.exchange_ = std::make_unique<detail::MpiExchange>(group_);
+    const auto own_bytes = static_cast<std::size_t>(send_bytes[static_cast<std::size_t>(rank())]);
+    request.exchange_ = std::make_unique<detail::MpiExchange>(group_, received.size() + send.size() - 2 * own_bytes);
     std::span<std::byte> own;
     for (int r = 0; r < group_->size; ++r) {
       const auto part = received.first(static_cast<std::size_t>(received_bytes[static_cast<std::size_t>(r)]));
@@ -310,7 +340,8 @@ class Mpi {
     world.has_failed = true;
     try {
       world.failure = "rank " + std::to_string(world.rank) + " has failed: " + reason;
-    } catch (...) {  // without memory for the reason
+      world.failure.resize(std::min<std::size_t>(world.failure.size(), 1000));  // at once on its way
+    } catch (...) {                                                             // without memory for the reason
     }
     for (int r = 0; r < world.size; ++r) {
       if (r == world.rank) continue;

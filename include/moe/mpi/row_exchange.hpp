@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <optional>
 #include <span>
 #include <utility>
@@ -138,8 +137,6 @@ class RowExchange {
       has_finished_ = true;
     }
 
-    typename C::Request first_;
-    std::optional<typename C::Request> request_;
     const C* second_ = nullptr;  ///< the second level; none where exchanges are flat
     const detail::RowCounts* counts_ = nullptr;
     std::span<std::byte> result_;
@@ -147,6 +144,8 @@ class RowExchange {
     std::vector<Index> first_bytes_, second_bytes_;
     Index unit_ = 0;
     bool is_there_ = true, has_finished_ = false;
+    typename C::Request first_;  // behind the memory that they go through, before which they must end
+    std::optional<typename C::Request> request_;
   };
 
   /// Every rank's header for every rank, of equal lengths: counts of rows, as a rule. headers [size][length]; the

@@ -5,11 +5,13 @@
 #include <array>
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -237,9 +239,16 @@ static_assert(Communicator<Threads>);
 /// Calls f(communicator) in num_ranks threads, each with the communicator of its rank, and returns when all have ended:
 ///   moe::mpi::run_ranks(4, [&](const moe::mpi::Threads& ranks) { moe::mpi::barrier(ranks); });
 /// Where a rank ends with an exception, the others stop as soon as they wait, and the first one is thrown again here.
+/// An executor of the caller's thread (UseExecutor) is not that of the ranks. Throws std::invalid_argument for less
+/// than one rank and for times that are none.
 template <class F>
 void run_ranks(Index num_ranks, const F& f, const ThreadsOptions& options) {
-  moe::detail::checked_size("moe::mpi::run_ranks", "num_ranks", num_ranks, 1);
+  constexpr const char* kFunction = "moe::mpi::run_ranks";
+  moe::detail::checked_size(kFunction, "num_ranks", num_ranks, 1);
+  detail::require_seconds(kFunction, "latency", options.latency);
+  detail::require_seconds(kFunction, "timeout", options.timeout);
+  if (!(options.bytes_per_second >= 0))
+    fail(kFunction, ": bytes_per_second is ", options.bytes_per_second, ", expected at least 0");
   const auto world = std::make_shared<detail::ThreadWorld>(options);
   const auto group = std::make_shared<detail::ThreadGroup>(world, num_ranks);
   std::exception_ptr first;
@@ -260,9 +269,15 @@ void run_ranks(Index num_ranks, const F& f, const ThreadsOptions& options) {
       failed("an exception that is none of the standard library");
     }
   };
-  std::vector<std::jthread> threads;
-  for (Index r = 0; r < num_ranks; ++r) threads.emplace_back(run, r);
-  threads.clear();  // joins
+  {
+    std::vector<std::jthread> threads;
+    try {
+      for (Index r = 0; r < num_ranks; ++r) threads.emplace_back(run, r);
+    } catch (const std::exception& error) {  // those that have begun shall not wait for the others
+      Threads(group, 0, std::make_shared<detail::ThreadSender>()).fail(error.what());
+      throw;
+    }
+  }
   if (first) std::rethrow_exception(first);
 }
 
