@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: MIT
+// serve_layer: a layer four times as large as its budget of memory, under a Poisson load of requests. Prints
+// percentiles of latency (from the arrival of a request to its answer), hits and the peak of the memory of the process
+// beside the budget, for policies of the cache, for batches that are put together by expert, and for all experts in
+// memory; writes a script that draws the distributions. 64 GLU experts of 128 x 256, top-2, a token a request; requests
+// stay with a topic for a while. What waits is served in batches of at most 16.
+#include <sys/resource.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <deque>
+#include <exception>
+#include <fstream>
+#include <moe/moe.hpp>
+#include <moe/serve.hpp>
+#include <thread>
+
+namespace {
+
+using moe::Index;
+using Clock = std::chrono::steady_clock;
+using Seconds = std::chrono::duration<double>;
+
+constexpr Index kExperts = 64, kDim = 128, kHidden = 256, kBatch = 16;
+
+/// Megabytes that the process has had at most, those of the program itself among them.
+double peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return 1.024e-3 * static_cast<double>(usage.ru_maxrss);  // of KiB, as Linux counts
+}
+
+/// Expert after expert, so that there is never more than one in memory.
+void write_experts(const std::filesystem::path& path) {
+  moe::SafetensorsHeader header;
+  const moe::Glu prototype(kDim, kHidden);
+  for (Index e = 0; e < kExperts; ++e)
+    moe::visit_all(
+        [&](const std::string& name, const auto& leaf) {
+          header.tensors.emplace(std::to_string(e) + "." + name,
+                                 moe::TensorInfo{.dtype = moe::Dtype::F32, .shape = moe::parameter_shape(leaf)});
+        },
+        prototype);
+  moe::SafetensorsWriter writer(path, std::move(header));
+  for (Index e = 0; e < kExperts; ++e) {
+    const auto expert = moe::Glu::random(kDim, kHidden, static_cast<std::uint64_t>(e));
+    moe::visit_all(
+        [&](const std::string& name, const auto& leaf) {
+          std::vector<float> values(static_cast<std::size_t>(moe::parameter_size(leaf)));
+          moe::read_parameter(leaf, std::span<float>(values));
+          writer.write(std::to_string(e) + "." + name, std::span<const float>(values));
+        },
+        expert);
+  }
+  writer.commit();
+}
+
+struct Load {
+  std::vector<double> arrival;  ///< seconds
+  moe::Matrix<float> tokens;
+  std::vector<moe::WaitingRequest> experts;  ///< the first one of each token
+};
+
+Load poisson_load(double rate, double seconds, const moe::LinearRouter& router) {
+  const moe::RandomField random(moe::Purpose::User, 1), topics(moe::Purpose::User, 2);
+  Load load;
+  for (double t = 0; t < seconds;)
+    load.arrival.push_back(t -= std::log(1 - random.uniform(load.arrival.size())) / rate);
+  load.tokens.resize(std::ssize(load.arrival), kDim);
+  for (Index i = 0, topic = 0; i < load.tokens.rows(); ++i) {
+    if (random.uniform(i, 1) < 0.05) topic = static_cast<Index>(random.below(8, i, 2));
+    for (Index c = 0; c < kDim; ++c)
+      load.tokens(i, c) = static_cast<float>(topics.normal(topic, c) + 0.5 * random.normal(i, c + 3));
+  }
+  moe::Matrix<float> logits(load.tokens.rows(), kExperts);
+  router.logits(load.tokens, moe::Step{}, logits);
+  for (Index i = 0; i < load.tokens.rows(); ++i) {
+    Index best = 0;
+    logits.row(i).maxCoeff(&best);
+    load.experts.push_back({.expert = best});
+  }
+  return load;
+}
+
+enum class Batches { AsTheyCome, ByExpert };
+
+/// Latencies in milliseconds, ascending.
+template <class Layer>
+std::vector<double> serve(const Layer& layer, const Load& load, Batches batches) {
+  std::deque<Index> waiting;
+  std::vector<double> latencies;
+  moe::Workspace ws;
+  const auto start = Clock::now();
+  const auto now = [&] { return Seconds(Clock::now() - start).count(); };
+  for (std::size_t next = 0; next < load.arrival.size() || !waiting.empty();) {
+    if (waiting.empty())
+      std::this_thread::sleep_until(start + std::chrono::nanoseconds(std::llround(1e9 * load.arrival[next])));
+    for (; next < load.arrival.size() && load.arrival[next] <= now(); ++next)
+      waiting.push_back(static_cast<Index>(next));
+    std::vector<Index> places;  // in the queue
+    if (batches == Batches::ByExpert && !waiting.empty()) {
+      std::vector<moe::WaitingRequest> requests;
+      for (const Index i : waiting) requests.push_back(load.experts[static_cast<std::size_t>(i)]);
+      places = moe::expert_aware_batches(requests, kBatch).front();
+      std::ranges::sort(places);
+    } else {
+      for (Index i = 0; i < std::min<Index>(kBatch, std::ssize(waiting)); ++i) places.push_back(i);
+    }
+    moe::Matrix<float> tokens(std::ssize(places), kDim), out(std::ssize(places), kDim);
+    for (Index r = 0; r < tokens.rows(); ++r)
+      tokens.row(r) = load.tokens.row(waiting[static_cast<std::size_t>(places[static_cast<std::size_t>(r)])]);
+    if (!places.empty()) layer.forward(tokens, out, ws);
+    for (auto place = places.rbegin(); place != places.rend(); ++place) {
+      const auto at = waiting.begin() + *place;
+      latencies.push_back(1e3 * (now() - load.arrival[static_cast<std::size_t>(*at)]));
+      waiting.erase(at);
+    }
+  }
+  std::ranges::sort(latencies);
+  return latencies;
+}
+
+double percentile(const std::vector<double>& sorted, double share) {
+  return sorted[static_cast<std::size_t>(share * static_cast<double>(sorted.size() - 1))];
+}
+
+/// A row of the table, and the distribution for the picture.
+void report(const char* name, const char* block, const std::vector<double>& latencies, const moe::CacheStatistics& done,
+            std::ofstream& script) {
+  std::printf("%-18s %8.2f %8.2f %8.2f %8.2f %10.3f %12.1f\n", name, percentile(latencies, 0.5),
+              percentile(latencies, 0.9), percentile(latencies, 0.99), latencies.back(), done.hit_rate(),
+              peak_memory());
+  script << '$' << block << " << END\n";
+  for (int i = 0; i <= 100; ++i) script << percentile(latencies, i / 100.0) << ' ' << i / 100.0 << '\n';
+  script << "END\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("A layer larger than its budget of memory, under a Poisson load of requests.");
+  double rate = 200, seconds = 0.5;
+  app.add_option("--rate", rate, "requests per second")->check(CLI::PositiveNumber);
+  app.add_option("--seconds", seconds, "of load, for each row of the table")->check(CLI::PositiveNumber);
+  CLI11_PARSE(app, argc, argv);
+  try {
+    const std::filesystem::path path = "serve_layer.safetensors";
+    write_experts(path);
+    const auto router = moe::LinearRouter::random(kExperts, kDim, 1);
+    const Load load = poisson_load(rate, seconds, router);
+    const auto file = [&] { return moe::ExpertFile<moe::Glu>(path, moe::Glu(kDim, kHidden)); };
+    const std::size_t bytes = file().bytes()[0], budget = bytes * kExperts / 4;
+    std::printf("experts %.1f MB, budget %.1f MB, %.1f MB before the first request; %zu requests, %g a second\n\n",
+                1e-6 * static_cast<double>(bytes * kExperts), 1e-6 * static_cast<double>(budget), peak_memory(),
+                load.arrival.size(), rate);
+    std::printf("milliseconds             50%%      90%%      99%%     most   hit rate  peak MB (so far)\n");
+    std::ofstream script("serve_layer.svg.gp");
+    const auto run = [&]<class P>(const char* name, const char* block, const P& policy, Batches batches) {
+      const auto experts = moe::CachedExperts<moe::Glu, P>::from_file(file(), budget, policy);
+      const moe::MoeLayer layer(router, moe::TopKGate{.k = 2}, experts);
+      const auto latencies = serve(layer, load, batches);
+      report(name, block, latencies, experts.cache().statistics(), script);
+    };
+    run("LRU", "LRU", moe::Lru(), Batches::AsTheyCome);
+    run("LFU", "LFU", moe::Lfu(), Batches::AsTheyCome);
+    run("LRU, by expert", "by_expert", moe::Lru(), Batches::ByExpert);
+    std::vector<moe::Glu> all;
+    for (Index e = 0; e < kExperts; ++e) all.push_back(file().load(e));
+    const moe::MoeLayer in_memory(router, moe::TopKGate{.k = 2}, moe::ExpertPool<moe::Glu>(std::move(all)));
+    report("all in memory", "memory", serve(in_memory, load, Batches::AsTheyCome), {.requests = 1, .hits = 1}, script);
+    script << "set terminal svg size 640,400 background '#ffffff'\nset output 'serve_layer.svg'\nset logscale x\n"
+              "set xlabel 'latency, ms'\nset ylabel 'share of requests'\nset key bottom right\nplot $LRU w l t 'LRU'";
+    script << ", $LFU w l t 'LFU', $by_expert w l t 'LRU, by expert', $memory w l t 'all in memory'\n";
+    std::filesystem::remove(path);
+    if (!script.flush()) moe::fail_environment("serve_layer: cannot write serve_layer.svg.gp here");
+    std::printf("\npicture: gnuplot serve_layer.svg.gp\n");
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}
