@@ -44,14 +44,19 @@ if(MOE_IO)
   moe_require(nlohmann_json nlohmann_json::nlohmann_json 3.9 https://github.com/nlohmann/json.git v3.11.3 include)
 endif()
 
-# Nothing downloads MPI: what others start a program with is a matter of the machine. Within another project it is looked
-# for, which takes seconds, where that sets MOE_MPI.
-if(MOE_IO AND (PROJECT_IS_TOP_LEVEL OR MOE_MPI))
+# Nothing downloads MPI: what others start a program with is a matter of the machine. It takes seconds to look for, which
+# a project that moe is a part of does not wait for unless it sets MOE_MPI.
+set(MOE_MPI AUTO CACHE STRING "Target moe::mpi, experts over processes: ON, OFF, AUTO where MPI is (needs MOE_IO)")
+set(moe_mpi OFF)
+if(MOE_MPI STREQUAL "AUTO" AND MOE_IO AND PROJECT_IS_TOP_LEVEL)
   find_package(MPI QUIET COMPONENTS CXX)
-endif()
-option(MOE_MPI "Target moe::mpi: experts over processes (MPI, and MOE_IO)" "${MPI_CXX_FOUND}")
-if(MOE_MPI AND NOT (TARGET MPI::MPI_CXX AND MOE_IO))
-  message(FATAL_ERROR "moe: MOE_MPI needs an MPI that find_package(MPI) finds, and MOE_IO=ON")
+  set(moe_mpi ${MPI_CXX_FOUND})
+elseif(MOE_MPI AND NOT MOE_MPI STREQUAL "AUTO")
+  find_package(MPI QUIET COMPONENTS CXX)
+  if(NOT (MPI_CXX_FOUND AND MOE_IO))
+    message(FATAL_ERROR "moe: MOE_MPI=${MOE_MPI} needs an MPI that find_package(MPI) finds, and MOE_IO=ON")
+  endif()
+  set(moe_mpi ON)
 endif()
 
 set(benchmark_FOUND OFF)

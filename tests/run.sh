@@ -30,8 +30,8 @@ if [ "$mode" != quick ]; then
   need - libclang-rt-dev  # the sanitizers and libFuzzer, which clang only recommends
   need - libomp-dev
   need - libbenchmark-dev
-  need mpicxx libopenmpi-dev
-  need mpirun openmpi-bin
+  wish mpicxx libopenmpi-dev
+  wish mpirun openmpi-bin
 fi
 if [ "$mode" = full ]; then
   need pkg-config pkg-config

@@ -49,6 +49,9 @@ class SoftMoeLayer {
   using Workspace = BasicWorkspace<Scalar>;
   static_assert(std::is_same_v<Scalar, typename X::Scalar>,
                 "moe::SoftMoeLayer: the Router and the ExpertSet need the same Scalar");
+  static_assert(
+      !kIsCollective<X>,
+      "moe::SoftMoeLayer: experts over ranks cannot have soft slots, which would mix the tokens of a rank alone");
   static constexpr bool kPerToken = false;
   /// Whether both parts can be trained through; see TrainableLayer.
   static constexpr bool kTrainable = DifferentiableRouter<R> && DifferentiableExpertSet<X>;

@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cmath>
-#include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -19,9 +19,9 @@ struct SumSquares {
   static constexpr bool kSkipsShards = true;
   double &alike, &of_shards;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& leaf) const {
+  void operator()(std::string_view, const Leaf& leaf) const {
     const auto values = parameter_span(leaf);
     alike += moe::detail::sum_of_squares(values.data(), std::ssize(values));
   }
@@ -45,9 +45,9 @@ struct SumSquares {
 struct ScaleBy {
   double factor;
 
-  void prefix(const std::string&) const {}
+  void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     using S = ParameterScalar<Leaf>;
     for (S& value : parameter_span(leaf)) value *= static_cast<S>(factor);
   }

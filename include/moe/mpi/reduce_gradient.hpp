@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstring>
 #include <span>
-#include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -24,7 +24,7 @@ struct CollectLeaves {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     if constexpr (std::is_same_v<ParameterScalar<Leaf>, T>) leaves.push_back(parameter_span(leaf));
   }
   template <class... Sets>
@@ -53,7 +53,7 @@ struct AppendBytes {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& leaf) const {
+  void operator()(std::string_view, const Leaf& leaf) const {
     const auto of_leaf = std::as_bytes(parameter_span(leaf));
     bytes.insert(bytes.end(), of_leaf.begin(), of_leaf.end());
   }
@@ -66,7 +66,7 @@ struct TakeBytes {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     for (auto& value : parameter_span(leaf)) {
       std::remove_cvref_t<decltype(value)> other;
       std::memcpy(&other, bytes.data(), sizeof(other));
@@ -139,7 +139,7 @@ struct SumCopies {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf&) const {}
+  void operator()(std::string_view, Leaf&) const {}
   template <class Set>
   void shards(Set& gradient) const {
     sum_copies(gradient);

@@ -5,7 +5,7 @@
 #include <numeric>
 #include <optional>
 #include <span>
-#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -33,7 +33,7 @@ struct CountBytes {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& leaf) const {
+  void operator()(std::string_view, const Leaf& leaf) const {
     bytes += std::ssize(bytes_of_leaf(leaf));
   }
 };
@@ -42,7 +42,7 @@ struct WriteBytes {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& leaf) const {
+  void operator()(std::string_view, const Leaf& leaf) const {
     const auto bytes = bytes_of_leaf(leaf);
     if (!bytes.empty()) std::memcpy(to, bytes.data(), bytes.size());
     to += bytes.size();
@@ -53,7 +53,7 @@ struct ReadBytes {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     const auto bytes = bytes_of_leaf(leaf);
     if (!bytes.empty()) std::memcpy(bytes.data(), from, bytes.size());
     from += bytes.size();
@@ -66,7 +66,7 @@ struct AddBlocks {
 
   void prefix(std::string_view) const {}
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     const auto values = parameter_span(leaf);
     using S = std::remove_cvref_t<decltype(values[0])>;
     const auto value = [&](const std::byte* block, std::size_t i) {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "moe/expert/concept.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/separate_experts.hpp"
 #include "moe/layer/structure.hpp"
@@ -57,6 +58,7 @@ class MixturePolicy {
  public:
   using Scalar = typename Layer::Scalar;
   static constexpr bool kPerToken = Layer::kPerToken;
+  static constexpr bool kCollective = kIsCollective<Layer>;
 
   struct Workspace {
     BasicWorkspace<Scalar> layer;

@@ -3,6 +3,7 @@
 
 #include <utility>
 
+#include "moe/expert/concept.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/layer/workspace.hpp"
 #include "moe/sequence/attention.hpp"
@@ -31,6 +32,7 @@ class DecoderBlock {
   using Batch = SequenceRows<Scalar>;
   using Workspace = BasicWorkspace<Scalar>;
   static constexpr bool kPerToken = Layer::kPerToken;
+  static constexpr bool kCollective = kIsCollective<Layer>;
 
   struct Tape {
     /// A part of the block, its input behind the norm, and the sum that it added to.

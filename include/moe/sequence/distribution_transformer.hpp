@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "moe/expert/mlp.hpp"
+#include "moe/expert/concept.hpp"
 #include "moe/sequence/decoder_block.hpp"
 #include "moe/sequence/mixture_parameters.hpp"
 
@@ -50,6 +51,7 @@ class DistributionTransformer {
   using Embedding = BasicMlp<Codec, Gelu>;
   using Head = BasicLinear<Codec>;
   static constexpr bool kPerToken = Block::kPerToken;
+  static constexpr bool kCollective = kIsCollective<Block>;
 
   struct Tape {
     typename Embedding::Tape of_components, of_data;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "moe/core/overlap.hpp"
+#include "moe/expert/concept.hpp"
 #include "moe/layer/concept.hpp"
 #include "moe/routing/balance/load_balancing.hpp"
 #include "moe/routing/balance/z_loss.hpp"
@@ -68,6 +69,9 @@ struct UpdateResult {
 /// Auxiliary losses are those of all routers that for_each_routed() finds: the layer's own, also below branches, those
 /// of layers among its experts, and those of the layers that a stack of one's own names in `for_each_layer`, each with
 /// the same weight.
+///
+/// With experts over ranks the gradients of what all ranks have are summed before update(), and clipped by the norm of
+/// the whole, as moe/mpi/clip.hpp shows; balance is then that of the tokens of a rank.
 ///
 /// Refers to the layer, which must stay where it is; everything else is the trainer's own: gradient, optimiser state,
 /// tape. May be moved, not copied. Not thread-safe; one layer, one trainer. While batches keep their size it allocates
@@ -186,6 +190,9 @@ class Trainer {
     if (!kHasGate && (options_.balance != 0 || options_.z_loss != 0))
       fail("moe::Trainer: balance is ", options_.balance, " and z_loss is ", options_.z_loss,
            ", expected 0 with a layer that shows no gate and tape of its router");
+    if (kIsCollective<Layer> && std::isfinite(options_.max_norm))
+      fail("moe::Trainer: max_norm is ", options_.max_norm,
+           ", expected infinity with experts over ranks, each of which has a norm of its own (see moe/mpi/clip.hpp)");
   }
 
   void forward(const ConstMatrixRef<Scalar>& tokens, const Step& step, double scale) {
