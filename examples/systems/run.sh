@@ -74,6 +74,8 @@ END
         band = low == "-inf" ? "at most " high : high == "inf" ? "at least " low : low " to " high
         printf "| [%s](%s.cpp) | [%s](https://arxiv.org/abs/%s) | [%s](../../include/%s) | %s | %s (%s) | %s | %s |\n",
                part[1], part[1], $3, $3, $4, $4, $5, part[2], $2, band, $6 }' claims
+    echo
+    sh "$root/examples/systems/survey.sh" || failed=1
   } >"$root/examples/systems/README.md"
   echo "Written: examples/systems/README.md"
 fi

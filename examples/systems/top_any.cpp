@@ -15,6 +15,7 @@
 
 #include "support/page.hpp"
 #include "support/router_rows.hpp"
+#include "support/text.hpp"
 
 namespace {
 
