@@ -19,7 +19,8 @@ namespace moe::inline MOE_ABI {
 /// applies weights: rows.row(r) = expert(tokens[plan.token_of_row(r)]). The caller has sized rows to all rows of the
 /// plan and row_width(). Immutable in use; working memory is in context.scratch. Experts that draw random numbers key
 /// them by plan.first_expert() + e, as the experts of other sets draw under the same step.
-/// Optional: `moe::Index row_width() const`, where a set writes whole registers; output_dim() else. And for the
+/// Optional: `moe::Index row_width() const`, where a set writes whole registers; output_dim() else. A set whose calls
+/// several processes make together says so (kIsCollective), and layers never call it unequally often. And for the
 /// functions of moe/layer/structure.hpp (TakesExperts, Concatenates) a set whose expert i is expert ids[i] of this one,
 /// and one with the experts of this one, then those of another, without which Concatenated stands in:
 ///   MySet take(std::span<const moe::Index> ids) const;
