@@ -99,14 +99,14 @@ History train(const C& ranks, const char* name, const Experts& experts, const di
     for (Index begin = 0; begin < std::ssize(order); begin += kBatch, ++update) {
       const Index size = std::min(kBatch, std::ssize(order) - begin);
       const auto [first, count] = part_of(ranks, size);
-      const auto [pixels, labels] = rows_of(data.train, order, begin + first, count);
+      const auto rows = rows_of(data.train, order, begin + first, count);
       const double share = static_cast<double>(count) / static_cast<double>(size);
       const moe::Step step = moe::Step::train(update);
       loss[0] += share / static_cast<double>(batches) *
                  trainer.accumulate(
-                     pixels, step,
+                     rows.first, step,
                      [&](const auto& scores, auto& dscores) {
-                       return moe::cross_entropy<double>(scores, labels, step, dscores);
+                       return moe::cross_entropy<double>(scores, rows.second, step, dscores);
                      },
                      share);
       moe::mpi::all_reduce_gradient(ranks, trainer.gradient());  // of the router; experts have theirs

@@ -8,7 +8,7 @@
 #include "mpi/ranks.hpp"
 
 // Measurements of exchanges on every communicator and any number of ranks.
-namespace moe_test {
+namespace test {
 
 template <class C>
 struct CalibrateCases {
@@ -37,4 +37,4 @@ struct CalibrateCases {
   }
 };
 
-}  // namespace moe_test
+}  // namespace test

@@ -11,9 +11,9 @@ using moe::Index;
 using moe::mpi::Threads;
 
 TEST_CASE("calibrate: one rank and several pass what all do", "[mpi]") {
-  for (const auto& [name, run] : moe_test::CalibrateCases<moe::mpi::Self>::all()) CHECK_NOTHROW(run({}));
+  for (const auto& [name, run] : test::CalibrateCases<moe::mpi::Self>::all()) CHECK_NOTHROW(run({}));
   const Index size = GENERATE(2, 3);
-  for (const auto& [name, run] : moe_test::CalibrateCases<Threads>::all()) {
+  for (const auto& [name, run] : test::CalibrateCases<Threads>::all()) {
     CAPTURE(size, name);
     CHECK_NOTHROW(moe::mpi::run_ranks(size, run, {.timeout = 20}));
   }
@@ -29,7 +29,7 @@ TEST_CASE("calibrate: a network is found to be no faster than it is", "[mpi]") {
         for (const auto& measured :
              {moe::mpi::measure_ping_pong(ranks, 1, sizes, 3), moe::mpi::measure_all_to_all(ranks, sizes, 3)})
           for (const moe::mpi::Measured& one : measured)
-            moe_test::expect(one.seconds >= kLatency + one.amount / kRate, one.seconds, " s for ", one.amount);
+            test::expect(one.seconds >= kLatency + one.amount / kRate, one.seconds, " s for ", one.amount);
       },
       {.latency = kLatency, .bytes_per_second = kRate});
   CHECK_THROWS_AS(moe::mpi::median_seconds(0, [] {}), std::invalid_argument);

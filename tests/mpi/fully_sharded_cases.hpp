@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,16 +13,20 @@
 #include "moe/expert/mlp.hpp"
 #include "moe/gate/top_k.hpp"
 #include "moe/layer/moe_layer.hpp"
+#include "moe/mpi/clip.hpp"
 #include "moe/mpi/fully_sharded_experts.hpp"
 #include "moe/mpi/heterogeneous_sharding.hpp"
 #include "moe/mpi/load_estimate.hpp"
+#include "moe/mpi/reduce_gradient.hpp"
+#include "moe/mpi/sharded_parameters.hpp"
 #include "moe/router/linear.hpp"
 #include "moe/train/adam_w.hpp"
 #include "mpi/ranks.hpp"
+#include "mpi/sharded_cases.hpp"
 #include "mpi/skewed_loads.hpp"
 
 // A layer whose experts are spread over ranks, beside the same layer in one process, on every communicator.
-namespace moe_test {
+namespace test {
 
 using moe::Index;
 using moe::mpi::Placement;
@@ -87,7 +93,7 @@ struct PartOfLayer {
   Experts& experts() { return layer.mixture().experts(); }
   const auto& gradient_of(Index e) const { return gradient.mixture().experts().owned(e); }
 
-  /// The loss of all ranks' tokens, gradients of the router those of all.
+  /// The loss of all ranks' tokens.
   double pass(std::uint64_t update = 0) {
     out.resize(rows, Whole::kDim), dtokens.resize(rows, Whole::kDim);
     moe::Step step = moe::Step::train(update, 1);
@@ -97,8 +103,7 @@ struct PartOfLayer {
     double value = whole.loss(out, first, dout);
     moe::set_zero(gradient);
     layer.backward(tokens, tape, dout, gradient, dtokens);
-    moe::visit([&](const std::string&, auto& leaf) { moe::mpi::all_reduce(ranks, moe::parameter_span(leaf)); },
-               gradient.router());
+    moe::mpi::all_reduce_gradient(ranks, gradient);
     moe::mpi::all_reduce<double>(ranks, std::span(&value, 1));
     return value;
   }
@@ -186,11 +191,16 @@ struct FullyShardedCases {
       again.pass();
       expect(kept.out == again.out && kept.dtokens == again.dtokens, "outputs differ");
       expect(difference(kept.gradient, again.gradient) == 0, "gradients differ");
+      typename Part::Layer alone = moe::zeros_like(again.layer);
+      again.layer.backward(whole.tokens.middleRows(again.first, again.rows), again.tape, again.dout, alone);
+      expect(difference(alone.mixture(), again.gradient.mixture()) == 0, "gradients without dtokens differ");
       typename Part::Layer::Workspace workspace;
       moe::Matrix<double> out(kept.rows, Whole::kDim);
       kept.layer.forward(whole.tokens.middleRows(kept.first, kept.rows), moe::Step{}, out, workspace);
       expect(out == kept.out, "inference differs");
     }
+    // What a file of the whole layer holds.
+    expect(difference(*kept.experts().gathered(), whole.layer.experts()) == 0, "gathered experts differ");
   }
 
   /// 20 steps of AdamW, copies by the loads of the steps before.
@@ -218,7 +228,7 @@ struct FullyShardedCases {
       if (update == 9) reshard(part, state, estimate);
     }
     expect(copies == 40 * (ranks.size() - 1), copies, " copies");
-    const double found = difference(part.experts().gathered(), one.layer.experts());
+    const double found = difference(*part.experts().gathered(), one.layer.experts());
     expect(found <= tolerance, "experts differ by ", found);
     expect(difference(part.layer.router(), one.layer.router()) <= tolerance, "routers differ");
     expect(difference(one.layer, whole.layer) > 100 * tolerance, "nothing was learned");
@@ -274,6 +284,66 @@ struct FullyShardedCases {
     return {of.begin(), of.end()};
   }
 
+  /// Ids, groups and keys travel with the rows, and a copy draws as its owner.
+  static void experts_draw_as_in_one_process(const C& ranks) {
+    constexpr Index kExperts = 5, kTokens = 24;
+    const moe::ExpertPool<Drawing<double>> pool(std::vector<Drawing<double>>(5, Drawing<double>()));
+    const moe::Matrix<double> tokens = moe::Matrix<double>::Ones(kTokens, Drawing<double>().dim);
+    const auto run = [&](const auto& experts, Index first, Index rows, moe::Matrix<double>& out) {
+      std::vector<Index> chosen;
+      std::vector<std::int64_t> ids, groups, keys;
+      for (Index t = first; t < first + rows; ++t) {
+        chosen.insert(chosen.end(), {t % kExperts, t % 3 == 0 ? (t + 2) % kExperts : 0});
+        ids.push_back(100 + t), groups.push_back(t % 3), keys.push_back(7 * t);
+      }
+      moe::Step step = moe::Step::train(3, 4);
+      step.token_id = ids, step.group_id = groups, step.key = keys;
+      const std::vector<double> weights(chosen.size(), 0.5);
+      moe::Scratch scratch;
+      out.resize(rows, tokens.cols());
+      moe::RoutedExperts(experts).forward(tokens.middleRows(first, rows),
+                                          moe::Routing<double>::from(rows, chosen, weights, kExperts), {step, scratch},
+                                          out);
+    };
+    moe::Matrix<double> expected, out;
+    run(pool, 0, kTokens, expected);
+    const Index first = ranks.rank() * kTokens / ranks.size(), last = (ranks.rank() + 1) * kTokens / ranks.size();
+    moe::mpi::FullyShardedExperts experts(ranks, pool, Placement::contiguous(kExperts, ranks.size()));
+    for (const Placement& placement : placements(kExperts, ranks.size())) {
+      experts.materialise(placement);
+      run(experts, first, last - first, out);
+      expect(out == expected.middleRows(first, last - first), "other draws");
+    }
+  }
+
+  /// The file of the whole layer, from and to any ranks, and the norm of the whole gradient.
+  static void files_and_norms_are_of_the_whole(const C& ranks) {
+    Whole whole(8);
+    whole.pass();
+    Part part(ranks, whole, Placement::contiguous(8, ranks.size()), {});
+    part.experts().materialise(placements(8, ranks.size())[2]);
+    part.pass();
+    const double norm = moe::gradient_norm(whole.gradient);
+    const double found = moe::mpi::clip_by_norm(ranks, part.gradient, norm / 2);
+    expect(std::abs(found - norm) < 1e-12 * norm, "norm ", found, ", expected ", norm);
+    expect(std::abs(moe::mpi::gradient_norm(ranks, part.gradient) - norm / 2) < 1e-12 * norm, "not clipped");
+
+    const std::int64_t own = std::chrono::steady_clock::now().time_since_epoch().count();
+    const auto stamp = moe::mpi::all_gather<std::int64_t>(ranks, std::span(&own, 1))[0];
+    const auto path = std::filesystem::temp_directory_path() /
+                      ("moe_fully_sharded_" + std::to_string(stamp) + "_" + std::to_string(ranks.size()));
+    moe::mpi::save_parameters(path, part.layer);
+    typename Whole::Layer loaded = moe::zeros_like(whole.layer);
+    moe::load_parameters(path, loaded);
+    expect(difference(loaded, whole.layer) == 0, "the file holds another layer");
+    typename Part::Layer other = moe::zeros_like(part.layer);
+    other.mixture().experts().reshard(Placement(std::vector<Index>(8, ranks.size() - 1), ranks.size()));
+    moe::mpi::load_parameters(path, other);
+    expect(difference(*other.mixture().experts().gathered(), whole.layer.experts()) == 0, "loaded another layer");
+    moe::mpi::barrier(ranks);
+    if (ranks.rank() == 0) std::filesystem::remove(path);
+  }
+
   static void misuse_is_refused(const C& ranks) {
     Whole whole(8);
     const Index size = ranks.size();
@@ -318,8 +388,10 @@ struct FullyShardedCases {
             {"fully sharded: training in double", training_in_double},
             {"fully sharded: training in float", training_in_float},
             {"fully sharded: bytes are those of the formula", bytes_are_those_of_the_formula},
+            {"fully sharded: experts draw as in one process", experts_draw_as_in_one_process},
+            {"fully sharded: files and norms are of the whole", files_and_norms_are_of_the_whole},
             {"fully sharded: misuse is refused", misuse_is_refused}};
   }
 };
 
-}  // namespace moe_test
+}  // namespace test

@@ -9,7 +9,7 @@
 
 TEST_CASE("FullyShardedExperts: one process, whatever the ranks and copies", "[mpi]") {
   const moe::Index size = GENERATE(1, 2, 4, 8);
-  for (const auto& [name, run] : moe_test::FullyShardedCases<moe::mpi::Threads>::all()) {
+  for (const auto& [name, run] : test::FullyShardedCases<moe::mpi::Threads>::all()) {
     CAPTURE(size, name);
     CHECK_NOTHROW(moe::mpi::run_ranks(size,
                                       [&run = run](const moe::mpi::Threads& ranks) {

@@ -11,7 +11,7 @@
 #include "mpi/skewed_loads.hpp"
 
 // What SparseExchange does on every communicator and any number of ranks.
-namespace moe_test {
+namespace test {
 
 using moe::Index;
 using moe::mpi::Placement;
@@ -171,19 +171,24 @@ struct SparseExchangeCases {
     }
   }
 
-  /// ((1e17 + 1) - 1e17) is 0 in this order, else 1: on rank 1, the owner, in between.
+  /// (1e17 - 1e17) + 1 is 1, (1 + 1e17) - 1e17 is 0, whether the owner comes first or last.
   static void sums_are_in_the_order_of_ranks(const C& ranks) {
     if (ranks.size() < 3) return;
-    Placement placement({1}, ranks.size());
-    for (const Index r : {0, 2}) placement.add(0, r);
-    Numbers held, sum;
-    held.number = ranks.rank() == 0 ? 1e17 : ranks.rank() == 1 ? 1 : -1e17;
-    sum.number = 3;
-    moe::mpi::SparseExchange<C> exchange;
-    moe::mpi::sparse_reduce_scatter(
-        ranks, placement, moe::mpi::reduced_bytes(held), [&](Index) -> const Numbers& { return held; },
-        [&](Index) -> Numbers& { return sum; }, exchange);
-    expect(sum.number == 3, "the sum is ", sum.number);
+    const double values[2][3] = {{1e17, -1e17, 1}, {1, 1e17, -1e17}};
+    for (const Index owner : {0, 2})
+      for (std::size_t i = 0; i < 2; ++i) {
+        Placement placement({owner}, ranks.size());
+        for (const Index r : {0, 1, 2}) placement.add(0, r);
+        Numbers held, sum;
+        held.number = ranks.rank() < 3 ? values[i][at(ranks.rank())] : 0;
+        sum.number = 3;
+        moe::mpi::SparseExchange<C> exchange;
+        moe::mpi::sparse_reduce_scatter(
+            ranks, placement, moe::mpi::reduced_bytes(held), [&](Index) -> const Numbers& { return held; },
+            [&](Index) -> Numbers& { return sum; }, exchange);
+        const double expected = ranks.rank() == owner && i == 0 ? 4 : 3;
+        expect(sum.number == expected, "the sum is ", sum.number, ", expected ", expected);
+      }
   }
 
   static void misuse_is_refused(const C& ranks) {
@@ -216,4 +221,4 @@ struct SparseExchangeCases {
   }
 };
 
-}  // namespace moe_test
+}  // namespace test

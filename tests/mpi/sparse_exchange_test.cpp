@@ -9,7 +9,7 @@
 using moe::mpi::Threads;
 
 TEST_CASE("SparseExchange: one rank passes what all do", "[mpi]") {
-  for (const auto& [name, run] : moe_test::SparseExchangeCases<moe::mpi::Self>::all()) {
+  for (const auto& [name, run] : test::SparseExchangeCases<moe::mpi::Self>::all()) {
     CAPTURE(name);
     CHECK_NOTHROW(run({}));
   }
@@ -17,7 +17,7 @@ TEST_CASE("SparseExchange: one rank passes what all do", "[mpi]") {
 
 TEST_CASE("SparseExchange: copies, sums and bytes on 1, 2, 4 and 8 ranks", "[mpi]") {
   const moe::Index size = GENERATE(1, 2, 3, 4, 8);
-  for (const auto& [name, run] : moe_test::SparseExchangeCases<Threads>::all()) {
+  for (const auto& [name, run] : test::SparseExchangeCases<Threads>::all()) {
     CAPTURE(size, name);
     CHECK_NOTHROW(moe::mpi::run_ranks(size, run, {.timeout = 20}));
   }

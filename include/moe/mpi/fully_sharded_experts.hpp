@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "moe/expert/pool.hpp"
 #include "moe/mpi/materialise.hpp"
 #include "moe/mpi/rows_of_experts.hpp"
+#include "moe/mpi/sharded_experts.hpp"
 #include "moe/mpi/sparse_exchange.hpp"
 
 // Long, as forward, backward and moving shards share the experts that are lent.
@@ -37,10 +39,11 @@ struct FullyShardedOptions {
 /// A copy takes no part in anything but forward and backward: visit names what is owned, by numbers among all. Rows go
 /// where holder_for() says. Outputs and gradients of tokens have the bits of one process with all experts, wherever
 /// these are held; gradients of experts, which are sums of those of holders in the order of ranks, differ by rounding
-/// where an expert has several. The gradient of what all ranks have (router, gate) is that of a rank's own tokens and
-/// to be summed over ranks before a step.
+/// where an expert has several. Gradients of what all ranks have (router, gate) are those of a rank's own tokens, and
+/// to be summed before a step: all_reduce_gradient(ranks, gradient). Experts that draw find the ids of their rows.
 ///   Bytes of a rank: to each other one 8 (E + 1); per row there d_in scalars and 24, back d_out scalars; in backward
-///   per row d_out there, d_in back; per copy gathered_bytes(), again where it is GatheredAgain, and reduced_bytes().
+///   per row d_out there, d_in back if somebody asks for dtokens; per copy gathered_bytes(), again where it is
+///   GatheredAgain, and reduced_bytes().
 /// Tokens may be none. All ranks must call the same functions in the same order, see Communicator. One per rank; not
 /// thread-safe, as the communicator is not.
 /// Qing et al., "Hecate: Unlocking efficient sparse model training via fully sharded sparse data parallelism"
@@ -50,7 +53,7 @@ class FullyShardedExperts {
  public:
   using Scalar = typename E::Scalar;
   static constexpr bool kPerToken = kIsPerToken<E>;
-  static constexpr bool kCollective = true;  ///< a call waits for the other ranks
+  static constexpr bool kCollective = true;
 
  private:
   /// Experts that this rank holds for a while, gathered for a placement.
@@ -70,6 +73,20 @@ class FullyShardedExperts {
   };
 
  public:
+  /// The experts that a rank owns, under the numbers that they have among all.
+  struct Shard {
+    std::vector<Index> ids;  ///< ascending
+    std::vector<E> experts;
+
+    template <class F, class First, class... Rest>
+    static void visit(F&& f, First& first, Rest&... rest) {
+      if (((rest.ids != first.ids) || ...))
+        fail("moe::mpi::FullyShardedExperts::visit: the sets have different owners");
+      for (std::size_t i = 0; i < first.ids.size(); ++i)
+        visit_part(f, std::to_string(first.ids[i]), first.experts[i], rest.experts[i]...);
+    }
+  };
+
   /// What forward leaves for backward, and the working memory of both.
   class Tape : Pass {
     friend class FullyShardedExperts;
@@ -112,8 +129,9 @@ class FullyShardedExperts {
   /// Owners, and holders of the passes to come.
   const Placement& placement() const { return placement_; }
   /// An expert that this rank owns.
-  E& owned(Index e) { return own_[local_[static_cast<std::size_t>(e)]]; }
-  const E& owned(Index e) const { return own_[local_[static_cast<std::size_t>(e)]]; }
+  E& owned(Index e) { return shard_.experts[local_[static_cast<std::size_t>(e)]]; }
+  const E& owned(Index e) const { return shard_.experts[local_[static_cast<std::size_t>(e)]]; }
+  const Shard& shard() const { return shard_; }
 
   /// Who holds what from the next forward pass on. Collective. Throws std::invalid_argument for other owners, and
   /// placements that differ between ranks.
@@ -164,57 +182,60 @@ class FullyShardedExperts {
   void require_backward(const PlanView& plan, const Tape& tape, const FullyShardedExperts& gradient) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::backward";
+    constexpr const char* kFunction = kBackward;
     if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
     if (tape.rows.num_sent() != plan.num_rows() || std::ssize(tape.rows.loads()) != size())
       fail(kFunction, ": the tape is of ", tape.rows.num_sent(), " rows and ", tape.rows.loads().size(),
            " experts, expected ", plan.num_rows(), " and ", size());
     if (&gradient == this) fail(kFunction, ": gradient is the set itself, expected one of its own (zeros_like)");
-    if (gradient.placement_.shards() != tape.held.placement.shards() || gradient.owned_ != owned_)
+    if (gradient.placement_.shards() != tape.held.placement.shards() || gradient.shard_.ids != shard_.ids)
       fail(kFunction, ": gradient is of other owners, expected those of the forward pass");
-    for (std::size_t i = 0; i < own_.size(); ++i)
-      moe::detail::require_gradient_of(kFunction, "gradient", own_[i], gradient.own_[i]);
+    for (std::size_t i = 0; i < shard_.ids.size(); ++i)
+      moe::detail::require_gradient_of(kFunction, "gradient", shard_.experts[i], gradient.shard_.experts[i]);
   }
   /// See DifferentiableExpertSet. Collective: the gradients of all holders are in that of the owner when it returns.
   void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
                 const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient, MatrixRef<Scalar> dtokens) const
     requires DifferentiableExpert<E>
   {
-    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::backward";
-    require_backward(plan, tape, gradient);
-    moe::detail::require_shape(kFunction, "tokens", tokens, plan.num_tokens(), input_dim());
-    moe::detail::require_shape(kFunction, "dtokens", dtokens, plan.num_tokens(), input_dim());
-    if (dout.rows() < plan.last_row() || dout.cols() < output_dim())
-      fail(kFunction, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected at least [", plan.last_row(), ", ",
-           output_dim(), "]");
-    const bool again = copies_ == CopiesForBackward::GatheredAgain;
-    if (again) start_gather(tape.held, Placement(tape.held.placement));
-    tape.rows.send_rows(exchange_, dout, output_dim(), tape.results.cols(), tape.dresults);
-    if (again) finish_gather(tape.held);
-    lend_gradients(tape, gradient);
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    moe::detail::require_shape(kBackward, "dtokens", dtokens, plan.num_tokens(), input_dim());
+    start_backward(tape, dout, gradient);
     const Step step = tape.rows.step(context.step);
     tape.dreceived.resize(tape.rows.num_received(), input_dim());
     tape.held.pool.backward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.experts_tape,
                             tape.dresults, tape.gradient_pool, MatrixRef<Scalar>(tape.dreceived.matrix()));
-    const auto held = [&](Index e) -> const E& { return std::as_const(tape.gradient_pool)[e]; };
-    tape.reduction.start_reduce(ranks(), tape.held.placement, reduced_bytes_, held);
+    start_reduce(tape);
     tape.drows.resize(plan.num_rows(), input_dim());
     tape.rows.send_back(
         exchange_, tape.dreceived, input_dim(), [](Index i) { return i; }, plan.first_row(), tape.drows);
     kernel::combine_unweighted(tape.drows, plan, dtokens);
-    tape.reduction.finish_reduce(held, [&](Index e) -> E& { return gradient.owned(e); });
-    if (again) tape.held.copies = {};
+    finish_reduce(tape, gradient);
+  }
+  /// The same without dtokens, which are neither computed nor sent.
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient) const
+    requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsRowGradient<E>))
+  {
+    require_backward_call(tokens, plan, tape, dout, gradient);
+    start_backward(tape, dout, gradient);
+    const Step step = tape.rows.step(context.step);
+    tape.held.pool.backward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.experts_tape,
+                            tape.dresults, tape.gradient_pool);
+    start_reduce(tape);
+    finish_reduce(tape, gradient);
   }
 
-  /// All experts, on every rank: to save them as one file, which any number of ranks loads by the constructor.
-  /// Collective.
-  ExpertPool<E> gathered() const {
-    Placement everywhere = placement_.shards();
+  /// All experts, on one rank, and none on the others, or on every rank where rank = -1. Collective.
+  std::optional<ExpertPool<E>> gathered(Index rank = -1) const {
+    Placement wanted = placement_.shards();
     for (Index e = 0; e < size(); ++e)
-      for (Index rank = 0; rank < topology_.ranks; ++rank) everywhere.add(e, rank);
+      for (Index r = 0; r < topology_.ranks; ++r)
+        if (rank < 0 || rank == r) wanted.add(e, r);
     Held all;
-    start_gather(all, everywhere);
+    start_gather(all, wanted);
     finish_gather(all);
+    if (rank >= 0 && rank != ranks().rank()) return std::nullopt;
     std::vector<E> experts;
     for (Index e = 0; e < size(); ++e) experts.push_back(std::as_const(all.pool)[e]);
     return ExpertPool<E>(std::move(experts));
@@ -234,20 +255,22 @@ class FullyShardedExperts {
     Held moved;
     start_gather(moved, both);
     finish_gather(moved);
-    const std::vector<E> before = std::exchange(own_, {});  // what the pool was lent stays where it is
+    const Shard before = std::exchange(shard_, {});  // what the pool was lent stays where it is
     own(shards, [&](Index e) -> const E& { return std::as_const(moved.pool)[e]; });
   }
 
-  /// Of what this rank owns, under the numbers that experts have among all.
+  /// The shard alone.
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
-    if (((rest.owned_ != first.owned_) || ...))
-      fail("moe::mpi::FullyShardedExperts::visit: the sets have different owners");
-    for (std::size_t i = 0; i < first.own_.size(); ++i)
-      visit_part(f, std::to_string(first.owned_[i]), first.own_[i], rest.own_[i]...);
+    if constexpr (detail::kSkipsShards<std::remove_cvref_t<F>>)
+      f.shards(first, rest...);
+    else
+      moe::visit(f, first.shard_, rest.shard_...);
   }
 
  private:
+  static constexpr const char* kBackward = "moe::mpi::FullyShardedExperts::backward";
+
   static Index require_topology(const Topology& topology) {
     topology.validate("moe::mpi::FullyShardedExperts");
     return topology.per_node();
@@ -255,15 +278,14 @@ class FullyShardedExperts {
 
   template <class Of>
   void own(const Placement& shards, const Of& of) {
-    std::vector<E> experts;
+    Shard shard{shards.owned_by(ranks().rank()), {}};
     placement_ = shards;
-    owned_ = shards.owned_by(ranks().rank());
     local_.assign(static_cast<std::size_t>(size()), 0);
-    for (const Index e : owned_) {
-      local_[static_cast<std::size_t>(e)] = experts.size();
-      experts.push_back(of(e));
+    for (const Index e : shard.ids) {
+      local_[static_cast<std::size_t>(e)] = shard.experts.size();
+      shard.experts.push_back(of(e));
     }
-    own_ = std::move(experts);
+    shard_ = std::move(shard);
   }
   bool owns(const Placement& placement, Index e) const { return placement.owner(e) == ranks().rank(); }
 
@@ -306,6 +328,33 @@ class FullyShardedExperts {
         exchange_, pass.results, output_dim(), [&](Index i) { return pass.rows.row_of(i); }, 0, rows);
   }
 
+  void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Tape& tape,
+                             const RowBuffer<Scalar>& dout, const FullyShardedExperts& gradient) const {
+    require_backward(plan, tape, gradient);
+    moe::detail::require_shape(kBackward, "tokens", tokens, plan.num_tokens(), input_dim());
+    if (dout.rows() < plan.last_row() || dout.cols() < output_dim())
+      fail(kBackward, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected at least [", plan.last_row(), ", ",
+           output_dim(), "]");
+  }
+  /// Gradients of rows to their experts, which are here, and places for those of experts.
+  void start_backward(Tape& tape, const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient) const {
+    const bool again = copies_ == CopiesForBackward::GatheredAgain;
+    if (again) start_gather(tape.held, Placement(tape.held.placement));
+    tape.rows.send_rows(exchange_, dout, output_dim(), tape.results.cols(), tape.dresults);
+    if (again) finish_gather(tape.held);
+    lend_gradients(tape, gradient);
+  }
+  static auto held_gradients(const Tape& tape) {
+    return [&tape](Index e) -> const E& { return tape.gradient_pool[e]; };
+  }
+  void start_reduce(Tape& tape) const {
+    tape.reduction.start_reduce(ranks(), tape.held.placement, reduced_bytes_, held_gradients(tape));
+  }
+  void finish_reduce(Tape& tape, FullyShardedExperts& gradient) const {
+    tape.reduction.finish_reduce(held_gradients(tape), [&](Index e) -> E& { return gradient.owned(e); });
+    if (copies_ == CopiesForBackward::GatheredAgain) tape.held.copies = {};
+  }
+
   /// Where the gradients of experts are summed up here: at once where nobody else holds the expert.
   void lend_gradients(Tape& tape, FullyShardedExperts& gradient) const {
     const Placement& placement = tape.held.placement;
@@ -333,9 +382,19 @@ class FullyShardedExperts {
   std::shared_ptr<const E> prototype_;
   Index gathered_bytes_, reduced_bytes_;
   Placement placement_;
-  std::vector<Index> owned_;        // ascending
-  std::vector<std::size_t> local_;  // [experts]: which of own_, where it is owned
-  std::vector<E> own_;
+  std::vector<std::size_t> local_;  // [experts]: which of the shard, where it is owned
+  Shard shard_;
 };
+
+/// The gradient of a shard is whole after backward: nothing to do, see all_reduce_gradient().
+template <class E, Communicator C>
+void sum_copies(FullyShardedExperts<E, C>&) {}
+
+/// All experts on rank 0, and nothing on the others: what save_parameters() of a layer over ranks makes its file of.
+/// Collective.
+template <class E, Communicator C>
+std::optional<ExpertPool<E>> gather_experts(const FullyShardedExperts<E, C>& sharded) {
+  return sharded.gathered(0);
+}
 
 }  // namespace moe::inline MOE_ABI::mpi

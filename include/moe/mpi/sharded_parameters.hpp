@@ -26,7 +26,7 @@ struct AppendNumbers {
   std::vector<std::byte>& bytes;
 
   template <class Leaf>
-  void operator()(const std::string&, const Leaf& leaf) const {
+  void operator()(std::string_view, const Leaf& leaf) const {
     std::vector<ParameterScalar<Leaf>> values(static_cast<std::size_t>(parameter_size(leaf)));
     read_parameter(leaf, std::span(values));
     const auto of_leaf = std::as_bytes(std::span(values));
@@ -37,7 +37,7 @@ struct TakeNumbers {
   std::span<const std::byte>& bytes;
 
   template <class Leaf>
-  void operator()(const std::string&, Leaf& leaf) const {
+  void operator()(std::string_view, Leaf& leaf) const {
     std::vector<ParameterScalar<Leaf>> values(static_cast<std::size_t>(parameter_size(leaf)));
     const auto to = std::as_writable_bytes(std::span(values));
     std::ranges::copy(bytes.first(to.size()), to.begin());
