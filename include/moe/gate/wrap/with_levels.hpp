@@ -11,6 +11,7 @@
 #include "moe/gate/concept.hpp"
 #include "moe/gate/rule/temperature.hpp"
 
+// Long, as levels are drawn, replayed and differentiated by one rule.
 namespace moe::inline MOE_ABI {
 
 /// Any gate whose choices also get a level, as of precision (dual routing): expert e at level l is the virtual expert
