@@ -51,6 +51,7 @@
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
 #include "moe/gate/wrap/with_levels.hpp"
+#include "moe/gate/wrap/with_levels_loss.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
 #include "moe/layer/film_experts.hpp"
 #include "moe/layer/layer_expert.hpp"
