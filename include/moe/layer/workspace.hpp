@@ -27,8 +27,8 @@ namespace moe::inline MOE_ABI {
 template <class S>
 struct BasicWorkspace {
   /// Most tokens that go through a layer at once; 0: all of them. More go in chunks of so many, which gives the same
-  /// bits, and leaves the routing of the last chunk below. For gates that decide token by token only, and experts of one
-  /// process.
+  /// bits, and leaves the routing of the last chunk below. For gates that decide token by token only, and experts of
+  /// one process.
   Index max_tokens = 0;
 
   RowBuffer<S> logits;                 ///< [num_tokens, num_logits]

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "moe/expert/mlp.hpp"
 #include "moe/expert/concept.hpp"
+#include "moe/expert/mlp.hpp"
 #include "moe/sequence/decoder_block.hpp"
 #include "moe/sequence/mixture_parameters.hpp"
 
