@@ -69,3 +69,28 @@ function(moe_share_kernels target)
     target_compile_options(${target} PRIVATE -include "${PROJECT_SOURCE_DIR}/tests/support/kernels.hpp")
   endif()
 endfunction()
+
+# moe_add_mpi_test(<name> <ranks> <target> <arguments>...): runs a program by mpirun, where that works: some containers let
+# it start nothing. Open MPI is told to run as root, on fewer cores than ranks and in containers; others do not read it.
+set(moe_mpi_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_btl_vader_single_copy_mechanism=none OMPI_MCA_mpi_yield_when_idle=1)
+function(moe_add_mpi_test name ranks target)
+  if(NOT DEFINED moe_mpirun_works)
+    set(failed "no mpirun")
+    if(MPIEXEC_EXECUTABLE)
+      execute_process(COMMAND "${CMAKE_COMMAND}" -E env ${moe_mpi_environment} "${MPIEXEC_EXECUTABLE}"
+        ${MPIEXEC_NUMPROC_FLAG} 2 "${CMAKE_COMMAND}" -E true RESULT_VARIABLE failed OUTPUT_QUIET ERROR_QUIET TIMEOUT 60)
+    endif()
+    if(failed)
+      message(WARNING "moe: mpirun does not run here (${failed}): tests of ranks that are processes are left out")
+      set(moe_mpirun_works OFF CACHE INTERNAL "")
+    else()
+      set(moe_mpirun_works ON CACHE INTERNAL "")
+    endif()
+  endif()
+  if(moe_mpirun_works)
+    add_test(NAME ${name}
+      COMMAND "${MPIEXEC_EXECUTABLE}" ${MPIEXEC_NUMPROC_FLAG} ${ranks} $<TARGET_FILE:${target}> ${ARGN})
+    set_tests_properties(${name} PROPERTIES TIMEOUT 300 PROCESSORS ${ranks} ENVIRONMENT "${moe_mpi_environment}")
+  endif()
+endfunction()
