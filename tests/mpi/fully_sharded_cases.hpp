@@ -344,6 +344,34 @@ struct FullyShardedCases {
     if (ranks.rank() == 0) std::filesystem::remove(path);
   }
 
+  /// Copies are shaped as those of the set that they are of, whatever the memory has held before.
+  static void sets_may_share_a_workspace(const C& ranks) {
+    constexpr Index kExperts = 8, kDim = 6;
+    typename Whole::Layer::Workspace ws, ws_whole;
+    typename moe::MoeLayer<typename Whole::Router, moe::TopKGate, typename Part::Experts>::Tape tape;
+    const moe::Matrix<double> tokens = moe::Matrix<double>::NullaryExpr(5, kDim, [&](Index t, Index c) {
+      return moe::RandomField(moe::Purpose::User, 6).normal(5 * ranks.rank() + t, c);
+    });
+    for (const Index hidden : {40, 9, 40}) {
+      const auto pool = moe::ExpertPool<typename Whole::Expert>::random(kExperts, kDim, hidden, 4);
+      const auto router = Whole::Router::random(kExperts, kDim, 3, moe::Bias::Zero);
+      const typename Whole::Layer whole(router, moe::TopKGate{.k = 2}, pool);
+      typename Part::Experts set(ranks, pool, Placement::contiguous(kExperts, ranks.size()));
+      Placement everywhere = set.placement();
+      for (Index e = 0; e < kExperts; ++e)
+        for (Index r = 0; r < ranks.size(); ++r) everywhere.add(e, r);
+      set.materialise(everywhere);
+      const typename Part::Layer layer(router, moe::TopKGate{.k = 2}, std::move(set));
+      auto gradient = moe::zeros_like(layer);
+      moe::Matrix<double> out(5, kDim), trained(5, kDim), expected(5, kDim), dtokens(5, kDim);
+      whole.forward(tokens, moe::Step{}, expected, ws_whole);
+      layer.forward(tokens, moe::Step{}, out, ws);
+      layer.forward(tokens, moe::Step{}, trained, tape);
+      layer.backward(tokens, tape, trained, gradient, dtokens);
+      expect(out == expected && trained == expected, "other outputs at ", hidden, " hidden units");
+    }
+  }
+
   static void misuse_is_refused(const C& ranks) {
     Whole whole(8);
     const Index size = ranks.size();
@@ -379,6 +407,9 @@ struct FullyShardedCases {
     auto& of_part = part.gradient.mixture().experts();
     backward("no forward pass", dout, empty, of_part);
     backward("the set itself", dout, part.tape.mixture.experts, part.experts());
+    part.experts().start_gather(part.tape.mixture.experts);
+    backward("no forward pass", dout, part.tape.mixture.experts, of_part);
+    part.pass();
     backward("dout is [0, 0]", moe::RowBuffer<double>(), part.tape.mixture.experts, of_part);
   }
 
@@ -390,6 +421,7 @@ struct FullyShardedCases {
             {"fully sharded: bytes are those of the formula", bytes_are_those_of_the_formula},
             {"fully sharded: experts draw as in one process", experts_draw_as_in_one_process},
             {"fully sharded: files and norms are of the whole", files_and_norms_are_of_the_whole},
+            {"fully sharded: sets may share a workspace", sets_may_share_a_workspace},
             {"fully sharded: misuse is refused", misuse_is_refused}};
   }
 };

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
@@ -8,8 +9,10 @@
 #include <utility>
 #include <vector>
 
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/lent_experts.hpp"
 #include "moe/expert/pool.hpp"
+#include "moe/kernel/combine.hpp"
 #include "moe/mpi/materialise.hpp"
 #include "moe/mpi/rows_of_experts.hpp"
 #include "moe/mpi/sharded_experts.hpp"
@@ -58,6 +61,7 @@ class FullyShardedExperts {
  private:
   /// Experts that this rank holds for a while, gathered for a placement.
   struct Held {
+    std::shared_ptr<const E> of;  ///< what the copies are shaped as
     Placement placement;
     std::vector<E> copies;  ///< of experts of others, ascending
     moe::detail::LentExperts<E> pool;
@@ -93,18 +97,21 @@ class FullyShardedExperts {
 
     typename moe::detail::LentExperts<E>::Tape experts_tape;
     RowBuffer<Scalar> dresults, dreceived, drows;
+    std::shared_ptr<const E> gradients_of;  ///< what these are shaped as
     std::vector<E> gradients;  ///< of experts with several holders, as the copies; the last one is nobody's
     moe::detail::LentExperts<E> gradient_pool;
     SparseExchange<C> reduction;
+    moe::detail::ViewRows of;
     bool is_whole = false;  ///< whether a forward pass has ended
   };
 
   /// Of a pool that all ranks have alike, the experts that `shards` says this one owns. Collective. Throws
   /// std::invalid_argument for shards of other experts or ranks, with copies, or that differ between ranks, for nodes
   /// that do not divide them, and for experts that differ in what they are made of.
-  FullyShardedExperts(C ranks, const ExpertPool<E>& all, const Placement& shards, FullyShardedOptions options = {})
+  FullyShardedExperts(const C& ranks, const ExpertPool<E>& all, const Placement& shards,
+                      FullyShardedOptions options = {})
       : topology_{.ranks = ranks.size(), .ranks_per_node = options.ranks_per_node},
-        exchange_(std::move(ranks), options.exchange, require_topology(topology_)),
+        exchange_(require_same_options(ranks, options), options.exchange, require_topology(topology_)),
         copies_(options.copies),
         prototype_(std::make_shared<const E>(zeros_like(all[0]))),
         gathered_bytes_(gathered_bytes(all[0])),
@@ -134,9 +141,12 @@ class FullyShardedExperts {
   const Shard& shard() const { return shard_; }
 
   /// Who holds what from the next forward pass on. Collective. Throws std::invalid_argument for other owners, and
-  /// placements that differ between ranks.
+  /// placements that differ between ranks, and for copies of experts that are not kPerToken: each holder would look at
+  /// the rows that came to it.
   void materialise(const Placement& placement) {
     constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::materialise";
+    if (!kPerToken && placement.copies() != 0)
+      fail(kFunction, ": ", placement.copies(), " copies of experts that look at several rows, expected none");
     if (placement.shards() != placement_.shards())
       fail(kFunction, ": a placement of other experts, ranks or owners, expected those of this set");
     require_same(ranks(), kFunction, "a hash of the placement", static_cast<std::int64_t>(placement.hash()));
@@ -144,8 +154,12 @@ class FullyShardedExperts {
   }
 
   /// Starts to gather experts for the forward pass that `tape` will have, which else does so itself: what is computed
-  /// before it then takes place in the meantime. Parameters must stay as they are until then. Collective.
-  void start_gather(Tape& tape) const { start_gather(tape.held, placement_); }
+  /// before it then takes place in the meantime. Parameters and the placement must stay as they are until then.
+  /// Collective.
+  void start_gather(Tape& tape) const {
+    tape.is_whole = false;
+    start_gather(tape.held, placement_);
+  }
 
   /// Rows that the tokens of all ranks had for each expert in the forward pass of `tape`. Collective.
   std::vector<Index> loads(const Tape& tape) const {
@@ -168,6 +182,7 @@ class FullyShardedExperts {
     requires DifferentiableExpert<E>
   {
     tape.is_whole = false;
+    tape.of = moe::detail::ViewRows(plan);
     receive(tokens, plan, context.step, tape, rows);
     const Step step = tape.rows.step(context.step);
     tape.held.pool.forward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.results,
@@ -187,6 +202,7 @@ class FullyShardedExperts {
     if (tape.rows.num_sent() != plan.num_rows() || std::ssize(tape.rows.loads()) != size())
       fail(kFunction, ": the tape is of ", tape.rows.num_sent(), " rows and ", tape.rows.loads().size(),
            " experts, expected ", plan.num_rows(), " and ", size());
+    tape.of.require(kFunction, plan);
     if (&gradient == this) fail(kFunction, ": gradient is the set itself, expected one of its own (zeros_like)");
     if (gradient.placement_.shards() != tape.held.placement.shards() || gradient.shard_.ids != shard_.ids)
       fail(kFunction, ": gradient is of other owners, expected those of the forward pass");
@@ -271,6 +287,13 @@ class FullyShardedExperts {
  private:
   static constexpr const char* kBackward = "moe::mpi::FullyShardedExperts::backward";
 
+  static const C& require_same_options(const C& ranks, const FullyShardedOptions& options) {
+    constexpr const char* kFunction = "moe::mpi::FullyShardedExperts";
+    require_same(ranks, kFunction, "ranks_per_node", options.ranks_per_node);
+    require_same(ranks, kFunction, "the kind of exchange", static_cast<std::int64_t>(options.exchange));
+    require_same(ranks, kFunction, "what becomes of copies", static_cast<std::int64_t>(options.copies));
+    return ranks;
+  }
   static Index require_topology(const Topology& topology) {
     topology.validate("moe::mpi::FullyShardedExperts");
     return topology.per_node();
@@ -290,7 +313,14 @@ class FullyShardedExperts {
   bool owns(const Placement& placement, Index e) const { return placement.owner(e) == ranks().rank(); }
 
   void start_gather(Held& held, const Placement& placement) const {
-    if (held.is_on_its_way) return;
+    if (held.is_on_its_way) {
+      if (held.of != prototype_ || held.placement.hash() != placement.hash())
+        fail("moe::mpi::FullyShardedExperts: experts are on their way for another set or placement, expected ",
+             "materialise() before start_gather()");
+      return;
+    }
+    if (held.of != prototype_) held.copies.clear();  // those of a set with other sizes
+    held.of = prototype_;
     held.placement = placement;
     held.exchange.start_gather(ranks(), placement, gathered_bytes_, [&](Index e) -> const E& { return owned(e); });
     held.is_on_its_way = true;
@@ -342,6 +372,7 @@ class FullyShardedExperts {
     if (again) start_gather(tape.held, Placement(tape.held.placement));
     tape.rows.send_rows(exchange_, dout, output_dim(), tape.results.cols(), tape.dresults);
     if (again) finish_gather(tape.held);
+    for (const Index e : shard_.ids) tape.held.pool.lend(e, owned(e));  // this set may have moved since
     lend_gradients(tape, gradient);
   }
   static auto held_gradients(const Tape& tape) {
@@ -360,6 +391,8 @@ class FullyShardedExperts {
     const Placement& placement = tape.held.placement;
     std::size_t shared = 0;
     for (Index e = 0; e < size(); ++e) shared += is_shared(placement, e) ? 1 : 0;
+    if (tape.gradients_of != prototype_) tape.gradients.clear();
+    tape.gradients_of = prototype_;
     if (tape.gradients.size() < shared + 1) tape.gradients.resize(shared + 1, *prototype_);
     auto own = tape.gradients.begin();
     tape.gradient_pool.resize(*prototype_, size());

@@ -58,14 +58,14 @@ void require_on_all(const C& ranks, const char* function, bool holds, const char
 /// size() is that of the whole, and so are routers and gates. Where the ranks' batches are one batch cut into
 /// consecutive parts, outputs and gradients of tokens have the bits that one process gives with all experts, and so do
 /// gradients of experts, each with the rank that holds it (not with slices, whose outputs are sums of parts, nor for
-/// copies, see all_reduce_gradient(), which what is no expert needs, too). Experts that draw random numbers, or look at
-/// ids, groups or keys, get them with the rows: give tokens their global_ids().
-/// Collective: all ranks make the same calls, also without tokens, and a workspace with max_tokens is refused, as are
-/// gates that are not kPerToken, which would see the tokens of their rank alone. A rank that throws must tell the
-/// others, as run_ranks() does. A pass sends a header to each rank, and per row input_dim scalars there (and three
-/// numbers, unless experts are panel experts) and output_dim back; backward the same without header. Immutable but for
-/// the communicator: one thread per rank. Lepikhin et al., "GShard" (arXiv:2006.16668); DeepSpeed-MoE
-/// (arXiv:2201.05596).
+/// copies, see all_reduce_gradient(), which what is no expert needs, too). Slices are for inference: each has its share
+/// of the output bias, which a step of an optimiser would move once for each. Experts that draw random numbers, or look
+/// at ids, groups or keys, get them with the rows: give tokens their global_ids(). Collective: all ranks make the same
+/// calls, also without tokens, and a workspace with max_tokens is refused, as are gates that are not kPerToken, which
+/// would see the tokens of their rank alone. A rank that throws must tell the others, as run_ranks() does. A pass sends
+/// a header to each rank, and per row input_dim scalars there (and three numbers, unless experts are panel experts) and
+/// output_dim back; backward the same without header. Immutable but for the communicator: one thread per rank. Lepikhin
+/// et al., "GShard" (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
 template <class X, Communicator C>
 class ShardedExperts {
   static_assert(ExpertSet<X>,
@@ -251,6 +251,10 @@ class ShardedExperts {
     if (layout.num_ranks() != ranks.size())
       fail(kName, ": the layout is of ", layout.num_ranks(), " ranks, expected ", ranks.size());
     if (options.waves < 1) fail(kName, ": waves is ", options.waves, ", expected at least 1");
+    if (options.slices != layout.slices())
+      fail(kName, ": slices is ", options.slices, ", expected ", layout.slices(), " as in the layout");
+    if (detail::kReadsSteps<X> && !layout.is_contiguous())
+      fail(kName, ": copies of experts that draw by the place of an expert, expected a layout without copies");
     detail::require_on_all(ranks, kName, shard.size() == std::ssize(layout.experts_of(ranks.rank())),
                            " has a shard of another size than the layout says");
     return ranks;
@@ -260,7 +264,6 @@ class ShardedExperts {
   Index stride() const { return input_dim() + (detail::kReadsSteps<X> ? Rows::kIdScalars : 0); }
 
   /// The number of this rank's expert 0 among those of the plan that a wave runs: draws are keyed by it.
-  Index first_local() const { return layout_.is_contiguous() ? layout_.experts_of(ranks().rank()).front() : Index{0}; }
   Index first_of(const PlanView& plan) const {
     return layout_.is_contiguous() ? plan.first_expert() + layout_.experts_of(ranks().rank()).front() : Index{0};
   }

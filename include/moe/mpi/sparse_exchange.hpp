@@ -128,10 +128,13 @@ class SparseExchange {
   /// Waits, and writes the experts that this rank holds and does not own: held(e) -> E&, of the sizes of the owner's.
   template <class Held>
   void finish_gather(const Held& held) {
-    request_->wait();
-    request_.reset();
+    constexpr const char* kFunction = "moe::mpi::SparseExchange::finish_gather";
+    end(kFunction, Direction::ToHolders);
     const std::byte* from = received_.data();
-    for_each_received([&](Index e, Index) { visit_all(detail::ReadBytes{from}, held(e)); });
+    for_each_received([&](Index e, Index) {
+      require_bytes(kFunction, gathered_bytes(held(e)));
+      visit_all(detail::ReadBytes{from}, held(e));
+    });
   }
 
   /// Sends the gradients of experts that this rank holds and does not own, held(e) -> const E&, to their owners.
@@ -151,8 +154,8 @@ class SparseExchange {
   /// whenever they come. Where nobody else holds e and held(e) is sum(e) itself, it stays as it is.
   template <class Held, class Sum>
   void finish_reduce(const Held& held, const Sum& sum) {
-    request_->wait();
-    request_.reset();
+    constexpr const char* kFunction = "moe::mpi::SparseExchange::finish_reduce";
+    end(kFunction, Direction::ToOwners);
     blocks_.assign(static_cast<std::size_t>(placement_.experts()), {});
     const std::byte* from = received_.data();
     own_.resize(static_cast<std::size_t>(bytes_));
@@ -162,6 +165,8 @@ class SparseExchange {
     });
     for (const Index e : placement_.owned_by(rank_)) {
       if (placement_.holders(e).size() == 1 && &held(e) == &sum(e)) continue;
+      require_bytes(kFunction, reduced_bytes(held(e)));
+      require_bytes(kFunction, reduced_bytes(sum(e)));
       std::byte* to = own_.data();
       visit(detail::WriteBytes{to}, held(e));
       auto& blocks = blocks_[static_cast<std::size_t>(e)];
@@ -200,6 +205,12 @@ class SparseExchange {
     request_.emplace(ranks.start_all_to_all(send_, send_bytes_, received_, received_bytes_));
   }
 
+  /// Waits for what was started that way.
+  void end(const char* function, Direction direction) {
+    if (!request_ || direction_ != direction) fail(function, ": nothing is on its way, expected the start before");
+    request_->wait();
+    request_.reset();
+  }
   void require_bytes(const char* function, Index bytes) const {
     if (bytes != bytes_) fail(function, ": an expert of ", bytes, " bytes, expected ", bytes_, " as all have");
   }
