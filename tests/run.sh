@@ -5,7 +5,7 @@
 #   tests/run.sh --full     also clang++ as it optimises, ThreadSanitizer, benchmarks, all ways to use the library from
 #                           other projects, and what the README tells to do; fuzzes for a minute instead of ten seconds
 # Build directories go below ${MOE_BUILD_DIR:-build}, which git ignores. The last line is "N passed, M failed", counted
-# over all stages; the exit status is 0 if nothing failed. Says beforehand how long it will take: 1 to 1.5 hours on
+# over all stages; the exit status is 0 if nothing failed. Says beforehand how long it will take: about an hour on
 # two cores, half of it with --quick.
 set -eu
 
@@ -43,8 +43,8 @@ fi
 # stage.
 minutes_of() {
   case "$1" in
-    ci-gcc) core_minutes=80 ;;
-    asan) core_minutes=65 ;;
+    ci-gcc) core_minutes=65 ;;
+    asan) core_minutes=40 ;;
     ci-clang) core_minutes=45 ;;
     tsan) core_minutes=50 ;;
     release) core_minutes=60 ;;
