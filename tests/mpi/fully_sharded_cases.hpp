@@ -133,6 +133,11 @@ double difference(const T& a, const T& b) {
   return scale > 0 ? most / scale : most;
 }
 
+/// An expert whose output may depend on which rows it sees.
+struct OfAllRows : Drawing<double> {
+  static constexpr bool kPerToken = false;
+};
+
 template <class C>
 struct FullyShardedCases {
   using Whole = WholeLayer<moe::F64>;
@@ -272,7 +277,7 @@ struct FullyShardedCases {
           if (from != ranks.rank() && placement.owner(e) == ranks.rank()) copies += placement.holds(from, e) ? 1 : 0;
         }
       const Index in = Whole::kDim * 8, out = Whole::kDim * 8, others = ranks.size() - 1;
-      const Index expected = others * 8 * 9 + there * (in + 24) + here * out + there * out + here * in +
+      const Index expected = others * 8 * 10 + there * (in + 24) + here * out + there * out + here * in +
                              2 * copies * moe::mpi::gathered_bytes(expert) +
                              moe::mpi::copies_received(placement, ranks.rank()) * moe::mpi::reduced_bytes(expert);
       expect(sent.bytes == expected, sent.bytes, " bytes, expected ", expected);
@@ -316,6 +321,35 @@ struct FullyShardedCases {
     }
   }
 
+  /// What happens to a set between the passes of a tape.
+  static void sets_may_move_between_passes(const C& ranks) {
+    Whole whole(8);
+    whole.pass();
+    Part part(ranks, whole, Placement::contiguous(8, ranks.size()), {});
+    const auto tokens = whole.tokens.middleRows(part.first, part.rows);
+    const std::vector<Placement> all = placements(8, ranks.size());
+    auto& tape = part.tape.mixture.experts;
+    // Placements of the pass, not of the gather that was early.
+    part.experts().start_gather(tape);
+    part.experts().materialise(all[2]);
+    part.pass();
+    expect(part.out == whole.out.middleRows(part.first, part.rows), "outputs differ");
+    for (const Index e : all[2].owned_by(ranks.rank()))
+      expect(difference(part.gradient_of(e), whole.gradient.experts()[e]) < 1e-13, "gradients differ");
+    // Experts that have gone to other memory since the forward pass.
+    part.experts().reshard(part.experts().placement().shards());
+    typename Part::Layer again = moe::zeros_like(part.layer);
+    part.layer.backward(tokens, part.tape, part.dout, again, part.dtokens);
+    expect(part.dtokens == whole.dtokens.middleRows(part.first, part.rows), "gradients of tokens differ");
+    expect(difference(again.mixture(), part.gradient.mixture()) == 0, "gradients differ");
+    // A gather for the next pass ends the last one.
+    part.experts().start_gather(tape);
+    expect_throws<std::invalid_argument>(
+        "no forward pass", [&] { part.layer.backward(tokens, part.tape, part.dout, again, part.dtokens); });
+    part.pass();
+    expect(part.out == whole.out.middleRows(part.first, part.rows), "outputs differ");
+  }
+
   /// The file of the whole layer, from and to any ranks, and the norm of the whole gradient.
   static void files_and_norms_are_of_the_whole(const C& ranks) {
     Whole whole(8);
@@ -340,6 +374,15 @@ struct FullyShardedCases {
     other.mixture().experts().reshard(Placement(std::vector<Index>(8, ranks.size() - 1), ranks.size()));
     moe::mpi::load_parameters(path, other);
     expect(difference(*other.mixture().experts().gathered(), whole.layer.experts()) == 0, "loaded another layer");
+    // What one rank cannot load no rank has.
+    WholeLayer<moe::F32> narrow(8);
+    PartOfLayer<moe::F32, C> narrow_part(ranks, narrow, Placement::contiguous(8, ranks.size()), {});
+    const bool refuses = ranks.rank() == 0;
+    expect_throws<std::runtime_error>(refuses ? "" : "rank 0 cannot load what it has", [&] {
+      moe::mpi::load_parameters(path, narrow_part.layer, refuses ? moe::Narrowing::Refuse : moe::Narrowing::Allow);
+    });
+    expect(difference(narrow_part.layer.router(), narrow.layer.router()) == 0, "a router has been loaded");
+    expect(difference(*narrow_part.experts().gathered(), narrow.layer.experts()) == 0, "experts have been loaded");
     moe::mpi::barrier(ranks);
     if (ranks.rank() == 0) std::filesystem::remove(path);
   }
@@ -410,6 +453,43 @@ struct FullyShardedCases {
     part.experts().start_gather(part.tape.mixture.experts);
     backward("no forward pass", dout, part.tape.mixture.experts, of_part);
     part.pass();
+    if (part.rows > 0) {  // as many rows, but others
+      std::vector<Index> both(static_cast<std::size_t>(part.rows));
+      for (std::size_t t = 0; t < both.size(); ++t) both[t] = static_cast<Index>(t) % 2 * 8;
+      both.resize(both.size() / 2 * 2);
+      const std::vector<double> weights(both.size(), 1.0);
+      const auto rows = static_cast<Index>(both.size());
+      const auto routing = moe::Routing<double>::from(rows, both, weights, 16);
+      moe::DispatchPlan plan;
+      plan.build(routing, 16);
+      typename Part::Experts::Tape of_first;
+      moe::RowBuffer<double> out;
+      out.resize(rows, Whole::kDim);
+      const auto tokens = whole.tokens.middleRows(part.first, rows);
+      const moe::PlanView view(plan);
+      part.experts().forward(tokens, view.part(0, 8), moe::Context{step, scratch}, out, of_first);
+      expect_throws<std::invalid_argument>(
+          "the tape is of rows", [&] { part.experts().require_backward(view.part(8, 8), of_first, of_part); });
+    }
+    if (size > 1) {
+      const bool is_odd = ranks.rank() == 1;
+      refused("what becomes of copies is 1 on rank 1, expected 0", shards,
+              {.copies = is_odd ? moe::mpi::CopiesForBackward::GatheredAgain : moe::mpi::CopiesForBackward::Kept});
+      refused("ranks_per_node is 1 on rank 1, expected 0", shards, {.ranks_per_node = is_odd ? 1 : 0});
+      const auto forward = [&](const char* says, const moe::Step& of) {
+        expect_throws<std::invalid_argument>(
+            says, [&] { part.layer.forward(whole.tokens.middleRows(part.first, part.rows), of, part.out, part.tape); });
+      };
+      forward("rank 1 is at another step", moe::Step::train(is_odd ? 1 : 0, 1));
+      moe::Step keyed = moe::Step::train(0, 1);
+      if (is_odd) keyed.key = part.ids;
+      forward("in having keys", keyed);
+      part.pass();  // nothing is on its way from those
+      const moe::ExpertPool<OfAllRows> pool(std::vector<OfAllRows>(8, OfAllRows()));
+      moe::mpi::FullyShardedExperts experts(ranks, pool, shards);
+      expect_throws<std::invalid_argument>("copies of experts that look at several rows, expected none",
+                                           [&] { experts.materialise(placements(8, size)[2]); });
+    }
     backward("dout is [0, 0]", moe::RowBuffer<double>(), part.tape.mixture.experts, of_part);
   }
 
@@ -420,6 +500,7 @@ struct FullyShardedCases {
             {"fully sharded: training in float", training_in_float},
             {"fully sharded: bytes are those of the formula", bytes_are_those_of_the_formula},
             {"fully sharded: experts draw as in one process", experts_draw_as_in_one_process},
+            {"fully sharded: sets may move between passes", sets_may_move_between_passes},
             {"fully sharded: files and norms are of the whole", files_and_norms_are_of_the_whole},
             {"fully sharded: sets may share a workspace", sets_may_share_a_workspace},
             {"fully sharded: misuse is refused", misuse_is_refused}};

@@ -6,10 +6,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "moe/core/same_parameters.hpp"
+#include "moe/expert/checks.hpp"
 #include "moe/expert/lent_experts.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/kernel/combine.hpp"
@@ -44,7 +46,7 @@ struct FullyShardedOptions {
 /// these are held; gradients of experts, which are sums of those of holders in the order of ranks, differ by rounding
 /// where an expert has several. Gradients of what all ranks have (router, gate) are those of a rank's own tokens, and
 /// to be summed before a step: all_reduce_gradient(ranks, gradient). Experts that draw find the ids of their rows.
-///   Bytes of a rank: to each other one 8 (E + 1); per row there d_in scalars and 24, back d_out scalars; in backward
+///   Bytes of a rank: to each other one 8 (E + 2); per row there d_in scalars and 24, back d_out scalars; in backward
 ///   per row d_out there, d_in back if somebody asks for dtokens; per copy gathered_bytes(), again where it is
 ///   GatheredAgain, and reduced_bytes().
 /// Tokens may be none. All ranks must call the same functions in the same order, see Communicator. One per rank; not
@@ -154,7 +156,8 @@ class FullyShardedExperts {
   }
 
   /// Starts to gather experts for the forward pass that `tape` will have, which else does so itself: what is computed
-  /// before it then takes place in the meantime. Parameters and the placement must stay as they are until then.
+  /// before it then takes place in the meantime. Parameters must stay as they are until then; after materialise() or
+  /// reshard() what was gathered is dropped, and forward gathers anew. What the tape held of a pass before is gone.
   /// Collective.
   void start_gather(Tape& tape) const {
     tape.is_whole = false;
@@ -168,7 +171,8 @@ class FullyShardedExperts {
     return loads;
   }
 
-  /// See ExpertSet. Collective. Throws std::invalid_argument if sizes disagree.
+  /// See ExpertSet. Collective. Throws std::invalid_argument if sizes disagree, and on all ranks where they are at
+  /// different steps.
   void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context,
                RowBuffer<Scalar>& rows) const {
     auto& pass = context.scratch.get<Pass>();
@@ -192,8 +196,8 @@ class FullyShardedExperts {
     tape.is_whole = true;
   }
 
-  /// Throws std::invalid_argument unless `tape` holds a forward pass of as many rows, and `gradient` is another set
-  /// with the same owners. Says nothing of other ranks.
+  /// Throws std::invalid_argument unless `tape` holds a forward pass over the rows of `plan`, and `gradient` is another
+  /// set with the same owners. Says nothing of other ranks.
   void require_backward(const PlanView& plan, const Tape& tape, const FullyShardedExperts& gradient) const
     requires DifferentiableExpert<E>
   {
@@ -314,10 +318,10 @@ class FullyShardedExperts {
 
   void start_gather(Held& held, const Placement& placement) const {
     if (held.is_on_its_way) {
-      if (held.of != prototype_ || held.placement.hash() != placement.hash())
-        fail("moe::mpi::FullyShardedExperts: experts are on their way for another set or placement, expected ",
-             "materialise() before start_gather()");
-      return;
+      if (held.of == prototype_ && held.placement == placement) return;
+      E nobody = *held.of;
+      held.exchange.finish_gather([&](Index) -> E& { return nobody; });
+      held.is_on_its_way = false;
     }
     if (held.of != prototype_) held.copies.clear();  // those of a set with other sizes
     held.of = prototype_;
@@ -347,8 +351,8 @@ class FullyShardedExperts {
     if (rows.rows() < plan.last_row() || rows.cols() < output_dim())
       fail(kFunction, ": rows is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(), ", ",
            output_dim(), "]");
+    pass.rows.build(exchange_, placement_, topology_, plan, step);
     start_gather(pass.held, placement_);
-    pass.rows.build(exchange_, pass.held.placement, topology_, plan, step);
     pass.rows.send_tokens(exchange_, tokens, plan, step, pass.received);
     finish_gather(pass.held);
     pass.results.resize(pass.rows.num_received(), pass.held.pool.row_width());

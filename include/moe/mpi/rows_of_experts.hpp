@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <numeric>
@@ -10,6 +12,7 @@
 #include "moe/core/aligned.hpp"
 #include "moe/mpi/dispatch_rule.hpp"
 #include "moe/mpi/row_exchange.hpp"
+#include "moe/mpi/shard_rows.hpp"
 #include "moe/routing/plan_view.hpp"
 
 namespace moe::inline MOE_ABI::mpi::detail {
@@ -20,17 +23,23 @@ namespace moe::inline MOE_ABI::mpi::detail {
 template <class S>
 class RowsOfExperts {
  public:
-  /// Collective: says who gets how many, so that all know.
+  /// Collective: says who gets how many, so that all know. Throws std::invalid_argument on all ranks if they are at
+  /// different steps, or some have rows with keys and others rows without.
   template <Communicator C>
   void build(const RowExchange<C>& exchange, const Placement& placement, const Topology& topology, const PlanView& plan,
              const Step& step) {
     const C& ranks = exchange.ranks();
-    const Index size = ranks.size(), experts = placement.experts(), length = experts + 1;
+    const Index size = ranks.size(), experts = placement.experts(), length = experts + 2;
     header_.assign(static_cast<std::size_t>(size * length), 0);
     for_each_row(plan, placement, topology, ranks.rank(),
                  [&](Index e, Index, Index to) { ++header_[static_cast<std::size_t>(to * length + e)]; });
-    for (Index r = 0; r < size; ++r) header_[static_cast<std::size_t>(r * length + experts)] = !step.key.empty();
+    const Index keys = plan.num_rows() == 0 ? kNoRows : step.key.empty() ? kNoKeys : kKeys;
+    for (Index r = 0; r < size; ++r) {
+      header_[static_cast<std::size_t>(r * length + experts)] = keys;
+      header_[static_cast<std::size_t>(r * length + experts + 1)] = fingerprint(step);
+    }
     const std::vector<Index> received = exchange.announce(header_, length, passing_);
+    require_one_step(received, length);
     sum_rows(header_, length, counts_.sent);
     sum_rows(received, length, counts_.received);
     sum_rows(passing_, length, counts_.passing);
@@ -57,7 +66,7 @@ class RowsOfExperts {
     return own;
   }
   /// Bytes that a row takes there with what a Step says of it, and without.
-  static Index bytes_there(Index cols) { return cols * kScalar + kKeys; }
+  static Index bytes_there(Index cols) { return cols * kScalar + kKeyBytes; }
   static Index bytes(Index cols) { return cols * kScalar; }
 
   /// tokens[token of row] of all rows to the ranks that have their experts: received [num_received, cols].
@@ -70,7 +79,7 @@ class RowsOfExperts {
       const std::int64_t keys[] = {step.id(t), step.group(t),
                                    step.key.empty() ? 0 : step.key[static_cast<std::size_t>(t)]};
       std::memcpy(to, keys, sizeof(keys));
-      std::memcpy(to + kKeys, tokens.data() + t * tokens.outerStride(), static_cast<std::size_t>(cols * kScalar));
+      std::memcpy(to + kKeyBytes, tokens.data() + t * tokens.outerStride(), static_cast<std::size_t>(cols * kScalar));
     });
     received_.resize(static_cast<std::size_t>(num_received() * unit));
     exchange.start_there(counts_, unit, send_, received_).wait();
@@ -82,7 +91,7 @@ class RowsOfExperts {
       std::memcpy(keys, from, sizeof(keys));
       const auto at = static_cast<std::size_t>(i);
       token_id_[at] = keys[0], group_id_[at] = keys[1], key_[at] = keys[2];
-      std::memcpy(received.row(i), from + kKeys, static_cast<std::size_t>(cols * kScalar));
+      std::memcpy(received.row(i), from + kKeyBytes, static_cast<std::size_t>(cols * kScalar));
     }
   }
 
@@ -122,7 +131,8 @@ class RowsOfExperts {
   Index row_of(Index i) const { return plan_.row_of_assignment()[static_cast<std::size_t>(i)]; }
 
  private:
-  static constexpr Index kScalar = sizeof(S), kKeys = 3 * sizeof(std::int64_t);
+  static constexpr Index kScalar = sizeof(S), kKeyBytes = 3 * sizeof(std::int64_t);
+  static constexpr Index kNoRows = 0, kNoKeys = 1, kKeys = 2;  ///< what a rank says of its tokens
 
   /// Calls f(expert, row, rank) in the order of rows.
   template <class F>
@@ -135,7 +145,7 @@ class RowsOfExperts {
   static void sum_rows(const std::vector<Index>& headers, Index length, std::vector<Index>& counts) {
     counts.clear();
     for (auto at = headers.begin(); at != headers.end(); at += length)
-      counts.push_back(std::accumulate(at, at + length - 1, Index{0}));
+      counts.push_back(std::accumulate(at, at + length - 2, Index{0}));
   }
   void sort_rows(const PlanView& plan, const Placement& placement, const Topology& topology, Index rank) {
     next_.assign(counts_.sent.size(), 0);
@@ -145,18 +155,32 @@ class RowsOfExperts {
       rows_[static_cast<std::size_t>(next_[static_cast<std::size_t>(to)]++)] = r;
     });
   }
-  /// The plan of what comes here, and whether rows have keys.
+  /// Whether there are keys, the same wherever there are rows.
+  void require_one_step(const std::vector<Index>& received, Index length) {
+    Index keys = kNoRows;
+    for (Index r = 0; r < std::ssize(received) / length; ++r) {
+      const Index* const last = received.data() + (r + 1) * length;
+      if (last[-1] != received[static_cast<std::size_t>(length - 1)])
+        fail("moe::mpi::FullyShardedExperts: rank ", r,
+             " is at another step (phase, update, seed, layer or pass), expected that of rank 0");
+      if (last[-2] == kNoRows) continue;
+      if (keys != kNoRows && keys != last[-2])
+        fail("moe::mpi::FullyShardedExperts: tokens of rank ", r,
+             " differ from those of others in having keys, expected a step with keys on all ranks, or on none");
+      keys = last[-2];
+    }
+    has_keys_ = keys == kKeys;
+  }
+  /// The plan of what comes here.
   void route(const std::vector<Index>& received, Index length) {
     routing_.resize(num_received(), 1);
-    has_keys_ = false;
     std::size_t row = 0;
     for (auto at = received.begin(); at != received.end(); at += length) {
-      has_keys_ = has_keys_ || at[length - 1] != 0;
-      for (Index e = 0; e + 1 < length; ++e)
+      for (Index e = 0; e + 2 < length; ++e)
         for (Index i = 0; i < at[e]; ++i) routing_.experts()[row++] = first_expert_ + e;
     }
     std::ranges::fill(routing_.weights(), S{1});
-    plan_.build(routing_, first_expert_ + length - 1);
+    plan_.build(routing_, first_expert_ + length - 2);
   }
   template <class Pack>
   void pack(Index unit, Index count, const Pack& one) {

@@ -5,7 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <set>
 #include <span>
@@ -108,7 +110,7 @@ std::optional<X> gather_experts(const ShardedExperts<X, C>& sharded)
 /// the experts, for which it needs memory, and writes. Collective: returns when the file is there. Throws as these.
 template <class Layer>
 void save_parameters(const std::filesystem::path& path, const Layer& layer, const Metadata& metadata = {}) {
-  const auto& sharded = layer.experts();
+  const auto& sharded = experts_of(layer);
   if (auto whole = gather_experts(sharded))
     moe::save_parameters(path, moe::with_experts(layer, std::move(*whole)), metadata);
   barrier(sharded.ranks());
@@ -117,7 +119,8 @@ void save_parameters(const std::filesystem::path& path, const Layer& layer, cons
 /// Sets what this rank has of a layer from the file of the whole one, whichever number of ranks has saved it: other
 /// experts are not read. Experts in slices are not in such a file by their parts: cut a layer that has been loaded (see
 /// ShardedExperts::of). Collective. Throws std::runtime_error as moe::load_parameters() does, also where a tensor of
-/// the file is a parameter on no rank; the layer is untouched then.
+/// the file is a parameter on no rank, and on all ranks where one of them cannot load what it has; the layer is
+/// untouched then.
 template <class Layer>
 Metadata load_parameters(const std::filesystem::path& path, Layer& layer, Narrowing narrowing = Narrowing::Refuse) {
   const SafetensorsReader file(path);
@@ -133,14 +136,25 @@ Metadata load_parameters(const std::filesystem::path& path, Layer& layer, Narrow
     for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
     return hash;
   };
-  const std::set<std::uint64_t> of_all = detail::gather_names(layer.experts().ranks(), expected, hash_of);
+  const std::set<std::uint64_t> of_all = detail::gather_names(experts_of(layer).ranks(), expected, hash_of);
   for (const auto& [name, info] : file.tensors())
     if (!of_all.contains(hash_of(name)))
       fail_environment(label, ": tensor '", name, "' is a parameter of the layer on no rank");
-  Layer loaded = layer;
-  visit_all([&](const std::string& name, auto& leaf) { moe::detail::load_leaf(label, file, name, leaf, narrowing); },
-            loaded);
-  layer = std::move(loaded);
+  std::exception_ptr error;
+  std::optional<Layer> loaded;
+  try {
+    loaded.emplace(layer);
+    visit_all([&](const std::string& name, auto& leaf) { moe::detail::load_leaf(label, file, name, leaf, narrowing); },
+              *loaded);
+  } catch (...) {
+    error = std::current_exception();
+  }
+  const Index has_failed = error ? 1 : 0;
+  const std::vector<Index> failed = all_gather<Index>(experts_of(layer).ranks(), std::span(&has_failed, 1));
+  if (error) std::rethrow_exception(error);
+  for (std::size_t r = 0; r < failed.size(); ++r)
+    if (failed[r] != 0) fail_environment(label, ": rank ", r, " cannot load what it has");
+  layer = std::move(*loaded);
   return file.metadata();
 }
 
