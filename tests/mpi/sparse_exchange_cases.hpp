@@ -206,8 +206,22 @@ struct SparseExchangeCases {
     other.start_gather(ranks, placement, moe::mpi::gathered_bytes(numbers), of);
     expect_throws<std::invalid_argument>(
         "on its way", [&] { other.start_gather(ranks, placement, moe::mpi::gathered_bytes(numbers), of); });
+    expect_throws<std::invalid_argument>("nothing is on its way", [&] { other.finish_reduce(of, of); });
+    Numbers larger;
+    larger.wide.setZero(4, 2);
+    const auto of_larger = [&](Index) -> Numbers& { return larger; };
+    if (ranks.size() > 1 && ranks.rank() == ranks.size() - 1)
+      expect_throws<std::invalid_argument>("an expert of 92 bytes, expected 76",
+                                           [&] { other.finish_gather(of_larger); });
     other.finish_gather(of);
     expect(other.test(), "nothing is on its way");
+    expect_throws<std::invalid_argument>("nothing is on its way", [&] { other.finish_gather(of); });
+    if (ranks.rank() == 0 && ranks.size() == 1) {  // its own, which nobody else sees
+      other.start_reduce(ranks, placement, moe::mpi::reduced_bytes(numbers), of);
+      expect_throws<std::invalid_argument>("bytes, expected 68", [&] { other.finish_reduce(of_larger, of); });
+      expect_throws<std::invalid_argument>("bytes, expected 68", [&] { other.finish_reduce(of, of_larger); });
+      other.finish_reduce(of, of);
+    }
   }
 
   static std::vector<std::pair<const char*, void (*)(const C&)>> all() {

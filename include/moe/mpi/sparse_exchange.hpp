@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <numeric>
 #include <optional>
 #include <span>
-#include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -126,15 +128,16 @@ class SparseExchange {
     start(ranks);
   }
   /// Waits, and writes the experts that this rank holds and does not own: held(e) -> E&, of the sizes of the owner's.
+  /// Throws std::invalid_argument for others, and unless a gather is on its way; it stays on its way then.
   template <class Held>
   void finish_gather(const Held& held) {
     constexpr const char* kFunction = "moe::mpi::SparseExchange::finish_gather";
-    end(kFunction, Direction::ToHolders);
+    require_started(kFunction, Direction::ToHolders);
+    for_each_received([&](Index e, Index) { require_bytes(kFunction, gathered_bytes(std::as_const(held(e)))); });
+    request_->wait();
+    request_.reset();
     const std::byte* from = received_.data();
-    for_each_received([&](Index e, Index) {
-      require_bytes(kFunction, gathered_bytes(held(e)));
-      visit_all(detail::ReadBytes{from}, held(e));
-    });
+    for_each_received([&](Index e, Index) { visit_all(detail::ReadBytes{from}, held(e)); });
   }
 
   /// Sends the gradients of experts that this rank holds and does not own, held(e) -> const E&, to their owners.
@@ -151,11 +154,18 @@ class SparseExchange {
   }
   /// Waits, and adds to sum(e) -> E&, for all experts that this rank owns, the gradients of all holders, which are
   /// summed in the order of ranks: g_0 + g_1 + ..., that of this rank, held(e) -> const E&, in its place. The same bits
-  /// whenever they come. Where nobody else holds e and held(e) is sum(e) itself, it stays as it is.
+  /// whenever they come. Where nobody else holds e and held(e) is sum(e) itself, it stays as it is. Throws as
+  /// finish_gather().
   template <class Held, class Sum>
   void finish_reduce(const Held& held, const Sum& sum) {
     constexpr const char* kFunction = "moe::mpi::SparseExchange::finish_reduce";
-    end(kFunction, Direction::ToOwners);
+    require_started(kFunction, Direction::ToOwners);
+    for (const Index e : placement_.owned_by(rank_)) {
+      require_bytes(kFunction, reduced_bytes(std::as_const(held(e))));
+      require_bytes(kFunction, reduced_bytes(std::as_const(sum(e))));
+    }
+    request_->wait();
+    request_.reset();
     blocks_.assign(static_cast<std::size_t>(placement_.experts()), {});
     const std::byte* from = received_.data();
     own_.resize(static_cast<std::size_t>(bytes_));
@@ -165,8 +175,6 @@ class SparseExchange {
     });
     for (const Index e : placement_.owned_by(rank_)) {
       if (placement_.holders(e).size() == 1 && &held(e) == &sum(e)) continue;
-      require_bytes(kFunction, reduced_bytes(held(e)));
-      require_bytes(kFunction, reduced_bytes(sum(e)));
       std::byte* to = own_.data();
       visit(detail::WriteBytes{to}, held(e));
       auto& blocks = blocks_[static_cast<std::size_t>(e)];
@@ -205,11 +213,8 @@ class SparseExchange {
     request_.emplace(ranks.start_all_to_all(send_, send_bytes_, received_, received_bytes_));
   }
 
-  /// Waits for what was started that way.
-  void end(const char* function, Direction direction) {
+  void require_started(const char* function, Direction direction) const {
     if (!request_ || direction_ != direction) fail(function, ": nothing is on its way, expected the start before");
-    request_->wait();
-    request_.reset();
   }
   void require_bytes(const char* function, Index bytes) const {
     if (bytes != bytes_) fail(function, ": an expert of ", bytes, " bytes, expected ", bytes_, " as all have");
