@@ -25,8 +25,9 @@ class Placement {
     for (const Index rank : owner_) holders_.push_back({rank});
   }
   /// Rank r owns experts [r E / D, (r + 1) E / D), rounded down: consecutive ones, as many as the other ranks or one
-  /// more.
+  /// more. Throws std::invalid_argument for a negative number of experts, and less than one rank.
   static Placement contiguous(Index experts, Index ranks) {
+    if (experts < 0) fail("moe::mpi::Placement::contiguous: experts = ", experts, ", expected at least 0");
     std::vector<Index> owner;
     for (Index r = 0; r < ranks; ++r)
       owner.insert(owner.end(), static_cast<std::size_t>((r + 1) * experts / ranks - r * experts / ranks), r);
