@@ -190,15 +190,37 @@ struct ShardedCases {
 
     const auto& layout = sharded.layout();
     const bool has_copies = !layout.is_contiguous();
-    moe::mpi::all_reduce_gradient(ranks, gradient);
-    if (layout.slices() > 1) return;  // compared by slices_compute_the_expert
     const auto held = layout.experts_of(ranks.rank());
+    if (layout.slices() > 1) {
+      compare_slices(sharded, gradient.experts(), expected_gradient.experts(), tolerance);
+      const bool has_bias = whole[0].down_bias().outputs() > 0;
+      expect(sharded.slices_are_apart() == !has_bias, "slices with an output bias have it in common");
+      if (has_bias)
+        expect_throws<std::invalid_argument>("parameters in common",
+                                             [&] { moe::mpi::all_reduce_gradient(ranks, gradient); });
+      else
+        moe::mpi::all_reduce_gradient(ranks, gradient);
+      return;
+    }
+    moe::mpi::all_reduce_gradient(ranks, gradient);
     for (std::size_t l = 0; l < held.size(); ++l) {
       const Eigen::VectorXd of_expert = flat(gradient.experts().shard()[static_cast<Index>(l)]),
                             expected_of = flat(expected_gradient.experts()[held[l]]);
       // Of copies each has summed its own rows first: eps times the sum of up to kTokens * k magnitudes of about 1.
       expect_same("the gradient of expert " + std::to_string(held[l]), of_expert, expected_of,
                   has_copies ? 1e-12 : tolerance);
+    }
+  }
+
+  /// A slice has the gradient of its hidden units, and that of the whole output bias, of which split() makes a share.
+  static void compare_slices(const Sharded& sharded, const Sharded& gradient, const Pool& expected, double tolerance) {
+    const Index slices = sharded.layout().slices(), rank = sharded.ranks().rank();
+    const auto held = sharded.layout().experts_of(rank);
+    for (std::size_t l = 0; l < held.size(); ++l) {
+      auto part = expected[held[l]].split(slices)[static_cast<std::size_t>(sharded.layout().slice_of(rank))];
+      for (double& value : part.down_bias().span()) value *= static_cast<double>(slices);
+      expect_same("the gradient of a slice of expert " + std::to_string(held[l]),
+                  flat(gradient.shard()[static_cast<Index>(l)]), flat(part), tolerance);
     }
   }
 
@@ -230,6 +252,10 @@ struct ShardedCases {
       const Index experts = ranks.size() / slices;  // one per group of ranks
       const Pool whole = pool(experts);
       compare(ranks, Sharded::of(whole, ranks, {.slices = slices, .waves = 2}), whole, 1, Choices::Random,
+              slices == 1 ? 0 : 1e-12);
+      Pool without_bias =
+          Pool::random(experts, {.input = kInputs, .hidden = kHidden, .output = kOutputs}, 4, moe::Bias::Off);
+      compare(ranks, Sharded::of(without_bias, ranks, {.slices = slices}), without_bias, 1, Choices::Random,
               slices == 1 ? 0 : 1e-12);
     }
     if (ranks.size() > 1)
@@ -304,6 +330,11 @@ struct ShardedCases {
       expect(of_second.shard()[static_cast<Index>(l)].scale ==
                  expected_gradient.experts().template set<1>()[held[l]].scale,
              "the gradient of expert ", held[l], " differs");
+    const auto copies = moe::mpi::ShardLayout::placed(
+        moe::balance_experts(std::vector<double>(8, 1.0), {.places = 16, .ranks = ranks.size()}), ranks.size());
+    expect_throws<std::invalid_argument>("copies of experts that draw", [&] {
+      Shards(Set(std::vector<Drawing<S>>(copies.experts_of(ranks.rank()).size())), copies, ranks);
+    });
     if (ranks.size() == 1) return;
     step.update += ranks.rank() == ranks.size() - 1 ? 1 : 0;
     expect_throws<std::invalid_argument>("is at another step",
@@ -324,7 +355,13 @@ struct ShardedCases {
     expect_throws<std::invalid_argument>("output_dim is 3 on rank 1, expected 7", [&] {
       Sharded::of(Pool::random(8, {.input = kInputs, .hidden = 4, .output = is_odd ? 3 : kOutputs}, 1), ranks);
     });
+    expect_throws<std::invalid_argument>("a hash of the parameters' shapes is", [&] {
+      Sharded::of(Pool::random(8, {.input = kInputs, .hidden = is_odd ? 3 : 4, .output = kOutputs}, 1), ranks);
+    });
     const auto layout = moe::mpi::ShardLayout::contiguous(8, ranks.size());
+    expect_throws<std::invalid_argument>("slices is 2, expected 1 as in the layout", [&] {
+      Sharded(pool(std::ssize(layout.experts_of(ranks.rank()))), layout, ranks, {.slices = 2});
+    });
     expect_throws<std::invalid_argument>("rank 1 has a shard of another size", [&] {
       const Index more = is_odd ? 1 : 0;
       Sharded(pool(std::ssize(layout.experts_of(ranks.rank())) + more), layout, ranks);

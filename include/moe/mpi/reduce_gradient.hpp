@@ -88,10 +88,15 @@ inline std::vector<Index> ranks_of(const ShardLayout& layout, Index e) {
 }  // namespace detail
 
 /// Gives every copy of an expert the sum of the gradients of all its copies, in the order of the ranks that hold them,
-/// so that copies that were equal stay so; nothing to do without copies. Collective.
+/// so that copies that were equal stay so; nothing to do without copies. Collective. Throws std::invalid_argument for
+/// slices with parameters in common, see ShardedExperts::slices_are_apart().
 template <class X, Communicator C>
 void sum_copies(ShardedExperts<X, C>& gradient) {
   const ShardLayout& layout = gradient.layout();
+  if (!gradient.slices_are_apart())
+    fail("moe::mpi::all_reduce_gradient: ", layout.slices(),
+         " slices of experts that have parameters in common (output biases, gates), expected experts without, or whole "
+         "ones to be trained");
   if (layout.is_contiguous()) return;
   if constexpr (detail::IndexedSet<X>) {
     const Index rank = gradient.ranks().rank(), size = gradient.ranks().size();
@@ -151,7 +156,7 @@ struct SumCopies {
 /// What backward of a layer with sharded experts leaves to do before an optimiser may step: adds up over the ranks, in
 /// their order, the gradient of all that every rank has (routers, gates, branches, layers around), and that of copies
 /// of experts. Shards themselves are whole already. Collective. Losses are sums over all ranks then: where they are
-/// means, over the tokens of all.
+/// means, over the tokens of all. Throws std::invalid_argument for slices of experts that have parameters in common.
 template <Communicator C, class Gradient>
 void all_reduce_gradient(const C& ranks, Gradient& gradient) {
   detail::all_reduce_leaves<float>(ranks, gradient);

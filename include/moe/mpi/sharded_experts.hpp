@@ -1,16 +1,22 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstdint>
+#include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "moe/core/aligned.hpp"
 #include "moe/core/same_parameters.hpp"
 #include "moe/core/take.hpp"
 #include "moe/expert/checks.hpp"
 #include "moe/expert/expert_set.hpp"
 #include "moe/kernel/combine.hpp"
+#include "moe/mpi/collectives.hpp"
 #include "moe/mpi/shard_rows.hpp"
 
 // Long, as forward and backward of one class share every step of an exchange.
@@ -38,6 +44,29 @@ inline constexpr bool kSkipsShards<F> = F::kSkipsShards;
 template <class X>
 concept IndexedSet = requires(X& experts) { experts[Index{}]; };
 
+/// A number of the names and shapes of all parameters, which two sets share only if these are the same, but for chance.
+template <class T>
+std::int64_t fingerprint_of_shapes(const T& object) {
+  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+  const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
+  for (const auto& [name, shape] : moe::detail::parameter_shapes(object)) {
+    for (const char c : name) add(static_cast<unsigned char>(c));
+    for (const Index size : shape) add(static_cast<std::uint64_t>(size) + 256);
+  }
+  return static_cast<std::int64_t>(hash);
+}
+/// Learned numbers of an object.
+template <class T>
+Index count_learned(const T& object) {
+  Index count = 0;
+  for (const auto& [name, shape] : moe::detail::parameter_shapes(object)) {
+    Index of_leaf = 1;
+    for (const Index size : shape) of_leaf *= size;
+    count += of_leaf;
+  }
+  return count;
+}
+
 /// Throws std::invalid_argument on all ranks if it does not hold on one.
 template <Communicator C>
 void require_on_all(const C& ranks, const char* function, bool holds, const char* what) {
@@ -58,14 +87,15 @@ void require_on_all(const C& ranks, const char* function, bool holds, const char
 /// size() is that of the whole, and so are routers and gates. Where the ranks' batches are one batch cut into
 /// consecutive parts, outputs and gradients of tokens have the bits that one process gives with all experts, and so do
 /// gradients of experts, each with the rank that holds it (not with slices, whose outputs are sums of parts, nor for
-/// copies, see all_reduce_gradient(), which what is no expert needs, too). Slices are for inference: each has its share
-/// of the output bias, which a step of an optimiser would move once for each. Experts that draw random numbers, or look
-/// at ids, groups or keys, get them with the rows: give tokens their global_ids(). Collective: all ranks make the same
-/// calls, also without tokens, and a workspace with max_tokens is refused, as are gates that are not kPerToken, which
-/// would see the tokens of their rank alone. A rank that throws must tell the others, as run_ranks() does. A pass sends
-/// a header to each rank, and per row input_dim scalars there (and three numbers, unless experts are panel experts) and
-/// output_dim back; backward the same without header. Immutable but for the communicator: one thread per rank. Lepikhin
-/// et al., "GShard" (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
+/// copies, see all_reduce_gradient(), which what is no expert needs, too). Slices of experts with an output bias or
+/// gate, of which each has its share, are for inference: a step of an optimiser would move it once for each, and
+/// all_reduce_gradient() refuses them. Experts that draw random numbers, or look at ids, groups or keys, get them with
+/// the rows: give tokens their global_ids(). Collective: all ranks make the same calls, also without tokens, and a
+/// workspace with max_tokens is refused, as are gates that are not kPerToken, which would see the tokens of their rank
+/// alone. A rank that throws must tell the others, as run_ranks() does. A pass sends a header to each rank, and per row
+/// input_dim scalars there (and three numbers, unless experts are panel experts) and output_dim back; backward the same
+/// without header. Immutable but for the communicator: one thread per rank. Lepikhin et al., "GShard"
+/// (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
 template <class X, Communicator C>
 class ShardedExperts {
   static_assert(ExpertSet<X>,
@@ -98,7 +128,8 @@ class ShardedExperts {
         exchange_(checked(ranks, layout_, shard_, options), options.exchange, options.ranks_per_node) {}
 
   /// The shard of this rank out of all experts, which every rank has. Collective; throws as the constructor, and where
-  /// there are fewer experts than ranks and no slices.
+  /// there are fewer experts than ranks and no slices. Names and shapes of all parameters are compared; what is none,
+  /// as an activation that is chosen when a program runs, is not.
   static ShardedExperts of(const X& whole, const C& ranks, const ShardOptions& options = {})
     requires TakesExperts<X>
   {
@@ -106,7 +137,10 @@ class ShardedExperts {
     require_same(ranks, kName, "slices", options.slices);
     ShardLayout layout = ShardLayout::contiguous(whole.size(), ranks.size(), options.slices);
     X shard = shard_of(whole, layout, ranks.rank());
-    return ShardedExperts(std::move(shard), std::move(layout), ranks, options);
+    ShardedExperts sharded(std::move(shard), std::move(layout), ranks, options);
+    require_same(ranks, kName, "a hash of the parameters' shapes", detail::fingerprint_of_shapes(whole));
+    sharded.slices_are_apart_ = options.slices == 1 || are_apart(whole, options.slices);
+    return sharded;
   }
   /// The same with experts and copies of them where a placement has them. A row goes to a copy on its own rank, else on
   /// its node, else to any; they share evenly. Panel experts only: others draw by the place of an expert.
@@ -117,7 +151,9 @@ class ShardedExperts {
     require_same(ranks, kName, "the number of experts", whole.size());
     ShardLayout layout = ShardLayout::placed(placement, ranks.size());
     X shard = whole.take(layout.experts_of(ranks.rank()));
-    return ShardedExperts(std::move(shard), std::move(layout), ranks, options);
+    ShardedExperts sharded(std::move(shard), std::move(layout), ranks, options);
+    require_same(ranks, kName, "a hash of the parameters' shapes", detail::fingerprint_of_shapes(whole));
+    return sharded;
   }
 
   Index size() const { return layout_.num_experts(); }
@@ -127,6 +163,9 @@ class ShardedExperts {
   const C& ranks() const { return exchange_.ranks(); }
   const ShardLayout& layout() const { return layout_; }
   const ShardOptions& options() const { return options_; }
+  /// Whether a step of an optimiser on each rank is one of the experts: not where slices of an expert have a share each
+  /// of one parameter, nor where they are not of of(), which has seen the expert.
+  bool slices_are_apart() const { return slices_are_apart_; }
   /// The experts that this rank holds.
   X& shard() { return shard_; }
   const X& shard() const { return shard_; }
@@ -236,6 +275,18 @@ class ShardedExperts {
     } else {
       fail(kName, ": slices = ", layout.slices(), ", expected 1 of experts that cannot be split (see SplitsExpert)");
     }
+  }
+
+  /// Whether every parameter of the experts is in one slice alone.
+  static bool are_apart(const X& whole, Index slices) {
+    if constexpr (requires { X({whole[0].split(Index{})[0]}); }) {
+      for (Index e = 0; e < whole.size(); ++e) {
+        Index of_parts = 0;
+        for (const auto& part : whole[e].split(slices)) of_parts += detail::count_learned(part);
+        if (of_parts != detail::count_learned(whole[e])) return false;
+      }
+    }
+    return true;
   }
 
   /// The communicator, where all ranks have come with the same and what fits.
@@ -382,6 +433,7 @@ class ShardedExperts {
   ShardLayout layout_;
   ShardOptions options_;
   RowExchange<C> exchange_;
+  bool slices_are_apart_ = options_.slices == 1;
 };
 
 }  // namespace moe::inline MOE_ABI::mpi
