@@ -92,6 +92,41 @@ TEST_CASE("WithLevels: gradients agree with central differences, around several 
   }
 }
 
+TEST_CASE("WithLevels: levels that are dropped take only themselves along", "[gate]") {
+  const Step step = Step::train(4, 9);
+  const auto logits = test::random_logits<double>(6, kLogits, 2);
+  const auto whole = test::routed(gate_of(2), logits, step);
+  auto routing = whole;
+  for (const Index a : {0, 7, 12, 13, 14}) routing.drop(a, moe::kDroppedByCapacity);  // 12 to 14: a choice with all
+  moe::Scratch scratch;
+  gate_of(2).replay<double>(logits, {step, scratch}, routing);
+  moe::Matrix<double> dlogits;
+  std::vector<double> slope(whole.weights().size(), 1.0);
+  Gate gradient = gate_of(2);
+  const auto loss = [&](const moe::Matrix<double>& at) {  // of weights that are kept
+    auto again = routing;
+    gate_of(2).replay<double>(at, {step, scratch}, again);
+    double sum = 0;
+    for (std::size_t a = 0; a < slope.size(); ++a) sum += slope[a] * again.weights()[a];
+    return sum;
+  };
+  for (std::size_t a = 0; a < slope.size(); ++a) {
+    CHECK(routing.weights()[a] == (routing.dropped()[a] != 0 ? 0 : whole.weights()[a]));
+    slope[a] = std::cos(static_cast<double>(a));
+  }
+  gate_of(2).backward<double>(logits, {step, scratch}, routing, slope, moe::Matrix<double>(), dlogits, gradient);
+  for (Index i = 0; i < logits.size(); ++i) {
+    moe::Matrix<double> up = logits, down = logits;
+    up.data()[i] += 1e-5, down.data()[i] -= 1e-5;
+    CAPTURE(i);
+    CHECK(std::abs(dlogits.data()[i] - (loss(up) - loss(down)) / 2e-5) < 1e-8);
+  }
+  Index choices = 0;
+  gate_of(2).for_each_choice<double>("test", logits, {step, scratch}, routing,
+                                     [&](Index, Index, std::span<const double>) { ++choices; });
+  CHECK(choices == 11);
+}
+
 TEST_CASE("mean_bits_loss: the expected bits of choices, with its gradient", "[gate]") {
   const std::array bits = {2.0, 3.0, 5.0};
   const Gate gate = gate_of(2);
@@ -151,6 +186,7 @@ TEST_CASE("WithLevels: its bits do not depend on what else is in the batch", "[g
 }
 
 TEST_CASE("WithLevels: numbers out of range and levels that say nothing are refused", "[gate][error]") {
+  CHECK_THROWS_AS((Gate{.levels = 0}.num_logits(kExperts)), std::invalid_argument);  // a layer asks this first
   CHECK_THROWS_WITH(gate_of(1).validate(7),
                     "moe::WithLevels: 7 virtual experts, expected a multiple of levels = 3, at least 1");
   CHECK_THROWS_AS((Gate{.levels = 0}.validate(4)), std::invalid_argument);

@@ -71,6 +71,24 @@ TEST_CASE("hottest_expert_bit_first: optimal for 180 of 200, and at most 3% abov
   CHECK(by_id > 1.04);  // or there would be nothing to gain
 }
 
+TEST_CASE("hottest_expert_bit_first: a rule of thumb where each row computes once, as load_jobs() has it", "[serve]") {
+  int optimal = 0;
+  double worst = 0;
+  for (std::uint64_t seed = 1; seed <= 200; ++seed) {
+    std::vector<LoadJob> jobs = random_jobs(4, {2, 1}, {0, 0}, seed);
+    for (std::size_t i = 0; i < jobs.size(); ++i) {
+      const bool has_next = i + 1 < jobs.size() && jobs[i + 1].expert == jobs[i].expert;
+      jobs[i].compute = 0.15 * static_cast<double>(jobs[i].rows - (has_next ? jobs[i + 1].rows : 0));
+    }
+    const double best = least_of_all(jobs), found = moe::makespan(jobs, moe::hottest_expert_bit_first(jobs));
+    optimal += found <= best + 1e-9 ? 1 : 0;
+    worst = std::max(worst, found / best);
+  }
+  CAPTURE(optimal, worst);
+  CHECK(optimal >= 160);  // 161, and 1.233
+  CHECK(worst <= 1.24);
+}
+
 TEST_CASE("makespan: loading and computing overlap, between the bounds that they have alone", "[serve][property]") {
   const std::vector<LoadJob> two = {{0, 0, 3, 2, 3}, {0, 1, 1, 1, 4}};
   CHECK(moe::makespan(two, std::vector<Index>{0, 1}) == 9);  // 2, then 3 + 4 without a wait

@@ -199,6 +199,35 @@ TEST_CASE("PipelinedExperts: files that break off, schedules that are none and s
       none.forward(Matrix<float>::Zero(kTokens, kDim), nothing, {step, scratch}, rows));  // asks for no schedule
 }
 
+TEST_CASE("NestedExpertFile: parts that are missing, too many, too long or too short are no level", "[serve][error]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = planes();
+  moe::save_nested_experts(directory / "planes", pool, kBits);
+  const moe::NestedExpertFile<E> file(directory / "planes", pool[0]);
+  for (Index level = 0; level < kLevels; ++level) {
+    const auto whole = file.read(0, level);
+    E expert = level == 0 ? pool[0] : file.load(0, level - 1);
+    const std::size_t bytes = moe::memory_bytes(expert);
+    const auto refuses = [&](const auto& change) {
+      auto broken = whole;
+      change(broken);
+      CHECK_THROWS_AS(file.add(expert, 0, level, broken), std::runtime_error);
+      CHECK(moe::memory_bytes(expert) == bytes);
+    };
+    refuses([](auto& parts) { parts.clear(); });
+    refuses([](auto& parts) { parts.pop_back(); });
+    refuses([](auto& parts) { parts.emplace_back(); });
+    for (std::size_t part = 0; part < whole.size(); ++part) {
+      refuses([&](auto& parts) { parts[part].pop_back(); });
+      refuses([&](auto& parts) { parts[part].emplace_back(); });
+      refuses([&](auto& parts) { parts[part].clear(); });
+    }
+    CHECK_NOTHROW(file.add(expert, 0, level, whole));
+  }
+  E expert = pool[0];
+  CHECK_THROWS_AS(file.add(expert, 0, 0, file.read(0, 1)), std::runtime_error);
+}
+
 TEST_CASE("NestedExpertFile: files of other things, levels that do not rise and experts that are not there",
           "[serve][error]") {
   const test::TemporaryDirectory directory;
@@ -215,7 +244,9 @@ TEST_CASE("NestedExpertFile: files of other things, levels that do not rise and 
   CHECK_THROWS_AS(file.read(5, 0), std::invalid_argument);
   CHECK_THROWS_AS(file.read(0, 2), std::invalid_argument);
   E expert = pool[0];
-  CHECK_THROWS_AS(file.add(expert, 0, 1, file.read(0, 1)), std::runtime_error);  // has them already
+  CHECK_THROWS_AS(file.add(expert, 0, 1, file.read(0, 1)), std::invalid_argument);  // has them already
+  E other(kDim, kHidden + 1, moe::Bias::Zero);
+  CHECK_THROWS_AS(file.add(other, 0, 1, file.read(0, 1)), std::invalid_argument);
   moe::save_parameters(directory / "other", pool);
   CHECK_THROWS_AS(moe::NestedExpertFile<E>(directory / "other", pool[0]), std::runtime_error);
   CHECK_THROWS_AS(moe::NestedExpertFile<E>(directory / "planes", E(kDim, kHidden + 1, moe::Bias::Zero)),

@@ -7,6 +7,7 @@
 
 #include "layer/fixtures.hpp"
 #include "moe/expert/mlp.hpp"
+#include "moe/gate/noisy_top_k.hpp"
 #include "moe/layer/structure.hpp"
 #include "moe/serve/cached_experts.hpp"
 #include "moe/serve/pre_gate.hpp"
@@ -190,4 +191,64 @@ TEST_CASE("Prefetching: no bit of a stack depends on guesses, and known routings
   CHECK(run(moe::KnownRoutings<float>(routings), routings).recall() == 1);
   CHECK(run(moe::PreviousStep(kLayers), routings).recall() < 1);
   CHECK(run(moe::NextLayerAffinity(kLayers, kExperts, 2), routings).recall() < 1);
+}
+
+TEST_CASE("Predictors: layers and experts that are not there are refused", "[serve][error]") {
+  using Refused = std::invalid_argument;
+  CHECK_THROWS_AS(moe::PreviousStep(-1), Refused);
+  const auto layers = chain(9);
+  CHECK_THROWS_AS(moe::measure_predictor(layers, moe::NextLayerAffinity(kLayers - 1, kExperts, 1)), Refused);
+  CHECK_THROWS_AS(moe::measure_predictor(layers, moe::NextLayerAffinity(kLayers, kExperts - 1, 1)), Refused);
+  CHECK_THROWS_AS(moe::measure_predictor(layers, moe::PreviousStep(kLayers - 1)), Refused);
+  moe::NextLayerAffinity affinity(kLayers, kExperts, 1);
+  std::vector<Index> guess;
+  CHECK_THROWS_AS(affinity.predict(kLayers, guess), Refused);
+  CHECK_THROWS_AS(affinity.observe(-1, guess), Refused);
+  const std::vector<Layer> stacked = stack();
+  moe::NextLayerGate<Layer> gate({&stacked[0], &stacked[1]});
+  CHECK_THROWS_AS(gate.predict(0, guess), Refused);  // has looked at nothing
+  gate.look(test::random_matrix<float>(2, kDim, 4));
+  CHECK_NOTHROW(gate.predict(1, guess));
+  CHECK_THROWS_AS(gate.predict(2, guess), Refused);
+  const std::vector<moe::Routing<float>> routings(2);
+  CHECK_THROWS_AS(moe::KnownRoutings(routings).predict(2, guess), Refused);
+}
+
+namespace {
+
+/// A gate that learns: its scale multiplies weights.
+struct ScaledGate {
+  static constexpr bool kPerToken = true;
+  moe::Matrix<float> scale = moe::Matrix<float>::Ones(1, 3);
+  void validate(Index num_experts) const { moe::TopKGate{.k = 2}.validate(num_experts); }
+  void route(const moe::Logits<float>& logits, const moe::Context& context, moe::Routing<float>& routing) const {
+    moe::TopKGate{.k = 2}.route(logits, context, routing);
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    f("scale", self.scale...);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("PreGate: gates are checked and visited, layers draw noise of their own", "[serve]") {
+  using Router = moe::LinearRouter;
+  const std::vector<Router> one = {Router::random(kExperts, kDim, 1)};
+  CHECK_THROWS_AS((moe::PreGate(one, moe::TopKGate{.k = 9}, kLayers)), std::invalid_argument);
+  const moe::PreGate plain(one, moe::TopKGate{.k = 2}, kLayers);
+  const moe::PreGate scaled(one, ScaledGate{}, kLayers);
+  CHECK(moe::num_parameters(scaled) == moe::num_parameters(plain) + 3);
+
+  const std::vector<Router> alike(kLayers, one.front());
+  const moe::PreGate noisy(alike, moe::NoisyTopKGate{.top_k = {.k = 2}}, kLayers);
+  const auto tokens = test::random_matrix<float>(40, kDim, 4);
+  moe::Step step = moe::Step::train(3);
+  moe::Scratch scratch;
+  std::vector<moe::Routing<float>> routings, second;
+  noisy.route(tokens, {step, scratch}, routings);
+  CHECK_FALSE(std::ranges::equal(routings[0].experts(), routings[1].experts()));
+  step.layer = 1;
+  noisy.route(tokens, {step, scratch}, second);
+  CHECK(std::ranges::equal(second[0].experts(), routings[1].experts()));
 }

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -169,12 +170,11 @@ class NestedExpertFile {
         prototype_(std::move(prototype)) {
     read_levels();
     for (Index e = 0; has_expert(e); ++e) {
-      E expert = empty_expert(e);
+      read_formats(e);
+      const E expert = empty_expert();
       for (Index l = 0; l < levels(); ++l) {
         std::size_t bytes = 0;
-        for_each_part(e, l, [&](const std::string& tensor, const auto&) {
-          bytes += static_cast<std::size_t>(file_.tensor(tensor).end - file_.tensor(tensor).begin);
-        });
+        for_each_part(e, l, [&](const std::string& tensor, const auto&) { bytes += bytes_of(tensor); });
         file_bytes_.push_back(bytes);
         bytes_.push_back(memory_bytes(expert) + codes_bytes(expert, l));
       }
@@ -204,19 +204,21 @@ class NestedExpertFile {
     return result;
   }
   /// Puts it into the expert, which must have the levels below, and is another object of this kind for level 0. Throws
-  /// std::invalid_argument if not, std::runtime_error for bytes that are no such level.
+  /// std::invalid_argument if not, std::runtime_error for bytes that are no such level; the expert is what it was then.
   void add(E& expert, Index e, Index level, const Level& read) const {
     constexpr const char* kFunction = "moe::NestedExpertFile::add";
     require(kFunction, e, level);
+    require_parts(e, level, read);
+    if (level > 0) require_below(kFunction, expert, e, level);
     auto part = read.begin();
-    E next = level == 0 ? empty_expert(e) : expert;
+    E next = level == 0 ? empty_expert() : expert;
     try {
       visit_leaves(e, next, [&](const std::string& name, auto& leaf) {
         if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
           if (level == 0)
             leaf = lowest(leaf, name, part);
           else
-            leaf = higher(kFunction, leaf, name, level, words_of(*part++));
+            leaf = leaf.with_planes(words_of(*part++));
         } else if (level == 0) {
           using S = ParameterScalar<decltype(leaf)>;
           std::vector<S> values(part->size() / sizeof(S));
@@ -244,6 +246,10 @@ class NestedExpertFile {
     if (e < 0 || e >= size() || level < 0 || level >= levels())
       fail(function, ": level ", level, " of expert ", e, ", expected one of ", levels(), " levels of ", size(),
            " experts");
+  }
+  std::size_t bytes_of(const std::string& tensor) const {
+    const TensorInfo& info = file_.tensor(tensor);
+    return static_cast<std::size_t>(info.end - info.begin);
   }
   bool has_expert(Index e) const {
     const std::string prefix = std::to_string(e) + ".";
@@ -291,10 +297,9 @@ class NestedExpertFile {
                        detail::join(info.shape, ", "), "], expected ", dtype_name(dtype), " [",
                        detail::join(shape, ", "), "]");
   }
-  /// The prototype with matrices of no codes in it, after a look at all tensors of the expert.
-  E empty_expert(Index e) const {
-    E expert = prototype_;
-    visit_leaves(e, expert, [&](const std::string& name, auto& leaf) {
+  /// A look at all tensors of an expert, so that nobody need look again.
+  void read_formats(Index e) {
+    visit_leaves(e, prototype_, [&](const std::string& name, const auto& leaf) {
       if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
         const WeightFormat format = detail::read_format(label_, file_, name, leaf);
         if (format.code != WeightCode::Planes || format.bits != bits_.back())
@@ -304,12 +309,56 @@ class NestedExpertFile {
         for (Index l = 0; l < levels(); ++l)
           require_tensor(name + ".planes" + std::to_string(l), Dtype::U32,
                          {added(l), (leaf.inputs() + 31) / 32, leaf.outputs()});
-        leaf = PanelMatrix<Quantised>(leaf.outputs(), leaf.inputs(), leaf.order());
+        formats_.emplace(name, format);
       } else {
         require_tensor(name, dtype_of<ParameterScalar<decltype(leaf)>>(), parameter_shape(leaf));
       }
     });
+  }
+  /// The prototype with matrices of no codes in it.
+  E empty_expert() const {
+    E expert = prototype_;
+    visit_all(
+        [](const std::string&, auto& leaf) {
+          if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>)
+            leaf = PanelMatrix<Quantised>(leaf.outputs(), leaf.inputs(), leaf.order());
+        },
+        expert);
     return expert;
+  }
+  /// Throws std::runtime_error unless each part of a level has the bytes that it has in the file.
+  void require_parts(Index e, Index level, const Level& read) const {
+    std::size_t count = 0;
+    for_each_part(e, level, [&](const std::string& tensor, const auto&) {
+      const std::size_t bytes = bytes_of(tensor);
+      if (count < read.size() && read[count].size() != bytes)
+        fail_environment(label_, ": level ", level, " of expert ", e, " has ", read[count].size(), " bytes of '",
+                         tensor, "', expected ", bytes);
+      ++count;
+    });
+    if (count != read.size())
+      fail_environment(label_, ": level ", level, " of expert ", e, " has ", read.size(), " parts, expected ", count);
+  }
+  /// Throws std::invalid_argument unless the expert is one of these with the levels below this one.
+  void require_below(const char* function, const E& expert, Index e, Index level) const {
+    std::vector<std::pair<Index, Index>> shapes;
+    const auto shape_of = [](const auto& leaf) { return std::pair(leaf.outputs(), leaf.inputs()); };
+    visit_leaves(e, prototype_, [&](const std::string&, const auto& leaf) {
+      if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) shapes.push_back(shape_of(leaf));
+    });
+    std::size_t count = 0;
+    visit_leaves(e, expert, [&](const std::string& name, const auto& leaf) {
+      if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>) {
+        if (count >= shapes.size() || shape_of(leaf) != shapes[count])
+          fail(function, ": '", name, "' is of ", leaf.outputs(), " x ", leaf.inputs(),
+               ", expected the shapes of the prototype");
+        if (leaf.format() != format_of(name, level - 1))
+          fail(function, ": '", name, "' is ", leaf.format().name(), ", expected it with the level below ", level);
+        ++count;
+      }
+    });
+    if (count != shapes.size())
+      fail(function, ": an expert of ", count, " matrices, expected the ", shapes.size(), " of the prototype");
   }
   /// Of the matrices of an expert with the levels up to this one.
   std::size_t codes_bytes(const E& expert, Index level) const {
@@ -317,13 +366,12 @@ class NestedExpertFile {
     const Index e = std::ssize(bytes_) / levels();  // the next one
     visit_leaves(e, expert, [&](const std::string& name, const auto& leaf) {
       if constexpr (detail::kIsQuantised<std::remove_cvref_t<decltype(leaf)>>)
-        bytes +=
-            PanelMatrix<Quantised>(leaf.outputs(), leaf.inputs(), leaf.order(), format_of(name, leaf, level)).bytes();
+        bytes += PanelMatrix<Quantised>(leaf.outputs(), leaf.inputs(), leaf.order(), format_of(name, level)).bytes();
     });
     return bytes;
   }
-  WeightFormat format_of(const std::string& name, const PanelMatrix<Quantised>& weights, Index level) const {
-    WeightFormat format = detail::read_format(label_, file_, name, weights);
+  WeightFormat format_of(const std::string& name, Index level) const {
+    WeightFormat format = formats_.at(name);
     format.bits = bits_[static_cast<std::size_t>(level)];
     return format;
   }
@@ -335,7 +383,7 @@ class NestedExpertFile {
   /// The lowest level of a matrix from its next parts.
   PanelMatrix<Quantised> lowest(const PanelMatrix<Quantised>& leaf, const std::string& name,
                                 typename Level::const_iterator& part) const {
-    const WeightFormat format = format_of(name, leaf, 0);
+    const WeightFormat format = format_of(name, 0);
     const int bits = format.bits;
     PanelMatrix<Quantised> result(leaf.outputs(), leaf.inputs(), leaf.order(), format);
     const std::vector<std::byte>& scales = *part++;
@@ -347,17 +395,12 @@ class NestedExpertFile {
       result.set_plane(p, std::span(words).subspan(static_cast<std::size_t>(p) * size, size));
     return result;
   }
-  PanelMatrix<Quantised> higher(const char* function, const PanelMatrix<Quantised>& leaf, const std::string& name,
-                                Index level, const std::vector<std::uint32_t>& words) const {
-    if (leaf.format() != format_of(name, leaf, level - 1))
-      fail(function, ": '", name, "' is ", leaf.format().name(), ", expected it with the level below ", level);
-    return leaf.with_planes(words);
-  }
 
   SafetensorsReader file_;
   std::string label_;
   E prototype_;
   std::vector<int> bits_;
+  std::map<std::string, WeightFormat> formats_;  ///< of matrices, with all planes
   std::vector<std::size_t> bytes_, file_bytes_;  ///< [experts, levels]
 };
 

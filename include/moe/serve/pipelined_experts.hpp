@@ -24,7 +24,7 @@ namespace moe::inline MOE_ABI {
 struct PipelineStatistics {
   std::int64_t calls = 0, loads = 0;  ///< with rows; levels of experts
   std::uint64_t loaded_bytes = 0;     ///< of the file
-  std::uint64_t peak_bytes = 0;       ///< most that experts were admitted for at a time; never above the budget
+  std::uint64_t peak_bytes = 0;       ///< most that experts of a call were admitted for; never above the budget
   double load_seconds = 0;            ///< in which the loading threads read
   double compute_seconds = 0;         ///< in which callers put planes together and ran rows
   double stall_seconds = 0;           ///< in which callers waited for planes
@@ -157,11 +157,13 @@ class LevelPipeline {
 /// planes have come, those of a level that no row needs are not read.
 ///   const moe::PipelinedExperts<E> experts(file, /*budget=*/1 << 20);
 ///   const auto served = moe::with_experts(layer, experts);
-/// `budget` holds the experts that have been begun, each with the highest level that it needs; of those that do not
-/// fit, the schedule is taken up when another has been finished. Beside it there is one copy of an expert whose planes
-/// are put together. The bits of nested_experts(), for every schedule, budget and number of threads. Inference only.
-/// Immutable in use, but for what is counted: share freely. Starts a thread per call, for which rows of many tokens
-/// pay. "D2MoE: dual routing and dynamic scheduling for efficient on-device MoE-based LLM serving" (arXiv:2504.15299).
+/// `budget` holds the experts that a call has begun, each with the highest level that it needs; of those that do not
+/// fit, the schedule is taken up when another has been finished. Calls of several threads have a budget each. Beside it
+/// there are one copy of an expert whose planes are put together, and planes of those begun that have been read and not
+/// been taken, at most their bytes once more. The bits of nested_experts(), for every schedule, budget and number of
+/// threads. Inference only. Immutable in use, but for what is counted: share freely. Starts a thread per call, for
+/// which rows of many tokens pay. "D2MoE: dual routing and dynamic scheduling for efficient on-device MoE-based LLM
+/// serving" (arXiv:2504.15299).
 template <class E>
 class PipelinedExperts {
  public:

@@ -26,7 +26,8 @@ class PreGate {
  public:
   using Scalar = typename R::Scalar;
 
-  /// Throws std::invalid_argument unless there is one router, or one for each layer, with as many logits and inputs.
+  /// Throws std::invalid_argument unless there is one router, or one for each layer, with as many logits and inputs,
+  /// and as the gate if they are not for it; what a gate with num_logits wants is seen in route().
   PreGate(std::vector<R> routers, G gate, Index num_layers)
       : routers_(std::move(routers)), gate_(std::move(gate)), num_layers_(num_layers) {
     constexpr const char* kFunction = "moe::PreGate";
@@ -36,6 +37,10 @@ class PreGate {
       if (router.num_experts() != routers_.front().num_experts() || router.model_dim() != routers_.front().model_dim())
         fail(kFunction, ": a router of ", router.model_dim(), " inputs and ", router.num_experts(),
              " logits, expected ", routers_.front().model_dim(), " and ", routers_.front().num_experts());
+    const Index experts = routers_.front().num_experts();
+    if constexpr (
+        requires { gate_.validate(experts); } && !requires { gate_.num_logits(experts); })
+      gate_.validate(experts);
   }
 
   Index num_layers() const { return num_layers_; }
@@ -44,7 +49,8 @@ class PreGate {
   std::vector<R>& routers() { return routers_; }
   const G& gate() const { return gate_; }
 
-  /// The routings of all layers. Throws std::invalid_argument for tokens of another width, and as router and gate do.
+  /// The routings of all layers, with noise of its own for each router: layer l is step.layer + l. Throws
+  /// std::invalid_argument for tokens of another width, and as router and gate do.
   void route(const MatrixView<Scalar>& tokens, const Context& context, std::vector<Routing<Scalar>>& routings) const {
     if (tokens.cols() != model_dim())
       fail("moe::PreGate::route: tokens have ", tokens.cols(), " columns, expected model_dim = ", model_dim());
@@ -59,8 +65,11 @@ class PreGate {
         continue;
       }
       logits.resize(tokens.rows(), routers_[l].num_experts());
-      routers_[l].logits(tokens, context, logits);
-      gate_.route(Logits<Scalar>(logits), context, routings[l]);
+      Step step = context.step;
+      step.layer += static_cast<decltype(step.layer)>(l);
+      const Context of(step, context.scratch);
+      routers_[l].logits(tokens, of, logits);
+      gate_.route(Logits<Scalar>(logits), of, routings[l]);
     }
   }
 
@@ -74,6 +83,7 @@ class PreGate {
   static void visit_each(F& f, First& first, Rest&... rest) {
     for (std::size_t l = 0; l < first.routers_.size(); ++l)
       moe::visit_part(f, "routers." + std::to_string(l), first.routers_[l], rest.routers_[l]...);
+    moe::visit_part(f, "gate", first.gate_, rest.gate_...);
   }
 
   std::vector<R> routers_;
@@ -89,6 +99,7 @@ class KnownRoutings {
   explicit KnownRoutings(const std::vector<Routing<S>>& routings) : routings_(&routings) {}
   void observe(Index, std::span<const Index>) {}
   void predict(Index layer, std::vector<Index>& experts) {
+    detail::require_layer("moe::KnownRoutings::predict", layer, std::ssize(*routings_));
     used_experts((*routings_)[static_cast<std::size_t>(layer)], experts);
   }
 

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <concepts>
 #include <cstdint>
+#include <functional>
 #include <numeric>
 #include <span>
 #include <utility>
 #include <vector>
 
+#include "moe/core/error.hpp"
 #include "moe/core/matrix.hpp"
 #include "moe/routing/context.hpp"
 #include "moe/serve/routing_trace.hpp"
@@ -31,15 +33,32 @@ concept PrefetchPredictor =
       { predictor.predict(layer, guess) } -> std::same_as<void>;
     };
 
+namespace detail {
+
+inline void require_layer(const char* function, Index layer, Index num_layers) {
+  if (layer < 0 || layer >= num_layers) fail(function, ": layer ", layer, ", expected one in [0, ", num_layers, ")");
+}
+
+}  // namespace detail
+
 /// What the layer used in the step before: right where tokens stay with a topic.
 class PreviousStep {
  public:
-  explicit PreviousStep(Index num_layers) : last_(static_cast<std::size_t>(num_layers)) {}
-  void observe(Index layer, std::span<const Index> experts) { of(layer).assign(experts.begin(), experts.end()); }
-  void predict(Index layer, std::vector<Index>& experts) { experts = of(layer); }
+  /// Throws std::invalid_argument for less than one layer; observe() and predict() do for layers that are not there.
+  explicit PreviousStep(Index num_layers) {
+    if (num_layers < 1) fail("moe::PreviousStep: ", num_layers, " layers, expected at least 1");
+    last_.resize(static_cast<std::size_t>(num_layers));
+  }
+  void observe(Index layer, std::span<const Index> experts) {
+    of("moe::PreviousStep::observe", layer).assign(experts.begin(), experts.end());
+  }
+  void predict(Index layer, std::vector<Index>& experts) { experts = of("moe::PreviousStep::predict", layer); }
 
  private:
-  std::vector<Index>& of(Index layer) { return last_[static_cast<std::size_t>(layer)]; }
+  std::vector<Index>& of(const char* function, Index layer) {
+    detail::require_layer(function, layer, std::ssize(last_));
+    return last_[static_cast<std::size_t>(layer)];
+  }
   std::vector<std::vector<Index>> last_;
 };
 
@@ -47,7 +66,8 @@ class PreviousStep {
 /// goes along. A guess is the `most` experts with the largest
 ///   sum over the f that the layer before has used of  count(f, e) / count(f)
 /// of those that were seen, ties to the lower. Before the first layer comes the last one, of the step before.
-/// num_layers * E^2 counts. Read-ME finds the distribution sharply peaked (arXiv:2410.19123).
+/// num_layers * E^2 counts. Throws std::invalid_argument for layers and experts that are not there. Read-ME finds the
+/// distribution sharply peaked (arXiv:2410.19123).
 class NextLayerAffinity {
  public:
   /// Throws std::invalid_argument unless there are layers, experts and a guess of at least one.
@@ -61,6 +81,10 @@ class NextLayerAffinity {
     pairs_.assign(layers, std::vector<double>(experts * experts));
   }
   void observe(Index layer, std::span<const Index> experts) {
+    detail::require_layer("moe::NextLayerAffinity::observe", layer, std::ssize(last_));
+    for (const Index e : experts)
+      if (e < 0 || e >= num_experts_)
+        fail("moe::NextLayerAffinity::observe: expert ", e, ", expected one in [0, ", num_experts_, ")");
     const auto at = static_cast<std::size_t>(layer), before = previous(at);
     for (const Index f : last_[before]) {
       ++uses_[at][static_cast<std::size_t>(f)];
@@ -69,6 +93,7 @@ class NextLayerAffinity {
     last_[at].assign(experts.begin(), experts.end());
   }
   void predict(Index layer, std::vector<Index>& experts) {
+    detail::require_layer("moe::NextLayerAffinity::predict", layer, std::ssize(last_));
     const auto at = static_cast<std::size_t>(layer);
     score_.assign(static_cast<std::size_t>(num_experts_), 0);
     for (const Index f : last_[previous(at)])
@@ -103,7 +128,8 @@ void used_experts(const Routing<S>& routing, std::vector<Index>& experts) {
 }
 
 /// The router and gate of the layer to come on the hidden state that there is: right as far as a layer changes the
-/// residual stream little. look() before predict(), at what enters the layer that runs.
+/// residual stream little. look() before predict(), at what enters the layer that runs;
+/// std::invalid_argument without it and for layers that are not there.
 template <class L>
 class NextLayerGate {
  public:
@@ -115,6 +141,8 @@ class NextLayerGate {
   void look(const MatrixView<Scalar>& hidden) { hidden_ = hidden; }
   void observe(Index, std::span<const Index>) {}
   void predict(Index layer, std::vector<Index>& experts) {
+    detail::require_layer("moe::NextLayerGate::predict", layer, std::ssize(layers_));
+    if (hidden_.cols() == 0) fail("moe::NextLayerGate::predict: nothing was looked at, expected look() before");
     const L& of = *layers_[static_cast<std::size_t>(layer)];
     const Step step;
     const Context context(step, scratch_);

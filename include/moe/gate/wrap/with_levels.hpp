@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <span>
 #include <type_traits>
@@ -28,7 +29,8 @@ namespace moe::inline MOE_ABI {
 /// Probabilities are those of the gate times s. A level of -infinity is excluded; all of a choice, a NaN or +infinity
 /// of a valid token are refused by std::invalid_argument. Parameters and other errors are the gate's. Immutable, share
 /// freely. O(assignments) on top of the gate, serial, O(T num_experts) for probabilities; replay and backward run its
-/// replay once more. No allocation when warm. A limit per expert goes inside, one per level around it.
+/// replay once more. No allocation when warm. WithCapacity goes
+/// inside, as a limit per expert; there is none per level.
 /// "D2MoE: dual routing and dynamic scheduling for efficient on-device MoE-based LLM serving" (arXiv:2504.15299).
 template <class G, Schedule Temperature = ExponentialSchedule>
 struct WithLevels {
@@ -50,7 +52,10 @@ struct WithLevels {
     detail::validate_temperature("moe::WithLevels", temperature);
   }
   /// Those of the gate, then one per virtual expert.
-  Index num_logits(Index num_experts) const { return detail::num_logits(gate, num_experts / levels) + num_experts; }
+  Index num_logits(Index num_experts) const {
+    if (levels < 1) fail("moe::WithLevels: levels = ", levels, ", expected at least 1");
+    return detail::num_logits(gate, num_experts / levels) + num_experts;
+  }
   /// Throws std::invalid_argument where the gate does; see TopKGate::constant_weights.
   void require_backward(Index num_experts) const {
     if constexpr (requires { gate.require_backward(num_experts); }) gate.require_backward(num_experts / levels);
@@ -135,7 +140,11 @@ struct WithLevels {
       for (Index a = chosen.begin(t); a < chosen.end(t); ++a) {
         const auto at = static_cast<std::size_t>(a);
         if (chosen.dropped()[at] != 0 || !context.step.is_valid(t)) continue;
-        const S* const dw = dweight.data() + a * each;
+        const auto first = static_cast<std::size_t>(a * each);
+        memory.slope.assign(dweight.begin() + a * each, dweight.begin() + (a + 1) * each);
+        for (std::size_t l = 0; l < memory.slope.size(); ++l)
+          if (routing.dropped()[first + l] != 0) memory.slope[l] = 0;
+        const S* const dw = memory.slope.data();
         memory.dweight[at] = each == 1 ? dw[0]
                                        : add_gradient<S>(kFunction, logits, context, scores, t, chosen.experts()[at],
                                                          chosen.weights()[at], dw, memory);
@@ -162,7 +171,7 @@ struct WithLevels {
       require_whole(function, routing, t, each);
       for (Index a = routing.begin(t); a < routing.end(t); a += each) {
         const auto at = static_cast<std::size_t>(a);
-        if (routing.dropped()[at] != 0 || !context.step.is_valid(t)) continue;
+        if (are_dropped(routing, a, each) || !context.step.is_valid(t)) continue;
         const Index e = routing.experts()[at] / levels;
         f(t, e, std::span<const S>(shares<S>(function, logits, context, scores, t, e)));
       }
@@ -185,10 +194,16 @@ struct WithLevels {
   template <class S>
   struct Memory {
     Routing<S> routing;
-    std::vector<S> shares, dweight;
+    std::vector<S> shares, dweight, slope;
     Matrix<S> probability, dprobability, dlogits, dlevel;
   };
 
+  /// All levels of the choice that begins there: that of the gate is dropped only with the last of them.
+  template <class S>
+  static bool are_dropped(const Routing<S>& routing, Index first, Index each) {
+    const auto flags = routing.dropped().subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(each));
+    return std::ranges::all_of(flags, [](auto flag) { return flag != 0; });
+  }
   Index choices_per_choice(const Step& step) const { return step.training() ? levels : 1; }
 
   /// The level with the largest score. Throws unless that is finite, and for a NaN.
@@ -274,7 +289,8 @@ struct WithLevels {
     for (std::size_t a = 0; a < chosen.experts().size(); ++a) {
       const std::size_t from = a * static_cast<std::size_t>(each);
       chosen.experts()[a] = routing.experts()[from] / levels;
-      chosen.dropped()[a] = routing.dropped()[from];
+      chosen.dropped()[a] =
+          are_dropped(routing, static_cast<Index>(from), each) ? routing.dropped()[from] : std::uint8_t{0};
     }
     gate.replay(logits.leftCols(scores), context, chosen);
     return chosen;
