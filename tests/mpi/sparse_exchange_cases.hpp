@@ -17,7 +17,7 @@ using moe::Index;
 using moe::mpi::Placement;
 
 /// Leaves of several types, and state, which is sent and never summed.
-struct Numbers {
+struct PlainExpert {
   moe::Matrix<double> wide = moe::Matrix<double>::Zero(3, 2);
   moe::Matrix<float> narrow = moe::Matrix<float>::Zero(1, 3);
   double number = 0, kept = 0;
@@ -34,21 +34,21 @@ struct Numbers {
   }
 
   /// Small integers, whose sums and products are exact, for every seed others.
-  static Numbers of(std::int64_t seed) {
+  static PlainExpert of(std::int64_t seed) {
     const moe::RandomField random(moe::Purpose::User, 1);
     const auto draw = [&](Index i) { return static_cast<double>(random.below(17, seed, i)) - 8; };
-    Numbers result;
+    PlainExpert result;
     for (Index i = 0; i < 6; ++i) result.wide.data()[i] = draw(i);
     for (Index i = 0; i < 3; ++i) result.narrow.data()[i] = static_cast<float>(draw(6 + i));
     result.number = draw(9);
     result.kept = draw(10);
     return result;
   }
-  double dot(const Numbers& other) const {
+  double dot(const PlainExpert& other) const {
     return wide.cwiseProduct(other.wide).sum() + static_cast<double>(narrow.cwiseProduct(other.narrow).sum()) +
            number * other.number;
   }
-  bool operator==(const Numbers&) const = default;
+  bool operator==(const PlainExpert&) const = default;
 };
 
 inline std::size_t at(Index e) { return static_cast<std::size_t>(e); }
@@ -66,32 +66,33 @@ inline std::vector<Placement> placements(Index ranks) {
 template <class C>
 struct SparseExchangeCases {
   /// What a rank has of all experts: its own, zeros, and after gather() copies.
-  static std::vector<Numbers> gather(const C& ranks, const Placement& placement) {
-    std::vector<Numbers> experts(at(placement.experts()));
-    for (const Index e : placement.owned_by(ranks.rank())) experts[at(e)] = Numbers::of(e);
+  static std::vector<PlainExpert> gather(const C& ranks, const Placement& placement) {
+    std::vector<PlainExpert> experts(at(placement.experts()));
+    for (const Index e : placement.owned_by(ranks.rank())) experts[at(e)] = PlainExpert::of(e);
     moe::mpi::SparseExchange<C> exchange;
-    const auto of = [&](Index e) -> Numbers& { return experts[at(e)]; };
-    moe::mpi::sparse_all_gather(ranks, placement, moe::mpi::gathered_bytes(Numbers()), of, of, exchange);
+    const auto of = [&](Index e) -> PlainExpert& { return experts[at(e)]; };
+    moe::mpi::sparse_all_gather(ranks, placement, moe::mpi::gathered_bytes(PlainExpert()), of, of, exchange);
     return experts;
   }
   /// Gradient of holder `rank` for expert e.
-  static Numbers gradient(Index rank, Index e) { return Numbers::of(1000 + rank * 100 + e); }
+  static PlainExpert gradient(Index rank, Index e) { return PlainExpert::of(1000 + rank * 100 + e); }
   /// What owners have after all holders have sent gradient().
-  static std::vector<Numbers> reduce(const C& ranks, const Placement& placement) {
-    std::vector<Numbers> held(at(placement.experts())), sums(held);
+  static std::vector<PlainExpert> reduce(const C& ranks, const Placement& placement) {
+    std::vector<PlainExpert> held(at(placement.experts())), sums(held);
     for (const Index e : placement.held_by(ranks.rank())) held[at(e)] = gradient(ranks.rank(), e);
     moe::mpi::SparseExchange<C> exchange;
     moe::mpi::sparse_reduce_scatter(
-        ranks, placement, moe::mpi::reduced_bytes(Numbers()), [&](Index e) -> const Numbers& { return held[at(e)]; },
-        [&](Index e) -> Numbers& { return sums[at(e)]; }, exchange);
+        ranks, placement, moe::mpi::reduced_bytes(PlainExpert()),
+        [&](Index e) -> const PlainExpert& { return held[at(e)]; },
+        [&](Index e) -> PlainExpert& { return sums[at(e)]; }, exchange);
     return sums;
   }
 
   static void holders_have_what_owners_have(const C& ranks) {
     for (const Placement& placement : placements(ranks.size())) {
-      const std::vector<Numbers> experts = gather(ranks, placement);
+      const std::vector<PlainExpert> experts = gather(ranks, placement);
       for (Index e = 0; e < placement.experts(); ++e)
-        expect(experts[at(e)] == (placement.holds(ranks.rank(), e) ? Numbers::of(e) : Numbers()), "expert ", e);
+        expect(experts[at(e)] == (placement.holds(ranks.rank(), e) ? PlainExpert::of(e) : PlainExpert()), "expert ", e);
     }
   }
 
@@ -101,9 +102,9 @@ struct SparseExchangeCases {
     for (Index e = 0; e < 2 * size; ++e)
       for (Index r = 0; r < size; ++r) all.add(e, r);
     std::vector<double> own;
-    for (const Index e : all.owned_by(ranks.rank())) own.push_back(Numbers::of(e).number);
+    for (const Index e : all.owned_by(ranks.rank())) own.push_back(PlainExpert::of(e).number);
     const std::vector<double> gathered = moe::mpi::all_gather<double>(ranks, own);
-    const std::vector<Numbers> experts = gather(ranks, all), sums = reduce(ranks, all);
+    const std::vector<PlainExpert> experts = gather(ranks, all), sums = reduce(ranks, all);
     std::vector<double> reduced;
     for (Index e = 0; e < 2 * size; ++e) {
       expect(experts[at(e)].number == gathered[at(e)], "gathered expert ", e);
@@ -115,12 +116,12 @@ struct SparseExchangeCases {
 
   static void owners_have_the_sum_of_holders(const C& ranks) {
     for (const Placement& placement : placements(ranks.size())) {
-      const std::vector<Numbers> sums = reduce(ranks, placement);
+      const std::vector<PlainExpert> sums = reduce(ranks, placement);
       for (Index e = 0; e < placement.experts(); ++e) {
-        Numbers expected;
+        PlainExpert expected;
         if (placement.owner(e) == ranks.rank())
           for (const Index r : placement.holders(e)) {
-            const Numbers of = gradient(r, e);
+            const PlainExpert of = gradient(r, e);
             expected.wide += of.wide, expected.narrow += of.narrow, expected.number += of.number;
           }
         expect(sums[at(e)] == expected, "sum of expert ", e);
@@ -131,11 +132,11 @@ struct SparseExchangeCases {
   /// <gather(x), y> = <x, reduce(y)>, in integers.
   static void exchanges_are_adjoint(const C& ranks) {
     for (const Placement& placement : placements(ranks.size())) {
-      const std::vector<Numbers> experts = gather(ranks, placement), sums = reduce(ranks, placement);
+      const std::vector<PlainExpert> experts = gather(ranks, placement), sums = reduce(ranks, placement);
       std::vector<double> products(2);
       for (const Index e : placement.held_by(ranks.rank()))
         products[0] += experts[at(e)].dot(gradient(ranks.rank(), e));
-      for (const Index e : placement.owned_by(ranks.rank())) products[1] += Numbers::of(e).dot(sums[at(e)]);
+      for (const Index e : placement.owned_by(ranks.rank())) products[1] += PlainExpert::of(e).dot(sums[at(e)]);
       moe::mpi::all_reduce<double>(ranks, products);
       expect(products[0] == products[1], products[0], " and ", products[1]);
     }
@@ -179,13 +180,13 @@ struct SparseExchangeCases {
       for (std::size_t i = 0; i < 2; ++i) {
         Placement placement({owner}, ranks.size());
         for (const Index r : {0, 1, 2}) placement.add(0, r);
-        Numbers held, sum;
+        PlainExpert held, sum;
         held.number = ranks.rank() < 3 ? values[i][at(ranks.rank())] : 0;
         sum.number = 3;
         moe::mpi::SparseExchange<C> exchange;
         moe::mpi::sparse_reduce_scatter(
-            ranks, placement, moe::mpi::reduced_bytes(held), [&](Index) -> const Numbers& { return held; },
-            [&](Index) -> Numbers& { return sum; }, exchange);
+            ranks, placement, moe::mpi::reduced_bytes(held), [&](Index) -> const PlainExpert& { return held; },
+            [&](Index) -> PlainExpert& { return sum; }, exchange);
         const double expected = ranks.rank() == owner && i == 0 ? 4 : 3;
         expect(sum.number == expected, "the sum is ", sum.number, ", expected ", expected);
       }
@@ -193,8 +194,8 @@ struct SparseExchangeCases {
 
   static void misuse_is_refused(const C& ranks) {
     moe::mpi::SparseExchange<C> exchange;
-    Numbers numbers;
-    const auto of = [&](Index) -> Numbers& { return numbers; };
+    PlainExpert numbers;
+    const auto of = [&](Index) -> PlainExpert& { return numbers; };
     expect_throws<std::invalid_argument>(
         "placement on ", [&] { exchange.start_gather(ranks, Placement::contiguous(2, ranks.size() + 1), 8, of); });
     Placement placement({0}, ranks.size());
@@ -207,9 +208,9 @@ struct SparseExchangeCases {
     expect_throws<std::invalid_argument>(
         "on its way", [&] { other.start_gather(ranks, placement, moe::mpi::gathered_bytes(numbers), of); });
     expect_throws<std::invalid_argument>("nothing is on its way", [&] { other.finish_reduce(of, of); });
-    Numbers larger;
+    PlainExpert larger;
     larger.wide.setZero(4, 2);
-    const auto of_larger = [&](Index) -> Numbers& { return larger; };
+    const auto of_larger = [&](Index) -> PlainExpert& { return larger; };
     if (ranks.size() > 1 && ranks.rank() == ranks.size() - 1)
       expect_throws<std::invalid_argument>("an expert of 92 bytes, expected 76",
                                            [&] { other.finish_gather(of_larger); });
