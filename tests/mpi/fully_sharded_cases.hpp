@@ -415,6 +415,42 @@ struct FullyShardedCases {
     }
   }
 
+  /// A rank without tokens, experts that ranks do not divide, and all tokens on one of them.
+  static void odd_batches_have_the_bits_of_one_process(const C& ranks) {
+    constexpr Index kExperts = 7, kDim = 6, kRows = 5;
+    const Index size = ranks.size(), first = size > 1 ? 1 : 0;  // rank that has tokens
+    const Index rows = ranks.rank() < first ? 0 : kRows, begin = std::max(ranks.rank() - first, Index{0}) * kRows;
+    const moe::Matrix<double> all = moe::Matrix<double>::NullaryExpr(
+        (size - first) * kRows, kDim,
+        [](Index t, Index c) { return moe::RandomField(moe::Purpose::User, 6).normal(t, c); });
+    const auto pool = moe::ExpertPool<typename Whole::Expert>::random(kExperts, kDim, 9, 4);
+    for (const bool is_one : {false, true}) {
+      auto router = Whole::Router::random(kExperts, kDim, 3, moe::Bias::Zero);
+      if (is_one) moe::set_zero(router);  // the first of equal ones
+      const typename Whole::Layer whole(router, moe::TopKGate::switch_transformer(), pool);
+      const typename Part::Layer part(router, moe::TopKGate::switch_transformer(),
+                                      typename Part::Experts(ranks, pool, Placement::contiguous(kExperts, size)));
+      const auto run = [](const auto& layer, const moe::Matrix<double>& tokens, auto& gradient, auto& dtokens) {
+        typename std::remove_cvref_t<decltype(layer)>::Tape tape;
+        moe::Matrix<double> out(tokens.rows(), layer.output_dim());
+        dtokens.resize(tokens.rows(), layer.input_dim());
+        layer.forward(tokens, moe::Step::train(0, 1), out, tape);
+        layer.backward(tokens, tape, out, gradient, dtokens);
+        return out;
+      };
+      auto of_whole = moe::zeros_like(whole);
+      auto of_part = moe::zeros_like(part);
+      moe::Matrix<double> dwhole, dpart;
+      const moe::Matrix<double> expected = run(whole, all, of_whole, dwhole);
+      const moe::Matrix<double> out = run(part, all.middleRows(begin, rows), of_part, dpart);
+      expect(out == expected.middleRows(begin, rows), "other outputs, one expert: ", is_one);
+      expect(dpart == dwhole.middleRows(begin, rows), "other gradients of tokens, one expert: ", is_one);
+      const auto& shard = of_part.mixture().experts();
+      for (const Index e : shard.shard().ids)
+        expect(difference(shard.owned(e), of_whole.experts()[e]) == 0, "other gradients of expert ", e);
+    }
+  }
+
   static void misuse_is_refused(const C& ranks) {
     Whole whole(8);
     const Index size = ranks.size();
@@ -502,6 +538,7 @@ struct FullyShardedCases {
             {"fully sharded: experts draw as in one process", experts_draw_as_in_one_process},
             {"fully sharded: sets may move between passes", sets_may_move_between_passes},
             {"fully sharded: files and norms are of the whole", files_and_norms_are_of_the_whole},
+            {"fully sharded: odd batches have the bits of one process", odd_batches_have_the_bits_of_one_process},
             {"fully sharded: sets may share a workspace", sets_may_share_a_workspace},
             {"fully sharded: misuse is refused", misuse_is_refused}};
   }

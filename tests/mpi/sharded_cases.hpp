@@ -135,9 +135,10 @@ struct ShardedCases {
     return result;
   }
 
-  /// Largest difference of two matrices, infinite where bits are asked for and differ.
+  /// Fails unless two matrices are of one shape and differ by at most `tolerance`, 0: not in a bit.
   template <class A, class B>
   static void expect_same(const std::string& what, const A& a, const B& b, double tolerance) {
+    expect(a.rows() == b.rows() && a.cols() == b.cols(), what, " is of ", a.size(), " numbers, expected ", b.size());
     const bool same = same_bits(a, b);
     const double difference = a.size() == 0 ? 0.0 : (a - b).cwiseAbs().maxCoeff();
     expect(tolerance == 0 ? same : difference <= tolerance, what, " differs by ", difference);
