@@ -5,7 +5,12 @@
 #include <array>
 #include <atomic>
 #include <filesystem>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
 #include <thread>
+#include <vector>
 
 #include "layer/fixtures.hpp"
 #include "moe/compress/quantise.hpp"
@@ -54,6 +59,25 @@ Matrix<float> rows_of(const X& experts, const moe::DispatchPlan& plan, std::uint
   experts.forward(tokens, plan, {moe::Step::train(seed), scratch}, rows);
   return rows.matrix().leftCols(experts.output_dim());
 }
+
+/// An expert that calls a function before it runs.
+struct Hooked {
+  using Scalar = float;
+  static inline std::function<void()> hook = {};
+
+  E inner;
+
+  Index input_dim() const { return inner.input_dim(); }
+  Index output_dim() const { return inner.output_dim(); }
+  void forward(const moe::ConstMatrixRef<float>& rows, moe::MatrixRef<float> out, const moe::Context& context) const {
+    if (hook) hook();
+    inner.forward(rows, out, context);
+  }
+  template <class F, class... Self>
+  static void visit(F&& f, Self&... self) {
+    moe::visit_part(f, "inner", self.inner...);
+  }
+};
 
 /// The last expert first, as wrong as can be.
 std::vector<Index> backwards(std::span<const moe::LoadJob> jobs) {
@@ -226,6 +250,36 @@ TEST_CASE("NestedExpertFile: parts that are missing, too many, too long or too s
   }
   E expert = pool[0];
   CHECK_THROWS_AS(file.add(expert, 0, 0, file.read(0, 1)), std::runtime_error);
+}
+
+TEST_CASE("PipelinedExperts: what fails amid a call ends it, and the next one is as good as any", "[serve][error]") {
+  const test::TemporaryDirectory directory;
+  const auto path = directory / "planes";
+  std::vector<Hooked> experts;
+  const auto pool = planes();
+  for (Index e = 0; e < kExperts; ++e) experts.push_back({pool[e]});
+  moe::save_nested_experts(path, moe::ExpertPool<Hooked>(experts), kBits);
+  const std::string bytes = test::read_bytes(path);
+  const auto file = std::make_shared<const moe::NestedExpertFile<Hooked>>(path, experts[0]);
+  // One expert at a time: when the second level runs, others have not been read.
+  const moe::PipelinedExperts<Hooked> pipelined(file, file->bytes(0, kLevels - 1));
+  const auto expected = rows_of(pipelined, any_plan(1), 1);
+  for (const int at : {1, 2, 3}) {
+    int calls = 0;
+    Hooked::hook = [&] {
+      if (++calls == at) throw std::domain_error("of the expert");
+    };
+    CHECK_THROWS_AS(rows_of(pipelined, any_plan(1), 1), std::domain_error);
+    calls = 0;
+    Hooked::hook = [&] {  // a byte less: memory that is mapped stays readable
+      if (++calls == at) std::filesystem::resize_file(path, bytes.size() - 1);
+    };
+    CHECK_THROWS_AS(rows_of(pipelined, any_plan(1), 1), std::runtime_error);
+    CHECK(calls >= at);
+    Hooked::hook = nullptr;
+    test::write_bytes(path, bytes);
+    CHECK(test::same_bits(rows_of(pipelined, any_plan(1), 1), expected));
+  }
 }
 
 TEST_CASE("NestedExpertFile: files of other things, levels that do not rise and experts that are not there",
