@@ -172,7 +172,7 @@ struct ShardedCases {
                       expected.dweight[static_cast<std::size_t>(batch.first() * k + a)]) <= tolerance,
              "dL/dweight of choice ", a);
 
-    if (sharded.layout().slices() == 1) {
+    if (sharded.placement().slices() == 1) {
       const double norm = moe::gradient_norm(expected_gradient);
       moe::RoutedExperts<Sharded> clipped = gradient;
       moe::mpi::all_reduce_gradient(ranks, clipped);
@@ -189,10 +189,9 @@ struct ShardedCases {
     mixture.backward(batch.own(batch.tokens), own_routing, moe::Step{}, tape, batch.own(batch.dout), alone, dweight);
     expect_same("the gradient without dL/dtokens", flat(alone), flat(gradient), 0);
 
-    const auto& layout = sharded.layout();
-    const bool has_copies = !layout.is_contiguous();
-    const auto held = layout.experts_of(ranks.rank());
-    if (layout.slices() > 1) {
+    const bool has_copies = sharded.placement().copies() > 0;
+    const auto held = sharded.held();
+    if (sharded.placement().slices() > 1) {
       compare_slices(sharded, gradient.experts(), expected_gradient.experts(), tolerance);
       const bool has_bias = whole[0].down_bias().outputs() > 0;
       expect(sharded.slices_are_apart() == !has_bias, "slices with an output bias have it in common");
@@ -215,10 +214,10 @@ struct ShardedCases {
 
   /// A slice has the gradient of its hidden units, and that of the whole output bias, of which split() makes a share.
   static void compare_slices(const Sharded& sharded, const Sharded& gradient, const Pool& expected, double tolerance) {
-    const Index slices = sharded.layout().slices(), rank = sharded.ranks().rank();
-    const auto held = sharded.layout().experts_of(rank);
+    const Index slices = sharded.placement().slices(), rank = sharded.ranks().rank();
+    const auto held = sharded.held();
     for (std::size_t l = 0; l < held.size(); ++l) {
-      auto part = expected[held[l]].split(slices)[static_cast<std::size_t>(sharded.layout().slice_of(rank))];
+      auto part = expected[held[l]].split(slices)[static_cast<std::size_t>(sharded.placement().slice_of(rank))];
       for (double& value : part.down_bias().span()) value *= static_cast<double>(slices);
       expect_same("the gradient of a slice of expert " + std::to_string(held[l]),
                   flat(gradient.shard()[static_cast<Index>(l)]), flat(part), tolerance);
@@ -268,8 +267,8 @@ struct ShardedCases {
   static void copies_share_the_rows(const C& ranks) {
     const Index experts = 8, per_rank = (8 + 8) / ranks.size();
     std::vector<double> load = {9, 5, 5, 5, 1, 1, 1, 1};
-    const moe::BalancedPlacement placement =
-        moe::balance_experts(load, {.places = per_rank * ranks.size(), .ranks = ranks.size()});
+    const auto placement = moe::mpi::Placement::placed(
+        moe::balance_experts(load, {.places = per_rank * ranks.size(), .ranks = ranks.size()}), ranks.size());
     for (const Index per_node : {Index{1}, ranks.size() >= 4 ? Index{2} : Index{1}}) {
       const Sharded sharded =
           Sharded::placed(pool(experts), placement, ranks, {.ranks_per_node = per_node, .waves = 2});
@@ -286,8 +285,12 @@ struct ShardedCases {
     const Index experts = 19, dim = Drawing<S>{}.dim;
     const Set first(std::vector<Drawing<S>>(8)), second(std::vector<Drawing<S>>(11));
     const moe::RoutedExperts reference(moe::Concatenated(first, second));
+    // The first set has copies, and experts that are not consecutive.
+    const auto copies = moe::mpi::Placement::placed(
+        moe::balance_experts(std::vector<double>{9, 1, 1, 1, 1, 1, 1, 5}, {.places = 16, .ranks = ranks.size()}),
+        ranks.size());
     const moe::RoutedExperts mixture(
-        moe::Concatenated(Shards::of(first, ranks), Shards::of(second, ranks, {.waves = 2})));
+        moe::Concatenated(Shards::placed(first, copies, ranks), Shards::of(second, ranks, {.waves = 2})));
     std::vector<std::int64_t> groups(kTokens), keys(kTokens);
     for (std::size_t t = 0; t < groups.size(); ++t) {
       groups[t] = static_cast<std::int64_t>(t % 5);
@@ -326,16 +329,11 @@ struct ShardedCases {
     expect(same_bits(out, expected.middleRows(batch.first(), batch.count())), "other numbers are drawn");
     expect(same_bits(dtokens, expected_dtokens.middleRows(batch.first(), batch.count())), "dL/dtokens differs");
     const auto& of_second = gradient.experts().template set<1>();
-    const auto held = of_second.layout().experts_of(ranks.rank());
+    const auto held = of_second.held();
     for (std::size_t l = 0; l < held.size(); ++l)
       expect(of_second.shard()[static_cast<Index>(l)].scale ==
                  expected_gradient.experts().template set<1>()[held[l]].scale,
              "the gradient of expert ", held[l], " differs");
-    const auto copies = moe::mpi::ShardLayout::placed(
-        moe::balance_experts(std::vector<double>(8, 1.0), {.places = 16, .ranks = ranks.size()}), ranks.size());
-    expect_throws<std::invalid_argument>("copies of experts that draw", [&] {
-      Shards(Set(std::vector<Drawing<S>>(copies.experts_of(ranks.rank()).size())), copies, ranks);
-    });
     if (ranks.size() == 1) return;
     step.update += ranks.rank() == ranks.size() - 1 ? 1 : 0;
     expect_throws<std::invalid_argument>("is at another step",
@@ -359,13 +357,13 @@ struct ShardedCases {
     expect_throws<std::invalid_argument>("a hash of the parameters' shapes is", [&] {
       Sharded::of(Pool::random(8, {.input = kInputs, .hidden = is_odd ? 3 : 4, .output = kOutputs}, 1), ranks);
     });
-    const auto layout = moe::mpi::ShardLayout::contiguous(8, ranks.size());
-    expect_throws<std::invalid_argument>("slices is 2, expected 1 as in the layout", [&] {
-      Sharded(pool(std::ssize(layout.experts_of(ranks.rank()))), layout, ranks, {.slices = 2});
-    });
+    const auto placement = moe::mpi::Placement::contiguous(8, ranks.size());
+    const Index held = std::ssize(placement.held_by(ranks.rank()));
+    expect_throws<std::invalid_argument>("slices is 2, expected 1 as in the placement",
+                                         [&] { Sharded(pool(held), placement, ranks, {.slices = 2}); });
     expect_throws<std::invalid_argument>("rank 1 has a shard of another size", [&] {
       const Index more = is_odd ? 1 : 0;
-      Sharded(pool(std::ssize(layout.experts_of(ranks.rank())) + more), layout, ranks);
+      Sharded(pool(held + more), placement, ranks);
     });
     expect_throws<std::invalid_argument>("ranks_per_node is 3, expected a divisor",
                                          [&] { Sharded::of(pool(8), ranks, {.ranks_per_node = 3}); });
@@ -523,7 +521,7 @@ struct ShardedCases {
     }
     expect_same("the router", flat(layer.router()), flat(whole.router()), 0);
     expect_same("the router of plain training", flat(layer.router()), flat(plain.router()), 1e-9);
-    const auto held = layer.experts().layout().experts_of(ranks.rank());
+    const auto held = layer.experts().held();
     for (std::size_t l = 0; l < held.size(); ++l) {
       const Eigen::VectorXd expert = flat(layer.experts().shard()[static_cast<Index>(l)]);
       expect_same("expert " + std::to_string(held[l]), expert, flat(whole.experts()[held[l]]), 0);
@@ -556,11 +554,11 @@ struct ShardedCases {
     Layer other(moe::BasicLinearRouter<moe::F64>(11, kInputs), {.k = 2}, Sharded::of(pool(11, 99), half));
     moe::mpi::load_parameters(whole_file, other);
     expect_same("the router", flat(other.router()), flat(whole.router()), 0);
-    const auto held = other.experts().layout().experts_of(half.rank());
+    const auto held = other.experts().held();
     for (std::size_t l = 0; l < held.size(); ++l)
       expect_same("an expert", flat(other.experts().shard()[static_cast<Index>(l)]), flat(whole.experts()[held[l]]), 0);
-    const moe::BalancedPlacement placement =
-        moe::balance_experts(std::vector<double>(11, 1.0), {.places = 2 * 8 * 2, .ranks = ranks.size()});
+    const auto placement = moe::mpi::Placement::placed(
+        moe::balance_experts(std::vector<double>(11, 1.0), {.places = 2 * 8 * 2, .ranks = ranks.size()}), ranks.size());
     const Layer copies(router, {.k = 2}, Sharded::placed(pool(11), placement, ranks));
     moe::mpi::save_parameters(saved, copies);
     expect(read_bytes(saved) == read_bytes(whole_file), "the file of copies is not that of the whole layer");

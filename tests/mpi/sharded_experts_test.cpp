@@ -10,7 +10,7 @@
 #include "support/catch.hpp"
 
 using moe::Index;
-using moe::mpi::ShardLayout;
+using moe::mpi::Placement;
 using moe::mpi::Threads;
 
 TEST_CASE("ShardedExperts: 1, 2, 4 and 8 ranks are one process", "[mpi]") {
@@ -78,35 +78,30 @@ TEST_CASE("ShardedExperts: experts compute while the rows of other waves are on 
   CHECK(four < 0.85 * one);
 }
 
-TEST_CASE("ShardLayout: shards are consecutive, as even as can be, and none is empty", "[mpi]") {
-  for (const Index ranks : {1, 2, 3, 8})
-    for (const Index experts : {8, 9, 15}) {
-      CAPTURE(ranks, experts);
-      const ShardLayout layout = ShardLayout::contiguous(experts, ranks);
-      Index next = 0;
-      for (Index r = 0; r < ranks; ++r) {
-        const auto held = layout.experts_of(r);
-        CHECK((std::ssize(held) == experts / ranks || std::ssize(held) == experts / ranks + 1));
-        for (const Index e : held) CHECK(e == next++);
-      }
-      CHECK(next == experts);
-    }
-  CHECK_THROWS_WITH(ShardLayout::contiguous(8, 6, 4),
-                    "moe::mpi::ShardLayout::contiguous: 4 slices on 6 ranks, expected a number that divides them");
-  CHECK_THROWS_AS(ShardLayout::contiguous(3, 4), std::invalid_argument);
-  CHECK_THROWS_AS(ShardLayout::contiguous(0, 1), std::invalid_argument);
-  CHECK_THROWS_AS(ShardLayout::placed({.expert_of_place = {0, 1, 2}, .places_of_expert = {{0}, {1}, {2}}}, 2),
+TEST_CASE("Placement: slices are on consecutive ranks, and places are as they are balanced", "[mpi]") {
+  const Placement sliced = Placement::contiguous(3, 4, 2);
+  CHECK(sliced.held_by(0) == std::vector<Index>{0});
+  CHECK(sliced.held_by(3) == std::vector<Index>{1, 2});
+  CHECK(sliced.owner(2) == 2);
+  CHECK(sliced.slice_of(3) == 1);
+  CHECK(sliced.copies() == 0);
+  CHECK(sliced != Placement::contiguous(3, 4));
+  CHECK_THROWS_AS(Placement(sliced).add(0, 3), std::invalid_argument);
+  CHECK_THROWS_WITH(Placement::contiguous(8, 6, 4),
+                    "moe::mpi::Placement::contiguous: 4 slices on 6 ranks, expected a number that divides them");
+  CHECK_THROWS_AS(Placement::placed({.expert_of_place = {0, 1, 2}, .places_of_expert = {{0}, {1}, {2}}}, 2),
                   std::invalid_argument);
 }
 
-TEST_CASE("ShardLayout: a row goes to a copy on its rank, else on its node, else to any, in turn", "[mpi]") {
+TEST_CASE("Placement: a row goes to a copy on its rank, else on its node, else to any, in turn", "[mpi]") {
   // Expert 0 on ranks 0 and 2, expert 1 on 1 and 3, expert 2 twice on both 2 and 3; two ranks are a node.
-  const ShardLayout layout = ShardLayout::placed({.expert_of_place = {0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2, 2},
-                                                  .places_of_expert = {{0, 1, 2, 8}, {3, 4, 5, 9}, {6, 7, 10, 11}}},
-                                                 4);
+  const Placement placement = Placement::placed({.expert_of_place = {0, 0, 0, 1, 1, 1, 2, 2, 0, 1, 2, 2},
+                                                 .places_of_expert = {{0, 1, 2, 8}, {3, 4, 5, 9}, {6, 7, 10, 11}}},
+                                                4);
   const auto ranks_of = [&](Index e, Index from) {
     std::vector<Index> ranks;
-    for (Index n = 0; n < 4; ++n) ranks.push_back(layout.copy_for(e, from, 2, n).rank);
+    for (Index n = 0; n < 4; ++n)
+      ranks.push_back(moe::mpi::holder_for(placement, {.ranks = 4, .ranks_per_node = 2}, from, e, n));
     return ranks;
   };
   CHECK(ranks_of(0, 0) == std::vector<Index>{0, 0, 0, 0});  // its own
@@ -114,5 +109,5 @@ TEST_CASE("ShardLayout: a row goes to a copy on its rank, else on its node, else
   CHECK(ranks_of(0, 3) == std::vector<Index>{2, 2, 2, 2});
   CHECK(ranks_of(2, 0) == std::vector<Index>{2, 2, 3, 3});  // far away: in turn, from the rank's own number on
   CHECK(ranks_of(2, 1) == std::vector<Index>{2, 3, 3, 2});
-  CHECK(layout.experts_of(3).size() == 2);  // two shares, held once
+  CHECK(placement.held_by(3) == std::vector<Index>{1, 2});  // two shares, held once
 }

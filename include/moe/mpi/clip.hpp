@@ -29,12 +29,10 @@ struct SumSquares {
   void shards(const Set& set) const {
     double unused = 0;
     const SumSquares of_expert{of_shards, unused};
-    if constexpr (IndexedSet<std::remove_cvref_t<decltype(set.shard())>>) {
+    if constexpr (requires { set.held(Index{}); }) {
       const Index rank = set.ranks().rank();
-      const auto held = set.layout().experts_of(rank);
-      for (std::size_t l = 0; l < held.size(); ++l)
-        if (set.layout().slices() > 1 || ranks_of(set.layout(), held[l]).front() == rank)
-          moe::visit(of_expert, set.shard()[static_cast<Index>(l)]);
+      for (const Index e : set.held())
+        if (set.placement().slices() > 1 || set.placement().owner(e) == rank) moe::visit(of_expert, set.held(e));
     } else {
       moe::visit(of_expert, set.shard());
     }

@@ -27,10 +27,11 @@ inline void require_loads(const char* function, std::span<const double> loads, I
       fail(function, ": load of expert ", e, " is ", loads[e], ", expected a finite number that is not negative");
 }
 
-/// The holders of an expert among which a rank divides its tokens: itself, else those on its node, else all.
+/// The holders of an expert among which a rank divides its tokens, by their shares: itself, else those on its node,
+/// else all.
 inline std::span<const Index> nearest_holders(const Placement& placement, const Topology& topology, Index source,
                                               Index expert) {
-  const std::span<const Index> all = placement.holders(expert);
+  const std::span<const Index> all = placement.shares(expert);
   const auto between = [&](Index first, Index last) {
     const auto begin = std::ranges::lower_bound(all, first), end = std::ranges::lower_bound(all, last);
     return std::span<const Index>(begin, end);

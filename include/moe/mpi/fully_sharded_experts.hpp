@@ -16,7 +16,7 @@
 #include "moe/expert/pool.hpp"
 #include "moe/kernel/combine.hpp"
 #include "moe/mpi/materialise.hpp"
-#include "moe/mpi/rows_of_experts.hpp"
+#include "moe/mpi/shard_rows.hpp"
 #include "moe/mpi/sharded_experts.hpp"
 #include "moe/mpi/sparse_exchange.hpp"
 
@@ -46,13 +46,12 @@ struct FullyShardedOptions {
 /// these are held; gradients of experts, which are sums of those of holders in the order of ranks, differ by rounding
 /// where an expert has several. Gradients of what all ranks have (router, gate) are those of a rank's own tokens, and
 /// to be summed before a step: all_reduce_gradient(ranks, gradient). Experts that draw find the ids of their rows.
-///   Bytes of a rank: to each other one 8 (E + 2); per row there d_in scalars and 24, back d_out scalars; in backward
-///   per row d_out there, d_in back if somebody asks for dtokens; per copy gathered_bytes(), again where it is
-///   GatheredAgain, and reduced_bytes().
-/// Tokens may be none. All ranks must call the same functions in the same order, see Communicator. One per rank; not
-/// thread-safe, as the communicator is not.
-/// Qing et al., "Hecate: Unlocking efficient sparse model training via fully sharded sparse data parallelism"
-/// (arXiv:2502.02581).
+///   Bytes of a rank: to each other one 8 (m + 2), m the most experts that a rank holds; per row there d_in scalars,
+///   and 24 bytes unless experts are panel experts, back d_out scalars; in backward per row d_out there, d_in back if
+///   somebody asks for dtokens; per copy gathered_bytes(), again where it is GatheredAgain, and reduced_bytes().
+/// Exchanges allocate in every pass. Tokens may be none. All ranks must call the same functions in the same order, see
+/// Communicator. One per rank; not thread-safe, as the communicator is not. Qing et al., "Hecate: Unlocking efficient
+/// sparse model training via fully sharded sparse data parallelism" (arXiv:2502.02581).
 template <class E, Communicator C>
 class FullyShardedExperts {
  public:
@@ -73,9 +72,9 @@ class FullyShardedExperts {
   /// Working memory of a pass.
   struct Pass {
     Held held;
-    detail::RowsOfExperts<Scalar> rows;
-    RowBuffer<Scalar> received, results;
-    Scratch experts;  ///< apart: among them may be another such set
+    detail::ShardRows<Scalar> rows;
+    std::vector<Index> loads;  ///< rows of this rank's tokens for each expert
+    Scratch experts;           ///< apart: among them may be another such set
   };
 
  public:
@@ -98,7 +97,7 @@ class FullyShardedExperts {
     friend class FullyShardedExperts;
 
     typename moe::detail::LentExperts<E>::Tape experts_tape;
-    RowBuffer<Scalar> dresults, dreceived, drows;
+    RowBuffer<Scalar> drows;
     std::shared_ptr<const E> gradients_of;  ///< what these are shaped as
     std::vector<E> gradients;  ///< of experts with several holders, as the copies; the last one is nobody's
     moe::detail::LentExperts<E> gradient_pool;
@@ -113,26 +112,24 @@ class FullyShardedExperts {
   FullyShardedExperts(const C& ranks, const ExpertPool<E>& all, const Placement& shards,
                       FullyShardedOptions options = {})
       : topology_{.ranks = ranks.size(), .ranks_per_node = options.ranks_per_node},
-        exchange_(require_same_options(ranks, options), options.exchange, require_topology(topology_)),
+        exchange_(require_same_options(ranks, all, shards, options), options.exchange, require_topology(topology_)),
         copies_(options.copies),
         prototype_(std::make_shared<const E>(zeros_like(all[0]))),
         gathered_bytes_(gathered_bytes(all[0])),
         reduced_bytes_(reduced_bytes(all[0])) {
     constexpr const char* kFunction = "moe::mpi::FullyShardedExperts";
-    if (shards.experts() != all.size() || shards.ranks() != topology_.ranks || shards.copies() != 0)
-      fail(kFunction, ": shards of ", shards.experts(), " experts on ", shards.ranks(), " ranks with ", shards.copies(),
-           " copies, expected ", all.size(), " experts, ", topology_.ranks, " ranks, no copies");
     for (Index e = 1; e < all.size(); ++e)
       moe::detail::require_same_parameters(kFunction, "an expert of the pool", all[0], all[e]);
     require_same(this->ranks(), kFunction, "a hash of the sizes of experts",
                  static_cast<std::int64_t>(moe::detail::Fingerprint::of(all[0])));
-    require_same(this->ranks(), kFunction, "a hash of the shards", static_cast<std::int64_t>(shards.hash()));
+    require_same(this->ranks(), kFunction, "a hash of the shards", shards.hash());
     own(shards, [&](Index e) -> const E& { return all[e]; });
   }
 
   Index size() const { return placement_.experts(); }
   Index input_dim() const { return prototype_->input_dim(); }
   Index output_dim() const { return prototype_->output_dim(); }
+  Index row_width() const { return output_dim(); }
   const C& ranks() const { return exchange_.ranks(); }
   const Topology& topology() const { return topology_; }
   /// Owners, and holders of the passes to come.
@@ -151,7 +148,7 @@ class FullyShardedExperts {
       fail(kFunction, ": ", placement.copies(), " copies of experts that look at several rows, expected none");
     if (placement.shards() != placement_.shards())
       fail(kFunction, ": a placement of other experts, ranks or owners, expected those of this set");
-    require_same(ranks(), kFunction, "a hash of the placement", static_cast<std::int64_t>(placement.hash()));
+    require_same(ranks(), kFunction, "a hash of the placement", placement.hash());
     placement_ = placement;
   }
 
@@ -166,7 +163,7 @@ class FullyShardedExperts {
 
   /// Rows that the tokens of all ranks had for each expert in the forward pass of `tape`. Collective.
   std::vector<Index> loads(const Tape& tape) const {
-    std::vector<Index> loads(tape.rows.loads().begin(), tape.rows.loads().end());
+    std::vector<Index> loads = tape.loads;
     all_reduce<Index>(ranks(), loads);
     return loads;
   }
@@ -176,10 +173,8 @@ class FullyShardedExperts {
   void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context,
                RowBuffer<Scalar>& rows) const {
     auto& pass = context.scratch.get<Pass>();
-    receive(tokens, plan, context.step, pass, rows);
-    const Step step = pass.rows.step(context.step);
-    pass.held.pool.forward(pass.received, pass.rows.plan(), Context{step, pass.experts}, pass.results);
-    send_back(pass, rows);
+    run(tokens, plan, context.step, pass, rows,
+        [&](const auto&... arguments) { pass.held.pool.forward(arguments..., pass.rows.local); });
   }
   void forward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, RowBuffer<Scalar>& rows,
                Tape& tape) const
@@ -187,11 +182,8 @@ class FullyShardedExperts {
   {
     tape.is_whole = false;
     tape.of = moe::detail::ViewRows(plan);
-    receive(tokens, plan, context.step, tape, rows);
-    const Step step = tape.rows.step(context.step);
-    tape.held.pool.forward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.results,
-                           tape.experts_tape);
-    send_back(tape, rows);
+    run(tokens, plan, context.step, tape, rows,
+        [&](const auto&... arguments) { tape.held.pool.forward(arguments..., tape.rows.local, tape.experts_tape); });
     if (copies_ == CopiesForBackward::GatheredAgain) tape.held.copies = {};
     tape.is_whole = true;
   }
@@ -201,49 +193,43 @@ class FullyShardedExperts {
   void require_backward(const PlanView& plan, const Tape& tape, const FullyShardedExperts& gradient) const
     requires DifferentiableExpert<E>
   {
+    require_backward(plan, tape, NoGradient{});
     constexpr const char* kFunction = kBackward;
-    if (!tape.is_whole) fail(kFunction, ": the tape holds no forward pass that has ended");
-    if (tape.rows.num_sent() != plan.num_rows() || std::ssize(tape.rows.loads()) != size())
-      fail(kFunction, ": the tape is of ", tape.rows.num_sent(), " rows and ", tape.rows.loads().size(),
-           " experts, expected ", plan.num_rows(), " and ", size());
-    tape.of.require(kFunction, plan);
     if (&gradient == this) fail(kFunction, ": gradient is the set itself, expected one of its own (zeros_like)");
     if (gradient.placement_.shards() != tape.held.placement.shards() || gradient.shard_.ids != shard_.ids)
       fail(kFunction, ": gradient is of other owners, expected those of the forward pass");
     for (std::size_t i = 0; i < shard_.ids.size(); ++i)
       moe::detail::require_gradient_of(kFunction, "gradient", shard_.experts[i], gradient.shard_.experts[i]);
   }
+  void require_backward(const PlanView& plan, const Tape& tape, NoGradient) const
+    requires DifferentiableExpert<E>
+  {
+    if (!tape.is_whole) fail(kBackward, ": the tape holds no forward pass that has ended");
+    if (tape.rows.num_sent() != plan.num_rows() || std::ssize(tape.loads) != size())
+      fail(kBackward, ": the tape is of ", tape.rows.num_sent(), " rows and ", tape.loads.size(), " experts, expected ",
+           plan.num_rows(), " and ", size());
+    tape.of.require(kBackward, plan);
+  }
   /// See DifferentiableExpertSet. Collective: the gradients of all holders are in that of the owner when it returns.
   void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
                 const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient, MatrixRef<Scalar> dtokens) const
     requires DifferentiableExpert<E>
   {
-    require_backward_call(tokens, plan, tape, dout, gradient);
-    moe::detail::require_shape(kBackward, "dtokens", dtokens, plan.num_tokens(), input_dim());
-    start_backward(tape, dout, gradient);
-    const Step step = tape.rows.step(context.step);
-    tape.dreceived.resize(tape.rows.num_received(), input_dim());
-    tape.held.pool.backward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.experts_tape,
-                            tape.dresults, tape.gradient_pool, MatrixRef<Scalar>(tape.dreceived.matrix()));
-    start_reduce(tape);
-    tape.drows.resize(plan.num_rows(), input_dim());
-    tape.rows.send_back(
-        exchange_, tape.dreceived, input_dim(), [](Index i) { return i; }, plan.first_row(), tape.drows);
-    kernel::combine_unweighted(tape.drows, plan, dtokens);
-    finish_reduce(tape, gradient);
+    run_backward(tokens, plan, context.step, tape, dout, gradient, &dtokens);
   }
   /// The same without dtokens, which are neither computed nor sent.
   void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
                 const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient) const
     requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsRowGradient<E>))
   {
-    require_backward_call(tokens, plan, tape, dout, gradient);
-    start_backward(tape, dout, gradient);
-    const Step step = tape.rows.step(context.step);
-    tape.held.pool.backward(tape.received, tape.rows.plan(), Context{step, tape.experts}, tape.experts_tape,
-                            tape.dresults, tape.gradient_pool);
-    start_reduce(tape);
-    finish_reduce(tape, gradient);
+    run_backward(tokens, plan, context.step, tape, dout, gradient, nullptr);
+  }
+  /// dtokens alone, as for experts that are frozen: no gradients go to owners.
+  void backward(const MatrixView<Scalar>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<Scalar>& dout, NoGradient none, MatrixRef<Scalar> dtokens) const
+    requires(DifferentiableExpert<E> && (PanelExpert<E> || SkipsGradient<E>))
+  {
+    run_backward(tokens, plan, context.step, tape, dout, none, &dtokens);
   }
 
   /// All experts, on one rank, and none on the others, or on every rank where rank = -1. Collective.
@@ -266,10 +252,8 @@ class FullyShardedExperts {
   /// std::invalid_argument for shards of other experts or ranks, with copies, or that differ between ranks.
   void reshard(const Placement& shards) {
     constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::reshard";
-    if (shards.experts() != size() || shards.ranks() != topology_.ranks || shards.copies() != 0)
-      fail(kFunction, ": shards of ", shards.experts(), " experts on ", shards.ranks(), " ranks with ", shards.copies(),
-           " copies, expected ", size(), " experts, ", topology_.ranks, " ranks, no copies");
-    require_same(ranks(), kFunction, "a hash of the shards", static_cast<std::int64_t>(shards.hash()));
+    require_shards(kFunction, shards, size(), topology_.ranks);
+    require_same(ranks(), kFunction, "a hash of the shards", shards.hash());
     Placement both = placement_.shards();
     for (Index e = 0; e < size(); ++e) both.add(e, shards.owner(e));
     Held moved;
@@ -291,12 +275,19 @@ class FullyShardedExperts {
  private:
   static constexpr const char* kBackward = "moe::mpi::FullyShardedExperts::backward";
 
-  static const C& require_same_options(const C& ranks, const FullyShardedOptions& options) {
+  static const C& require_same_options(const C& ranks, const ExpertPool<E>& all, const Placement& shards,
+                                       const FullyShardedOptions& options) {
     constexpr const char* kFunction = "moe::mpi::FullyShardedExperts";
-    require_same(ranks, kFunction, "ranks_per_node", options.ranks_per_node);
-    require_same(ranks, kFunction, "the kind of exchange", static_cast<std::int64_t>(options.exchange));
+    require_shards(kFunction, shards, all.size(), ranks.size());
+    detail::require_same_set(ranks, kFunction, all, shards, options.ranks_per_node, options.exchange);
     require_same(ranks, kFunction, "what becomes of copies", static_cast<std::int64_t>(options.copies));
     return ranks;
+  }
+  static void require_shards(const char* function, const Placement& shards, Index experts, Index ranks) {
+    if (shards.experts() != experts || shards.ranks() != ranks || shards.copies() != 0 || shards.slices() != 1)
+      fail(function, ": shards of ", shards.experts(), " experts on ", shards.ranks(), " ranks with ", shards.copies(),
+           " copies in ", shards.slices(), " slices, expected ", experts, " experts, ", ranks,
+           " ranks, no copies, 1 slice");
   }
   static Index require_topology(const Topology& topology) {
     topology.validate("moe::mpi::FullyShardedExperts");
@@ -342,52 +333,76 @@ class FullyShardedExperts {
     held.exchange.finish_gather([&](Index e) -> E& { return const_cast<E&>(std::as_const(held.pool)[e]); });
   }
 
-  /// Everything before the experts run. `rows` are those that the results will be written to.
-  void receive(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Step& step, Pass& pass,
-               const RowBuffer<Scalar>& rows) const {
+  /// Both forward(); compute(rows, plan, context) fills pass.rows.local with what the pool that is held makes of rows.
+  template <class Compute>
+  void run(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Step& step, Pass& pass,
+           RowBuffer<Scalar>& rows, const Compute& compute) const {
     constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::forward";
     moe::detail::require_plan_of(kFunction, *this, plan);
-    moe::detail::require_shape(kFunction, "tokens", tokens, plan.num_tokens(), input_dim());
-    if (rows.rows() < plan.last_row() || rows.cols() < output_dim())
-      fail(kFunction, ": rows is [", rows.rows(), ", ", rows.cols(), "], expected at least [", plan.last_row(), ", ",
-           output_dim(), "]");
-    pass.rows.build(exchange_, placement_, topology_, plan, step);
+    moe::detail::require_plan_rows(kFunction, *this, tokens, plan, "rows", rows);
+    pass.loads.clear();
+    for (Index e = 0; e < size(); ++e) pass.loads.push_back(plan.rows_of(e));
+    pass.held.pool.resize(*prototype_, size());
+    const std::vector<Index> held = placement_.held_by(ranks().rank());
     start_gather(pass.held, placement_);
-    pass.rows.send_tokens(exchange_, tokens, plan, step, pass.received);
-    finish_gather(pass.held);
-    pass.results.resize(pass.rows.num_received(), pass.held.pool.row_width());
-  }
-  void send_back(Pass& pass, RowBuffer<Scalar>& rows) const {
-    pass.rows.send_back(
-        exchange_, pass.results, output_dim(), [&](Index i) { return pass.rows.row_of(i); }, 0, rows);
+    pass.rows.forward(exchange_, placement_, topology_,
+                      {.function = "moe::mpi::FullyShardedExperts",
+                       .inputs = input_dim(),
+                       .outputs = output_dim(),
+                       .width = pass.held.pool.row_width(),
+                       .reads_steps = detail::kReadsSteps<ExpertPool<E>>,
+                       .first = plan.first_expert(),
+                       .count = size(),
+                       .numbers = held},
+                      tokens, plan, step, rows,
+                      [&](Index, const ConstMatrixRef<Scalar>& arrived, const PlanView& part, const Step& own) {
+                        finish_gather(pass.held);
+                        compute(arrived, part, Context{own, pass.experts});
+                      });
   }
 
-  void require_backward_call(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Tape& tape,
-                             const RowBuffer<Scalar>& dout, const FullyShardedExperts& gradient) const {
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<Scalar>& tokens, const PlanView& plan, const Step& step, Tape& tape,
+                    const RowBuffer<Scalar>& dout, Gradient& gradient, MatrixRef<Scalar>* dtokens) const {
+    constexpr bool kLearns = !std::is_same_v<std::remove_const_t<Gradient>, NoGradient>;
     require_backward(plan, tape, gradient);
-    moe::detail::require_shape(kBackward, "tokens", tokens, plan.num_tokens(), input_dim());
-    if (dout.rows() < plan.last_row() || dout.cols() < output_dim())
-      fail(kBackward, ": dout is [", dout.rows(), ", ", dout.cols(), "], expected at least [", plan.last_row(), ", ",
-           output_dim(), "]");
-  }
-  /// Gradients of rows to their experts, which are here, and places for those of experts.
-  void start_backward(Tape& tape, const RowBuffer<Scalar>& dout, FullyShardedExperts& gradient) const {
+    moe::detail::require_plan_rows(kBackward, *this, tokens, plan, "dout", dout);
+    if (dtokens != nullptr) moe::detail::require_dtokens(kBackward, *this, tokens, plan, dout, *dtokens);
     const bool again = copies_ == CopiesForBackward::GatheredAgain;
     if (again) start_gather(tape.held, Placement(tape.held.placement));
-    tape.rows.send_rows(exchange_, dout, output_dim(), tape.results.cols(), tape.dresults);
-    if (again) finish_gather(tape.held);
-    for (const Index e : shard_.ids) tape.held.pool.lend(e, owned(e));  // this set may have moved since
-    lend_gradients(tape, gradient);
+    tape.rows.backward(
+        exchange_, plan, step, dout, dtokens == nullptr ? nullptr : &tape.drows,
+        [&](Index, const ConstMatrixRef<Scalar>& arrived, const PlanView& part, const Step& of_rows,
+            MatrixRef<Scalar> drows) {
+          if (again) finish_gather(tape.held);
+          for (const Index e : shard_.ids) tape.held.pool.lend(e, owned(e));  // this set may have moved since
+          const Context own{of_rows, tape.experts};
+          const auto run = [&](auto& into) {
+            if (dtokens != nullptr) {
+              tape.held.pool.backward(arrived, part, own, tape.experts_tape, tape.rows.local, into, drows);
+              return;
+            }
+            if constexpr (requires {
+                            tape.held.pool.backward(arrived, part, own, tape.experts_tape, tape.rows.local, into);
+                          })
+              tape.held.pool.backward(arrived, part, own, tape.experts_tape, tape.rows.local, into);
+          };
+          if constexpr (kLearns) {
+            lend_gradients(tape, gradient);
+            run(tape.gradient_pool);
+            tape.reduction.start_reduce(ranks(), tape.held.placement, reduced_bytes_, held_gradients(tape));
+          } else {
+            run(gradient);
+          }
+        });
+    if (dtokens != nullptr) kernel::combine_unweighted(tape.drows, plan, *dtokens);
+    if constexpr (kLearns)
+      tape.reduction.finish_reduce(held_gradients(tape), [&](Index e) -> E& { return gradient.owned(e); });
+    if (again) tape.held.copies = {};
   }
+
   static auto held_gradients(const Tape& tape) {
     return [&tape](Index e) -> const E& { return tape.gradient_pool[e]; };
-  }
-  void start_reduce(Tape& tape) const {
-    tape.reduction.start_reduce(ranks(), tape.held.placement, reduced_bytes_, held_gradients(tape));
-  }
-  void finish_reduce(Tape& tape, FullyShardedExperts& gradient) const {
-    tape.reduction.finish_reduce(held_gradients(tape), [&](Index e) -> E& { return gradient.owned(e); });
-    if (copies_ == CopiesForBackward::GatheredAgain) tape.held.copies = {};
   }
 
   /// Where the gradients of experts are summed up here: at once where nobody else holds the expert.

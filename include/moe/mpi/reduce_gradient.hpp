@@ -2,8 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
-#include <cstring>
 #include <span>
 #include <string_view>
 #include <type_traits>
@@ -11,6 +9,7 @@
 
 #include "moe/core/visit.hpp"
 #include "moe/mpi/sharded_experts.hpp"
+#include "moe/mpi/sparse_exchange.hpp"
 
 namespace moe::inline MOE_ABI::mpi {
 
@@ -47,93 +46,25 @@ void all_reduce_leaves(const C& ranks, Gradient& gradient) {
   }
 }
 
-/// The bytes of all parameters of an expert, one after the other.
-struct AppendBytes {
-  std::vector<std::byte>& bytes;
-
-  void prefix(std::string_view) const {}
-  template <class Leaf>
-  void operator()(std::string_view, const Leaf& leaf) const {
-    const auto of_leaf = std::as_bytes(parameter_span(leaf));
-    bytes.insert(bytes.end(), of_leaf.begin(), of_leaf.end());
-  }
-};
-
-/// Sets an expert to such bytes, or adds them.
-struct TakeBytes {
-  std::span<const std::byte>& bytes;
-  bool is_first;
-
-  void prefix(std::string_view) const {}
-  template <class Leaf>
-  void operator()(std::string_view, Leaf& leaf) const {
-    for (auto& value : parameter_span(leaf)) {
-      std::remove_cvref_t<decltype(value)> other;
-      std::memcpy(&other, bytes.data(), sizeof(other));
-      bytes = bytes.subspan(sizeof(other));
-      value = is_first ? other : value + other;
-    }
-  }
-};
-
-/// The ranks that hold an expert, each once, ascending.
-inline std::vector<Index> ranks_of(const ShardLayout& layout, Index e) {
-  std::vector<Index> ranks;
-  for (const ShardLayout::Holder& h : layout.holders(e)) ranks.push_back(h.rank);
-  std::ranges::sort(ranks);
-  ranks.erase(std::unique(ranks.begin(), ranks.end()), ranks.end());
-  return ranks;
-}
-
 }  // namespace detail
 
 /// Gives every copy of an expert the sum of the gradients of all its copies, in the order of the ranks that hold them,
 /// so that copies that were equal stay so; nothing to do without copies. Collective. Throws std::invalid_argument for
-/// slices with parameters in common, see ShardedExperts::slices_are_apart().
+/// experts that are not of one size, and slices with parameters in common, see ShardedExperts::slices_are_apart().
 template <class X, Communicator C>
 void sum_copies(ShardedExperts<X, C>& gradient) {
-  const ShardLayout& layout = gradient.layout();
+  const Placement& placement = gradient.placement();
   if (!gradient.slices_are_apart())
-    fail("moe::mpi::all_reduce_gradient: ", layout.slices(),
+    fail("moe::mpi::all_reduce_gradient: ", placement.slices(),
          " slices of experts that have parameters in common (output biases, gates), expected experts without, or whole "
          "ones to be trained");
-  if (layout.is_contiguous()) return;
   if constexpr (detail::IndexedSet<X>) {
-    const Index rank = gradient.ranks().rank(), size = gradient.ranks().size();
-    const auto own = layout.experts_of(rank);
-    std::vector<std::vector<std::byte>> bytes(own.size());  // of each expert that this rank shares with others
-    std::vector<std::vector<Index>> sharers(own.size());
-    for (std::size_t l = 0; l < own.size(); ++l) {
-      sharers[l] = detail::ranks_of(layout, own[l]);
-      if (sharers[l].size() > 1) moe::visit(detail::AppendBytes{bytes[l]}, gradient.shard()[static_cast<Index>(l)]);
-    }
-    // By expert on both sides, as ranks hold them in orders of their own.
-    std::vector<std::size_t> by_expert(own.size());
-    for (std::size_t l = 0; l < own.size(); ++l) by_expert[l] = l;
-    std::ranges::sort(by_expert, {}, [&](std::size_t l) { return own[l]; });
-    std::vector<std::byte> send;
-    std::vector<Index> counts(static_cast<std::size_t>(size));
-    for (Index r = 0; r < size; ++r)
-      for (const std::size_t l : by_expert)
-        if (r != rank && std::ranges::binary_search(sharers[l], r)) {
-          send.insert(send.end(), bytes[l].begin(), bytes[l].end());
-          counts[static_cast<std::size_t>(r)] += std::ssize(bytes[l]);
-        }
-    std::vector<std::byte> received(send.size());
-    all_to_all(gradient.ranks(), send, counts, received, counts);
-    std::vector<std::size_t> next(counts.size());  // of each rank, the first byte that is not taken
-    for (std::size_t r = 1; r < next.size(); ++r) next[r] = next[r - 1] + static_cast<std::size_t>(counts[r - 1]);
-    for (const std::size_t l : by_expert) {
-      if (sharers[l].size() < 2) continue;
-      for (const Index r : sharers[l]) {
-        std::span<const std::byte> from = bytes[l];
-        if (r != rank) {
-          from = std::span(received).subspan(next[static_cast<std::size_t>(r)], bytes[l].size());
-          next[static_cast<std::size_t>(r)] += bytes[l].size();
-        }
-        moe::visit(detail::TakeBytes{from, r == sharers[l].front()}, gradient.shard()[static_cast<Index>(l)]);
-      }
-    }
+    if (placement.copies() == 0) return;
+    const auto held = [&](Index e) -> auto& { return gradient.held(e); };
+    const auto& first = gradient.shard()[0];
+    SparseExchange<C> exchange;
+    sparse_reduce_scatter(gradient.ranks(), placement, reduced_bytes(first), held, held, exchange);
+    sparse_all_gather(gradient.ranks(), placement, gathered_bytes(first), held, held, exchange);
   }
 }
 

@@ -62,7 +62,7 @@ struct RowCounts {
 
 /// Rows to the ranks that want them and results back, each way the mirror image of the other: <there(x), y> = <x,
 /// back(y)>. Exchanges of both directions are started in one order on all ranks, and go on in it when they are looked
-/// at. One per rank; copies are the same.
+/// at. Each allocates what it tells its communicator. One per rank; copies are the same.
 template <Communicator C>
 class RowExchange {
  public:
@@ -110,39 +110,33 @@ class RowExchange {
     friend class RowExchange;
     explicit Pending(typename C::Request first) : first_(std::move(first)) {}
 
+    /// Blocks that have come by the ranks of the first level go by those of the second.
     void start_second() {
       if (request_) return;
-      const auto& passing = counts_->passing;
-      const Index from = std::ssize(first_bytes_);  // blocks lie by the ranks of the first level
-      const Index to = second_->size();
-      const auto size = [&](Index a, Index b) {
-        return passing[static_cast<std::size_t>(is_there_ ? a * to + b : b * from + a)];
-      };
+      const Index from = first_size_, to = second_->size();
       middle_.resize(arrived_.size());
-      detail::transpose_blocks(arrived_.data(), from, to, size, unit_, middle_.data());
-      std::vector<Index> bytes;
-      for (Index b = 0; b < to; ++b) {
-        bytes.push_back(0);
-        for (Index a = 0; a < from; ++a) bytes.back() += size(a, b) * unit_;
-      }
-      request_ = second_->start_all_to_all(middle_, bytes, is_there_ ? result_ : std::span(last_), second_bytes_);
+      detail::transpose_blocks(
+          arrived_.data(), from, to, [&](Index a, Index b) { return passing(is_there_ ? a * to + b : b * from + a); },
+          unit_, middle_.data());
+      request_ = second_->start_all_to_all(middle_, sent_bytes_, is_there_ ? result_ : std::span(last_), second_bytes_);
     }
     /// Results come by the place on the node, and go by rank.
     void finish() {
       if (!is_there_ && !has_finished_) {
-        const Index places = second_->size(), nodes = std::ssize(first_bytes_);
+        const Index places = second_->size();
         const auto size = [&](Index g, Index m) { return counts_->sent[static_cast<std::size_t>(m * places + g)]; };
-        detail::transpose_blocks(last_.data(), places, nodes, size, unit_, result_.data());
+        detail::transpose_blocks(last_.data(), places, first_size_, size, unit_, result_.data());
       }
       has_finished_ = true;
     }
+    Index passing(Index i) const { return counts_->passing[static_cast<std::size_t>(i)]; }
 
     const C* second_ = nullptr;  ///< the second level; none where exchanges are flat
     const detail::RowCounts* counts_ = nullptr;
     std::span<std::byte> result_;
     std::vector<std::byte> packed_, arrived_, middle_, last_;
-    std::vector<Index> first_bytes_, second_bytes_;
-    Index unit_ = 0;
+    std::vector<Index> sent_bytes_, second_bytes_;  ///< of the second level
+    Index unit_ = 0, first_size_ = 0;
     bool is_there_ = true, has_finished_ = false;
     typename C::Request first_;  // behind the memory that they go through, before which they must end
     std::optional<typename C::Request> request_;
@@ -171,74 +165,68 @@ class RowExchange {
   /// counts.received[r].
   Pending start_there(const detail::RowCounts& counts, Index unit, std::span<const std::byte> send,
                       std::span<std::byte> received) const {
-    if (is_flat()) return start_flat(there_, counts.sent, counts.received, unit, send, received);
-    const auto& [node, across] = *levels_there_;
-    const Index places = node.size(), nodes = across.size();
-    std::vector<std::byte> packed(send.size());
-    detail::transpose_blocks(
-        send.data(), nodes, places,
-        [&](Index m, Index g) { return counts.sent[static_cast<std::size_t>(m * places + g)]; }, unit, packed.data());
-    std::vector<Index> to(static_cast<std::size_t>(places)), from(to), last(static_cast<std::size_t>(nodes));
-    for (Index g = 0; g < places; ++g)
-      for (Index m = 0; m < nodes; ++m) {
-        to[static_cast<std::size_t>(g)] += counts.sent[static_cast<std::size_t>(m * places + g)] * unit;
-        from[static_cast<std::size_t>(g)] += counts.passing[static_cast<std::size_t>(g * nodes + m)] * unit;
-        last[static_cast<std::size_t>(m)] += counts.received[static_cast<std::size_t>(m * places + g)] * unit;
-      }
-    std::vector<std::byte> arrived(total(from));
-    Pending pending(node.start_all_to_all(packed, to, arrived, from));
-    pending.packed_ = std::move(packed);
-    pending.arrived_ = std::move(arrived);
-    pending.second_ = &across;
-    pending.counts_ = &counts;
-    pending.first_bytes_ = std::move(from);
-    pending.second_bytes_ = std::move(last);
-    pending.result_ = received;
-    pending.unit_ = unit;
-    return pending;
+    return start(true, counts, unit, send, received);
   }
-
   /// The other way round: what has been received is sent back, in its order, to where it came from.
   Pending start_back(const detail::RowCounts& counts, Index unit, std::span<const std::byte> send,
                      std::span<std::byte> received) const {
-    if (is_flat()) return start_flat(back_, counts.received, counts.sent, unit, send, received);
-    const auto& [node, across] = *levels_back_;
-    const Index places = node.size(), nodes = across.size();
-    std::vector<Index> to(static_cast<std::size_t>(nodes)), from(to), last(static_cast<std::size_t>(places));
-    for (Index g = 0; g < places; ++g)
-      for (Index m = 0; m < nodes; ++m) {
-        to[static_cast<std::size_t>(m)] += counts.received[static_cast<std::size_t>(m * places + g)] * unit;
-        from[static_cast<std::size_t>(m)] += counts.passing[static_cast<std::size_t>(g * nodes + m)] * unit;
-        last[static_cast<std::size_t>(g)] += counts.sent[static_cast<std::size_t>(m * places + g)] * unit;
-      }
-    std::vector<std::byte> arrived(total(from));
-    Pending pending(across.start_all_to_all(send, to, arrived, from));
-    pending.arrived_ = std::move(arrived);
-    pending.last_.resize(received.size());
-    pending.second_ = &node;
-    pending.counts_ = &counts;
-    pending.first_bytes_ = std::move(from);
-    pending.second_bytes_ = std::move(last);
-    pending.result_ = received;
-    pending.unit_ = unit;
-    pending.is_there_ = false;
-    return pending;
+    return start(false, counts, unit, send, received);
   }
 
  private:
   using Levels = std::pair<C, C>;  ///< the ranks of a node, and those of a place on all nodes
 
-  static std::size_t total(const std::vector<Index>& bytes) {
-    Index sum = 0;
-    for (const Index b : bytes) sum += b;
-    return static_cast<std::size_t>(sum);
+  /// Sums of counts [rows][cols], in bytes: of each row, or of each column.
+  static std::vector<Index> sums(const std::vector<Index>& counts, Index cols, Index unit, bool of_rows) {
+    const Index rows = std::ssize(counts) / cols;
+    std::vector<Index> bytes(static_cast<std::size_t>(of_rows ? rows : cols));
+    for (Index i = 0; i < std::ssize(counts); ++i)
+      bytes[static_cast<std::size_t>(of_rows ? i / cols : i % cols)] += counts[static_cast<std::size_t>(i)] * unit;
+    return bytes;
   }
-  static Pending start_flat(const C& ranks, const std::vector<Index>& sent, const std::vector<Index>& received_counts,
-                            Index unit, std::span<const std::byte> send, std::span<std::byte> received) {
-    std::vector<Index> to, from;
-    for (const Index count : sent) to.push_back(count * unit);
-    for (const Index count : received_counts) from.push_back(count * unit);
-    return Pending(ranks.start_all_to_all(send, to, received, from));
+  static std::vector<Index> scaled(const std::vector<Index>& counts, Index unit) { return sums(counts, 1, unit, true); }
+
+  /// There by the ranks of the node, then across nodes; back the same from its end.
+  Pending start(bool is_there, const detail::RowCounts& counts, Index unit, std::span<const std::byte> send,
+                std::span<std::byte> received) const {
+    if (is_flat()) {
+      const std::vector<Index> sent = scaled(counts.sent, unit), from = scaled(counts.received, unit);
+      return Pending(is_there ? there_.start_all_to_all(send, sent, received, from)
+                              : back_.start_all_to_all(send, from, received, sent));
+    }
+    const auto& [node, across] = is_there ? *levels_there_ : *levels_back_;
+    const Index places = node.size(), nodes = across.size();
+    // Of this rank by place, of what passes by place and by node, of what stays here by node.
+    std::vector<Index> outer = sums(counts.sent, places, unit, false),
+                       entering = sums(counts.passing, nodes, unit, true),
+                       leaving = sums(counts.passing, nodes, unit, false),
+                       inner = sums(counts.received, places, unit, true);
+    std::vector<std::byte> packed, arrived(bytes_of(entering));
+    if (is_there) {
+      packed.resize(send.size());
+      detail::transpose_blocks(
+          send.data(), nodes, places,
+          [&](Index m, Index g) { return counts.sent[static_cast<std::size_t>(m * places + g)]; }, unit, packed.data());
+    }
+    Pending pending(is_there ? node.start_all_to_all(packed, outer, arrived, entering)
+                             : across.start_all_to_all(send, inner, arrived, leaving));
+    pending.packed_ = std::move(packed);
+    pending.arrived_ = std::move(arrived);
+    if (!is_there) pending.last_.resize(received.size());
+    pending.second_ = is_there ? &across : &node;
+    pending.first_size_ = is_there ? places : nodes;
+    pending.sent_bytes_ = std::move(is_there ? leaving : entering);
+    pending.second_bytes_ = std::move(is_there ? inner : outer);
+    pending.counts_ = &counts;
+    pending.result_ = received;
+    pending.unit_ = unit;
+    pending.is_there_ = is_there;
+    return pending;
+  }
+  static std::size_t bytes_of(const std::vector<Index>& parts) {
+    Index sum = 0;
+    for (const Index bytes : parts) sum += bytes;
+    return static_cast<std::size_t>(sum);
   }
 
   C there_, back_;

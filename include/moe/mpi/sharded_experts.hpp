@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -15,6 +14,7 @@
 #include "moe/core/take.hpp"
 #include "moe/expert/checks.hpp"
 #include "moe/expert/expert_set.hpp"
+#include "moe/expert/lent_experts.hpp"
 #include "moe/kernel/combine.hpp"
 #include "moe/mpi/collectives.hpp"
 #include "moe/mpi/shard_rows.hpp"
@@ -44,29 +44,6 @@ inline constexpr bool kSkipsShards<F> = F::kSkipsShards;
 template <class X>
 concept IndexedSet = requires(X& experts) { experts[Index{}]; };
 
-/// A number of the names and shapes of all parameters, which two sets share only if these are the same, but for chance.
-template <class T>
-std::int64_t fingerprint_of_shapes(const T& object) {
-  std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-  const auto add = [&](std::uint64_t value) { hash = (hash ^ value) * 1099511628211u; };
-  for (const auto& [name, shape] : moe::detail::parameter_shapes(object)) {
-    for (const char c : name) add(static_cast<unsigned char>(c));
-    for (const Index size : shape) add(static_cast<std::uint64_t>(size) + 256);
-  }
-  return static_cast<std::int64_t>(hash);
-}
-/// Learned numbers of an object.
-template <class T>
-Index count_learned(const T& object) {
-  Index count = 0;
-  for (const auto& [name, shape] : moe::detail::parameter_shapes(object)) {
-    Index of_leaf = 1;
-    for (const Index size : shape) of_leaf *= size;
-    count += of_leaf;
-  }
-  return count;
-}
-
 /// Throws std::invalid_argument on all ranks if it does not hold on one.
 template <Communicator C>
 void require_on_all(const C& ranks, const char* function, bool holds, const char* what) {
@@ -75,6 +52,32 @@ void require_on_all(const C& ranks, const char* function, bool holds, const char
   for (std::size_t r = 0; r < all.size(); ++r)
     if (all[r] == 0) fail(function, ": rank ", r, what);
 }
+
+/// What ranks must agree on before rows may go between their experts.
+template <Communicator C, class X>
+void require_same_set(const C& ranks, const char* function, const X& experts, const Placement& placement,
+                      Index ranks_per_node, Exchange exchange) {
+  require_same(ranks, function, "the number of experts", placement.experts());
+  require_same(ranks, function, "input_dim", experts.input_dim());
+  require_same(ranks, function, "output_dim", experts.output_dim());
+  require_same(ranks, function, "bytes of a scalar", static_cast<Index>(sizeof(typename X::Scalar)));
+  require_same(ranks, function, "ranks_per_node", ranks_per_node);
+  require_same(ranks, function, "the kind of exchange", static_cast<Index>(exchange));
+  if (placement.ranks() != ranks.size())
+    fail(function, ": the placement is on ", placement.ranks(), " ranks, expected ", ranks.size());
+}
+
+/// Experts of a pool by their numbers in a layer, of which some are here, where draws are keyed by the number.
+template <class X>
+struct LentOf {
+  static constexpr bool kIsPool = false;
+  struct type {};
+};
+template <class E>
+struct LentOf<ExpertPool<E>> {
+  static constexpr bool kIsPool = true;
+  using type = moe::detail::LentExperts<E>;
+};
 
 }  // namespace detail
 
@@ -94,8 +97,8 @@ void require_on_all(const C& ranks, const char* function, bool holds, const char
 /// workspace with max_tokens is refused, as are gates that are not kPerToken, which would see the tokens of their rank
 /// alone. A rank that throws must tell the others, as run_ranks() does. A pass sends a header to each rank, and per row
 /// input_dim scalars there (and three numbers, unless experts are panel experts) and output_dim back; backward the same
-/// without header. Immutable but for the communicator: one thread per rank. Lepikhin et al., "GShard"
-/// (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
+/// without header. Exchanges allocate in every pass. Immutable but for the communicator: one thread per rank. Lepikhin
+/// et al., "GShard" (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
 template <class X, Communicator C>
 class ShardedExperts {
   static_assert(ExpertSet<X>,
@@ -103,6 +106,7 @@ class ShardedExperts {
                 "moe/expert/expert_set.hpp)");
   using S = typename X::Scalar;
   using Rows = detail::ShardRows<S>;
+  using Lent = typename detail::LentOf<X>::type;
 
  public:
   using Scalar = S;
@@ -113,19 +117,21 @@ class ShardedExperts {
   struct Tape {
     Rows rows;
     std::vector<moe::detail::TapeOf<X>> waves;
-    RowBuffer<S> local;  ///< rows of one wave, in the order of its plan
     RowBuffer<S> drows;  ///< of the plan
+    Lent lent, lent_gradient;
     moe::detail::ViewRows of;
     bool is_whole = false;  ///< whether a forward pass has ended
   };
 
-  /// The experts that this rank holds, in the order of layout.experts_of(rank). Collective. Throws
-  /// std::invalid_argument on all ranks if they disagree on layout, dimensions or options, or a shard does not fit.
-  ShardedExperts(X shard, ShardLayout layout, C ranks, const ShardOptions& options = {})
+  /// The experts that this rank holds, in the order of placement.held_by(rank). Collective. Throws
+  /// std::invalid_argument on all ranks if they disagree on placement, dimensions or options, a shard does not fit, or
+  /// a rank has none.
+  ShardedExperts(X shard, Placement placement, C ranks, const ShardOptions& options = {})
       : shard_(std::move(shard)),
-        layout_(std::move(layout)),
+        placement_(std::move(placement)),
+        held_(placement_.held_by(ranks.rank())),
         options_(options),
-        exchange_(checked(ranks, layout_, shard_, options), options.exchange, options.ranks_per_node) {}
+        exchange_(checked(ranks), options.exchange, options.ranks_per_node) {}
 
   /// The shard of this rank out of all experts, which every rank has. Collective; throws as the constructor, and where
   /// there are fewer experts than ranks and no slices. Names and shapes of all parameters are compared; what is none,
@@ -133,49 +139,63 @@ class ShardedExperts {
   static ShardedExperts of(const X& whole, const C& ranks, const ShardOptions& options = {})
     requires TakesExperts<X>
   {
-    require_same(ranks, kName, "the number of experts", whole.size());
     require_same(ranks, kName, "slices", options.slices);
-    ShardLayout layout = ShardLayout::contiguous(whole.size(), ranks.size(), options.slices);
-    X shard = shard_of(whole, layout, ranks.rank());
-    ShardedExperts sharded(std::move(shard), std::move(layout), ranks, options);
-    require_same(ranks, kName, "a hash of the parameters' shapes", detail::fingerprint_of_shapes(whole));
+    return placed(whole, Placement::contiguous(whole.size(), ranks.size(), options.slices), ranks, options);
+  }
+  /// The same with experts and copies of them where a placement has them. Rows go where holder_for() says: to a copy on
+  /// their own rank, else on its node, else to any, in equal shares. Experts that draw have the draws of one process if
+  /// they are in an ExpertPool, or those of each rank are consecutive: a set of another kind draws by the places of its
+  /// experts, and nobody can run them one by one for it.
+  static ShardedExperts placed(const X& whole, const Placement& placement, const C& ranks,
+                               const ShardOptions& options = {})
+    requires TakesExperts<X>
+  {
+    require_same(ranks, kName, "the number of experts", whole.size());
+    if (placement.experts() != whole.size())
+      fail(kName, ": the placement is of ", placement.experts(), " experts, expected ", whole.size());
+    require_same(ranks, kName, "a hash of the placement", placement.hash());
+    require_filled(placement);
+    ShardedExperts sharded(shard_of(whole, placement, ranks.rank()), placement, ranks, options);
+    require_same(ranks, kName, "a hash of the parameters' shapes",
+                 static_cast<std::int64_t>(moe::detail::Fingerprint::of(whole)));
     sharded.slices_are_apart_ = options.slices == 1 || are_apart(whole, options.slices);
     return sharded;
   }
-  /// The same with experts and copies of them where a placement has them. A row goes to a copy on its own rank, else on
-  /// its node, else to any; they share evenly. Panel experts only: others draw by the place of an expert.
-  static ShardedExperts placed(const X& whole, const BalancedPlacement& placement, const C& ranks,
-                               const ShardOptions& options = {})
-    requires(TakesExperts<X> && !detail::kReadsSteps<X>)
-  {
-    require_same(ranks, kName, "the number of experts", whole.size());
-    ShardLayout layout = ShardLayout::placed(placement, ranks.size());
-    X shard = whole.take(layout.experts_of(ranks.rank()));
-    ShardedExperts sharded(std::move(shard), std::move(layout), ranks, options);
-    require_same(ranks, kName, "a hash of the parameters' shapes", detail::fingerprint_of_shapes(whole));
-    return sharded;
-  }
 
-  Index size() const { return layout_.num_experts(); }
+  Index size() const { return placement_.experts(); }
   Index input_dim() const { return shard_.input_dim(); }
   Index output_dim() const { return shard_.output_dim(); }
   Index row_width() const { return output_dim(); }
   const C& ranks() const { return exchange_.ranks(); }
-  const ShardLayout& layout() const { return layout_; }
+  const Placement& placement() const { return placement_; }
   const ShardOptions& options() const { return options_; }
   /// Whether a step of an optimiser on each rank is one of the experts: not where slices of an expert have a share each
   /// of one parameter, nor where they are not of of(), which has seen the expert.
   bool slices_are_apart() const { return slices_are_apart_; }
-  /// The experts that this rank holds.
+  /// The experts that this rank holds, and their numbers in the layer, ascending.
   X& shard() { return shard_; }
   const X& shard() const { return shard_; }
+  std::span<const Index> held() const { return held_; }
+  /// Expert e of the layer, which this rank holds.
+  auto& held(Index e)
+    requires detail::IndexedSet<X>
+  {
+    return shard_[local_of(e)];
+  }
+  const auto& held(Index e) const
+    requires detail::IndexedSet<X>
+  {
+    return shard_[local_of(e)];
+  }
 
   /// See ExpertSet; collective. Throws std::invalid_argument where sizes disagree, and on all ranks where they are at
   /// different steps; std::runtime_error as Communicator says.
   void forward(const MatrixView<S>& tokens, const PlanView& plan, const Context& context, RowBuffer<S>& rows) const {
     auto& memory = context.scratch.template get<Memory>();
-    run(tokens, plan, Context{context.step, memory.experts}, rows, memory.rows, memory.local,
-        [&](Index, const auto&... arguments) { shard_.forward(arguments..., memory.local); });
+    run(tokens, plan, context, rows, memory.rows, memory.lent,
+        [&](const auto& experts, Index, const auto&... arguments) {
+          experts.forward(arguments..., memory.rows.local);
+        });
   }
   void forward(const MatrixView<S>& tokens, const PlanView& plan, const Context& context, RowBuffer<S>& rows,
                Tape& tape) const
@@ -184,11 +204,9 @@ class ShardedExperts {
     tape.is_whole = false;
     tape.of = moe::detail::ViewRows(plan);
     tape.waves.resize(static_cast<std::size_t>(options_.waves));
-    auto& memory = context.scratch.template get<Memory>();
-    run(tokens, plan, Context{context.step, memory.experts}, rows, tape.rows, tape.local,
-        [&](Index w, const auto&... arguments) {
-          shard_.forward(arguments..., tape.local, tape.waves[static_cast<std::size_t>(w)]);
-        });
+    run(tokens, plan, context, rows, tape.rows, tape.lent, [&](const auto& experts, Index w, const auto&... arguments) {
+      experts.forward(arguments..., tape.rows.local, tape.waves[static_cast<std::size_t>(w)]);
+    });
     tape.is_whole = true;
   }
 
@@ -197,11 +215,16 @@ class ShardedExperts {
   void require_backward(const PlanView& plan, const Tape& tape, const ShardedExperts& gradient) const
     requires DifferentiableExpertSet<X>
   {
+    require_backward(plan, tape, NoGradient{});
+    if (&gradient == this) fail(kBackward, ": gradient is the set itself, expected one of its own (zeros_like)");
+    moe::detail::require_gradient_of(kBackward, "gradient", shard_, gradient.shard_);
+  }
+  void require_backward(const PlanView& plan, const Tape& tape, NoGradient) const
+    requires DifferentiableExpertSet<X>
+  {
     moe::detail::require_plan_of(kBackward, *this, plan);
     if (!tape.is_whole) fail(kBackward, ": the tape holds no forward pass that has ended");
     tape.of.require(kBackward, plan);
-    if (&gradient == this) fail(kBackward, ": gradient is the set itself, expected one of its own (zeros_like)");
-    moe::detail::require_gradient_of(kBackward, "gradient", shard_, gradient.shard_);
   }
 
   /// See DifferentiableExpertSet; collective. `gradient` accumulates what all ranks' tokens give to the experts that
@@ -210,30 +233,21 @@ class ShardedExperts {
                 const RowBuffer<S>& dout, ShardedExperts& gradient, MatrixRef<S> dtokens) const
     requires DifferentiableExpertSet<X>
   {
-    require_backward_call(tokens, plan, tape, dout, gradient);
-    moe::detail::require_dtokens(kBackward, *this, tokens, plan, dout, dtokens);
-    Rows& pass = tape.rows;
-    const Index inputs = input_dim();
-    run_backward(plan, context, tape, dout, inputs,
-                 [&](auto& wave, auto& of_wave, const PlanView& part, const Context& own) {
-                   shard_.backward(pass.arrived_rows(wave, inputs, stride()), part, own, of_wave, tape.local,
-                                   gradient.shard_, MatrixRef<S>(pass.result_rows(wave, inputs)));
-                 });
-    tape.drows.resize(plan.num_rows(), inputs);
-    pass.unpack(plan, inputs, 0, tape.drows);
-    kernel::combine_unweighted(tape.drows, plan, dtokens);
+    run_backward(tokens, plan, context, tape, dout, gradient, &dtokens);
   }
   /// The same without dtokens: nothing is sent back. On all ranks, or on none.
   void backward(const MatrixView<S>& tokens, const PlanView& plan, const Context& context, Tape& tape,
                 const RowBuffer<S>& dout, ShardedExperts& gradient) const
     requires SetSkipsTokenGradient<X>
   {
-    require_backward_call(tokens, plan, tape, dout, gradient);
-    run_backward(plan, context, tape, dout, 0,
-                 [&](auto& wave, auto& of_wave, const PlanView& part, const Context& own) {
-                   shard_.backward(tape.rows.arrived_rows(wave, input_dim(), stride()), part, own, of_wave, tape.local,
-                                   gradient.shard_);
-                 });
+    run_backward(tokens, plan, context, tape, dout, gradient, nullptr);
+  }
+  /// dtokens alone, as for experts that are frozen: all_reduce_gradient() has nothing to do for them.
+  void backward(const MatrixView<S>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                const RowBuffer<S>& dout, NoGradient none, MatrixRef<S> dtokens) const
+    requires SetSkipsGradient<X>
+  {
+    run_backward(tokens, plan, context, tape, dout, none, &dtokens);
   }
 
   /// The experts of this rank by their numbers in the layer, so that names are those of the whole: "5.up.weight".
@@ -242,11 +256,10 @@ class ShardedExperts {
     if constexpr (detail::kSkipsShards<std::remove_cvref_t<F>>) {
       f.shards(first, rest...);
     } else if constexpr (detail::IndexedSet<X>) {
-      const auto experts = first.layout_.experts_of(first.ranks().rank());
-      for (Index l = 0; l < std::ssize(experts); ++l) {
-        std::string name = std::to_string(experts[static_cast<std::size_t>(l)]);
-        if (first.layout_.slices() > 1)
-          name += ".slice." + std::to_string(first.layout_.slice_of(first.ranks().rank()));
+      for (Index l = 0; l < std::ssize(first.held_); ++l) {
+        std::string name = std::to_string(first.held_[static_cast<std::size_t>(l)]);
+        if (first.placement_.slices() > 1)
+          name += ".slice." + std::to_string(first.placement_.slice_of(first.ranks().rank()));
         visit_part(f, name, first.shard_[l], rest.shard_[l]...);
       }
     } else {
@@ -259,21 +272,22 @@ class ShardedExperts {
 
   struct Memory {
     Rows rows;
-    RowBuffer<S> local;
+    Lent lent;
     Scratch experts;  ///< apart: among them may be another such set
   };
 
-  static X shard_of(const X& whole, const ShardLayout& layout, Index rank) {
-    const auto ids = layout.experts_of(rank);
-    if (layout.slices() == 1) return whole.take(ids);
+  static X shard_of(const X& whole, const Placement& placement, Index rank) {
+    const std::vector<Index> ids = placement.held_by(rank);
+    if (placement.slices() == 1) return whole.take(ids);
     if constexpr (requires { X({whole[0].split(Index{})[0]}); }) {
-      auto parts = whole[0].split(layout.slices());
+      auto parts = whole[0].split(placement.slices());
       parts.clear();
       for (const Index e : ids)
-        parts.push_back(std::move(whole[e].split(layout.slices())[static_cast<std::size_t>(layout.slice_of(rank))]));
+        parts.push_back(
+            std::move(whole[e].split(placement.slices())[static_cast<std::size_t>(placement.slice_of(rank))]));
       return X(std::move(parts));
     } else {
-      fail(kName, ": slices = ", layout.slices(), ", expected 1 of experts that cannot be split (see SplitsExpert)");
+      fail(kName, ": slices = ", placement.slices(), ", expected 1 of experts that cannot be split (see SplitsExpert)");
     }
   }
 
@@ -282,155 +296,136 @@ class ShardedExperts {
     if constexpr (requires { X({whole[0].split(Index{})[0]}); }) {
       for (Index e = 0; e < whole.size(); ++e) {
         Index of_parts = 0;
-        for (const auto& part : whole[e].split(slices)) of_parts += detail::count_learned(part);
-        if (of_parts != detail::count_learned(whole[e])) return false;
+        for (const auto& part : whole[e].split(slices)) of_parts += num_parameters(part);
+        if (of_parts != num_parameters(whole[e])) return false;
       }
     }
     return true;
   }
 
+  /// Throws std::invalid_argument where a rank has no expert.
+  static void require_filled(const Placement& placement) {
+    for (Index r = 0; r < placement.ranks(); ++r)
+      if (placement.held_by(r).empty())
+        fail(kName, ": rank ", r, " has none of ", placement.experts(), " experts over ", placement.ranks(),
+             " ranks in ", placement.slices(), " slices each, expected at least one expert for every ",
+             placement.slices(), " ranks: more slices, which cut the hidden units, or fewer ranks");
+  }
+
+  bool is_consecutive() const { return held_.back() - held_.front() + 1 == std::ssize(held_); }
+  /// Whether the draws of experts are those of their numbers in the layer.
+  bool draws_alike() const { return !detail::kReadsSteps<X> || is_consecutive() || detail::LentOf<X>::kIsPool; }
+  /// Whether they are run by these numbers, and not by their places here.
+  bool is_lent() const { return detail::kReadsSteps<X> && detail::LentOf<X>::kIsPool && !is_consecutive(); }
+
   /// The communicator, where all ranks have come with the same and what fits.
-  static const C& checked(const C& ranks, const ShardLayout& layout, const X& shard, const ShardOptions& options) {
-    require_same(ranks, kName, "the number of experts", layout.num_experts());
-    require_same(ranks, kName, "input_dim", shard.input_dim());
-    require_same(ranks, kName, "output_dim", shard.output_dim());
-    require_same(ranks, kName, "bytes of a scalar", static_cast<Index>(sizeof(S)));
-    require_same(ranks, kName, "ranks_per_node", options.ranks_per_node);
-    require_same(ranks, kName, "the kind of exchange", static_cast<Index>(options.exchange));
-    require_same(ranks, kName, "waves", options.waves);
-    require_same(ranks, kName, "the fingerprint of the layout", layout.fingerprint());
-    if (layout.num_ranks() != ranks.size())
-      fail(kName, ": the layout is of ", layout.num_ranks(), " ranks, expected ", ranks.size());
-    if (options.waves < 1) fail(kName, ": waves is ", options.waves, ", expected at least 1");
-    if (options.slices != layout.slices())
-      fail(kName, ": slices is ", options.slices, ", expected ", layout.slices(), " as in the layout");
-    if (detail::kReadsSteps<X> && !layout.is_contiguous())
-      fail(kName, ": copies of experts that draw by the place of an expert, expected a layout without copies");
-    detail::require_on_all(ranks, kName, shard.size() == std::ssize(layout.experts_of(ranks.rank())),
-                           " has a shard of another size than the layout says");
+  const C& checked(const C& ranks) const {
+    detail::require_same_set(ranks, kName, shard_, placement_, options_.ranks_per_node, options_.exchange);
+    require_same(ranks, kName, "waves", options_.waves);
+    require_same(ranks, kName, "a hash of the placement", placement_.hash());
+    if (options_.waves < 1) fail(kName, ": waves is ", options_.waves, ", expected at least 1");
+    if (options_.slices != placement_.slices())
+      fail(kName, ": slices is ", options_.slices, ", expected ", placement_.slices(), " as in the placement");
+    require_filled(placement_);
+    if (placement_.copies() > 0 && (!kPerToken || !detail::IndexedSet<X>))
+      fail(kName, ": ", placement_.copies(),
+           " copies of experts that look at several rows, or that no number finds, "
+           "expected none");
+    detail::require_on_all(ranks, kName, shard_.size() == std::ssize(held_),
+                           " has a shard of another size than the placement says");
+    detail::require_on_all(ranks, kName, draws_alike(),
+                           " has experts that draw by their places in a set, expected consecutive ones, or a pool");
     return ranks;
   }
 
-  /// Scalars of a row that goes to its expert.
-  Index stride() const { return input_dim() + (detail::kReadsSteps<X> ? Rows::kIdScalars : 0); }
+  Index local_of(Index e) const { return std::ranges::lower_bound(held_, e) - held_.begin(); }
 
-  /// The number of this rank's expert 0 among those of the plan that a wave runs: draws are keyed by it.
-  Index first_of(const PlanView& plan) const {
-    return layout_.is_contiguous() ? plan.first_expert() + layout_.experts_of(ranks().rank()).front() : Index{0};
-  }
-  PlanView local_plan(const typename Rows::Wave& wave, const PlanView& plan) const {
-    return PlanView(wave.plan).part(first_of(plan), shard_.size());
-  }
-
-  /// `step` for the rows of a wave.
-  static Step step_of(const typename Rows::Wave& wave, const Step& step) {
-    Step own = step;
-    own.valid = {};
-    own.token_id = wave.token_id;
-    own.group_id = wave.group_id;
-    own.key = wave.key;
-    return own;
-  }
-
-  /// Rows as they have come to those of the wave's plan, with zeros behind them.
-  void scatter(const typename Rows::Wave& wave, const S* from, Index cols, RowBuffer<S>& to) const {
-    to.resize(wave.plan.num_rows(), moe::row_width(shard_));
-    const auto row_of = wave.plan.row_of_assignment();
-    for (Index i = 0; i < to.rows(); ++i) {
-      S* const row = to.row(row_of[static_cast<std::size_t>(i)]);
-      std::fill(std::copy_n(from + i * cols, cols, row), row + to.cols(), S{0});
-    }
-  }
-  static void gather(const typename Rows::Wave& wave, const RowBuffer<S>& from, Index cols, S* to) {
-    const auto row_of = wave.plan.row_of_assignment();
-    for (Index i = 0; i < from.rows(); ++i)
-      std::copy_n(from.row(row_of[static_cast<std::size_t>(i)]), cols, to + i * cols);
-  }
-
-  /// pass.sent, `sent_cols` a row, to where the experts are, `compute` on each wave of it, and pass.results, of
-  /// `result_cols`, if any, back to pass.returned. While a wave is computed the next are on their way.
-  template <class Compute>
-  void run_waves(Rows& pass, Index sent_cols, RowBuffer<S>& received, Index result_cols, const Compute& compute) const {
-    using Pending = typename RowExchange<C>::Pending;
-    std::vector<Pending> there, back;
-    const auto kScalar = static_cast<Index>(sizeof(S));
-    for (auto& wave : pass.waves)
-      there.push_back(
-          exchange_.start_there(wave.counts, sent_cols * kScalar,
-                                Rows::bytes_of(pass.sent, wave.first_sent, wave.counts.num_sent(), sent_cols),
-                                Rows::bytes_of(received, wave.first_received, wave.counts.num_received(), sent_cols)));
-    for (std::size_t w = 0; w < pass.waves.size(); ++w) {
-      auto& wave = pass.waves[w];
-      there[w].wait();
-      for (std::size_t next = w + 1; next < there.size() && there[next].test(); ++next) {
+  /// f(experts that run rows of this rank's shard).
+  template <class F>
+  void on_shard(Lent& lent, const F& f) const {
+    if constexpr (detail::kReadsSteps<X> && detail::LentOf<X>::kIsPool) {
+      if (is_lent()) {
+        lent.resize(shard_[0], size());
+        for (Index l = 0; l < shard_.size(); ++l) lent.lend(held_[static_cast<std::size_t>(l)], shard_[l]);
+        f(lent);
+        return;
       }
-      if (wave.counts.num_received() > 0) compute(static_cast<Index>(w), wave);
-      if (result_cols == 0) continue;
-      back.push_back(exchange_.start_back(
-          wave.counts, result_cols * kScalar,
-          Rows::bytes_of(pass.results, wave.first_received, wave.counts.num_received(), result_cols),
-          Rows::bytes_of(pass.returned, wave.first_sent, wave.counts.num_sent(), result_cols)));
     }
-    for (Pending& pending : back) pending.wait();
+    f(shard_);
   }
-
-  void require_backward_call(const ConstMatrixRef<S>& tokens, const PlanView& plan, const Tape& tape,
-                             const RowBuffer<S>& dout, const ShardedExperts& gradient) const {
-    require_backward(plan, tape, gradient);
-    moe::detail::require_plan_rows(kBackward, *this, tokens, plan, "dout", dout);
-  }
-
-  /// dout to where the experts are and, where results have columns, these back; compute(wave, its tape, its plan,
-  /// context) has dout in tape.local.
-  template <class Compute>
-  void run_backward(const PlanView& plan, const Context& context, Tape& tape, const RowBuffer<S>& dout,
-                    Index result_cols, const Compute& compute) const {
-    Rows& pass = tape.rows;
-    const Index outputs = output_dim();
-    pass.pack(
-        plan, outputs, [&](Index r) { return dout.row(r); }, nullptr, pass.sent);
-    // What the experts have read stays where forward has put it.
-    pass.gradients.resize(1, pass.num_received() * outputs);
-    pass.results.resize(1, pass.num_received() * result_cols);
-    pass.returned.resize(1, pass.num_sent() * result_cols);
-    auto& memory = context.scratch.template get<Memory>();
-    run_waves(pass, outputs, pass.gradients, result_cols, [&](Index w, typename Rows::Wave& wave) {
-      scatter(wave, pass.gradients.row(0) + wave.first_received * outputs, outputs, tape.local);
-      const Step step = step_of(wave, context.step);
-      compute(wave, tape.waves[static_cast<std::size_t>(w)], local_plan(wave, plan), Context{step, memory.experts});
+  template <class Gradient, class F>
+  void with_gradient(Tape& tape, Gradient& gradient, const F& f) const {
+    on_shard(tape.lent, [&](const auto& experts) {
+      if constexpr (std::is_same_v<std::remove_const_t<Gradient>, NoGradient>) {
+        f(experts, gradient);
+      } else if constexpr (std::is_same_v<std::remove_cvref_t<decltype(experts)>, X>) {
+        f(experts, gradient.shard_);
+      } else {
+        tape.lent_gradient.resize(gradient.shard_[0], size());
+        for (Index l = 0; l < shard_.size(); ++l)
+          tape.lent_gradient.lend_gradient(held_[static_cast<std::size_t>(l)], gradient.shard_[l]);
+        f(experts, tape.lent_gradient);
+      }
     });
   }
 
-  /// Both forward(); compute(wave, tokens, plan, context) fills `local`.
+  /// Both forward(); compute(experts, wave, tokens, plan, context) fills pass.local.
   template <class Compute>
   void run(const MatrixView<S>& tokens, const PlanView& plan, const Context& context, RowBuffer<S>& rows, Rows& pass,
-           RowBuffer<S>& local, const Compute& compute) const {
+           Lent& lent, const Compute& compute) const {
     constexpr const char* kFunction = "moe::mpi::ShardedExperts::forward";
     moe::detail::require_plan_of(kFunction, *this, plan);
     moe::detail::require_plan_rows(kFunction, *this, tokens, plan, "rows", rows);
-    const Index inputs = input_dim(), outputs = output_dim(), rank = ranks().rank();
-    pass.announce(plan, context.step, layout_, exchange_, options_.ranks_per_node, options_.waves);
-    pass.pack(
-        plan, inputs, [&](Index r) { return tokens.data() + plan.token_of_row(r) * tokens.outerStride(); },
-        detail::kReadsSteps<X> ? &context.step : nullptr, pass.sent);
-    pass.arrived.resize(1, pass.num_received() * stride());
-    pass.results.resize(1, pass.num_received() * outputs);
-    pass.returned.resize(1, pass.num_sent() * outputs);
-    for (Index w = 0; w < options_.waves; ++w)
-      pass.build_plan(layout_, rank, w, first_of(plan), first_of(plan) + shard_.size());
-    run_waves(pass, stride(), pass.arrived, outputs, [&](Index w, typename Rows::Wave& wave) {
-      if constexpr (detail::kReadsSteps<X>) pass.read_ids(wave, inputs);
-      const Step step = step_of(wave, context.step);
-      const Context own{step, context.scratch};
-      local.resize(wave.plan.num_rows(), moe::row_width(shard_));
-      compute(w, pass.arrived_rows(wave, inputs, stride()), local_plan(wave, plan), own);
-      gather(wave, local, outputs, pass.results.row(0) + wave.first_received * outputs);
-    });
-    pass.unpack(plan, outputs, plan.first_row(), rows);
+    const detail::RowsShape shape{.function = kName,
+                                  .num_waves = options_.waves,
+                                  .inputs = input_dim(),
+                                  .outputs = output_dim(),
+                                  .width = moe::row_width(shard_),
+                                  .reads_steps = detail::kReadsSteps<X>,
+                                  .first = is_lent()          ? plan.first_expert()
+                                           : is_consecutive() ? plan.first_expert() + held_.front()
+                                                              : Index{0},
+                                  .count = is_lent() ? size() : shard_.size(),
+                                  .numbers = is_lent() ? std::span<const Index>(held_) : std::span<const Index>()};
+    Scratch& scratch = context.scratch.template get<Memory>().experts;
+    pass.forward(
+        exchange_, placement_, topology(), shape, tokens, plan, context.step, rows,
+        [&](Index w, const ConstMatrixRef<S>& arrived, const PlanView& part, const Step& step) {
+          if (part.num_rows() == 0) return;
+          on_shard(lent, [&](const auto& experts) { compute(experts, w, arrived, part, Context{step, scratch}); });
+        });
   }
 
+  template <class Gradient>
+  void run_backward(const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context, Tape& tape,
+                    const RowBuffer<S>& dout, Gradient& gradient, MatrixRef<S>* dtokens) const {
+    require_backward(plan, tape, gradient);
+    moe::detail::require_plan_rows(kBackward, *this, tokens, plan, "dout", dout);
+    if (dtokens != nullptr) moe::detail::require_dtokens(kBackward, *this, tokens, plan, dout, *dtokens);
+    Scratch& scratch = context.scratch.template get<Memory>().experts;
+    tape.rows.backward(
+        exchange_, plan, context.step, dout, dtokens == nullptr ? nullptr : &tape.drows,
+        [&](Index w, const ConstMatrixRef<S>& arrived, const PlanView& part, const Step& step, MatrixRef<S> drows) {
+          if (part.num_rows() == 0) return;
+          const Context own{step, scratch};
+          auto& of_wave = tape.waves[static_cast<std::size_t>(w)];
+          with_gradient(tape, gradient, [&](const auto& experts, auto& into) {
+            if (dtokens != nullptr) {
+              experts.backward(arrived, part, own, of_wave, tape.rows.local, into, drows);
+              return;
+            }
+            if constexpr (requires { experts.backward(arrived, part, own, of_wave, tape.rows.local, into); })
+              experts.backward(arrived, part, own, of_wave, tape.rows.local, into);
+          });
+        });
+    if (dtokens != nullptr) kernel::combine_unweighted(tape.drows, plan, *dtokens);
+  }
+
+  Topology topology() const { return {.ranks = placement_.ranks(), .ranks_per_node = options_.ranks_per_node}; }
+
   X shard_;
-  ShardLayout layout_;
+  Placement placement_;
+  std::vector<Index> held_;
   ShardOptions options_;
   RowExchange<C> exchange_;
   bool slices_are_apart_ = options_.slices == 1;

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -23,41 +22,16 @@ namespace moe::inline MOE_ABI::mpi {
 
 namespace detail {
 
-/// All numbers of an expert, parameters and state, one after the other.
-struct AppendNumbers {
-  std::vector<std::byte>& bytes;
-
-  template <class Leaf>
-  void operator()(std::string_view, const Leaf& leaf) const {
-    std::vector<ParameterScalar<Leaf>> values(static_cast<std::size_t>(parameter_size(leaf)));
-    read_parameter(leaf, std::span(values));
-    const auto of_leaf = std::as_bytes(std::span(values));
-    bytes.insert(bytes.end(), of_leaf.begin(), of_leaf.end());
-  }
-};
-struct TakeNumbers {
-  std::span<const std::byte>& bytes;
-
-  template <class Leaf>
-  void operator()(std::string_view, Leaf& leaf) const {
-    std::vector<ParameterScalar<Leaf>> values(static_cast<std::size_t>(parameter_size(leaf)));
-    const auto to = std::as_writable_bytes(std::span(values));
-    std::ranges::copy(bytes.first(to.size()), to.begin());
-    bytes = bytes.subspan(to.size());
-    write_parameter(leaf, std::span<const ParameterScalar<Leaf>>(values));
-  }
-};
-
 /// The names of all ranks as hashes, of which no two meet but by chance.
 template <Communicator C>
-std::set<std::uint64_t> gather_names(const C& ranks, const std::set<std::string, std::less<>>& names,
-                                     const auto& hash_of) {
-  std::vector<std::uint64_t> own;
+std::set<std::int64_t> gather_names(const C& ranks, const std::set<std::string, std::less<>>& names,
+                                    const auto& hash_of) {
+  std::vector<std::int64_t> own;
   for (const std::string& name : names) own.push_back(hash_of(name));
   std::vector<Index> most = {std::ssize(own)};
   all_reduce<Index>(ranks, most, Reduction::Most);
   own.resize(static_cast<std::size_t>(most[0]), own.empty() ? 0 : own.front());
-  const std::vector<std::uint64_t> all = all_gather<std::uint64_t>(ranks, own);
+  const std::vector<std::int64_t> all = all_gather<std::int64_t>(ranks, own);
   return {all.begin(), all.end()};
 }
 
@@ -70,39 +44,27 @@ std::optional<X> gather_experts(const ShardedExperts<X, C>& sharded)
   requires(TakesExperts<X> && detail::IndexedSet<X>)
 {
   constexpr const char* kFunction = "moe::mpi::gather_experts";
-  const ShardLayout& layout = sharded.layout();
+  const Placement& placement = sharded.placement();
   const C& ranks = sharded.ranks();
-  if (layout.slices() > 1) fail(kFunction, ": experts are cut into ", layout.slices(), " slices, expected whole ones");
-  const auto for_each_owned = [&](Index rank, const auto& f) {  // those whose first holder it is
-    const auto held = layout.experts_of(rank);
-    for (std::size_t l = 0; l < held.size(); ++l)
-      if (detail::ranks_of(layout, held[l]).front() == rank) f(held[l], static_cast<Index>(l));
-  };
-  std::vector<std::byte> send, first;
-  moe::visit_all(detail::AppendNumbers{first}, sharded.shard()[0]);
+  if (placement.slices() > 1)
+    fail(kFunction, ": experts are cut into ", placement.slices(), " slices, expected whole ones");
+  const Index bytes = gathered_bytes(sharded.shard()[0]);
   bool is_even = true;
-  for_each_owned(ranks.rank(), [&](Index, Index l) {
-    std::vector<std::byte> numbers;
-    moe::visit_all(detail::AppendNumbers{numbers}, sharded.shard()[l]);
-    is_even = is_even && numbers.size() == first.size();
-    send.insert(send.end(), numbers.begin(), numbers.end());
-  });
+  for (const Index e : sharded.held()) is_even = is_even && gathered_bytes(sharded.held(e)) == bytes;
   detail::require_on_all(ranks, kFunction, is_even, " has experts of several sizes, expected them to be equal");
-  require_same(ranks, kFunction, "bytes of an expert", std::ssize(first));
-  std::vector<Index> sent(static_cast<std::size_t>(ranks.size())), received(sent.size());
-  sent[0] = std::ssize(send);
-  if (ranks.rank() == 0)
-    for (Index r = 0; r < ranks.size(); ++r)
-      for_each_owned(r, [&](Index, Index) { received[static_cast<std::size_t>(r)] += std::ssize(first); });
-  Index total = 0;
-  for (const Index bytes : received) total += bytes;
-  std::vector<std::byte> all(static_cast<std::size_t>(total));
-  all_to_all(ranks, send, sent, all, received);
-  if (ranks.rank() != 0) return std::nullopt;
-  X whole = sharded.shard().take(std::vector<Index>(static_cast<std::size_t>(layout.num_experts()), 0));
-  std::span<const std::byte> from = all;
-  for (Index r = 0; r < ranks.size(); ++r)
-    for_each_owned(r, [&](Index e, Index) { moe::visit_all(detail::TakeNumbers{from}, whole[e]); });
+  require_same(ranks, kFunction, "bytes of an expert", bytes);
+  Placement wanted = placement.shards();
+  std::vector<Index> from;  // which of this rank's, any where it has none
+  for (Index e = 0; e < placement.experts(); ++e) {
+    wanted.add(e, 0);
+    const auto at = std::ranges::find(sharded.held(), e);
+    from.push_back(at == sharded.held().end() ? 0 : at - sharded.held().begin());
+  }
+  std::optional<X> whole;
+  if (ranks.rank() == 0) whole = sharded.shard().take(from);
+  SparseExchange<C> exchange;
+  exchange.start_gather(ranks, wanted, bytes, [&](Index e) -> const auto& { return sharded.held(e); });
+  exchange.finish_gather([&](Index e) -> auto& { return (*whole)[e]; });
   return whole;
 }
 
@@ -132,11 +94,11 @@ Metadata load_parameters(const std::filesystem::path& path, Layer& layer, Narrow
       },
       layer);
   const auto hash_of = [](const std::string& name) {
-    std::uint64_t hash = 14695981039346656037u;  // FNV-1a
-    for (const char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211u;
-    return hash;
+    detail::NumberHash hash;
+    hash.add(name);
+    return hash.value();
   };
-  const std::set<std::uint64_t> of_all = detail::gather_names(experts_of(layer).ranks(), expected, hash_of);
+  const std::set<std::int64_t> of_all = detail::gather_names(experts_of(layer).ranks(), expected, hash_of);
   for (const auto& [name, info] : file.tensors())
     if (!of_all.contains(hash_of(name)))
       fail_environment(label, ": tensor '", name, "' is a parameter of the layer on no rank");

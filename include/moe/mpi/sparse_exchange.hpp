@@ -3,105 +3,16 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <cstring>
 #include <numeric>
 #include <optional>
-#include <span>
-#include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "moe/core/visit.hpp"
 #include "moe/mpi/communicator.hpp"
+#include "moe/mpi/expert_bytes.hpp"
 #include "moe/mpi/placement.hpp"
 
 namespace moe::inline MOE_ABI::mpi {
-
-namespace detail {
-
-template <class Leaf>
-auto bytes_of_leaf(Leaf& leaf) {
-  static_assert(moe::detail::SpannedLeaf<Leaf>,
-                "moe::mpi: experts that go from rank to rank hold their numbers as scalars, not as codes");
-  if constexpr (std::is_const_v<std::remove_pointer_t<decltype(parameter_span(leaf).data())>>)
-    return std::as_bytes(parameter_span(leaf));
-  else
-    return std::as_writable_bytes(parameter_span(leaf));
-}
-
-// Visitors with a name, as those of moe/core/visit.hpp.
-struct CountBytes {
-  Index& bytes;
-
-  void prefix(std::string_view) const {}
-  template <class Leaf>
-  void operator()(std::string_view, const Leaf& leaf) const {
-    bytes += std::ssize(bytes_of_leaf(leaf));
-  }
-};
-struct WriteBytes {
-  std::byte*& to;
-
-  void prefix(std::string_view) const {}
-  template <class Leaf>
-  void operator()(std::string_view, const Leaf& leaf) const {
-    const auto bytes = bytes_of_leaf(leaf);
-    if (!bytes.empty()) std::memcpy(to, bytes.data(), bytes.size());
-    to += bytes.size();
-  }
-};
-struct ReadBytes {
-  const std::byte*& from;
-
-  void prefix(std::string_view) const {}
-  template <class Leaf>
-  void operator()(std::string_view, Leaf& leaf) const {
-    const auto bytes = bytes_of_leaf(leaf);
-    if (!bytes.empty()) std::memcpy(bytes.data(), from, bytes.size());
-    from += bytes.size();
-  }
-};
-/// Adds to a leaf the sum of those at the same place of several blocks, in their order.
-struct AddBlocks {
-  std::span<const std::byte* const> blocks;
-  Index& at;
-
-  void prefix(std::string_view) const {}
-  template <class Leaf>
-  void operator()(std::string_view, Leaf& leaf) const {
-    const auto values = parameter_span(leaf);
-    using S = std::remove_cvref_t<decltype(values[0])>;
-    const auto value = [&](const std::byte* block, std::size_t i) {
-      S found;
-      std::memcpy(&found, block + at + static_cast<Index>(i * sizeof(S)), sizeof(S));
-      return found;
-    };
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      S sum = value(blocks[0], i);
-      for (std::size_t b = 1; b < blocks.size(); ++b) sum += value(blocks[b], i);
-      values[i] += sum;
-    }
-    at += static_cast<Index>(values.size() * sizeof(S));
-  }
-};
-
-}  // namespace detail
-
-/// Bytes of the parameters and the state of an expert, as a gather sends them, padding of panels included.
-template <class E>
-Index gathered_bytes(const E& expert) {
-  Index bytes = 0;
-  visit_all(detail::CountBytes{bytes}, expert);
-  return bytes;
-}
-/// Bytes of a gradient, as a reduction sends it: of what is learned.
-template <class E>
-Index reduced_bytes(const E& gradient) {
-  Index bytes = 0;
-  visit(detail::CountBytes{bytes}, gradient);
-  return bytes;
-}
 
 /// SparseAllGather and SparseReduceScatter: what owners have of their experts goes to the other holders of a placement,
 /// and what holders have comes back as sums. Each is one exchange, that of the other the other way round, and the two
@@ -154,8 +65,7 @@ class SparseExchange {
   }
   /// Waits, and adds to sum(e) -> E&, for all experts that this rank owns, the gradients of all holders, which are
   /// summed in the order of ranks: g_0 + g_1 + ..., that of this rank, held(e) -> const E&, in its place. The same bits
-  /// whenever they come. Where nobody else holds e and held(e) is sum(e) itself, it stays as it is. Throws as
-  /// finish_gather().
+  /// whenever they come. Where held(e) is sum(e) itself, it becomes the sum. Throws as finish_gather().
   template <class Held, class Sum>
   void finish_reduce(const Held& held, const Sum& sum) {
     constexpr const char* kFunction = "moe::mpi::SparseExchange::finish_reduce";
@@ -174,14 +84,15 @@ class SparseExchange {
       from += bytes_;
     });
     for (const Index e : placement_.owned_by(rank_)) {
-      if (placement_.holders(e).size() == 1 && &held(e) == &sum(e)) continue;
+      const bool is_itself = &std::as_const(held(e)) == &std::as_const(sum(e));
+      if (is_itself && placement_.holders(e).size() == 1) continue;
       std::byte* to = own_.data();
       visit(detail::WriteBytes{to}, held(e));
       auto& blocks = blocks_[static_cast<std::size_t>(e)];
       const auto before = std::ranges::lower_bound(placement_.holders(e), rank_) - placement_.holders(e).begin();
       blocks.insert(blocks.begin() + before, own_.data());
       Index at = 0;
-      visit(detail::AddBlocks{blocks, at}, sum(e));
+      visit(detail::SumBlocks{blocks, at, !is_itself}, sum(e));
     }
   }
 
