@@ -368,20 +368,21 @@ struct FullyShardedCases {
     const auto stamp = moe::mpi::all_gather<std::int64_t>(ranks, std::span(&own, 1))[0];
     const auto path = std::filesystem::temp_directory_path() /
                       ("moe_fully_sharded_" + std::to_string(stamp) + "_" + std::to_string(ranks.size()));
-    moe::mpi::save_parameters(path, part.layer);
+    moe::mpi::save_parameters(ranks, path, part.layer);
     typename Whole::Layer loaded = moe::zeros_like(whole.layer);
     moe::load_parameters(path, loaded);
     expect(difference(loaded, whole.layer) == 0, "the file holds another layer");
     typename Part::Layer other = moe::zeros_like(part.layer);
     other.mixture().experts().reshard(Placement(std::vector<Index>(8, ranks.size() - 1), ranks.size()));
-    moe::mpi::load_parameters(path, other);
+    moe::mpi::load_parameters(ranks, path, other);
     expect(difference(*other.mixture().experts().gathered(), whole.layer.experts()) == 0, "loaded another layer");
     // What one rank cannot load no rank has.
     WholeLayer<moe::F32> narrow(8);
     PartOfLayer<moe::F32, C> narrow_part(ranks, narrow, Placement::contiguous(8, ranks.size()), {});
     const bool refuses = ranks.rank() == 0;
     expect_throws<std::runtime_error>(refuses ? "" : "rank 0 cannot load what it has", [&] {
-      moe::mpi::load_parameters(path, narrow_part.layer, refuses ? moe::Narrowing::Refuse : moe::Narrowing::Allow);
+      moe::mpi::load_parameters(ranks, path, narrow_part.layer,
+                                refuses ? moe::Narrowing::Refuse : moe::Narrowing::Allow);
     });
     expect(difference(narrow_part.layer.router(), narrow.layer.router()) == 0, "a router has been loaded");
     expect(difference(*narrow_part.experts().gathered(), narrow.layer.experts()) == 0, "experts have been loaded");

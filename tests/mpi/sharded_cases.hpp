@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "moe/expert/concatenated.hpp"
+#include "moe/expert/gated_expert.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/gate/top_k.hpp"
@@ -64,6 +65,31 @@ struct Drawing {
   static void visit(F&& f, Self&... self) {
     f("scale", self.scale...);
   }
+};
+
+/// Names of files that all ranks have alike, and which go with the object of rank 0.
+template <class C>
+class TemporaryFiles {
+ public:
+  TemporaryFiles(const C& ranks, const std::vector<std::string>& names) : names_(names), is_first_(ranks.rank() == 0) {
+    std::vector<std::int64_t> number = {is_first_ ? static_cast<std::int64_t>(std::random_device{}()) : 0};
+    moe::mpi::all_reduce<std::int64_t>(ranks, number);
+    path_ = (std::filesystem::temp_directory_path() / ("moe_test_ranks_" + std::to_string(number[0]))).string() + "_";
+  }
+  ~TemporaryFiles() {
+    std::error_code ignored;
+    for (const std::string& name : names_)
+      if (is_first_) std::filesystem::remove(path_ + name, ignored);
+  }
+  TemporaryFiles(const TemporaryFiles&) = delete;
+  TemporaryFiles& operator=(const TemporaryFiles&) = delete;
+
+  std::string operator[](const std::string& name) const { return path_ + name; }
+
+ private:
+  std::vector<std::string> names_;
+  bool is_first_;
+  std::string path_;
 };
 
 template <class C>
@@ -172,15 +198,15 @@ struct ShardedCases {
                       expected.dweight[static_cast<std::size_t>(batch.first() * k + a)]) <= tolerance,
              "dL/dweight of choice ", a);
 
-    if (sharded.placement().slices() == 1) {
-      const double norm = moe::gradient_norm(expected_gradient);
-      moe::RoutedExperts<Sharded> clipped = gradient;
-      moe::mpi::all_reduce_gradient(ranks, clipped);
-      const double found = moe::mpi::clip_by_norm(ranks, clipped, norm / 4);
-      expect(std::abs(found - norm) <= 1e-12 * norm, "the norm is ", found, ", expected ", norm);
-      const double after = moe::mpi::clip_by_norm(ranks, clipped, norm);
-      expect(std::abs(after - norm / 4) <= 1e-12 * norm, "clipped to ", after, ", expected ", norm / 4);
-    }
+    // A sum of 8 * 300 squares in another order: 2400 eps = 5.3e-13, as is that of gradients that differ by
+    // `tolerance`.
+    const double norm = moe::gradient_norm(expected_gradient);
+    moe::RoutedExperts<Sharded> clipped = gradient;
+    moe::mpi::all_reduce_gradient(ranks, clipped);
+    const double found = moe::mpi::clip_by_norm(ranks, clipped, norm / 4);
+    expect(std::abs(found - norm) <= 1e-12 * norm, "the norm is ", found, ", expected ", norm);
+    const double after = moe::mpi::clip_by_norm(ranks, clipped, norm);
+    expect(std::abs(after - norm / 4) <= 1e-12 * norm, "clipped to ", after, ", expected ", norm / 4);
     moe::RoutedExperts<Sharded> alone = zeros_like(mixture);
     typename moe::RoutedExperts<Sharded>::Tape tape;
     moe::Matrix<double> out(batch.count(), kOutputs);
@@ -191,36 +217,16 @@ struct ShardedCases {
 
     const bool has_copies = sharded.placement().copies() > 0;
     const auto held = sharded.held();
-    if (sharded.placement().slices() > 1) {
-      compare_slices(sharded, gradient.experts(), expected_gradient.experts(), tolerance);
-      const bool has_bias = whole[0].down_bias().outputs() > 0;
-      expect(sharded.slices_are_apart() == !has_bias, "slices with an output bias have it in common");
-      if (has_bias)
-        expect_throws<std::invalid_argument>("parameters in common",
-                                             [&] { moe::mpi::all_reduce_gradient(ranks, gradient); });
-      else
-        moe::mpi::all_reduce_gradient(ranks, gradient);
-      return;
-    }
     moe::mpi::all_reduce_gradient(ranks, gradient);
     for (std::size_t l = 0; l < held.size(); ++l) {
+      const auto& of_whole = expected_gradient.experts()[held[l]];
+      const moe::mpi::detail::SliceMap* const map = sharded.slice_map();
       const Eigen::VectorXd of_expert = flat(gradient.experts().shard()[static_cast<Index>(l)]),
-                            expected_of = flat(expected_gradient.experts()[held[l]]);
+                            expected_of =
+                                flat(map == nullptr ? of_whole : map->part_of(of_whole, sharded.placement().slices()));
       // Of copies each has summed its own rows first: eps times the sum of up to kTokens * k magnitudes of about 1.
       expect_same("the gradient of expert " + std::to_string(held[l]), of_expert, expected_of,
                   has_copies ? 1e-12 : tolerance);
-    }
-  }
-
-  /// A slice has the gradient of its hidden units, and that of the whole output bias, of which split() makes a share.
-  static void compare_slices(const Sharded& sharded, const Sharded& gradient, const Pool& expected, double tolerance) {
-    const Index slices = sharded.placement().slices(), rank = sharded.ranks().rank();
-    const auto held = sharded.held();
-    for (std::size_t l = 0; l < held.size(); ++l) {
-      auto part = expected[held[l]].split(slices)[static_cast<std::size_t>(sharded.placement().slice_of(rank))];
-      for (double& value : part.down_bias().span()) value *= static_cast<double>(slices);
-      expect_same("the gradient of a slice of expert " + std::to_string(held[l]),
-                  flat(gradient.shard()[static_cast<Index>(l)]), flat(part), tolerance);
     }
   }
 
@@ -246,17 +252,17 @@ struct ShardedCases {
       }
   }
 
+  /// Outputs of slices are sums of kHidden + 1 numbers in another order, gradients those of kTokens products with them:
+  /// (41 + 14) eps times sums of magnitudes, of which none exceeds 50.
+  static constexpr double kSumsInParts = 1e-12;
+
   /// More ranks than experts, where each has some of the hidden units: equal but for the order of sums.
   static void slices_compute_the_expert(const C& ranks) {
     for (Index slices = 1; slices <= ranks.size(); slices *= 2) {
       const Index experts = ranks.size() / slices;  // one per group of ranks
       const Pool whole = pool(experts);
       compare(ranks, Sharded::of(whole, ranks, {.slices = slices, .waves = 2}), whole, 1, Choices::Random,
-              slices == 1 ? 0 : 1e-12);
-      Pool without_bias =
-          Pool::random(experts, {.input = kInputs, .hidden = kHidden, .output = kOutputs}, 4, moe::Bias::Off);
-      compare(ranks, Sharded::of(without_bias, ranks, {.slices = slices}), without_bias, 1, Choices::Random,
-              slices == 1 ? 0 : 1e-12);
+              slices == 1 ? 0 : kSumsInParts);
     }
     if (ranks.size() > 1)
       expect_throws<std::invalid_argument>("expected at least one expert for every 1 ranks: more slices",
@@ -534,39 +540,115 @@ struct ShardedCases {
                                          [&] { layer.forward(batch.tokens, out, workspace); });
   }
 
+  /// Experts behind gates, in slices: the output bias is with the first slice alone, gates are with each. 5 steps of
+  /// AdamW, whose epsilon is 1, so that a step is off by no more than the rate times what gradients are: 0.01 * 5
+  /// kSumsInParts * 10 for what weights do to them in between.
+  static void slices_train_and_are_saved(const C& ranks) {
+    using Gated = moe::GatedExpert<moe::BasicMlp<moe::F64>, moe::F64>;
+    using GatedPool = moe::ExpertPool<Gated>;
+    using Slices = moe::mpi::ShardedExperts<GatedPool, C>;
+    using Router = moe::BasicLinearRouter<moe::F64>;
+    using OfSlices = moe::MoeLayer<Router, moe::TopKGate, Slices>;
+    using Whole = moe::MoeLayer<Router, moe::TopKGate, GatedPool>;
+    const Batch batch{ranks.rank(), ranks.size()};
+    constexpr Index kExperts = 3;
+    const Pool ungated = pool(kExperts);
+    std::vector<Gated> experts;
+    for (Index e = 0; e < kExperts; ++e)
+      experts.emplace_back(ungated[e], moe::BasicLinear<moe::F64>::random(1, kInputs, 31 + e));
+    const GatedPool gated(std::move(experts));
+    const auto slices_on = [](const C& of) { return of.size() < 4 ? of.size() : of.size() / 2; };
+    const Router router = Router::random(kExperts, kInputs, 21);
+    Whole whole(router, {.k = 2}, gated);
+    OfSlices layer(router, {.k = 2}, Slices::of(gated, ranks, {.slices = slices_on(ranks)}));
+    const moe::AdamW adam{.epsilon = 1};
+    moe::AdamW::State<Whole> whole_state(whole);
+    moe::AdamW::State<OfSlices> state(layer);
+    for (int n = 0; n < 5; ++n) {
+      Whole whole_gradient = zeros_like(whole);
+      OfSlices gradient = zeros_like(layer);
+      pass(whole, batch.tokens, batch.dout, whole_gradient);
+      pass<OfSlices>(layer, batch.own(batch.tokens), batch.own(batch.dout), gradient);
+      moe::mpi::all_reduce_gradient(ranks, gradient);
+      adam.step(whole, whole_gradient, whole_state, 0.01);
+      adam.step(layer, gradient, state, 0.01);
+    }
+    const TemporaryFiles files(ranks, {"layer", "moments", "again"});
+    moe::mpi::save_parameters(ranks, files["layer"], layer);
+    moe::mpi::save_parameters(ranks, files["moments"], state);
+    Whole loaded = zeros_like(whole);
+    moe::AdamW::State<Whole> loaded_state(whole);
+    moe::load_parameters(files["layer"], loaded);
+    moe::load_parameters(files["moments"], loaded_state);
+    expect_same("the layer", flat(loaded), flat(whole), kSumsInParts);
+    expect_same("the moments", flat(loaded_state), flat(whole_state), kSumsInParts);
+    expect((flat(loaded) - flat(Whole(router, {.k = 2}, gated))).cwiseAbs().maxCoeff() > 1e-3, "nothing was learned");
+    // By half of the ranks: they have the same numbers in other slices, and their file is the same.
+    const C half = ranks.split(ranks.rank() % 2, ranks.rank());
+    OfSlices other(Router(kExperts, kInputs), {.k = 2}, Slices::of(gated, half, {.slices = slices_on(half)}));
+    moe::mpi::load_parameters(half, files["layer"], other);
+    if (ranks.rank() % 2 == 0) moe::mpi::save_parameters(half, files["again"], other);
+    moe::mpi::barrier(ranks);
+    expect(read_bytes(files["again"]) == read_bytes(files["layer"]), "other ranks save another file");
+    moe::mpi::barrier(ranks);
+    moe::AdamW::State<OfSlices> other_state(other);
+    moe::mpi::load_parameters(half, files["moments"], other_state);
+    if (ranks.rank() % 2 == 0) moe::mpi::save_parameters(half, files["again"], other_state);
+    moe::mpi::barrier(ranks);
+    expect(read_bytes(files["again"]) == read_bytes(files["moments"]), "other ranks save other moments");
+    for (const Index e : layer.experts().held()) {  // every slice has stayed alike
+      std::vector<double> least = values_of(std::as_const(layer).experts().held(e).gate().weight()), most = least;
+      if (ranks.size() == 1) continue;
+      moe::mpi::all_reduce<double>(*layer.experts().slice_ranks(), least, moe::mpi::Reduction::Least);
+      moe::mpi::all_reduce<double>(*layer.experts().slice_ranks(), most, moe::mpi::Reduction::Most);
+      expect(least == most, "gates have gone apart");
+    }
+    moe::mpi::barrier(ranks);
+  }
+
   /// Files of a layer over ranks are those of the whole layer, and are read by another number of ranks.
   static void files_are_those_of_the_whole(const C& ranks) {
-    std::vector<std::int64_t> name = {ranks.rank() == 0 ? static_cast<std::int64_t>(std::random_device{}()) : 0};
-    moe::mpi::all_reduce<std::int64_t>(ranks, name);
-    const auto path = std::filesystem::temp_directory_path() / ("moe_test_ranks_" + std::to_string(name[0]));
-    const std::string saved = path.string() + "_saved", whole_file = path.string() + "_whole",
-                      more = path.string() + "_more";
+    const TemporaryFiles files(ranks, {"saved", "whole", "more", "moments", "whole_moments"});
     const auto router = moe::BasicLinearRouter<moe::F64>::random(11, kInputs, 21);
     const WholeLayer whole(router, {.k = 2}, pool(11));
     const Layer layer(router, {.k = 2}, Sharded::of(pool(11), ranks));
+    // Moments of a step whose gradient is the layer.
+    moe::AdamW::State<WholeLayer> whole_state(whole);
+    moe::AdamW::State<Layer> state(layer);
+    WholeLayer whole_after = whole;
+    Layer after = layer;
+    moe::AdamW{}.step(whole_after, whole, whole_state, 0.1);
+    moe::AdamW{}.step(after, layer, state, 0.1);
     if (ranks.rank() == 0) {
-      moe::save_parameters(whole_file, whole);
-      moe::save_parameters(more, Named{whole});
+      moe::save_parameters(files["whole"], whole);
+      moe::save_parameters(files["whole_moments"], whole_state);
+      moe::save_parameters(files["more"], Named{whole});
     }
-    moe::mpi::save_parameters(saved, layer);
-    expect(read_bytes(saved) == read_bytes(whole_file), "the file is not that of the whole layer");
+    moe::mpi::save_parameters(ranks, files["saved"], layer);
+    moe::mpi::save_parameters(ranks, files["moments"], state);
+    expect(read_bytes(files["saved"]) == read_bytes(files["whole"]), "the file is not that of the whole layer");
+    expect(read_bytes(files["moments"]) == read_bytes(files["whole_moments"]), "nor is that of the moments");
     const C half = ranks.split(ranks.rank() % 2, ranks.rank());
     Layer other(moe::BasicLinearRouter<moe::F64>(11, kInputs), {.k = 2}, Sharded::of(pool(11, 99), half));
-    moe::mpi::load_parameters(whole_file, other);
+    moe::AdamW::State<Layer> other_state(other);
+    moe::mpi::load_parameters(half, files["whole"], other);
+    moe::mpi::load_parameters(half, files["moments"], other_state);
     expect_same("the router", flat(other.router()), flat(whole.router()), 0);
+    expect(other_state.update == 1, "another number of steps");
     const auto held = other.experts().held();
-    for (std::size_t l = 0; l < held.size(); ++l)
-      expect_same("an expert", flat(other.experts().shard()[static_cast<Index>(l)]), flat(whole.experts()[held[l]]), 0);
+    for (const Index e : held) {
+      expect_same("an expert", flat(other.experts().held(e)), flat(whole.experts()[e]), 0);
+      expect_same("a moment", flat(other_state.second.experts().held(e)), flat(whole_state.second.experts()[e]), 0);
+    }
     const auto placement = moe::mpi::Placement::placed(
         moe::balance_experts(std::vector<double>(11, 1.0), {.places = 2 * 8 * 2, .ranks = ranks.size()}), ranks.size());
     const Layer copies(router, {.k = 2}, Sharded::placed(pool(11), placement, ranks));
-    moe::mpi::save_parameters(saved, copies);
-    expect(read_bytes(saved) == read_bytes(whole_file), "the file of copies is not that of the whole layer");
+    moe::mpi::save_parameters(ranks, files["saved"], copies);
+    expect(read_bytes(files["saved"]) == read_bytes(files["whole"]),
+           "the file of copies is not that of the whole layer");
     expect_throws<std::runtime_error>("tensor 'more' is a parameter of the layer on no rank",
-                                      [&] { moe::mpi::load_parameters(more, other); });
+                                      [&] { moe::mpi::load_parameters(half, files["more"], other); });
     moe::mpi::barrier(ranks);
-    if (ranks.rank() == 0)
-      for (const std::string& file : {saved, whole_file, more}) std::filesystem::remove(file);
   }
 
   static auto all() {
@@ -577,6 +659,7 @@ struct ShardedCases {
         {"waves have the bits of one", &waves_have_the_bits_of_one},
         {"hierarchical exchange has the bits of flat", &hierarchical_exchange_has_the_bits_of_flat},
         {"slices compute the expert", &slices_compute_the_expert},
+        {"slices train and are saved", &slices_train_and_are_saved},
         {"copies share the rows", &copies_share_the_rows},
         {"steps travel with rows", &steps_travel_with_rows},
         {"disagreement is refused on all", &disagreement_is_refused_on_all},

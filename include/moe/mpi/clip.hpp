@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <string>
 #include <string_view>
 #include <type_traits>
 #include <vector>
@@ -12,6 +13,19 @@
 namespace moe::inline MOE_ABI::mpi {
 
 namespace detail {
+
+/// Adds up the squares of a slice of an expert; what all slices have counts with the first one.
+struct OfSlice {
+  const SliceMap* map;
+  double& sum;
+
+  template <class Leaf>
+  void operator()(const std::string& name, const Leaf& leaf) const {
+    if (map != nullptr && map->slice() != 0 && map->kind(name) == SliceKind::Alike) return;
+    const auto values = parameter_span(leaf);
+    sum += moe::detail::sum_of_squares(values.data(), std::ssize(values));
+  }
+};
 
 /// Adds up the squares of what every rank has alike, and apart from them those of the experts that this rank is the
 /// first to hold.
@@ -32,7 +46,10 @@ struct SumSquares {
     if constexpr (requires { set.held(Index{}); }) {
       const Index rank = set.ranks().rank();
       for (const Index e : set.held())
-        if (set.placement().slices() > 1 || set.placement().owner(e) == rank) moe::visit(of_expert, set.held(e));
+        if (set.placement().slices() > 1)
+          moe::visit(OfSlice{set.slice_map(), of_shards}, set.held(e));
+        else if (set.placement().owner(e) == rank)
+          moe::visit(of_expert, set.held(e));
     } else {
       moe::visit(of_expert, set.shard());
     }

@@ -267,7 +267,7 @@ class FullyShardedExperts {
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     if constexpr (detail::kSkipsShards<std::remove_cvref_t<F>>)
-      f.shards(first, rest...);
+      moe::detail::visitor_of(f).shards(first, rest...);
     else
       moe::visit(f, first.shard_, rest.shard_...);
   }
@@ -440,13 +440,6 @@ class FullyShardedExperts {
 
 /// The gradient of a shard is whole after backward: nothing to do, see all_reduce_gradient().
 template <class E, Communicator C>
-void sum_copies(FullyShardedExperts<E, C>&) {}
-
-/// All experts on rank 0, and nothing on the others: what save_parameters() of a layer over ranks makes its file of.
-/// Collective.
-template <class E, Communicator C>
-std::optional<ExpertPool<E>> gather_experts(const FullyShardedExperts<E, C>& sharded) {
-  return sharded.gathered(0);
-}
+void sum_shards(FullyShardedExperts<E, C>&) {}
 
 }  // namespace moe::inline MOE_ABI::mpi

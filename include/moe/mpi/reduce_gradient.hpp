@@ -3,8 +3,10 @@
 
 #include <algorithm>
 #include <span>
+#include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "moe/core/visit.hpp"
@@ -48,17 +50,57 @@ void all_reduce_leaves(const C& ranks, Gradient& gradient) {
 
 }  // namespace detail
 
+namespace detail {
+
+/// What every slice of an expert has of a gradient.
+struct CollectAlike {
+  const SliceMap& map;
+  std::vector<double>& values;
+
+  template <class Leaf>
+  void operator()(const std::string& name, const Leaf& leaf) const {
+    if (map.kind(name) != SliceKind::Alike) return;
+    const auto own = parameter_span(leaf);
+    values.insert(values.end(), own.begin(), own.end());
+  }
+};
+/// The sums of it; and nothing of what the first slice has alone.
+struct PutAlike {
+  const SliceMap& map;
+  std::vector<double>::const_iterator& from;
+
+  template <class Leaf>
+  void operator()(const std::string& name, Leaf& leaf) const {
+    const SliceKind kind = map.kind(name);
+    for (auto& value : parameter_span(leaf)) {
+      using S = std::remove_cvref_t<decltype(value)>;
+      if (kind == SliceKind::Alike) value = static_cast<S>(*from++);
+      if (kind == SliceKind::OnFirst && map.slice() != 0) value = S{0};
+    }
+  }
+};
+
+}  // namespace detail
+
 /// Gives every copy of an expert the sum of the gradients of all its copies, in the order of the ranks that hold them,
-/// so that copies that were equal stay so; nothing to do without copies. Collective. Throws std::invalid_argument for
-/// experts that are not of one size, and slices with parameters in common, see ShardedExperts::slices_are_apart().
+/// so that copies that were equal stay so, and likewise every slice that of what all slices have. Nothing to do for
+/// experts that are whole and on one rank each. Collective. Throws std::invalid_argument for copies that are not of one
+/// size, and slices that ShardedExperts::of() has not cut.
 template <class X, Communicator C>
-void sum_copies(ShardedExperts<X, C>& gradient) {
+void sum_shards(ShardedExperts<X, C>& gradient) {
   const Placement& placement = gradient.placement();
-  if (!gradient.slices_are_apart())
-    fail("moe::mpi::all_reduce_gradient: ", placement.slices(),
-         " slices of experts that have parameters in common (output biases, gates), expected experts without, or whole "
-         "ones to be trained");
   if constexpr (detail::IndexedSet<X>) {
+    if (placement.slices() > 1) {
+      if (gradient.slice_map() == nullptr)
+        fail("moe::mpi::all_reduce_gradient: ", placement.slices(),
+             " slices that ShardedExperts::of() has not cut, expected those of of()");
+      std::vector<double> values;
+      for (const Index e : gradient.held())
+        moe::visit(detail::CollectAlike{*gradient.slice_map(), values}, std::as_const(gradient).held(e));
+      all_reduce<double>(*gradient.slice_ranks(), values);
+      auto from = values.cbegin();
+      for (const Index e : gradient.held()) moe::visit(detail::PutAlike{*gradient.slice_map(), from}, gradient.held(e));
+    }
     if (placement.copies() == 0) return;
     const auto held = [&](Index e) -> auto& { return gradient.held(e); };
     const auto& first = gradient.shard()[0];
@@ -70,7 +112,7 @@ void sum_copies(ShardedExperts<X, C>& gradient) {
 
 namespace detail {
 
-struct SumCopies {
+struct SumShards {
   static constexpr bool kSkipsShards = true;
 
   void prefix(std::string_view) const {}
@@ -78,21 +120,21 @@ struct SumCopies {
   void operator()(std::string_view, Leaf&) const {}
   template <class Set>
   void shards(Set& gradient) const {
-    sum_copies(gradient);
+    sum_shards(gradient);
   }
 };
 
 }  // namespace detail
 
 /// What backward of a layer with sharded experts leaves to do before an optimiser may step: adds up over the ranks, in
-/// their order, the gradient of all that every rank has (routers, gates, branches, layers around), and that of copies
-/// of experts. Shards themselves are whole already. Collective. Losses are sums over all ranks then: where they are
-/// means, over the tokens of all. Throws std::invalid_argument for slices of experts that have parameters in common.
+/// their order, the gradient of all that every rank has (routers, gates, branches, layers around), that of copies of
+/// experts, and of what slices have in common. Shards themselves are whole already. Collective. Losses are sums over
+/// all ranks then: where they are means, over the tokens of all.
 template <Communicator C, class Gradient>
 void all_reduce_gradient(const C& ranks, Gradient& gradient) {
   detail::all_reduce_leaves<float>(ranks, gradient);
   detail::all_reduce_leaves<double>(ranks, gradient);
-  moe::visit(detail::SumCopies{}, gradient);
+  moe::visit(detail::SumShards{}, gradient);
 }
 
 }  // namespace moe::inline MOE_ABI::mpi

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -18,6 +20,7 @@
 #include "moe/kernel/combine.hpp"
 #include "moe/mpi/collectives.hpp"
 #include "moe/mpi/shard_rows.hpp"
+#include "moe/mpi/slice_map.hpp"
 
 // Long, as forward and backward of one class share every step of an exchange.
 namespace moe::inline MOE_ABI::mpi {
@@ -40,9 +43,14 @@ inline constexpr bool kSkipsShards = false;
 template <class F>
   requires requires { F::kSkipsShards; }
 inline constexpr bool kSkipsShards<F> = F::kSkipsShards;
+template <class F, moe::detail::Walked walked>
+inline constexpr bool kSkipsShards<moe::detail::Walk<F, walked>> = kSkipsShards<F>;
 
 template <class X>
 concept IndexedSet = requires(X& experts) { experts[Index{}]; };
+/// A set that can be made of slices of its experts.
+template <class X>
+concept SplitSet = IndexedSet<X> && requires(const X& experts) { X({experts[Index{}].split(Index{})[0]}); };
 
 /// Throws std::invalid_argument on all ranks if it does not hold on one.
 template <Communicator C>
@@ -90,15 +98,15 @@ struct LentOf<ExpertPool<E>> {
 /// size() is that of the whole, and so are routers and gates. Where the ranks' batches are one batch cut into
 /// consecutive parts, outputs and gradients of tokens have the bits that one process gives with all experts, and so do
 /// gradients of experts, each with the rank that holds it (not with slices, whose outputs are sums of parts, nor for
-/// copies, see all_reduce_gradient(), which what is no expert needs, too). Slices of experts with an output bias or
-/// gate, of which each has its share, are for inference: a step of an optimiser would move it once for each, and
-/// all_reduce_gradient() refuses them. Experts that draw random numbers, or look at ids, groups or keys, get them with
-/// the rows: give tokens their global_ids(). Collective: all ranks make the same calls, also without tokens, and a
-/// workspace with max_tokens is refused, as are gates that are not kPerToken, which would see the tokens of their rank
-/// alone. A rank that throws must tell the others, as run_ranks() does. A pass sends a header to each rank, and per row
-/// input_dim scalars there (and three numbers, unless experts are panel experts) and output_dim back; backward the same
-/// without header. Exchanges allocate in every pass. Immutable but for the communicator: one thread per rank. Lepikhin
-/// et al., "GShard" (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
+/// copies, see all_reduce_gradient(), which what is no expert needs, too). Of an expert in slices the first one has the
+/// output bias, the others zeros; a gate is with each, and all_reduce_gradient() sums up its gradients. Experts that
+/// draw random numbers, or look at ids, groups or keys, get them with the rows: give tokens their global_ids().
+/// Collective: all ranks make the same calls, also without tokens, and a workspace with max_tokens is refused, as are
+/// gates that are not kPerToken, which would see the tokens of their rank alone. A rank that throws must tell the
+/// others, as run_ranks() does. A pass sends a header to each rank, and per row input_dim scalars there (and three
+/// numbers, unless experts are panel experts) and output_dim back; backward the same without header. Exchanges allocate
+/// in every pass. Immutable but for the communicator: one thread per rank. Lepikhin et al., "GShard"
+/// (arXiv:2006.16668); DeepSpeed-MoE (arXiv:2201.05596).
 template <class X, Communicator C>
 class ShardedExperts {
   static_assert(ExpertSet<X>,
@@ -131,7 +139,9 @@ class ShardedExperts {
         placement_(std::move(placement)),
         held_(placement_.held_by(ranks.rank())),
         options_(options),
-        exchange_(checked(ranks), options.exchange, options.ranks_per_node) {}
+        exchange_(checked(ranks), options.exchange, options.ranks_per_node) {
+    if (placement_.slices() > 1) slice_ranks_ = ranks.split(ranks.rank() / placement_.slices(), ranks.rank());
+  }
 
   /// The shard of this rank out of all experts, which every rank has. Collective; throws as the constructor, and where
   /// there are fewer experts than ranks and no slices. Names and shapes of all parameters are compared; what is none,
@@ -155,10 +165,14 @@ class ShardedExperts {
       fail(kName, ": the placement is of ", placement.experts(), " experts, expected ", whole.size());
     require_same(ranks, kName, "a hash of the placement", placement.hash());
     require_filled(placement);
-    ShardedExperts sharded(shard_of(whole, placement, ranks.rank()), placement, ranks, options);
+    std::shared_ptr<const detail::SliceMap> map;
+    if constexpr (detail::SplitSet<X>)
+      if (placement.slices() > 1)
+        map = std::make_shared<detail::SliceMap>(whole[0], placement.slices(), placement.slice_of(ranks.rank()));
+    ShardedExperts sharded(shard_of(whole, placement, ranks.rank(), map.get()), placement, ranks, options);
     require_same(ranks, kName, "a hash of the parameters' shapes",
                  static_cast<std::int64_t>(moe::detail::Fingerprint::of(whole)));
-    sharded.slices_are_apart_ = options.slices == 1 || are_apart(whole, options.slices);
+    sharded.slice_map_ = std::move(map);
     return sharded;
   }
 
@@ -169,9 +183,10 @@ class ShardedExperts {
   const C& ranks() const { return exchange_.ranks(); }
   const Placement& placement() const { return placement_; }
   const ShardOptions& options() const { return options_; }
-  /// Whether a step of an optimiser on each rank is one of the experts: not where slices of an expert have a share each
-  /// of one parameter, nor where they are not of of(), which has seen the expert.
-  bool slices_are_apart() const { return slices_are_apart_; }
+  /// What the slices of this rank have of their experts, none where experts are whole or of() has not cut them; and the
+  /// ranks that have the other slices, if there are some.
+  const detail::SliceMap* slice_map() const { return slice_map_.get(); }
+  const std::optional<C>& slice_ranks() const { return slice_ranks_; }
   /// The experts that this rank holds, and their numbers in the layer, ascending.
   X& shard() { return shard_; }
   const X& shard() const { return shard_; }
@@ -254,7 +269,7 @@ class ShardedExperts {
   template <class F, class First, class... Rest>
   static void visit(F&& f, First& first, Rest&... rest) {
     if constexpr (detail::kSkipsShards<std::remove_cvref_t<F>>) {
-      f.shards(first, rest...);
+      moe::detail::visitor_of(f).shards(first, rest...);
     } else if constexpr (detail::IndexedSet<X>) {
       for (Index l = 0; l < std::ssize(first.held_); ++l) {
         std::string name = std::to_string(first.held_[static_cast<std::size_t>(l)]);
@@ -276,31 +291,16 @@ class ShardedExperts {
     Scratch experts;  ///< apart: among them may be another such set
   };
 
-  static X shard_of(const X& whole, const Placement& placement, Index rank) {
+  static X shard_of(const X& whole, const Placement& placement, Index rank, const detail::SliceMap* map) {
     const std::vector<Index> ids = placement.held_by(rank);
     if (placement.slices() == 1) return whole.take(ids);
-    if constexpr (requires { X({whole[0].split(Index{})[0]}); }) {
-      auto parts = whole[0].split(placement.slices());
-      parts.clear();
-      for (const Index e : ids)
-        parts.push_back(
-            std::move(whole[e].split(placement.slices())[static_cast<std::size_t>(placement.slice_of(rank))]));
+    if constexpr (detail::SplitSet<X>) {
+      std::vector<std::remove_cvref_t<decltype(whole[0])>> parts;
+      for (const Index e : ids) parts.push_back(map->part_of(whole[e], placement.slices()));
       return X(std::move(parts));
     } else {
       fail(kName, ": slices = ", placement.slices(), ", expected 1 of experts that cannot be split (see SplitsExpert)");
     }
-  }
-
-  /// Whether every parameter of the experts is in one slice alone.
-  static bool are_apart(const X& whole, Index slices) {
-    if constexpr (requires { X({whole[0].split(Index{})[0]}); }) {
-      for (Index e = 0; e < whole.size(); ++e) {
-        Index of_parts = 0;
-        for (const auto& part : whole[e].split(slices)) of_parts += num_parameters(part);
-        if (of_parts != num_parameters(whole[e])) return false;
-      }
-    }
-    return true;
   }
 
   /// Throws std::invalid_argument where a rank has no expert.
@@ -428,7 +428,8 @@ class ShardedExperts {
   std::vector<Index> held_;
   ShardOptions options_;
   RowExchange<C> exchange_;
-  bool slices_are_apart_ = options_.slices == 1;
+  std::shared_ptr<const detail::SliceMap> slice_map_;
+  std::optional<C> slice_ranks_;
 };
 
 }  // namespace moe::inline MOE_ABI::mpi

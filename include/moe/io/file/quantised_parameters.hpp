@@ -57,7 +57,8 @@ inline std::map<std::string, TensorInfo> tensors_of(const std::string& name, Ind
   return result;
 }
 
-inline void write_quantised(SafetensorsWriter& writer, const std::string& name, const PanelMatrix<Quantised>& weights) {
+template <class Writer>
+void write_quantised(Writer& writer, const std::string& name, const PanelMatrix<Quantised>& weights) {
   const WeightFormat format = weights.format();
   const std::array<std::int64_t, 7> numbers{weights.outputs(),
                                             weights.inputs(),
