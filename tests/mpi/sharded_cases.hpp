@@ -12,7 +12,9 @@
 #include <vector>
 
 #include "moe/expert/concatenated.hpp"
+#include "moe/expert/frozen.hpp"
 #include "moe/expert/gated_expert.hpp"
+#include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/expert/pool.hpp"
 #include "moe/gate/top_k.hpp"
@@ -224,7 +226,7 @@ struct ShardedCases {
       const Eigen::VectorXd of_expert = flat(gradient.experts().shard()[static_cast<Index>(l)]),
                             expected_of =
                                 flat(map == nullptr ? of_whole : map->part_of(of_whole, sharded.placement().slices()));
-      // Of copies each has summed its own rows first: eps times the sum of up to kTokens * k magnitudes of about 1.
+      // Of copies each has summed its own rows first, of 82 on 8 experts: 20 eps times 20 magnitudes of at most 10.
       expect_same("the gradient of expert " + std::to_string(held[l]), of_expert, expected_of,
                   has_copies ? 1e-12 : tolerance);
     }
@@ -252,8 +254,45 @@ struct ShardedCases {
       }
   }
 
-  /// Outputs of slices are sums of kHidden + 1 numbers in another order, gradients those of kTokens products with them:
-  /// (41 + 14) eps times sums of magnitudes, of which none exceeds 50.
+  /// Glu in float, whose rows are wider than its outputs; frozen ones have the same gradients of tokens.
+  static void glu_in_float(const C& ranks) {
+    using Glus = moe::ExpertPool<moe::Glu>;
+    const Glus glus = Glus::random(11, {.input = kInputs, .hidden = kHidden, .output = kOutputs}, 8);
+    const Batch batch{ranks.rank(), ranks.size()};
+    const moe::Matrix<float> tokens = batch.tokens.template cast<float>(), dout = batch.dout.template cast<float>();
+    const std::vector<Index> ids = choices(11, 2, Choices::Random);
+    const auto run_pass = [&](const auto& mixture, auto& gradient, Index first, Index count) {
+      const std::vector<float> weights(static_cast<std::size_t>(2 * count), 0.5f);
+      const auto chosen = moe::Routing<float>::from(
+          count, std::vector<Index>(ids.begin() + 2 * first, ids.begin() + 2 * (first + count)), weights, 11);
+      moe::Matrix<float> out(count, kOutputs), dtokens(count, kInputs);
+      std::vector<float> dweight(weights.size());
+      typename std::remove_cvref_t<decltype(mixture)>::Tape tape;
+      mixture.forward(tokens.middleRows(first, count), chosen, moe::Step{}, out, tape);
+      mixture.backward(tokens.middleRows(first, count), chosen, moe::Step{}, tape, dout.middleRows(first, count),
+                       gradient, dweight, dtokens);
+      return std::pair(out, dtokens);
+    };
+    const moe::RoutedExperts whole(glus);
+    auto whole_gradient = zeros_like(whole);
+    const auto [expected, expected_dtokens] = run_pass(whole, whole_gradient, 0, kTokens);
+    const auto sharded = moe::mpi::ShardedExperts<Glus, C>::of(glus, ranks, {.waves = 2});
+    const moe::RoutedExperts mixture(sharded);
+    auto gradient = zeros_like(mixture);
+    const auto [out, dtokens] = run_pass(mixture, gradient, batch.first(), batch.count());
+    expect(same_bits(out, expected.middleRows(batch.first(), batch.count())), "the output differs");
+    expect(same_bits(dtokens, expected_dtokens.middleRows(batch.first(), batch.count())), "dL/dtokens differs");
+    for (const Index e : sharded.held())
+      expect_same("the gradient of expert " + std::to_string(e), flat(gradient.experts().held(e)),
+                  flat(whole_gradient.experts()[e]), 0);
+    const moe::RoutedExperts frozen{moe::Frozen(sharded)};
+    auto none = zeros_like(frozen);
+    const auto of_frozen = run_pass(frozen, none, batch.first(), batch.count());
+    expect(same_bits(of_frozen.second, dtokens), "dL/dtokens of frozen experts differs");
+  }
+
+  /// Outputs of slices are sums of kHidden + 1 numbers in another order: 14 eps times 14 magnitudes of at most 10,
+  /// 4.4e-13. Gradients are those of kTokens products: 41 eps times sums of magnitudes of at most 100, 9.1e-13.
   static constexpr double kSumsInParts = 1e-12;
 
   /// More ranks than experts, where each has some of the hidden units: equal but for the order of sums.
@@ -334,6 +373,14 @@ struct ShardedCases {
     const auto [out, dtokens] = run_pass(mixture, step, batch.first(), batch.count(), gradient);
     expect(same_bits(out, expected.middleRows(batch.first(), batch.count())), "other numbers are drawn");
     expect(same_bits(dtokens, expected_dtokens.middleRows(batch.first(), batch.count())), "dL/dtokens differs");
+    moe::mpi::all_reduce_gradient(ranks, gradient);
+    const auto& of_first = gradient.experts().template set<0>();
+    for (const Index e : of_first.held()) {
+      const double scale = expected_gradient.experts().template set<0>()[e].scale;
+      // Copies have summed their own rows first: up to 82 * 6 products of at most 50, in float or double.
+      expect(std::abs(of_first.held(e).scale - scale) <= 492 * 50 * 2.3e-16 * 492, "the gradient of copy ", e,
+             " differs");
+    }
     const auto& of_second = gradient.experts().template set<1>();
     const auto held = of_second.held();
     for (std::size_t l = 0; l < held.size(); ++l)
@@ -481,7 +528,10 @@ struct ShardedCases {
   }
 
   /// 20 steps of AdamW. The experts and the router end with the bits of one process that adds up the router's gradient
-  /// by parts of the batch, as ranks do; of one that does not they differ by rounding.
+  /// by parts of the batch, as ranks do; of one that does not they differ by rounding. The router's gradient is a sum
+  /// of 41 products, off by 41 eps times the sum of their magnitudes: by 1e-10 of itself where they cancel to 1e-4. A
+  /// step is off by the rate times that, 20 steps by 2e-11, and by more in the second half as gradients are those of
+  /// other parameters: a factor of 50 is left for it. Losses are sums of 41 * 7 squares, 287 eps = 6.4e-14.
   static void training_has_the_bits_of_one_process(const C& ranks) {
     const Batch batch{ranks.rank(), ranks.size()};
     const Index experts = 9;
@@ -658,6 +708,7 @@ struct ShardedCases {
         {"bits of one process", &bits_of_one_process},
         {"waves have the bits of one", &waves_have_the_bits_of_one},
         {"hierarchical exchange has the bits of flat", &hierarchical_exchange_has_the_bits_of_flat},
+        {"Glu in float", &glu_in_float},
         {"slices compute the expert", &slices_compute_the_expert},
         {"slices train and are saved", &slices_train_and_are_saved},
         {"copies share the rows", &copies_share_the_rows},
