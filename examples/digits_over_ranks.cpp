@@ -4,6 +4,10 @@
 // for an update. The same losses and accuracies come out. Ranks are processes under mpirun, else threads:
 //   digits_over_ranks [--ranks N] [--epochs N] [--plot FILE.svg] [--quick]
 //   mpirun -n 2 digits_over_ranks
+// With --predict it trains nothing, but says how long a step of larger experts takes on two ranks, and how long a model
+// of costs says it does that is fitted to exchanges and products alone:
+//   mpirun -n 2 digits_over_ranks --predict
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +24,7 @@
 #endif
 
 #include "digits/data.hpp"
+#include "systems/support/rank_times.hpp"
 
 namespace {
 
@@ -191,6 +196,31 @@ void run(const C& ranks, const char* kind, const Options& options, bool& same) {
   if (ranks.rank() == 0) same = report(histories, ranks.size(), kind, options);
 }
 
+/// Median of three times of fitting a model, and measuring a step of fully sharded experts, whose busiest has half of
+/// the tokens, without copies and with two.
+template <class C>
+void predict(const C& ranks) {
+  const systems::RankBench bench{.repeats = 7};
+  const std::vector<double> loads = {8, 3, 1, 1, 1, 1, 1, 1};
+  if (ranks.size() != 2) moe::fail("digits_over_ranks: --predict on ", ranks.size(), " ranks, expected 2");
+  if (ranks.rank() == 0)
+    std::printf("%-32s %12s %12s %22s\n", "2 ranks", "measured ms", "predicted ms", "predicted / measured");
+  for (const Index copies : {0, 2}) {
+    const auto placement = moe::mpi::materialise(moe::mpi::Placement::contiguous(8, 2), loads, {.ranks = 2},
+                                                 {.overlap = copies, .memory = copies});
+    std::vector<double> measured, predicted, ratios;
+    for (int run = 0; run < 3; ++run) {
+      predicted.push_back(bench.predict(bench.fit(ranks), loads, placement).total());
+      measured.push_back(bench.measure(ranks, loads, placement));
+      ratios.push_back(predicted.back() / measured.back());
+    }
+    for (auto* of : {&measured, &predicted, &ratios}) std::ranges::nth_element(*of, of->begin() + 1);
+    if (ranks.rank() == 0)
+      std::printf("%-32s %12.2f %12.2f %22.3f\n", copies == 0 ? "no copies (expert parallelism)" : "2 of 8 on both",
+                  1e3 * measured[1], 1e3 * predicted[1], ratios[1]);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -199,23 +229,26 @@ int main(int argc, char** argv) try {
 #endif
   CLI::App app("One mixture of experts, trained in one process and over ranks");
   Options options;
-  bool quick = false, same = true;
+  bool quick = false, predicts = false, same = true;
   app.add_option("--ranks", options.ranks, "threads, where this is not run by mpirun")->check(CLI::PositiveNumber);
   app.add_option("--epochs", options.epochs, "passes over the training rows")->check(CLI::PositiveNumber);
   app.add_option("--plot", options.plot, "write the picture to this file");
   app.add_flag("--quick", quick, "3 epochs");
+  app.add_flag("--predict", predicts, "measured and predicted times of a step instead, on two ranks");
   CLI11_PARSE(app, argc, argv);
   if (quick) options.epochs = 3;
 #ifdef MOE_EXAMPLE_MPI
   if (const Index size = moe::mpi::Mpi().size(); size > 1) {
-    moe::mpi::run_ranks(session, [&](const moe::mpi::Mpi& ranks) { run(ranks, "processes", options, same); });
+    moe::mpi::run_ranks(session, [&](const moe::mpi::Mpi& ranks) {
+      predicts ? predict(ranks) : run(ranks, "processes", options, same);
+    });
     return same ? 0 : 1;
   }
 #endif
   moe::mpi::run_ranks(options.ranks, [&](const moe::mpi::Threads& ranks) {
     moe::SerialExecutor serial;
     const moe::UseExecutor use(serial);
-    run(ranks, "threads", options, same);
+    predicts ? predict(ranks) : run(ranks, "threads", options, same);
   });
   return same ? 0 : 1;
 } catch (const std::exception& error) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Training steps of experts on two threads that are ranks behind a network that is made up, how long they take, and how
-// long a model of costs says they take that has been fitted to exchanges and products alone.
+// Training steps of experts on two ranks, how long they take, and how long a model of costs says they take that has
+// been fitted to exchanges and products alone. Ranks are processes, or threads behind a network that is made up.
 #pragma once
 
 #include <algorithm>
@@ -64,47 +64,52 @@ struct RankBench {
   }
 
   /// Median seconds of forward and backward on both ranks with experts as the placement has them.
+  template <class C>
+  double measure(const C& ranks, const std::vector<double>& loads, const moe::mpi::Placement& placement) const {
+    moe::mpi::FullyShardedExperts experts(ranks, pool, placement.shards());
+    experts.materialise(placement);
+    const moe::RoutedExperts mixture(std::move(experts));
+    auto gradient = moe::zeros_like(mixture);
+    return seconds(ranks, mixture, gradient, routing(loads, ranks.rank()));
+  }
   double measure(const std::vector<double>& loads, const moe::mpi::Placement& placement) const {
-    return on_ranks(network, [&](const moe::mpi::Threads& ranks) {
-      moe::mpi::FullyShardedExperts experts(ranks, pool, placement.shards());
-      experts.materialise(placement);
-      const moe::RoutedExperts mixture(std::move(experts));
-      auto gradient = moe::zeros_like(mixture);
-      return seconds(ranks, mixture, gradient, routing(loads, ranks.rank()));
-    });
+    return on_ranks(network, [&](const moe::mpi::Threads& ranks) { return this->measure(ranks, loads, placement); });
   }
 
-  /// Fitted to all-to-alls over the network, and to experts of which each rank has all, with few rows and with many.
-  moe::mpi::CostModel fit() const {
+  /// Fitted to all-to-alls, and to experts of which each rank has all, with few rows and with many.
+  template <class C>
+  moe::mpi::CostModel fit(const C& ranks) const {
     moe::mpi::CostModel model;
     const moe::Index sizes[] = {64, 4096, 65536, 262144, 1048576};
-    const auto exchange = [&](const moe::mpi::ThreadsOptions& of) {
-      std::vector<moe::mpi::Measured> measured;
-      moe::mpi::run_ranks(
-          kRanks,
-          [&](const moe::mpi::Threads& ranks) {
-            auto found = moe::mpi::measure_all_to_all(ranks, sizes, repeats);
-            if (ranks.rank() == 0) measured = std::move(found);
-          },
-          of);
-      return moe::mpi::fit_cost(measured);
-    };
-    model.between_nodes = exchange(network);
-    model.within_node = exchange({});
+    model.between_nodes = moe::mpi::fit_cost(moe::mpi::measure_all_to_all(ranks, sizes, repeats));
+    model.within_node = model.between_nodes;
     std::vector<moe::mpi::Measured> products;
     for (const moe::Index share : {8, 4, 2, 1}) {
       RankBench few = *this;
       few.tokens = tokens / share;
       const std::vector<double> even(kExperts, 1.0);
-      const double took = on_ranks({}, [&](const moe::mpi::Threads& ranks) {
-        const moe::RoutedExperts mixture(pool);
-        auto gradient = moe::zeros_like(mixture);
-        return few.seconds(ranks, mixture, gradient, few.routing(even, ranks.rank()));
-      });
-      products.push_back({1, static_cast<double>(few.tokens * kChoices) * work().row_operations, took});
+      const moe::RoutedExperts mixture(pool);
+      auto gradient = moe::zeros_like(mixture);
+      products.push_back({1, static_cast<double>(few.tokens * kChoices) * work().row_operations,
+                          few.seconds(ranks, mixture, gradient, few.routing(even, ranks.rank()))});
     }
     model.compute = moe::mpi::fit_cost(products);
     return model;
+  }
+  /// The same on threads: messages of ranks on different nodes go over the network.
+  moe::mpi::CostModel fit() const {
+    moe::mpi::CostModel model;
+    const auto fit_to = [&](const moe::mpi::ThreadsOptions& of, moe::mpi::CostModel& found) {
+      on_ranks(of, [&](const moe::mpi::Threads& ranks) {
+        const moe::mpi::CostModel own = this->fit(ranks);
+        if (ranks.rank() == 0) found = own;
+        return 0.0;
+      });
+    };
+    moe::mpi::CostModel without;
+    fit_to(network, model);
+    fit_to({}, without);
+    return {.within_node = without.within_node, .between_nodes = model.between_nodes, .compute = without.compute};
   }
   /// What the model says of measure(): ranks are nodes.
   moe::mpi::StepTime predict(const moe::mpi::CostModel& model, const std::vector<double>& loads,
@@ -129,9 +134,8 @@ struct RankBench {
     return result;
   }
   /// Of the slower rank.
-  template <class Mixture>
-  double seconds(const moe::mpi::Threads& ranks, const Mixture& mixture, Mixture& gradient,
-                 const moe::Routing<float>& routing) const {
+  template <class C, class Mixture>
+  double seconds(const C& ranks, const Mixture& mixture, Mixture& gradient, const moe::Routing<float>& routing) const {
     const moe::Matrix<float> in = moe::Matrix<float>::Constant(tokens, kDim, 0.1f);
     moe::Matrix<float> out(tokens, kDim), din(tokens, kDim);
     std::vector<float> dweight(static_cast<std::size_t>(routing.num_assignments()));
