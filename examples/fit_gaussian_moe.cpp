@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Fits a Gaussian mixture of experts to a table by maximum likelihood, with any of the library's gates.
-//   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g)" | --response Y --predictors A,B]
+//   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g)" | --response Y --predictors A,B] [--weights W]
 //                    [--experts K | --choose MOST] [--gate softmax|topk|temperature|activation] [--starts N] [--seed S]
 //                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
 //   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
@@ -162,6 +162,7 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--predictors", settings.choice.predictors, "A,factor(B): what explains; all others unless given")
       ->delimiter(',')
       ->excludes(formula);
+  app.add_option("--weights", settings.choice.weights, "column of frequency weights: a row counts as so many rows");
   auto* experts = app.add_option("--experts", settings.experts, "number of experts")
                       ->check(CLI::PositiveNumber)
                       ->capture_default_str();
@@ -199,7 +200,7 @@ void add_options(CLI::App& app, Settings& settings) {
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
   for (const char* of_a_fit :
-       {"--formula", "--response", "--predictors", "--experts", "--choose", "--gate", "--top-k",
+       {"--formula", "--response", "--predictors", "--weights", "--experts", "--choose", "--gate", "--top-k",
         "--select", "--activation", "--last-slope", "--starts", "--ridge", "--seed", "--save", "--json", "--plot"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }

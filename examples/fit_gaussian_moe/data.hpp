@@ -15,7 +15,7 @@ using moe::Index;
 
 /// What is explained by what: a formula, or names; and what is known of the table.
 struct Choice {
-  std::string formula, response;
+  std::string formula, response, weights;
   std::vector<std::string> predictors;
   moe::DataFileOptions file;
 };
@@ -46,10 +46,15 @@ inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& 
 
 /// The formula; else the response, which is the last column unless named, and what is named or all other columns.
 inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice) {
-  if (!choice.formula.empty()) return moe::parse_formula(choice.formula);
-  moe::Formula formula{.response = choice.response.empty() ? frame.columns.back().name : choice.response};
-  formula.rest = choice.predictors.empty();
-  for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name));
+  moe::Formula formula;
+  if (!choice.formula.empty()) {
+    formula = moe::parse_formula(choice.formula);
+  } else {
+    formula.response = choice.response.empty() ? frame.columns.back().name : choice.response;
+    formula.rest = choice.predictors.empty();
+    for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name));
+  }
+  formula.weights = choice.weights;
   return formula;
 }
 

@@ -47,7 +47,7 @@ void print_likelihood(const moe::SavedFit<Gate>& saved, const moe::DataFrame& fr
   if (rows.data.y.size() == 0) return;
   std::printf("log-likelihood per row %.6f of %td rows, in the fit %.6f\n",
               moe::log_likelihood(saved.model, rows.data) / static_cast<double>(rows.data.num_rows()),
-              rows.data.num_rows(), saved.log_likelihood / static_cast<double>(saved.num_rows));
+              rows.data.num_rows(), saved.log_likelihood / saved.total_weight);
 } catch (const std::invalid_argument& error) {  // predictions need no response
   std::printf("no log-likelihood: %s\n", error.what());
 }

@@ -79,6 +79,7 @@ void write_json(const moe::GaussianFit<Gate>& fit, const Problem& problem, const
                               {"gate", gate},
                               {"num_experts", fit.model.num_experts()},
                               {"num_rows", fit.num_rows},
+                              {"total_weight", fit.total_weight},
                               {"num_parameters", criteria.num_parameters},
                               {"aic", criteria.aic},
                               {"bic", criteria.bic},

@@ -149,6 +149,29 @@ TEST_CASE("regression: what cannot be a regression is an error", "[gaussian][err
              ContainsSubstring("column 'g' has 5 values, expected num_rows = 6"));
 }
 
+TEST_CASE("regression: weights are a column of their own, and rows of weight 0 are not there", "[gaussian]") {
+  auto frame = sample();
+  frame.columns.push_back(numbers("n", {2, 1, 5, 0, 0.5, 3}));
+  auto formula = moe::parse_formula("y ~ . - one - isa - flag - m");
+  formula.weights = "n";
+  const auto r = moe::regression(frame, formula);
+  CHECK(r.design.names() == Names{"x", "gb"});  // c is in row 4 alone, whose weight is 0, z in row 3, which misses x
+  CHECK(r.rows.rows == std::vector<Index>{0, 1, 4, 5});
+  CHECK(r.rows.missing_rows == 1);
+  CHECK(r.data().weights == Eigen::VectorXd((Eigen::VectorXd(4) << 2, 1, 0.5, 3).finished()));
+  CHECK(r.notes.at(1) == "1 row is left out, of weight 0: 'n'");
+  CHECK_FALSE(moe::design_rows(of("y ~ m").design, frame).data.weighted());
+  const auto refused = [&](std::vector<double> weights) {
+    frame.columns.back().numbers = std::move(weights);
+    return message_of([&] { moe::regression(frame, formula); });
+  };
+  CHECK_THAT(refused({2, 1, 5, 0, -0.5, 3}), ContainsSubstring("the weight 'n' is -0.5 in row 5, expected a finite"));
+  CHECK_THAT(refused({0, 0, 5, 0, 0, 0}), ContainsSubstring("the weight 'n' is 0 in every row"));
+  CHECK_THAT(refused({2, kMissing, 5, 0, 1, 3}), ContainsSubstring("no error"));  // one more row is left out
+  formula.weights = "g";
+  CHECK_THAT(message_of([&] { moe::regression(frame, formula); }), ContainsSubstring("column 'g' holds no numbers"));
+}
+
 TEST_CASE("design_rows: other data become the same columns", "[gaussian]") {
   const auto r = of("y ~ x + g + isa");
   moe::DataFrame other{

@@ -51,7 +51,7 @@ TEST_CASE("summary: has the numbers of criteria, standard errors and residuals u
   CHECK(second[1].parameter.estimate == fit.model.slope(1, 0));
   CHECK(second[2].parameter.name == "variance[1]");
   CHECK(second[2].parameter.error->observed == errors["variance[1]"].error->observed);
-  CHECK(std::accumulate(summary.tenths.begin(), summary.tenths.end(), Index{0}) == 400);
+  CHECK(std::accumulate(summary.tenths.begin(), summary.tenths.end(), 0.0) == 400);
   Eigen::VectorXd z = moe::quantile_residuals(fit.model, data.x, data.y);
   std::sort(z.begin(), z.end());
   CHECK(summary.residual_quantiles[0] == z(0));

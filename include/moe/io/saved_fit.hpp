@@ -24,6 +24,7 @@ struct SavedFit {
   Design design = {};  ///< design_rows(design, frame) are the rows of another data frame
   double log_likelihood = 0;
   Index num_rows = 0;
+  double total_weight = 0;  ///< rows that their weights stand for; num_rows without weights
   bool converged = false;
   Metadata metadata = {};  ///< what save_fit() was given
 };
@@ -87,9 +88,13 @@ void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, cons
   design.validate(kName);
   detail::require_report(fit.log_likelihood, fit.num_rows, [&](const std::string& why) { fail(kName, ": ", why); });
   const nlohmann::json json{
-      {"version", detail::kFitVersion},       {"design", detail::design_json(design)},
-      {"log_likelihood", fit.log_likelihood}, {"num_rows", fit.num_rows},
-      {"converged", fit.converged},           {"free_last_slope", fit.model.last_slope == LastSlope::Free}};
+      {"version", detail::kFitVersion},
+      {"design", detail::design_json(design)},
+      {"log_likelihood", fit.log_likelihood},
+      {"num_rows", fit.num_rows},
+      {"converged", fit.converged},
+      {"free_last_slope", fit.model.last_slope == LastSlope::Free},
+      {"total_weight", fit.total_weight > 0 ? fit.total_weight : static_cast<double>(fit.num_rows)}};
   std::string text;
   try {
     text = json.dump();
@@ -121,6 +126,8 @@ SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
     saved.design = detail::design_of(json.at("design"));
     saved.log_likelihood = json.at("log_likelihood").get<double>();
     saved.num_rows = detail::num_rows_of(label, json.at("num_rows"));
+    saved.total_weight = json.value("total_weight", static_cast<double>(saved.num_rows));  // later than version 1
+    if (!(saved.total_weight > 0)) fail_environment(label, ": total_weight is ", saved.total_weight, ", expected > 0");
     saved.converged = json.at("converged").get<bool>();
     is_free = json.at("free_last_slope").get<bool>();
   } catch (const nlohmann::json::exception& error) {

@@ -25,6 +25,7 @@ struct Formula {
   std::vector<FormulaTerm> terms = {};    ///< what is named, in this order
   bool rest = false;                      ///< `.`: all other columns follow
   std::vector<std::string> removed = {};  ///< `- name`: but these
+  std::string weights = {};  ///< column of frequency weights (RegressionData::weights); empty: none. Not in the text
 };
 
 namespace detail {

@@ -52,7 +52,7 @@ inline std::vector<std::string> levels_of(const DataColumn& column, const std::v
 /// Terms with `.` written out.
 inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const ColumnNames& names, const Formula& formula) {
   std::vector<FormulaTerm> terms = formula.terms;
-  std::unordered_set<std::string_view> taken{formula.response};
+  std::unordered_set<std::string_view> taken{formula.response, formula.weights};
   for (const std::string& name : formula.removed) taken.insert(names.at(name).name);
   for (const FormulaTerm& term : formula.terms) taken.insert(term.column);
   for (const DataColumn& column : frame.columns)
@@ -129,6 +129,29 @@ inline std::vector<Index> independent_columns(const Matrix<double>& x) {
   return kept;
 }
 
+/// Leaves rows of weight 0 out, with a word; throws for weights that are none.
+inline void take_weights(const DataColumn& column, Regression& out) {
+  std::vector<Index> rows;
+  std::vector<double> weights;
+  for (const Index row : out.rows.rows) {
+    const double weight = column.numbers[static_cast<std::size_t>(row)];
+    if (!(weight >= 0 && std::isfinite(weight)))
+      fail(kRegression, ": the weight ", in_quotes(column.name), " is ", weight, " in row ", row + 1,
+           ", expected a finite number >= 0");
+    if (weight == 0) continue;
+    rows.push_back(row);
+    weights.push_back(weight);
+  }
+  const std::size_t without = out.rows.rows.size() - rows.size();
+  if (rows.empty())
+    fail(kRegression, ": the weight ", in_quotes(column.name), " is 0 in every row, expected some above");
+  if (without > 0)
+    out.notes.push_back(std::to_string(without) + (without == 1 ? " row is" : " rows are") +
+                        " left out, of weight 0: " + in_quotes(column.name));
+  out.rows.rows = std::move(rows);
+  out.rows.data.weights = Eigen::Map<const Eigen::VectorXd>(weights.data(), std::ssize(weights));
+}
+
 /// Leaves dependent columns out, with a word.
 inline void drop_dependent(Regression& out) {
   const std::vector<Index> kept = independent_columns(out.rows.data.x);
@@ -158,10 +181,11 @@ inline void drop_dependent(Regression& out) {
 /// The inputs and the response that a formula picks from a data frame. Text, TRUE/FALSE and factor() become dummies
 /// with the treatment contrast: one column per level but the base level. Rows that miss a value of a column that is
 /// used are left out and counted, or refused. Columns that are constant, or linear combinations of a constant and
-/// columns before them, are left out, as R's lm() does from 1e-7 on. Each decision is a sentence in `notes`. Throws
+/// columns before them, are left out, as R's lm() does from 1e-7 on. Rows of weight 0 are left out, too (with whatever
+/// levels they alone have). Each decision is a sentence in `notes`. Throws
 /// std::invalid_argument for a column that is not there, cannot be used or is the response and an input, a response
-/// that is no number, infinite numbers, no complete row, as many columns as rows before dependent ones are left out, or
-/// no input that varies. O(n d^2).
+/// that is no number, infinite numbers, negative weights, no complete row, as many columns as rows before dependent
+/// ones are left out, or no input that varies. O(n d^2).
 inline Regression regression(const DataFrame& frame, const Formula& formula,
                              MissingRows missing = MissingRows::LeaveOut) {
   constexpr const char* kName = detail::kRegression;
@@ -176,6 +200,8 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
     used.push_back(&column);
   }
   used.push_back(&response);
+  const DataColumn* weights = formula.weights.empty() ? nullptr : &names.numbers(formula.weights);
+  if (weights) used.push_back(weights);
   const detail::CompleteRows complete(kName, frame, used, missing);
   Regression out;
   out.rows.rows = complete.rows;
@@ -184,8 +210,9 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   if (out.rows.missing_rows > 0)
     out.notes.push_back(std::to_string(out.rows.missing_rows) + " of " + std::to_string(frame.num_rows) +
                         " rows are left out, as values are missing: " + complete.who);
+  if (weights) detail::take_weights(*weights, out);
   out.design.response = formula.response;
-  for (std::size_t t = 0; t < terms.size(); ++t) detail::add_term(*used[t], terms[t], complete.rows, out);
+  for (std::size_t t = 0; t < terms.size(); ++t) detail::add_term(*used[t], terms[t], out.rows.rows, out);
   detail::require_fewer_columns(out);
   detail::fill_rows(kName, out.design, names, &response, out.rows);
   detail::drop_dependent(out);

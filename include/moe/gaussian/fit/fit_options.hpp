@@ -116,7 +116,7 @@ inline void FitOptions::validate(const char* function) const {
 namespace detail {
 
 /// The floor of variances, relative to Var(y), that an option asks for; 0 is the default.
-inline double variance_floor_of(double option, Index num_rows) {
+inline double variance_floor_of(double option, double num_rows) {
   if (option > 0) return option;
   return num_rows < 500 ? 1e-5 : 1e-6;
 }
@@ -188,7 +188,8 @@ struct GaussianFit {
   std::vector<StartReport> runs = {};
 
   Index num_parameters = 0;  ///< free ones
-  Index num_rows = 0;
+  Index num_rows = 0;        ///< those of weight above 0
+  double total_weight = 0;   ///< rows that their weights stand for
 };
 
 }  // namespace moe::inline MOE_ABI

@@ -22,19 +22,7 @@ class Fitting {
   static constexpr bool kLinear = std::is_same_v<Inner, Identity>;
 
   Fitting(const char* function, const RegressionData& data, GaussianMoe<G> shape, const FitOptions& options)
-      : options_((options.validate(function), options)),
-        shape_(std::move(shape)),
-        form_(shape_.form()),
-        at_(moe::layout(shape_)),
-        by_(standardisation_of(function, data, keeps_origin(shape_))),
-        rows_((check(function, data), data), by_),
-        objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
-        bounds_{.variance_floor = variance_floor_of(options.variance_floor, data.num_rows()),
-                .gate_box = options.gate_box},
-        starts_(rows_, at_, form_, Starts<>::template function<Inner>(), options.seed),
-        runner_(objective_, bounds_, options_, starts_) {
-    if (data.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(data, *this);
-  }
+      : Fitting(function, CountedRows(data), std::move(shape), options) {}
 
   /// The best end, how many starts there were, and how many searches ended there.
   Run search(GaussianFit<G>& fit) {
@@ -69,13 +57,27 @@ class Fitting {
     for (const double value : run.path) fit.path.push_back(on_data_scale(value));
     fit.num_parameters = at_.size();
     fit.num_rows = rows_.num_rows();
+    fit.total_weight = rows_.total_weight();
   }
 
-  double on_data_scale(double criterion) const {
-    return criterion - static_cast<double>(rows_.num_rows()) * std::log(by_.y_scale);
-  }
+  double on_data_scale(double criterion) const { return criterion - rows_.total_weight() * std::log(by_.y_scale); }
 
  private:
+  Fitting(const char* function, const CountedRows& counted, GaussianMoe<G> shape, const FitOptions& options)
+      : options_((options.validate(function), options)),
+        shape_(std::move(shape)),
+        form_(shape_.form()),
+        at_(moe::layout(shape_)),
+        by_(standardisation_of(function, counted.data(), keeps_origin(shape_))),
+        rows_((check(function, counted.data()), counted.data()), by_),
+        objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
+        bounds_{.variance_floor = variance_floor_of(options.variance_floor, rows_.total_weight()),
+                .gate_box = options.gate_box},
+        starts_(rows_, at_, form_, Starts<>::template function<Inner>(), options.seed),
+        runner_(objective_, bounds_, options_, starts_) {
+    if (rows_.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(counted.data(), *this);
+  }
+
   /// Short runs from all starts, long runs from the best of them; the best first.
   Run from_starts(Index count, GaussianFit<G>& fit) {
     std::vector<StartReport>& reports = fit.runs;
@@ -176,9 +178,7 @@ class Fitting {
   }
 
   /// From criteria of what short runs see to those of all rows.
-  double scale() const {
-    return sample_ ? static_cast<double>(rows_.num_rows()) / static_cast<double>(options_.short_rows) : 1;
-  }
+  double scale() const { return sample_ ? rows_.total_weight() / sample_->rows.total_weight() : 1; }
 
   void report_starts(const std::vector<SearchEnd>& ends, GaussianFit<G>& fit) const {
     for (const SearchEnd& end : ends)
@@ -256,11 +256,13 @@ class Fitting {
   };
 
   static RegressionData thinned(const RegressionData& data, Index count) {
-    RegressionData part{Matrix<double>(count, data.input_dim()), Eigen::VectorXd(count)};
+    RegressionData part{Matrix<double>(count, data.input_dim()), Eigen::VectorXd(count),
+                        Eigen::VectorXd(data.weighted() ? count : 0)};
     for (Index i = 0; i < count; ++i) {
       const Index row = i * (data.num_rows() / count);
       part.x.row(i) = data.x.row(row);
       part.y(i) = data.y(row);
+      if (data.weighted()) part.weights(i) = data.weights(row);
     }
     return part;
   }
@@ -269,8 +271,9 @@ class Fitting {
   double ridge() const { return form_.active > 1 ? options_.ridge : 0; }
 
   void check(const char* function, const RegressionData& data) const {
-    if (data.num_rows() < at_.size())
-      fail(function, ": there are ", data.num_rows(), " rows, expected at least as many as parameters, ", at_.size());
+    if (data.total_weight() < static_cast<double>(at_.size()))
+      fail(function, ": there are ", data.total_weight(), data.weighted() ? " rows by their weights" : " rows",
+           ", expected at least as many as parameters, ", at_.size());
     require_independent_columns(function, data, by_);
   }
 

@@ -75,9 +75,7 @@ class DirectSearch {
     unpack(theta_, at_, state_.model);
   }
 
-  void measure_score() {
-    state_.score_norm = box_.score_norm(theta_, score_) / static_cast<double>(objective_.num_rows());
-  }
+  void measure_score() { state_.score_norm = box_.score_norm(theta_, score_) / objective_.total_weight(); }
 
   const Objective& objective_;
   ParameterLayout at_;
@@ -96,8 +94,8 @@ class Newton : public DirectSearch<> {
  public:
   Newton(const Objective& objective, const Bounds& bounds, GaussianParameters start)
       : DirectSearch<>(objective, bounds, std::move(start)) {
-    scale_ = Eigen::VectorXd::Constant(at_.size(), 1e-3 * std::sqrt(static_cast<double>(objective.num_rows())));
-    radius_ = std::sqrt(static_cast<double>(objective.num_rows()));
+    scale_ = Eigen::VectorXd::Constant(at_.size(), 1e-3 * std::sqrt(objective.total_weight()));
+    radius_ = std::sqrt(objective.total_weight());
     evaluate();
   }
 
@@ -139,8 +137,7 @@ class Newton : public DirectSearch<> {
   /// Where a step changes the criterion by no more than rounding does, the score decides: beside a variance at its
   /// floor it is far from small long after the criterion has nothing more to tell.
   bool lowers_score(const Eigen::VectorXd& theta, const GaussianParameters& trial, double change) {
-    if (!(change <= 1e-14 * (1 + std::abs(state_.criterion) + static_cast<double>(objective_.num_rows()))))
-      return false;
+    if (!(change <= 1e-14 * (1 + std::abs(state_.criterion) + objective_.total_weight()))) return false;
     Newton other(*this);
     other.theta_ = theta;
     other.state_.model = trial;

@@ -40,14 +40,13 @@ struct Run {
 };
 
 /// The rule of FitOptions::support.
-inline bool experts_are_supported(const Eigen::RowVectorXd& rows, const Eigen::RowVectorXd& variance, Index num_rows,
+inline bool experts_are_supported(const Eigen::RowVectorXd& rows, const Eigen::RowVectorXd& variance, double num_rows,
                                   Index input_dim, double support) {
   constexpr double kNarrow = 0.2;  // ratio of standard deviations
   if (support == 0 || rows.size() == 1) return true;
   const double d = static_cast<double>(input_dim), widest = variance.maxCoeff();
   double planes = 0;  // log C(n, d + 1)
-  for (Index i = 0; i <= std::min(input_dim, num_rows - 1); ++i)
-    planes += std::log(static_cast<double>(num_rows - i) / static_cast<double>(i + 1));
+  for (double i = 0; i <= std::min(d, num_rows - 1); ++i) planes += std::log((num_rows - i) / (i + 1));
   for (Index j = 0; j < rows.size(); ++j) {
     const double ratio = std::sqrt(variance(j) / widest);
     if (!(rows(j) >= 2 * (d + 2))) return false;
@@ -210,7 +209,7 @@ class Runner {
     Eigen::VectorXd score = state.score;
     objective_.penalty().add_to_score(state.model, objective_.layout(), score);
     const BoxedTheta box(objective_.layout(), bounds_);
-    return box.score_norm(pack(state.model, objective_.layout()), score) / static_cast<double>(objective_.num_rows());
+    return box.score_norm(pack(state.model, objective_.layout()), score) / objective_.total_weight();
   }
 
   void finish(const Em<>& em, EmState& state, Run& run) const {
@@ -226,7 +225,7 @@ class Runner {
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);
     run.flags.dead_expert = fewest < static_cast<double>(d) + 2;
     run.flags.unsupported =
-        !experts_are_supported(run.expert_rows, run.model.variance, objective_.num_rows(), d, options_.support);
+        !experts_are_supported(run.expert_rows, run.model.variance, objective_.total_weight(), d, options_.support);
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
     run.flags.at_box = identified && bounds_.hold_gate(objective_.layout(), run.model);
     // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.

@@ -29,10 +29,11 @@ class SegmentSearch {
     std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return x(a) < x(b); });
     sums_.resize(static_cast<std::size_t>(n) + 1);
     for (std::size_t s = 0; s < order.size(); ++s) {
-      const double at = x(order[s]), y = rows.output(order[s] / kBlockRows)[order[s] % kBlockRows];
+      const Index block = order[s] / kBlockRows, i = order[s] % kBlockRows;
+      const double at = x(order[s]), y = rows.output(block)[i], w = rows.weights(block) ? rows.weights(block)[i] : 1;
       x_.push_back(at);
       sums_[s + 1] = sums_[s];
-      sums_[s + 1].add({at, y, at * at, at * y, y * y});
+      sums_[s + 1].add({w, w * at, w * y, w * (at * at), w * (at * y), w * (y * y)});
     }
   }
 
@@ -40,7 +41,7 @@ class SegmentSearch {
   void centre(GaussianParameters& m) const {
     const std::vector<Segment> segments = segments_of(m);
     for (std::size_t s = 0; s < segments.size(); ++s)
-      if (segments[s].end - begin(segments, s) < 3) return;
+      if (rows_of(begin(segments, s), segments[s].end) < 3) return;
     write(segments, m);
   }
 
@@ -68,15 +69,17 @@ class SegmentSearch {
 
  private:
   struct Sums {
-    double x = 0, y = 0, xx = 0, xy = 0, yy = 0;
-    void add(const Sums& o) { x += o.x, y += o.y, xx += o.xx, xy += o.xy, yy += o.yy; }
+    double n = 0, x = 0, y = 0, xx = 0, xy = 0, yy = 0;
+    void add(const Sums& o) { n += o.n, x += o.x, y += o.y, xx += o.xx, xy += o.xy, yy += o.yy; }
   };
+  static constexpr double kImpossible = -1e300;  // log-likelihood of too few rows for a line
+
   struct Segment {
     Index expert, end;  // rows from the end of the one before, in order of x
   };
   struct Cut {
     Index at = -1;
-    double value = -std::numeric_limits<double>::infinity();
+    double value = kImpossible;
   };
   struct Line {
     double slope = 0, intercept = 0, variance = 1, squares = 0;
@@ -84,10 +87,15 @@ class SegmentSearch {
 
   static Index begin(const std::vector<Segment>& segments, std::size_t s) { return s == 0 ? 0 : segments[s - 1].end; }
 
+  /// Rows that those from `from` to `to` stand for.
+  double rows_of(Index from, Index to) const {
+    return sums_[static_cast<std::size_t>(to)].n - sums_[static_cast<std::size_t>(from)].n;
+  }
+
   /// Least squares of the rows from `from` to `to`.
   Line line(Index from, Index to) const {
     const Sums &a = sums_[static_cast<std::size_t>(from)], &b = sums_[static_cast<std::size_t>(to)];
-    const double n = static_cast<double>(to - from), x = (b.x - a.x) / n, y = (b.y - a.y) / n;
+    const double n = rows_of(from, to), x = (b.x - a.x) / n, y = (b.y - a.y) / n;
     const double xx = b.xx - a.xx - n * x * x, xy = b.xy - a.xy - n * x * y, yy = b.yy - a.yy - n * y * y;
     Line out;
     out.slope = xx > 1e-12 * n ? xy / xx : 0;
@@ -99,10 +107,11 @@ class SegmentSearch {
 
   /// Log-likelihood of a segment; an expert needs three rows.
   double value(Index from, Index to) const {
-    if (to - from < 3) return -1e300;
+    const double n = rows_of(from, to);
+    if (n < 3) return kImpossible;
     const Line at = line(from, to);
-    return -0.5 * static_cast<double>(to - from) * std::log(2 * std::numbers::pi * at.variance) -
-           0.5 * at.squares / at.variance - (map_ > 0 ? map_ * (1 / at.variance + std::log(at.variance)) : 0);
+    return -0.5 * n * std::log(2 * std::numbers::pi * at.variance) - 0.5 * at.squares / at.variance -
+           (map_ > 0 ? map_ * (1 / at.variance + std::log(at.variance)) : 0);
   }
 
   double total(const std::vector<Segment>& segments) const {
@@ -114,7 +123,7 @@ class SegmentSearch {
   /// Where to cut the rows from `from` to `to` in two; never between equal x.
   Cut best_cut(Index from, Index to) const {
     Cut best;
-    for (Index at = from + 3; at + 3 <= to; ++at) {
+    for (Index at = from + 1; at < to; ++at) {
       if (x_[static_cast<std::size_t>(at)] == x_[static_cast<std::size_t>(at - 1)]) continue;
       const double sum = value(from, at) + value(at, to);
       if (sum > best.value) best = {at, sum};

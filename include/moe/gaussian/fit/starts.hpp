@@ -14,18 +14,20 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// Some rows of standardised data, one after the other: x [count, d + 1], with ones, and y [count]. Row s is
+/// Some rows of standardised data, one after the other: x [count, d + 1], with ones, y and weights [count]. Row s is
 /// row_of(s) of the data.
 struct RowSample {
   Matrix<double> x;
-  Eigen::VectorXd y;
+  Eigen::VectorXd y, weight;
 
   template <class RowOf>
-  RowSample(const RowBlocks& rows, Index count, RowOf&& row_of) : x(count, rows.input_dim() + 1), y(count) {
+  RowSample(const RowBlocks& rows, Index count, RowOf&& row_of)
+      : x(count, rows.input_dim() + 1), y(count), weight(Eigen::VectorXd::Ones(count)) {
     for (Index s = 0; s < count; ++s) {
       const Index row = row_of(s), block = row / kBlockRows, i = row % kBlockRows;
       for (Index c = 0; c < x.cols(); ++c) x(s, c) = rows.features(block)[c * kBlockRows + i];
       y(s) = rows.output(block)[i];
+      if (const double* weights = rows.weights(block)) weight(s) = weights[i];
     }
   }
 };
@@ -102,7 +104,7 @@ class Starts {
       m.gate_bias.array() -= double(m.gate_bias(last));
   }
 
-  /// Of the rows of sample(), as if all experts were active [rows, k].
+  /// Of the rows of sample(), as if all experts were active, times the weights of the rows [rows, k].
   Eigen::MatrixXd responsibilities(const GaussianParameters& m) const {
     const bool inside = form_.bias == BiasPlace::Inside || linear_;
     const Matrix<double> x = sample_.x.leftCols(d_);
@@ -116,7 +118,7 @@ class Starts {
                          0.5 * (e.col(j).array().square() / m.variance(j) + std::log(m.variance(j)));
     for (Index i = 0; i < t.rows(); ++i) {
       t.row(i) = (t.row(i).array() - t.row(i).maxCoeff()).exp().matrix().eval();
-      t.row(i) /= double(t.row(i).sum());
+      t.row(i) *= sample_.weight(i) / double(t.row(i).sum());
     }
     return t;
   }
@@ -130,7 +132,7 @@ class Starts {
     std::partial_sort(order.begin(), order.begin() + count, order.end(),
                       [&](Index a, Index b) { return std::pair(log_density(a), a) < std::pair(log_density(b), b); });
     const RowSample worst(rows, count, [&](Index s) { return order[static_cast<std::size_t>(s)]; });
-    regress(worst.x, worst.y, Eigen::VectorXd::Ones(count), expert, m);
+    regress(worst.x, worst.y, worst.weight, expert, m);
     m.gate_slope.row(expert) = m.gate_slope.colwise().mean().eval();
     m.gate_bias(expert) = m.gate_bias.mean();
     pin(m);
@@ -165,7 +167,7 @@ class Starts {
     const Index k = m.num_experts();
     for (Index j = 1; j < k; ++j) {
       line(random, 100 * (j + 1), j, m);
-      if (j == 1 || random.uniform(j, 7) < 0.5) regress(sample_.x, sample_.y, Eigen::VectorXd::Ones(num_rows()), j, m);
+      if (j == 1 || random.uniform(j, 7) < 0.5) regress(sample_.x, sample_.y, sample_.weight, j, m);
       m.variance(j) = 0.3;
     }
     line(random, 1, 0, m);
@@ -185,7 +187,8 @@ class Starts {
     Eigen::VectorXd shares(m.num_experts());
     for (Index j = 0; j < m.num_experts(); ++j) {
       Eigen::VectorXd weight(num_rows());
-      for (Index i = 0; i < num_rows(); ++i) weight(i) = label[static_cast<std::size_t>(i)] == j ? 1 : 0;
+      for (Index i = 0; i < num_rows(); ++i)
+        weight(i) = label[static_cast<std::size_t>(i)] == j ? sample_.weight(i) : 0;
       shares(j) = weight.sum();
       if (shares(j) > static_cast<double>(d_) + 1)
         regress(sample_.x, sample_.y, weight, j, m);

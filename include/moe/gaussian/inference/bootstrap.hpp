@@ -213,7 +213,13 @@ Bootstrap bootstrap(const GaussianMoe<G>& model, const MatrixView<double>& x, co
   return out;
 }
 
-/// The same for the model of a fit.
+/// The same for the model of a fit and its data, where a row of weight w has w outcomes: see repeated_rows().
+template <class G>
+Bootstrap bootstrap(const GaussianFit<G>& fit, const RegressionData& data, const BootstrapOptions& options = {}) {
+  return bootstrap(fit.model, repeated_rows(data).x, options);
+}
+
+/// The same for the model of a fit, and one outcome for each row of x.
 template <class G>
 Bootstrap bootstrap(const GaussianFit<G>& fit, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
   return bootstrap(fit.model, x, options);

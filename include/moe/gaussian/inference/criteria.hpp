@@ -15,7 +15,7 @@ struct Criteria {
   Index num_parameters = 0;  ///< p, identified ones
   double log_likelihood = 0;
   double aic = 0;      ///< -2 l + 2 p
-  double bic = 0;      ///< -2 l + p log n
+  double bic = 0;      ///< -2 l + p log n, n the sum of the weights
   double icl = 0;      ///< bic + 2 entropy
   double entropy = 0;  ///< -sum_ij r_ij log r_ij, nats: how undecided the experts of the rows are
 };
@@ -43,10 +43,10 @@ template <class G>
 Criteria criteria(const GaussianMoe<G>& model, const RegressionData& data) {
   Criteria result{.num_parameters = num_identified_parameters(model), .log_likelihood = log_likelihood(model, data)};
   const Matrix<double> r = responsibilities(model, data);
-  for (Index i = 0; i < r.rows(); ++i) result.entropy += detail::entropy(r.row(i).data(), r.cols());
+  for (Index i = 0; i < r.rows(); ++i) result.entropy += data.weight(i) * detail::entropy(r.row(i).data(), r.cols());
   const double p = static_cast<double>(result.num_parameters), deviance = -2 * result.log_likelihood;
   result.aic = deviance + 2 * p;
-  result.bic = deviance + p * std::log(static_cast<double>(data.num_rows()));
+  result.bic = deviance + p * std::log(data.total_weight());
   result.icl = result.bic + 2 * result.entropy;
   return result;
 }

@@ -174,12 +174,13 @@ Dendrogram<G> dendrogram(const GaussianMoe<G>& model, const RegressionData& data
       "moe::dendrogram: needs a gate without an activation: with one, slopes do not interact with intercepts");
   constexpr const char* kName = "moe::dendrogram";
   detail::check_dendrogram(kName, model, data, options);
-  const detail::Standardisation by = detail::standardisation_of(kName, data, /*keep_origin=*/false);
+  const detail::Standardisation by =
+      detail::standardisation_of(kName, detail::CountedRows(data).data(), /*keep_origin=*/false);
   GaussianParameters standard = model;
   detail::to_standard_scale(by, standard);
   detail::Atoms atoms(std::move(standard));
   Dendrogram<G> out;
-  const double n = static_cast<double>(data.num_rows());
+  const double n = data.total_weight();
   double least = std::numeric_limits<double>::infinity();
   while (true) {
     DendrogramLevel<G> level{.model = model};

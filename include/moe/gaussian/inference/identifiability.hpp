@@ -122,7 +122,7 @@ class IdentifiabilityChecks {
 
   IdentifiabilityChecks(const GaussianMoe<G>& model, const RegressionData& data, const ScaledInformation& at,
                         IdentifiabilityReport& report)
-      : model_(model), data_(data), at_(at), report_(report), n_(static_cast<double>(data.num_rows())) {}
+      : model_(model), data_(data), at_(at), report_(report), n_(data.total_weight()) {}
 
   /// A ray, or an activation that is close to having one.
   void temperature() {
@@ -201,14 +201,16 @@ class IdentifiabilityChecks {
 
   /// Pairs closer than what n_i and n_j rows can tell apart.
   void coincidence() {
-    const Eigen::RowVectorXd rows = responsibilities(model_, data_).colwise().sum();
+    Eigen::VectorXd weight(data_.num_rows());
+    for (Index i = 0; i < weight.size(); ++i) weight(i) = data_.weight(i);
+    const Eigen::RowVectorXd rows = weight.transpose() * responsibilities(model_, data_);
     const Matrix<double> means = expert_means(model_, data_.x);
     const double freedom = static_cast<double>(model_.input_dim()) + 2;
     for (Index i = 0; i < model_.num_experts(); ++i)
       for (Index j = i + 1; j < model_.num_experts(); ++j) {
         const double nu = 0.5 * (model_.variance(i) + model_.variance(j));
         const double spread = std::log(model_.variance(i) / model_.variance(j));
-        const double square = (means.col(i) - means.col(j)).squaredNorm() / (n_ * nu) + 0.5 * spread * spread;
+        const double square = weight.dot((means.col(i) - means.col(j)).cwiseAbs2()) / (n_ * nu) + 0.5 * spread * spread;
         if (!(rows(i) > 0 && rows(j) > 0)) continue;
         const double expected = freedom * (1 / rows(i) + 1 / rows(j));
         if (square >= 4 * expected) continue;
@@ -371,8 +373,9 @@ class IdentifiabilityChecks {
 template <class G>
 IdentifiabilityReport identifiability(const GaussianMoe<G>& model, const RegressionData& data) {
   const detail::ScaledInformation at = detail::scaled_information("moe::identifiability", model, data);
+  const detail::CountedRows counted(data);
   IdentifiabilityReport report{.names = at.at.names()};
-  detail::IdentifiabilityChecks<G> checks(model, data, at, report);
+  detail::IdentifiabilityChecks<G> checks(model, counted.data(), at, report);
   checks.temperature();
   checks.symmetry();
   checks.sparse();

@@ -48,9 +48,11 @@ Eigen::MatrixXd data_jacobian(Standardisation by, const ParameterLayout& at, Gau
 }
 
 template <class G>
-ScaledInformation scaled_information(const char* function, const GaussianMoe<G>& model, const RegressionData& data) {
+ScaledInformation scaled_information(const char* function, const GaussianMoe<G>& model, const RegressionData& all) {
   require_normal_form(function, model);
-  Evaluation<G>::check(function, model, data);
+  Evaluation<G>::check(function, model, all);
+  const CountedRows counted(all);
+  const RegressionData& data = counted.data();
   const GateForm form = model.form();
   ScaledInformation out{.at = layout(model),
                         .by = standardisation_of(function, data, keeps_origin(model)),

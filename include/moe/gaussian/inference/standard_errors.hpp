@@ -173,7 +173,7 @@ StandardErrors standard_errors(const char* function, GaussianMoe<G> model, const
   const bool ray = has_temperature_ray(model);
   if (ray) to_unit_temperature(model);
   const ScaledInformation at = scaled_information(function, model, data);
-  const Estimable estimable(model, at, known, variance_floor_of(options.variance_floor, data.num_rows()));
+  const Estimable estimable(model, at, known, variance_floor_of(options.variance_floor, data.total_weight()));
   StandardErrors out{.reason = estimable.whole, .coordinates = estimable.coordinates()};
   if (out.available()) invert(at, options, out);
   if (ray) model.temperature = tau;

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "moe/core/shown.hpp"
@@ -47,8 +48,8 @@ struct FitSummary {
   /// Least, quartiles and largest of the quantile residuals: 0, 25, 50, 75, 100 %; those of a standard normal if the
   /// model is right.
   std::array<double, 5> residual_quantiles = {};
-  /// Rows by tenths of P(Y <= y | x): n / 10 each if the model is right.
-  std::array<Index, 10> tenths = {};
+  /// Rows by tenths of P(Y <= y | x), by their weights: n / 10 each if the model is right.
+  std::array<double, 10> tenths = {};
   /// Largest distance of the distribution of P(Y <= y | x) from the uniform one (Kolmogorov and Smirnov's).
   double distance = 0;
 
@@ -99,21 +100,43 @@ inline std::vector<SummaryBlock> summary_blocks(const StandardErrors& errors, co
   return blocks;
 }
 
-inline void fill_residuals(Eigen::VectorXd z, FitSummary& out) {
-  std::sort(z.begin(), z.end());
-  const double n = static_cast<double>(z.size());
+/// The residuals of rows, each as often as its weight says, in ascending order.
+struct WeightedResiduals {
+  std::vector<double> z = {}, end = {};  // values, and the sums of weights up to each
+
+  WeightedResiduals(const Eigen::VectorXd& all, const RegressionData& data) {
+    std::vector<std::pair<double, double>> rows;
+    for (Index i = 0; i < all.size(); ++i)
+      if (data.weight(i) > 0) rows.emplace_back(all(i), data.weight(i));
+    std::sort(rows.begin(), rows.end());
+    for (const auto& [value, weight] : rows) {
+      z.push_back(value);
+      end.push_back((end.empty() ? 0 : end.back()) + weight);
+    }
+  }
+
+  /// The one with that many before it.
+  double at(double place) const {
+    const auto after = std::upper_bound(end.begin(), end.end() - 1, place);
+    return z[static_cast<std::size_t>(after - end.begin())];
+  }
+};
+
+inline void fill_residuals(const WeightedResiduals& residuals, FitSummary& out) {
+  const double n = residuals.end.back();
   for (std::size_t q = 0; q < out.residual_quantiles.size();
        ++q) {  // linear between order statistics, as R's quantile()
-    const double place = static_cast<double>(q) / 4 * (n - 1);
-    const auto lower = static_cast<Index>(place);
-    const double share = place - static_cast<double>(lower);
-    out.residual_quantiles[q] = (1 - share) * z(lower) + share * z(std::min(lower + 1, z.size() - 1));
+    const double place = static_cast<double>(q) / 4 * std::max(n - 1, 0.0), lower = std::floor(place);
+    const double share = place - lower;
+    out.residual_quantiles[q] = (1 - share) * residuals.at(lower) + share * residuals.at(lower + 1);
   }
   const NormalMixture normal;
-  for (Index i = 0; i < z.size(); ++i) {
-    const double p = normal.cdf(z(i)), before = static_cast<double>(i) / n;
-    ++out.tenths[static_cast<std::size_t>(std::min(10 * p, 9.0))];
-    out.distance = std::max({out.distance, p - before, before + 1 / n - p});
+  double before = 0;
+  for (std::size_t i = 0; i < residuals.z.size(); ++i) {
+    const double p = normal.cdf(residuals.z[i]), end = residuals.end[i];
+    out.tenths[static_cast<std::size_t>(std::min(10 * p, 9.0))] += end - before;
+    out.distance = std::max({out.distance, p - before / n, end / n - p});
+    before = end;
   }
 }
 
@@ -146,18 +169,17 @@ inline std::string summary_residuals(const FitSummary& summary) {
   const std::array<const char*, 5> names = {"", ", 25% ", ", median ", ", 75% ", ", largest "};
   for (std::size_t q = 0; q < names.size(); ++q)
     text += (q ? names[q] : " ") + digits(summary.residual_quantiles[q], 3);
-  Index n = 0;
-  for (const Index count : summary.tenths) n += count;
-  const double each = static_cast<double>(n) / 10;
+  double each = 0;
+  for (const double count : summary.tenths) each += count / 10;
   text += "\nrows by tenths of P(Y <= y | x), where | is what is expected; largest distance from uniform " +
           digits(summary.distance, 2) + '\n';
   for (std::size_t t = 0; t < summary.tenths.size(); ++t) {
-    const double length = kExpected * static_cast<double>(summary.tenths[t]) / each;
+    const double length = kExpected * summary.tenths[t] / each;
     std::string bar(static_cast<std::size_t>(std::lround(std::min(length, 2.5 * kExpected))), '#');
     bar = left(bar, static_cast<std::size_t>(kExpected) + 1);
     if (bar[static_cast<std::size_t>(kExpected)] == ' ') bar[static_cast<std::size_t>(kExpected)] = '|';
     bar.erase(bar.find_last_not_of(' ') + 1);
-    text += "  0." + std::to_string(t) + right(std::to_string(summary.tenths[t]), 7) + " " + bar + '\n';
+    text += "  0." + std::to_string(t) + right(digits(summary.tenths[t], 9), 7) + " " + bar + '\n';
   }
   return text;
 }
@@ -191,13 +213,14 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
   out.blocks = detail::summary_blocks(out.errors, at, inputs, fit.expert_rows);
   out.flags = flag_words(fit.flags);
   out.headline = detail::shown(options.response, detail::kLongestLabel) + ": " + std::to_string(data.num_rows()) +
-                 " rows, " + std::to_string(d) + (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
+                 " rows" + (data.weighted() ? " of weight " + detail::digits(data.total_weight(), 10) : "") + ", " +
+                 std::to_string(d) + (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
                  (at.num_experts == 1 ? " expert" : " experts");
   out.search = std::string(fit.converged ? "converged" : "NOT converged") + " after " + std::to_string(fit.iterations) +
                " iterations; " + std::to_string(fit.starts) + (fit.starts == 1 ? " start" : " starts") +
                ", the best end reached by " + std::to_string(fit.hits) + " of " + std::to_string(fit.searches) +
                (fit.searches == 1 ? " search" : " searches");
-  detail::fill_residuals(quantile_residuals(fit.model, data.x, data.y), out);
+  detail::fill_residuals({quantile_residuals(fit.model, data.x, data.y), data}, out);
   return out;
 }
 

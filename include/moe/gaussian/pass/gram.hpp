@@ -12,7 +12,7 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// X^T X of the rows, X = (x, 1) [d + 1, d + 1]. O(n d^2).
+/// X^T W X of the rows, X = (x, 1), W their weights [d + 1, d + 1]. O(n d^2).
 template <class = WhenUsed>
 Eigen::MatrixXd gram_of(const RowBlocks& rows) {
   const Index n = rows.input_dim() + 1;
@@ -20,7 +20,8 @@ Eigen::MatrixXd gram_of(const RowBlocks& rows) {
   PairProducts products;
   AlignedBuffer<double> ones(kBlockRows);
   std::fill_n(ones.data(), kBlockRows, 1.0);
-  for (Index b = 0; b < rows.num_blocks(); ++b) products.add(ones.data(), 1, rows.features(b), n, sums.data());
+  for (Index b = 0; b < rows.num_blocks(); ++b)
+    products.add(rows.weights(b) ? rows.weights(b) : ones.data(), 1, rows.features(b), n, sums.data());
   std::vector<double> total(static_cast<std::size_t>(num_pairs(n)));
   add_lanes(sums.data(), num_pairs(n), total.data());
   Eigen::MatrixXd gram(n, n);
@@ -33,7 +34,7 @@ Eigen::MatrixXd gram_of(const RowBlocks& rows) {
 template <class = WhenUsed>
 bool origin_is_far(const RowBlocks& rows) {
   const Index d = rows.input_dim();
-  const Eigen::MatrixXd gram = gram_of(rows) / static_cast<double>(rows.num_rows());
+  const Eigen::MatrixXd gram = gram_of(rows) / rows.total_weight();
   const Eigen::VectorXd mean = gram.col(d).head(d);
   const Eigen::LLT<Eigen::MatrixXd> covariance(gram.topLeftCorner(d, d) - mean * mean.transpose());
   const auto distance = [&](const Eigen::VectorXd& x) { return covariance.matrixL().solve(x - mean).squaredNorm(); };
@@ -47,12 +48,12 @@ bool origin_is_far(const RowBlocks& rows) {
   return distance(Eigen::VectorXd::Zero(d)) > (1 + 1e-9) * farthest;  // a row at the origin is not farther
 }
 
-/// How far scores, means and logarithms move with the parameters, as mean squares over rows: X^T X / n for the gate and
-/// for the line of each expert, 1 for temperature and variances [p, p]. An information judged against it knows neither
-/// units nor origin nor any other linear map of the inputs, nor that some of them are nearly collinear.
+/// How far scores, means and logarithms move with the parameters, as mean squares over rows: X^T W X / n for the gate
+/// and for the line of each expert, 1 for temperature and variances [p, p]. An information judged against it knows
+/// neither units nor origin nor any other linear map of the inputs, nor that some of them are nearly collinear.
 template <class = WhenUsed>
 Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
-  const Eigen::MatrixXd gram = gram_of(rows) / static_cast<double>(rows.num_rows());
+  const Eigen::MatrixXd gram = gram_of(rows) / rows.total_weight();
   const Index d = at.input_dim;
   Eigen::MatrixXd out = Eigen::MatrixXd::Identity(at.size(), at.size());
   const auto place = [&](Index slope, Index constant) {

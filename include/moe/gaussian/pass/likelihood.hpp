@@ -7,11 +7,15 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
+/// Which rows are looked at: those of weight above 0, for sums, or each.
+enum class Rows { Counted, All };
+
 /// A model and data on the data's own scale, checked and ready.
 template <class G>
 struct Evaluation {
-  Evaluation(const char* function, const GaussianMoe<G>& model, const RegressionData& data)
-      : rows((check(function, model, data), data), Standardisation::none(data.input_dim())),
+  Evaluation(const char* function, const GaussianMoe<G>& model, const RegressionData& data, Rows which = Rows::Counted)
+      : rows((check(function, model, data), which == Rows::All ? data : CountedRows(data).data()),
+             Standardisation::none(data.input_dim())),
         objective(rows, layout(model), model.form()) {}
 
   static void check(const char* function, const GaussianMoe<G>& model, const RegressionData& data) {
@@ -37,24 +41,25 @@ void require_normal_form(const char* function, const GaussianMoe<G>& model) {
 
 }  // namespace detail
 
-/// log p(y | x), summed over the rows, natural logarithm. O(n k (d + 30)), one copy of the data; the same bits for any
-/// number of threads. Throws std::invalid_argument for a bad model, non-finite data or shapes that do not agree.
+/// log p(y | x), summed over the rows with their weights, natural logarithm. O(n k (d + 30)), one copy of the data; the
+/// same bits for any number of threads. Throws std::invalid_argument for a bad model, non-finite data or shapes that do
+/// not agree.
 template <class G>
 double log_likelihood(const GaussianMoe<G>& model, const RegressionData& data) {
   return detail::Evaluation<G>("moe::log_likelihood", model, data).objective.value(model);
 }
 
-/// log p(y_i | x_i) [n]. Cost and errors as for log_likelihood.
+/// log p(y_i | x_i) [n], whatever the weights. Cost and errors as for log_likelihood.
 template <class G>
 Eigen::VectorXd log_density(const GaussianMoe<G>& model, const RegressionData& data) {
-  return detail::Evaluation<G>("moe::log_density", model, data).objective.log_density(model);
+  return detail::Evaluation<G>("moe::log_density", model, data, detail::Rows::All).objective.log_density(model);
 }
 
 /// Posterior probabilities r_ij [n, k] of the experts given (x_i, y_i): pi_j f_j / sum_l pi_l f_l, exactly 0 for
-/// inactive experts; rows sum to 1. Cost and errors as for log_likelihood.
+/// inactive experts; rows sum to 1, whatever the weights. Cost and errors as for log_likelihood.
 template <class G>
 Matrix<double> responsibilities(const GaussianMoe<G>& model, const RegressionData& data) {
-  const detail::Evaluation<G> evaluation("moe::responsibilities", model, data);
+  const detail::Evaluation<G> evaluation("moe::responsibilities", model, data, detail::Rows::All);
   Matrix<double> out(data.num_rows(), model.num_experts());
   evaluation.objective.for_each_block(model, [&](Index first, Index rows, const detail::PosteriorColumns& columns) {
     for (Index i = 0; i < rows; ++i)
@@ -86,8 +91,8 @@ Eigen::MatrixXd observed_information(const GaussianMoe<G>& model, const Regressi
   return out;
 }
 
-/// sum_i s_i s_i^T [p, p], s_i the score of row i: the middle of the sandwich. Cost and errors as for
-/// observed_information.
+/// sum_i w_i s_i s_i^T [p, p], s_i the score of row i, w_i its weight: the middle of the sandwich. Cost and errors as
+/// for observed_information.
 template <class G>
 Eigen::MatrixXd score_covariance(const GaussianMoe<G>& model, const RegressionData& data) {
   detail::require_normal_form("moe::score_covariance", model);

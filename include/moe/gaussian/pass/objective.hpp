@@ -48,6 +48,7 @@ class Objective {
   virtual ~Objective() = default;
 
   Index num_rows() const { return rows_.num_rows(); }
+  double total_weight() const { return rows_.total_weight(); }
   const RowBlocks& rows() const { return rows_; }
   const ParameterLayout& layout() const { return at_; }
   const Penalty& penalty() const { return penalty_; }

@@ -24,13 +24,16 @@ struct Standardisation {
 };
 
 /// A copy of the data that the likelihood streams through: blocks of kBlockRows rows, each stored by columns, x_1 ...
-/// x_d, ones, y, so that a register holds one column of several rows. Rows that fill the last block are zero, in the
-/// column of ones too: a sum of products with it, or with x, ignores them. Immutable, share freely.
+/// x_d, ones, y and weights if there are any, so that a register holds one column of several rows. Rows that fill the
+/// last block are zero, in the column of ones too: a sum of products with it, or with x, ignores them. Immutable, share
+/// freely.
 class RowBlocks {
  public:
   RowBlocks(const RegressionData& data, const Standardisation& by)
       : num_rows_(data.num_rows()),
         input_dim_(data.input_dim()),
+        weighted_(data.weighted()),
+        total_weight_(data.total_weight()),
         columns_(AlignedBuffer<double>::uninitialised(num_blocks() * block_size())) {
     const Eigen::RowVectorXd inverse = by.x_scale.cwiseInverse();
     const double y_inverse = 1 / by.y_scale;
@@ -44,6 +47,7 @@ class RowBlocks {
             to[c * kBlockRows + i] = (data.x(row, c) - by.x_center(c)) * inverse(c);
           to[input_dim_ * kBlockRows + i] = 1;
           to[(input_dim_ + 1) * kBlockRows + i] = (data.y(row) - by.y_center) * y_inverse;
+          if (weighted_) to[(input_dim_ + 2) * kBlockRows + i] = data.weights(row);
         }
       }
     });
@@ -58,6 +62,9 @@ class RowBlocks {
   /// Columns of block b: inputs and ones [d + 1][kBlockRows], then y.
   const double* features(Index b) const { return columns_.data() + b * block_size(); }
   const double* output(Index b) const { return features(b) + (input_dim_ + 1) * kBlockRows; }
+  /// Weights of the rows of block b, 0 where no row is; null: 1 each.
+  const double* weights(Index b) const { return weighted_ ? features(b) + (input_dim_ + 2) * kBlockRows : nullptr; }
+  double total_weight() const { return total_weight_; }
 
   /// Asks memory for block b where all blocks exceed the caches: a column is too short for the processor to see a
   /// stream. Inlined, as GCC drops calls of functions that only prefetch.
@@ -70,9 +77,11 @@ class RowBlocks {
  private:
   static constexpr Index kCached = Index{1} << 20;  // doubles: 8 MB
 
-  Index block_size() const { return (input_dim_ + 2) * kBlockRows; }
+  Index block_size() const { return (input_dim_ + (weighted_ ? 3 : 2)) * kBlockRows; }
 
   Index num_rows_, input_dim_;
+  bool weighted_;
+  double total_weight_;
   AlignedBuffer<double> columns_;
 };
 

@@ -16,14 +16,16 @@ namespace moe::inline MOE_ABI::detail {
 struct ColumnMoments {
   double center = 0, scale = 0;
 
+  /// Of a column of the data, or y, by the weights of the rows.
   template <class Column>
-  explicit ColumnMoments(const Column& column) : center(column(0)) {
-    const double n = static_cast<double>(column.size()), origin = column(0);
+  ColumnMoments(const Column& column, const RegressionData& data) : center(column(0)) {
+    const double n = data.total_weight(), origin = column(0);
     double reach = 0, sum = 0, squares = 0;
     for (Index i = 0; i < column.size(); ++i) reach = std::max(reach, std::abs(column(i) - origin));
     if (!(reach > 0)) return;
-    for (Index i = 0; i < column.size(); ++i) sum += (column(i) - origin) / reach;
-    for (Index i = 0; i < column.size(); ++i) squares += std::pow((column(i) - origin) / reach - sum / n, 2);
+    for (Index i = 0; i < column.size(); ++i) sum += data.weight(i) * ((column(i) - origin) / reach);
+    for (Index i = 0; i < column.size(); ++i)
+      squares += data.weight(i) * std::pow((column(i) - origin) / reach - sum / n, 2);
     center = origin + reach * (sum / n);
     scale = reach * std::sqrt(squares / n);
   }
@@ -45,14 +47,14 @@ template <class = WhenUsed>
 Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
   Standardisation by = Standardisation::none(data.input_dim());
   for (Index c = 0; c < data.input_dim(); ++c) {
-    const ColumnMoments moments(data.x.col(c));
+    const ColumnMoments moments(data.x.col(c), data);
     if (moments.constant())
       fail(function, ": column ", c, " of x is constant, ", data.x(0, c), ", expected columns that vary");
     require_moderate(function, "a column of x", moments);
     by.x_scale(c) = moments.scale;
     if (!keep_origin) by.x_center(c) = moments.center;
   }
-  const ColumnMoments y(data.y);
+  const ColumnMoments y(data.y, data);
   by.y_center = y.center;
   if (y.constant()) return by;
   require_moderate(function, "y", y);
@@ -66,13 +68,14 @@ void require_independent_columns(const char* function, const RegressionData& dat
   const Index d = data.input_dim();
   Eigen::MatrixXd correlation = Eigen::MatrixXd::Zero(d, d);
   Eigen::RowVectorXd center = Eigen::RowVectorXd::Zero(d), row(d);
-  for (Index i = 0; i < data.num_rows(); ++i) center += data.x.row(i) / static_cast<double>(data.num_rows());
+  const double data_weight = data.total_weight();
+  for (Index i = 0; i < data.num_rows(); ++i) center += data.x.row(i) * data.weight(i) / data_weight;
   for (Index i = 0; i < data.num_rows(); ++i) {
     row = (data.x.row(i) - center).cwiseQuotient(by.x_scale);
     for (Index a = 0; a < d; ++a)
-      for (Index b = a; b < d; ++b) correlation(a, b) += row(a) * row(b);
+      for (Index b = a; b < d; ++b) correlation(a, b) += data.weight(i) * (row(a) * row(b));
   }
-  correlation /= static_cast<double>(data.num_rows());
+  correlation /= data_weight;
   for (Index a = 0; a < d; ++a)
     for (Index b = a + 1; b < d; ++b) {
       correlation(b, a) = correlation(a, b);

@@ -22,8 +22,8 @@ template <class Inner>
 class ScoreSums {
  public:
   struct Memory {
-    explicit Memory(const ScoreSums& sums) : factors(sums.blocks_.size() * kBlockRows) {}
-    AlignedBuffer<double> factors;
+    explicit Memory(const ScoreSums& sums) : factors(sums.blocks_.size() * kBlockRows), scales(2 * kBlockRows) {}
+    AlignedBuffer<double> factors, scales;
   };
 
   ScoreSums(const MixtureCoefficients& model, const ScoreBlocks& blocks) : m_(model), blocks_(blocks) {}
@@ -31,7 +31,7 @@ class ScoreSums {
   Index size() const { return blocks_.num_wide * m_.num_features + blocks_.size() - blocks_.num_wide; }
 
   void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
-    const ScoreFactors<Inner> factors(m_, columns);
+    const ScoreFactors<Inner> factors(m_, columns.weight ? weighted(columns, scratch.scales.data()) : columns);
     double* to = scratch.factors.data();
     const Index k = m_.num_experts, n = m_.num_features, wide = blocks_.num_wide, narrow = blocks_.size() - wide;
     const Index first = std::min<Index>(kFirst, n);
@@ -74,6 +74,19 @@ class ScoreSums {
     double *gate_factor, *mean_factor, *gate, *mean, *variance;
     bool keep_factors;
   };
+
+  /// With the weights of rows in the scales of both probabilities, in which scores are linear; scales [2][kBlockRows].
+  static PosteriorColumns weighted(PosteriorColumns columns, double* scales) {
+    double* posterior_scales = scales + kBlockRows;
+    for (Index i = 0; i < kBlockRows; i += kDoubles) {
+      const Lanes weight = simd::load(columns.weight + i);
+      simd::store(scales + i, simd::load(columns.prior_scale + i) * weight);
+      simd::store(posterior_scales + i, simd::load(columns.posterior_scale + i) * weight);
+    }
+    columns.prior_scale = scales;
+    columns.posterior_scale = posterior_scales;
+    return columns;
+  }
 
   /// Constant factors are multiplied in at the end; the stores are for features beyond the first.
   template <int F, bool kGate>
@@ -154,6 +167,7 @@ class PairSums {
       fill(factors, blocks_[p], blocks_[q], to);
       to += kBlockRows;
     }
+    if (columns.weight) multiply_rows(columns.weight, scratch.weights.data(), pairs_.size());
     const Index num_features = m_.num_features;
     const double* weights = scratch.weights.data();
     scratch.products.add(weights, pairs_.wide, features, num_features, out);
@@ -187,6 +201,12 @@ class PairSums {
         for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, Weight::at(factors, first, second, i));
       });
     });
+  }
+
+  /// columns [count][kBlockRows] times the weights of rows.
+  static void multiply_rows(const double* weight, double* columns, Index count) {
+    for (double* to = columns; to != columns + count * kBlockRows; to += kBlockRows)
+      for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, simd::load(to + i) * simd::load(weight + i));
   }
 
   GateDerivatives gate_derivatives(Memory& scratch, const PosteriorColumns& columns) const {

@@ -36,6 +36,13 @@ inline double block_log_density(const PosteriorColumns& columns, Index num_exper
   return sum + logarithms;
 }
 
+/// The same with weights, where each row has a logarithm.
+inline double weighted_log_density(const PosteriorColumns& columns) {
+  double sum = 0;
+  for (Index i = 0; i < kBlockRows; ++i) sum += columns.weight[i] * (columns.shift[i] + std::log(columns.ratio[i]));
+  return sum;
+}
+
 /// Runs over all rows with a model and returns the log-likelihood, and behind it [size()] what else `Sums` adds up:
 ///   Index size() const                                            numbers to be summed
 ///   typename Sums::Memory(sums)                                  working memory of a thread
@@ -66,7 +73,9 @@ std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& mode
       rows.prefetch(b + 1);
       posterior(rows.features(b), rows.output(b));
       clear_padding(worker->columns, rows.rows(b));
-      log_likelihood += block_log_density(worker->columns, model.num_experts);
+      worker->columns.weight = rows.weights(b);
+      log_likelihood += worker->columns.weight ? weighted_log_density(worker->columns)
+                                               : block_log_density(worker->columns, model.num_experts);
       sums.add(worker->scratch, worker->columns, rows.features(b), worker->lanes.data());
     }
     sum[0] = log_likelihood;
