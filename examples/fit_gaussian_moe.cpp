@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Fits a Gaussian mixture of experts to a table by maximum likelihood, with any of the library's gates.
-//   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g)" | --response Y --predictors A,B] [--weights W]
+//   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g) | z" | --response Y --predictors A,B
+//                    --gate-predictors C] [--weights W]
 //                    [--experts K | --choose MOST] [--gate softmax|topk|temperature|activation] [--starts N] [--seed S]
 //                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
 //   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
@@ -90,10 +91,14 @@ void take_gate(Settings& settings) {
 
 /// The fit with the asked number of experts, or with the one that BIC prefers.
 template <class Gate>
-moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const moe::RegressionData& data, const Gate& gate) {
-  if (settings.choose == 0) return moe::fit(data, settings.experts, gate, settings.fit);
+moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const fitting::Problem& problem, const Gate& gate) {
+  const moe::RegressionData& data = problem.data();
+  moe::FitOptions options = settings.fit;
+  options.gate_inputs = problem.design.gate_inputs();
+  options.expert_inputs = problem.design.expert_inputs();
+  if (settings.choose == 0) return moe::fit(data, settings.experts, gate, options);
   const Index least = settings.gate == "topk" ? settings.top_k : 1;
-  const auto sweep = moe::sweep_experts(data, {.least = least, .most = settings.choose}, gate, settings.fit);
+  const auto sweep = moe::sweep_experts(data, {.least = least, .most = settings.choose}, gate, options);
   std::fprintf(stderr, "\n");
   fitting::print_sweep(sweep);
   if (sweep.best_bic == 0) moe::fail_environment("every number of experts collapses, expected fewer inputs");
@@ -108,7 +113,7 @@ void run(const Settings& settings, const Gate& gate) {
   const fitting::Problem problem = fitting::load(settings.data_path, settings.choice);
   moe::DesignRows to_predict;  // refused before the fit, if they have a level that it does not see
   if (!settings.predictions_path.empty()) to_predict = fitting::rows_to_predict(problem.design, problem.frame);
-  const moe::GaussianFit<Gate> fit = fit_or_choose(settings, problem.data(), gate);
+  const moe::GaussianFit<Gate> fit = fit_or_choose(settings, problem, gate);
   std::fprintf(stderr, "\n");
   fitting::print_report(fit, problem, settings.gate);
   if (!settings.json_path.empty()) fitting::write_json(fit, problem, settings.gate, settings.json_path);
@@ -156,10 +161,15 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--header", settings.header,
                  "yes: the first line names the columns, no: it does not; found unless given")
       ->check(CLI::IsMember({"yes", "no"}));
-  auto* formula = app.add_option("--formula", settings.choice.formula, "'y ~ x + factor(g, ref = a)' or 'y ~ . - id'");
+  auto* formula =
+      app.add_option("--formula", settings.choice.formula, "'y ~ x + factor(g, ref = a) | z' or 'y ~ . - id'");
   app.add_option("--response", settings.choice.response, "column that is explained; the last one unless given")
       ->excludes(formula);
   app.add_option("--predictors", settings.choice.predictors, "A,factor(B): what explains; all others unless given")
+      ->delimiter(',')
+      ->excludes(formula);
+  app.add_option("--gate-predictors", settings.choice.gate_predictors,
+                 "C,factor(D): what the gate reads; as the experts unless given")
       ->delimiter(',')
       ->excludes(formula);
   app.add_option("--weights", settings.choice.weights, "column of frequency weights: a row counts as so many rows");
@@ -199,9 +209,9 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--plot", settings.plot_path, "write the picture to this file; '' for none")->capture_default_str();
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
-  for (const char* of_a_fit :
-       {"--formula", "--response", "--predictors", "--weights", "--experts", "--choose", "--gate", "--top-k",
-        "--select", "--activation", "--last-slope", "--starts", "--ridge", "--seed", "--save", "--json", "--plot"})
+  for (const char* of_a_fit : {"--formula", "--response", "--predictors", "--gate-predictors", "--weights", "--experts",
+                               "--choose", "--gate", "--top-k", "--select", "--activation", "--last-slope", "--starts",
+                               "--ridge", "--seed", "--save", "--json", "--plot"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 

@@ -16,7 +16,7 @@ using moe::Index;
 /// What is explained by what: a formula, or names; and what is known of the table.
 struct Choice {
   std::string formula, response, weights;
-  std::vector<std::string> predictors;
+  std::vector<std::string> predictors, gate_predictors;
   moe::DataFileOptions file;
 };
 
@@ -36,11 +36,11 @@ inline void print_notes(const std::vector<std::string>& notes) {
 }
 
 /// A column of that name, or factor(name).
-inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& text) {
+inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& text, const char* option) {
   if (frame.find(text) || !text.starts_with("factor(")) return {.column = text};
   const moe::Formula formula = moe::parse_formula("y ~ " + text);
   if (formula.terms.size() != 1 || formula.rest || !formula.removed.empty())
-    moe::fail("--predictors has '", text, "', expected one name or factor(name) between commas");
+    moe::fail(option, " has '", text, "', expected one name or factor(name) between commas");
   return formula.terms[0];
 }
 
@@ -52,7 +52,10 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
   } else {
     formula.response = choice.response.empty() ? frame.columns.back().name : choice.response;
     formula.rest = choice.predictors.empty();
-    for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name));
+    for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name, "--predictors"));
+    if (!choice.gate_predictors.empty()) formula.gate.emplace();
+    for (const std::string& name : choice.gate_predictors)
+      formula.gate->terms.push_back(term_of(frame, name, "--gate-predictors"));
   }
   formula.weights = choice.weights;
   return formula;

@@ -8,6 +8,7 @@
 #include "moe/gaussian/model/data.hpp"
 #include "moe/gaussian/model/gate_model.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
+#include "moe/gaussian/model/input_columns.hpp"
 #include "moe/gaussian/model/model.hpp"
 #include "moe/gaussian/model/parameters.hpp"
 

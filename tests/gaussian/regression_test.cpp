@@ -69,6 +69,12 @@ TEST_CASE("parse_formula: what R writes", "[gaussian]") {
   CHECK(rest.rest);
   CHECK(rest.removed == Names{"id", "a b"});
   CHECK(moe::parse_formula("y ~ x + z | z + x").terms.size() == 2);
+  CHECK_FALSE(moe::parse_formula("y ~ x + z | z + x").gate.has_value());
+  const auto own = moe::parse_formula("y ~ . - id | factor(g) + z");
+  CHECK(own.rest);
+  REQUIRE(own.gate.has_value());
+  CHECK(own.gate->terms == std::vector<moe::FormulaTerm>{{"g", true, ""}, {"z", false, ""}});
+  CHECK(moe::parse_formula("y ~ x | 1").gate->terms.empty());
   CHECK(moe::parse_formula("y ~ x + x").terms.size() == 1);
 }
 
@@ -79,7 +85,6 @@ TEST_CASE("parse_formula: what it does not know is refused by a sentence", "[gau
   CHECK_THAT(parse_error("y ~ x * z"), ContainsSubstring("has an interaction, '*'"));
   CHECK_THAT(parse_error("y ~ log(x)"), ContainsSubstring("calls log()"));
   CHECK_THAT(parse_error("log(y) ~ x"), ContainsSubstring("'~' after the response is expected"));
-  CHECK_THAT(parse_error("y ~ x | z"), ContainsSubstring("gives the gate other inputs (right of '|')"));
   CHECK_THAT(parse_error("y ~ x +"), ContainsSubstring("has its end where the name of a column"));
   CHECK_THAT(parse_error("y ~"), ContainsSubstring("has its end"));
   CHECK_THAT(parse_error("~ x"), ContainsSubstring("where the name of the response is expected"));
@@ -125,6 +130,34 @@ TEST_CASE("regression: constant and dependent columns are left out with a word",
   auto frame = sample();
   frame.columns.push_back(numbers("sum", {2e9 + 1, 2e9 + 3, 2e9 + 4, 2e9 + 4, 2e9 + 5, 2e9 + 7.5}));
   CHECK(moe::regression(frame, moe::parse_formula("y ~ sum + m")).design.dropped.empty());  // far from 0, not dependent
+}
+
+TEST_CASE("regression: the gate may read columns of its own", "[gaussian]") {
+  const auto r = of("y ~ m + one | g + m");
+  CHECK(r.design.names() == Names{"m", "gb", "gc", "gz"});
+  CHECK(r.design.expert_inputs() == std::vector<Index>{0});
+  CHECK_FALSE(r.design.gate_inputs().has_value());  // all of them
+  CHECK(r.design.dropped == Names{"one"});
+  CHECK(r.notes.at(1) == "'one' is left out of the experts: it is constant");
+  CHECK(r.data().x.col(0) == Eigen::VectorXd((Eigen::VectorXd(6) << 10, 9, 9, 10, 9, 2).finished()));
+  CHECK_FALSE(of("y ~ m + g | g + m").design.gate_inputs().has_value());
+  const auto dependent = of("y ~ flag | isa + flag");
+  CHECK(dependent.design.names() == Names{"flagTRUE"});
+  CHECK(dependent.design.dropped == Names{"isa"});
+  CHECK(dependent.notes.back() == "'isa' is left out of the gate: it is a linear combination of the columns before it");
+  const auto missing = of("y ~ m | x");  // the gate's rows have to be complete, too
+  CHECK(missing.rows.missing_rows == 1);
+  CHECK(missing.design.gate_inputs() == std::vector<Index>{1});
+  const auto constant = of("y ~ m | 1");
+  CHECK(constant.design.gate_inputs() == std::vector<Index>{});
+  CHECK_FALSE(constant.design.expert_inputs().has_value());
+  const auto means = of("y ~ 1 | factor(m, ref = 9) + x");
+  CHECK(means.design.names() == Names{"factor(m)2", "factor(m)10", "x"});
+  CHECK(means.design.expert_inputs() == std::vector<Index>{});
+  CHECK(of("y ~ x + m | isa + m").design.gate_inputs() == std::vector<Index>{1, 2});
+  CHECK_THAT(design_error("y ~ factor(g) | factor(g, ref = b) + x"), ContainsSubstring("'g' has the base level ''"));
+  CHECK_THAT(design_error("y ~ 1 | 1"), ContainsSubstring("no inputs"));
+  CHECK_THAT(design_error("y ~ x | y"), ContainsSubstring("'y' is the response and an input"));
 }
 
 TEST_CASE("regression: what cannot be a regression is an error", "[gaussian][error]") {

@@ -71,6 +71,31 @@ TEST_CASE("save_fit: loaded, it predicts the same bits for a new file", "[io][ga
              ContainsSubstring("'g' is 'z' in row 1, expected a level of the fit: b, a, c"));
 }
 
+TEST_CASE("save_fit: a gate with inputs of its own, and weights", "[io][gaussian]") {
+  auto formula = moe::parse_formula("y ~ x | g");
+  formula.weights = "one";
+  const auto r = moe::regression(frame_of(kBytes), formula);
+  auto fit = sample_fit();
+  fit.total_weight = 17.5;
+  const test::TemporaryDirectory directory;
+  CHECK_THAT(message_of([&] { moe::save_fit(directory / "f", fit, r.design); }),
+             ContainsSubstring("column 'x' of design is read by others than column 0 of the model"));
+  fit.model.gate_inputs = r.design.gate_inputs();
+  fit.model.expert_inputs = r.design.expert_inputs();
+  fit.model.gate_slope.col(0).setZero();
+  fit.model.slope.rightCols(2).setZero();
+  moe::save_fit(directory / "f", fit, r.design);
+  const auto saved = moe::load_fit(directory / "f");
+  CHECK(saved.design == r.design);
+  CHECK(saved.total_weight == 17.5);
+  CHECK(saved.model.gate_inputs == std::vector<moe::Index>{1, 2});
+  CHECK(saved.model.expert_inputs == std::vector<moe::Index>{0});
+  CHECK(moe::predict_mean(saved.model, r.data().x) == moe::predict_mean(fit.model, r.data().x));
+  moe::save_fit(directory / "f", sample_fit(),
+                moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + g")).design);
+  CHECK(moe::load_fit(directory / "f").total_weight == 6);  // num_rows
+}
+
 TEST_CASE("save_fit, load_fit: what does not fit is an error", "[io][gaussian][error]") {
   const auto fit = sample_fit();
   const auto r = moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + g"));

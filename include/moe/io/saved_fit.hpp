@@ -37,7 +37,11 @@ inline constexpr int kFitVersion = 1;
 inline nlohmann::json design_json(const Design& design) {
   nlohmann::json columns = nlohmann::json::array(), factors = nlohmann::json::array();
   for (const DesignColumn& c : design.columns)
-    columns.push_back({{"name", c.name}, {"source", c.source}, {"level", c.level}});
+    columns.push_back({{"name", c.name},
+                       {"source", c.source},
+                       {"level", c.level},
+                       {"of_experts", c.of_experts},
+                       {"of_gate", c.of_gate}});
   for (const DesignFactor& f : design.factors) factors.push_back({{"source", f.source}, {"levels", f.levels}});
   return {{"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
 }
@@ -50,7 +54,9 @@ inline Design design_of(const nlohmann::json& json) {
   for (const nlohmann::json& c : json.at("columns"))
     design.columns.push_back({.name = c.at("name").get<std::string>(),
                               .source = c.at("source").get<std::string>(),
-                              .level = c.at("level").get<std::string>()});
+                              .level = c.at("level").get<std::string>(),
+                              .of_experts = c.value("of_experts", true),  // later than version 1
+                              .of_gate = c.value("of_gate", true)});
   for (const nlohmann::json& f : json.at("factors"))
     design.factors.push_back(
         {.source = f.at("source").get<std::string>(), .levels = f.at("levels").get<std::vector<std::string>>()});
@@ -75,7 +81,7 @@ inline Index num_rows_of(const std::string& label, const nlohmann::json& json) {
 /// Saves a fit with the design of its inputs: levels of factors, base levels, columns that were left out. The file is
 /// one of save_parameters(), which load_gaussian_moe() reads, too; `metadata` is kept beside.
 ///   save_fit("fit.safetensors", fit, regression.design, {{"gate", "softmax"}});
-/// Throws std::invalid_argument unless the design is valid and has as many columns as the model inputs, the fit has
+/// Throws std::invalid_argument unless the design is valid and has the inputs of the model, the fit has
 /// rows and a finite likelihood, all names are UTF-8 and no key is "moe.fit"; std::runtime_error if the file cannot be
 /// written.
 template <class G>
@@ -86,6 +92,13 @@ void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, cons
   if (std::ssize(design.columns) != fit.model.input_dim())
     fail(kName, ": design has ", design.columns.size(), " columns, expected input_dim = ", fit.model.input_dim());
   design.validate(kName);
+  for (Index c = 0; c < fit.model.input_dim(); ++c) {
+    const DesignColumn& column = design.columns[static_cast<std::size_t>(c)];
+    if (column.of_gate != detail::reads(fit.model.gate_inputs, c) ||
+        column.of_experts != detail::reads(fit.model.expert_inputs, c))
+      fail(kName, ": column ", detail::in_quotes(column.name), " of design is read by others than column ", c,
+           " of the model, expected the same (Design::gate_inputs, Design::expert_inputs)");
+  }
   detail::require_report(fit.log_likelihood, fit.num_rows, [&](const std::string& why) { fail(kName, ": ", why); });
   const nlohmann::json json{
       {"version", detail::kFitVersion},
@@ -144,6 +157,13 @@ SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
   if (std::ssize(saved.design.columns) != saved.model.input_dim())
     fail_environment(label, ": the design has ", saved.design.columns.size(),
                      " columns, expected input_dim = ", saved.model.input_dim());
+  saved.model.gate_inputs = saved.design.gate_inputs();
+  saved.model.expert_inputs = saved.design.expert_inputs();
+  try {
+    saved.model.validate("moe::GaussianMoe");
+  } catch (const std::invalid_argument& error) {
+    fail_environment(label, ": holds no model of its design: ", error.what());
+  }
   return saved;
 }
 

@@ -14,6 +14,7 @@
 #include "moe/gaussian/design/data_frame.hpp"
 #include "moe/gaussian/design/level_codes.hpp"
 #include "moe/gaussian/model/data.hpp"
+#include "moe/gaussian/model/input_columns.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -22,6 +23,7 @@ struct DesignColumn {
   std::string name = {};    ///< "weight", or "groupb": the source and the level
   std::string source = {};  ///< column of the data frame
   std::string level = {};   ///< 1 where the source has this level, else 0; empty: the number of the source itself
+  bool of_experts = true, of_gate = true;  ///< who reads it
 
   bool operator==(const DesignColumn&) const = default;
 };
@@ -50,8 +52,20 @@ struct Design {
     return all;
   }
 
+  /// What the experts and the gate read, for FitOptions; not given where they read all columns.
+  InputColumns expert_inputs() const { return inputs(&DesignColumn::of_experts); }
+  InputColumns gate_inputs() const { return inputs(&DesignColumn::of_gate); }
+
   /// Throws std::invalid_argument unless each dummy is one of a factor that has its level, and no level is there twice.
   void validate(const char* function) const;
+
+ private:
+  InputColumns inputs(bool DesignColumn::*reads) const {
+    std::vector<Index> some;
+    for (std::size_t c = 0; c < columns.size(); ++c)
+      if (columns[c].*reads) some.push_back(static_cast<Index>(c));
+    return some.size() == columns.size() ? InputColumns() : InputColumns(some);
+  }
 };
 
 /// What is done with rows that miss a value of a column that is used.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,12 +20,17 @@ struct FormulaTerm {
   bool operator==(const FormulaTerm&) const = default;
 };
 
-/// response ~ terms: what is explained by what.
-struct Formula {
-  std::string response = {};
+/// A sum of terms: what a part of a model reads.
+struct FormulaInputs {
   std::vector<FormulaTerm> terms = {};    ///< what is named, in this order
   bool rest = false;                      ///< `.`: all other columns follow
   std::vector<std::string> removed = {};  ///< `- name`: but these
+};
+
+/// response ~ inputs | gate: what is explained by what.
+struct Formula : FormulaInputs {
+  std::string response = {};
+  std::optional<FormulaInputs> gate = {};  ///< inputs of the gate; none: those of the experts
   std::string weights = {};  ///< column of frequency weights (RegressionData::weights); empty: none. Not in the text
 };
 
@@ -36,34 +42,34 @@ class FormulaParser {
   explicit FormulaParser(std::string_view text) : text_(text), rest_(text) {}
 
   Formula parse() {
-    Formula formula{.response = name("the name of the response")};
+    Formula formula;
+    formula.response = name("the name of the response");
     if (!take("~")) refuse("'~' after the response");
     sum(formula);
-    const Formula experts = formula;
-    if (take("|")) gate(experts);
+    if (take("|")) gate(formula);
     skip();
     if (!rest_.empty()) refuse("'+', '-' or the end");
     return formula;
   }
 
  private:
-  void sum(Formula& formula) {
+  void sum(FormulaInputs& inputs) {
     bool minus = take("-");
-    do term(formula, minus);
+    do term(inputs, minus);
     while ((minus = take("-")) || take("+"));
   }
 
-  void term(Formula& formula, bool minus) {
+  void term(FormulaInputs& inputs, bool minus) {
     skip();
     if (rest_.starts_with('1') || rest_.starts_with('0')) {
       const bool intercept = (rest_.front() == '1') != minus;
       rest_.remove_prefix(1);
-      if (!intercept) fail(label(), "has no intercept, expected one: every expert has an intercept");
+      if (!intercept) fail(label(), "has no intercept, expected one: experts and gates have one");
       return;
     }
     if (!minus && rest_.starts_with('.') && !in_name(1)) {
       rest_.remove_prefix(1);
-      formula.rest = true;
+      inputs.rest = true;
       return;
     }
     FormulaTerm read{.column = name("the name of a column, factor(name) or '.'")};
@@ -71,10 +77,10 @@ class FormulaParser {
     for (const char* sign : {":", "*", "^", "/", "%in%"})
       if (take(sign)) fail(label(), "has an interaction, '", sign, "', expected sums: put products into a column");
     if (minus) {
-      formula.removed.push_back(read.column);
-      std::erase_if(formula.terms, [&](const FormulaTerm& t) { return t.column == read.column; });
-    } else if (std::find(formula.terms.begin(), formula.terms.end(), read) == formula.terms.end()) {
-      formula.terms.push_back(std::move(read));
+      inputs.removed.push_back(read.column);
+      std::erase_if(inputs.terms, [&](const FormulaTerm& t) { return t.column == read.column; });
+    } else if (std::find(inputs.terms.begin(), inputs.terms.end(), read) == inputs.terms.end()) {
+      inputs.terms.push_back(std::move(read));
     }
   }
 
@@ -92,20 +98,19 @@ class FormulaParser {
     if (!take(")")) refuse("')'");
   }
 
-  /// The inputs of the gate: those of the experts, in this version.
-  void gate(const Formula& experts) {
-    Formula inputs;
+  /// The inputs of the gate, unless they are those of the experts.
+  void gate(Formula& experts) {
+    FormulaInputs inputs;
     sum(inputs);
     const auto sorted = [](std::vector<std::string> names) { return std::sort(names.begin(), names.end()), names; };
-    const auto columns = [&](const Formula& f) {
+    const auto columns = [&](const FormulaInputs& f) {
       std::vector<std::string> names;
       for (const FormulaTerm& t : f.terms) names.push_back(t.column + (t.factor ? "()" : ""));
       return sorted(names);
     };
     if (columns(inputs) != columns(experts) || inputs.rest != experts.rest ||
         sorted(inputs.removed) != sorted(experts.removed))
-      fail(label(), "gives the gate other inputs (right of '|') than the experts, expected the same ones or no '|': ",
-           "both see all inputs");
+      experts.gate = std::move(inputs);
   }
 
   /// A name: letters, digits, '.', '_' and all that is no ASCII; anything between backticks.
@@ -163,10 +168,11 @@ class FormulaParser {
 /// Reads a formula in the notation of R:  y ~ x + factor(group, ref = "b") + `a name`,  y ~ . - id
 ///   name              a column: a number, or the dummies of text and of TRUE and FALSE
 ///   factor(name)      its dummies, also if its values are numbers; with ref = level another base level than the first
-///   .  - name         all columns but the response, and without some; 1 changes nothing, as there is always an
-///   intercept | inputs          of the gate, which have to be those of the experts
+///   .  - name         all columns but the response, and without some
+///   1                 nothing, as there is always an intercept; alone, no inputs
+///   experts | gate    inputs of the gate; without them it reads those of the experts
 /// Throws std::invalid_argument with the formula and what was expected for anything else: interactions, functions, no
-/// intercept, other inputs of the gate.
+/// intercept.
 /// Wilkinson & Rogers, "Symbolic description of factorial models for analysis of variance", Applied Statistics 1973.
 inline Formula parse_formula(std::string_view text) { return detail::FormulaParser(text).parse(); }
 

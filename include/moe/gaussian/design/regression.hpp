@@ -49,19 +49,49 @@ inline std::vector<std::string> levels_of(const DataColumn& column, const std::v
   return levels;
 }
 
+/// A term and who reads it.
+struct UsedTerm {
+  FormulaTerm term = {};
+  bool of_experts = true, of_gate = true;
+};
+
 /// Terms with `.` written out.
-inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const ColumnNames& names, const Formula& formula) {
-  std::vector<FormulaTerm> terms = formula.terms;
+inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const ColumnNames& names, const Formula& formula,
+                                          const FormulaInputs& inputs) {
+  std::vector<FormulaTerm> terms = inputs.terms;
   std::unordered_set<std::string_view> taken{formula.response, formula.weights};
-  for (const std::string& name : formula.removed) taken.insert(names.at(name).name);
-  for (const FormulaTerm& term : formula.terms) taken.insert(term.column);
+  for (const std::string& name : inputs.removed) taken.insert(names.at(name).name);
+  for (const FormulaTerm& term : inputs.terms) taken.insert(term.column);
   for (const DataColumn& column : frame.columns)
-    if (formula.rest && !taken.contains(column.name)) terms.push_back({.column = column.name});
+    if (inputs.rest && !taken.contains(column.name)) terms.push_back({.column = column.name});
   for (const FormulaTerm& term : terms)
     if (term.column == formula.response)
       fail(kRegression, ": ", in_quotes(term.column), " is the response and an input, expected one of both");
-  if (terms.empty()) fail(kRegression, ": the formula has no inputs, expected at least one");
   return terms;
+}
+
+/// The terms of the experts, then those of the gate alone.
+inline std::vector<UsedTerm> used_terms(const DataFrame& frame, const ColumnNames& names, const Formula& formula) {
+  std::vector<UsedTerm> used;
+  for (const FormulaTerm& term : all_terms(frame, names, formula, formula)) used.push_back({term, true, !formula.gate});
+  const std::size_t of_experts = used.size();
+  if (formula.gate)
+    for (const FormulaTerm& term : all_terms(frame, names, formula, *formula.gate)) {
+      const auto end = used.begin() + static_cast<std::ptrdiff_t>(of_experts);
+      const auto same = std::find_if(used.begin(), end, [&](const UsedTerm& u) {
+        return u.term.column == term.column && u.term.factor == term.factor;
+      });
+      if (same == end) {
+        used.push_back({term, false, true});
+        continue;
+      }
+      if (!term.base.empty() && same->term.base != term.base)
+        fail(kRegression, ": ", in_quotes(term.column), " has the base level ", in_quotes(same->term.base),
+             " in the experts and ", in_quotes(term.base), " in the gate, expected one");
+      same->of_gate = true;
+    }
+  if (used.empty()) fail(kRegression, ": the formula has no inputs, expected at least one");
+  return used;
 }
 
 /// The columns that a term stands for.
@@ -152,28 +182,45 @@ inline void take_weights(const DataColumn& column, Regression& out) {
   out.rows.data.weights = Eigen::Map<const Eigen::VectorXd>(weights.data(), std::ssize(weights));
 }
 
-/// Leaves dependent columns out, with a word.
-inline void drop_dependent(Regression& out) {
-  const std::vector<Index> kept = independent_columns(out.rows.data.x);
-  Design& design = out.design;
-  std::vector<DesignColumn> columns;
-  Matrix<double> x(out.rows.data.num_rows(), static_cast<Index>(kept.size()));
-  for (Index c = 0; c < out.rows.data.input_dim(); ++c) {
-    DesignColumn& column = design.columns[static_cast<std::size_t>(c)];
-    if (std::find(kept.begin(), kept.end(), c) != kept.end()) {
-      x.col(static_cast<Index>(columns.size())) = out.rows.data.x.col(c);
-      columns.push_back(std::move(column));
-      continue;
-    }
+/// Takes from `reads` the columns that depend on others of its own, with a word.
+inline void drop_dependent(Regression& out, bool DesignColumn::*reads, const std::string& of) {
+  std::vector<Index> read;
+  for (std::size_t c = 0; c < out.design.columns.size(); ++c)
+    if (out.design.columns[c].*reads) read.push_back(static_cast<Index>(c));
+  const std::vector<Index> kept = independent_columns(out.rows.data.x(Eigen::all, read));
+  for (Index r = 0; r < std::ssize(read); ++r) {
+    if (std::binary_search(kept.begin(), kept.end(), r)) continue;
+    const Index c = read[static_cast<std::size_t>(r)];
+    DesignColumn& column = out.design.columns[static_cast<std::size_t>(c)];
     const auto values = out.rows.data.x.col(c);
     out.notes.push_back(
-        in_quotes(column.name) + " is left out: it is " +
+        in_quotes(column.name) + " is left out" + of + ": it is " +
         (values.minCoeff() == values.maxCoeff() ? "constant" : "a linear combination of the columns before it"));
-    design.dropped.push_back(std::move(column.name));
+    column.*reads = false;
+  }
+}
+
+/// Leaves dependent columns out, with a word: among those of the experts, and among those of the gate.
+inline void drop_dependent(Regression& out, bool own_gate) {
+  drop_dependent(out, &DesignColumn::of_experts, own_gate ? " of the experts" : "");
+  if (own_gate)
+    drop_dependent(out, &DesignColumn::of_gate, " of the gate");
+  else
+    for (DesignColumn& column : out.design.columns) column.of_gate = column.of_experts;
+  std::vector<Index> kept;
+  std::vector<DesignColumn> columns;
+  for (std::size_t c = 0; c < out.design.columns.size(); ++c) {
+    DesignColumn& column = out.design.columns[c];
+    if (!column.of_experts && !column.of_gate) {
+      out.design.dropped.push_back(std::move(column.name));
+      continue;
+    }
+    kept.push_back(static_cast<Index>(c));
+    columns.push_back(std::move(column));
   }
   if (columns.empty()) fail(kRegression, ": no input varies, expected one that does");
-  design.columns = std::move(columns);
-  out.rows.data.x = std::move(x);
+  out.design.columns = std::move(columns);
+  out.rows.data.x = out.rows.data.x(Eigen::all, kept).eval();
 }
 
 }  // namespace detail
@@ -181,8 +228,8 @@ inline void drop_dependent(Regression& out) {
 /// The inputs and the response that a formula picks from a data frame. Text, TRUE/FALSE and factor() become dummies
 /// with the treatment contrast: one column per level but the base level. Rows that miss a value of a column that is
 /// used are left out and counted, or refused. Columns that are constant, or linear combinations of a constant and
-/// columns before them, are left out, as R's lm() does from 1e-7 on. Rows of weight 0 are left out, too (with whatever
-/// levels they alone have). Each decision is a sentence in `notes`. Throws
+/// columns before them, are left out of the experts or the gate that read them, as R's lm() does from 1e-7 on. Rows of
+/// weight 0 are left out, too (with whatever levels they alone have). Each decision is a sentence in `notes`. Throws
 /// std::invalid_argument for a column that is not there, cannot be used or is the response and an input, a response
 /// that is no number, infinite numbers, negative weights, no complete row, as many columns as rows before dependent
 /// ones are left out, or no input that varies. O(n d^2).
@@ -192,8 +239,8 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   const detail::ColumnNames names(kName, frame);
   const DataColumn& response = names.numbers(formula.response);
   std::vector<const DataColumn*> used;
-  const std::vector<FormulaTerm> terms = detail::all_terms(frame, names, formula);
-  for (const FormulaTerm& term : terms) {
+  const std::vector<detail::UsedTerm> terms = detail::used_terms(frame, names, formula);
+  for (const auto& [term, of_experts, of_gate] : terms) {
     const DataColumn& column = names.at(term.column);
     if (!term.factor && !column.unusable.empty())
       fail(kName, ": column ", detail::in_quotes(column.name), " ", column.unusable);
@@ -212,10 +259,17 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
                         " rows are left out, as values are missing: " + complete.who);
   if (weights) detail::take_weights(*weights, out);
   out.design.response = formula.response;
-  for (std::size_t t = 0; t < terms.size(); ++t) detail::add_term(*used[t], terms[t], out.rows.rows, out);
+  for (std::size_t t = 0; t < terms.size(); ++t) {
+    const std::size_t before = out.design.columns.size();
+    detail::add_term(*used[t], terms[t].term, out.rows.rows, out);
+    for (std::size_t c = before; c < out.design.columns.size(); ++c) {
+      out.design.columns[c].of_experts = terms[t].of_experts;
+      out.design.columns[c].of_gate = terms[t].of_gate;
+    }
+  }
   detail::require_fewer_columns(out);
   detail::fill_rows(kName, out.design, names, &response, out.rows);
-  detail::drop_dependent(out);
+  detail::drop_dependent(out, formula.gate.has_value());
   return out;
 }
 

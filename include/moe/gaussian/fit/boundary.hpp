@@ -18,7 +18,9 @@ class BoundarySearch {
  public:
   BoundarySearch(const Objective& objective, const Bounds& bounds) : bounds_(bounds) {
     sparse_ = objective.form().active < objective.layout().num_experts;
-    if (sparse_ && objective.form().active == 1 && objective.layout().input_dim == 1 && objective.form().ranks_bias)
+    const ParameterLayout& at = objective.layout();
+    const bool line = at.input_dim == 1 && at.gate_dim() == 1 && at.expert_dim() == 1;
+    if (sparse_ && objective.form().active == 1 && line && objective.form().ranks_bias)
       segments_ = std::make_unique<SegmentSearch<>>(objective, bounds);
   }
 
@@ -37,12 +39,12 @@ class BoundarySearch {
     const ParameterLayout& at = objective.layout();
     const RandomField random(Purpose::Noise, at.size());
     double best = before;
-    for (Index draw = 0; draw < kDraws * (at.input_dim + 1); ++draw) {
+    for (Index draw = 0; draw < kDraws * (at.gate_dim() + 1); ++draw) {
       const auto j = static_cast<Index>(random.below(static_cast<std::uint64_t>(at.free_slopes), draw, -1));
       const double step = std::pow(10.0, -0.5 - 3 * random.uniform(draw, -2)) * (1 + m.gate_slope.row(j).norm());
       GaussianParameters moved = m;
-      for (Index c = 0; c < at.input_dim; ++c) moved.gate_slope(j, c) += step * random.normal(draw, c);
-      if (objective.form().ranks_bias) moved.gate_bias(j) += step * random.normal(draw, at.input_dim);
+      for (Index c = 0; c < at.gate_dim(); ++c) moved.gate_slope(j, at.gate_input(c)) += step * random.normal(draw, c);
+      if (objective.form().ranks_bias) moved.gate_bias(j) += step * random.normal(draw, at.gate_dim());
       bounds_.clamp(at, moved);
       const double value = objective.value(moved);
       if (!(value > best + 1e-9 * (1 + std::abs(best)))) continue;

@@ -111,7 +111,7 @@ class Em {
   /// Weighted least squares from the residuals: a change of the coefficients and of the sum of squares.
   GaussianParameters improve_experts(const EmState& s) const {
     GaussianParameters next = s.model;
-    const Index d = at_.input_dim;
+    const Index d = at_.expert_dim();
     const double map = objective_.penalty().map;
     Eigen::MatrixXd information(d + 1, d + 1);
     Eigen::VectorXd score(d + 1);
@@ -127,7 +127,7 @@ class Em {
       score(d) = s.score(at_.intercept(j));
       const Eigen::VectorXd change = solve_semidefinite(information, score);
       const double squares = nu * (2 * s.score(at_.log_variance(j)) + rows) - nu * change.dot(score);
-      next.slope.row(j) += change.head(d).transpose();
+      for (Index c = 0; c < d; ++c) next.slope(j, at_.expert_input(c)) += change(c);
       next.intercept(j) += change(d);
       next.variance(j) = bounds_.variance(squares, rows, map);
     }
@@ -156,7 +156,7 @@ class Em {
 
   /// 2 (I + 1 1^T) (score matrix) (X^T X)^-1: the inverse of a bound on the information that no weights exceed.
   Eigen::VectorXd majorised_step(const EmState& s, const Eigen::VectorXd& score) {
-    const Index k = at_.num_experts, d = at_.input_dim;
+    const Index k = at_.num_experts, d = at_.gate_dim();
     if (gram_.size() == 0) gram_ = gram_matrix();
     Eigen::MatrixXd by_expert(d + 1, k - 1);
     for (Index j = 0; j + 1 < k; ++j) {
@@ -174,9 +174,14 @@ class Em {
     return step;
   }
 
-  /// X^T X, with as much of the ridge as keeps the bound valid.
+  /// X^T X of what the gate reads, with as much of the ridge as keeps the bound valid.
   Eigen::MatrixXd gram_matrix() const {
     Eigen::MatrixXd gram = gram_of(objective_.rows());
+    if (at_.gate_inputs) {
+      std::vector<Index> columns = *at_.gate_inputs;
+      columns.push_back(at_.input_dim);  // ones
+      gram = gram(columns, columns).eval();
+    }
     gram.diagonal().array() += 2 * objective_.penalty().ridge * static_cast<double>(at_.num_experts);
     return gram;
   }
@@ -186,8 +191,8 @@ class Em {
     const double largest = step.size() > 0 ? step.cwiseAbs().maxCoeff() : 0;
     const double scale = largest > kLongest ? kLongest / largest : 1;
     for (Index j = 0; j < at_.num_experts; ++j) {
-      if (j < at_.free_slopes)
-        to.gate_slope.row(j) += scale * step.segment(at_.gate_slope(j), at_.input_dim).transpose();
+      for (Index c = 0; j < at_.free_slopes && c < at_.gate_dim(); ++c)
+        to.gate_slope(j, at_.gate_input(c)) += scale * step(at_.gate_slope(j) + c);
       if (j < at_.free_biases) to.gate_bias(j) += scale * step(at_.gate_bias(j));
     }
     if (!at_.free_temperature) return;

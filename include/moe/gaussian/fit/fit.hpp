@@ -25,8 +25,7 @@ template <LikelihoodGate G = SoftmaxGate>
 GaussianFit<G> fit(const RegressionData& data, Index num_experts, const G& gate = {}, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
   constexpr const char* kName = "moe::fit";
-  detail::Fitting<G> fitting(kName, data, detail::shape_of(kName, data, num_experts, gate, options.last_slope),
-                             options);
+  detail::Fitting<G> fitting(kName, data, detail::shape_of(kName, data, num_experts, gate, options), options);
   GaussianFit<G> fit;
   fitting.report_run(fitting.search(fit), fit);
   fit.starts = static_cast<Index>(fit.runs.size());

@@ -51,7 +51,7 @@ class Fitting {
     const double highest = std::max(discarded_, run.given_up);
     fit.flags.discarded = highest > run.criterion + kSameEnd;
     if (fit.flags.discarded) fit.discarded_log_likelihood = on_data_scale(highest);
-    fit.flags.far_origin = keeps_origin(shape_) && origin_is_far(rows_);
+    fit.flags.far_origin = keeps_origin(shape_) && origin_is_far(rows_, at_.gate_inputs);
     const Separation separation(objective_, run.model);
     fit.flags.separated = separation.exists() || (run.flags.at_box && separation.exists_beyond(bounds_.gate_box));
     for (const double value : run.path) fit.path.push_back(on_data_scale(value));
@@ -68,7 +68,7 @@ class Fitting {
         shape_(std::move(shape)),
         form_(shape_.form()),
         at_(moe::layout(shape_)),
-        by_(standardisation_of(function, counted.data(), keeps_origin(shape_))),
+        by_(standardisation_of(function, counted.data(), keeps_origin(shape_), at_)),
         rows_((check(function, counted.data()), counted.data()), by_),
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
         bounds_{.variance_floor = variance_floor_of(options.variance_floor, rows_.total_weight()),
@@ -274,7 +274,9 @@ class Fitting {
     if (data.total_weight() < static_cast<double>(at_.size()))
       fail(function, ": there are ", data.total_weight(), data.weighted() ? " rows by their weights" : " rows",
            ", expected at least as many as parameters, ", at_.size());
-    require_independent_columns(function, data, by_);
+    require_independent_columns(function, data, by_, at_.expert_inputs);
+    if (at_.num_experts > 1 && at_.gate_inputs != at_.expert_inputs)
+      require_independent_columns(function, data, by_, at_.gate_inputs);
   }
 
   /// Over runs in parallel while a run is small, else one run after the other with its rows in parallel.
@@ -385,11 +387,14 @@ class Fitting {
 
 template <class G>
 GaussianMoe<G> shape_of(const char* function, const RegressionData& data, Index num_experts, const G& gate,
-                        LastSlope last_slope) {
+                        const FitOptions& options) {
   if (num_experts < 1) fail(function, ": num_experts is ", num_experts, ", expected at least 1");
   data.validate(function);
   GaussianMoe<G> shape = GaussianMoe<G>::zero(num_experts, data.input_dim(), gate);
-  shape.last_slope = last_slope;
+  shape.last_slope = options.last_slope;
+  shape.gate_inputs = options.gate_inputs;
+  shape.expert_inputs = options.expert_inputs;
+  shape.validate(function);
   return shape;
 }
 

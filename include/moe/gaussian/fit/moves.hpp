@@ -70,14 +70,14 @@ class Moves {
     Eigen::VectorXd v(sample_.y.size());
     if (how < 2) {  // more often, as it is what gates do
       Eigen::VectorXd direction(d + 1);
-      for (Index c = 0; c < d; ++c) direction(c) = random.normal(c, 21);
+      for (Index c = 0; c < d; ++c) direction(c) = starts_.splits_by(c) ? random.normal(c, 21) : 0;
       direction(d) = 0;
       v = sample_.x * direction;
     } else {
       GaussianParameters plane = m;
       if (how == 4) {
         Eigen::VectorXd few = Eigen::VectorXd::Zero(v.size());
-        for (Index i = 0; i <= d; ++i) few(row_of(random, weight.col(expert), 30 + i)) += 1;
+        for (Index i = 0; i < starts_.rows_of_plane(); ++i) few(row_of(random, weight.col(expert), 30 + i)) += 1;
         starts_.regress(sample_.x, sample_.y, few, expert, plane);
       }
       v = sample_.y - sample_.x.leftCols(d) * plane.slope.row(expert).transpose();

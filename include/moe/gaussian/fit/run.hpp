@@ -219,7 +219,7 @@ class Runner {
     run.score_norm = score_norm(state);
     run.flags.decreased = run.flags.decreased && !run.converged && run.score_norm >= options_.score_tolerance;
     run.expert_rows = em.expert_rows(state);
-    const Index d = objective_.layout().input_dim;
+    const Index d = objective_.layout().expert_dim();
     const double fewest = run.expert_rows.minCoeff();
     run.flags.at_floor = at_variance_floor(run.model, bounds_.variance_floor);
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);

@@ -98,8 +98,9 @@ class Separation {
 
   /// (beta_1j, beta_0j)
   Eigen::VectorXd gate(Index j) const {
-    Eigen::VectorXd out(at_.input_dim + 1);
-    out << model_.gate_slope.row(j).transpose(), model_.gate_bias(j);
+    Eigen::VectorXd out(at_.gate_dim() + 1);
+    for (Index c = 0; c < at_.gate_dim(); ++c) out(c) = model_.gate_slope(j, at_.gate_input(c));
+    out(at_.gate_dim()) = model_.gate_bias(j);
     return out;
   }
 
@@ -107,7 +108,7 @@ class Separation {
   template <class In>
   Eigen::VectorXd on(const Eigen::VectorXd& change, In&& in) const {
     Eigen::VectorXd out = Eigen::VectorXd::Zero(theta_.size());
-    const Index d = at_.input_dim;
+    const Index d = at_.gate_dim();
     const bool pinned = objective_.linear() && in(at_.num_experts - 1);
     for (Index m = 0; m < at_.free_slopes; ++m) {
       const double sign = (in(m) ? 1 : 0) - (pinned ? 1 : 0);

@@ -10,8 +10,10 @@
 #include "moe/gaussian/fit/symmetric.hpp"
 #include "moe/gaussian/model/parameters.hpp"
 #include "moe/gaussian/pass/row_blocks.hpp"
+#include "moe/gaussian/pass/standardise.hpp"
 #include "moe/numeric/k_means.hpp"
 
+// Long, as all kinds of starts draw from the same rows.
 namespace moe::inline MOE_ABI::detail {
 
 /// Some rows of standardised data, one after the other: x [count, d + 1], with ones, y and weights [count]. Row s is
@@ -57,12 +59,18 @@ class Starts {
         free_temperature_(at.free_temperature),
         seed_(seed),
         d_(rows.input_dim()),
+        at_(at),
         sample_(every(rows)),
         center_(sample_.x.leftCols(d_).colwise().mean()) {}
 
   std::uint64_t seed() const { return seed_; }
   const RowSample& sample() const { return sample_; }
   const char* kind(Index start) const { return kNames[start % kKinds]; }
+
+  /// Does the gate split the rows by a column of x? All do, where it reads none.
+  bool splits_by(Index column) const { return at_.gate_dim() == 0 || reads(at_.gate_inputs, column); }
+  /// Rows that an expert goes through.
+  Index rows_of_plane() const { return at_.expert_dim() + 1; }
 
   /// Start number `start`: experts in random order, the gate flat but for the shares of the experts.
   GaussianParameters operator()(Index start, GaussianParameters m) const {
@@ -86,12 +94,17 @@ class Starts {
     const double rows = weight.sum();
     Matrix<double> centred = x;
     centred.leftCols(d_).rowwise() -= center_;
+    if (at_.expert_inputs) {
+      std::vector<Index> columns = *at_.expert_inputs;
+      columns.push_back(d_);  // ones
+      centred = centred(Eigen::all, columns).eval();
+    }
     Eigen::MatrixXd gram = centred.transpose() * weight.asDiagonal() * centred;
     gram.diagonal().array() += 1e-6 * std::max(rows, 1.0);
     const Eigen::VectorXd ab = solve_semidefinite(gram, centred.transpose() * weight.cwiseProduct(y));
     const Eigen::VectorXd e = y - centred * ab;
-    m.slope.row(expert) = ab.head(d_).transpose();
-    m.intercept(expert) = ab(d_) - center_.dot(ab.head(d_));
+    for (Index c = 0; c < at_.expert_dim(); ++c) m.slope(expert, at_.expert_input(c)) = ab(c);
+    m.intercept(expert) = ab(at_.expert_dim()) - center_.dot(m.slope.row(expert));
     m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
   }
 
@@ -152,7 +165,7 @@ class Starts {
   /// A line through d + 1 random rows.
   void line(const RandomField& random, std::int64_t draw, Index expert, GaussianParameters& m) const {
     Eigen::VectorXd weight = Eigen::VectorXd::Zero(num_rows());
-    for (Index i = 0; i <= d_; ++i) weight(pick(random, draw + i)) += 1;
+    for (Index i = 0; i < rows_of_plane(); ++i) weight(pick(random, draw + i)) += 1;
     regress(sample_.x, sample_.y, weight, expert, m);
   }
 
@@ -190,7 +203,7 @@ class Starts {
       for (Index i = 0; i < num_rows(); ++i)
         weight(i) = label[static_cast<std::size_t>(i)] == j ? sample_.weight(i) : 0;
       shares(j) = weight.sum();
-      if (shares(j) > static_cast<double>(d_) + 1)
+      if (shares(j) > static_cast<double>(rows_of_plane()))
         regress(sample_.x, sample_.y, weight, j, m);
       else
         line(random, 1000 * (j + 1), j, m);
@@ -220,7 +233,7 @@ class Starts {
   /// Quantiles of a random projection of x; cuts are drawn, so that classes differ in size.
   std::vector<Index> projection(const RandomField& random, Index k) const {
     Eigen::VectorXd direction(d_ + 1);
-    for (Index c = 0; c < d_; ++c) direction(c) = random.normal(c, 3);
+    for (Index c = 0; c < d_; ++c) direction(c) = splits_by(c) ? random.normal(c, 3) : 0;
     direction(d_) = 0;
     const Eigen::VectorXd at = sample_.x * direction;
     std::vector<double> sorted(at.data(), at.data() + at.size()), cuts;
@@ -267,20 +280,23 @@ class Starts {
   /// shortened to what keeps it in place, a free temperature makes up for the smaller range, and the bias for the mean.
   void scatter_slopes(const RandomField& random, GaussianParameters& m) const {
     constexpr double kSizes[] = {1, 0.5, 2, 4};
-    const double size = kSizes[random.below(4, 0, 10)], square = center_.squaredNorm();
+    Eigen::RowVectorXd center = center_;  // of what the gate reads
+    for (Index c = 0; c < d_; ++c)
+      if (!splits_by(c)) center(c) = 0;
+    const double size = kSizes[random.below(4, 0, 10)], square = center.squaredNorm();
     const double shorter = square > 0 ? (1 - 1 / std::sqrt(1 + square)) / square : 0;
     const Index free = m.last_slope == LastSlope::Free ? m.num_experts() : m.num_experts() - 1;
     double before = 0, after = 0;
     for (Index j = 0; j < free; ++j) {
-      for (Index c = 0; c < d_; ++c) m.gate_slope(j, c) = size * random.normal(j * d_ + c, 9);
+      for (Index c = 0; c < d_; ++c) m.gate_slope(j, c) = splits_by(c) ? size * random.normal(j * d_ + c, 9) : 0;
       before += m.gate_slope.row(j).squaredNorm();
-      m.gate_slope.row(j) -= (shorter * m.gate_slope.row(j).dot(center_)) * center_;
+      m.gate_slope.row(j) -= (shorter * m.gate_slope.row(j).dot(center)) * center;
       after += m.gate_slope.row(j).squaredNorm();
     }
     if (free_temperature_ && before > 0) m.temperature *= std::sqrt(after / before);
     m.gate_bias *= m.temperature;
     if (form_.bias == BiasPlace::Inside) return;
-    for (Index j = 0; j < m.num_experts(); ++j) m.gate_bias(j) -= inner_(m.gate_slope.row(j).dot(center_)) - inner_(0);
+    for (Index j = 0; j < m.num_experts(); ++j) m.gate_bias(j) -= inner_(m.gate_slope.row(j).dot(center)) - inner_(0);
     m.gate_bias.array() -= double(m.gate_bias(m.num_experts() - 1));
   }
 
@@ -289,6 +305,7 @@ class Starts {
   bool linear_, free_temperature_;
   std::uint64_t seed_;
   Index d_;
+  ParameterLayout at_;
   RowSample sample_;
   Eigen::RowVectorXd center_;  // of x
 };

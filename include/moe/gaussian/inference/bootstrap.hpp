@@ -149,6 +149,8 @@ GaussianFit<G> refit(const GaussianMoe<G>& model, const RegressionData& data, Fi
                      std::uint64_t seed) {
   options.progress = {};
   options.last_slope = model.last_slope;
+  options.gate_inputs = model.gate_inputs;
+  options.expert_inputs = model.expert_inputs;
   GaussianFit<G> best = fit_from(data, model, options);
   if (starts == 0) return best;
   options.starts = starts;

@@ -20,7 +20,8 @@ struct Criteria {
   double entropy = 0;  ///< -sum_ij r_ij log r_ij, nats: how undecided the experts of the rows are
 };
 
-/// Number of identified parameters: k (d + 2) of the experts, and of the gate its free ones, except that
+/// Number of identified parameters: k (d + 2) of the experts, d what they read, and of the gate its free ones, except
+/// that
 ///   a free temperature of a gate without or with a homogeneous activation (Identity, Relu) does not count, as
 ///                       (beta_1, beta_0, tau) and c (beta_1, beta_0, tau) are the same model;
 ///   a top-1 gate has only its boundaries: (k - 1)(d + 1) - 1, or (k - 1) d - 1 where experts are ranked without bias.
@@ -28,7 +29,7 @@ struct Criteria {
 template <class G>
 Index num_identified_parameters(const GaussianMoe<G>& model) {
   model.validate("moe::num_identified_parameters");
-  return model.num_experts() * (model.input_dim() + 2) + detail::num_identified_gate(model);
+  return model.num_experts() * (layout(model).expert_dim() + 2) + detail::num_identified_gate(model);
 }
 
 /// AIC, BIC and ICL of a fitted model on the data it was fitted to.

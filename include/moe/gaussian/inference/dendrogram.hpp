@@ -175,7 +175,7 @@ Dendrogram<G> dendrogram(const GaussianMoe<G>& model, const RegressionData& data
   constexpr const char* kName = "moe::dendrogram";
   detail::check_dendrogram(kName, model, data, options);
   const detail::Standardisation by =
-      detail::standardisation_of(kName, detail::CountedRows(data).data(), /*keep_origin=*/false);
+      detail::standardisation_of(kName, detail::CountedRows(data).data(), /*keep_origin=*/false, layout(model));
   GaussianParameters standard = model;
   detail::to_standard_scale(by, standard);
   detail::Atoms atoms(std::move(standard));

@@ -55,7 +55,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<G>&
   const RegressionData& data = counted.data();
   const GateForm form = model.form();
   ScaledInformation out{.at = layout(model),
-                        .by = standardisation_of(function, data, keeps_origin(model)),
+                        .by = standardisation_of(function, data, keeps_origin(model), layout(model)),
                         .model = model,
                         .score = {},
                         .information = {},

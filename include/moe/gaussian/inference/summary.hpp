@@ -78,14 +78,12 @@ inline std::vector<SummaryBlock> summary_blocks(const StandardErrors& errors, co
   std::vector<SummaryBlock> blocks;
   const auto parameter = [&](Index i) { return errors.parameters[static_cast<std::size_t>(i)]; };
   const auto line = [&](const std::string& label, Index i) { blocks.back().lines.push_back({label, parameter(i)}); };
-  const auto slopes = [&](Index first) {
-    for (Index c = 0; c < at.input_dim; ++c) line(inputs[static_cast<std::size_t>(c)], first + c);
-  };
+  const auto slope = [&](Index column, Index i) { line(inputs[static_cast<std::size_t>(column)], i); };
   const bool ratios = at.num_gate() > 0 && at.free_temperature && parameter(0).name.find('/') != std::string::npos;
   for (Index j = 0; j < std::max(at.free_slopes, at.free_biases); ++j) {
     blocks.push_back({"gate score of expert " + std::to_string(j + 1) + (ratios ? ", over the temperature" : ""), {}});
     if (j < at.free_biases) line("bias", at.gate_bias(j));
-    if (j < at.free_slopes) slopes(at.gate_slope(j));
+    for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c) slope(at.gate_input(c), at.gate_slope(j) + c);
   }
   if (at.free_temperature) {
     blocks.push_back({"gate", {}});
@@ -94,7 +92,7 @@ inline std::vector<SummaryBlock> summary_blocks(const StandardErrors& errors, co
   for (Index j = 0; j < at.num_experts; ++j) {
     blocks.push_back({"expert " + std::to_string(j + 1) + ", " + digits(expert_rows(j), 4) + " rows", {}});
     line("intercept", at.intercept(j));
-    slopes(at.slope(j));
+    for (Index c = 0; c < at.expert_dim(); ++c) slope(at.expert_input(c), at.slope(j) + c);
     line("variance", at.size() + j);
   }
   return blocks;
@@ -214,8 +212,11 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
   out.flags = flag_words(fit.flags);
   out.headline = detail::shown(options.response, detail::kLongestLabel) + ": " + std::to_string(data.num_rows()) +
                  " rows" + (data.weighted() ? " of weight " + detail::digits(data.total_weight(), 10) : "") + ", " +
-                 std::to_string(d) + (d == 1 ? " input, " : " inputs, ") + std::to_string(at.num_experts) +
-                 (at.num_experts == 1 ? " expert" : " experts");
+                 std::to_string(d) + (d == 1 ? " input" : " inputs") +
+                 (at.gate_inputs || at.expert_inputs ? " (" + std::to_string(at.expert_dim()) + " of the experts, " +
+                                                           std::to_string(at.gate_dim()) + " of the gate)"
+                                                     : "") +
+                 ", " + std::to_string(at.num_experts) + (at.num_experts == 1 ? " expert" : " experts");
   out.search = std::string(fit.converged ? "converged" : "NOT converged") + " after " + std::to_string(fit.iterations) +
                " iterations; " + std::to_string(fit.starts) + (fit.starts == 1 ? " start" : " starts") +
                ", the best end reached by " + std::to_string(fit.hits) + " of " + std::to_string(fit.searches) +

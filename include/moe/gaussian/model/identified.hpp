@@ -82,7 +82,7 @@ std::vector<std::string> identified_names(const GaussianMoe<G>& model) {
 template <class G>
 Index num_identified_gate(const GaussianMoe<G>& model) {
   const ParameterLayout at = layout(model);
-  const Index k = at.num_experts, d = at.input_dim;
+  const Index k = at.num_experts, d = at.gate_dim();
   if (k == 1) return 0;
   if (is_hard(model)) return (k - 1) * (model.form().ranks_bias ? d + 1 : d) - 1;
   return at.num_gate() - (has_temperature_ray(model) ? 1 : 0);

@@ -2,11 +2,13 @@
 #pragma once
 
 #include <cmath>
+#include <vector>
 
 #include "moe/core/matrix.hpp"
 #include "moe/core/visit.hpp"
 #include "moe/gaussian/model/gate_model.hpp"
 #include "moe/gaussian/model/gate_record.hpp"
+#include "moe/gaussian/model/input_columns.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -23,6 +25,9 @@ struct GaussianParameters {
   Eigen::RowVectorXd intercept = {};  ///< b [k]
   Eigen::RowVectorXd variance = {};   ///< nu [k], > 0
   LastSlope last_slope = LastSlope::Zero;
+  /// What the gate and the experts read; coefficients of other columns are 0, and no parameters. So y ~ x | z is a
+  /// model whose x [n, d] has the columns of both.
+  InputColumns gate_inputs = {}, expert_inputs = {};
 
   Index num_experts() const { return slope.rows(); }
   Index input_dim() const { return slope.cols(); }
@@ -58,7 +63,7 @@ struct GaussianMoe : GaussianParameters {
 
   /// All that predictions need, for save_parameters() and load_parameters() (moe/io): the parameters, and the gate's
   /// own numbers, which a file must agree with. See also load_gaussian_moe(), which takes the sizes from the file.
-  /// last_slope is not among them; it says which of the parameters are free.
+  /// last_slope, gate_inputs and expert_inputs are not among them; they say which of the parameters are free.
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     f("gate_slope", self.gate_slope...);
@@ -84,6 +89,28 @@ GaussianMoe<G> GaussianMoe<G>::zero(Index num_experts, Index input_dim, G gate) 
   return model;
 }
 
+namespace detail {
+
+/// Throws unless columns are ascending ones of coefficients [k, d], which are 0 elsewhere.
+inline void require_columns(const char* function, const char* name, const InputColumns& columns,
+                            const Matrix<double>& coefficients) {
+  if (!columns) return;
+  std::vector<bool> read(static_cast<std::size_t>(coefficients.cols()), false);
+  Index next = 0;
+  for (const Index c : *columns) {
+    if (c < next || c >= coefficients.cols())
+      fail(function, ": ", name, " has column ", c, ", expected different ones in ascending order, below ",
+           coefficients.cols());
+    read[static_cast<std::size_t>(c)] = true;
+    next = c + 1;
+  }
+  for (Index c = 0; c < coefficients.cols(); ++c)
+    if (!read[static_cast<std::size_t>(c)] && !coefficients.col(c).isZero(0))
+      fail(function, ": a coefficient of column ", c, ", which is none of ", name, ", is not 0, expected 0");
+}
+
+}  // namespace detail
+
 template <class G>
 void GaussianMoe<G>::validate(const char* function) const {
   const Index k = num_experts(), d = input_dim();
@@ -99,6 +126,11 @@ void GaussianMoe<G>::validate(const char* function) const {
       fail(function, ": the variance of expert ", j, " is ", variance(j), ", expected a finite number > 0");
   if (!(temperature > 0 && std::isfinite(temperature)))
     fail(function, ": temperature is ", temperature, ", expected a finite number > 0");
+  detail::require_columns(function, "gate_inputs", gate_inputs, gate_slope);
+  detail::require_columns(function, "expert_inputs", expert_inputs, slope);
+  const bool plain = std::is_same_v<typename GateModel<G>::Inner, Identity> && !GateModel<G>::kFreeTemperature;
+  if (gate_inputs && gate_inputs->empty() && k > 1 && (!plain || form().active < k))
+    fail(function, ": gate_inputs is empty, expected some columns for a gate that is no plain softmax of all experts");
   form();
 }
 

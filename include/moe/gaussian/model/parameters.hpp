@@ -10,36 +10,44 @@ namespace moe::inline MOE_ABI {
 
 /// Where the free parameters of a model stand in a flat vector theta, in this order:
 ///   beta_1 of the free slopes, row by row | beta_0 of the free biases | [log tau] | a, row by row | b | log nu
-/// Pinned are beta_0k and, unless last_slope is Free, beta_1k.
+/// Pinned are beta_0k and, unless last_slope is Free, beta_1k. Rows have the columns that the gate and the experts
+/// read.
 struct ParameterLayout {
   Index num_experts = 1, input_dim = 1;
   Index free_slopes = 0, free_biases = 0;  ///< k - 1 or k
   bool free_temperature = false;
+  InputColumns gate_inputs = {}, expert_inputs = {};
 
-  Index gate_slope(Index j) const { return j * input_dim; }
-  Index gate_bias(Index j) const { return free_slopes * input_dim + j; }
-  Index log_temperature() const { return free_slopes * input_dim + free_biases; }
+  Index gate_dim() const { return gate_inputs ? std::ssize(*gate_inputs) : input_dim; }
+  Index expert_dim() const { return expert_inputs ? std::ssize(*expert_inputs) : input_dim; }
+  /// Column of x that is input c of the gate, and of the experts.
+  Index gate_input(Index c) const { return gate_inputs ? (*gate_inputs)[static_cast<std::size_t>(c)] : c; }
+  Index expert_input(Index c) const { return expert_inputs ? (*expert_inputs)[static_cast<std::size_t>(c)] : c; }
+
+  Index gate_slope(Index j) const { return j * gate_dim(); }
+  Index gate_bias(Index j) const { return free_slopes * gate_dim() + j; }
+  Index log_temperature() const { return free_slopes * gate_dim() + free_biases; }
   Index num_gate() const { return log_temperature() + (free_temperature ? 1 : 0); }
-  Index slope(Index j) const { return num_gate() + j * input_dim; }
-  Index intercept(Index j) const { return num_gate() + num_experts * input_dim + j; }
-  Index log_variance(Index j) const { return num_gate() + num_experts * (input_dim + 1) + j; }
+  Index slope(Index j) const { return num_gate() + j * expert_dim(); }
+  Index intercept(Index j) const { return num_gate() + num_experts * expert_dim() + j; }
+  Index log_variance(Index j) const { return num_gate() + num_experts * (expert_dim() + 1) + j; }
   Index size() const { return log_variance(num_experts); }
 
-  /// "beta1[0,2]", "beta0[1]", "log tau", "a[0,2]", "b[1]", "log variance[0]".
+  /// "beta1[0,2]", "beta0[1]", "log tau", "a[0,2]", "b[1]", "log variance[0]"; of expert, column of x.
   std::vector<std::string> names() const {
     std::vector<std::string> all;
-    const auto matrix = [&](const char* name, Index rows) {
+    const auto matrix = [&](const char* name, Index rows, Index dim, Index (ParameterLayout::*column)(Index) const) {
       for (Index j = 0; j < rows; ++j)
-        for (Index c = 0; c < input_dim; ++c)
-          all.push_back(std::string(name) + '[' + std::to_string(j) + ',' + std::to_string(c) + ']');
+        for (Index c = 0; c < dim; ++c)
+          all.push_back(std::string(name) + '[' + std::to_string(j) + ',' + std::to_string((this->*column)(c)) + ']');
     };
     const auto vector = [&](const char* name, Index count) {
       for (Index j = 0; j < count; ++j) all.push_back(std::string(name) + '[' + std::to_string(j) + ']');
     };
-    matrix("beta1", free_slopes);
+    matrix("beta1", free_slopes, gate_dim(), &ParameterLayout::gate_input);
     vector("beta0", free_biases);
     if (free_temperature) all.push_back("log tau");
-    matrix("a", num_experts);
+    matrix("a", num_experts, expert_dim(), &ParameterLayout::expert_input);
     vector("b", num_experts);
     vector("log variance", num_experts);
     return all;
@@ -60,7 +68,9 @@ inline ParameterLayout layout_of(const GaussianParameters& model, const GateForm
           .input_dim = model.input_dim(),
           .free_slopes = free ? k : k - 1,
           .free_biases = free && form.bias == BiasPlace::Inside ? k : k - 1,
-          .free_temperature = free_temperature};
+          .free_temperature = free_temperature,
+          .gate_inputs = model.gate_inputs,
+          .expert_inputs = model.expert_inputs};
 }
 
 }  // namespace detail
@@ -125,9 +135,10 @@ inline Eigen::VectorXd pack(const GaussianParameters& model, const ParameterLayo
   Eigen::VectorXd theta(at.size());
   const Index k = at.num_experts;
   for (Index j = 0; j < k; ++j) {
-    if (j < at.free_slopes) theta.segment(at.gate_slope(j), at.input_dim) = model.gate_slope.row(j);
+    for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c)
+      theta(at.gate_slope(j) + c) = model.gate_slope(j, at.gate_input(c));
     if (j < at.free_biases) theta(at.gate_bias(j)) = model.gate_bias(j);
-    theta.segment(at.slope(j), at.input_dim) = model.slope.row(j);
+    for (Index c = 0; c < at.expert_dim(); ++c) theta(at.slope(j) + c) = model.slope(j, at.expert_input(c));
     theta(at.intercept(j)) = model.intercept(j);
     theta(at.log_variance(j)) = std::log(model.variance(j));
   }
@@ -139,9 +150,10 @@ inline Eigen::VectorXd pack(const GaussianParameters& model, const ParameterLayo
 inline void unpack(const Eigen::VectorXd& theta, const ParameterLayout& at, GaussianParameters& model) {
   MOE_ASSERT(theta.size() == at.size());
   for (Index j = 0; j < at.num_experts; ++j) {
-    if (j < at.free_slopes) model.gate_slope.row(j) = theta.segment(at.gate_slope(j), at.input_dim);
+    for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c)
+      model.gate_slope(j, at.gate_input(c)) = theta(at.gate_slope(j) + c);
     if (j < at.free_biases) model.gate_bias(j) = theta(at.gate_bias(j));
-    model.slope.row(j) = theta.segment(at.slope(j), at.input_dim);
+    for (Index c = 0; c < at.expert_dim(); ++c) model.slope(j, at.expert_input(c)) = theta(at.slope(j) + c);
     model.intercept(j) = theta(at.intercept(j));
     model.variance(j) = std::exp(theta(at.log_variance(j)));
   }

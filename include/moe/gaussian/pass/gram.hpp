@@ -4,6 +4,7 @@
 #include <Eigen/Cholesky>
 #include <Eigen/Eigenvalues>
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "moe/core/when_used.hpp"
@@ -30,11 +31,16 @@ Eigen::MatrixXd gram_of(const RowBlocks& rows) {
   return gram;
 }
 
-/// Is x = 0 farther from the mean of the rows than every row, in units of their covariance? O(n d^2).
+/// Is x = 0 farther from the mean of the rows than every row, in units of their covariance, as far as some columns say?
+/// O(n d^2).
 template <class = WhenUsed>
-bool origin_is_far(const RowBlocks& rows) {
-  const Index d = rows.input_dim();
-  const Eigen::MatrixXd gram = gram_of(rows) / rows.total_weight();
+bool origin_is_far(const RowBlocks& rows, const InputColumns& some = {}) {
+  std::vector<Index> columns;
+  for (Index c = 0; !some && c < rows.input_dim(); ++c) columns.push_back(c);
+  if (some) columns = *some;
+  const Index d = std::ssize(columns);
+  columns.push_back(rows.input_dim());  // ones
+  const Eigen::MatrixXd gram = gram_of(rows)(columns, columns) / rows.total_weight();
   const Eigen::VectorXd mean = gram.col(d).head(d);
   const Eigen::LLT<Eigen::MatrixXd> covariance(gram.topLeftCorner(d, d) - mean * mean.transpose());
   const auto distance = [&](const Eigen::VectorXd& x) { return covariance.matrixL().solve(x - mean).squaredNorm(); };
@@ -42,7 +48,7 @@ bool origin_is_far(const RowBlocks& rows) {
   Eigen::VectorXd x(d);
   for (Index b = 0; b < rows.num_blocks(); ++b)
     for (Index i = 0; i < rows.rows(b); ++i) {
-      for (Index c = 0; c < d; ++c) x(c) = rows.features(b)[c * kBlockRows + i];
+      for (Index c = 0; c < d; ++c) x(c) = rows.features(b)[columns[static_cast<std::size_t>(c)] * kBlockRows + i];
       farthest = std::max(farthest, distance(x));
     }
   return distance(Eigen::VectorXd::Zero(d)) > (1 + 1e-9) * farthest;  // a row at the origin is not farther
@@ -54,18 +60,21 @@ bool origin_is_far(const RowBlocks& rows) {
 template <class = WhenUsed>
 Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
   const Eigen::MatrixXd gram = gram_of(rows) / rows.total_weight();
-  const Index d = at.input_dim;
   Eigen::MatrixXd out = Eigen::MatrixXd::Identity(at.size(), at.size());
-  const auto place = [&](Index slope, Index constant) {
-    if (slope >= 0) out.block(slope, slope, d, d) = gram.topLeftCorner(d, d);
-    if (constant >= 0) out(constant, constant) = gram(d, d);
-    if (slope < 0 || constant < 0) return;
-    out.col(constant).segment(slope, d) = gram.col(d).head(d);
-    out.row(constant).segment(slope, d) = gram.row(d).head(d);
+  std::vector<std::pair<Index, Index>> places;  // in theta, and the feature there
+  const auto place = [&] {
+    for (const auto& [p, f] : places)
+      for (const auto& [q, g] : places) out(p, q) = gram(f, g);
+    places.clear();
   };
   for (Index j = 0; j < at.num_experts; ++j) {
-    place(j < at.free_slopes ? at.gate_slope(j) : -1, j < at.free_biases ? at.gate_bias(j) : -1);
-    place(at.slope(j), at.intercept(j));
+    for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c)
+      places.emplace_back(at.gate_slope(j) + c, at.gate_input(c));
+    if (j < at.free_biases) places.emplace_back(at.gate_bias(j), at.input_dim);
+    place();
+    for (Index c = 0; c < at.expert_dim(); ++c) places.emplace_back(at.slope(j) + c, at.expert_input(c));
+    places.emplace_back(at.intercept(j), at.input_dim);
+    place();
   }
   return out;
 }

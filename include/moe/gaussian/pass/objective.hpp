@@ -28,7 +28,8 @@ struct Penalty {
 
   void add_to_score(const GaussianParameters& m, const ParameterLayout& at, Eigen::VectorXd& score) const {
     for (Index j = 0; j < at.num_experts; ++j) {
-      if (j < at.free_slopes) score.segment(at.gate_slope(j), at.input_dim) -= ridge * m.gate_slope.row(j).transpose();
+      for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c)
+        score(at.gate_slope(j) + c) -= ridge * m.gate_slope(j, at.gate_input(c));
       if (j < at.free_biases) score(at.gate_bias(j)) -= ridge * m.gate_bias(j);
       score(at.log_variance(j)) += map * (1 / m.variance(j) - 1);
     }

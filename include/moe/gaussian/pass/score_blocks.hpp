@@ -46,9 +46,13 @@ void with_kind(ScoreBlock::Kind kind, F&& f) {
 struct ScoreBlocks {
   std::vector<ScoreBlock> blocks;
   Index num_wide = 0;
+  std::vector<Index> gate_place, expert_place;  // of a column of x among the inputs; -1: none
 
-  ScoreBlocks(const ParameterLayout& at, bool bias_follows_slope) {
+  ScoreBlocks(const ParameterLayout& at, bool bias_follows_slope)
+      : gate_place(static_cast<std::size_t>(at.input_dim), -1), expert_place(gate_place) {
     using Kind = ScoreBlock::Kind;
+    for (Index c = 0; c < at.gate_dim(); ++c) gate_place[static_cast<std::size_t>(at.gate_input(c))] = c;
+    for (Index c = 0; c < at.expert_dim(); ++c) expert_place[static_cast<std::size_t>(at.expert_input(c))] = c;
     for (Index j = 0; j < at.free_slopes; ++j)
       blocks.push_back({Kind::Gate, j, at.gate_slope(j), bias_follows_slope ? at.gate_bias(j) : -1});
     for (Index j = 0; j < at.num_experts; ++j) blocks.push_back({Kind::Mean, j, at.slope(j), at.intercept(j)});
@@ -57,6 +61,13 @@ struct ScoreBlocks {
       for (Index j = 0; j < at.free_biases; ++j) blocks.push_back({Kind::GateBias, j, -1, at.gate_bias(j)});
     if (at.free_temperature) blocks.push_back({Kind::Temperature, 0, -1, at.log_temperature()});
     for (Index j = 0; j < at.num_experts; ++j) blocks.push_back({Kind::Variance, j, -1, at.log_variance(j)});
+  }
+
+  /// Where the coefficient of a feature, the last of which is 1, stands in theta; -1: nowhere.
+  Index coordinate(const ScoreBlock& block, Index feature) const {
+    if (feature == std::ssize(gate_place)) return block.constant_at;
+    const Index place = (block.is_gate() ? gate_place : expert_place)[static_cast<std::size_t>(feature)];
+    return block.is_wide() && place >= 0 ? block.slope_at + place : -1;
   }
 
   Index size() const { return static_cast<Index>(blocks.size()); }

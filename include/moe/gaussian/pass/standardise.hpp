@@ -6,7 +6,7 @@
 #include <cmath>
 
 #include "moe/core/when_used.hpp"
-#include "moe/gaussian/model/model.hpp"
+#include "moe/gaussian/model/parameters.hpp"
 #include "moe/gaussian/pass/row_blocks.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -41,18 +41,21 @@ inline void require_moderate(const char* function, const char* name, const Colum
 }
 
 /// Means and population standard deviations of the data. x keeps its origin where the gate has no bias beside
-/// beta_1 . x that could take a shift up (`keep_origin`). Throws std::invalid_argument for a constant column of x and
-/// for absurd units; a constant y keeps scale 1.
+/// beta_1 . x that could take a shift up (`keep_origin`), columns that are not read stay as they are. Throws
+/// std::invalid_argument for a constant column of x and for absurd units; a constant y keeps scale 1.
 template <class = WhenUsed>
-Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin) {
+Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin,
+                                   const ParameterLayout& at = {}) {
   Standardisation by = Standardisation::none(data.input_dim());
   for (Index c = 0; c < data.input_dim(); ++c) {
+    const bool in_gate = reads(at.gate_inputs, c);
+    if (!in_gate && !reads(at.expert_inputs, c)) continue;
     const ColumnMoments moments(data.x.col(c), data);
     if (moments.constant())
       fail(function, ": column ", c, " of x is constant, ", data.x(0, c), ", expected columns that vary");
     require_moderate(function, "a column of x", moments);
     by.x_scale(c) = moments.scale;
-    if (!keep_origin) by.x_center(c) = moments.center;
+    if (!keep_origin || !in_gate) by.x_center(c) = moments.center;
   }
   const ColumnMoments y(data.y, data);
   by.y_center = y.center;
@@ -62,16 +65,23 @@ Standardisation standardisation_of(const char* function, const RegressionData& d
   return by;
 }
 
-/// Throws std::invalid_argument, naming columns, if those of x (with ones) are linearly dependent.
+/// Throws std::invalid_argument, naming columns, if some of x (with ones) are linearly dependent.
 template <class = WhenUsed>
-void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by) {
-  const Index d = data.input_dim();
+void require_independent_columns(const char* function, const RegressionData& data, const Standardisation& by,
+                                 const InputColumns& some) {
+  std::vector<Index> columns;
+  for (Index c = 0; c < data.input_dim(); ++c)
+    if (reads(some, c)) columns.push_back(c);
+  const Index d = std::ssize(columns);
+  if (d == 0) return;
+  const auto name = [&](Index c) { return columns[static_cast<std::size_t>(c)]; };
   Eigen::MatrixXd correlation = Eigen::MatrixXd::Zero(d, d);
   Eigen::RowVectorXd center = Eigen::RowVectorXd::Zero(d), row(d);
+  const Eigen::RowVectorXd scale = by.x_scale(columns);
   const double data_weight = data.total_weight();
-  for (Index i = 0; i < data.num_rows(); ++i) center += data.x.row(i) * data.weight(i) / data_weight;
+  for (Index i = 0; i < data.num_rows(); ++i) center += data.x(i, columns) * data.weight(i) / data_weight;
   for (Index i = 0; i < data.num_rows(); ++i) {
-    row = (data.x.row(i) - center).cwiseQuotient(by.x_scale);
+    row = (data.x(i, columns) - center).cwiseQuotient(scale);
     for (Index a = 0; a < d; ++a)
       for (Index b = a; b < d; ++b) correlation(a, b) += data.weight(i) * (row(a) * row(b));
   }
@@ -80,14 +90,14 @@ void require_independent_columns(const char* function, const RegressionData& dat
     for (Index b = a + 1; b < d; ++b) {
       correlation(b, a) = correlation(a, b);
       if (std::abs(correlation(a, b)) > 1 - 1e-10)
-        fail(function, ": columns ", a, " and ", b,
+        fail(function, ": columns ", name(a), " and ", name(b),
              " of x are the same up to shift and scale, expected independent ones");
     }
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(correlation);
   if (eigen.eigenvalues()(0) > 1e-10) return;
   Index worst = 0;
   eigen.eigenvectors().col(0).cwiseAbs().maxCoeff(&worst);
-  fail(function, ": column ", worst, " of x is a linear combination of others, expected independent columns");
+  fail(function, ": column ", name(worst), " of x is a linear combination of others, expected independent columns");
 }
 
 /// The model on standardised data, of a model on the data's own scale.

@@ -59,7 +59,8 @@ class ScoreSums {
     for (Index b = 0; b < blocks_.size(); ++b) {
       const ScoreBlock& block = blocks_[b];
       const double* from = b < blocks_.num_wide ? total + b * (d + 1) : total + blocks_.num_wide * d + b;
-      if (block.is_wide()) score.segment(block.slope_at, d) = Eigen::Map<const Eigen::VectorXd>(from, d);
+      for (Index c = 0; block.is_wide() && c < d; ++c)
+        if (const Index to = blocks_.coordinate(block, c); to >= 0) score(to) = from[c];
       if (block.constant_at >= 0) score(block.constant_at) = block.is_wide() ? from[d] : from[0];
     }
   }
@@ -221,15 +222,11 @@ class PairSums {
     return {first, second};
   }
 
-  Index coordinate(const ScoreBlock& block, Index feature) const {
-    return feature + 1 < m_.num_features ? (block.is_wide() ? block.slope_at + feature : -1) : block.constant_at;
-  }
-
   void place(const ScoreBlock& p, const ScoreBlock& q, const double* sums, Eigen::MatrixXd& matrix) const {
     const Index n = m_.num_features;
     for (Index f = p.is_wide() ? 0 : n - 1; f < n; ++f)
       for (Index g = q.is_wide() ? 0 : n - 1; g < n; ++g) {
-        const Index row = coordinate(p, f), col = coordinate(q, g);
+        const Index row = blocks_.coordinate(p, f), col = blocks_.coordinate(q, g);
         if (row < 0 || col < 0) continue;
         const Index at = p.is_wide() && q.is_wide() ? pair_index(std::min(f, g), std::max(f, g), n)
                          : p.is_wide()              ? f

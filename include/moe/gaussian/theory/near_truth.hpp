@@ -148,8 +148,10 @@ void put_near(const GaussianMoe<G>& truth, Index j, const RandomField& random, c
               GaussianMoe<G>& start, Index i) {
   const Index d = truth.input_dim();
   for (Index c = 0; c < d; ++c) {
-    start.gate_slope(i, c) = truth.gate_slope(j, c) + sd.gate.scale * random.normal(i, c);
-    start.slope(i, c) = truth.slope(j, c) + sd.expert.scale * random.normal(i, d + c);
+    if (reads(truth.gate_inputs, c))
+      start.gate_slope(i, c) = truth.gate_slope(j, c) + sd.gate.scale * random.normal(i, c);
+    if (reads(truth.expert_inputs, c))
+      start.slope(i, c) = truth.slope(j, c) + sd.expert.scale * random.normal(i, d + c);
   }
   start.gate_bias(i) = truth.gate_bias(j) + sd.gate.scale * random.normal(i, 2 * d);
   start.intercept(i) = truth.intercept(j) + sd.expert.scale * random.normal(i, 2 * d + 1);
@@ -175,6 +177,8 @@ GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>&
   auto start = GaussianMoe<G>::zero(k, truth.input_dim(),
                                     GateModel<G>::with(truth.gate, Eigen::RowVectorXd::Zero(k), truth.temperature));
   start.last_slope = truth.last_slope;
+  start.gate_inputs = truth.gate_inputs;
+  start.expert_inputs = truth.expert_inputs;
   start.temperature = truth.temperature;
   const RandomField random(Purpose::Initialise, draw.seed);
   const StartNoise sd = noise.at(draw.num_rows);
