@@ -54,8 +54,7 @@ struct PosteriorColumns {
   double* prior;      ///< pi, to be multiplied by prior_scale
   double* posterior;  ///< r, to be multiplied by posterior_scale; right behind prior
   double *prior_scale, *posterior_scale;
-  double *shift, *ratio;           ///< log density of a row = shift + log(ratio), ratio in [1 / k, k]
-  const double* weight = nullptr;  ///< of rows; null: 1 each
+  double *shift, *ratio;  ///< log density of a row = shift + log(ratio), ratio in [1 / k, k]
 
   static constexpr Index size(Index num_experts) { return (5 * num_experts + 4) * kBlockRows; }
   PosteriorColumns(double* memory, Index num_experts) {

@@ -23,6 +23,12 @@ struct Standardisation {
   }
 };
 
+/// Columns of a block of rows that sums are made of.
+struct SummedColumns {
+  const double* features;  ///< inputs and ones [d + 1][kBlockRows]
+  const double* weights;   ///< of rows, 0 where no row is; null: 1 each
+};
+
 /// A copy of the data that the likelihood streams through: blocks of kBlockRows rows, each stored by columns, x_1 ...
 /// x_d, ones, y and weights if there are any, so that a register holds one column of several rows. Rows that fill the
 /// last block are zero, in the column of ones too: a sum of products with it, or with x, ignores them. Immutable, share
@@ -64,6 +70,7 @@ class RowBlocks {
   const double* output(Index b) const { return features(b) + (input_dim_ + 1) * kBlockRows; }
   /// Weights of the rows of block b, 0 where no row is; null: 1 each.
   const double* weights(Index b) const { return weighted_ ? features(b) + (input_dim_ + 2) * kBlockRows : nullptr; }
+  SummedColumns summed(Index b) const { return {features(b), weights(b)}; }
   double total_weight() const { return total_weight_; }
 
   /// Asks memory for block b where all blocks exceed the caches: a column is too short for the processor to see a

@@ -14,7 +14,7 @@ struct NoSums {
     explicit Memory(const NoSums&) {}
   };
   Index size() const { return 0; }
-  void add(Memory&, const PosteriorColumns&, const double*, double*) const {}
+  void add(Memory&, const PosteriorColumns&, const SummedColumns&, double*) const {}
 };
 
 /// The score: [num_wide][d + 1], then a number for each narrow block.
@@ -30,8 +30,10 @@ class ScoreSums {
 
   Index size() const { return blocks_.num_wide * m_.num_features + blocks_.size() - blocks_.num_wide; }
 
-  void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
-    const ScoreFactors<Inner> factors(m_, columns.weight ? weighted(columns, scratch.scales.data()) : columns);
+  void add(Memory& scratch, const PosteriorColumns& columns, const SummedColumns& rows, double* out) const {
+    const double* features = rows.features;
+    const ScoreFactors<Inner> factors(m_,
+                                      rows.weights ? weighted(columns, rows.weights, scratch.scales.data()) : columns);
     double* to = scratch.factors.data();
     const Index k = m_.num_experts, n = m_.num_features, wide = blocks_.num_wide, narrow = blocks_.size() - wide;
     const Index first = std::min<Index>(kFirst, n);
@@ -77,10 +79,11 @@ class ScoreSums {
   };
 
   /// With the weights of rows in the scales of both probabilities, in which scores are linear; scales [2][kBlockRows].
-  static PosteriorColumns weighted(PosteriorColumns columns, double* scales) {
+  /// Apart, so that sums without weights are compiled as if there were none.
+  [[gnu::noinline]] static PosteriorColumns weighted(PosteriorColumns columns, const double* weights, double* scales) {
     double* posterior_scales = scales + kBlockRows;
     for (Index i = 0; i < kBlockRows; i += kDoubles) {
-      const Lanes weight = simd::load(columns.weight + i);
+      const Lanes weight = simd::load(weights + i);
       simd::store(scales + i, simd::load(columns.prior_scale + i) * weight);
       simd::store(posterior_scales + i, simd::load(columns.posterior_scale + i) * weight);
     }
@@ -160,7 +163,7 @@ class PairSums {
     return pairs_.wide * num_pairs(m_.num_features) + pairs_.mixed * m_.num_features + pairs_.narrow;
   }
 
-  void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
+  void add(Memory& scratch, const PosteriorColumns& columns, const SummedColumns& rows, double* out) const {
     normalise_weights(columns, m_.num_experts);
     const Factors factors(m_, columns, gate_derivatives(scratch, columns));
     double* to = scratch.weights.data();
@@ -168,7 +171,8 @@ class PairSums {
       fill(factors, blocks_[p], blocks_[q], to);
       to += kBlockRows;
     }
-    if (columns.weight) multiply_rows(columns.weight, scratch.weights.data(), pairs_.size());
+    if (rows.weights) multiply_rows(rows.weights, scratch.weights.data(), pairs_.size());
+    const double* features = rows.features;
     const Index num_features = m_.num_features;
     const double* weights = scratch.weights.data();
     scratch.products.add(weights, pairs_.wide, features, num_features, out);
@@ -205,7 +209,7 @@ class PairSums {
   }
 
   /// columns [count][kBlockRows] times the weights of rows.
-  static void multiply_rows(const double* weight, double* columns, Index count) {
+  [[gnu::noinline]] static void multiply_rows(const double* weight, double* columns, Index count) {
     for (double* to = columns; to != columns + count * kBlockRows; to += kBlockRows)
       for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, simd::load(to + i) * simd::load(weight + i));
   }
@@ -254,9 +258,9 @@ class JoinedSums {
 
   Index size() const { return first_.size() + second_.size(); }
 
-  void add(Memory& scratch, const PosteriorColumns& columns, const double* features, double* out) const {
-    first_.add(scratch.first, columns, features, out);
-    second_.add(scratch.second, columns, features, out + first_.size() * kDoubles);
+  void add(Memory& scratch, const PosteriorColumns& columns, const SummedColumns& rows, double* out) const {
+    first_.add(scratch.first, columns, rows, out);
+    second_.add(scratch.second, columns, rows, out + first_.size() * kDoubles);
   }
 
  private:

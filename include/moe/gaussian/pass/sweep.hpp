@@ -37,16 +37,16 @@ inline double block_log_density(const PosteriorColumns& columns, Index num_exper
 }
 
 /// The same with weights, where each row has a logarithm.
-inline double weighted_log_density(const PosteriorColumns& columns) {
+inline double weighted_log_density(const PosteriorColumns& columns, const double* weights) {
   double sum = 0;
-  for (Index i = 0; i < kBlockRows; ++i) sum += columns.weight[i] * (columns.shift[i] + std::log(columns.ratio[i]));
+  for (Index i = 0; i < kBlockRows; ++i) sum += weights[i] * (columns.shift[i] + std::log(columns.ratio[i]));
   return sum;
 }
 
 /// Runs over all rows with a model and returns the log-likelihood, and behind it [size()] what else `Sums` adds up:
 ///   Index size() const                                            numbers to be summed
 ///   typename Sums::Memory(sums)                                  working memory of a thread
-///   void add(scratch, columns, features, double* out) const       out [size()][kDoubles] += a block of rows
+///   void add(scratch, columns, rows, double* out) const           out [size()][kDoubles] += a block of rows
 template <class Inner, class Sums>
 std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums& sums) {
   struct Worker {
@@ -73,10 +73,10 @@ std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& mode
       rows.prefetch(b + 1);
       posterior(rows.features(b), rows.output(b));
       clear_padding(worker->columns, rows.rows(b));
-      worker->columns.weight = rows.weights(b);
-      log_likelihood += worker->columns.weight ? weighted_log_density(worker->columns)
-                                               : block_log_density(worker->columns, model.num_experts);
-      sums.add(worker->scratch, worker->columns, rows.features(b), worker->lanes.data());
+      const double* weights = rows.weights(b);
+      log_likelihood += weights ? weighted_log_density(worker->columns, weights)
+                                : block_log_density(worker->columns, model.num_experts);
+      sums.add(worker->scratch, worker->columns, rows.summed(b), worker->lanes.data());
     }
     sum[0] = log_likelihood;
     add_lanes(worker->lanes.data(), size, sum + 1);
