@@ -2,7 +2,8 @@
 // Fits a Gaussian mixture of experts to a table by maximum likelihood, with any of the library's gates.
 //   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g) | z" | --response Y --predictors A,B
 //                    --gate-predictors C] [--weights W]
-//                    [--experts K | --choose MOST] [--gate softmax|topk|temperature|activation] [--starts N] [--seed S]
+//                    [--experts K | --choose MOST [--folds N]] [--gate softmax|topk|temperature|activation] [--starts
+//                    N] [--seed S]
 //                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
 //   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
 #include <algorithm>
@@ -28,7 +29,7 @@ struct Settings {
   std::string data_path = MOE_EXAMPLE_DATA "/faithful.csv", gate = "softmax", select = "logit", activation = "tanh";
   std::string last_slope = "zero", header, json_path, plot_path = "fit_gaussian_moe.svg";
   std::string save_path, load_path, predictions_path;
-  Index experts = 2, choose = 0, top_k = 1;
+  Index experts = 2, choose = 0, folds = 0, top_k = 1;
   fitting::Choice choice;
   moe::FitOptions fit;
 };
@@ -89,7 +90,7 @@ void take_gate(Settings& settings) {
   settings.experts = number("experts");
 }
 
-/// The fit with the asked number of experts, or with the one that BIC prefers.
+/// The fit with the asked number of experts, or with the one that BIC or cross-validation prefers.
 template <class Gate>
 moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const fitting::Problem& problem, const Gate& gate) {
   const moe::RegressionData& data = problem.data();
@@ -101,6 +102,14 @@ moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const fitting::Pr
   const auto sweep = moe::sweep_experts(data, {.least = least, .most = settings.choose}, gate, options);
   std::fprintf(stderr, "\n");
   fitting::print_sweep(sweep);
+  if (settings.folds > 0) {
+    options.progress = {};
+    const moe::ExpertRange range{.least = least, .most = settings.choose};
+    const auto validated =
+        moe::cross_validate(data, range, gate, {.folds = settings.folds, .seed = settings.fit.seed, .fit = options});
+    fitting::print_cross_validation(validated, settings.folds);
+    return sweep[validated.fewest].fit;
+  }
   if (sweep.best_bic == 0) moe::fail_environment("every number of experts collapses, expected fewer inputs");
   return sweep[sweep.best_bic].fit;
 }
@@ -176,9 +185,12 @@ void add_options(CLI::App& app, Settings& settings) {
   auto* experts = app.add_option("--experts", settings.experts, "number of experts")
                       ->check(CLI::PositiveNumber)
                       ->capture_default_str();
-  app.add_option("--choose", settings.choose, "fit up to so many experts, and take the number that BIC prefers")
-      ->check(CLI::PositiveNumber)
-      ->excludes(experts);
+  auto* choose = app.add_option("--choose", settings.choose, "fit up to so many experts, and take what BIC prefers")
+                     ->check(CLI::PositiveNumber)
+                     ->excludes(experts);
+  app.add_option("--folds", settings.folds, "let cross-validation over so many folds choose, in place of BIC")
+      ->check(CLI::Range(2, 1000000))
+      ->needs(choose);
   app.add_option("--gate", settings.gate, "softmax, topk, temperature or activation")
       ->check(CLI::IsMember(kGates))
       ->capture_default_str();
@@ -210,8 +222,8 @@ void add_options(CLI::App& app, Settings& settings) {
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
   for (const char* of_a_fit : {"--formula", "--response", "--predictors", "--gate-predictors", "--weights", "--experts",
-                               "--choose", "--gate", "--top-k", "--select", "--activation", "--last-slope", "--starts",
-                               "--ridge", "--seed", "--save", "--json", "--plot"})
+                               "--choose", "--folds", "--gate", "--top-k", "--select", "--activation", "--last-slope",
+                               "--starts", "--ridge", "--seed", "--save", "--json", "--plot"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 

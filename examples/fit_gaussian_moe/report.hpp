@@ -37,6 +37,16 @@ void print_sweep(const moe::ExpertSweep<Gate>& sweep) {
   }
 }
 
+/// A line per number of experts; * marks the one that is taken.
+inline void print_cross_validation(const moe::CrossValidation& validated, Index folds) {
+  std::printf("\n%td-fold cross-validation, per row\nexperts   log density   (error)   below the best   (error)\n",
+              folds);
+  for (const auto& row : validated.rows)
+    std::printf("%7td  %12.5f  %8.5f  %15.5f  %8.5f %c%s\n", row.num_experts, row.log_density, row.standard_error,
+                row.loss, row.loss_error, row.num_experts == validated.fewest ? '*' : ' ',
+                row.unsound_fits > 0 ? ("  " + std::to_string(row.unsound_fits) + " fits collapse").c_str() : "");
+}
+
 inline nlohmann::json to_json(const moe::Matrix<double>& matrix) {
   nlohmann::json rows = nlohmann::json::array();
   for (Index r = 0; r < matrix.rows(); ++r)

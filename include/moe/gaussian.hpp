@@ -34,6 +34,7 @@
 #include "moe/gaussian/inference/bootstrap.hpp"
 #include "moe/gaussian/inference/choose_experts.hpp"
 #include "moe/gaussian/inference/criteria.hpp"
+#include "moe/gaussian/inference/cross_validation.hpp"
 #include "moe/gaussian/inference/dendrogram.hpp"
 #include "moe/gaussian/inference/estimable.hpp"
 #include "moe/gaussian/inference/identifiability.hpp"

@@ -152,4 +152,7 @@ TEST_CASE("dendrogram: errors name what is wrong", "[gaussian][error]") {
   auto shifted = near_twins();
   shifted.gate_bias(2) = 1;
   CHECK_THROWS_WITH(moe::dendrogram(shifted, data), ContainsSubstring("normal form"));
+  auto own = near_twins();
+  own.gate_inputs = std::vector<moe::Index>{0};
+  CHECK_THROWS_WITH(moe::dendrogram(own, data), ContainsSubstring("read columns of their own"));
 }

@@ -137,6 +137,10 @@ void check_dendrogram(const char* function, const GaussianMoe<G>& model, const R
   require_normal_form(function, model);
   Evaluation<G>::check(function, model, data);
   options.fit.validate(function);
+  if (model.gate_inputs || model.expert_inputs)
+    fail(function,
+         ": the gate and the experts read columns of their own, expected a model in which both read all: to "
+         "merge experts mixes the coefficients of both");
   if (model.form().active < model.num_experts())
     fail(function, ": the gate has ", model.form().active, " of ", model.num_experts(),
          " experts active, expected a dense gate");
@@ -164,8 +168,8 @@ void check_dendrogram(const char* function, const GaussianMoe<G>& model, const R
 /// the truth; invalid where that fit is at the variance floor or its gate separates, as beta_1 then rules all heights.
 /// For dense gates without an activation.
 ///   data  those of the fit
-/// Throws std::invalid_argument for other gates, models that are not in normal form, and as fit_from does. O(k^3 d + k
-/// n k d), and k fits with options.refit.
+/// Throws std::invalid_argument for other gates, gates with inputs of their own, models that are not in normal form,
+/// and as fit_from does. O(k^3 d + k n k d), and k fits with options.refit.
 template <LikelihoodGate G>
 Dendrogram<G> dendrogram(const GaussianMoe<G>& model, const RegressionData& data,
                          const DendrogramOptions& options = {}) {
