@@ -66,15 +66,10 @@ int main() {
   const Index cache = bench::last_level_cache();
   compare("cache", cache / 8);
   compare("memory", 2 * cache);
-  const bench::LimitMeter meter(2 * cache, 1);
-  std::vector<double> copied, read, ratio;
-  for (int repetition = 0; repetition < 3; ++repetition) {
-    copied.push_back(bench::memcpy_bandwidth(2 * cache, 1));
-    read.push_back(meter.measure().bytes);
-    ratio.push_back(copied.back() / read.back());
-  }
-  std::printf("memory %6td KiB: memcpy %6.1f GB/s, reading %6.1f GB/s, ratio %.2f\n", (2 * cache) >> 10,
-              1e-9 * bench::median(copied), 1e-9 * bench::median(read), bench::median(ratio));
+  // Once: where the last cache is large, most of the time goes into new pages.
+  const double copied = bench::memcpy_bandwidth(2 * cache, 1), read = bench::LimitMeter(2 * cache, 1).measure().bytes;
+  std::printf("memory %6td KiB: memcpy %6.1f GB/s, reading %6.1f GB/s, ratio %.2f\n", (2 * cache) >> 10, 1e-9 * copied,
+              1e-9 * read, copied / read);
   std::printf("%d failed\n", num_failed);
   return num_failed == 0 ? 0 : 1;
 }

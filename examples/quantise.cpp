@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr moe::Index kDim = 1024, kHidden = 1024, kExperts = 32;
+constexpr moe::Index kDim = 1024, kHidden = 1024, kExperts = 16;
 
 /// Milliseconds of a forward pass, the best of ten.
 template <class Layer>
