@@ -4,6 +4,13 @@
 // beside the budget, for policies of the cache, for batches that are put together by expert, and for all experts in
 // memory; writes a script that draws the distributions. 64 GLU experts of 128 x 256, top-2, a token a request; requests
 // stay with a topic for a while. What waits is served in batches of at most 16.
+//   serve_layer --limit   lets the system refuse memory (setrlimit, RLIMIT_DATA) beyond what the started program has,
+//                         the budget, and 8 MB to work in: the layer in memory then ends in std::bad_alloc, the others
+//                         run. Fails unless both come out so, and the peak stays within the same sum, which
+//                         /usr/bin/time -v shows as well (Linux only)
+#if __has_include(<malloc.h>)
+#include <malloc.h>
+#endif
 #include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
@@ -16,6 +23,8 @@
 #include <fstream>
 #include <moe/moe.hpp>
 #include <moe/serve.hpp>
+#include <new>
+#include <string>
 #include <thread>
 
 namespace {
@@ -25,12 +34,36 @@ using Clock = std::chrono::steady_clock;
 using Seconds = std::chrono::duration<double>;
 
 constexpr Index kExperts = 64, kDim = 128, kHidden = 256, kBatch = 16;
+constexpr double kWorkspace = 8;  ///< megabytes: of batches, code when it first runs, what malloc keeps
 
 /// Megabytes that the process has had at most, those of the program itself among them.
 double peak_memory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return 1.024e-3 * static_cast<double>(usage.ru_maxrss);  // of KiB, as Linux counts
+}
+
+/// Megabytes of a line of /proc/self/status, as VmRSS: resident, or VmData: may be written, and is the process's own.
+double status_of_process(const std::string& name) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with(name + ":")) return 1.024e-3 * std::stod(line.substr(name.size() + 1));
+  moe::fail_environment("serve_layer --limit: no ", name, " in /proc/self/status, expected Linux");
+}
+
+/// From now on no more than so many megabytes beyond what there is, which `malloc` answers with std::bad_alloc. What is
+/// mapped of files does not count: it is the system's, which may forget it. Experts that leave go back to the system.
+void limit_memory(double megabytes) {
+#ifdef M_MMAP_THRESHOLD
+  mallopt(M_MMAP_THRESHOLD, 1 << 16);
+#endif
+#ifdef RLIMIT_DATA
+  rlimit limit{};
+  getrlimit(RLIMIT_DATA, &limit);
+  limit.rlim_cur = static_cast<rlim_t>(1e6 * (status_of_process("VmData") + megabytes));
+  if (setrlimit(RLIMIT_DATA, &limit) == 0) return;
+#endif
+  moe::fail_environment("serve_layer --limit: this system sets no limit of ", megabytes, " MB");
 }
 
 /// Expert after expert, so that there is never more than one in memory.
@@ -143,8 +176,10 @@ void report(const char* name, const char* block, const std::vector<double>& late
 int main(int argc, char** argv) {
   CLI::App app("A layer larger than its budget of memory, under a Poisson load of requests.");
   double rate = 200, seconds = 0.5;
+  bool limit = false;
   app.add_option("--rate", rate, "requests per second")->check(CLI::PositiveNumber);
   app.add_option("--seconds", seconds, "of load, for each row of the table")->check(CLI::PositiveNumber);
+  app.add_flag("--limit", limit, "let the system refuse more memory than the budget and 8 MB");
   CLI11_PARSE(app, argc, argv);
   try {
     const std::filesystem::path path = "serve_layer.safetensors";
@@ -156,6 +191,14 @@ int main(int argc, char** argv) {
     std::printf("experts %.1f MB, budget %.1f MB, %.1f MB before the first request; %zu requests, %g a second\n\n",
                 1e-6 * static_cast<double>(bytes * kExperts), 1e-6 * static_cast<double>(budget), peak_memory(),
                 load.arrival.size(), rate);
+    double allowed = 0;
+    if (limit) {
+      moe::parallel_for(64, [](Index, Index) {});  // the threads are there, with their stacks
+      const double more = 1e-6 * static_cast<double>(budget) + kWorkspace;
+      allowed = status_of_process("VmRSS") + more;
+      limit_memory(more);
+      std::printf("limit: %.1f MB more than now, of which %.1f to work in\n\n", more, kWorkspace);
+    }
     std::printf("milliseconds             50%%      90%%      99%%     most   hit rate  peak MB (so far)\n");
     std::ofstream script("serve_layer.svg.gp");
     const auto run = [&]<class P>(const char* name, const char* block, const P& policy, Batches batches) {
@@ -167,16 +210,31 @@ int main(int argc, char** argv) {
     run("LRU", "LRU", moe::Lru(), Batches::AsTheyCome);
     run("LFU", "LFU", moe::Lfu(), Batches::AsTheyCome);
     run("LRU, by expert", "by_expert", moe::Lru(), Batches::ByExpert);
-    std::vector<moe::Glu> all;
-    for (Index e = 0; e < kExperts; ++e) all.push_back(file().load(e));
-    const moe::MoeLayer in_memory(router, moe::TopKGate{.k = 2}, moe::ExpertPool<moe::Glu>(std::move(all)));
-    report("all in memory", "memory", serve(in_memory, load, Batches::AsTheyCome), {.requests = 1, .hits = 1}, script);
+    const double peak = peak_memory();
+    bool has_failed = false;
+    try {
+      std::vector<moe::Glu> all;
+      for (Index e = 0; e < kExperts; ++e) all.push_back(file().load(e));
+      const moe::MoeLayer in_memory(router, moe::TopKGate{.k = 2}, moe::ExpertPool<moe::Glu>(std::move(all)));
+      report("all in memory", "memory", serve(in_memory, load, Batches::AsTheyCome), {.requests = 1, .hits = 1},
+             script);
+    } catch (const std::bad_alloc&) {
+      if (!limit) throw;
+      has_failed = true;
+      script << "$memory << END\nEND\n";
+      std::printf("all in memory      std::bad_alloc: %.1f MB of experts are more than the limit\n",
+                  1e-6 * static_cast<double>(bytes * kExperts));
+    }
+    if (limit)
+      std::printf("\npeak of the others %.1f MB, allowed %.1f (start, budget and work): %s\n", peak, allowed,
+                  peak <= allowed && has_failed ? "holds" : "does NOT hold");
     script << "set terminal svg size 640,400 background '#ffffff'\nset output 'serve_layer.svg'\nset logscale x\n"
               "set xlabel 'latency, ms'\nset ylabel 'share of requests'\nset key bottom right\nplot $LRU w l t 'LRU'";
     script << ", $LFU w l t 'LFU', $by_expert w l t 'LRU, by expert', $memory w l t 'all in memory'\n";
     std::filesystem::remove(path);
     if (!script.flush()) moe::fail_environment("serve_layer: cannot write serve_layer.svg.gp here");
     std::printf("\npicture: gnuplot serve_layer.svg.gp\n");
+    if (limit && (peak > allowed || !has_failed)) return 1;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;
