@@ -499,6 +499,85 @@ TEST_CASE("ExpertCache: with the next step prefetched in time all steps but the 
   }
 }
 
+namespace {
+
+/// What a cache has done whose next steps are guessed, each in time.
+template <class P, class Guess>
+CacheStatistics with_guesses(const RoutingTrace& trace, const std::vector<std::size_t>& bytes, std::size_t budget,
+                             const P& policy, std::size_t prefetch_bytes, const Guess& guess) {
+  using Cache = moe::ExpertCache<Index, P>;
+  Cache cache(
+      bytes, [](Index e) { return e; }, budget, policy, prefetch_bytes);
+  typename Cache::Memory memory;
+  const auto steps = moe::steps_of(trace);
+  for (std::size_t i = 0; i < steps.size(); ++i) {
+    cache.serve(steps[i], memory, [](std::span<const Index>) {});
+    if (i + 1 < steps.size()) cache.prefetch(guess(i + 1, steps[i + 1]));
+    cache.finish_prefetch();
+  }
+  return cache.statistics();
+}
+
+}  // namespace
+
+TEST_CASE("ExpertCache: wrong guesses cost no more than they may, and right ones bring something",
+          "[serve][property]") {
+  constexpr Index kExperts = 16, kChoices = 3;
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+    const RoutingTrace trace = test::random_trace(600, kExperts, kChoices, seed, seed % 3 == 0 ? 0.2 : 0.8);
+    const moe::RandomField random(moe::Purpose::User, seed, 7);
+    std::vector<std::size_t> bytes(kExperts, 1);
+    if (seed % 2 == 1)
+      for (Index e = 0; e < kExperts; ++e) bytes[static_cast<std::size_t>(e)] = 1 + random.below(5, e, -1);
+    const std::size_t largest = *std::ranges::max_element(bytes);
+    const std::size_t budget = (kChoices + 1 + seed % 5) * largest, prefetch_bytes = (1 + seed % 4) * largest;
+    // Guesses each of which is right with a probability: experts that the step does not have, from anywhere, else.
+    const auto check = [&](const auto& policy, double right) {
+      const auto guess = [&](std::size_t i, const std::vector<Index>& next) {
+        std::vector<Index> guessed;
+        for (std::size_t n = 0; n < next.size(); ++n) {
+          const auto at = static_cast<Index>(3 * i + n);
+          auto e = static_cast<Index>(random.below(kExperts, at, 1));
+          while (has(next, e)) e = (e + 1) % kExperts;
+          guessed.push_back(random.uniform(at) < right ? next[n] : e);
+        }
+        return guessed;
+      };
+      const CacheStatistics with = with_guesses(trace, bytes, budget, policy, prefetch_bytes, guess);
+      const CacheStatistics without = moe::simulate_cache(trace, bytes, budget, policy);
+      CAPTURE(seed, right, budget, prefetch_bytes, with.loaded_bytes, with.wasted_bytes(), without.loaded_bytes);
+      CHECK(256 * (2 * with.loaded_bytes + with.wasted_bytes()) <=
+            2 * 257 * without.loaded_bytes + 256 * 3 * prefetch_bytes);
+      CHECK(with.peak_bytes <= budget);
+      if (right == 1) CHECK(with.loaded_bytes < without.loaded_bytes * 3 / 4);  // of 3 guesses, one may fit
+    };
+    for (const double right : {0.0, 0.3, 0.6, 0.9, 1.0}) {
+      check(Lru(), right);
+      check(Lfu(), right);
+      if (right < 1) check(Belady(trace), right);
+    }
+  }
+}
+
+TEST_CASE("ExpertCache: guesses that become good are taken up again, those that turn bad are left", "[serve]") {
+  constexpr std::size_t kTokens = 4000;
+  const RoutingTrace trace = test::random_trace(kTokens, 16, 2, 3, 0.8);
+  const std::vector<std::size_t> bytes(16, 1);
+  const auto wrong = [](const std::vector<Index>& next) {
+    std::vector<Index> guessed;
+    for (Index e = 0; guessed.size() < 2; ++e)
+      if (!has(next, e)) guessed.push_back(e);
+    return guessed;
+  };
+  const auto loads = [&](const auto& guess) { return with_guesses(trace, bytes, 5, Lru(), 2, guess).loads; };
+  const auto without = moe::simulate_cache(trace, 5, Lru()).loads;
+  const auto first_bad = loads([&](std::size_t i, const auto& next) { return i < kTokens / 2 ? wrong(next) : next; });
+  const auto first_good = loads([&](std::size_t i, const auto& next) { return i < kTokens / 2 ? next : wrong(next); });
+  CAPTURE(without, first_bad, first_good);
+  CHECK(first_bad < without * 3 / 4);  // of the half that there is; a guess is tried every 256 loads
+  CHECK(first_good < without * 6 / 10);
+}
+
 TEST_CASE("ExpertCache: nothing is evicted where that does not make room enough", "[serve]") {
   using Cache = moe::ExpertCache<Index, Lru>;
   const auto load = [](Index e) { return e; };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstddef>
@@ -17,6 +18,7 @@
 
 #include "moe/core/parallel.hpp"
 #include "moe/serve/cache_policy.hpp"
+#include "moe/serve/prefetch_account.hpp"
 
 // Long, as the states of an expert, who may change them and what is counted on the way belong to one lock.
 namespace moe::inline MOE_ABI {
@@ -29,7 +31,7 @@ struct CacheStatistics {
   std::int64_t evictions = 0;
   std::int64_t prefetches = 0;          ///< loads in the background
   std::int64_t prefetches_used = 0;     ///< of these, asked for before they were evicted
-  std::int64_t prefetches_dropped = 0;  ///< not begun, as they came too late or there was no room
+  std::int64_t prefetches_dropped = 0;  ///< not begun: too late, no room, or too many guesses were wrong before
   std::int64_t prefetches_failed = 0;   ///< begun, and `load` threw
   std::uint64_t loaded_bytes = 0;       ///< by steps
   std::uint64_t prefetched_bytes = 0, prefetched_bytes_used = 0;
@@ -62,8 +64,9 @@ class ExpertCache {
   };
 
   /// `bytes` are those of each expert. With prefetch_bytes > 0 there is a background thread for prefetch(), which holds
-  /// at most so many bytes that no step has asked for yet. Throws std::invalid_argument for no experts, a budget that
-  /// is smaller than an expert, and for what the policy refuses.
+  /// at most so many bytes that no step has asked for yet. The policy is asked for victims of the cache without
+  /// prefetching as well then, twice a step, and should not take its answers for done. Throws std::invalid_argument for
+  /// no experts, a budget that is smaller than an expert, and for what the policy refuses.
   ExpertCache(std::vector<std::size_t> bytes, std::function<E(Index)> load, std::size_t budget, P policy = P(),
               std::size_t prefetch_bytes = 0)
       : bytes_(std::move(bytes)),
@@ -71,7 +74,8 @@ class ExpertCache {
         budget_(budget),
         prefetch_bytes_(prefetch_bytes),
         policy_(std::move(policy)),
-        entries_(bytes_.size()) {
+        entries_(bytes_.size()),
+        account_(bytes_.size(), budget, prefetch_bytes) {
     if (bytes_.empty()) fail("moe::ExpertCache: 0 experts, expected at least 1");
     const auto largest = std::ranges::max_element(bytes_);
     largest_ = *largest;
@@ -79,8 +83,7 @@ class ExpertCache {
       fail("moe::ExpertCache: a budget of ", budget, " bytes, expected at least the ", largest_, " of expert ",
            largest - bytes_.begin());
     policy_.start(size());
-    candidates_.reserve(bytes_.size());
-    spare_.reserve(bytes_.size());
+    for (auto& each : candidates_) each.reserve(bytes_.size());
     if (prefetch_bytes > 0) background_ = std::thread([this] { run_background(); });
   }
   ExpertCache(const ExpertCache&) = delete;
@@ -131,9 +134,12 @@ class ExpertCache {
 
   /// Lets the background thread load these, in this order, as far as there is room for them. Those of them that are
   /// there stay, as far as it is up to prefetching. One that does not fit beside the largest expert is dropped, so that
-  /// no step has to wait for the room of a wrong guess. Returns at once. There is one list for all threads: what waited
-  /// from before, of any thread, is dropped. Experts out of range are ignored; one that cannot be loaded is counted,
-  /// and tried again by who asks for it. Does nothing without a background thread.
+  /// no step has to wait for the room of a wrong guess. So is one that costs more than it
+  /// may bring, by how guesses did so far: of whatever kind they are,
+  ///   loads + wasted / 2 <= 257/256 loads without prefetching + 1.5 prefetch_bytes
+  /// in bytes, for steps of one thread whose experts fit; see detail::PrefetchAccount. Returns at once. There is one
+  /// list for all threads: what waited from before, of any thread, is dropped. Experts out of range are ignored; one
+  /// that cannot be loaded is counted, and tried again by who asks for it. Does nothing without a background thread.
   void prefetch(std::span<const Index> experts) {
     if (!background_.joinable()) return;
     const std::lock_guard lock(mutex_);
@@ -214,6 +220,7 @@ class ExpertCache {
     }
   };
 
+  double real_bytes_of(Index expert) const { return static_cast<double>(bytes_of(expert)); }
   Entry& entry(Index expert) { return entries_[static_cast<std::size_t>(expert)]; }
 
   /// Counts a step, and pins those of its experts that are there. All of it at once: a hit is what the first wave has.
@@ -221,6 +228,7 @@ class ExpertCache {
     const std::lock_guard lock(mutex_);
     const std::int64_t step = next_step_++;
     for (const Index e : experts) policy_.use(e, step), entry(e).is_listed = false;
+    account_.add_step(bytes_, experts, step, policy_);
     const auto late = std::erase_if(queue_, [&](Index e) { return std::ranges::binary_search(experts, e); });
     statistics_.prefetches_dropped += static_cast<std::int64_t>(late);
     if (late > 0 && queue_.empty()) changed_.notify_all();
@@ -242,6 +250,7 @@ class ExpertCache {
         ++statistics_.prefetches_used;
         statistics_.prefetched_bytes_used += bytes_of(e);
         unused_ -= bytes_of(e);
+        account_.add_guess(-real_bytes_of(e));
         of.is_unused = false;
       }
       memory.wave.push_back(e);
@@ -273,11 +282,12 @@ class ExpertCache {
         if (entry(e).state != State::Absent) continue;
         if (!make_room(bytes_of(e), step, For::Step)) break;
         begin_loading(e);
+        account_.add_load(real_bytes_of(e));
         ++entry(e).pins;
         memory.wave.push_back(e);
       }
     } catch (...) {  // of the policy
-      for (const Index e : memory.wave) --entry(e).pins, give_up(e);
+      for (const Index e : memory.wave) --entry(e).pins, give_up(e), account_.add_load(-real_bytes_of(e));
       changed_.notify_all();
       throw;
     }
@@ -286,25 +296,36 @@ class ExpertCache {
 
   enum class For { Step, Prefetch };
 
-  /// Evicts what the policy says until `bytes` fit; false, and nothing evicted, where what is pinned leaves no such
-  /// room. Experts that were prefetched for a step to come go last, and for other prefetches never; nor do those that
-  /// were named by the same prefetch().
+  /// Who goes first. What the cache would not have without prefetching goes before what it would, as far as guesses
+  /// have not earned more.
+  enum class Rank { Extra, OldGuess, Kept, Listed, Last };
+
+  /// Evicts what the policy says until `bytes` fit; false where what is pinned leaves no such room, and nothing has
+  /// been evicted then. Of prefetches, what was prefetched for a step to come never goes for others; nor does what was
+  /// named by the same prefetch(), nor what they are not worth.
   bool make_room(std::size_t bytes, std::int64_t step, For purpose) {
+    const double guess = purpose == For::Prefetch ? static_cast<double>(bytes) : 0;
     while (bytes > budget_ - used_) {
-      std::size_t room = budget_ - used_;  // with all that may go
-      candidates_.clear();
-      spare_.clear();
+      std::size_t room = budget_ - used_, largest_kept = 0;  // with all that may go
+      for (auto& each : candidates_) each.clear();
       for (Index e = 0; e < size(); ++e) {
         const Entry& of = entry(e);
         if (of.state != State::Resident || of.pins > 0) continue;
         if (purpose == For::Prefetch && (of.is_unused || of.is_listed)) continue;
-        (of.is_unused ? spare_ : candidates_).push_back(e);
+        const Rank rank = rank_of(e);
+        if (rank == Rank::Kept) largest_kept = std::max(largest_kept, bytes_of(e));
+        candidates_[static_cast<std::size_t>(rank)].push_back(e);
         room += bytes_of(e);
       }
       if (bytes > room) return false;
-      if (candidates_.empty()) std::swap(candidates_, spare_);
-      const Index victim = policy_.victim(std::span<const Index>(candidates_), step);
-      if (!std::ranges::binary_search(candidates_, victim))
+      auto first = std::ranges::find_if(candidates_, [](const auto& each) { return !each.empty(); });
+      if (first - candidates_.begin() == static_cast<std::ptrdiff_t>(Rank::Kept) && account_.follows() &&
+          !account_.allows(absent_bytes() + static_cast<double>(largest_kept), guess)) {
+        if (purpose == For::Prefetch) return false;
+        if (!first[1].empty()) ++first;
+      }
+      const Index victim = policy_.victim(std::span<const Index>(*first), step);
+      if (!std::ranges::binary_search(*first, victim))
         fail("moe::ExpertCache: the policy evicts expert ", victim, ", expected one of its candidates");
       Entry& of = entry(victim);
       if (of.is_unused) unused_ -= bytes_of(victim);
@@ -315,6 +336,19 @@ class ExpertCache {
       ++statistics_.evictions;
     }
     return true;
+  }
+  /// Of what the cache would have without prefetching, and has not.
+  double absent_bytes() const {
+    double absent = 0;
+    for (Index e = 0; e < size(); ++e)
+      if (account_.has(e) && entries_[static_cast<std::size_t>(e)].state == State::Absent) absent += real_bytes_of(e);
+    return absent;
+  }
+  Rank rank_of(Index e) const {
+    if (!account_.follows()) return Rank::Kept;
+    const Entry& of = entries_[static_cast<std::size_t>(e)];
+    if (account_.has(e)) return of.is_listed ? Rank::Last : Rank::Kept;
+    return of.is_listed ? Rank::Listed : of.is_unused ? Rank::OldGuess : Rank::Extra;
   }
 
   void begin_loading(Index e) {
@@ -343,7 +377,7 @@ class ExpertCache {
         const std::lock_guard lock(mutex_);
         for (const Index e : wave) {
           --entry(e).pins;
-          if (entry(e).state == State::Loading) give_up(e);
+          if (entry(e).state == State::Loading) give_up(e), account_.add_load(-real_bytes_of(e));
         }
       }
       changed_.notify_all();
@@ -371,6 +405,7 @@ class ExpertCache {
 
   bool has_room_to_prefetch(std::size_t bytes) {
     if (unused_ + bytes > prefetch_bytes_ || bytes > budget_ - largest_) return false;
+    if (!account_.allows(absent_bytes(), static_cast<double>(bytes))) return false;
     try {
       return make_room(bytes, next_step_ - 1, For::Prefetch);
     } catch (...) {  // of the policy, which says it again to who asks for an expert
@@ -382,6 +417,7 @@ class ExpertCache {
     begin_loading(e);
     is_loading_ = true;
     unused_ += bytes_of(e);
+    account_.add_guess(real_bytes_of(e));
     lock.unlock();
     try {
       entry(e).expert.emplace(load_(e));  // whose place nobody else looks at
@@ -391,6 +427,7 @@ class ExpertCache {
     is_loading_ = false;
     if (!entry(e).expert) {
       unused_ -= bytes_of(e);
+      account_.add_guess(-real_bytes_of(e));
       ++statistics_.prefetches_failed;
       return give_up(e);
     }
@@ -408,7 +445,8 @@ class ExpertCache {
   std::condition_variable changed_, wake_;
   P policy_;
   std::vector<Entry> entries_;
-  std::vector<Index> candidates_, spare_;
+  detail::PrefetchAccount account_;
+  std::array<std::vector<Index>, 5> candidates_;  ///< by rank
   std::deque<Index> queue_;
   std::size_t used_ = 0, unused_ = 0;
   std::int64_t next_step_ = 0;
