@@ -4,8 +4,8 @@
 // serving" (arXiv:2504.15299). Here: the text model at 2, 3 and 4 bits. Nested bits cost nothing: at 2 and 3 bits they
 // are better than bits rounded by themselves, as steps of a shared scale reach less far; the file has 4 planes instead
 // of 9. The router of bits is trained against the floats with a price per bit. It does better than as many bits by lot,
-// and than as many for all (in between, by what 2, 3 and 4 for all cost), by .010 at 3.1 bits. Not here: limits per
-// level. How planes are loaded is on the pages load_schedules and level_pipeline.
+// and than as many for all (in between, by what 2, 3 and 4 for all cost), by .010 at 3.1 bits. Limits per level,
+// WithLevelCapacity, are not used. How planes are loaded is on the pages load_schedules and level_pipeline.
 #include <array>
 #include <cstdio>
 #include <numbers>

@@ -75,6 +75,7 @@
 #include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_level_capacity.hpp"
 #include "moe/gate/wrap/with_levels.hpp"
 #include "moe/gate/wrap/with_levels_loss.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"

@@ -7,6 +7,7 @@
 #include "moe/gate/top_p.hpp"
 #include "moe/gate/wrap/top_any.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
+#include "moe/gate/wrap/with_level_capacity.hpp"
 #include "moe/gate/wrap/with_levels_loss.hpp"
 #include "support/catch.hpp"
 #include "support/gates.hpp"
@@ -183,6 +184,60 @@ TEST_CASE("WithLevels: its bits do not depend on what else is in the batch", "[g
                            moe::Matrix<float>(test::probabilities(gate, logits, all).row(t))));
     CHECK(test::equal_bits(gradient_of(alone, step), moe::Matrix<float>(gradient_of(logits, all).row(t))));
   }
+}
+
+TEST_CASE("WithLevelCapacity: levels take their share of choices, by lot, and overflow is counted exactly", "[gate]") {
+  using Limited = moe::WithLevelCapacity<TopKGate>;
+  auto logits = test::random_logits<double>(40, kLogits, 7);
+  for (Index t = 0; t < 40; ++t)
+    for (Index e = 0; e < kExperts; ++e) logits(t, kExperts + e * kLevels + 2) += 2;  // most want all bits
+  std::vector<std::uint8_t> valid(40, 1);
+  valid[3] = valid[17] = 0;
+  const Gate inner = gate_of(2);
+  const Limited gate{.gate = inner, .capacity = {0.3, 0.4, 0.3}};
+  std::vector<Index> dropped_by_lot[2];
+  for (const std::size_t lot : {0u, 1u}) {
+    Step step = Step::train(4, 9 + lot);
+    step.valid = valid;
+    const auto whole = test::routed(inner, logits, step), limited = test::routed(gate, logits, step);
+    Index prefer[kLevels] = {}, dropped[kLevels] = {};
+    for (Index a = 0; a < whole.num_assignments(); a += kLevels) {
+      const auto weights = whole.weights().subspan(static_cast<std::size_t>(a), kLevels);
+      const Index best = std::ranges::max_element(weights) - weights.begin();
+      ++prefer[best];
+      for (Index l = 0; l < kLevels; ++l) {
+        const auto at = static_cast<std::size_t>(a + l);
+        const bool is_over = limited.dropped()[at] == moe::kDroppedByCapacity;
+        CHECK((!is_over || l == best));  // of a choice, no more than the level that it prefers
+        CHECK(limited.experts()[at] == whole.experts()[at]);
+        CHECK(limited.weights()[at] == (is_over ? 0 : whole.weights()[at]));
+        if (is_over) ++dropped[l], dropped_by_lot[lot].push_back(a + l);
+      }
+    }
+    const Index capacity[kLevels] = {23, 31, 23};  // .3 and .4, rounded up, of 38 tokens with two choices
+    REQUIRE(prefer[2] > capacity[2]);
+    REQUIRE(prefer[0] + prefer[1] + prefer[2] == 76);
+    for (Index l = 0; l < kLevels; ++l) CHECK(dropped[l] == std::max<Index>(0, prefer[l] - capacity[l]));
+    auto replayed = limited;
+    gate.replay(logits, step, replayed);
+    CHECK(test::equal_bits(limited, replayed));
+    CHECK(test::gate_gradient_error(gate, logits, step, limited) < 1e-6);
+    std::vector<std::int64_t> ids(40);
+    std::vector<std::uint8_t> turned_valid(valid.rbegin(), valid.rend());
+    for (std::size_t t = 0; t < 40; ++t) ids[t] = static_cast<std::int64_t>(39 - t);
+    Step turned_step = step;  // the lot is the token's, not that of its place
+    turned_step.valid = turned_valid;
+    turned_step.token_id = ids;
+    const auto turned = test::routed(gate, moe::Matrix<double>(logits.colwise().reverse()), turned_step);
+    for (Index t = 0; t < 40; ++t) CHECK(test::equal_bits(turned.weights(39 - t), limited.weights(t)));
+  }
+  CHECK(dropped_by_lot[0] != dropped_by_lot[1]);
+  CHECK(test::equal_bits(test::routed(gate, logits), test::routed(inner, logits)));  // no limit at inference
+  CHECK(test::routed(gate, moe::Matrix<double>(0, kLogits), Step::train(1)).num_assignments() == 0);
+  CHECK(gate.num_logits(15) == 20);
+  for (const std::vector<double>& refused : {std::vector{0.3, 0.4}, {0.3, 0.4, 0.2}, {0.7, 0.5, -0.2}, {0.3, 0.7, NAN}})
+    CHECK_THROWS_AS((Limited{.gate = inner, .capacity = refused}.validate(15)), std::invalid_argument);
+  CHECK_NOTHROW(gate.validate(15));
 }
 
 TEST_CASE("WithLevels: numbers out of range and levels that say nothing are refused", "[gate][error]") {

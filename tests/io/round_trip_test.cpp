@@ -301,6 +301,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "gate/wrap/straight_through",
                                          "gate/wrap/with_capacity",
                                          "gate/wrap/with_chance",
+                                         "gate/wrap/with_level_capacity",
                                          "gate/wrap/with_levels",
                                          "gate/wrap/with_skipping",
                                          "layer/adapters",

@@ -50,6 +50,7 @@
 #include "moe/gate/wrap/top_any_loss.hpp"
 #include "moe/gate/wrap/with_capacity.hpp"
 #include "moe/gate/wrap/with_chance.hpp"
+#include "moe/gate/wrap/with_level_capacity.hpp"
 #include "moe/gate/wrap/with_levels.hpp"
 #include "moe/gate/wrap/with_levels_loss.hpp"
 #include "moe/gate/wrap/with_skipping.hpp"
@@ -264,6 +265,8 @@ void check_gates() {
   check_gate("StraightThrough", moe::StraightThrough<moe::TopKGate>{});
   check_gate("TopAnyGate", moe::TopAnyGate<moe::TopKGate>{.skipped = moe::SkippedWeight::Shared});
   check_gate("WithLevels", moe::WithLevels<moe::TopKGate>{.levels = 3});
+  check_gate("WithLevelCapacity",
+             moe::WithLevelCapacity<moe::TopKGate>{.gate = {.levels = 3}, .capacity = {0.3, 0.4, 0.3}});
   check_gate("WithCapacity", moe::WithCapacity<moe::TopKGate>{.capacity = {.factor = 0.8}});
   check_gate("WithChance", moe::WithChance<moe::TopKGate>{});
 }

@@ -30,7 +30,7 @@ namespace moe::inline MOE_ABI {
 /// of a valid token are refused by std::invalid_argument. Parameters and other errors are the gate's. Immutable, share
 /// freely. O(assignments) on top of the gate, serial, O(T num_experts) for probabilities; replay and backward run its
 /// replay once more. No allocation when warm. WithCapacity goes
-/// inside, as a limit per expert; there is none per level.
+/// inside, as a limit per expert; WithLevelCapacity is this with one per level.
 /// "D2MoE: dual routing and dynamic scheduling for efficient on-device MoE-based LLM serving" (arXiv:2504.15299).
 template <class G, Schedule Temperature = ExponentialSchedule>
 struct WithLevels {
