@@ -12,6 +12,7 @@
 
 // Experts whose precision comes from a file level by level, while others compute.
 #include "moe/serve/load_schedule.hpp"
+#include "moe/serve/nested_expert_file.hpp"
 #include "moe/serve/nested_experts.hpp"
 #include "moe/serve/pipelined_experts.hpp"
 

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include <moe/serve/load_schedule.hpp>
-#include <moe/serve/nested_experts.hpp>
+#include <moe/serve/nested_expert_file.hpp>
 
 namespace systems {
 
