@@ -58,7 +58,7 @@ TEST_CASE("hottest_expert_bit_first: optimal for 180 of 200, and at most 3% abov
     REQUIRE_NOTHROW(moe::require_schedule("test", jobs, ids));
     const double best = least_of_all(jobs), found = moe::makespan(jobs, hottest);
     CAPTURE(seed);
-    REQUIRE(found >= best - 1e-12);
+    REQUIRE(found >= best - 1e-12);  // sums of at most 16 numbers below 100: 16 eps 100 = 4e-13
     REQUIRE(moe::makespan(jobs, moe::johnson_order(jobs)) <= best + 1e-12);
     optimal += found <= best + 1e-9 ? 1 : 0;
     worst = std::max(worst, found / best);
@@ -71,8 +71,9 @@ TEST_CASE("hottest_expert_bit_first: optimal for 180 of 200, and at most 3% abov
   CHECK(by_id > 1.04);  // or there would be nothing to gain
 }
 
-TEST_CASE("hottest_expert_bit_first: a rule of thumb where each row computes once, as load_jobs() has it", "[serve]") {
-  int optimal = 0;
+TEST_CASE("johnson_chains: optimal where each row computes once, as load_jobs() has it; hottest first is not",
+          "[serve][property]") {
+  int hottest = 0;
   double worst = 0;
   for (std::uint64_t seed = 1; seed <= 200; ++seed) {
     std::vector<LoadJob> jobs = random_jobs(4, {2, 1}, {0, 0}, seed);
@@ -81,12 +82,35 @@ TEST_CASE("hottest_expert_bit_first: a rule of thumb where each row computes onc
       jobs[i].compute = 0.15 * static_cast<double>(jobs[i].rows - (has_next ? jobs[i + 1].rows : 0));
     }
     const double best = least_of_all(jobs), found = moe::makespan(jobs, moe::hottest_expert_bit_first(jobs));
-    optimal += found <= best + 1e-9 ? 1 : 0;
+    hottest += found <= best + 1e-9 ? 1 : 0;
     worst = std::max(worst, found / best);
+    const auto chains = moe::johnson_chains(jobs);
+    CAPTURE(seed);
+    REQUIRE_NOTHROW(moe::require_schedule("test", jobs, chains));
+    REQUIRE(moe::makespan(jobs, chains) <= best + 1e-12);
   }
-  CAPTURE(optimal, worst);
-  CHECK(optimal >= 160);  // 161, and 1.233
-  CHECK(worst <= 1.24);
+  CAPTURE(hottest, worst);  // 161, and 1.233
+  CHECK(hottest < 200);
+  CHECK(worst <= 2);  // of any order: at most all loads and all computations, the larger of which is at most the best
+}
+
+TEST_CASE("johnson_chains: optimal for chains of any loads and computations, none of them among these",
+          "[serve][property]") {
+  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+    const moe::RandomField random(moe::Purpose::User, seed);
+    std::vector<LoadJob> jobs;
+    for (Index e = 0; e < 3; ++e)
+      for (Index l = 0; l < 3; ++l) {
+        const auto second = [&](Index which) { return static_cast<double>(random.below(6, 3 * e + l, which)); };
+        jobs.push_back({e, l, 3 - l, second(0), second(1)});
+      }
+    const auto chains = moe::johnson_chains(jobs);
+    CAPTURE(seed);
+    REQUIRE_NOTHROW(moe::require_schedule("test", jobs, chains));
+    REQUIRE(moe::makespan(jobs, chains) == least_of_all(jobs));  // whole numbers
+  }
+  CHECK(moe::johnson_chains({}).empty());
+  CHECK_THROWS_AS(moe::johnson_chains(std::vector<LoadJob>{{1, 1}, {1, 1}}), std::invalid_argument);
 }
 
 TEST_CASE("makespan: loading and computing overlap, between the bounds that they have alone", "[serve][property]") {
