@@ -4,6 +4,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -280,6 +281,48 @@ TEST_CASE("PipelinedExperts: what fails amid a call ends it, and the next one is
     test::write_bytes(path, bytes);
     CHECK(test::same_bits(rows_of(pipelined, any_plan(1), 1), expected));
   }
+}
+
+TEST_CASE("PipelinedExperts: calls of several threads share one budget, one expert at a time if it is of one",
+          "[serve]") {
+  const test::TemporaryDirectory directory;
+  std::vector<Hooked> experts;
+  const auto pool = planes();
+  for (Index e = 0; e < kExperts; ++e) experts.push_back({pool[e]});
+  moe::save_nested_experts(directory / "planes", moe::ExpertPool<Hooked>(experts), kBits);
+  const auto file = std::make_shared<const moe::NestedExpertFile<Hooked>>(directory / "planes", experts[0]);
+  const std::size_t one = file->bytes(0, kLevels - 1);
+  const moe::LevelCosts costs{.load = {2, 1, 1}, .compute = {1, 1, 1}, .compute_row = {0.1, 0.1, 0.1}};
+  const moe::PipelinedExperts<Hooked> pipelined(file, one, moe::johnson_chains, costs);
+  const auto expected = rows_of(moe::nested_experts(pool, kBits), any_plan(1), 1);
+  std::atomic<Index> runs{0}, most{0}, wrong{0}, thrown{0};
+  Hooked::hook = [&] {
+    const Index now = ++runs;
+    for (Index before = most; before < now && !most.compare_exchange_weak(before, now);) {
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(300));
+    const bool fails = thrown == 0 && ++thrown == 1;  // once: what has been begun leaves its room to others
+    --runs;
+    if (fails) throw std::domain_error("of the expert");
+  };
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 3; ++i)
+    threads.emplace_back([&] {
+      for (int n = 0; n < 4; ++n) {
+        try {
+          wrong += test::same_bits(rows_of(pipelined, any_plan(1), 1), expected) ? 0 : 1;
+        } catch (const std::domain_error&) {
+        }
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  Hooked::hook = nullptr;
+  CHECK(most == 1);
+  CHECK(wrong == 0);
+  CHECK(pipelined.statistics().calls == 11);
+  CHECK(pipelined.statistics().peak_bytes <= one);
+  CHECK_THROWS_AS(moe::PipelinedExperts<Hooked>(file, one, moe::johnson_chains, {.load = {1, 1}}),
+                  std::invalid_argument);
 }
 
 TEST_CASE("NestedExpertFile: files of other things, levels that do not rise and experts that are not there",

@@ -16,7 +16,7 @@
 
 #include "moe/serve/cached_experts.hpp"
 #include "moe/serve/load_schedule.hpp"
-#include "moe/serve/nested_experts.hpp"
+#include "moe/serve/nested_expert_file.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -24,13 +24,20 @@ namespace moe::inline MOE_ABI {
 struct PipelineStatistics {
   std::int64_t calls = 0, loads = 0;  ///< with rows; levels of experts
   std::uint64_t loaded_bytes = 0;     ///< of the file
-  std::uint64_t peak_bytes = 0;       ///< most that experts of a call were admitted for; never above the budget
+  std::uint64_t peak_bytes = 0;       ///< most that experts of all calls were admitted for; never above the budget
   double load_seconds = 0;            ///< in which the loading threads read
   double compute_seconds = 0;         ///< in which callers put planes together and ran rows
   double stall_seconds = 0;           ///< in which callers waited for planes
 };
 
 namespace detail {
+
+/// What calls of a set have begun, and the lock of all of them.
+struct SharedRoom {
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::size_t used = 0, peak = 0;
+};
 
 /// One call: a thread that reads levels in the order of a schedule, as far as experts fit, and who takes them.
 template <class E>
@@ -41,9 +48,13 @@ class LevelPipeline {
     typename NestedExpertFile<E>::Level level;
   };
 
-  LevelPipeline(const NestedExpertFile<E>& file, std::size_t budget, std::span<const LoadJob> jobs,
+  LevelPipeline(const NestedExpertFile<E>& file, std::size_t budget, SharedRoom& room, std::span<const LoadJob> jobs,
                 std::span<const Index> order)
-      : file_(file), budget_(budget), top_(static_cast<std::size_t>(file.size()), -1), admitted_(top_.size()) {
+      : file_(file),
+        budget_(budget),
+        room_(room),
+        top_(static_cast<std::size_t>(file.size()), -1),
+        admitted_(top_.size()) {
     for (const Index i : order) pending_.push_back(jobs[static_cast<std::size_t>(i)]);
     for (const LoadJob& job : jobs) {
       Index& top = top_[static_cast<std::size_t>(job.expert)];
@@ -55,17 +66,19 @@ class LevelPipeline {
   LevelPipeline& operator=(const LevelPipeline&) = delete;
   ~LevelPipeline() {
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard lock(room_.mutex);
       stops_ = true;
     }
-    changed_.notify_all();
+    room_.changed.notify_all();
     thread_.join();
+    for (Index e = 0; e < std::ssize(top_); ++e)
+      if (admitted_[static_cast<std::size_t>(e)]) finish(e);  // where something threw
   }
 
   /// The next level that has come; waits for it. Throws what reading it has thrown.
   Loaded take() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return !loaded_.empty() || error_; });
+    std::unique_lock lock(room_.mutex);
+    room_.changed.wait(lock, [&] { return !loaded_.empty() || error_; });
     if (loaded_.empty()) std::rethrow_exception(error_);
     Loaded result = std::move(loaded_.front());
     loaded_.pop_front();
@@ -75,18 +88,15 @@ class LevelPipeline {
   /// The expert is gone, and its room free.
   void finish(Index expert) {
     {
-      const std::lock_guard lock(mutex_);
-      used_ -= room_of(expert);
+      const std::lock_guard lock(room_.mutex);
+      room_.used -= room_of(expert);
+      admitted_[static_cast<std::size_t>(expert)] = false;
     }
-    changed_.notify_all();
+    room_.changed.notify_all();
   }
 
-  std::size_t peak_bytes() const {
-    const std::lock_guard lock(mutex_);
-    return peak_;
-  }
   double load_seconds() const {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(room_.mutex);
     return seconds_;
   }
 
@@ -94,16 +104,16 @@ class LevelPipeline {
   std::size_t room_of(Index expert) const { return file_.bytes(expert, top_[static_cast<std::size_t>(expert)]); }
 
   /// The first job of the schedule whose expert is there or fits with all of its levels, so that each expert that has
-  /// been begun can be finished, whatever the order. Nothing while none does.
+  /// been begun can be finished, whatever the order and whatever other calls have begun. Nothing while none does.
   std::optional<LoadJob> next() {
     for (auto job = pending_.begin(); job != pending_.end(); ++job) {
       const auto e = static_cast<std::size_t>(job->expert);
       const std::size_t room = room_of(job->expert);
       if (!admitted_[e]) {
-        if (room > budget_ - used_) continue;
+        if (room > budget_ - room_.used) continue;
         admitted_[e] = true;
-        used_ += room;
-        peak_ = std::max(peak_, used_);
+        room_.used += room;
+        room_.peak = std::max(room_.peak, room_.used);
       }
       const LoadJob result = *job;
       pending_.erase(job);
@@ -113,11 +123,11 @@ class LevelPipeline {
   }
 
   void run() {
-    std::unique_lock lock(mutex_);
+    std::unique_lock lock(room_.mutex);
     try {
       while (!pending_.empty()) {
         std::optional<LoadJob> job;
-        changed_.wait(lock, [&] { return stops_ || (job = next()); });
+        room_.changed.wait(lock, [&] { return stops_ || (job = next()); });
         if (stops_) return;
         lock.unlock();
         const auto since = std::chrono::steady_clock::now();
@@ -126,25 +136,24 @@ class LevelPipeline {
         lock.lock();
         seconds_ += took.count();
         loaded_.push_back({*job, std::move(level)});
-        changed_.notify_all();
+        room_.changed.notify_all();
       }
     } catch (...) {
       if (!lock.owns_lock()) lock.lock();
       error_ = std::current_exception();
-      changed_.notify_all();
+      room_.changed.notify_all();
     }
   }
 
   const NestedExpertFile<E>& file_;
   const std::size_t budget_;
-  std::vector<Index> top_;    ///< highest level that an expert needs, -1 for none
-  mutable std::mutex mutex_;  ///< of all that follows
-  std::condition_variable changed_;
+  SharedRoom& room_;
+  std::vector<Index> top_;  ///< highest level that an expert needs, -1 for none
+  // Below the lock of the room:
   std::vector<bool> admitted_;
   std::deque<LoadJob> pending_;
   std::deque<Loaded> loaded_;
   std::exception_ptr error_;
-  std::size_t used_ = 0, peak_ = 0;
   double seconds_ = 0;
   bool stops_ = false;
   std::thread thread_;
@@ -157,27 +166,30 @@ class LevelPipeline {
 /// planes have come, those of a level that no row needs are not read.
 ///   const moe::PipelinedExperts<E> experts(file, /*budget=*/1 << 20);
 ///   const auto served = moe::with_experts(layer, experts);
-/// `budget` holds the experts that a call has begun, each with the highest level that it needs; of those that do not
-/// fit, the schedule is taken up when another has been finished. Calls of several threads have a budget each. Beside it
-/// there are one copy of an expert whose planes are put together, and planes of those begun that have been read and not
-/// been taken, at most their bytes once more. The bits of nested_experts(), for every schedule, budget and number of
-/// threads. Inference only. Immutable in use, but for what is counted: share freely. Starts a thread per call, for
-/// which rows of many tokens pay. "D2MoE: dual routing and dynamic scheduling for efficient on-device MoE-based LLM
-/// serving" (arXiv:2504.15299).
+/// `budget` holds the experts that calls have begun, of all threads and copies of the set together, each with the
+/// highest level that its call needs; of those that do not fit, the schedule is taken up when another has been
+/// finished. Beside it there are, for each call, one copy of an expert whose planes are put together, and planes of
+/// those begun that have been read and not been taken, at most their bytes once more. The bits of nested_experts(), for
+/// every schedule, budget and number of threads. Inference only. Immutable in use, but for what is counted: share
+/// freely. Starts a thread per call, for which rows of many tokens pay. "D2MoE: dual routing and dynamic scheduling for
+/// efficient on-device MoE-based LLM serving" (arXiv:2504.15299).
 template <class E>
 class PipelinedExperts {
  public:
   using Scalar = typename E::Scalar;
   static constexpr bool kPerToken = kIsPerToken<E>;
 
-  /// Throws std::invalid_argument for a budget that is smaller than an expert with all levels.
+  /// `costs` are those of the jobs that the schedule sees, for one that looks at seconds. Throws std::invalid_argument
+  /// for a budget that is smaller than an expert with all levels, and for costs of other levels.
   PipelinedExperts(std::shared_ptr<const NestedExpertFile<E>> file, std::size_t budget,
-                   LoadSchedule schedule = hottest_expert_bit_first)
+                   LoadSchedule schedule = hottest_expert_bit_first, LevelCosts costs = {})
       : file_(std::move(file)),
         budget_(budget),
         schedule_(std::move(schedule)),
+        costs_(std::move(costs)),
         row_width_(detail::lent_row_width(file_->prototype())),
         counted_(std::make_shared<Counted>()) {
+    costs_.require("moe::PipelinedExperts", levels());
     for (Index e = 0; e < file_->size(); ++e)
       if (const std::size_t bytes = file_->bytes(e, file_->levels() - 1); bytes > budget)
         fail("moe::PipelinedExperts: a budget of ", budget, " bytes, expected at least the ", bytes, " of expert ", e);
@@ -197,7 +209,7 @@ class PipelinedExperts {
     constexpr const char* kFunction = "moe::PipelinedExperts::forward";
     detail::require_plan_of(kFunction, *this, plan);
     detail::require_plan_rows(kFunction, *this, tokens, plan, "rows", rows);
-    const std::vector<LoadJob> jobs = load_jobs(plan, levels());
+    const std::vector<LoadJob> jobs = load_jobs(plan, levels(), costs_);
     if (jobs.empty()) return;
     const std::vector<Index> order = schedule_(jobs);
     require_schedule(kFunction, jobs, order);
@@ -205,7 +217,7 @@ class PipelinedExperts {
     auto& memory = context.scratch.template get<detail::LentMemory<E, Nothing>>();
     memory.pool.resize(file_->prototype(), size());
     std::vector<std::optional<E>> experts(static_cast<std::size_t>(file_->size()));
-    detail::LevelPipeline<E> pipeline(*file_, budget_, jobs, order);
+    detail::LevelPipeline<E> pipeline(*file_, budget_, counted_->room, jobs, order);
     PipelineStatistics done{.calls = 1};
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const auto since = Clock::now();
@@ -229,15 +241,20 @@ class PipelinedExperts {
       done.stall_seconds += std::chrono::duration<double>(begin - since).count();
       done.compute_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
     }
-    done.peak_bytes = pipeline.peak_bytes();
     done.load_seconds = pipeline.load_seconds();
     count(done);
   }
 
-  /// Of this set and its copies, calls that threw apart.
+  /// Of this set and its copies; calls that threw apart, but for peak_bytes.
   PipelineStatistics statistics() const {
-    const std::lock_guard lock(counted_->mutex);
-    return counted_->sum;
+    PipelineStatistics result;
+    {
+      const std::lock_guard lock(counted_->mutex);
+      result = counted_->sum;
+    }
+    const std::lock_guard lock(counted_->room.mutex);
+    result.peak_bytes = counted_->room.peak;
+    return result;
   }
 
  private:
@@ -245,6 +262,7 @@ class PipelinedExperts {
   struct Counted {
     std::mutex mutex;
     PipelineStatistics sum;
+    detail::SharedRoom room;
   };
 
   void count(const PipelineStatistics& done) const {
@@ -253,7 +271,6 @@ class PipelinedExperts {
     sum.calls += done.calls;
     sum.loads += done.loads;
     sum.loaded_bytes += done.loaded_bytes;
-    sum.peak_bytes = std::max(sum.peak_bytes, done.peak_bytes);
     sum.load_seconds += done.load_seconds;
     sum.compute_seconds += done.compute_seconds;
     sum.stall_seconds += done.stall_seconds;
@@ -262,6 +279,7 @@ class PipelinedExperts {
   std::shared_ptr<const NestedExpertFile<E>> file_;
   std::size_t budget_;
   LoadSchedule schedule_;
+  LevelCosts costs_;
   Index row_width_;
   std::shared_ptr<Counted> counted_;
 };
