@@ -14,6 +14,7 @@
 #include "fuzz/gguf_target.hpp"
 #include "fuzz/layouts_target.hpp"
 #include "fuzz/targets.hpp"
+#include "fuzz/trace_target.hpp"
 #include "support/kernels.hpp"
 
 namespace {
@@ -33,6 +34,7 @@ constexpr std::pair<std::string_view, Target> targets[] = {
     {"layouts", test::fuzz_layouts},          // values of one weight are its codes, zero points and scales
     {"npy", test::fuzz_npy},                  // the array can be read
     {"safetensors", test::fuzz_safetensors},  // every tensor can be read
+    {"trace", test::fuzz_trace},              // a trace is in range, and the same when written again
 };
 
 }  // namespace

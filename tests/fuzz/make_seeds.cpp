@@ -9,6 +9,7 @@
 #include "moe/io/block/load_block.hpp"
 #include "moe/io/file/npy.hpp"
 #include "moe/io/file/safetensors.hpp"
+#include "moe/serve/trace_file.hpp"
 #include "support/gguf.hpp"
 
 namespace {
@@ -31,6 +32,19 @@ void write_all_types(const std::filesystem::path& path) {
 }
 
 using test::write_text;
+
+/// With scores and without, small and of 48 KiB.
+void write_traces(const std::filesystem::path& root) {
+  moe::RoutingTrace trace(300), scored(3);
+  for (moe::Index t = 0; t < 4000; ++t) {
+    if (t % 100 == 0) trace.begin_sequence();
+    trace.add(std::vector<moe::Index>{t % 300, (7 * t + 1) % 300 == t % 300 ? 299 : (7 * t + 1) % 300});
+    if (t == 3) moe::save_trace(root / "small", trace);
+  }
+  moe::save_trace(root / "long", trace);
+  scored.add<float>(moe::Routing<float>::from(2, std::vector<moe::Index>{0, 2}, {}, 3), moe::Matrix<float>::Ones(2, 3));
+  moe::save_trace(root / "scores", scored);
+}
 
 /// A file of every type of tensor, and one of many small parts, of up to 64 KiB.
 void write_gguf_files(const std::filesystem::path& root) {
@@ -153,7 +167,8 @@ int main(int argc, char** argv) {
     return 2;
   }
   const std::filesystem::path root = argv[1];
-  for (const char* target : {"safetensors", "index", "npy", "config", "block", "csv", "layouts", "gguf", "adapter"})
+  for (const char* target :
+       {"safetensors", "index", "npy", "config", "block", "csv", "layouts", "gguf", "adapter", "trace"})
     std::filesystem::create_directories(root / target);
 
   write_all_types(root / "safetensors/types");
@@ -162,6 +177,7 @@ int main(int argc, char** argv) {
   one.write("w", std::span<const float>(std::vector<float>{1.5f, -2.0f}));
   one.commit();
 
+  write_traces(root / "trace");
   write_gguf_files(root / "gguf");
   test::write_long_adapters(root / "adapter");
   write_text(root / "layouts/plain", "128 128 -1 0 1\nm.weight BF16 3 5\n");

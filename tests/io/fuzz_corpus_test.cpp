@@ -6,6 +6,7 @@
 #include "fuzz/adapter_target.hpp"
 #include "fuzz/block_target.hpp"
 #include "fuzz/gguf_target.hpp"
+#include "fuzz/trace_target.hpp"
 #include "support/catch.hpp"
 #include "support/files.hpp"
 
@@ -54,3 +55,5 @@ TEST_CASE("Fuzz corpus: blocks of described checkpoints are loaded or refused", 
 }
 
 TEST_CASE("Fuzz corpus: adapters of PEFT are read or refused", "[io][error]") { replay("adapter", test::fuzz_adapter); }
+
+TEST_CASE("Fuzz corpus: traces of routings are read or refused", "[io][error]") { replay("trace", test::fuzz_trace); }
