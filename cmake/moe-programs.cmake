@@ -70,6 +70,45 @@ function(moe_share_kernels target)
   endif()
 endfunction()
 
+# moe_join_programs(<program> <number> <source>...): one program of several, whose first argument is the name of one, for
+# tests from nothing: so many sources at a time instantiate what they share once. Each is in a namespace of its own, with
+# its main, which has to return something.
+function(moe_join_programs program number)
+  set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${ARGN})
+  set(parts)
+  set(table)
+  set(declarations)
+  while(ARGN)
+    list(LENGTH parts part)
+    set(includes)
+    set(sources)
+    foreach(source IN LISTS ARGN)
+      list(LENGTH sources count)
+      if(count EQUAL number)
+        break()
+      endif()
+      list(POP_FRONT ARGN)
+      cmake_path(GET source STEM name)
+      file(STRINGS ${source} lines REGEX "^#include ")
+      list(TRANSFORM lines REPLACE "include \"" "include \"${CMAKE_CURRENT_SOURCE_DIR}/")
+      list(APPEND includes ${lines})
+      list(APPEND sources "namespace page_${name} {\n#include \"${CMAKE_CURRENT_SOURCE_DIR}/${source}\"\n}")
+      string(APPEND declarations "namespace page_${name} { int main(int, char**); }\n")
+      string(APPEND table "  if (name == \"${name}\") return page_${name}::main(argc - 1, argv + 1);\n")
+    endforeach()
+    list(REMOVE_DUPLICATES includes)
+    list(JOIN includes "\n" includes)
+    list(JOIN sources "\n" sources)
+    file(CONFIGURE OUTPUT ${program}_${part}.cpp CONTENT "${includes}\n${sources}\n" @ONLY)
+    list(APPEND parts "${CMAKE_CURRENT_BINARY_DIR}/${program}_${part}.cpp")
+  endwhile()
+  file(CONFIGURE OUTPUT ${program}.cpp CONTENT "#include <string_view>\n${declarations}
+int main(int argc, char** argv) {
+  const std::string_view name = argc < 2 ? \"\" : argv[1];
+${table}  return 2;\n}\n" @ONLY)
+  moe_program(${program} ${parts} "${CMAKE_CURRENT_BINARY_DIR}/${program}.cpp")
+endfunction()
+
 # moe_add_mpi_test(<name> <ranks> <target> <arguments>...): runs a program by mpirun, where that works: some containers let
 # it start nothing. Open MPI is told to run as root, on fewer cores than ranks and in containers; others do not read it.
 set(moe_mpi_environment OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1

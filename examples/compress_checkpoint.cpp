@@ -275,6 +275,7 @@ int main(int argc, char** argv) try {
   if (!synthetic) return 0;
   read_back(settings, layers);
   std::filesystem::remove_all(settings.output);
+  return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "compress_checkpoint: %s\n", error.what());
   return 1;

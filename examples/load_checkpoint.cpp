@@ -147,6 +147,7 @@ int main(int argc, char** argv) try {
   std::optional<SyntheticCheckpoint> synthetic;
   if (settings.directory.empty()) settings.directory = synthetic.emplace().path().string();
   run(settings);
+  return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "load_checkpoint: %s\n", error.what());
   return 1;

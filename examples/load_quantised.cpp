@@ -52,6 +52,7 @@ int main(int argc, char** argv) try {
   report(std::string(format).c_str(), codes, microseconds_per_token(codes, tokens, output));
   const float error = (output - exact).norm() / exact.norm();  // 0 for "kept": the same bits
   std::printf("error      %9.2g of the output's length\n", static_cast<double>(error));
+  return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "load_quantised: %s\n", error.what());
   return 1;

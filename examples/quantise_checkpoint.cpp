@@ -181,6 +181,7 @@ int main(int argc, char** argv) try {
   if (!synthetic) return 0;
   read_back(settings.directory, settings.out, settings.layers.empty() ? 0 : settings.layers.front());
   std::filesystem::remove_all(settings.out);
+  return 0;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "quantise_checkpoint: %s\n", error.what());
   return 1;
