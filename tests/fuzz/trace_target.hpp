@@ -3,6 +3,9 @@
 // been written and read again.
 #pragma once
 
+#include <cstdint>
+#include <set>
+
 #include "fuzz/fuzz_directory.hpp"
 #include "fuzz/targets.hpp"
 #include "moe/serve/trace_file.hpp"

@@ -10,6 +10,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <set>
 #include <thread>
 
@@ -672,4 +673,22 @@ TEST_CASE("ExpertCache: who waits for the end of prefetching hears of it however
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   waits.join();
+}
+
+TEST_CASE("ExpertCache: steps that load many experts, prefetching or not, leave guesses their room", "[serve]") {
+  struct First {
+    Index victim(std::span<const Index> candidates, std::int64_t) { return candidates[0]; }
+  } policy;
+  moe::detail::PrefetchAccount account(40, 20, /*prefetch_bytes=*/1);
+  const std::vector<std::size_t> bytes(40, 1);
+  for (Index step = 0; step < 5; ++step) {
+    std::vector<Index> experts(10);
+    std::iota(experts.begin(), experts.end(), step % 4 * 10);  // none of them is there any more
+    account.add_step(bytes, experts, step, policy);
+    for (int load = 0; load < 10; ++load) account.add_load(1);
+    CAPTURE(step);
+    CHECK(account.allows(/*absent=*/0, /*guess=*/1));
+  }
+  account.add_load(2);  // more than the stake
+  CHECK_FALSE(account.allows(0, 1));
 }

@@ -89,9 +89,8 @@ TEST_CASE("johnson_chains: optimal where each row computes once, as load_jobs() 
     REQUIRE_NOTHROW(moe::require_schedule("test", jobs, chains));
     REQUIRE(moe::makespan(jobs, chains) <= best + 1e-12);
   }
-  CAPTURE(hottest, worst);  // 161, and 1.233
-  CHECK(hottest < 200);
-  CHECK(worst <= 2);  // of any order: at most all loads and all computations, the larger of which is at most the best
+  CHECK(hottest == 161);  // of these draws, as its docstring says
+  CHECK(std::abs(worst - 1.233) < 1e-3);
 }
 
 TEST_CASE("johnson_chains: optimal for chains of any loads and computations, none of them among these",

@@ -134,8 +134,8 @@ class ExpertCache {
 
   /// Lets the background thread load these, in this order, as far as there is room for them. Those of them that are
   /// there stay, as far as it is up to prefetching. One that does not fit beside the largest expert is dropped, so that
-  /// no step has to wait for the room of a wrong guess. So is one that costs more than it
-  /// may bring, by how guesses did so far: of whatever kind they are,
+  /// no step has to wait for the room of a wrong guess. So is one that costs more than it may bring, by how guesses did
+  /// so far: of whatever kind they are,
   ///   loads + wasted / 2 <= 257/256 loads without prefetching + 1.5 prefetch_bytes
   /// in bytes, for steps of one thread whose experts fit; see detail::PrefetchAccount. Returns at once. There is one
   /// list for all threads: what waited from before, of any thread, is dropped. Experts out of range are ignored; one

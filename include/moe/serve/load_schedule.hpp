@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <numeric>
 #include <queue>
@@ -121,11 +122,15 @@ struct LevelCosts {
   std::vector<double> compute = {};      ///< of an expert, rows or not: planes are put together
   std::vector<double> compute_row = {};  ///< of each row at this level
 
-  /// Throws std::invalid_argument unless there are no numbers, or those of so many levels.
+  /// Throws std::invalid_argument unless there are no numbers, or those of so many levels, finite and >= 0.
   void require(const char* function, Index levels) const {
-    for (const auto* each : {&load, &compute, &compute_row})
+    for (const auto* each : {&load, &compute, &compute_row}) {
       if (!each->empty() && std::ssize(*each) != levels)
         fail(function, ": costs of ", each->size(), " levels, expected none or ", levels);
+      for (const double seconds : *each)
+        if (!(seconds >= 0 && std::isfinite(seconds)))
+          fail(function, ": a level costs ", seconds, ", expected finite numbers >= 0");
+    }
   }
 };
 
@@ -168,8 +173,9 @@ inline std::vector<Index> johnson_order(std::span<const LoadJob> jobs) {
   return order;
 }
 
-/// A schedule of the least makespan. Levels of an expert that would come before those below, were they free, are joined
-/// to one piece with them: of jobs with loads a_i and computations b_i, and sums A and B of both,
+/// A schedule of the least makespan, where all experts fit beside each other. Levels of an expert that would come
+/// before those below, were they free, are joined to one piece with them: of jobs with loads a_i and computations b_i,
+/// and sums A and B of both,
 ///   load needed before it computes without a wait  alpha = max_k (a_1 + .. + a_k - b_1 - .. - b_(k-1))
 ///   computing left when it has been loaded         beta  = alpha - A + B
 /// Pieces of all experts then come by Johnson's rule on alpha and beta, which keeps the levels ascending. It needs the

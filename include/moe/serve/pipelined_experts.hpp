@@ -4,12 +4,14 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <deque>
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -71,6 +73,7 @@ class LevelPipeline {
     }
     room_.changed.notify_all();
     thread_.join();
+    loaded_.clear();
     for (Index e = 0; e < std::ssize(top_); ++e)
       if (admitted_[static_cast<std::size_t>(e)]) finish(e);  // where something threw
   }
@@ -171,8 +174,9 @@ class LevelPipeline {
 /// finished. Beside it there are, for each call, one copy of an expert whose planes are put together, and planes of
 /// those begun that have been read and not been taken, at most their bytes once more. The bits of nested_experts(), for
 /// every schedule, budget and number of threads. Inference only. Immutable in use, but for what is counted: share
-/// freely. Starts a thread per call, for which rows of many tokens pay. "D2MoE: dual routing and dynamic scheduling for
-/// efficient on-device MoE-based LLM serving" (arXiv:2504.15299).
+/// freely. Calls take room in no order: one that needs much may wait as long as others keep taking little, and one that
+/// an expert makes to the set that runs it may wait for ever. Starts a thread per call, for which rows of many tokens
+/// pay. "D2MoE: dual routing and dynamic scheduling for efficient on-device MoE-based LLM serving" (arXiv:2504.15299).
 template <class E>
 class PipelinedExperts {
  public:
@@ -216,8 +220,8 @@ class PipelinedExperts {
     struct Nothing {};
     auto& memory = context.scratch.template get<detail::LentMemory<E, Nothing>>();
     memory.pool.resize(file_->prototype(), size());
-    std::vector<std::optional<E>> experts(static_cast<std::size_t>(file_->size()));
     detail::LevelPipeline<E> pipeline(*file_, budget_, counted_->room, jobs, order);
+    std::vector<std::optional<E>> experts(static_cast<std::size_t>(file_->size()));  // gone before their room is free
     PipelineStatistics done{.calls = 1};
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const auto since = Clock::now();

@@ -17,8 +17,8 @@ namespace detail {
 /// What prefetching has brought and cost so far, and may cost: what keeps ExpertCache from being slower with it. It
 /// follows what the same cache without prefetches would hold, by asking the policy for its victims as well, and keeps
 ///   account = loads of steps - 257/256 (loads of steps without prefetching) + (guesses that nobody has used yet) / 2
-/// in bytes, not below -8 prefetch_bytes, so that merits are forgotten. A guess is loaded, and experts that would be
-/// there without prefetching leave, only while
+/// in bytes, as a step begins not below -8 prefetch_bytes, so that merits are forgotten. A guess is loaded, and experts
+/// that would be there without prefetching leave, only while
 ///   account + (experts that would be there, and are not) <= 3/2 prefetch_bytes
 /// A step never raises the left side: for each expert that it loads, either the other cache loads it as well, or one
 /// that should be there is there again. Hence for guesses of any kind
@@ -41,6 +41,7 @@ class PrefetchAccount {
   template <class P>
   void add_step(std::span<const std::size_t> bytes, std::span<const Index> experts, std::int64_t step, P& policy) {
     if (!follows()) return;
+    account_ = std::max(account_, -kMerits * stake_);  // between steps: the loads of one come in two parts
     pending_.clear();
     for (const Index e : experts)
       if (!has(e)) pending_.push_back(e);
@@ -67,7 +68,7 @@ class PrefetchAccount {
 
  private:
   void add(double bytes) {
-    if (follows()) account_ = std::max(account_ + bytes, -kMerits * stake_);
+    if (follows()) account_ += bytes;
   }
 
   template <class P>

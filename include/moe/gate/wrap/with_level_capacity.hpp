@@ -3,7 +3,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <numeric>
+#include <span>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -98,7 +101,7 @@ struct WithLevelCapacity {
         if (routing.dropped()[at] != 0 || !context.step.is_valid(t)) continue;  // by the gate: all levels or none
         const auto weights = routing.weights().subspan(at, levels);
         const Index level = std::ranges::max_element(weights) - weights.begin();
-        const double draw = random.uniform(context.step.id(t), routing.experts()[at] / gate.levels);
+        const double draw = random.uniform(context.step.id(t), 1 + routing.experts()[at] / gate.levels);
         preferring[static_cast<std::size_t>(level)].emplace_back(draw, a);
         ++kept;
       }
