@@ -95,8 +95,6 @@ template <class Gate>
 moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const fitting::Problem& problem, const Gate& gate) {
   const moe::RegressionData& data = problem.data();
   moe::FitOptions options = settings.fit;
-  options.gate_inputs = problem.design.gate_inputs();
-  options.expert_inputs = problem.design.expert_inputs();
   if (settings.choose == 0) return moe::fit(data, settings.experts, gate, options);
   const Index least = settings.gate == "topk" ? settings.top_k : 1;
   const auto sweep = moe::sweep_experts(data, {.least = least, .most = settings.choose}, gate, options);
@@ -108,6 +106,9 @@ moe::GaussianFit<Gate> fit_or_choose(const Settings& settings, const fitting::Pr
     const auto validated =
         moe::cross_validate(data, range, gate, {.folds = settings.folds, .seed = settings.fit.seed, .fit = options});
     fitting::print_cross_validation(validated, settings.folds);
+    if (!sweep[validated.fewest].fit.flags.interior())
+      moe::fail_environment("the fit with ", validated.fewest,
+                            " experts collapses, expected more rows or fewer inputs");
     return sweep[validated.fewest].fit;
   }
   if (sweep.best_bic == 0) moe::fail_environment("every number of experts collapses, expected fewer inputs");

@@ -44,13 +44,16 @@ inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& 
   return formula.terms[0];
 }
 
-/// The formula; else the response, which is the last column unless named, and what is named or all other columns.
+/// The formula; else the response, which is the last column but the weights unless named, and what is named or all
+/// other columns.
 inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice) {
   moe::Formula formula;
   if (!choice.formula.empty()) {
     formula = moe::parse_formula(choice.formula);
   } else {
-    formula.response = choice.response.empty() ? frame.columns.back().name : choice.response;
+    const bool weights_are_last = frame.columns.size() > 1 && frame.columns.back().name == choice.weights;
+    const std::string& last = frame.columns[frame.columns.size() - (weights_are_last ? 2 : 1)].name;
+    formula.response = choice.response.empty() ? last : choice.response;
     formula.rest = choice.predictors.empty();
     for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name, "--predictors"));
     if (!choice.gate_predictors.empty()) formula.gate.emplace();

@@ -153,6 +153,9 @@ TEST_CASE("dendrogram: errors name what is wrong", "[gaussian][error]") {
   shifted.gate_bias(2) = 1;
   CHECK_THROWS_WITH(moe::dendrogram(shifted, data), ContainsSubstring("normal form"));
   auto own = near_twins();
-  own.gate_inputs = std::vector<moe::Index>{0};
+  own.gate_inputs = std::vector<moe::Index>{0};  // all there are
+  CHECK_NOTHROW(moe::dendrogram(own, data));
+  own.expert_inputs = std::vector<moe::Index>{};
+  own.slope.setZero();
   CHECK_THROWS_WITH(moe::dendrogram(own, data), ContainsSubstring("read columns of their own"));
 }

@@ -69,13 +69,17 @@ TEST_CASE("cross_validate: finds the number of experts, and rows of weight 0 do 
         moe::cross_validate(data, {2, 2}, moe::SoftmaxGate{}, options).rows[0].log_density);
 }
 
-TEST_CASE("cross_validate: weights are those of a weighted mean", "[gaussian]") {
+TEST_CASE("cross_validate: weights count as rows do", "[gaussian]") {
   const moe::RegressionData data{moe::Matrix<double>::Zero(4, 1), Eigen::VectorXd::Zero(4),
                                  Eigen::Vector4d(1, 3, 2, 2)};
   const auto [mean, error] = moe::detail::weighted_mean(Eigen::Vector4d(4, 0, 1, 3), data);
   CHECK(mean == 1.5);
-  // (1 * 2.5)^2 + (3 * 1.5)^2 + (2 * 0.5)^2 + (2 * 1.5)^2 = 36.5, over 8^2, times 4 / 3
-  CHECK(std::abs(error - std::sqrt(36.5 / 64 * 4 / 3)) < 1e-15);
+  // 1 * 2.5^2 + 3 * 1.5^2 + 2 * 0.5^2 + 2 * 1.5^2 = 18, over 8 * 7
+  CHECK(std::abs(error - std::sqrt(18.0 / 56)) < 1e-15);
+  const auto [other, same] =
+      moe::detail::weighted_mean((Eigen::VectorXd(8) << 4, 0, 0, 0, 1, 1, 3, 3).finished(), moe::repeated_rows(data));
+  CHECK(other == mean);
+  CHECK(std::abs(same - error) < 1e-15);
 }
 
 TEST_CASE("cross_validate: errors", "[gaussian][error]") {

@@ -20,6 +20,14 @@ using Catch::Matchers::ContainsSubstring;
 using moe::Index;
 using Columns = std::vector<Index>;
 
+/// The data, read as a model does.
+template <class G>
+moe::RegressionData read_as(const moe::GaussianMoe<G>& model, moe::RegressionData data) {
+  data.gate_inputs = model.gate_inputs;
+  data.expert_inputs = model.expert_inputs;
+  return data;
+}
+
 /// The model without the coefficients of other columns.
 template <class Model>
 Model restricted(Model model, const moe::InputColumns& gate, const moe::InputColumns& experts) {
@@ -171,10 +179,11 @@ TEST_CASE("gate_inputs: score and information are derivatives in what is free", 
 TEST_CASE("gate_inputs: all columns given are the model without any, to the bit", "[gaussian]") {
   const auto truth = test::two_lines();
   const moe::RegressionData data = test::simulated(truth, 200, 5);
-  moe::FitOptions options{.starts = 5};
+  const moe::FitOptions options{.starts = 5};
   const auto fit = moe::fit(data, 2, moe::SoftmaxGate{}, options);
-  options.gate_inputs = options.expert_inputs = Columns{0};
-  const auto same = moe::fit(data, 2, moe::SoftmaxGate{}, options);
+  auto said = data;
+  said.gate_inputs = said.expert_inputs = Columns{0};
+  const auto same = moe::fit(said, 2, moe::SoftmaxGate{}, options);
   CHECK(fit.log_likelihood == same.log_likelihood);
   CHECK(fit.model.gate_slope == same.model.gate_slope);
   CHECK(fit.model.slope == same.model.slope);
@@ -210,11 +219,10 @@ TEST_CASE("gate_inputs: of z = x in a column of its own all numbers are those of
 
 TEST_CASE("gate_inputs: a fit ends where EM by the book does", "[gaussian]") {
   const auto truth = overlapping();
-  const moe::RegressionData data = test::simulated(truth, 400, 3);
+  const moe::RegressionData data = read_as(truth, test::simulated(truth, 400, 3));
   const PlainEm expected(data, truth);
   for (const auto step : {moe::GateStep::Newton, moe::GateStep::Majorise}) {
-    const moe::FitOptions options{
-        .gate_step = step, .gate_inputs = truth.gate_inputs, .expert_inputs = truth.expert_inputs};
+    const moe::FitOptions options{.gate_step = step};
     const auto fit = moe::fit(data, 2, moe::SoftmaxGate{}, options);
     CHECK(fit.converged);
     CHECK(std::abs(fit.log_likelihood - expected.log_likelihood) < 1e-6);
@@ -251,15 +259,15 @@ TEST_CASE("gate_inputs: standard errors invert the information, and summaries na
 
 TEST_CASE("gate_inputs: units, origin and order of the columns change nothing", "[gaussian][property]") {
   const auto truth = overlapping();
-  const moe::RegressionData data = test::simulated(truth, 300, 4);
-  moe::FitOptions options{.starts = 6, .gate_inputs = truth.gate_inputs, .expert_inputs = truth.expert_inputs};
+  const moe::RegressionData data = read_as(truth, test::simulated(truth, 300, 4));
+  const moe::FitOptions options{.starts = 6};
   const auto fit = moe::fit(data, 2, moe::SoftmaxGate{}, options);
   moe::RegressionData other = data;  // columns 2, 0, 1 of other units; experts read 1 and 2, the gate 0 and 2
   other.x.col(0) = 1e3 * data.x.col(2).array() - 7;
   other.x.col(1) = -0.01 * data.x.col(0).array() + 1e4;
   other.x.col(2) = 5 * data.x.col(1).array() + 3;
-  options.gate_inputs = Columns{0, 2};
-  options.expert_inputs = Columns{1, 2};
+  other.gate_inputs = Columns{0, 2};
+  other.expert_inputs = Columns{1, 2};
   const auto moved = moe::fit(other, 2, moe::SoftmaxGate{}, options);
   CHECK(std::abs(moved.log_likelihood - fit.log_likelihood) < 1e-6);
   CHECK(std::abs(1e3 * moved.model.gate_slope(0, 0) - fit.model.gate_slope(0, 2)) < 1e-4);
@@ -272,17 +280,20 @@ TEST_CASE("gate_inputs: columns may be alike between gate and experts, not withi
   const auto truth = overlapping();
   moe::RegressionData data = test::simulated(truth, 200, 4);
   data.x.col(2) = 2 * data.x.col(0).array() + 1;
-  moe::FitOptions options{.starts = 3, .gate_inputs = Columns{1, 2}, .expert_inputs = Columns{0, 1}};
+  const moe::FitOptions options{.starts = 3};
+  data.gate_inputs = Columns{1, 2};
+  data.expert_inputs = Columns{0, 1};
   CHECK(moe::fit(data, 2, moe::SoftmaxGate{}, options).converged);
-  options.expert_inputs = Columns{0, 1, 2};
+  data.expert_inputs = Columns{0, 1, 2};
   CHECK_THAT(message_of([&] { moe::fit(data, 2, moe::SoftmaxGate{}, options); }),
              ContainsSubstring("columns 0 and 2 of x are the same up to shift and scale"));
-  options.expert_inputs = Columns{1, 0};
+  data.expert_inputs = Columns{1, 0};
   CHECK_THAT(message_of([&] { moe::fit(data, 2, moe::SoftmaxGate{}, options); }),
              ContainsSubstring("expert_inputs has column 0, expected different ones in ascending order, below 3"));
-  options.expert_inputs = Columns{3};
+  data.expert_inputs = Columns{3};
   CHECK_THAT(message_of([&] { moe::fit(data, 2, moe::SoftmaxGate{}, options); }), ContainsSubstring("has column 3"));
-  options = {.gate_inputs = Columns{}};
+  data.gate_inputs = Columns{};
+  data.expert_inputs = {};
   CHECK_THAT(message_of([&] { moe::fit(data, 2, moe::TopKGate{.k = 1}, options); }),
              ContainsSubstring("gate_inputs is empty"));
   auto model = truth;
@@ -294,9 +305,9 @@ TEST_CASE("gate_inputs: columns may be alike between gate and experts, not withi
 TEST_CASE("gate_inputs: none are constant weights, a mixture of regressions", "[gaussian]") {
   auto truth = restricted(overlapping(), Columns{}, Columns{0, 1, 2});
   truth.gate_bias(0) = 0.4;
-  const moe::RegressionData data = test::simulated(truth, 300, 6);
+  const moe::RegressionData data = read_as(truth, test::simulated(truth, 300, 6));
   const PlainEm expected(data, truth);
-  const moe::FitOptions options{.gate_inputs = Columns{}};
+  const moe::FitOptions options{};
   const auto fit = moe::fit(data, 2, moe::SoftmaxGate{}, options);
   CHECK(fit.converged);
   CHECK(std::abs(fit.log_likelihood - expected.log_likelihood) < 1e-6);
@@ -311,8 +322,8 @@ TEST_CASE("gate_inputs: none are constant weights, a mixture of regressions", "[
 TEST_CASE("gate_inputs: borders of sparse gates move in the columns of the gate", "[gaussian]") {
   auto truth = moe::GaussianMoe<moe::TopKGate>(overlapping(), {.k = 1});
   truth.gate_slope *= 3;
-  const moe::RegressionData data = test::simulated(truth, 300, 6);
-  const moe::FitOptions options{.starts = 12, .gate_inputs = truth.gate_inputs, .expert_inputs = truth.expert_inputs};
+  const moe::RegressionData data = read_as(truth, test::simulated(truth, 300, 6));
+  const moe::FitOptions options{.starts = 12};
   const auto fit = moe::fit(data, 2, moe::TopKGate{.k = 1}, options);
   CHECK(fit.log_likelihood > moe::log_likelihood(truth, data) - 1);  // at a maximum it is higher by half a chi^2(10)
   CHECK(fit.model.gate_slope.col(0).isZero(0));

@@ -71,7 +71,8 @@ class ProblemMaker {
   }
 
   void shape(int kind, moe::RegressionData& data) {
-    auto& [x, y] = data;
+    auto& x = data.x;
+    auto& y = data.y;
     const Index n = x.rows();
     switch (kind) {
       case 0:
@@ -125,7 +126,8 @@ class ProblemMaker {
   }
 
   void separate(moe::RegressionData& data) {
-    auto& [x, y] = data;
+    auto& x = data.x;
+    auto& y = data.y;
     for (Index i = 0; i < x.rows(); ++i) {
       if (std::abs(x(i, 0)) < 0.2) x(i, 0) = std::copysign(0.3, x(i, 0));
       y(i) = (x(i, 0) > 0 ? 10 + x(i, 0) : -10 - 2 * x(i, 0)) + 0.1 * y(i);
@@ -133,7 +135,8 @@ class ProblemMaker {
   }
 
   void duplicate(moe::RegressionData& data) {
-    auto& [x, y] = data;
+    auto& x = data.x;
+    auto& y = data.y;
     const Index distinct = std::max<Index>(2, x.rows() / 4);
     for (Index i = distinct; i < x.rows(); ++i) x.row(i) = x.row(i % distinct), y(i) = y(i % distinct);
   }

@@ -105,7 +105,7 @@ class FormulaParser {
     const auto sorted = [](std::vector<std::string> names) { return std::sort(names.begin(), names.end()), names; };
     const auto columns = [&](const FormulaInputs& f) {
       std::vector<std::string> names;
-      for (const FormulaTerm& t : f.terms) names.push_back(t.column + (t.factor ? "()" : ""));
+      for (const FormulaTerm& t : f.terms) names.push_back(t.column + (t.factor ? "() " + t.base : ""));
       return sorted(names);
     };
     if (columns(inputs) != columns(experts) || inputs.rest != experts.rest ||

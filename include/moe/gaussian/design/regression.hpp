@@ -229,7 +229,8 @@ inline void drop_dependent(Regression& out, bool own_gate) {
 /// with the treatment contrast: one column per level but the base level. Rows that miss a value of a column that is
 /// used are left out and counted, or refused. Columns that are constant, or linear combinations of a constant and
 /// columns before them, are left out of the experts or the gate that read them, as R's lm() does from 1e-7 on. Rows of
-/// weight 0 are left out, too (with whatever levels they alone have). Each decision is a sentence in `notes`. Throws
+/// weight 0 are left out, too (with whatever levels they alone have). What the gate and the experts read is said in the
+/// data. Each decision is a sentence in `notes`. Throws
 /// std::invalid_argument for a column that is not there, cannot be used or is the response and an input, a response
 /// that is no number, infinite numbers, negative weights, no complete row, as many columns as rows before dependent
 /// ones are left out, or no input that varies. O(n d^2).
@@ -248,6 +249,9 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   }
   used.push_back(&response);
   const DataColumn* weights = formula.weights.empty() ? nullptr : &names.numbers(formula.weights);
+  if (formula.weights == formula.response)
+    fail(kName, ": column ", detail::in_quotes(formula.response),
+         " is the response and the weights, expected two columns");
   if (weights) used.push_back(weights);
   const detail::CompleteRows complete(kName, frame, used, missing);
   Regression out;
@@ -270,6 +274,8 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   detail::require_fewer_columns(out);
   detail::fill_rows(kName, out.design, names, &response, out.rows);
   detail::drop_dependent(out, formula.gate.has_value());
+  out.rows.data.gate_inputs = out.design.gate_inputs();
+  out.rows.data.expert_inputs = out.design.expert_inputs();
   return out;
 }
 

@@ -20,7 +20,8 @@ namespace moe::inline MOE_ABI {
 /// By default small data (n k (d + 2) < 7000) get six searches or more, larger ones as few as agree, four: at least 96
 /// short and 28 long runs, three times that before the search gives up, and more where moves lead on and on.
 /// Extra memory: one copy of the data. Throws std::invalid_argument for data that are not finite, constant or linearly
-/// dependent columns of x, fewer rows than parameters, num_experts < 1, and gates or options out of range.
+/// dependent columns of x among those that the experts or the gate read, weights with a sum below the number of
+/// parameters, num_experts < 1, and gates or options out of range.
 template <LikelihoodGate G = SoftmaxGate>
 GaussianFit<G> fit(const RegressionData& data, Index num_experts, const G& gate = {}, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
@@ -43,11 +44,17 @@ GaussianFit<G> fit(const RegressionData&, Index, const G& = {}, const FitOptions
 }
 
 /// The same from one given model, by a single long run: for simulations that start near the truth, and for refits.
-/// Errors as for fit, and for a model that is bad or not in normal form.
+/// The inputs of the gate and the experts are those of the model. Errors as for fit, for a model that is bad or not in
+/// normal form, and for data that say other inputs.
 template <LikelihoodGate G>
 GaussianFit<G> fit_from(const RegressionData& data, const GaussianMoe<G>& start, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
   detail::require_normal_form("moe::fit_from", start);
+  if ((data.gate_inputs && data.gate_inputs != start.gate_inputs) ||
+      (data.expert_inputs && data.expert_inputs != start.expert_inputs))
+    fail(
+        "moe::fit_from: the data say other inputs of the gate or the experts than the model, expected the same or "
+        "none");
   detail::Evaluation<G>::check("moe::fit_from", start, data);
   const detail::Fitting<G> fitting("moe::fit_from", data, start, options);
   GaussianFit<G> fit;

@@ -78,10 +78,8 @@ struct FitOptions {
   /// for d + 2 rows alone.
   double support = 3;
   double gate_box = 500;  ///< bound of the standardised gate coefficients; > 0
-  /// What identifies the last expert, and the columns of x that the gate and the experts read: of fit(); fit_from() has
-  /// those of its model.
+  /// What identifies the last expert: of fit(); fit_from() has that of its model.
   LastSlope last_slope = LastSlope::Zero;
-  InputColumns gate_inputs = {}, expert_inputs = {};
   std::uint64_t seed = 1;
   std::function<void(const FitProgress&)> progress = {};  ///< called from one thread at a time
 

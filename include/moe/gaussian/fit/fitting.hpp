@@ -392,8 +392,8 @@ GaussianMoe<G> shape_of(const char* function, const RegressionData& data, Index 
   data.validate(function);
   GaussianMoe<G> shape = GaussianMoe<G>::zero(num_experts, data.input_dim(), gate);
   shape.last_slope = options.last_slope;
-  shape.gate_inputs = options.gate_inputs;
-  shape.expert_inputs = options.expert_inputs;
+  shape.gate_inputs = data.gate_inputs;
+  shape.expert_inputs = data.expert_inputs;
   shape.validate(function);
   return shape;
 }

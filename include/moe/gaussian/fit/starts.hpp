@@ -67,8 +67,10 @@ class Starts {
   const RowSample& sample() const { return sample_; }
   const char* kind(Index start) const { return kNames[start % kKinds]; }
 
-  /// Does the gate split the rows by a column of x? All do, where it reads none.
-  bool splits_by(Index column) const { return at_.gate_dim() == 0 || reads(at_.gate_inputs, column); }
+  /// Are rows split by a column of x? By those of the gate; where it reads none, by those of the experts.
+  bool splits_by(Index column) const {
+    return reads(at_.gate_dim() == 0 ? at_.expert_inputs : at_.gate_inputs, column);
+  }
   /// Rows that an expert goes through.
   Index rows_of_plane() const { return at_.expert_dim() + 1; }
 
@@ -227,6 +229,8 @@ class Starts {
   std::vector<Index> clusters(const RandomField& random, Index k) const {
     Matrix<double> points(num_rows(), d_ + 1);
     points << sample_.x.leftCols(d_), sample_.y;
+    for (Index c = 0; c < d_; ++c)
+      if (!reads(at_.gate_inputs, c) && !reads(at_.expert_inputs, c)) points.col(c).setZero();
     return k_means(points, std::min(k, num_rows()), random, {.rounds = 10}).labels;
   }
 

@@ -145,12 +145,12 @@ inline void summarise(const std::vector<std::string>& names, const Eigen::RowVec
 
 /// One refit to a sample from the model.
 template <class G>
-GaussianFit<G> refit(const GaussianMoe<G>& model, const RegressionData& data, FitOptions options, Index starts,
+GaussianFit<G> refit(const GaussianMoe<G>& model, RegressionData data, FitOptions options, Index starts,
                      std::uint64_t seed) {
   options.progress = {};
   options.last_slope = model.last_slope;
-  options.gate_inputs = model.gate_inputs;
-  options.expert_inputs = model.expert_inputs;
+  data.gate_inputs = model.gate_inputs;
+  data.expert_inputs = model.expert_inputs;
   GaussianFit<G> best = fit_from(data, model, options);
   if (starts == 0) return best;
   options.starts = starts;
@@ -221,9 +221,13 @@ Bootstrap bootstrap(const GaussianFit<G>& fit, const RegressionData& data, const
   return bootstrap(fit.model, repeated_rows(data).x, options);
 }
 
-/// The same for the model of a fit, and one outcome for each row of x.
+/// The same for the model of a fit, and one outcome for each row of x. Throws std::invalid_argument for a weighted fit,
+/// unless there are as many rows as its weights stand for.
 template <class G>
 Bootstrap bootstrap(const GaussianFit<G>& fit, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
+  if (fit.total_weight != static_cast<double>(fit.num_rows) && fit.total_weight != static_cast<double>(x.rows()))
+    fail("moe::bootstrap: the fit stands for ", fit.total_weight,
+         " rows, expected its data with their weights in place of ", x.rows(), " rows of x");
   return bootstrap(fit.model, x, options);
 }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <stdexcept>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -57,17 +58,19 @@ RegressionData some_rows(const RegressionData& data, Keep&& keep) {
     if (keep(i)) rows.push_back(i);
   RegressionData out{data.x(rows, Eigen::all), data.y(rows), {}};
   if (data.weighted()) out.weights = data.weights(rows);
+  out.gate_inputs = data.gate_inputs;
+  out.expert_inputs = data.expert_inputs;
   return out;
 }
 
 /// Mean of numbers by the weights of rows, and its standard error: that of sum w_i v_i / sum w_i for independent rows,
-/// which with equal weights is sd / sqrt(n).
+/// as of w_i rows that are alike: sd / sqrt(sum w_i).
 inline std::pair<double, double> weighted_mean(const Eigen::VectorXd& values, const RegressionData& data) {
-  const double total = data.total_weight(), n = static_cast<double>(data.num_rows());
+  const double total = data.total_weight();
   double mean = 0, squares = 0;
   for (Index i = 0; i < values.size(); ++i) mean += data.weight(i) * values(i) / total;
-  for (Index i = 0; i < values.size(); ++i) squares += std::pow(data.weight(i) / total * (values(i) - mean), 2);
-  return {mean, std::sqrt(squares * n / (n - 1))};
+  for (Index i = 0; i < values.size(); ++i) squares += data.weight(i) * std::pow(values(i) - mean, 2);
+  return {mean, std::sqrt(squares / total / (total - 1))};
 }
 
 }  // namespace detail
@@ -80,7 +83,8 @@ inline std::pair<double, double> weighted_mean(const Eigen::VectorXd& values, co
 /// fits per number. Throws as fit does for the rows outside of a fold (of few rows with a rare level its column may be
 /// constant there), for a range that is empty or begins below 1, and for folds out of range.
 /// Smyth, "Model selection for probabilistic clustering using cross-validated likelihood", Statistics and Computing
-/// 2000; fewest: the one-standard-error rule of Breiman et al., "Classification and regression trees", 1984.
+/// 2000; fewest: after the one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, with
+/// the error of the difference in place of that of the best mean.
 template <LikelihoodGate G = SoftmaxGate>
 CrossValidation cross_validate(const RegressionData& data, const ExpertRange& range, const G& gate = {},
                                const CrossValidationOptions& options = {}) {
@@ -91,6 +95,8 @@ CrossValidation cross_validate(const RegressionData& data, const ExpertRange& ra
   const detail::CountedRows counted(data);
   const RegressionData& rows = counted.data();
   const Index n = rows.num_rows();
+  if (!(rows.total_weight() > 1))
+    fail(kName, ": weights has the sum ", rows.total_weight(), ", expected that of more than one row");
   if (options.folds < 2 || options.folds > n)
     fail(kName, ": folds is ", options.folds, ", expected 2 to the number of rows, ", n);
   const std::vector<Index> fold = detail::random_folds(n, options.folds, options.seed);
@@ -102,8 +108,13 @@ CrossValidation cross_validate(const RegressionData& data, const ExpertRange& ra
     Eigen::VectorXd density(n);
     for (Index f = 0; f < options.folds; ++f) {
       const auto held = in(f);
-      const auto fit = moe::fit(detail::some_rows(rows, [&](Index i) { return !held(i); }), k,
-                                detail::gate_for(gate, k), options.fit);
+      GaussianFit<G> fit;
+      try {
+        fit = moe::fit(detail::some_rows(rows, [&](Index i) { return !held(i); }), k, detail::gate_for(gate, k),
+                       options.fit);
+      } catch (const std::invalid_argument& error) {
+        fail(kName, ": the rows outside of fold ", f, " of ", options.folds, ", ", k, " experts: ", error.what());
+      }
       row.unsound_fits += fit.flags.interior() ? 0 : 1;
       const Eigen::VectorXd predicted = log_density(fit.model, detail::some_rows(rows, held));
       for (Index i = 0, next = 0; i < n; ++i)

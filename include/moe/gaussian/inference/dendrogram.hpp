@@ -137,7 +137,7 @@ void check_dendrogram(const char* function, const GaussianMoe<G>& model, const R
   require_normal_form(function, model);
   Evaluation<G>::check(function, model, data);
   options.fit.validate(function);
-  if (model.gate_inputs || model.expert_inputs)
+  if (const ParameterLayout at = layout(model); std::min(at.gate_dim(), at.expert_dim()) < at.input_dim)
     fail(function,
          ": the gate and the experts read columns of their own, expected a model in which both read all: to "
          "merge experts mixes the coefficients of both");

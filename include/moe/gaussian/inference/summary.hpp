@@ -210,7 +210,7 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
   out.level = options.errors.level;
   out.blocks = detail::summary_blocks(out.errors, at, inputs, fit.expert_rows);
   out.flags = flag_words(fit.flags);
-  out.headline = detail::shown(options.response, detail::kLongestLabel) + ": " + std::to_string(data.num_rows()) +
+  out.headline = detail::shown(options.response, detail::kLongestLabel) + ": " + std::to_string(fit.num_rows) +
                  " rows" + (data.weighted() ? " of weight " + detail::digits(data.total_weight(), 10) : "") + ", " +
                  std::to_string(d) + (d == 1 ? " input" : " inputs") +
                  (at.gate_inputs || at.expert_inputs ? " (" + std::to_string(at.expert_dim()) + " of the experts, " +

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "moe/core/matrix.hpp"
+#include "moe/gaussian/model/input_columns.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -14,6 +15,9 @@ struct RegressionData {
   /// Frequency weights [n], finite and >= 0; none: 1 each. A row of weight w counts as w rows that are alike: in the
   /// likelihood and its derivatives, fits, standard errors and criteria. A row of weight 0 is as if it were not there.
   Eigen::VectorXd weights = {};
+  /// The columns of x that the gate and the experts of a fit read; each coefficient of the others is 0 and no
+  /// parameter. Models keep what they were fitted with, and are evaluated by that.
+  InputColumns gate_inputs = {}, expert_inputs = {};
 
   Index num_rows() const { return x.rows(); }
   Index input_dim() const { return x.cols(); }
@@ -45,8 +49,9 @@ struct RegressionData {
       if (!(weights(i) >= 0 && std::isfinite(weights(i))))
         fail(function, ": weights is ", weights(i), " in row ", i, ", expected finite numbers >= 0");
     if (!(weights.maxCoeff() > 0)) fail(function, ": weights is 0 in every row, expected some above 0");
-    if (!std::isfinite(weights.sum()))
-      fail(function, ": weights has the sum ", weights.sum(), ", expected a finite one");
+    constexpr double kMost = 9007199254740992;  // 2^53: beyond it a count does not see one row more
+    if (!(weights.sum() <= kMost))
+      fail(function, ": weights has the sum ", weights.sum(), ", expected at most 2^53: count in a larger unit");
   }
 };
 
@@ -68,6 +73,8 @@ inline RegressionData repeated_rows(const RegressionData& data) {
       out.x.row(to) = data.x.row(i);
       out.y(to) = data.y(i);
     }
+  out.gate_inputs = data.gate_inputs;
+  out.expert_inputs = data.expert_inputs;
   return out;
 }
 
@@ -86,6 +93,8 @@ class CountedRows {
       counted_.y(to) = data.y(i);
       counted_.weights(to++) = data.weights(i);
     }
+    counted_.gate_inputs = data.gate_inputs;
+    counted_.expert_inputs = data.expert_inputs;
     data_ = &counted_;
   }
   CountedRows(const CountedRows&) = delete;
