@@ -148,6 +148,9 @@ TEST_CASE("regression: the gate may read columns of its own", "[gaussian]") {
   const auto missing = of("y ~ m | x");  // the gate's rows have to be complete, too
   CHECK(missing.rows.missing_rows == 1);
   CHECK(missing.design.gate_inputs() == std::vector<Index>{1});
+  CHECK(missing.data().gate_inputs == std::vector<Index>{1});  // a fit of the data cannot forget them
+  CHECK(missing.data().expert_inputs == std::vector<Index>{0});
+  CHECK(moe::design_rows(missing.design, sample()).data.gate_inputs == std::vector<Index>{1});
   const auto constant = of("y ~ m | 1");
   CHECK(constant.design.gate_inputs() == std::vector<Index>{});
   CHECK_FALSE(constant.design.expert_inputs().has_value());
@@ -156,7 +159,11 @@ TEST_CASE("regression: the gate may read columns of its own", "[gaussian]") {
   CHECK(means.design.expert_inputs() == std::vector<Index>{});
   CHECK(of("y ~ x + m | isa + m").design.gate_inputs() == std::vector<Index>{1, 2});
   CHECK_THAT(design_error("y ~ factor(g) | factor(g, ref = b) + x"), ContainsSubstring("'g' has the base level ''"));
+  CHECK_THAT(design_error("y ~ factor(g, ref = b) | factor(g, ref = c)"), ContainsSubstring("has the base level"));
   CHECK_THAT(design_error("y ~ 1 | 1"), ContainsSubstring("no inputs"));
+  auto weighted = moe::parse_formula("y ~ x");
+  weighted.weights = "y";
+  CHECK_THROWS_WITH(moe::regression(sample(), weighted), ContainsSubstring("'y' is the response and the weights"));
   CHECK_THAT(design_error("y ~ x | y"), ContainsSubstring("'y' is the response and an input"));
 }
 

@@ -216,6 +216,8 @@ inline void fill_rows(const char* function, const Design& design, const ColumnNa
     for (Index i = 0; i < n; ++i) out.data.x(i, c) = at(source, i);
   }
   for (const auto& [factor, columns] : dummies) fill_dummies(function, *factor, names.at(factor->source), columns, out);
+  out.data.gate_inputs = design.gate_inputs();
+  out.data.expert_inputs = design.expert_inputs();
   out.data.y.resize(response ? n : 0);
   for (Index i = 0; i < out.data.y.size(); ++i) out.data.y(i) = at(*response, i);
   for (Index i = 0; i < n; ++i)
