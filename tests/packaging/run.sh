@@ -98,6 +98,10 @@ else
     check "$how, moe::native" native -m...*=native "$1" "-DFROM=$how" "$where"
     check "$how, moe::native with MOE_MARCH" native -march=x86-64-v2 "$1" "-DFROM=$how" "$where" -DMOE_MARCH=x86-64-v2
   done
+  if command -v mpicxx >/dev/null 2>&1; then
+    check "find_package, component mpi" with_cmake "$1" "" -DFROM=find_package "-DCMAKE_PREFIX_PATH=$prefix" \
+      -DCOMPONENTS=mpi -DLINK=moe::mpi -DSOURCES=ranks.cpp
+  fi
   for compiler; do
     for flags in "" -march=native; do
       what="$compiler${flags:+ $flags}"
