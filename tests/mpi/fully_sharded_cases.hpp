@@ -519,11 +519,21 @@ struct FullyShardedCases {
         expect_throws<std::invalid_argument>(
             says, [&] { part.layer.forward(whole.tokens.middleRows(part.first, part.rows), of, part.out, part.tape); });
       };
+      part.experts().materialise(placements(8, size)[2]);
+      expect(part.experts().placement().copies() > 0, "no copies");
       forward("rank 1 is at another step", moe::Step::train(is_odd ? 1 : 0, 1));
       moe::Step keyed = moe::Step::train(0, 1);
       if (is_odd) keyed.key = part.ids;
       forward("in having keys", keyed);
-      part.pass();  // nothing is on its way from those
+      for (const Index e : shards.owned_by(ranks.rank())) randomise(part.experts().owned(e), 3);
+      part.pass();  // what was on its way from those is not used
+      const moe::Matrix<double> first = part.out;
+      part.tape = {};
+      part.pass();
+      expect(part.out == first, "copies of a refused pass are used");
+      expect_throws<std::invalid_argument>("a placement of 2 slices of each expert",
+                                           [&] { part.experts().materialise(Placement::contiguous(8, size, 2)); });
+      part.experts().materialise(shards);
       const moe::ExpertPool<OfAllRows> pool(std::vector<OfAllRows>(8, OfAllRows()));
       moe::mpi::FullyShardedExperts experts(ranks, pool, shards);
       expect_throws<std::invalid_argument>("copies of experts that look at several rows, expected none",

@@ -593,7 +593,8 @@ struct ShardedCases {
   /// AdamW, whose epsilon is 1, so that a step is off by no more than the rate times what gradients are: 0.01 * 5
   /// kSumsInParts * 10 for what weights do to them in between.
   static void slices_train_and_are_saved(const C& ranks) {
-    using Gated = moe::GatedExpert<moe::BasicMlp<moe::F64>, moe::F64>;
+    using Glu = moe::BasicGlu<moe::F64>;  // whose gates and ups are cut apart
+    using Gated = moe::GatedExpert<Glu, moe::F64>;
     using GatedPool = moe::ExpertPool<Gated>;
     using Slices = moe::mpi::ShardedExperts<GatedPool, C>;
     using Router = moe::BasicLinearRouter<moe::F64>;
@@ -601,7 +602,9 @@ struct ShardedCases {
     using Whole = moe::MoeLayer<Router, moe::TopKGate, GatedPool>;
     const Batch batch{ranks.rank(), ranks.size()};
     constexpr Index kExperts = 3;
-    const Pool ungated = pool(kExperts);
+    auto ungated = moe::ExpertPool<Glu>::random(kExperts, {.input = kInputs, .hidden = kHidden, .output = kOutputs}, 3,
+                                                moe::Bias::Zero);
+    randomise(ungated, 3);
     std::vector<Gated> experts;
     for (Index e = 0; e < kExperts; ++e)
       experts.emplace_back(ungated[e],

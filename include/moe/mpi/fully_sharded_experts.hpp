@@ -68,6 +68,7 @@ class FullyShardedExperts {
     moe::detail::LentExperts<E> pool;
     SparseExchange<C> exchange;
     bool is_on_its_way = false;
+    bool is_stale = false;  ///< what is on its way, as a pass has thrown since: parameters may have changed
   };
   /// Working memory of a pass.
   struct Pass {
@@ -144,6 +145,8 @@ class FullyShardedExperts {
   /// the rows that came to it.
   void materialise(const Placement& placement) {
     constexpr const char* kFunction = "moe::mpi::FullyShardedExperts::materialise";
+    if (placement.slices() != 1)
+      fail(kFunction, ": a placement of ", placement.slices(), " slices of each expert, expected whole ones");
     if (!kPerToken && placement.copies() != 0)
       fail(kFunction, ": ", placement.copies(), " copies of experts that look at several rows, expected none");
     if (placement.shards() != placement_.shards())
@@ -309,7 +312,7 @@ class FullyShardedExperts {
 
   void start_gather(Held& held, const Placement& placement) const {
     if (held.is_on_its_way) {
-      if (held.of == prototype_ && held.placement == placement) return;
+      if (!held.is_stale && held.of == prototype_ && held.placement == placement) return;
       E nobody = *held.of;
       held.exchange.finish_gather([&](Index) -> E& { return nobody; });
       held.is_on_its_way = false;
@@ -317,6 +320,7 @@ class FullyShardedExperts {
     if (held.of != prototype_) held.copies.clear();  // those of a set with other sizes
     held.of = prototype_;
     held.placement = placement;
+    held.is_stale = false;
     held.exchange.start_gather(ranks(), placement, gathered_bytes_, [&](Index e) -> const E& { return owned(e); });
     held.is_on_its_way = true;
   }
@@ -345,20 +349,25 @@ class FullyShardedExperts {
     pass.held.pool.resize(*prototype_, size());
     const std::vector<Index> held = placement_.held_by(ranks().rank());
     start_gather(pass.held, placement_);
-    pass.rows.forward(exchange_, placement_, topology_,
-                      {.function = "moe::mpi::FullyShardedExperts",
-                       .inputs = input_dim(),
-                       .outputs = output_dim(),
-                       .width = pass.held.pool.row_width(),
-                       .reads_steps = detail::kReadsSteps<ExpertPool<E>>,
-                       .first = plan.first_expert(),
-                       .count = size(),
-                       .numbers = held},
-                      tokens, plan, step, rows,
-                      [&](Index, const ConstMatrixRef<Scalar>& arrived, const PlanView& part, const Step& own) {
-                        finish_gather(pass.held);
-                        compute(arrived, part, Context{own, pass.experts});
-                      });
+    try {
+      pass.rows.forward(exchange_, placement_, topology_,
+                        {.function = "moe::mpi::FullyShardedExperts",
+                         .inputs = input_dim(),
+                         .outputs = output_dim(),
+                         .width = pass.held.pool.row_width(),
+                         .reads_steps = detail::kReadsSteps<ExpertPool<E>>,
+                         .first = plan.first_expert(),
+                         .count = size(),
+                         .numbers = held},
+                        tokens, plan, step, rows,
+                        [&](Index, const ConstMatrixRef<Scalar>& arrived, const PlanView& part, const Step& own) {
+                          finish_gather(pass.held);
+                          compute(arrived, part, Context{own, pass.experts});
+                        });
+    } catch (...) {
+      pass.held.is_stale = true;
+      throw;
+    }
   }
 
   template <class Gradient>

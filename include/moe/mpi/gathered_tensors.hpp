@@ -153,16 +153,24 @@ inline void join_slices(const SlicePieces& pieces, GatheredTensors& tensors) {
     const SliceKind kind = parts.begin()->second.first.kind;
     if (kind == SliceKind::Rows || kind == SliceKind::Columns) {
       const std::size_t axis = kind == SliceKind::Rows ? 0 : 1;
-      whole.bytes.clear();
-      whole.info.shape[axis] = 0;
-      for (const auto& [slice, part] : parts) whole.info.shape[axis] += part.second.info.shape[axis];
-      const Index rows = kind == SliceKind::Rows ? 1 : whole.info.shape[0];  // to be put together one by one
-      for (Index r = 0; r < rows; ++r)
-        for (const auto& [slice, part] : parts) {
-          const std::size_t size = kind == SliceKind::Rows ? part.second.bytes.size() : row_bytes(part.second);
-          const auto begin = part.second.bytes.begin() + r * static_cast<Index>(size);
-          whole.bytes.insert(whole.bytes.end(), begin, begin + static_cast<Index>(size));
-        }
+      const SlicePiece& piece = parts.begin()->second.first;
+      // What is put in its place: a row, or a number of one.
+      const std::size_t unit = row_bytes(whole) / static_cast<std::size_t>(axis == 0 ? 1 : whole.info.shape[1]);
+      whole.info.shape[axis] = piece.whole;
+      const Index rows = axis == 0 ? 1 : whole.info.shape[0];
+      whole.bytes.assign(unit * static_cast<std::size_t>(rows * piece.whole), std::byte{});
+      for (const auto& [slice, part] : parts) {
+        const std::vector<Index>& of = piece.of.at(static_cast<std::size_t>(slice));
+        if (std::ssize(of) != part.second.info.shape[axis])
+          fail("moe::mpi::save_parameters: slice ", slice, " of '", name, "' has ", part.second.info.shape[axis],
+               axis == 0 ? " rows" : " columns", ", expected ", of.size(), " as that of expert 0");
+        auto from = part.second.bytes.begin();
+        for (Index r = 0; r < rows; ++r)
+          for (const Index at : of) {
+            std::copy_n(from, unit, whole.bytes.begin() + (r * piece.whole + at) * static_cast<Index>(unit));
+            from += static_cast<Index>(unit);
+          }
+      }
     }
     tensors.emplace(name, std::move(whole));
   }

@@ -90,15 +90,21 @@ struct LoadLeaves {
     const std::vector<Index> part = parameter_shape(leaf);
     std::vector<Index> shape = part;
     shape[of_rows ? 0 : 1] = slice.piece.whole;
+    const auto& all = slice.piece.of;
+    if (slice.slice < 0 || slice.slice >= std::ssize(all) ||
+        std::ssize(all[static_cast<std::size_t>(slice.slice)]) != part[of_rows ? 0 : 1])
+      fail_environment(label, ": slice ", slice.slice, " of tensor '", slice.tensor, "' has ", part[of_rows ? 0 : 1],
+                       of_rows ? " rows" : " columns", ", which is none of expert 0");
+    const std::vector<Index>& own = all[static_cast<std::size_t>(slice.slice)];
     if constexpr (kLoads) {
       using S = ParameterScalar<Leaf>;
-      const Index part_cols = part.size() < 2 ? 1 : part[1], cols = shape.size() < 2 ? 1 : shape[1];
+      const Index cols = shape.size() < 2 ? 1 : shape[1];
       std::vector<S> whole(static_cast<std::size_t>(shape[0] * cols)), values;
       file.read(slice.tensor, std::span<S>(whole), narrowing);
-      for (Index r = 0; r < part[0]; ++r) {
-        const auto from = whole.begin() + (of_rows ? (slice.piece.begin + r) * cols : r * cols + slice.piece.begin);
-        values.insert(values.end(), from, from + part_cols);
-      }
+      if (of_rows)
+        for (const Index r : own) values.insert(values.end(), whole.begin() + r * cols, whole.begin() + (r + 1) * cols);
+      for (Index r = 0; !of_rows && r < part[0]; ++r)
+        for (const Index c : own) values.push_back(whole[static_cast<std::size_t>(r * cols + c)]);
       write_parameter(leaf, std::span<const S>(values));
     } else {
       const TensorInfo& info = file.tensor(slice.tensor);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <span>
 #include <string>
@@ -19,25 +21,34 @@ namespace moe::inline MOE_ABI::mpi::detail {
 /// the others zeros, which stay so.
 enum class SliceKind { Rows, Columns, Alike, OnFirst };
 
-/// Rows or columns [begin, begin + those of the slice) of `whole`.
+/// The rows or columns of `whole` that each slice has, in its order: gates and ups of a Glu make two runs of them.
 struct SlicePiece {
   SliceKind kind = SliceKind::Alike;
-  Index begin = 0, whole = 0;
+  Index whole = 0;
+  std::vector<std::vector<Index>> of = {};  ///< [slices]
 
   bool operator==(const SlicePiece&) const = default;
 };
 
-/// The pieces of one slice of experts of a type, by the names of parameters in the expert.
+/// The pieces of slices of experts of a type, by the names of parameters in the expert.
 class SliceMap {
  public:
-  /// What split() does to an expert shaped as `expert`, all of whose numbers are 1: what it shares out it makes less.
+  /// What split() does to experts shaped as `expert`. Of one whose numbers are all 1, what it shares out it makes less;
+  /// of those whose rows or columns hold one bit of their own number each, which 0 and 1 are in weights of any format,
+  /// it says where they come to be. Costs as many copies of the expert as these numbers have bits.
   template <class E>
   SliceMap(const E& expert, Index slices, Index slice) : slice_(slice) {
-    E ones = expert;
-    visit_all(SetOnes{}, ones);
-    const std::vector<E> parts = ones.split(slices);
-    for (Index s = 0; s <= slice; ++s)
-      visit_all(Compare{pieces_, s == slice}, ones, parts[static_cast<std::size_t>(s)]);
+    E numbered = expert;
+    visit_all(SetOnes{}, numbered);
+    std::vector<E> parts = numbered.split(slices);
+    for (const E& part : parts) visit_all(Compare{pieces_}, numbered, part);
+    Index longest = 0;
+    for (const auto& [name, piece] : pieces_) longest = std::max(longest, piece.whole);
+    for (int bit = 0; Index{1} << bit < longest; ++bit) {
+      visit_all(SetBit{pieces_, bit}, numbered);
+      parts = numbered.split(slices);
+      for (Index s = 0; s < slices; ++s) visit_all(ReadBit{pieces_, s, bit}, parts[static_cast<std::size_t>(s)]);
+    }
   }
 
   Index slice() const { return slice_; }
@@ -66,10 +77,9 @@ class SliceMap {
       write_parameter(leaf, std::span<const S>(std::vector<S>(static_cast<std::size_t>(parameter_size(leaf)), S{1})));
     }
   };
-  /// Adds up where the slices before have ended.
+  /// Appends a slice.
   struct Compare {
     std::map<std::string, SlicePiece, std::less<>>& pieces;
-    bool is_last;
 
     template <class Leaf>
     void operator()(const std::string& name, const Leaf& whole, const Leaf& part) const {
@@ -86,7 +96,44 @@ class SliceMap {
       }
       piece.kind = axis == 0 ? SliceKind::Rows : SliceKind::Columns;
       piece.whole = of_whole[axis];
-      if (!is_last) piece.begin += of_part[axis];
+      piece.of.emplace_back(static_cast<std::size_t>(of_part[axis]));
+    }
+  };
+  /// The number of the row or column of each number of a leaf.
+  template <class Leaf>
+  static Index place(const SlicePiece& piece, const Leaf& leaf, std::size_t number) {
+    const Index rows = parameter_shape(leaf)[0], cols = parameter_size(leaf) / std::max<Index>(1, rows);
+    return piece.kind == SliceKind::Rows ? static_cast<Index>(number) / cols : static_cast<Index>(number) % cols;
+  }
+  struct SetBit {
+    const std::map<std::string, SlicePiece, std::less<>>& pieces;
+    int bit;
+
+    template <class Leaf>
+    void operator()(const std::string& name, Leaf& leaf) const {
+      const SlicePiece& piece = pieces.at(name);
+      if (piece.of.empty()) return;
+      using S = ParameterScalar<Leaf>;
+      std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
+      for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<S>(place(piece, leaf, i) >> bit & 1);
+      write_parameter(leaf, std::span<const S>(values));
+    }
+  };
+  struct ReadBit {
+    std::map<std::string, SlicePiece, std::less<>>& pieces;
+    Index slice;
+    int bit;
+
+    template <class Leaf>
+    void operator()(const std::string& name, const Leaf& leaf) const {
+      SlicePiece& piece = pieces.at(name);
+      if (piece.of.empty()) return;
+      using S = ParameterScalar<Leaf>;
+      std::vector<S> values(static_cast<std::size_t>(parameter_size(leaf)));
+      read_parameter(leaf, std::span(values));
+      for (std::size_t i = 0; i < values.size(); ++i)
+        if (values[i] > S(0.5))
+          piece.of[static_cast<std::size_t>(slice)][static_cast<std::size_t>(place(piece, leaf, i))] |= Index{1} << bit;
     }
   };
   struct SetOnFirst {
