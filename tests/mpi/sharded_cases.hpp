@@ -701,6 +701,14 @@ struct ShardedCases {
            "the file of copies is not that of the whole layer");
     expect_throws<std::runtime_error>("tensor 'more' is a parameter of the layer on no rank",
                                       [&] { moe::mpi::load_parameters(half, files["more"], other); });
+    // What one rank does not find, all are told of, without waiting.
+    expect_throws<std::runtime_error>(ranks.rank() == 0 ? "nowhere" : "rank 0 cannot read it", [&] {
+      Layer again = layer;
+      moe::mpi::load_parameters(ranks, ranks.rank() == 0 ? "nowhere" : files["whole"], again);
+    });
+    if (ranks.size() > 1)
+      expect_throws<std::invalid_argument>(
+          "slices is ", [&] { Sharded::of(pool(16), ranks, {.slices = ranks.rank() == 1 ? 2 : 1}); });
     moe::mpi::barrier(ranks);
   }
 

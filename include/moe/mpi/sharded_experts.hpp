@@ -71,6 +71,7 @@ void require_same_set(const C& ranks, const char* function, const X& experts, co
   require_same(ranks, function, "bytes of a scalar", static_cast<Index>(sizeof(typename X::Scalar)));
   require_same(ranks, function, "ranks_per_node", ranks_per_node);
   require_same(ranks, function, "the kind of exchange", static_cast<Index>(exchange));
+  require_same(ranks, function, "a hash of the placement", placement.hash());
   if (placement.ranks() != ranks.size())
     fail(function, ": the placement is on ", placement.ranks(), " ranks, expected ", ranks.size());
 }
@@ -161,9 +162,10 @@ class ShardedExperts {
     requires TakesExperts<X>
   {
     require_same(ranks, kName, "the number of experts", whole.size());
+    require_same(ranks, kName, "a hash of the placement", placement.hash());
+    require_same(ranks, kName, "slices", options.slices);
     if (placement.experts() != whole.size())
       fail(kName, ": the placement is of ", placement.experts(), " experts, expected ", whole.size());
-    require_same(ranks, kName, "a hash of the placement", placement.hash());
     require_filled(placement);
     std::shared_ptr<const detail::SliceMap> map;
     if constexpr (detail::SplitSet<X>)
@@ -322,7 +324,7 @@ class ShardedExperts {
   const C& checked(const C& ranks) const {
     detail::require_same_set(ranks, kName, shard_, placement_, options_.ranks_per_node, options_.exchange);
     require_same(ranks, kName, "waves", options_.waves);
-    require_same(ranks, kName, "a hash of the placement", placement_.hash());
+    require_same(ranks, kName, "slices", options_.slices);
     if (options_.waves < 1) fail(kName, ": waves is ", options_.waves, ", expected at least 1");
     if (options_.slices != placement_.slices())
       fail(kName, ": slices is ", options_.slices, ", expected ", placement_.slices(), " as in the placement");

@@ -165,12 +165,16 @@ void save_parameters(const C& ranks, const std::filesystem::path& path, const T&
 template <Communicator C, class T>
 Metadata load_parameters(const C& ranks, const std::filesystem::path& path, T& object,
                          Narrowing narrowing = Narrowing::Refuse) {
-  const SafetensorsReader file(path);
   const std::string label = std::string("moe::mpi::load_parameters: '") + path.string() + "'";
   detail::SlicePieces pieces;
   visit_all(detail::CollectPieces{pieces}, std::as_const(object));
+  std::optional<SafetensorsReader> opened;
   std::vector<std::int64_t> names;
-  visit_all(detail::LoadLeaves<false>{label, file, pieces, narrowing, &names}, std::as_const(object));
+  detail::together(ranks, label, "read it", [&] {
+    opened.emplace(path);
+    visit_all(detail::LoadLeaves<false>{label, *opened, pieces, narrowing, &names}, std::as_const(object));
+  });
+  const SafetensorsReader& file = *opened;
   const std::map<std::int64_t, Index> of_all = detail::gather_names(ranks, names);
   for (const auto& [name, info] : file.tensors())
     if (!of_all.contains(detail::hash_of(name)))
