@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "moe/core/abi.hpp"
+
 namespace moe::inline MOE_ABI::mpi::detail {
 
 /// FNV-1a of numbers, for ranks to compare: equal where these are, and hardly else.
