@@ -66,8 +66,9 @@ moe::LevelCosts costs_of(const std::filesystem::path& path, const moe::NestedExp
   moe::LevelCosts costs;
   for (std::size_t l = 0; l < levels; ++l) {
     costs.load.push_back(median(load[l]));
-    costs.compute_row.push_back((median(many[l]) - median(few[l])) / static_cast<double>(kMany - kFew));
-    costs.compute.push_back(median(few[l]) - static_cast<double>(kFew) * costs.compute_row.back());
+    // A busy machine may have the line through both fall, or begin below 0.
+    costs.compute_row.push_back(std::max(0.0, (median(many[l]) - median(few[l])) / static_cast<double>(kMany - kFew)));
+    costs.compute.push_back(std::max(0.0, median(few[l]) - static_cast<double>(kFew) * costs.compute_row.back()));
   }
   return costs;
 }
