@@ -468,7 +468,7 @@ struct FullyShardedCases {
     Part part(ranks, whole, shards, {});
     if (size > 1) {
       std::vector<Index> owner(8, ranks.rank());
-      refused("a hash of the shards", Placement(owner, size), {});
+      refused("a hash of the placement", Placement(owner, size), {});
       expect_throws<std::invalid_argument>("owners", [&] { part.experts().materialise(Placement(owner, size)); });
       Placement differs = shards;
       if (ranks.rank() == 0) differs.add(7, 0);
