@@ -11,6 +11,7 @@
 
 #include "moe/core/random.hpp"
 #include "moe/gaussian/inference/choose_experts.hpp"
+#include "moe/gaussian/pass/likelihood.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -79,12 +80,12 @@ inline std::pair<double, double> weighted_mean(const Eigen::VectorXd& values, co
 /// to all others, and the mean log density of what was predicted tells numbers of experts apart. It assumes nothing of
 /// maxima and ranks, so it serves where the expansions behind AIC and BIC do not hold, for prediction rather than to
 /// find the true number; differences are judged by their own standard errors, as all numbers predict the same rows.
-/// A row of weight w is in one fold as a whole. Depends on arguments alone, not on the number of threads. Costs `folds`
-/// fits per number. Throws as fit does for the rows outside of a fold (of few rows with a rare level its column may be
-/// constant there), for a range that is empty or begins below 1, and for folds out of range.
-/// Smyth, "Model selection for probabilistic clustering using cross-validated likelihood", Statistics and Computing
-/// 2000; fewest: after the one-standard-error rule of Breiman et al., "Classification and regression trees", 1984, with
-/// the error of the difference in place of that of the best mean.
+/// A row of weight w is in one fold as a whole. Depends on arguments alone, not on the number of threads, unless
+/// `fit.seconds` ends a search. Costs `folds` fits per number. Throws as fit does for the rows outside of a fold (of
+/// few rows with a rare level its column may be constant there), for a range that is empty or begins below 1, and for
+/// folds out of range. Smyth, "Model selection for probabilistic clustering using cross-validated likelihood",
+/// Statistics and Computing 2000; fewest: after the one-standard-error rule of Breiman et al., "Classification and
+/// regression trees", 1984, with the error of the difference in place of that of the best mean.
 template <LikelihoodGate G = SoftmaxGate>
 CrossValidation cross_validate(const RegressionData& data, const ExpertRange& range, const G& gate = {},
                                const CrossValidationOptions& options = {}) {
@@ -130,9 +131,9 @@ CrossValidation cross_validate(const RegressionData& data, const ExpertRange& ra
   const Eigen::VectorXd& highest = densities[static_cast<std::size_t>(best - out.rows.begin())];
   for (std::size_t r = 0; r < out.rows.size(); ++r)
     std::tie(out.rows[r].loss, out.rows[r].loss_error) = detail::weighted_mean(highest - densities[r], rows);
-  out.fewest = std::find_if(out.rows.begin(), out.rows.end(), [](const auto& row) {
-                 return row.loss <= row.loss_error;
-               })->num_experts;
+  const auto fewest =
+      std::find_if(out.rows.begin(), out.rows.end(), [](const auto& row) { return row.loss <= row.loss_error; });
+  out.fewest = fewest == out.rows.end() ? out.best : fewest->num_experts;  // infinite densities have no difference
   return out;
 }
 
