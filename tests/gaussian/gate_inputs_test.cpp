@@ -13,11 +13,13 @@
 #include "moe/gaussian/inference/summary.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "support/catch.hpp"
+#include "support/text.hpp"
 
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;
+using test::message_of;
 using Columns = std::vector<Index>;
 
 /// The data, read as a model does.
@@ -145,16 +147,6 @@ void require_part_of_all(const moe::GaussianMoe<Gate>& model, const moe::Regress
   CHECK(moe::score(model, data) == Eigen::VectorXd(score(kept)));
   CHECK(moe::observed_information(model, data) == Eigen::MatrixXd(information(kept, kept)));
   CHECK(moe::score_covariance(model, data) == Eigen::MatrixXd(moe::score_covariance(all, data)(kept, kept)));
-}
-
-template <class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 }  // namespace

@@ -12,11 +12,13 @@
 #include "moe/gaussian/inference/summary.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "support/catch.hpp"
+#include "support/text.hpp"
 
 namespace {
 
 using Catch::Matchers::ContainsSubstring;
 using moe::Index;
+using test::message_of;
 
 /// Weights 0, 1, 2, 3, 0, 1, ... in an order that is no pattern of the rows.
 moe::RegressionData weighted(moe::RegressionData data) {
@@ -60,16 +62,6 @@ void require_same_fit(const moe::GaussianFit<Gate>& a, const moe::GaussianFit<Ga
   CHECK(difference(a.expert_rows, b.expert_rows) < 1e-9);
   CHECK(a.flags.interior() == b.flags.interior());
   CHECK(a.flags.separated == b.flags.separated);
-}
-
-template <class F>
-std::string message_of(F&& f) {
-  try {
-    f();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "no error";
 }
 
 }  // namespace
