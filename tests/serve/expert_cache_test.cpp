@@ -454,6 +454,29 @@ TEST_CASE("ExpertCache: what was prefetched in time is a hit, what nobody wants 
   CHECK(cache.statistics().wasted_bytes() == 0);
 }
 
+TEST_CASE("ExpertCache: a step that waits for a prefetch under way neither hits nor loads", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  std::atomic<bool> may_end{false};
+  const auto load = [&](Index e) {
+    while (e == 1 && !may_end) std::this_thread::yield();
+    return e;
+  };
+  Cache cache(std::vector<std::size_t>(4, 1), load, 2, Lru(), 1);
+  cache.prefetch(std::vector<Index>{1});
+  while (cache.resident_bytes() == 0) std::this_thread::yield();  // not begun
+  std::thread other([&] {
+    while (cache.statistics().steps == 0) std::this_thread::yield();
+    may_end = true;
+  });
+  Cache::Memory memory;
+  cache.serve(std::vector<Index>{1}, memory, [&](std::span<const Index>) { CHECK(cache[1] == 1); });
+  other.join();
+  const CacheStatistics done = cache.statistics();
+  CHECK(done.awaited == 1);
+  CHECK(done.hits + done.loads == 0);
+  CHECK(done.prefetches_used == 1);
+}
+
 TEST_CASE("ExpertCache: a prefetch keeps what its own list names", "[serve]") {
   using Cache = moe::ExpertCache<Index, Lru>;
   Cache cache(

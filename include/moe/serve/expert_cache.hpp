@@ -23,11 +23,12 @@
 // Long, as the states of an expert, who may change them and what is counted on the way belong to one lock.
 namespace moe::inline MOE_ABI {
 
-/// What a cache has done.
+/// What a cache has done. Where nothing throws, requests == hits + loads + awaited.
 struct CacheStatistics {
   std::int64_t steps = 0;               ///< calls that asked for experts
   std::int64_t requests = 0, hits = 0;  ///< experts that steps asked for, and those that were there when a step began
   std::int64_t loads = 0;               ///< by steps, which had to wait for them
+  std::int64_t awaited = 0;             ///< by others, for which steps had to wait: in the background, by other threads
   std::int64_t evictions = 0;
   std::int64_t prefetches = 0;          ///< loads in the background
   std::int64_t prefetches_used = 0;     ///< of these, asked for before they were evicted
@@ -264,6 +265,7 @@ class ExpertCache {
     std::unique_lock lock(mutex_);
     for (;; changed_.wait(lock)) {
       take_resident(memory);
+      statistics_.awaited += std::ssize(memory.wave);
       if (!memory.wave.empty()) break;
       reserve(memory, step);
       if (memory.wave.empty()) continue;
