@@ -7,7 +7,7 @@ cmake_minimum_required(VERSION 3.25)
 
 set(layers core numeric routing routing/balance routing/capacity kernel gate/rule|expert/stage router|gate|expert gate/wrap
   layer compress train|sequence|gaussian/model gaussian/pass|gaussian/predict|gaussian/design gaussian/fit gaussian/inference|gaussian/theory
-  io/file io/checkpoint io/families io/adapter io/block io serve|policy mpi)
+  likelihood io/file io/checkpoint io/families io/adapter io/block io serve|policy mpi)
 
 # rank(<folder> <result>): place of the folder in the list above, -1 if it has none.
 function(rank folder result)
@@ -27,7 +27,7 @@ if(NOT headers)
 endif()
 file(STRINGS "${INCLUDE}/moe/moe.hpp" contents REGEX "^#include")
 set(included ${contents})
-foreach(table gaussian compress serve sequence policy mpi)
+foreach(table gaussian likelihood compress serve sequence policy mpi)
   file(STRINGS "${INCLUDE}/moe/${table}.hpp" lines REGEX "^#include")
   list(APPEND included ${lines})
 endforeach()
@@ -96,7 +96,7 @@ if(internal)
 endif()
 
 # Each table of contents lists headers of its own part that are there, each once.
-foreach(table moe compress gaussian io serve sequence policy mpi)
+foreach(table moe compress gaussian likelihood io serve sequence policy mpi)
   file(STRINGS "${INCLUDE}/moe/${table}.hpp" lines REGEX "^#include")
   set(before)
   foreach(line IN LISTS lines)
@@ -105,7 +105,7 @@ foreach(table moe compress gaussian io serve sequence policy mpi)
       message(SEND_ERROR "moe/${table}.hpp: ${line}, which is not there")
     elseif(header IN_LIST before)
       message(SEND_ERROR "moe/${table}.hpp lists moe/${header} twice")
-    elseif(table STREQUAL "moe" AND header MATCHES "^(compress|gaussian|io|serve|sequence|policy|mpi)/" OR
+    elseif(table STREQUAL "moe" AND header MATCHES "^(compress|gaussian|likelihood|io|serve|sequence|policy|mpi)/" OR
            NOT table STREQUAL "moe" AND NOT header MATCHES "^${table}/")
       message(SEND_ERROR "moe/${table}.hpp lists moe/${header}, which is of another part")
     endif()

@@ -18,6 +18,7 @@ enum class NoStandardError {
   HardGate,         ///< of a gate with one active expert per row
   SeparatedGate,    ///< of a gate whose slopes go to infinity
   VarianceAtFloor,  ///< all parameters: the likelihood is unbounded there
+  ShapeAtBound,     ///< degrees of freedom of a StudentT expert (moe/likelihood) that are at a bound
   Singular,         ///< a direction of the parameters that moves it has no information
   NotAMaximum       ///< all parameters: the score is not 0, or the information not positive definite
 };
@@ -25,7 +26,8 @@ enum class NoStandardError {
 /// All reasons, in the order in which they are looked for.
 inline constexpr std::array kReasons = {NoStandardError::TemperatureRay, NoStandardError::HardGate,
                                         NoStandardError::SeparatedGate,  NoStandardError::VarianceAtFloor,
-                                        NoStandardError::Singular,       NoStandardError::NotAMaximum};
+                                        NoStandardError::ShapeAtBound,   NoStandardError::Singular,
+                                        NoStandardError::NotAMaximum};
 
 /// The reason in words; empty for Available.
 constexpr const char* sentence(NoStandardError reason) {
@@ -45,6 +47,8 @@ constexpr const char* sentence(NoStandardError reason) {
              "the experts take it as known.";
     case NoStandardError::VarianceAtFloor:
       return "There are no standard errors: a variance is at its floor, where the likelihood is unbounded.";
+    case NoStandardError::ShapeAtBound:
+      return "Degrees of freedom at a bound have no standard errors: those of the other parameters take them as known.";
     case NoStandardError::Singular:
       return "Some parameters have no standard errors: the information is singular, so that some direction of them "
              "leaves the likelihood as it is (see identifiability()); often there are too many experts.";

@@ -43,12 +43,18 @@ inline double weighted_log_density(const PosteriorColumns& columns, const double
   return sum;
 }
 
+struct KeepColumns {
+  void operator()(Index, const PosteriorColumns&) const {}
+};
+
 /// Runs over all rows with a model and returns the log-likelihood, and behind it [size()] what else `Sums` adds up:
 ///   Index size() const                                            numbers to be summed
 ///   typename Sums::Memory(sums)                                  working memory of a thread
 ///   void add(scratch, columns, rows, double* out) const           out [size()][kDoubles] += a block of rows
-template <class Inner, class Sums>
-std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums& sums) {
+/// What the columns say of block b may be changed before, by change(b, columns): another density of the experts.
+template <class Inner, class Sums, class Change = KeepColumns>
+std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& model, const Sums& sums,
+                          const Change& change = {}) {
   struct Worker {
     Worker(const MixtureCoefficients& m, const Sums& s)
         : memory(PosteriorColumns::size(m.num_experts)),
@@ -72,6 +78,7 @@ std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& mode
     for (Index b = begin; b < end; ++b) {
       rows.prefetch(b + 1);
       posterior(rows.features(b), rows.output(b));
+      change(b, worker->columns);
       clear_padding(worker->columns, rows.rows(b));
       const double* weights = rows.weights(b);
       log_likelihood += weights ? weighted_log_density(worker->columns, weights)

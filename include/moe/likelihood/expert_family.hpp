@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <concepts>
+#include <limits>
+#include <string_view>
+
+#include "moe/core/random.hpp"
+#include "moe/likelihood/data.hpp"
+
+namespace moe::inline MOE_ABI {
+
+/// What a row says: y, and of how many trials (Binomial).
+struct Response {
+  double y = 0, trials = 1;
+};
+
+/// A family of distributions of y that experts may have. An expert is C linear predictors eta = b_c . (x, 1) + offset
+/// and E positive numbers, its shape: a variance, degrees of freedom. A row of the likelihood is a function of these
+/// C + E numbers alone; all that has to do with x, with weights of rows and with the mixture is written once. A family
+/// of one's own has
+///   static constexpr Index kShapes                       E
+///   static constexpr bool kContinuous                    a density on the line, or probabilities of whole numbers?
+///   static constexpr double kLargest                     bound of the coefficients on standardised inputs; infinity
+///                                                        where the likelihood has a maximum whatever the data
+///   static constexpr std::string_view kShapeNames[]      of the shape, for tables; at least one entry
+///   Index num_predictors() const                         C
+///   Index num_outputs() const                            numbers that mean() writes
+///   void require(const char* function, const ResponseData&) const     throws std::invalid_argument for bad y or trials
+///   double log_density(Response, const double* eta, const double* shape) const
+///   void derivatives(Response, const double* eta, const double* shape, double* score, double* information) const
+///       in (eta, log shape): score [C + E], and minus the second derivatives [C + E][C + E]; finite
+///   double link(Response) const                          y where linear predictors are, about, for starts
+///   void mean(const double* eta, const double* shape, double* out) const        E[y], or probabilities
+///   double draw(const double* eta, const double* shape, double trials, const RandomField&, Index row) const
+/// and, with a shape, its bounds
+///   void shape_bounds(double variance, double floor, double* lower, double* first, double* upper) const
+///       [E] each, for y of that variance: bounds, and where a search begins; `floor` is relative to the variance
+/// The M-step is one of Newton's method, halved until the weighted likelihood does not fall: IRLS where the link is
+/// canonical. A member `improve`, as Normal and StudentT have one, is called in its place.
+template <class F>
+concept ExpertFamily = requires(const F& family, Response response, const double* numbers, double* out,
+                                const RandomField& random, const ResponseData& data, Index row) {
+  { F::kShapes } -> std::convertible_to<Index>;
+  { F::kContinuous } -> std::convertible_to<bool>;
+  { F::kLargest } -> std::convertible_to<double>;
+  { F::kShapeNames[0] } -> std::convertible_to<std::string_view>;
+  { family.num_predictors() } -> std::same_as<Index>;
+  { family.num_outputs() } -> std::same_as<Index>;
+  { family.require("", data) } -> std::same_as<void>;
+  { family.log_density(response, numbers, numbers) } -> std::same_as<double>;
+  { family.derivatives(response, numbers, numbers, out, out) } -> std::same_as<void>;
+  { family.link(response) } -> std::same_as<double>;
+  { family.mean(numbers, numbers, out) } -> std::same_as<void>;
+  { family.draw(numbers, numbers, 1.0, random, row) } -> std::same_as<double>;
+};
+
+namespace detail {
+
+/// Where a count begins to be no whole number.
+inline void require_count(const char* function, const char* name, double value, Index row) {
+  if (!(value >= 0 && value == std::floor(value) && value <= 9007199254740992))
+    fail(function, ": ", name, " is ", value, " in row ", row, ", expected a whole number from 0 to 2^53");
+}
+
+/// A draw of a distribution on the whole numbers low to high by inversion from its mode outwards, exact: the
+/// probability at the mode and the ratios of neighbours, up(i) = p(i + 1) / p(i). O(standard deviation).
+template <class Up>
+double draw_from_mode(double uniform, double mode, double at_mode, double low, double high, Up&& up) {
+  double above = mode, below = mode, p_above = at_mode, p_below = at_mode;
+  uniform -= at_mode;
+  while (uniform > 0) {
+    const bool more_above = above<high, more_below = below> low;
+    if (!more_above && !more_below) break;
+    if (more_above) {
+      p_above *= up(above++);
+      if ((uniform -= p_above) <= 0) return above;
+    }
+    if (more_below) {
+      p_below /= up(--below);
+      if ((uniform -= p_below) <= 0) return below;
+    }
+    if (!(p_above + p_below > 1e-300)) break;  // what rounding has left over
+  }
+  return mode;
+}
+
+}  // namespace detail
+
+}  // namespace moe::inline MOE_ABI
