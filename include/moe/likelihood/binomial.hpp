@@ -15,7 +15,7 @@ namespace moe::inline MOE_ABI {
 struct Binomial {
   static constexpr Index kShapes = 0;
   static constexpr bool kContinuous = false;
-  static constexpr double kLargest = 100;
+  static constexpr double kLargest = 500;
   static constexpr std::string_view kShapeNames[] = {""};
 
   Index num_predictors() const { return 1; }

@@ -34,12 +34,18 @@ struct MixtureRun {
   }
 };
 
-/// Is a linear predictor of an expert all but unknown: is there a direction of its coefficients, of size 1 in
-/// root mean square over the rows, about which there is less information than 1 / 30^2?
-template <class = WhenUsed>
-bool is_separated(const Eigen::MatrixXd& information, const ExpertRows& rows, Index predictors) {
+/// Have the coefficients of an expert of counts or classes no finite maximum, as far as one can see: is one at its
+/// bound, or is there a direction, of size 1 in root mean square over the rows, about which there is less information
+/// than 1 / 30^2?
+template <class F>
+bool is_separated(const F& family, const ExpertRows& rows, const Eigen::VectorXd& weight, const ExpertNumbers& expert) {
   constexpr double kLeast = 1e-3;
-  const Index p = rows.x.cols();
+  if (F::kContinuous || !(weight.sum() > 0)) return false;
+  if (expert.coefficients.cwiseAbs().maxCoeff() >= F::kLargest * (1 - 1e-9)) return true;
+  Eigen::VectorXd score;
+  Eigen::MatrixXd information;
+  weighted_derivatives(family, rows, weight, expert, score, information);
+  const Index p = rows.x.cols(), predictors = expert.coefficients.rows();
   const Eigen::LLT<Eigen::MatrixXd> cholesky(rows.gram(rows.weight) / rows.weight.sum());
   Eigen::MatrixXd white = information.topLeftCorner(predictors * p, predictors * p);
   for (Index c = 0; c < predictors; ++c) {
@@ -105,6 +111,7 @@ class MixtureRunner {
 
  private:
   static constexpr int kBorderRounds = 10;
+  static constexpr double kRounding = 1e-13;  // of a criterion, relative
 
   void clamp_all(MixtureNumbers& m) const {
     bounds_.clamp(pass_.layout().gate, m.gate);
@@ -157,9 +164,9 @@ class MixtureRunner {
   }
 
   struct Curvature {
-    double value = 0, score_norm = 0, remaining = 0;
-    bool saddle = false, singular = false;
-    Eigen::VectorXd step = {};
+    double score_norm = 0, remaining = 0;
+    bool singular = false;
+    Eigen::VectorXd step = {}, escape = {};  // escape: along the most negative curvature, if there is any
   };
 
   /// Coordinates that are not held by a bound that the score points beyond.
@@ -191,7 +198,7 @@ class MixtureRunner {
     Curvature out;
     Eigen::VectorXd score;
     Eigen::MatrixXd information;
-    out.value = pass_.information(m, score, information);
+    pass_.information(m, score, information);
     const Eigen::VectorXd theta = pack(m, pass_.layout());
     const std::vector<Index> free = free_coordinates(theta, score);
     out.step.setZero(theta.size());
@@ -208,46 +215,76 @@ class MixtureRunner {
     Eigen::VectorXd step(along.size());
     for (Index i = 0; i < along.size(); ++i) {
       const double value = eigen.eigenvalues()(i);
-      out.saddle = out.saddle || value < -1e-7 * top;
       out.singular = out.singular || value < kSingular * top;
       step(i) = along(i) / std::max(std::abs(value), kFlat * std::max(top, 1e-290));
     }
     out.remaining = 0.5 * along.dot(step);
-    step = unit.cwiseProduct(eigen.eigenvectors() * step);
-    for (std::size_t i = 0; i < free.size(); ++i) out.step(free[i]) = step(static_cast<Index>(i));
+    const auto place = [&](const Eigen::VectorXd& in_unit) {
+      Eigen::VectorXd all = Eigen::VectorXd::Zero(theta.size());
+      for (std::size_t i = 0; i < free.size(); ++i)
+        all(free[i]) = unit(static_cast<Index>(i)) * in_unit(static_cast<Index>(i));
+      return all;
+    };
+    out.step = place(eigen.eigenvectors() * step);
+    if (eigen.eigenvalues()(0) < -kFlat * top) out.escape = place(eigen.eigenvectors().col(0));
     return out;
   }
 
+  /// Moves to theta if the criterion is at least `least` there; false, and nothing changed, otherwise.
+  bool attempt(const Eigen::VectorXd& theta, double least, MixtureRun& run) {
+    MixtureNumbers next = run.numbers;
+    unpack(theta, pass_.layout(), next);
+    clamp_all(next);
+    const double value = pass_.value(next);
+    if (!(value >= least)) return false;
+    run.criterion = std::max(value, run.criterion);
+    run.numbers = std::move(next);
+    return true;
+  }
+
+  /// Away from a point where the score is 0 and no maximum, if the criterion gains.
+  bool leave_saddle(const Eigen::VectorXd& theta, const Eigen::VectorXd& direction, MixtureRun& run) {
+    if (direction.size() == 0) return false;
+    const double size = direction.cwiseAbs().maxCoeff();
+    for (const double length : {1.0, -1.0, 0.1, -0.1, 0.01, -0.01})
+      if (attempt(theta + length / size * direction, run.criterion + gain_to_come(run), run)) return true;
+    return false;
+  }
+
+  /// What a gain is none below: the tolerance, and rounding.
+  double gain_to_come(const MixtureRun& run) const {
+    return std::max(options_.remaining_tolerance, kRounding * (1 + std::abs(run.criterion)));
+  }
+
   void newton(MixtureRun& run) {
-    constexpr double kLongest = 5, kSmallScore = 1e-6;  // of a step; per row
-    const MixtureLayout& at = pass_.layout();
+    constexpr double kLongest = 5;  // of a step
+    constexpr int kHalvings = 40, kMostIdle = 3;
     bool last = false;
-    while (run.iterations < options_.max_iterations) {
+    int idle = 0;  // steps that gained nothing
+    while (run.iterations < options_.max_iterations && idle < kMostIdle) {
       const Curvature here = curvature(run.numbers);
       run.score_norm = here.score_norm;
       run.flags.singular = here.singular;
-      run.converged = here.remaining <= options_.remaining_tolerance && !here.saddle && here.score_norm < kSmallScore;
-      if (last && run.converged) return;
-      last = run.converged;  // one step more, as it squares the error
-      const Eigen::VectorXd theta = pack(run.numbers, at);
-      Eigen::VectorXd step = here.step;
-      if (const double size = step.cwiseAbs().maxCoeff(); size > kLongest) step *= kLongest / size;
-      bool moved = false;
-      for (int halving = 0; halving < 40 && !moved; ++halving, step *= 0.5) {
-        MixtureNumbers next = run.numbers;
-        unpack(theta + step, at, next);
-        clamp_all(next);
-        const double value = pass_.value(next);
-        if (!(value >= run.criterion)) continue;
-        moved = value > run.criterion || halving == 0;
-        if (!moved) break;  // rounding alone
-        run.criterion = value;
-        run.numbers = std::move(next);
+      run.converged = here.remaining <= gain_to_come(run);
+      const Eigen::VectorXd theta = pack(run.numbers, pass_.layout());
+      const double before = run.criterion;
+      bool moved = run.converged && leave_saddle(theta, here.escape, run);
+      if (moved) {
+        last = run.converged = false;
+      } else {
+        if (last && run.converged) return;
+        last = run.converged;  // one step more, as it squares the error
+        Eigen::VectorXd step = here.step;
+        if (const double size = step.cwiseAbs().maxCoeff(); size > kLongest) step *= kLongest / size;
+        const double least = before - (run.converged ? kRounding * (1 + std::abs(before)) : 0);
+        for (int halving = 0; halving < kHalvings && !moved; ++halving, step *= 0.5)
+          moved = attempt(theta + step, least, run);
       }
       if (!moved) {
         run.flags.decreased = !run.converged;
         return;
       }
+      idle = run.criterion > before ? 0 : idle + 1;
       ++run.iterations;
       run.path.push_back(run.criterion);
     }
@@ -278,12 +315,9 @@ class MixtureRunner {
           flags.shape_at_bound = flags.shape_at_bound || bound;
       }
       if constexpr (F::kShapes > 0) variance(j) = expert.shape(0);
-      if (F::kContinuous || !(rows(j) > 0)) continue;
-      Eigen::VectorXd score;
-      Eigen::MatrixXd information;
-      weighted_derivatives(pass_.family(), pass_.rows(), pass_.rows().weight.cwiseProduct(r.col(j)), expert, score,
-                           information);
-      flags.expert_separated = flags.expert_separated || is_separated(information, pass_.rows(), at.expert.predictors);
+      const Eigen::VectorXd weight = pass_.rows().weight.cwiseProduct(r.col(j));
+      flags.expert_separated =
+          flags.expert_separated || is_separated(pass_.family(), pass_.rows(), weight, expert);
     }
     if (F::kContinuous && F::kShapes > 0)
       flags.unsupported =

@@ -68,12 +68,7 @@ std::vector<NoStandardError> mixture_reasons(const MixtureRegression<F, G>& mode
       if (expert.shape(1) <= model.family.least_degrees * (1 + 1e-9) ||
           expert.shape(1) >= std::min(1e6, model.family.most_degrees * (1 - 1e-9)))
         none(layout.at(j) + coefficients + 1, 1, NoStandardError::ShapeAtBound);
-    if (F::kContinuous) continue;
-    Eigen::VectorXd score;
-    Eigen::MatrixXd information;
-    weighted_derivatives(model.family, at.experts, at.experts.weight.cwiseProduct(r.col(j)), expert, score,
-                         information);
-    if (is_separated(information, at.experts, layout.expert.predictors))
+    if (is_separated(model.family, at.experts, at.experts.weight.cwiseProduct(r.col(j)), expert))
       none(layout.at(j), layout.expert.size(), NoStandardError::Singular);
   }
   return reasons;
