@@ -145,8 +145,7 @@ TEST_CASE("Families: y that they do not have is refused", "[likelihood][error]")
     }
     return std::string("(nothing was thrown)");
   };
-  CHECK(message(moe::Poisson{}, -1, 1) ==
-        "moe::fit_mixture: y is -1 in row 2, expected a whole number from 0 to 2^53");
+  CHECK(message(moe::Poisson{}, -1, 1) == "moe::fit_mixture: y is -1 in row 2, expected a whole number from 0 to 2^53");
   CHECK(message(moe::Poisson{}, 0.5, 1) ==
         "moe::fit_mixture: y is 0.5 in row 2, expected a whole number from 0 to 2^53");
   CHECK(message(moe::Binomial{}, 3, 2) == "moe::fit_mixture: y is 3 in row 2, expected at most its trials, 2");
@@ -154,8 +153,7 @@ TEST_CASE("Families: y that they do not have is refused", "[likelihood][error]")
         "moe::fit_mixture: trials is 0 in row 2, expected at least 1 (or a weight of 0)");
   CHECK(message(moe::Binomial{}, 1, 1.5) ==
         "moe::fit_mixture: trials is 1.5 in row 2, expected a whole number from 0 to 2^53");
-  CHECK(message(moe::Multinomial{.classes = 3}, 3, 1) ==
-        "moe::fit_mixture: y is 3 in row 2, expected a class, 0 to 2");
+  CHECK(message(moe::Multinomial{.classes = 3}, 3, 1) == "moe::fit_mixture: y is 3 in row 2, expected a class, 0 to 2");
   CHECK(message(moe::Multinomial{.classes = 1}, 0, 1) ==
         "moe::fit_mixture: Multinomial has 1 classes, expected 2 to 1000");
   CHECK(message(moe::StudentT{.least_degrees = 0}, 0, 1).starts_with("moe::fit_mixture: StudentT has degrees"));

@@ -69,11 +69,10 @@ TEST_CASE("fit_mixture: one expert is R's multinom and a direct maximum of the t
   const auto multinomial = moe::fit_mixture(classes, 1, moe::Multinomial{.classes = 3});
   CHECK_THAT(multinomial.log_likelihood, WithinAbs(-148.242483262754, 1e-9));
   // multinom stops at 1e-8 of the likelihood, which is 1e-4 standard errors, and often later.
-  require_estimates(moe::standard_errors(multinomial, classes),
-                    {"b[0|0]", "a[0,0|0]", "a[0,1|0]", "b[0|1]", "a[0,0|1]", "a[0,1|1]"},
-                    {0.151221633925, 0.828119249792, 0.345023247801, -0.121733346154, -0.428157640647, 0.299067918774},
-                    {0.219643779749, 0.194205701072, 0.356167496411, 0.238514810803, 0.198329711919, 0.350741152024},
-                    1e-5);
+  require_estimates(
+      moe::standard_errors(multinomial, classes), {"b[0|0]", "a[0,0|0]", "a[0,1|0]", "b[0|1]", "a[0,0|1]", "a[0,1|1]"},
+      {0.151221633925, 0.828119249792, 0.345023247801, -0.121733346154, -0.428157640647, 0.299067918774},
+      {0.219643779749, 0.194205701072, 0.356167496411, 0.238514810803, 0.198329711919, 0.350741152024}, 1e-5);
   const auto line = test::reference_response("y");
   const auto robust = moe::fit_mixture<moe::StudentT>(line, 1);
   CHECK_THAT(robust.log_likelihood, WithinAbs(-193.550803172907, 1e-9));
@@ -101,8 +100,8 @@ TEST_CASE("fit_mixture: at least the likelihood of flexmix", "[likelihood][golde
 
 TEST_CASE("fit_mixture: Normal experts reach the maximum of the Gaussian fit", "[likelihood]") {
   const auto data = test::simulated(test::two_lines(), 400, 11);
-  const auto gaussian = moe::fit(data, 2, moe::SoftmaxGate{},
-                                 {.starts = 12, .remaining_tolerance = 1e-12, .score_tolerance = 1e-10});
+  const auto gaussian =
+      moe::fit(data, 2, moe::SoftmaxGate{}, {.starts = 12, .remaining_tolerance = 1e-12, .score_tolerance = 1e-10});
   const auto mixture = moe::fit_mixture<moe::Normal>(data, 2);
   CHECK_THAT(mixture.log_likelihood, WithinAbs(gaussian.log_likelihood, 1e-8));
   CHECK((mixture.model.slope - gaussian.model.slope).cwiseAbs().maxCoeff() < 1e-6);
@@ -160,7 +159,8 @@ TEST_CASE("fit_mixture: frequency weights are rows that repeat", "[likelihood][p
     REQUIRE(a.parameters.size() == b.parameters.size());
     for (std::size_t i = 0; i < a.parameters.size(); ++i) {
       CAPTURE(a.parameters[i].name);
-      CHECK_THAT(a.parameters[i].estimate, WithinAbs(b.parameters[i].estimate, 1e-9 * (1 + std::abs(b.parameters[i].estimate))));
+      CHECK_THAT(a.parameters[i].estimate,
+                 WithinAbs(b.parameters[i].estimate, 1e-9 * (1 + std::abs(b.parameters[i].estimate))));
       REQUIRE(a.parameters[i].error.has_value() == b.parameters[i].error.has_value());
       if (!a.parameters[i].error) continue;
       CHECK_THAT(a.parameters[i].error->observed, WithinRel(b.parameters[i].error->observed, 1e-9));
@@ -241,7 +241,9 @@ TEST_CASE("fit_mixture: EM never falls on random problems, and ends", "[likeliho
 TEST_CASE("fit_mixture: data without a finite maximum end with flags", "[likelihood]") {
   const Matrix<double> x = test::uniform_inputs(80, 1, 9);
   const moe::MixtureFitOptions quick{.wanted_hits = 1, .most_starts = 12};
-  const auto of = [&](auto&& y) { return moe::ResponseData(moe::RegressionData{x, Eigen::VectorXd::NullaryExpr(80, y)}); };
+  const auto of = [&](auto&& y) {
+    return moe::ResponseData(moe::RegressionData{x, Eigen::VectorXd::NullaryExpr(80, y)});
+  };
   const auto zeros = of([](Index) { return 0.0; });
   for (const Index k : {1, 2}) {
     const auto fit = moe::fit_mixture<moe::Poisson>(zeros, k, {}, {}, quick);
@@ -281,8 +283,7 @@ TEST_CASE("fit_mixture: bad input is refused", "[likelihood][error]") {
   };
   const auto data = test::simulated(test::random_mixture<moe::Poisson>(1, 1, 1), 30, 1);
   CHECK(message(data, 0) == "moe::fit_mixture: num_experts is 0, expected at least 1");
-  CHECK(message(data, 1, {.most_starts = 0}) ==
-        "moe::fit_mixture: most_starts is 0, expected a finite number >= 1");
+  CHECK(message(data, 1, {.most_starts = 0}) == "moe::fit_mixture: most_starts is 0, expected a finite number >= 1");
   CHECK(message(moe::detail::rows_of(data, std::vector<Index>{3}), 1).find("is constant") != std::string::npos);
   CHECK(message(data, 10) == "moe::fit_mixture: there are 30 rows, expected at least as many as parameters, 38");
   moe::ResponseData bad = data;

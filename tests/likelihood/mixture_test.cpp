@@ -53,8 +53,8 @@ void check_derivatives(const moe::MixtureRegression<F, G>& m, moe::ResponseData 
     const Eigen::VectorXd step = h * Eigen::VectorXd::Unit(theta.size(), i);
     const auto above = moe::with_free_parameters(m, theta + step), below = moe::with_free_parameters(m, theta - step);
     CAPTURE(i, moe::parameter_names(m)[static_cast<std::size_t>(i)]);
-    CHECK_THAT(score(i),
-               WithinAbs((moe::log_likelihood(above, data) - moe::log_likelihood(below, data)) / (2 * h), 1e-8 * scale));
+    CHECK_THAT(score(i), WithinAbs((moe::log_likelihood(above, data) - moe::log_likelihood(below, data)) / (2 * h),
+                                   1e-8 * scale));
     const Eigen::VectorXd change = (moe::score(below, data) - moe::score(above, data)) / (2 * h);
     CHECK((information.col(i) - change).cwiseAbs().maxCoeff() < 1e-8 * scale);
   }
@@ -84,8 +84,8 @@ TEST_CASE("MixtureRegression: gate and experts may read columns of their own", "
   model.slope.col(2).setZero();
   check_derivatives(model, test::simulated(model, 120, 4));
   CHECK(moe::free_parameters(model).size() == 3 + 2 * 2);
-  CHECK(moe::parameter_names(model) == std::vector<std::string>{"beta1[0,0]", "beta1[0,2]", "beta0[0]", "a[0,1]",
-                                                                "b[0]", "a[1,1]", "b[1]"});
+  CHECK(moe::parameter_names(model) ==
+        std::vector<std::string>{"beta1[0,0]", "beta1[0,2]", "beta0[0]", "a[0,1]", "b[0]", "a[1,1]", "b[1]"});
 }
 
 TEST_CASE("MixtureRegression: with Normal experts it is the Gaussian mixture", "[likelihood]") {

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "moe/gaussian/fit/fit_options.hpp"
+#include "moe/gaussian/fit/flag_words.hpp"
 #include "moe/likelihood/model.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -43,12 +43,24 @@ struct MixtureFitOptions {
   }
 };
 
-/// What happened to the fit of a mixture that a careful person wants to know: flag_words() has the words of FitFlags.
+/// What happened to the fit of a mixture that a careful person wants to know.
 struct MixtureFlags : FitFlags {
   /// Counts or classes of an expert have no finite maximum: some linear predictor has a standard error above 30.
   bool expert_separated = false;
   bool shape_at_bound = false;  ///< degrees of freedom, say, are at a bound: a normal expert, or nearly a spike
 };
+
+/// The flags that are set, in words.
+inline std::vector<FlagWords> flag_words(const MixtureFlags& flags) {
+  std::vector<FlagWords> all = flag_words(static_cast<const FitFlags&>(flags));
+  if (flags.expert_separated)
+    all.push_back({"expert_separated",
+                   "counts or classes of an expert have no finite maximum (all 0, or told apart by a plane): its "
+                   "coefficients are where nothing is gained any more"});
+  if (flags.shape_at_bound)
+    all.push_back({"shape_at_bound", "degrees of freedom are at a bound: a normal expert, or nearly a spike"});
+  return all;
+}
 
 /// A fitted mixture and how it came about. Numbers are on the original scale of the data.
 template <class F, class G>

@@ -316,8 +316,7 @@ class MixtureRunner {
       }
       if constexpr (F::kShapes > 0) variance(j) = expert.shape(0);
       const Eigen::VectorXd weight = pass_.rows().weight.cwiseProduct(r.col(j));
-      flags.expert_separated =
-          flags.expert_separated || is_separated(pass_.family(), pass_.rows(), weight, expert);
+      flags.expert_separated = flags.expert_separated || is_separated(pass_.family(), pass_.rows(), weight, expert);
     }
     if (F::kContinuous && F::kShapes > 0)
       flags.unsupported =
