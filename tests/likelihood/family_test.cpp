@@ -134,6 +134,49 @@ TEST_CASE("Families: draws have the mean and the variance of the density", "[lik
   check(moe::Multinomial{.classes = 3}, two, nullptr, 1, mean, (p1 + 4 * p2) / all - mean * mean);
 }
 
+TEST_CASE("Families: draws of counts of any size end, and lie about their mean", "[likelihood]") {
+  const moe::RandomField random(moe::Purpose::Draw, 5);
+  const moe::Poisson poisson;
+  for (const double eta : {-700.0, 20.0, 30.0, 36.0, 100.0, 699.0})
+    for (Index row = 0; row < 20; ++row) {
+      const double m = std::exp(eta), y = poisson.draw(&eta, nullptr, 1, random, row);
+      CAPTURE(eta, row, y);
+      CHECK(y == std::floor(y));
+      CHECK(y >= 0);
+      CHECK(std::abs(y - m) <= 6 * std::sqrt(m) + 1e-12 * m);
+    }
+  const moe::Binomial binomial;
+  for (const double trials : {0.0, 1.0, 1e6, 9007199254740992.0})
+    for (const double eta : {-700.0, -30.0, 0.0, 2.0, 40.0})
+      for (Index row = 0; row < 20; ++row) {
+        const double p = 1 / (1 + std::exp(-eta)), y = binomial.draw(&eta, nullptr, trials, random, row);
+        CAPTURE(trials, eta, row, y);
+        CHECK(y == std::floor(y));
+        CHECK((y >= 0 && y <= trials));
+        CHECK(std::abs(y - trials * p) <= 6 * std::sqrt(trials * p * (1 - p)) + 4);
+      }
+}
+
+TEST_CASE("draw_from_mode: where it changes from inversion to a normal number, quantiles agree", "[likelihood]") {
+  const moe::RandomField random(moe::Purpose::Draw, 6);
+  const moe::Poisson poisson;
+  for (const double sd : {65535.0, 65537.0}) {
+    const double eta = 2 * std::log(sd), m = std::exp(eta);
+    constexpr Index kDraws = 4000;
+    Index below[3] = {};
+    for (Index row = 0; row < kDraws; ++row) {
+      const double z = (poisson.draw(&eta, nullptr, 1, random, row) - m) / sd;
+      for (int q = 0; q < 3; ++q) below[q] += z < q - 1;
+    }
+    const double expected[] = {0.158655, 0.5, 0.841345};
+    for (int q = 0; q < 3; ++q) {
+      CAPTURE(sd, q);
+      const double p = expected[q];
+      CHECK(std::abs(static_cast<double>(below[q]) / kDraws - p) < 4 * std::sqrt(p * (1 - p) / kDraws));
+    }
+  }
+}
+
 TEST_CASE("Families: y that they do not have is refused", "[likelihood][error]") {
   const moe::Matrix<double> x = test::uniform_inputs(4, 1, 1);
   const auto message = [&](const auto& family, double y, double trials) {

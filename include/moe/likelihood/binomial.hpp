@@ -53,11 +53,18 @@ struct Binomial {
   /// The probability of a success.
   void mean(const double* eta, const double*, double* out) const { *out = probability(*eta); }
   double draw(const double* eta, const double*, double trials, const RandomField& random, Index row) const {
-    const double odds = std::exp(std::clamp(*eta, -700.0, 700.0));
+    const double odds = std::exp(std::clamp(*eta, -700.0, 700.0)), mean = trials * probability(*eta);
     const double mode = std::clamp(std::floor((trials + 1) * probability(*eta)), 0.0, trials);
     const double at_mode = std::exp(log_density({.y = mode, .trials = trials}, eta, nullptr));
-    return detail::draw_from_mode(random.uniform(row, 1), mode, at_mode, 0, trials,
-                                  [&](double i) { return (trials - i) / (i + 1) * odds; });
+    const auto up = [=](double i) { return (trials - i) / (i + 1) * odds; };
+    return detail::draw_from_mode(detail::CountDistribution<decltype(up)>{.mean = mean,
+                                                                          .variance = mean * probability(-*eta),
+                                                                          .mode = mode,
+                                                                          .at_mode = at_mode,
+                                                                          .low = 0,
+                                                                          .high = trials,
+                                                                          .up = up},
+                                  random, row);
   }
 
  private:

@@ -44,8 +44,16 @@ struct Poisson {
   double draw(const double* eta, const double*, double, const RandomField& random, Index row) const {
     const double m = mean_of(*eta), mode = std::floor(m);
     const double at_mode = std::exp(log_density({.y = mode}, eta, nullptr));
-    return detail::draw_from_mode(random.uniform(row, 1), mode, at_mode, 0, std::numeric_limits<double>::infinity(),
-                                  [m](double i) { return m / (i + 1); });
+    const auto up = [m](double i) { return m / (i + 1); };
+    return detail::draw_from_mode(
+        detail::CountDistribution<decltype(up)>{.mean = m,
+                                                .variance = m,
+                                                .mode = mode,
+                                                .at_mode = at_mode,
+                                                .low = 0,
+                                                .high = std::numeric_limits<double>::infinity(),
+                                                .up = up},
+        random, row);
   }
 
  private:
