@@ -130,6 +130,18 @@ TEST_CASE("MixtureRegression: bits do not depend on threads", "[likelihood]") {
   CHECK(moe::sample(model, data.x, 9) == moe::sample(model, Matrix<double>(data.x), 9));
 }
 
+TEST_CASE("MixtureRegression: offsets and trials that are no numbers are refused", "[likelihood][error]") {
+  const auto model = test::random_mixture<moe::Binomial>(2, 1, 1);
+  const auto x = test::uniform_inputs(3, 1, 2);
+  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    const Eigen::Vector3d column(0, bad, 0);
+    CHECK_THROWS_AS(moe::predict_mean(model, x, column), std::invalid_argument);
+    CHECK_THROWS_AS(moe::expert_means(model, x, column), std::invalid_argument);
+    CHECK_THROWS_AS(moe::draw(model, x, 1, {}, column), std::invalid_argument);
+    CHECK_THROWS_AS(moe::draw(model, x, 1, column), std::invalid_argument);
+  }
+}
+
 TEST_CASE("MixtureRegression: a bad model is refused", "[likelihood][error]") {
   const auto good = test::random_mixture<moe::StudentT>(2, 2, 6);
   const auto data = test::simulated(good, 20, 4);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <vector>
 
@@ -11,7 +12,7 @@ namespace moe::inline MOE_ABI {
 
 namespace detail {
 
-/// Checks rows x [n, d] and what goes with them, none or n numbers.
+/// Checks rows x [n, d] and what goes with them, none or n finite numbers.
 template <class F, class G>
 void require_rows(const char* function, const MixtureRegression<F, G>& model, const MatrixView<double>& x,
                   const char* name, const Eigen::VectorXd& column) {
@@ -19,6 +20,9 @@ void require_rows(const char* function, const MixtureRegression<F, G>& model, co
   require_shape(function, "x", x, x.rows(), model.input_dim());
   require_finite_rows(function, x);
   if (column.size() > 0) require_shape(function, name, column, x.rows(), 1);
+  for (Index i = 0; i < column.size(); ++i)
+    if (!std::isfinite(column(i)))
+      fail(function, ": ", name, " is ", column(i), " in row ", i, ", expected finite numbers");
 }
 
 /// Linear predictors of all experts [n, k C].
@@ -49,7 +53,8 @@ Index component_of(double uniform, const Row& weights) {
 /// StudentT, the mean count of Poisson, the probability of a success of Binomial, the probabilities of all classes of
 /// Multinomial.
 ///   offset  of the rows [n], or none
-/// Throws std::invalid_argument for a bad model, another number of inputs, or inputs that are not finite. O(n k C d).
+/// Throws std::invalid_argument for a bad model, another number of inputs, or inputs or offsets that are not finite.
+/// O(n k C d).
 template <class F, class G>
 Matrix<double> expert_means(const MixtureRegression<F, G>& model, const MatrixView<double>& x,
                             const Eigen::VectorXd& offset = {}) {
@@ -83,7 +88,8 @@ Matrix<double> predict_mean(const MixtureRegression<F, G>& model, const MatrixVi
 /// Draws one y per row of x [n, d]: a component with probability pi_j(x), then y from it; `experts` says which, k for
 /// noise. A pure function of (model, row of x, index of the row, seed): the same values for any number of threads.
 ///   trials, offset   of the rows [n], or none: 1 trial, offset 0
-/// Errors as for expert_means. O(n k C d), and for counts O(standard deviation) more.
+/// Errors as for expert_means. O(n k C d), and for counts O(standard deviation) more, at most
+/// 2^16.
 template <class F, class G>
 Draws draw(const MixtureRegression<F, G>& model, const MatrixView<double>& x, std::uint64_t seed,
            const Eigen::VectorXd& trials = {}, const Eigen::VectorXd& offset = {}) {
