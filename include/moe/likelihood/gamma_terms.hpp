@@ -10,7 +10,7 @@
 // variable that std::lgamma writes.
 namespace moe::inline MOE_ABI::detail {
 
-inline const double kHalfLogTwoPi = 0.5 * std::log(2 * std::numbers::pi);
+inline constexpr double kHalfLogTwoPi = 0.91893853320467274178;  ///< log(2 pi) / 2
 
 /// log n! - (n + 1/2) log n + n - log(2 pi) / 2, the error of Stirling's formula, for n > 0; to some ulp of 1.
 inline double stirling_error(double n) {

@@ -62,6 +62,22 @@ struct MixtureEvaluation {
   MixturePass<F> pass;
 };
 
+/// Of the log-likelihood in the free parameters.
+struct MixtureDerivatives {
+  Eigen::VectorXd score;
+  Eigen::MatrixXd information;
+};
+
+template <class F, class G>
+MixtureDerivatives derivatives(const char* function, const MixtureRegression<F, G>& model, const ResponseData& data) {
+  require_normal_mixture(function, model);
+  check_mixture(function, model, data);
+  MixtureEvaluation<F, G> at(model, counted_rows(data));
+  MixtureDerivatives out;
+  at.pass.information(at.numbers, out.score, out.information);
+  return out;
+}
+
 }  // namespace detail
 
 /// log p(y | x), summed over the rows with their weights, natural logarithm: probabilities, where y is a count or a
@@ -142,13 +158,7 @@ MixtureRegression<F, G> with_free_parameters(MixtureRegression<F, G> model, cons
 /// for log_likelihood, and for a gate that is not in normal form.
 template <class F, class G>
 Eigen::VectorXd score(const MixtureRegression<F, G>& model, const ResponseData& data) {
-  detail::require_normal_mixture("moe::score", model);
-  detail::check_mixture("moe::score", model, data);
-  detail::MixtureEvaluation<F, G> at(model, detail::counted_rows(data));
-  Eigen::VectorXd out;
-  Eigen::MatrixXd information;
-  at.pass.information(at.numbers, out, information);
-  return out;
+  return detail::derivatives("moe::score", model, data).score;
 }
 
 /// Minus the second derivatives of the log-likelihood in the free parameters [P, P], symmetric. Top-K: the active
@@ -156,13 +166,7 @@ Eigen::VectorXd score(const MixtureRegression<F, G>& model, const ResponseData& 
 /// Louis, "Finding the observed information matrix when using the EM algorithm", JRSS B 1982.
 template <class F, class G>
 Eigen::MatrixXd observed_information(const MixtureRegression<F, G>& model, const ResponseData& data) {
-  detail::require_normal_mixture("moe::observed_information", model);
-  detail::check_mixture("moe::observed_information", model, data);
-  detail::MixtureEvaluation<F, G> at(model, detail::counted_rows(data));
-  Eigen::VectorXd score;
-  Eigen::MatrixXd out;
-  at.pass.information(at.numbers, score, out);
-  return out;
+  return detail::derivatives("moe::observed_information", model, data).information;
 }
 
 /// Number of identified parameters: those of k experts, C (d + 1) + E each, d what they read, and of the gate as
@@ -177,14 +181,8 @@ Index num_identified_parameters(const MixtureRegression<F, G>& model) {
 /// AIC, BIC and ICL of a fitted model on the data it was fitted to; what they assume, says criteria(GaussianMoe).
 template <class F, class G>
 Criteria criteria(const MixtureRegression<F, G>& model, const ResponseData& data) {
-  Criteria result{.num_parameters = num_identified_parameters(model), .log_likelihood = log_likelihood(model, data)};
-  const Matrix<double> r = responsibilities(model, data);
-  for (Index i = 0; i < r.rows(); ++i) result.entropy += data.weight(i) * detail::entropy(r.row(i).data(), r.cols());
-  const double p = static_cast<double>(result.num_parameters), deviance = -2 * result.log_likelihood;
-  result.aic = deviance + 2 * p;
-  result.bic = deviance + p * std::log(data.total_weight());
-  result.icl = result.bic + 2 * result.entropy;
-  return result;
+  return detail::criteria_of(num_identified_parameters(model), log_likelihood(model, data),
+                             responsibilities(model, data), data);
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -115,24 +115,10 @@ StandardErrors mixture_errors(MixtureRegression<F, G> model, const ResponseData&
   model.temperature = tau;
   const Eigen::VectorXd theta = free_parameters(model);
   const std::vector<std::string> names = parameter_names(model);
-  for (std::size_t i = 0; i < names.size(); ++i)
-    out.parameters.push_back({.name = names[i],
-                              .estimate = theta(static_cast<Index>(i)),
-                              .error = {},
-                              .reason = out.available() ? reasons[i] : out.reason});
-  for (std::size_t s = 0; out.available() && s < out.coordinates.size(); ++s) {
-    ParameterEstimate& p = out.parameters[static_cast<std::size_t>(out.coordinates[s])];
-    const auto i = static_cast<Index>(s);
-    p.error = error_of(p.estimate, std::sqrt(out.observed(i, i)), std::sqrt(out.sandwich(i, i)), options);
-  }
-  for (ParameterEstimate& p : out.parameters)
-    if (!p.error && p.reason == NoStandardError::Available) p.reason = NoStandardError::Singular;
+  fill_estimates(names, reasons, theta, options, out);
   for (std::size_t i = 0; i < names.size(); ++i)
     if (names[i].starts_with("log ")) out.parameters.push_back(exponential(out.parameters[i], names[i].substr(4)));
-  if (!out.available()) out.coordinates.clear();
-  for (const NoStandardError reason : kReasons)
-    if (std::any_of(out.parameters.begin(), out.parameters.end(), [&](const auto& p) { return p.reason == reason; }))
-      out.explanation += (out.explanation.empty() ? "" : "\n") + std::string(sentence(reason));
+  explain(out);
   return out;
 }
 

@@ -19,8 +19,9 @@ namespace moe::inline MOE_ABI {
 /// and ECME", Statistica Sinica 1995; as experts: Chamroukhi, "Robust mixture of experts modeling using the t
 /// distribution", Neural Networks 2016.
 struct StudentT {
-  double least_degrees = 1;    ///< > 0: the smaller, the more a point may be interpolated (the likelihood is unbounded)
-  double most_degrees = 1e10;  ///< >= least_degrees
+  double least_degrees =
+      1;  ///< >= 0.1: the smaller, the more a point may be interpolated (the likelihood is unbounded)
+  double most_degrees = 1e10;  ///< least_degrees to 1e10
 
   /// Where degrees of freedom end: a fit starts from the best such mixture, too, so that it is never below it.
   using Limit = Normal;

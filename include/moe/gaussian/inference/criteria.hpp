@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/fit_options.hpp"
 #include "moe/gaussian/model/identified.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
@@ -19,6 +20,24 @@ struct Criteria {
   double icl = 0;      ///< bic + 2 entropy
   double entropy = 0;  ///< -sum_ij r_ij log r_ij, nats: how undecided the experts of the rows are
 };
+
+namespace detail {
+
+/// Of a model with these responsibilities of the rows.
+template <class = WhenUsed>
+Criteria criteria_of(Index num_parameters, double log_likelihood, const Matrix<double>& responsibilities,
+                     const RegressionData& data) {
+  Criteria result{.num_parameters = num_parameters, .log_likelihood = log_likelihood};
+  for (Index i = 0; i < responsibilities.rows(); ++i)
+    result.entropy += data.weight(i) * entropy(responsibilities.row(i).data(), responsibilities.cols());
+  const double p = static_cast<double>(num_parameters), deviance = -2 * log_likelihood;
+  result.aic = deviance + 2 * p;
+  result.bic = deviance + p * std::log(data.total_weight());
+  result.icl = result.bic + 2 * result.entropy;
+  return result;
+}
+
+}  // namespace detail
 
 /// Number of identified parameters: k (d + 2) of the experts, d what they read, and of the gate its free ones, except
 /// that
@@ -42,14 +61,8 @@ Index num_identified_parameters(const GaussianMoe<G>& model) {
 /// r_ij in place of hard labels.
 template <class G>
 Criteria criteria(const GaussianMoe<G>& model, const RegressionData& data) {
-  Criteria result{.num_parameters = num_identified_parameters(model), .log_likelihood = log_likelihood(model, data)};
-  const Matrix<double> r = responsibilities(model, data);
-  for (Index i = 0; i < r.rows(); ++i) result.entropy += data.weight(i) * detail::entropy(r.row(i).data(), r.cols());
-  const double p = static_cast<double>(result.num_parameters), deviance = -2 * result.log_likelihood;
-  result.aic = deviance + 2 * p;
-  result.bic = deviance + p * std::log(data.total_weight());
-  result.icl = result.bic + 2 * result.entropy;
-  return result;
+  return detail::criteria_of(num_identified_parameters(model), log_likelihood(model, data),
+                             responsibilities(model, data), data);
 }
 
 template <class G>

@@ -142,13 +142,14 @@ inline ParameterEstimate exponential(ParameterEstimate p, std::string name) {
   return p;
 }
 
+/// Parameters with the errors that the matrices of `out` say, or the reason why there are none.
 template <class = WhenUsed>
-void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, const ParameterLayout& at,
-                     const StandardErrorOptions& options, StandardErrors& out) {
-  for (Index i = 0; i < at.size(); ++i) {
+void fill_estimates(const std::vector<std::string>& names, const std::vector<NoStandardError>& reasons,
+                    const Eigen::VectorXd& theta, const StandardErrorOptions& options, StandardErrors& out) {
+  for (Index i = 0; i < theta.size(); ++i) {
     const auto s = static_cast<std::size_t>(i);
-    const NoStandardError reason = out.available() ? estimable.reasons[s] : out.reason;
-    out.parameters.push_back({.name = estimable.names[s], .estimate = theta(i), .error = {}, .reason = reason});
+    const NoStandardError reason = out.available() ? reasons[s] : out.reason;
+    out.parameters.push_back({.name = names[s], .estimate = theta(i), .error = {}, .reason = reason});
   }
   for (std::size_t s = 0; out.available() && s < out.coordinates.size(); ++s) {
     ParameterEstimate& p = out.parameters[static_cast<std::size_t>(out.coordinates[s])];
@@ -157,6 +158,21 @@ void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, c
   }
   for (ParameterEstimate& p : out.parameters)
     if (!p.error && p.reason == NoStandardError::Available) p.reason = NoStandardError::Singular;
+}
+
+/// What is left to say when all parameters are there.
+template <class = WhenUsed>
+void explain(StandardErrors& out) {
+  if (!out.available()) out.coordinates.clear();
+  for (const NoStandardError reason : kReasons)
+    if (std::any_of(out.parameters.begin(), out.parameters.end(), [&](const auto& p) { return p.reason == reason; }))
+      out.explanation += (out.explanation.empty() ? "" : "\n") + std::string(sentence(reason));
+}
+
+template <class = WhenUsed>
+void fill_parameters(const Estimable& estimable, const Eigen::VectorXd& theta, const ParameterLayout& at,
+                     const StandardErrorOptions& options, StandardErrors& out) {
+  fill_estimates(estimable.names, estimable.reasons, theta, options, out);
   for (Index j = 0; j < at.num_experts; ++j)
     out.parameters.push_back(exponential(out.parameters[static_cast<std::size_t>(at.log_variance(j))],
                                          "variance[" + std::to_string(j) + ']'));
@@ -178,10 +194,7 @@ StandardErrors standard_errors(const char* function, GaussianMoe<G> model, const
   if (out.available()) invert(at, options, out);
   if (ray) model.temperature = tau;
   fill_parameters(estimable, pack(model, at.at), at.at, options, out);
-  if (!out.available()) out.coordinates.clear();
-  for (const NoStandardError reason : kReasons)
-    if (std::any_of(out.parameters.begin(), out.parameters.end(), [&](const auto& p) { return p.reason == reason; }))
-      out.explanation += (out.explanation.empty() ? "" : "\n") + std::string(sentence(reason));
+  explain(out);
   return out;
 }
 
