@@ -7,23 +7,23 @@
 
 namespace moe::inline MOE_ABI {
 
-/// Experts of a continuous family F, and beside them one component of noise: a uniform density on [low, high], which
+/// Experts of a continuous family, and beside them one component of noise: a uniform density on [low, high], which
 /// has no parameters. It is the last component of the gate, so that rows that fit no expert cost log(1 / (high - low))
 /// at most and do not draw the experts to them.
 ///   moe::fit_mixture(data, 2, moe::UniformNoise<moe::Normal>{})        // two experts, three components
 /// A y outside of the range has no density of noise.
 /// Banfield & Raftery, "Model-based Gaussian and non-Gaussian clustering", Biometrics 1993.
-template <ExpertFamily F>
-  requires(F::kContinuous)
-struct UniformNoise : F {
+template <ExpertFamily Family>
+  requires(Family::kContinuous)
+struct UniformNoise : Family {
   /// Where y may lie; not given: from the least to the largest y that the model is fitted to.
   double low = std::numeric_limits<double>::quiet_NaN(), high = std::numeric_limits<double>::quiet_NaN();
 
   static constexpr bool kNoise = true;
 
   UniformNoise() = default;
-  explicit UniformNoise(F family) : F(std::move(family)) {}
-  UniformNoise(F family, double lowest, double highest) : F(std::move(family)), low(lowest), high(highest) {}
+  explicit UniformNoise(Family family) : Family(std::move(family)) {}
+  UniformNoise(Family family, double lowest, double highest) : Family(std::move(family)), low(lowest), high(highest) {}
 
   double noise_log_density(double y) const {
     return y >= low && y <= high ? -std::log(high - low) : -std::numeric_limits<double>::infinity();
