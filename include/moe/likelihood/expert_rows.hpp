@@ -91,7 +91,7 @@ Eigen::VectorXd least_squares(const ExpertRows& rows, const Eigen::VectorXd& wei
 }
 
 /// Where the numbers of an expert stand in a vector: coefficients predictor by predictor, then the log of the shape.
-struct ExpertLayout {
+struct FamilyLayout {
   Index predictors, features, shapes;
 
   Index size() const { return predictors * features + shapes; }
@@ -104,7 +104,7 @@ inline Eigen::VectorXd pack(const ExpertNumbers& expert) {
   return theta;
 }
 
-inline ExpertNumbers unpack(const Eigen::VectorXd& theta, const ExpertLayout& at) {
+inline ExpertNumbers unpack(const Eigen::VectorXd& theta, const FamilyLayout& at) {
   ExpertNumbers expert{Matrix<double>(at.predictors, at.features), Eigen::RowVectorXd(at.shapes)};
   for (Index c = 0; c < at.predictors; ++c)
     for (Index f = 0; f < at.features; ++f) expert.coefficients(c, f) = theta(c * at.features + f);
@@ -115,7 +115,7 @@ inline ExpertNumbers unpack(const Eigen::VectorXd& theta, const ExpertLayout& at
 /// A row's derivatives in the parameters of an expert, from those in its predictors and shape.
 class RowDerivatives {
  public:
-  explicit RowDerivatives(const ExpertLayout& at)
+  explicit RowDerivatives(const FamilyLayout& at)
       : at_(at), factor_(at.factors()), bend_(at.factors() * at.factors()) {}
 
   template <class F>
@@ -155,7 +155,7 @@ class RowDerivatives {
     return factor < at_.predictors ? x(f) : 1;
   }
 
-  ExpertLayout at_;
+  FamilyLayout at_;
   Eigen::VectorXd factor_, bend_;
 };
 
@@ -174,7 +174,7 @@ double weighted_log_density(const F& family, const ExpertRows& rows, const Eigen
 template <class F>
 void weighted_derivatives(const F& family, const ExpertRows& rows, const Eigen::VectorXd& weight,
                           const ExpertNumbers& expert, Eigen::VectorXd& score, Eigen::MatrixXd& information) {
-  const ExpertLayout at{expert.coefficients.rows(), expert.coefficients.cols(), expert.shape.size()};
+  const FamilyLayout at{expert.coefficients.rows(), expert.coefficients.cols(), expert.shape.size()};
   const Matrix<double> eta = rows.predictors(expert);
   RowDerivatives row(at);
   score.setZero(at.size());
@@ -208,7 +208,7 @@ void improve_expert(const F& family, const ExpertRows& rows, const Eigen::Vector
     family.improve(rows, weight, bounds, next);
     if (next.coefficients.allFinite()) expert = std::move(next);
   } else {
-    const ExpertLayout at{expert.coefficients.rows(), expert.coefficients.cols(), expert.shape.size()};
+    const FamilyLayout at{expert.coefficients.rows(), expert.coefficients.cols(), expert.shape.size()};
     Eigen::VectorXd score;
     Eigen::MatrixXd information;
     weighted_derivatives(family, rows, weight, expert, score, information);

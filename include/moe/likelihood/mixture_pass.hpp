@@ -20,10 +20,10 @@ struct MixtureNumbers {
   std::vector<ExpertNumbers> experts = {};
 };
 
-/// theta: that of the gate (ParameterLayout), then expert by expert (ExpertLayout).
+/// theta: that of the gate (ParameterLayout), then expert by expert (FamilyLayout).
 struct MixtureLayout {
   ParameterLayout gate = {};
-  ExpertLayout expert = {};
+  FamilyLayout expert = {};
   Index num_experts = 1;
 
   Index num_gate() const { return gate.num_gate(); }
