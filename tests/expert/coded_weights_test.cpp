@@ -51,7 +51,7 @@ class AnyPanels {
 /// A Glu of AnyPanels.
 class AnyGlu : public moe::StagedExpert<AnyGlu, F32> {
  public:
-  using Tape = moe::StagedExpert<AnyGlu, F32>::Buffers<AnyGlu>;
+  using Tape = moe::StagedExpert<AnyGlu, F32>::Tape<AnyGlu>;
   template <class Codec>
   explicit AnyGlu(const moe::BasicGlu<Codec>& glu)
       : gate_up_(glu.gate_up()), down_(glu.down()), gate_up_bias_(glu.gate_up_bias()), down_bias_(glu.down_bias()) {}

@@ -26,7 +26,7 @@ constexpr Index kDim = 45, kHidden = 37;  // several panels, none a multiple of 
 /// A last stage that writes one register for two, in an expert that names no stages.
 class GatedOnly : public moe::StagedExpert<GatedOnly, F64> {
  public:
-  using Tape = moe::StagedExpert<GatedOnly, F64>::Buffers<GatedOnly>;
+  using Tape = moe::StagedExpert<GatedOnly, F64>::Tape<GatedOnly>;
   Index input_dim() const { return weight_.inputs(); }
   Index output_dim() const { return weight_.outputs() / 2; }
   template <class Self>

@@ -28,6 +28,15 @@ struct Pass {
   moe::DispatchPlan plan;
 };
 
+/// Where a pool of such experts leaves the gradients of its rows.
+template <class E>
+const moe::RowBuffer<double>& row_gradients(moe::Scratch& scratch) {
+  if constexpr (moe::PanelExpert<E>)
+    return scratch.get<moe::StageMemoryOf<E>>().drows;
+  else
+    return scratch.get<typename moe::detail::GatheredRunner<E>::Gradients>().drows;
+}
+
 /// Rows of a pool, in plan order, and their gradients for dout = `dout`, both [num_rows, kDim].
 template <class E>
 Pass pass(const ExpertPool<E>& pool, const moe::DispatchPlan& plan, const Matrix<double>& tokens,
@@ -35,19 +44,23 @@ Pass pass(const ExpertPool<E>& pool, const moe::DispatchPlan& plan, const Matrix
   typename ExpertPool<E>::Tape tape;
   moe::RowBuffer<double> out, padded;
   out.resize(plan.num_rows(), pool.row_width());
-  pool.forward(tokens, plan, moe::Step{}, out, tape);
+  const moe::Step step;
+  moe::Scratch scratch;
+  const moe::Context context(step, scratch);
+  pool.forward(tokens, plan, context, out, tape);
   moe::kernel::gather<double>(
       dout, plan.num_rows(), pool.row_width(), [](Index r) { return r; }, padded);
   auto dtokens = test::nan_matrix<double>(tokens.rows(), kDim);
-  pool.backward(tokens, plan, moe::Step{}, tape, padded, gradient, dtokens);
+  pool.backward(tokens, plan, context, tape, padded, gradient, dtokens);
+  const moe::RowBuffer<double>& drows = row_gradients<E>(scratch);
   for (Index t = 0; t < tokens.rows(); ++t) {  // in the order of the assignments
     Matrix<double> sum = Matrix<double>::Zero(1, kDim);
     for (Index a = plan.begin(t); a < plan.end(t); ++a)
       if (const Index row = plan.row_of_assignment()[std::size_t(a)]; row >= 0)
-        sum += tape.drows.matrix().row(row).leftCols(kDim);
+        sum += drows.matrix().row(row).leftCols(kDim);
     CHECK(test::same_bits(dtokens.row(t), sum));
   }
-  return {out.matrix().leftCols(kDim), tape.drows.matrix().leftCols(kDim), plan};
+  return {out.matrix().leftCols(kDim), drows.matrix().leftCols(kDim), plan};
 }
 
 /// Expects of every expert of a pool what it does when it runs alone on its rows, bit for bit.

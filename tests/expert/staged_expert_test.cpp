@@ -87,22 +87,20 @@ TEST_CASE("Experts: buffers full of NaN do not change a bit, forward or backward
   const auto expert = test::random_expert<Glu>(13, 21, 3, Bias::Zero);
   const auto x = test::random_matrix<double>(7, 13), c = test::random_matrix<double>(7, 13, 2);
   const moe::Step step;
-  moe::Scratch scratch;
-  const moe::Context context(step, scratch);
-  const auto run = [&](Glu::Tape& tape) {
-    auto out = test::nan_matrix<double>(7, 13), dx = out;
+  const auto run = [&](const Matrix<double>& rows, const Matrix<double>& dout, moe::Scratch& scratch, Glu::Tape& tape) {
+    const moe::Context context(step, scratch);
+    auto out = test::nan_matrix<double>(rows.rows(), 13), dx = out;
     auto gradient = moe::zeros_like(expert);
-    expert.forward(x, out, context, tape);
-    expert.backward(x, tape, c, dx, gradient, context);
+    expert.forward(rows, out, context, tape);
+    expert.backward(rows, tape, dout, dx, gradient, context);
     return std::tuple{out, dx, gradient};
   };
+  moe::Scratch clean_scratch, dirty_scratch;
   Glu::Tape clean, dirty;
-  for (auto* buffers : {&dirty.stages.pre, &dirty.stages.hidden, &dirty.stages.dpre})
-    for (auto& buffer : *buffers) test::poison(buffer, 16, 128);
-  test::poison(dirty.out, 16, 128);
-  test::poison(dirty.din, 16, 128);
-  const auto [out, dx, gradient] = run(clean);
-  const auto [out2, dx2, gradient2] = run(dirty);
+  const auto nans = test::nan_matrix<double>(16, 13);
+  CHECK(std::get<1>(run(nans, nans, dirty_scratch, dirty)).hasNaN());
+  const auto [out, dx, gradient] = run(x, c, clean_scratch, clean);
+  const auto [out2, dx2, gradient2] = run(x, c, dirty_scratch, dirty);
   CHECK(test::same_bits(out, out2));
   CHECK(test::same_bits(dx, dx2));
   CHECK(test::same_parameters(gradient, gradient2));
@@ -121,8 +119,12 @@ TEMPLATE_TEST_CASE("Experts: the padding of gradients stays zero", "[expert]", m
   typename TestType::Tape tape;
   Matrix<double> out(7, expert.output_dim()), dx(7, expert.input_dim());
   auto gradient = moe::zeros_like(expert);
+  const auto nan_rows = test::nan_matrix<double>(7, expert.input_dim()),
+             nan_dout = test::nan_matrix<double>(7, expert.output_dim());
+  expert.forward(nan_rows, out, context, tape);  // leaves NaN wherever it writes
+  expert.backward(nan_rows, tape, nan_dout, dx, gradient, context);
+  gradient = moe::zeros_like(expert);
   expert.forward(x, out, context, tape);
-  for (auto& dpre : tape.stages.dpre) test::poison(dpre, 16, 256);
   expert.backward(x, tape, dout, dx, gradient, context);
   CHECK(test::num_nonzero(gradient) == moe::num_parameters(gradient));
 }
@@ -139,7 +141,7 @@ TEST_CASE("Experts: the tape of another expert is refused", "[expert][error]") {
   narrow.forward(rows, out, context, tape);
   auto gradient = moe::zeros_like(wide);
   CHECK_THROWS_WITH(wide.backward(rows, tape, rows, out, gradient, context),
-                    Catch::Matchers::ContainsSubstring("hidden of stage 0 in the tape is [2, "));
+                    Catch::Matchers::ContainsSubstring("pre of stage 0 in the tape is [2, "));
 }
 
 TEST_CASE("Experts: wrong shapes are refused", "[expert][error]") {

@@ -17,7 +17,7 @@ constexpr Index kDim = 21, kFirst = 37, kSecond = 19;  // none a multiple of a r
 /// y = Tanh(((Silu-gated x) W1^T + b1) W2^T + b2): the middle stage is linear and the last has an activation.
 class Chain : public moe::StagedExpert<Chain, F64> {
  public:
-  using Tape = moe::StagedExpert<Chain, F64>::Buffers<Chain>;
+  using Tape = moe::StagedExpert<Chain, F64>::Tape<Chain>;
   Index input_dim() const { return first_.inputs(); }
   Index output_dim() const { return last_.outputs(); }
   template <class Self>
@@ -66,7 +66,7 @@ class Chain : public moe::StagedExpert<Chain, F64> {
 /// y = Silu(g) u of one product: a last stage that writes one register for two.
 class GatedOnly : public moe::StagedExpert<GatedOnly, F64> {
  public:
-  using Tape = moe::StagedExpert<GatedOnly, F64>::Buffers<GatedOnly>;
+  using Tape = moe::StagedExpert<GatedOnly, F64>::Tape<GatedOnly>;
   Index input_dim() const { return weight_.inputs(); }
   Index output_dim() const { return weight_.outputs() / 2; }
   template <class Self>

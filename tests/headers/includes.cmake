@@ -67,7 +67,7 @@ endforeach()
 set(listed_folders "(gate|gate/rule|gate/wrap|router|expert|expert/stage|layer|train|routing|routing/balance|routing/capacity)")
 set(internal
   expert/checks.hpp expert/gathered_runner.hpp expert/latent_plans.hpp expert/lent_experts.hpp expert/pooled_experts.hpp
-  expert/stage/backward_stages.hpp expert/stage/forward_stages.hpp
+  expert/stage/backward_stages.hpp expert/stage/forward_stages.hpp expert/stage/hidden_rows.hpp
   expert/stage/panel_runner.hpp expert/stage/stages.hpp
   gate/rule/binary_codes.hpp gate/rule/score_weights.hpp gate/rule/taken_groups.hpp gate/rule/tempered.hpp
   gate/rule/token_loop.hpp gate/rule/top_k_blocks.hpp gate/rule/top_k_rule.hpp gate/rule/weights.hpp

@@ -153,13 +153,14 @@ TEST_CASE("Concatenated: experts with and without weights are the mixed pool of 
   const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1),
              dout = test::random_matrix<double>(kTokens, kModelDim, 2);
   const test::TrainingPass sets(layer, tokens, dout);
-  const test::TrainingPass pool(mixed, tokens, dout);
+  test::TrainingPass pool(mixed, tokens, dout);
   CHECK(test::same_bits(test::forward(layer, tokens), test::forward(mixed, tokens)));
   CHECK(test::same_bits(sets.out, pool.out));
   CHECK(test::same_bits(parameters_of(sets.gradient), parameters_of(pool.gradient)));
   // dL/dtokens is the same sum of terms, one per choice, in another order; the router adds as many.
   Matrix<double> reach = Matrix<double>::Zero(kTokens, kModelDim), part = reach;
   const auto& tape = pool.tape;
+  const auto& drows = pool.tape.scratch.template get<moe::detail::RoutedRows<double>>().rows;
   for (Index e = 0; e < kExperts; ++e) {
     auto own = tape.mixture.experts;
     auto gradient = moe::zeros_like(mixed.experts());
@@ -167,7 +168,7 @@ TEST_CASE("Concatenated: experts with and without weights are the mixed pool of 
     moe::RowBuffer<double> rows;
     rows.resize(tape.mixture.plan.num_rows(), kModelDim);
     mixed.experts().forward(tokens, wave, Step{}, rows, own);
-    mixed.experts().backward(tokens, wave, Step{}, own, tape.mixture.drows, gradient, part);
+    mixed.experts().backward(tokens, wave, Step{}, own, drows, gradient, part);
     reach += part.cwiseAbs();
   }
   reach += tape.dlogits.cwiseAbs() * mixed.router().weight().matrix().cwiseAbs();
@@ -272,7 +273,8 @@ TEST_CASE("Concatenated: columns that a narrower set does not write matter to no
   const auto tokens = test::random_matrix<double>(kTokens, kModelDim, 1);
   const test::TrainingPass clean(layer, tokens, tokens);
   decltype(layer)::Tape tape;
-  for (auto* buffer : {&tape.mixture.rows, &tape.mixture.drows, &tape.mixture.experts.dtokens})
+  for (auto* buffer :
+       {&tape.mixture.rows, &tape.scratch.get<moe::detail::RoutedRows<double>>().rows, &tape.mixture.experts.dtokens})
     test::poison(*buffer, 3 * kTokens, 64);
   Matrix<double> out(kTokens, kModelDim), dtokens(kTokens, kModelDim);
   auto gradient = moe::zeros_like(layer);

@@ -105,7 +105,9 @@ TEST_CASE("Backward without dtokens: panel experts leave the input gradient out"
   decltype(layer)::Tape tape;
   layer.forward(tokens, Step{}, out, tape);
   layer.backward(tokens, tape, tokens, gradient);
-  CHECK(tape.mixture.experts.drows.rows() == 0);
+  auto& experts = tape.scratch.get<moe::detail::RoutedRows<double>>().experts;
+  CHECK(experts.get<moe::StageMemoryOf<Glu>>().dpre[0].rows() > 0);
+  CHECK(experts.get<moe::StageMemoryOf<Glu>>().drows.rows() == 0);
   CHECK(tape.dtokens.rows() == 0);
 }
 

@@ -53,6 +53,13 @@ moe::Matrix<S> forward(const Layer& layer, const moe::Matrix<S>& tokens, const m
   return out;
 }
 
+/// Empties the working memory of a tape and of the layer below branches: nothing in it may be missed.
+template <class Tape>
+void forget_scratch(Tape& tape) {
+  if constexpr (requires { tape.layer; }) forget_scratch(tape.layer);
+  if constexpr (requires { tape.scratch; }) tape.scratch = moe::Scratch{};
+}
+
 /// A forward and a backward pass with dout = `dout`.
 template <class Layer>
 struct TrainingPass {
@@ -66,6 +73,7 @@ struct TrainingPass {
         dtokens(nan_matrix<S>(tokens.rows(), layer.input_dim())),
         gradient(moe::zeros_like(layer)) {
     layer.forward(tokens, step, out, tape);
+    forget_scratch(tape);
     layer.backward(tokens, tape, dout, gradient, dtokens);
   }
 };

@@ -179,9 +179,8 @@ TEST_CASE("MoeLayer: a workspace full of NaN and one that served another layer g
   const auto tokens = test::random_matrix<double>(6, kModelDim);
   const auto expected = test::forward(layer, tokens);
   moe::BasicWorkspace<double> ws;
-  auto& stages = ws.scratch.get<moe::detail::RoutedRows<double>>().experts.get<moe::StageTapeOf<Glu>>();
-  for (auto* buffers : {&stages.pre, &stages.hidden})
-    for (auto& buffer : *buffers) test::poison(buffer, 32, 128);
+  auto& stages = ws.scratch.get<moe::detail::RoutedRows<double>>().experts.get<moe::StageMemoryOf<Glu>>();
+  for (auto& buffer : stages.hidden) test::poison(buffer, 32, 128);
   test::poison(ws.scratch.get<moe::detail::RoutedRows<double>>().rows, 32, 128);
   test::poison(ws.logits, 40, 40);
   Matrix<double> out = test::nan_matrix<double>(6, kModelDim);

@@ -35,6 +35,7 @@ double layer_gradient_error(Layer layer, const moe::Step& step, Index num_tokens
   typename Layer::Tape tape;
   layer.forward(tokens, step, out, tape);
   auxiliary(layer, tape, losses_of(tape));
+  forget_scratch(tape);
   Layer gradient = moe::zeros_like(layer);
   layer.backward(tokens, tape, c, gradient, dtokens);
   const auto loss = [&] {

@@ -13,7 +13,7 @@ namespace systems {
 /// relu(x W^T + b).
 class ReluLinear : public moe::StagedExpert<ReluLinear, moe::F32> {
  public:
-  using Tape = moe::StagedExpert<ReluLinear, moe::F32>::Buffers<ReluLinear>;
+  using Tape = moe::StagedExpert<ReluLinear, moe::F32>::Tape<ReluLinear>;
   ReluLinear(moe::Index outputs, moe::Index inputs, std::uint64_t seed)
       : linear_(moe::Linear::random(outputs, inputs, seed)) {}
   moe::Index input_dim() const { return linear_.input_dim(); }

@@ -21,7 +21,7 @@ namespace systems {
 /// GELU(x W^T + a) o (x V^T + b), the trunk of the authors' code.
 class Star : public moe::StagedExpert<Star, moe::F32> {
  public:
-  using Tape = moe::StagedExpert<Star, moe::F32>::Buffers<Star>;
+  using Tape = moe::StagedExpert<Star, moe::F32>::Tape<Star>;
   Star(moe::Index outputs, moe::Index inputs, std::uint64_t seed)
       : weight_(2 * outputs, inputs, moe::PanelOrder::Paired),
         bias_(moe::PanelMatrix<moe::F32>::bias(2 * outputs, moe::PanelOrder::Paired)) {

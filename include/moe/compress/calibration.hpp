@@ -9,6 +9,7 @@
 #include "moe/compress/quantise.hpp"
 #include "moe/compress/second_moment.hpp"
 #include "moe/compress/token_reservoir.hpp"
+#include "moe/expert/stage/hidden_rows.hpp"
 
 // What experts have seen of data: the ground on which methods of compression decide.
 namespace moe::inline MOE_ABI {
@@ -166,14 +167,27 @@ class Calibration {
 
 namespace detail {
 
-/// Adds rows [begin, end) of what stage 0 has read, and of the hidden units in the tape of the stages.
+/// The hidden units of a pass that a tape holds.
 template <class E>
-void gather_statistics(const kernel::RowSource<typename E::Scalar>& rows, const StageTapeOf<E>& tape, Index begin,
-                       Index end, ExpertStatistics& to) {
-  to.inputs.add(rows, begin, end);
-  if constexpr (kNumStages<E> > 1)
-    to.hidden.add(kernel::RowSource<typename E::Scalar>::from(tape.hidden[0]), begin, end);
-}
+class HiddenUnits {
+ public:
+  template <class ExpertOf>
+  HiddenUnits(const kernel::RowGroups& groups, const ExpertOf& expert_of, const StageTapeOf<E>& tape) {
+    if constexpr (kNumStages<E> > 1) source_ = hidden_rows<E, 0>(groups, expert_of, tape, rows_);
+  }
+  HiddenUnits(const HiddenUnits&) = delete;
+  HiddenUnits& operator=(const HiddenUnits&) = delete;
+
+  /// Adds rows [begin, end) of what stage 0 has read, and of the hidden units.
+  void gather(const kernel::RowSource<typename E::Scalar>& rows, Index begin, Index end, ExpertStatistics& to) const {
+    to.inputs.add(rows, begin, end);
+    if constexpr (kNumStages<E> > 1) to.hidden.add(source_, begin, end);
+  }
+
+ private:
+  RowBuffer<typename E::Scalar> rows_;
+  kernel::RowSource<typename E::Scalar> source_;
+};
 
 /// What does not look at the matrices of experts: use, pairs, reservoir.
 template <class S, class MixtureTape>
@@ -233,11 +247,12 @@ Calibration calibrate(const MoeLayer<R, G, X>& layer, const MatrixView<typename 
     const DispatchPlan& plan = weighted ? mixture.weighted.plan : mixture.plan;
     const auto rows = weighted ? kernel::RowSource<S>::from(mixture.weighted.rows)
                                : kernel::RowSource<S>::from(tokens, plan.token_of_row().data());
+    const detail::HiddenUnits<E> hidden(
+        {plan.offsets().data(), plan.num_experts()}, [&](Index e) -> decltype(auto) { return layer.experts()[e]; },
+        mixture.experts.stages);
     parallel_for(result.num_experts(), [&](Index e, Index) {
       const auto id = static_cast<std::size_t>(e);
-      if (!result[e].empty())
-        detail::gather_statistics<E>(rows, mixture.experts.stages, plan.offsets()[id], plan.offsets()[id + 1],
-                                     result[e]);
+      if (!result[e].empty()) hidden.gather(rows, plan.offsets()[id], plan.offsets()[id + 1], result[e]);
     });
   }
   return result;
@@ -275,7 +290,10 @@ ExpertStatistics calibrate(const E& expert, const MatrixView<typename E::Scalar>
   const Step step;
   Matrix<S> out(rows.rows(), expert.output_dim());
   expert.forward(rows, out, Context(step, scratch), tape);
-  detail::gather_statistics<E>(kernel::RowSource<S>::from(rows), tape.stages, 0, rows.rows(), result);
+  const Index offset[] = {0, rows.rows()};
+  const detail::HiddenUnits<E> hidden(
+      {offset, 1}, [&](Index) -> const E& { return expert; }, tape.stages);
+  hidden.gather(kernel::RowSource<S>::from(rows), 0, rows.rows(), result);
   return result;
 }
 

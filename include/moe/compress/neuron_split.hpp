@@ -13,6 +13,7 @@
 
 #include "moe/core/random.hpp"
 #include "moe/core/serial_product.hpp"
+#include "moe/expert/stage/hidden_rows.hpp"
 #include "moe/expert/stage/staged_expert.hpp"
 #include "moe/numeric/balanced_assignment.hpp"
 #include "moe/numeric/k_means.hpp"
@@ -96,8 +97,12 @@ Matrix<typename E::Scalar> hidden_activity(const E& expert, const MatrixView<typ
   typename E::Tape tape;
   Matrix<S> out(rows.rows(), expert.output_dim()), activity(rows.rows(), expert.hidden_dim());
   expert.forward(rows, out, Context(step, scratch), tape);
+  const Index offset[] = {0, rows.rows()};
+  RowBuffer<S> memory;
+  const auto hidden = detail::hidden_rows<E, 0>(
+      {offset, 1}, [&](Index) -> const E& { return expert; }, tape.stages, memory);
   for (Index r = 0; r < rows.rows(); ++r)
-    for (Index j = 0; j < activity.cols(); ++j) activity(r, j) = std::abs(tape.stages.hidden[0].row(r)[j]);
+    for (Index j = 0; j < activity.cols(); ++j) activity(r, j) = std::abs(hidden.row(r)[j]);
   return activity;
 }
 

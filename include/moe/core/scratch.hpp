@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "moe/core/error.hpp"
 #include "moe/core/matrix.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -22,21 +23,40 @@ class Scratch {
   Scratch& operator=(Scratch&&) = default;
   ~Scratch() = default;
 
+  /// Works in the memory of `lender`, which outlives this, instead of its own. What runs one after the other may share
+  /// memory, as the layers of a model whose tapes are live together:
+  ///   for (auto& tape : tapes) tape.scratch.borrow(memory);
+  /// Parts that run inside each other must not, as both may use the same T: so a lender is not lent to a layer and to
+  /// the layers among its experts. Throws std::invalid_argument for a lender that borrows from this.
+  void borrow(Scratch& lender) {
+    if (&lender.owner() == this)
+      fail("moe::Scratch::borrow: the lender works in this scratch, expected one of its own");
+    lender_ = &lender.owner();
+  }
+
   template <class T>
   T& get() {
+    return owner().template own<T>();
+  }
+
+  /// Makes part(0) ... part(count - 1) available; to be called before the loop, by one thread.
+  void reserve_parts(Index count) {
+    auto& parts = owner().parts_;
+    while (static_cast<Index>(parts.size()) < count) parts.push_back(std::make_unique<Scratch>());
+  }
+  Scratch& part(Index i) { return *owner().parts_[static_cast<std::size_t>(i)]; }
+
+ private:
+  Scratch& owner() { return lender_ != nullptr ? *lender_ : *this; }
+
+  template <class T>
+  T& own() {
     for (const Slot& slot : slots_)
       if (slot.type == &kKey<T>) return *static_cast<T*>(slot.object.get());
     slots_.push_back({&kKey<T>, {new T(), [](void* object) { delete static_cast<T*>(object); }}});
     return *static_cast<T*>(slots_.back().object.get());
   }
 
-  /// Makes part(0) ... part(count - 1) available; to be called before the loop, by one thread.
-  void reserve_parts(Index count) {
-    while (static_cast<Index>(parts_.size()) < count) parts_.push_back(std::make_unique<Scratch>());
-  }
-  Scratch& part(Index i) { return *parts_[static_cast<std::size_t>(i)]; }
-
- private:
   /// A place in memory for every type, which nobody writes: a constant could share its place with others. Two libraries
   /// of one program may have two for one type, which costs an object more; comparing type_info compares long names.
   template <class T>
@@ -46,6 +66,7 @@ class Scratch {
     const char* type;  // the address of its kKey
     std::unique_ptr<void, void (*)(void*)> object;
   };
+  Scratch* lender_ = nullptr;
   std::vector<Slot> slots_;
   std::vector<std::unique_ptr<Scratch>> parts_;
 };

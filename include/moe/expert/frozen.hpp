@@ -69,7 +69,7 @@ class Frozen<E> : public detail::FrozenObject<E>, public StagedExpert<Frozen<E>,
 
  public:
   using Scalar = typename E::Scalar;
-  using Tape = typename Staged::template Buffers<Frozen>;
+  using Tape = typename Staged::template Tape<Frozen>;
   using detail::FrozenObject<E>::FrozenObject;
 
   Index input_dim() const { return (*this)->input_dim(); }

@@ -35,8 +35,11 @@ struct GatheredRunner {
   struct Tape {
     Inputs inputs;
     std::vector<TapeOf<E>> experts;
+    ViewRows of;  ///< the view that forward ran
+  };
+  /// Working memory of backward.
+  struct Gradients {
     RowBuffer<S> drows;  ///< as inputs.rows
-    ViewRows of;         ///< the view that forward ran
   };
 
   template <class Pool>
@@ -125,13 +128,14 @@ struct GatheredRunner {
                        Tape& tape, const RowBuffer<S>& dout, Gradient& gradient, MatrixRef<S> dtokens)
     requires DifferentiableExpert<E>
   {
-    tape.drows.resize(plan.num_rows(), pool.input_dim());
+    RowBuffer<S>& drows = context.scratch.get<Gradients>().drows;
+    drows.resize(plan.num_rows(), pool.input_dim());
     for_each_expert(tape.inputs, plan, context, [&](Index e, const Context& own) {
       pool[e].backward(own_block(tape.inputs.rows, plan, e, pool.input_dim()),
                        tape.experts[static_cast<std::size_t>(e)], block(dout, plan, e, pool.output_dim()),
-                       own_block(tape.drows, plan, e, pool.input_dim()), gradient_of(gradient, e), own);
+                       own_block(drows, plan, e, pool.input_dim()), gradient_of(gradient, e), own);
     });
-    kernel::combine_unweighted(tape.drows, plan, dtokens);
+    kernel::combine_unweighted(drows, plan, dtokens);
   }
   template <class Pool, class Gradient>
   static void backward(const Pool& pool, const ConstMatrixRef<S>&, const PlanView& plan, const Context& context,

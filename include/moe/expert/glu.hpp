@@ -13,7 +13,7 @@ namespace moe::inline MOE_ABI {
 template <class Codec, class Product = SwiGlu>
 class BasicGlu : public StagedExpert<BasicGlu<Codec, Product>, Codec> {
  public:
-  using Tape = typename StagedExpert<BasicGlu, Codec>::template Buffers<BasicGlu>;
+  using Tape = typename StagedExpert<BasicGlu, Codec>::template Tape<BasicGlu>;
   static constexpr std::array<std::string_view, 2> kStageNames = {"gate_up", "down"};
 
   /// Zero weights, output as wide as input. Throws std::invalid_argument for negative sizes, and for what the product

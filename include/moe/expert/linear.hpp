@@ -51,7 +51,7 @@ PanelMatrix<Codec> share_of_bias(PanelMatrix<Codec> bias, Index parts) {
 template <class Codec>
 class BasicLinear : public StagedExpert<BasicLinear<Codec>, Codec> {
  public:
-  using Tape = typename StagedExpert<BasicLinear, Codec>::template Buffers<BasicLinear>;
+  using Tape = typename StagedExpert<BasicLinear, Codec>::template Tape<BasicLinear>;
   static constexpr std::array<std::string_view, 1> kStageNames = {"weight"};
 
   /// Zero weights. Throws std::invalid_argument for negative sizes.

@@ -89,7 +89,7 @@ class LowRank : public StagedExpert<LowRank<E>, CodecOf<typename E::Scalar>> {
  public:
   using Scalar = typename E::Scalar;
   using Codec = CodecOf<Scalar>;
-  using Tape = typename Staged::template Buffers<LowRank>;
+  using Tape = typename Staged::template Tape<LowRank>;
   static constexpr int kStages = kNumStages<E>;
   using Updates = std::array<LowRankUpdate<Codec>, static_cast<std::size_t>(kStages)>;
 

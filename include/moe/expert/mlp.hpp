@@ -11,7 +11,7 @@ namespace moe::inline MOE_ABI {
 template <class Codec, Activation Act = Gelu>
 class BasicMlp : public StagedExpert<BasicMlp<Codec, Act>, Codec> {
  public:
-  using Tape = typename StagedExpert<BasicMlp, Codec>::template Buffers<BasicMlp>;
+  using Tape = typename StagedExpert<BasicMlp, Codec>::template Tape<BasicMlp>;
   static constexpr std::array<std::string_view, 2> kStageNames = {"up", "down"};
 
   /// Zero weights, output as wide as input. Throws std::invalid_argument for negative sizes.

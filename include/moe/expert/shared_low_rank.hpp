@@ -66,7 +66,7 @@ class SharedMember : public StagedExpert<SharedMember<E>, CodecOf<typename E::Sc
  public:
   using Scalar = typename E::Scalar;
   using Codec = CodecOf<Scalar>;
-  using Tape = typename StagedExpert<SharedMember, Codec>::template Buffers<SharedMember>;
+  using Tape = typename StagedExpert<SharedMember, Codec>::template Tape<SharedMember>;
 
   SharedMember(const E& base, const BasicSharedAdapters<Codec>& adapters, Index expert)
       : base_(&base), adapters_(const_cast<BasicSharedAdapters<Codec>*>(&adapters)), expert_(expert) {}

@@ -63,7 +63,9 @@ class MoeLayer {
   static constexpr bool kTrainable =
       DifferentiableRouter<R> && DifferentiableGate<G, Scalar> && DifferentiableMixture<MixtureType>;
 
-  /// What forward leaves for backward, and the working memory of backward. Caller-owned; several may be live.
+  /// What forward leaves for backward. Caller-owned; several may be live. With panel experts a choice of an expert
+  /// costs its pre-activations and its output: (2 hidden_dim + output_dim) * sizeof(S) bytes of a Glu, (hidden_dim +
+  /// output_dim) * sizeof(S) of an Mlp, apart from the scratch.
   struct Tape {
     Matrix<Scalar> logits;
     Routing<Scalar> routing;
@@ -72,6 +74,9 @@ class MoeLayer {
     RoutingGradient<Scalar> losses;
     detail::TapeOf<R> router;
     detail::TapeOf<MixtureType> mixture;
+    /// Working memory of both passes: with panel experts up to (3 hidden_dim + 2 output_dim) * sizeof(S) bytes a
+    /// choice, which nobody reads afterwards. Layers that run one after the other share it:
+    /// tape.scratch.borrow(memory).
     Scratch scratch;
     std::vector<Scalar> dweight;
     RowBuffer<Scalar> dtokens;  ///< where nobody asks for them, but the router writes them

@@ -70,13 +70,14 @@ void require_same_routing(const char* function, const DispatchPlan& plan, const 
            " as in the forward pass of the tape");
 }
 
-/// Working memory of RoutedExperts at inference.
+/// Working memory of RoutedExperts.
 template <class S>
 struct RoutedRows {
   DispatchPlan plan;
-  RowBuffer<S> rows;  ///< of the experts, unweighted, in plan order
+  RowBuffer<S> rows;  ///< of the experts, unweighted, in plan order; in backward their gradients
   WeightedTokens<S> weighted;
-  Scratch experts;  ///< apart: among them may be another RoutedExperts
+  RowBuffer<S> dtokens;  ///< of weighted tokens, and where nobody asks for them, but the experts write them
+  Scratch experts;       ///< apart: among them may be another RoutedExperts
 };
 
 }  // namespace detail
@@ -100,12 +101,11 @@ class RoutedExperts {
   static constexpr bool kPerToken = kIsPerToken<X>;
   static constexpr bool kCollective = kIsCollective<X>;
 
-  /// What forward leaves for backward, and the working memory of backward.
+  /// What forward leaves for backward.
   struct Tape {
     DispatchPlan plan;
     RowBuffer<Scalar> rows;  ///< of the experts, unweighted, in plan order
     detail::TapeOf<X> experts;
-    RowBuffer<Scalar> drows, dweighted;
     detail::WeightedTokens<Scalar> weighted;  ///< with WeightOn::Input
     WeightOn weight_on = WeightOn::Output;
     bool is_whole = false;  ///< whether a forward pass has ended
@@ -128,7 +128,7 @@ class RoutedExperts {
     constexpr const char* kFunction = "moe::RoutedExperts::forward";
     require_shapes(kFunction, tokens, routing, context.step, out);
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
-    auto& [plan, rows, weighted, scratch] = context.scratch.get<detail::RoutedRows<Scalar>>();
+    auto& [plan, rows, weighted, unused, scratch] = memory(context);
     plan.build(routing, experts_.size());  // stable sort by expert
     rows.resize(plan.num_rows(), row_width(experts_));
     if (weight_on_ == WeightOn::Input) {
@@ -153,13 +153,14 @@ class RoutedExperts {
     tape.weight_on = weight_on_;
     tape.plan.build(routing, experts_.size());
     tape.rows.resize(tape.plan.num_rows(), row_width(experts_));
+    Scratch& scratch = memory(context).experts;
     if (weight_on_ == WeightOn::Input) {
       tape.weighted.build(tokens, tape.plan, routing.weights(), context.step);
       const Step step = tape.weighted.step(context.step);
-      experts_.forward(tape.weighted.rows, tape.weighted.plan, Context{step, context.scratch}, tape.rows, tape.experts);
+      experts_.forward(tape.weighted.rows, tape.weighted.plan, Context{step, scratch}, tape.rows, tape.experts);
       kernel::combine_unweighted(tape.rows, tape.plan, out);
     } else {
-      experts_.forward(tokens, tape.plan, context, tape.rows, tape.experts);
+      experts_.forward(tokens, tape.plan, Context{context.step, scratch}, tape.rows, tape.experts);
       kernel::combine(tape.rows, tape.plan, routing, out);
     }
     tape.is_whole = true;
@@ -218,6 +219,10 @@ class RoutedExperts {
   }
 
  private:
+  static detail::RoutedRows<Scalar>& memory(const Context& context) {
+    return context.scratch.get<detail::RoutedRows<Scalar>>();
+  }
+
   void require_shapes(const char* function, const ConstMatrixRef<Scalar>& tokens, const Routing<Scalar>& routing,
                       const Step& step, const MatrixRef<Scalar>& out) const {
     if (experts_.size() == 0) fail(function, ": there are no experts: they have been moved from");
@@ -252,15 +257,17 @@ class RoutedExperts {
     }
     if (weight_on_ == WeightOn::Input)
       return backward_of_inputs(tokens, routing, context, tape, dout, gradient, dweight, dtokens);
-    kernel::combine_backward<Scalar>(dout, tape.rows, tape.plan, routing, row_width(experts_), dweight, tape.drows);
+    auto& [unused_plan, drows, unused_tokens, own_dtokens, scratch] = memory(context);
+    kernel::combine_backward<Scalar>(dout, tape.rows, tape.plan, routing, row_width(experts_), dweight, drows);
+    const Context of_experts{context.step, scratch};
     if (dtokens != nullptr)
-      return experts_.backward(tokens, tape.plan, context, tape.experts, tape.drows, gradient.experts_, *dtokens);
+      return experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_, *dtokens);
     if constexpr (SetSkipsTokenGradient<X>) {
-      experts_.backward(tokens, tape.plan, context, tape.experts, tape.drows, gradient.experts_);
+      experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_);
     } else {
-      tape.dweighted.resize(tokens.rows(), input_dim());
-      experts_.backward(tokens, tape.plan, context, tape.experts, tape.drows, gradient.experts_,
-                        MatrixRef<Scalar>(tape.dweighted.matrix()));
+      own_dtokens.resize(tokens.rows(), input_dim());
+      experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_,
+                        MatrixRef<Scalar>(own_dtokens.matrix()));
     }
   }
 
@@ -268,14 +275,15 @@ class RoutedExperts {
   void backward_of_inputs(const ConstMatrixRef<Scalar>& tokens, const Routing<Scalar>& routing, const Context& context,
                           Tape& tape, const ConstMatrixRef<Scalar>& dout, RoutedExperts& gradient,
                           std::span<Scalar> dweight, MatrixRef<Scalar>* dtokens) const {
+    auto& [unused_plan, drows, unused_tokens, dweighted, scratch] = memory(context);
     const Step step = tape.weighted.step(context.step);
     const auto token_of = [&](Index r) { return tape.plan.token_of_row()[static_cast<std::size_t>(r)]; };
-    kernel::gather<Scalar>(dout, tape.plan.num_rows(), row_width(experts_), token_of, tape.drows);
-    tape.dweighted.resize(tape.plan.num_rows(), input_dim());
-    experts_.backward(tape.weighted.rows, tape.weighted.plan, Context{step, context.scratch}, tape.experts, tape.drows,
-                      gradient.experts_, MatrixRef<Scalar>(tape.dweighted.matrix()));
-    detail::weighted_tokens_backward<Scalar>(tokens, tape.plan, tape.dweighted, dweight);
-    if (dtokens != nullptr) kernel::combine(tape.dweighted, tape.plan, routing, *dtokens);
+    kernel::gather<Scalar>(dout, tape.plan.num_rows(), row_width(experts_), token_of, drows);
+    dweighted.resize(tape.plan.num_rows(), input_dim());
+    experts_.backward(tape.weighted.rows, tape.weighted.plan, Context{step, scratch}, tape.experts, drows,
+                      gradient.experts_, MatrixRef<Scalar>(dweighted.matrix()));
+    detail::weighted_tokens_backward<Scalar>(tokens, tape.plan, dweighted, dweight);
+    if (dtokens != nullptr) kernel::combine(dweighted, tape.plan, routing, *dtokens);
   }
 
   X experts_;

@@ -3,10 +3,13 @@
 
 #include <algorithm>
 
-#include "moe/expert/stage/stages.hpp"
+#include "moe/expert/stage/hidden_rows.hpp"
 #include "moe/kernel/grouped_gradient.hpp"
 
 namespace moe::inline MOE_ABI {
+
+/// Whether backward computes the gradient of what the first stage reads.
+enum class InputGradient { Skip, Compute };
 
 namespace detail {
 
@@ -17,7 +20,7 @@ void backward_epilogue(const RowBuffer<S>& pre, const RowBuffer<S>& dout, Index 
   static_assert(std::is_empty_v<Epilogue>, "moe::backward_stages: the last epilogue must be the same for all experts");
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   dpre.resize(pre.rows(), pre.cols());
-  parallel_ranges(pre.rows(), 16, [&](Index begin, Index end, Index) {
+  parallel_ranges(pre.rows(), kActivatedRows, [&](Index begin, Index end, Index) {
     for (Index r = begin; r < end; ++r)
       for (Index p = 0; p < pre.cols() / kWidth; ++p)
         Epilogue{}.backward(pre.row(r) + p * kWidth, dout.row(first + r) + p * kOut, dpre.row(r) + p * kWidth);
@@ -34,26 +37,26 @@ void add_update_gradient(const E& expert, const RowBuffer<S>& dlow, Index row, i
   }
 }
 
-/// tape.dpre[I] from the gradient of what stage I + 1 computed: its input gradient goes through the derivative of stage
-/// I's epilogue while it is in registers.
+/// memory.dpre[I] from the gradient of what stage I + 1 computed: its input gradient goes through the derivative of
+/// stage I's epilogue while it is in registers.
 template <class E, int I, class ExpertOf>
 void backward_into(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<typename E::Scalar>& dpre_above,
-                   StageTapeOf<E>& tape) {
+                   const StageTapeOf<E>& tape, StageMemoryOf<E>& memory) {
   const kernel::RowGroups& groups = of.groups;
   const ExpertOf& expert_of = of.expert_of;
   using S = typename E::Scalar;
   using Epilogue = EpilogueOf<E, I>;
   constexpr Index kWidth = kernel::kPanelWidth<S>, kOut = Epilogue::kRegisters * simd::kLanes<S>;
   const RowBuffer<S>& pre = tape.pre[I];
-  RowBuffer<S>& dpre = tape.dpre[I];
+  RowBuffer<S>& dpre = memory.dpre[I];
   const Index first = groups.begin(0);
   dpre.resize(groups.num_rows(), of.widths.template pre<I>());
   kernel::grouped_input_gradient<S>(
-      groups, dpre_above, [&](Index g) { return stage_weight<I + 1>(expert_of(g)).source(); }, tape.gradient,
+      groups, dpre_above, [&](Index g) { return stage_weight<I + 1>(expert_of(g)).source(); }, memory.gradient,
       [&](Index g, Index row, int count, Index panel, S* dhidden) {
         const Index panels = stage_weight<I>(expert_of(g)).panels();
         [[maybe_unused]] const Epilogue epilogue = stage_epilogue<I>(expert_of(g));
-        add_update_gradient<I + 1>(expert_of(g), tape.dlow, row - first, count, panel, dhidden);
+        add_update_gradient<I + 1>(expert_of(g), memory.dlow, row - first, count, panel, dhidden);
         for (Index c = 0; c < kWidth; c += kOut) {
           const Index p = (panel * kWidth + c) / kOut;
           if (p >= panels) break;
@@ -68,21 +71,22 @@ void backward_into(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<ty
       });
 }
 
-/// din = the input gradient of stage 0.
+/// memory.drows = the input gradient of stage 0.
 template <class E, class ExpertOf>
 void store_input_gradient(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<typename E::Scalar>& dpre,
-                          StageTapeOf<E>& tape, RowBuffer<typename E::Scalar>& din) {
+                          StageMemoryOf<E>& memory) {
   const kernel::RowGroups& groups = of.groups;
   const ExpertOf& expert_of = of.expert_of;
   using S = typename E::Scalar;
   constexpr Index kWidth = kernel::kPanelWidth<S>;
   const Index inputs = stage_weight<0>(expert_of(0)).inputs();
   const Index first = groups.begin(0);
+  RowBuffer<S>& din = memory.drows;
   din.resize(groups.num_rows(), kernel::panels_of<S>(inputs) * kWidth);
   kernel::grouped_input_gradient<S>(
-      groups, dpre, [&](Index g) { return stage_weight<0>(expert_of(g)).source(); }, tape.gradient,
+      groups, dpre, [&](Index g) { return stage_weight<0>(expert_of(g)).source(); }, memory.gradient,
       [&](Index g, Index row, int count, Index panel, S* sums) {
-        add_update_gradient<0>(expert_of(g), tape.dlow, row - first, count, panel, sums);
+        add_update_gradient<0>(expert_of(g), memory.dlow, row - first, count, panel, sums);
         for (Index r = 0; r < count; ++r)
           std::copy_n(sums + r * kWidth, kWidth, din.row(row - first + r) + panel * kWidth);
       });
@@ -120,8 +124,7 @@ void require_tape(Index num_rows, const StageWidths<E>& widths, const StageTapeO
       fail("moe::StagedExpert::backward: ", name, " of stage ", I, " in the tape is [", rows.rows(), ", ", rows.cols(),
            "], expected [", num_rows, ", ", width, "] as in the forward pass of these experts");
   };
-  if constexpr (I + 1 < kNumStages<E>) require("hidden", tape.hidden[I], widths.template out<I>());
-  if constexpr (!EpilogueOf<E, I>::kIdentity) require("pre", tape.pre[I], widths.template pre<I>());
+  if constexpr (kKeepsPre<E, I>) require("pre", tape.pre[I], widths.template pre<I>());
   if constexpr (kIsAdapted<E, I>) require("low", tape.low[I], widths.ranks[I]);
 }
 
@@ -148,19 +151,19 @@ void add_stage_gradient(const kernel::RowGroups& groups, const kernel::RowSource
   }
 }
 
-/// tape.dlow = scale * B^T dpre of the update of stage I, and the gradients of A and B where they have one. The padding
-/// of dpre counts: that of B is zero.
+/// memory.dlow = scale * B^T dpre of the update of stage I, and the gradients of A and B where they have one. The
+/// padding of dpre counts: that of B is zero.
 template <class E, int I, class ExpertOf, class GradientOf>
 void backward_update(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<typename E::Scalar>& in,
                      const kernel::RowSource<typename E::Scalar>& dpre, const GradientOf& gradient_of,
-                     StageTapeOf<E>& tape) {
+                     const StageTapeOf<E>& tape, StageMemoryOf<E>& memory) {
   using S = typename E::Scalar;
   if (of.widths.ranks[I] == 0) return;
   const auto update = [&](Index g) -> decltype(auto) { return stage_update<I>(of.expert_of(g)); };
-  tape.dlow.resize(of.groups.num_rows(), of.widths.ranks[I]);
+  memory.dlow.resize(of.groups.num_rows(), of.widths.ranks[I]);
   kernel::project_rows<S>(
       of.groups, dpre, [&](Index g) -> auto& { return update(g).b; }, [&](Index g) { return update(g).b.width(); },
-      [&](Index g) { return update(g).scale; }, tape.dlow);
+      [&](Index g) { return update(g).scale; }, memory.dlow);
   if constexpr (!std::is_same_v<GradientOf, NoGradient>) {
     if constexpr (kLearnsUpdate<E, I>) {
       // A factor of all experts has all rows for one group.
@@ -170,11 +173,11 @@ void backward_update(const StagedRows<E, ExpertOf>& of, const kernel::RowSource<
       kernel::grouped_low_rank_gradient<S>(
           shared == SharedFactor::B ? all : of.groups, dpre, tape.low[I],
           [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).b; },
-          [&](Index g) { return update(g).b.width(); }, tape.gradient);
+          [&](Index g) { return update(g).b.width(); }, memory.gradient);
       kernel::grouped_low_rank_gradient<S>(
-          shared == SharedFactor::A ? all : of.groups, in, tape.dlow,
+          shared == SharedFactor::A ? all : of.groups, in, memory.dlow,
           [&](Index g) -> auto& { return stage_update<I>(gradient_of(g)).a; },
-          [&](Index g) { return update(g).a.outputs(); }, tape.gradient);
+          [&](Index g) { return update(g).a.outputs(); }, memory.gradient);
     }
   }
 }
@@ -192,35 +195,11 @@ int lowest_learned_stage(const StageWidths<E>& widths) {
   return lowest;
 }
 
-/// All stages from the last to the first; `din` is nullptr where nobody asks for the input gradient.
-template <class E, class ExpertOf, class GradientOf>
-void run_backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape,
-                         const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
-                         RowBuffer<typename E::Scalar>* din) {
-  using S = typename E::Scalar;
-  using Source = kernel::RowSource<S>;
-  constexpr int kLast = kNumStages<E> - 1;
-  using LastEpilogue = EpilogueOf<E, kLast>;
-  const Index first = of.groups.begin(0);
-  const int lowest = lowest_learned_stage<E, GradientOf>(of.widths);
-  if (din == nullptr && lowest > kLast) return;
-  if constexpr (!LastEpilogue::kIdentity)
-    backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, first, tape.dpre[kLast]);
-  simd::unroll<kLast + 1>([&](auto reversed) {
-    constexpr int I = kLast - reversed;
-    constexpr int kBefore = I > 0 ? I - 1 : 0;
-    if (din == nullptr && I < lowest) return;  // nobody asks for what is left
-    const Source dpre = I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(tape.dpre[I], first);
-    const Source in = I == 0 ? of.in : Source::from(tape.hidden[kBefore], first);
-    add_stage_gradient<E, I>(of.groups, in, dpre, gradient_of, tape.gradient);
-    if constexpr (kIsAdapted<E, I>) backward_update<E, I>(of, in, dpre, gradient_of, tape);
-    if (din == nullptr && I <= lowest) return;
-    if constexpr (I > 0)
-      backward_into<E, kBefore>(of, dpre, tape);
-    else
-      store_input_gradient<E>(of, dpre, tape, *din);
-  });
-}
+/// Whether the rows that stage I has read are needed: for the gradient of its weight, or of an update.
+template <class E, int I, class GradientOf>
+inline constexpr bool kReadsInputs = GradientStage<E, I>::kLearnsWeight || kLearnsUpdate<E, I>;
+template <class E, int I>
+inline constexpr bool kReadsInputs<E, I, NoGradient> = false;
 
 }  // namespace detail
 
@@ -239,21 +218,43 @@ void require_backward_stages(const kernel::RowGroups& groups, const ExpertOf& ex
 
 /// Backward of forward_stages, in the same groups.
 ///   dout   [from row 0 to the last of the groups, at least row_width()], zero in columns from output_dim on
-///   din    resized to [rows of the groups, at least input_dim], overwritten
+///   memory.drows    resized to [rows of the groups, at least input_dim], overwritten; or left with
+///   InputGradient::Skip,
+///                   which saves a third of the work of a GLU, a quarter of that of an MLP
 ///   gradient_of(g)  accumulated into; a NoGradient for none, which saves a third of the work
-/// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations; no allocation when
-/// warm.
+/// Sizes are those that require_backward_stages() asks for. 4 * num_rows * parameters operations, and an activation for
+/// each hidden entry; no allocation when warm.
 template <PanelExpert E, class ExpertOf, class GradientOf>
-void backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,
-                     const GradientOf& gradient_of, RowBuffer<typename E::Scalar>& din) {
-  detail::run_backward_stages<E>(of, tape, dout, gradient_of, &din);
-}
-
-/// The same without the input gradient of the first stage: a third of the work of a GLU, a quarter of that of an MLP.
-template <PanelExpert E, class ExpertOf, class GradientOf>
-void backward_stages(const StagedRows<E, ExpertOf>& of, StageTapeOf<E>& tape, const RowBuffer<typename E::Scalar>& dout,
-                     const GradientOf& gradient_of) {
-  detail::run_backward_stages<E>(of, tape, dout, gradient_of, nullptr);
+void backward_stages(const StagedRows<E, ExpertOf>& of, const StageTapeOf<E>& tape, StageMemoryOf<E>& memory,
+                     const RowBuffer<typename E::Scalar>& dout, const GradientOf& gradient_of,
+                     InputGradient inputs = InputGradient::Compute) {
+  using S = typename E::Scalar;
+  using Source = kernel::RowSource<S>;
+  constexpr int kLast = kNumStages<E> - 1;
+  using LastEpilogue = detail::EpilogueOf<E, kLast>;
+  const Index first = of.groups.begin(0);
+  const int lowest = detail::lowest_learned_stage<E, GradientOf>(of.widths);
+  const bool skips = inputs == InputGradient::Skip;
+  if (skips && lowest > kLast) return;
+  if constexpr (!LastEpilogue::kIdentity)
+    detail::backward_epilogue<LastEpilogue>(tape.pre[kLast], dout, first, memory.dpre[kLast]);
+  simd::unroll<kLast + 1>([&](auto reversed) {
+    constexpr int I = kLast - reversed;
+    constexpr int kBefore = I > 0 ? I - 1 : 0;
+    if (skips && I < lowest) return;  // nobody asks for what is left
+    const Source dpre =
+        I == kLast && LastEpilogue::kIdentity ? Source::from(dout) : Source::from(memory.dpre[I], first);
+    Source in = of.in;
+    if constexpr (I > 0 && detail::kReadsInputs<E, I, GradientOf>)
+      in = detail::hidden_rows<E, kBefore>(of.groups, of.expert_of, tape, memory.hidden[kBefore]);
+    detail::add_stage_gradient<E, I>(of.groups, in, dpre, gradient_of, memory.gradient);
+    if constexpr (detail::kIsAdapted<E, I>) detail::backward_update<E, I>(of, in, dpre, gradient_of, tape, memory);
+    if (skips && I <= lowest) return;
+    if constexpr (I > 0)
+      detail::backward_into<E, kBefore>(of, dpre, tape, memory);
+    else
+      detail::store_input_gradient<E>(of, dpre, memory);
+  });
 }
 
 }  // namespace moe::inline MOE_ABI

@@ -15,7 +15,6 @@ struct PanelRunner {
   using S = typename E::Scalar;
   struct Tape {
     StageTapeOf<E> stages;
-    RowBuffer<S> drows;     ///< gradients of the rows that the experts read
     ViewRows of;            ///< the view that forward ran
     StageWidths<E> widths;  ///< of the experts that it ran
   };
@@ -56,15 +55,14 @@ struct PanelRunner {
   template <class Pool>
   static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
                       RowBuffer<S>& out) {
-    forward_stages<Keep::Nothing>(staged_rows(pool, tokens, plan, require_experts(pool, plan)),
-                                  context.scratch.get<StageTapeOf<E>>(), out);
+    forward_stages(staged_rows(pool, tokens, plan, require_experts(pool, plan)), memory(context), out);
   }
   template <class Pool>
-  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
+  static void forward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
                       RowBuffer<S>& out, Tape& tape) {
     tape.widths = require_experts(pool, plan);
     tape.of = ViewRows(plan);
-    forward_stages<Keep::PreActivations>(staged_rows(pool, tokens, plan, tape.widths), tape.stages, out);
+    forward_stages(staged_rows(pool, tokens, plan, tape.widths), memory(context), out, tape.stages);
   }
   template <class Pool, class Gradient>
   static void require_backward(const Pool& pool, const PlanView& plan, const Tape& tape, const Gradient& gradient) {
@@ -76,16 +74,21 @@ struct PanelRunner {
   }
   /// backward trusts what require_backward() has just looked at.
   template <class Pool, class Gradient>
-  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
                        Tape& tape, const RowBuffer<S>& dout, Gradient& gradient, MatrixRef<S> dtokens) {
-    backward_stages(staged_rows(pool, tokens, plan, tape.widths), tape.stages, dout, expert_of(gradient), tape.drows);
-    kernel::combine_unweighted(tape.drows, plan, dtokens);
+    StageMemoryOf<E>& working = memory(context);
+    backward_stages<E>(staged_rows(pool, tokens, plan, tape.widths), tape.stages, working, dout, expert_of(gradient));
+    kernel::combine_unweighted(working.drows, plan, dtokens);
   }
   template <class Pool, class Gradient>
-  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context&,
+  static void backward(const Pool& pool, const ConstMatrixRef<S>& tokens, const PlanView& plan, const Context& context,
                        Tape& tape, const RowBuffer<S>& dout, Gradient& gradient) {
-    backward_stages(staged_rows(pool, tokens, plan, tape.widths), tape.stages, dout, expert_of(gradient));
+    backward_stages<E>(staged_rows(pool, tokens, plan, tape.widths), tape.stages, memory(context), dout,
+                       expert_of(gradient), InputGradient::Skip);
   }
+
+ private:
+  static StageMemoryOf<E>& memory(const Context& context) { return context.scratch.get<StageMemoryOf<E>>(); }
 };
 
 }  // namespace moe::inline MOE_ABI::detail

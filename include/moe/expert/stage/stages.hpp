@@ -77,20 +77,29 @@ Index row_width(const E& expert) {
          simd::kLanes<typename E::Scalar>;
 }
 
-/// What backward needs of a run over the stages, and the working memory of both passes. A plain value; one per thread.
+/// What backward needs of a run over the stages; one per pass. A hidden row is not in it: backward computes it anew.
 template <class S, int N>
 struct StageTape {
-  std::array<RowBuffer<S>, N> pre;     ///< per stage with an activation: pre-activations, in panel order
+  std::array<RowBuffer<S>, N> pre;  ///< per stage, but a last one without activation: pre-activations, in panel order
+  std::array<RowBuffer<S>, N> low;  ///< per adapted stage: scale * A x
+};
+
+/// Working memory of runs over the stages, forward and backward; one per thread, shared by all tapes.
+template <class S, int N>
+struct StageMemory {
   std::array<RowBuffer<S>, N> hidden;  ///< output of every stage but the last; for inference, of one wave of rows
   std::array<RowBuffer<S>, N> dpre;
-  std::array<RowBuffer<S>, N> low;  ///< per adapted stage: scale * A x
-  RowBuffer<S> dlow;                ///< and scale * B^T dpre, of one stage
+  std::array<RowBuffer<S>, N> low;  ///< of a wave of inference: scale * A x
+  RowBuffer<S> dlow;                ///< scale * B^T dpre, of one stage
+  RowBuffer<S> drows;               ///< gradients of the rows that the experts read
   kernel::TaskList tasks;
   kernel::GradientScratch<S> gradient;
 };
 
 template <PanelExpert E>
 using StageTapeOf = StageTape<typename E::Scalar, kNumStages<E>>;
+template <PanelExpert E>
+using StageMemoryOf = StageMemory<typename E::Scalar, kNumStages<E>>;
 
 namespace detail {
 
@@ -111,6 +120,10 @@ inline constexpr bool kLearnsUpdate = false;
 template <class E, int I>
   requires kIsAdapted<E, I>
 inline constexpr bool kLearnsUpdate<E, I> = GradientStage<E, I>::kLearnsUpdate;
+
+/// Whether a tape keeps the pre-activations of stage I: backward needs their derivative, or what the next stage read.
+template <class E, int I>
+inline constexpr bool kKeepsPre = I + 1 < kNumStages<E> || !EpilogueOf<E, I>::kIdentity;
 
 /// Parts of stage I of an expert, or of what stands for one while it is asked.
 template <int I, class E>
