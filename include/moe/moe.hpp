@@ -22,6 +22,7 @@
 #include "moe/layer/moe_layer.hpp"
 #include "moe/layer/multi_gate_layer.hpp"
 #include "moe/layer/multi_gate_structure.hpp"
+#include "moe/layer/recomputed.hpp"
 #include "moe/layer/routed_experts.hpp"
 #include "moe/layer/separate_experts.hpp"
 #include "moe/layer/soft_moe.hpp"

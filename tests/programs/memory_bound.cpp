@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: MIT
 // The memory that a forward pass takes is what the workspace states: logits, routing and plan, rows of experts, and one
-// block of hidden activations per worker, whatever the number of tokens. Exits with 1 after messages about what takes
-// more.
+// block of hidden activations per worker, whatever the number of tokens; and that of a training step over several
+// layers what their tapes state, and one scratch of all. Exits with 1 after messages about what takes more.
 #include <cstdio>
+#include <vector>
 
+#include "moe/core/same_parameters.hpp"
 #include "moe/expert/glu.hpp"
 #include "moe/expert/mlp.hpp"
 #include "moe/gate/top_k.hpp"
@@ -76,12 +78,57 @@ void check(const char* name, Index hidden_dim) {
       }
 }
 
+/// What the documentation of MoeLayer::Tape promises: `pre` and the output of each choice in the tape of every layer,
+/// as much again as hidden rows, their gradients and those of what experts read and write, once.
+long promised_of_training(Index layers, Index tokens, Index hidden_dim, Index pre, Index workers) {
+  const Index assignments = tokens * kTopK, width = (hidden_dim + 31) / 32 * 32;
+  const long rows = buffer(padded(assignments, kModelDim)), pre_rows = buffer(padded(assignments, pre));
+  const long routing = 8 * tokens + 13 * assignments, plan = 24 * assignments + 8 * kExperts * (workers + 1);
+  const long small = 3 * buffer(padded(tokens, kExperts)) + routing + plan + 4 * assignments + 8192;
+  const long packed = workers * (4 << 20);  // of gradients of weights, a panel or a block of rows per worker
+  return layers * (pre_rows + rows + small) + buffer(padded(assignments, width)) + pre_rows + 2 * rows + packed +
+         24 * (kExperts + 300 * workers) * 2;
+}
+
+/// A step through `layers` layers, forward and backward, the tapes of which live together.
+template <class Expert>
+void check_training(const char* name, Index hidden_dim, Index pre) {
+  const moe::MoeLayer layer(moe::LinearRouter::random(kExperts, kModelDim, 1), moe::TopKGate{.k = kTopK},
+                            moe::ExpertPool<Expert>::random(kExperts, kModelDim, hidden_dim, 2));
+  constexpr Index kLayers = 4;
+  for (const Index workers : {1, 3})
+    for (const Index tokens : {1000, 20000}) {
+      test::ThreadExecutor executor(workers);
+      const moe::UseExecutor use(executor);
+      const Matrix<float> x = Matrix<float>::Random(tokens, kModelDim);
+      Matrix<float> out(tokens, kModelDim), dtokens(tokens, kModelDim);
+      auto gradient = moe::zeros_like(layer);
+      const long before = test::bytes_held.load();
+      test::most_bytes_held = before;
+      {
+        moe::Scratch memory;
+        std::vector<typename decltype(layer)::Tape> tapes(kLayers);
+        for (auto& tape : tapes) tape.scratch.borrow(memory);
+        for (auto& tape : tapes) layer.forward(x, moe::Step{}, out, tape);
+        for (auto& tape : tapes) layer.backward(x, tape, x, gradient, dtokens);
+      }
+      const long bytes = test::most_bytes_held.load() - before;
+      const long bound = promised_of_training(kLayers, tokens, hidden_dim, pre, workers);
+      const bool fits = bytes <= bound;
+      num_failed += fits ? 0 : 1;
+      std::printf("%s, %td layers in training, %td workers, %td tokens: %ld bytes, promised %ld%s\n", name, kLayers,
+                  workers, tokens, bytes, bound, fits ? "" : ": MORE");
+    }
+}
+
 }  // namespace
 
 int main() {
   check<moe::Glu>("glu", 1200);
   check<moe::Mlp>("mlp", 1200);
   check<moe::Mlp>("mlp of two cache lines", 32);
+  check_training<moe::Glu>("glu", 640, 2 * 640);
+  check_training<moe::Mlp>("mlp", 640, 640);
   std::printf("%d failed\n", num_failed);
   return num_failed == 0 ? 0 : 1;
 }
