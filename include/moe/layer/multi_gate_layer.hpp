@@ -337,7 +337,8 @@ class MultiGateLayer {
     const auto gates_of = [&](Index t) { return gates_of_token(step, t); };
     tape.chosen.build(inputs.tokens.rows(), mask_, routing_of(tape), gates_of);
     tape.rows.resize(tape.chosen.plan().num_rows(), row_width(experts_));
-    experts_.forward(inputs.tokens, tape.chosen.plan(), Context{step, tape.scratch}, tape.rows, tape.experts);
+    Scratch& scratch = tape.scratch.template get<Memory>().of_experts;
+    experts_.forward(inputs.tokens, tape.chosen.plan(), Context{step, scratch}, tape.rows, tape.experts);
     tape.chosen.gate_rows(routing_of(tape), tape.gate_rows);
     kernel::combine_gates<Scalar>(tape.rows, tape.gate_rows, gates_of, experts_.output_dim(), out);
     tape.input_dim = input_dim();
@@ -381,12 +382,13 @@ class MultiGateLayer {
   void backward_experts(const Inputs& inputs, Tape& tape, const ConstMatrixRef<Scalar>& dout, MultiGateLayer& gradient,
                         MatrixRef<Scalar>* dtokens) const {
     tape.chosen.gate_rows(routing_of(tape), tape.gate_rows);  // of this tape, should it be a copy
+    auto& memory = tape.scratch.template get<Memory>();
     kernel::combine_gates_backward<Scalar>(
         dout, tape.rows, tape.gate_rows, [&](Index t) { return gates_of_token(tape.step, t); }, experts_.output_dim(),
-        [&](Index g) { return std::span<Scalar>(tape.gates[static_cast<std::size_t>(g)].dweight); }, tape.drows);
-    const Context context(tape.step, tape.scratch);
+        [&](Index g) { return std::span<Scalar>(tape.gates[static_cast<std::size_t>(g)].dweight); }, memory.rows);
+    const Context context(tape.step, memory.of_experts);
     const auto backward = [&](const auto&... all_or_no_tokens) {
-      experts_.backward(inputs.tokens, tape.chosen.plan(), context, tape.experts, tape.drows, gradient.experts_,
+      experts_.backward(inputs.tokens, tape.chosen.plan(), context, tape.experts, memory.rows, gradient.experts_,
                         all_or_no_tokens...);
     };
     if (dtokens != nullptr) return backward(*dtokens);

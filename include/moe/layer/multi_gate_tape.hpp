@@ -54,13 +54,13 @@ struct MultiGateTape {
   Step step;
   Scratch scratch;
   std::vector<kernel::GateRows<Scalar>> gate_rows;
-  RowBuffer<Scalar> drows, dtokens;
+  RowBuffer<Scalar> dtokens;  ///< where nobody asks for them, but a part writes them
   /// Of the layer that filled it; 0 until its forward pass has ended.
   ZeroWhenMoved<Index> input_dim = 0, gate_dim = 0, output_dim = 0;
   Exclusive use;  ///< by one thread at a time
 };
 
-/// Working memory of inference.
+/// Working memory of inference, and of backward.
 template <class S>
 struct MultiGateMemory {
   struct OfGate {
@@ -71,7 +71,7 @@ struct MultiGateMemory {
   std::vector<OfGate> gates;
   GateUnion<S> chosen;
   std::vector<kernel::GateRows<S>> gate_rows;
-  RowBuffer<S> rows;
+  RowBuffer<S> rows;             ///< in backward their gradients
   Scratch of_gates, of_experts;  // apart: among the experts may be another such layer
 };
 

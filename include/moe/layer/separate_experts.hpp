@@ -38,12 +38,11 @@ class SeparateExperts {
   static constexpr bool kPerToken = kIsPerToken<X>;
   static constexpr bool kCollective = kIsCollective<X>;
 
-  /// What forward leaves for backward, and the working memory of backward.
+  /// What forward leaves for backward.
   struct Tape {
     DispatchPlan plan;
     RowBuffer<Scalar> rows;  ///< of the experts, in plan order
     detail::TapeOf<X> experts;
-    RowBuffer<Scalar> drows, dtokens;
     bool is_whole = false;  ///< whether a forward pass has ended
   };
 
@@ -64,7 +63,7 @@ class SeparateExperts {
     constexpr const char* kFunction = "moe::SeparateExperts::forward";
     require_shapes(kFunction, tokens, routing, context.step, out);
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
-    auto& [plan, rows, scratch] = context.scratch.template get<Memory>();
+    auto& [plan, rows, unused, scratch] = memory(context);
     plan.build(routing, experts_.size());
     rows.resize(plan.num_rows(), row_width(experts_));
     experts_.forward(tokens, plan, Context{context.step, scratch}, rows);
@@ -82,7 +81,7 @@ class SeparateExperts {
     tape.is_whole = false;
     tape.plan.build(routing, experts_.size());
     tape.rows.resize(tape.plan.num_rows(), row_width(experts_));
-    experts_.forward(tokens, tape.plan, context, tape.rows, tape.experts);
+    experts_.forward(tokens, tape.plan, Context{context.step, memory(context).experts}, tape.rows, tape.experts);
     lay_out(tape.plan, routing, tape.rows, out);
     tape.is_whole = true;
   }
@@ -137,12 +136,13 @@ class SeparateExperts {
   }
 
  private:
-  /// Of inference.
   struct Memory {
     DispatchPlan plan;
-    RowBuffer<Scalar> rows;
-    Scratch experts;  ///< apart: among them may be another mixture
+    RowBuffer<Scalar> rows;     ///< in backward their gradients
+    RowBuffer<Scalar> dtokens;  ///< where nobody asks for them, but the experts write them
+    Scratch experts;            ///< apart: among them may be another mixture
   };
+  static Memory& memory(const Context& context) { return context.scratch.template get<Memory>(); }
 
   void require_shapes(const char* function, const ConstMatrixRef<Scalar>& tokens, const Routing<Scalar>& routing,
                       const Step& step, const MatrixRef<Scalar>& out) const {
@@ -217,25 +217,27 @@ class SeparateExperts {
       detail::require_apart(kFunction, "dtokens", *dtokens, "dout", dout);
     }
     const Index num_experts = this->num_experts(), width = this->width();
-    tape.drows.resize(tape.plan.num_rows(), row_width(experts_));
+    auto& [unused, drows, own_dtokens, scratch] = memory(context);
+    drows.resize(tape.plan.num_rows(), row_width(experts_));
     std::ranges::fill(dweight, Scalar{0});
     for_each_choice(
         tape.plan, routing, [](Index) {},
         [&](Index t, std::size_t a, Index e, Index row) {
           const Scalar* const from = dout.data() + t * dout.outerStride();
-          Scalar* const to = tape.drows.row(row);
+          Scalar* const to = drows.row(row);
           dweight[a] = from[e];
           std::copy_n(from + num_experts + e * width, width, to);
-          std::fill(to + width, to + tape.drows.cols(), Scalar{0});
+          std::fill(to + width, to + drows.cols(), Scalar{0});
         });
+    const Context of_experts{context.step, scratch};
     if (dtokens != nullptr)
-      return experts_.backward(tokens, tape.plan, context, tape.experts, tape.drows, gradient.experts_, *dtokens);
+      return experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_, *dtokens);
     if constexpr (SetSkipsTokenGradient<X>) {
-      experts_.backward(tokens, tape.plan, context, tape.experts, tape.drows, gradient.experts_);
+      experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_);
     } else {
-      tape.dtokens.resize(tokens.rows(), input_dim());
-      experts_.backward(tokens, tape.plan, context, tape.experts, tape.drows, gradient.experts_,
-                        MatrixRef<Scalar>(tape.dtokens.matrix()));
+      own_dtokens.resize(tokens.rows(), input_dim());
+      experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_,
+                        MatrixRef<Scalar>(own_dtokens.matrix()));
     }
   }
 
