@@ -15,7 +15,7 @@ using moe::Index;
 
 /// What is explained by what: a formula, or names; and what is known of the table.
 struct Choice {
-  std::string formula, response, weights;
+  std::string formula, response, weights, offset;
   std::vector<std::string> predictors, gate_predictors;
   moe::DataFileOptions file;
 };
@@ -44,16 +44,16 @@ inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& 
   return formula.terms[0];
 }
 
-/// The formula; else the response, which is the last column but the weights unless named, and what is named or all
+/// The formula; else the response, which is the last column but weights and offset unless named, and what is named or all
 /// other columns.
 inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice) {
   moe::Formula formula;
   if (!choice.formula.empty()) {
     formula = moe::parse_formula(choice.formula);
   } else {
-    const bool weights_are_last = frame.columns.size() > 1 && frame.columns.back().name == choice.weights;
-    const std::string& last = frame.columns[frame.columns.size() - (weights_are_last ? 2 : 1)].name;
-    formula.response = choice.response.empty() ? last : choice.response;
+    auto last = frame.columns.rbegin();
+    while (last + 1 != frame.columns.rend() && (last->name == choice.weights || last->name == choice.offset)) ++last;
+    formula.response = choice.response.empty() ? last->name : choice.response;
     formula.rest = choice.predictors.empty();
     for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name, "--predictors"));
     if (!choice.gate_predictors.empty()) formula.gate.emplace();
@@ -61,6 +61,7 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
       formula.gate->terms.push_back(term_of(frame, name, "--gate-predictors"));
   }
   formula.weights = choice.weights;
+  if (!choice.offset.empty()) formula.offsets.push_back(choice.offset);
   return formula;
 }
 

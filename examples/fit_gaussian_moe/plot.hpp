@@ -37,7 +37,7 @@ inline std::string quoted(const std::string& text) {
 template <class Gate, class Point>
 void write_points(std::ostream& script, const moe::GaussianMoe<Gate>& model, const Problem& problem, Point&& point) {
   const auto& data = problem.data();
-  const std::vector<Index> experts = moe::predict_expert(model, data.x, data.y);
+  const std::vector<Index> experts = moe::predict_expert(model, data, data.y);
   const Index stride = (data.num_rows() + kShown - 1) / kShown;
   for (Index j = 0; j < model.num_experts(); ++j) {
     script << "$points" << j << " << END\nNaN NaN\n";
@@ -98,9 +98,9 @@ void draw_over_x(std::ostream& script, const moe::GaussianMoe<Gate>& model, cons
 template <class Gate>
 void draw_prediction(std::ostream& script, const moe::GaussianMoe<Gate>& model, const Problem& problem) {
   const auto& data = problem.data();
-  const Eigen::VectorXd mean = moe::predict_mean(model, data.x);
+  const Eigen::VectorXd mean = moe::predict_mean(model, data);
   write_points(script, model, problem, [&](Index i) { return std::pair(mean(i), data.y(i)); });
-  const Eigen::VectorXd quantiles = moe::quantile_residuals(model, data.x, data.y);
+  const Eigen::VectorXd quantiles = moe::quantile_residuals(model, data, data.y);
   std::vector<double> residuals(quantiles.begin(), quantiles.end());
   std::sort(residuals.begin(), residuals.end());
   const std::size_t stride = (residuals.size() + kShown - 1) / kShown;
@@ -117,16 +117,19 @@ void draw_prediction(std::ostream& script, const moe::GaussianMoe<Gate>& model, 
             "plot x with lines lc '#999999', $residuals with points pt 7 ps 0.45 lc '#4477aa'\nunset multiplot\n";
 }
 
+/// Is there one picture of y over x? Not where offsets make rows of the same x differ.
+inline bool is_curve(const Problem& problem) { return problem.inputs.size() == 1 && problem.data().offset.size() == 0; }
+
 /// Writes `path`.gp and, if gnuplot is installed, the picture.
 template <class Gate>
 void write_plot(const moe::GaussianMoe<Gate>& model, const Problem& problem, const std::string& path) {
   const std::string script_path = path + ".gp";
   std::ofstream script(script_path);
   script.precision(9);
-  script << "set terminal svg size " << (problem.inputs.size() == 1 ? "820,640" : "1100,520")
+  script << "set terminal svg size " << (is_curve(problem) ? "820,640" : "1100,520")
          << " font 'sans-serif,13' background '#ffffff'\nset output " << quoted(path)
          << "\nset border 3\nset tics nomirror\nset grid lc rgb '#eeeeee' lt 1\n";
-  if (problem.inputs.size() == 1)
+  if (is_curve(problem))
     draw_over_x(script, model, problem);
   else
     draw_prediction(script, model, problem);

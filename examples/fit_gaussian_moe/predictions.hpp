@@ -21,8 +21,8 @@ namespace fitting {
 /// largest weight.
 template <class Gate>
 void write_predictions(const moe::GaussianMoe<Gate>& model, const moe::DesignRows& rows, const std::string& path) {
-  const moe::Moments moments = moe::predict_moments(model, rows.data.x);
-  const moe::Matrix<double> quantiles = moe::predict_quantiles(model, rows.data.x, std::array{0.05, 0.5, 0.95});
+  const moe::Moments moments = moe::predict_moments(model, rows.data);
+  const moe::Matrix<double> quantiles = moe::predict_quantiles(model, rows.data, std::array{0.05, 0.5, 0.95});
   const std::vector<Index> experts = moe::predict_expert(model, rows.data.x);
   moe::Matrix<double> table(rows.data.num_rows(), 7);
   for (Index i = 0; i < table.rows(); ++i) {

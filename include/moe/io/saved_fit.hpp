@@ -43,13 +43,17 @@ inline nlohmann::json design_json(const Design& design) {
                        {"of_experts", c.of_experts},
                        {"of_gate", c.of_gate}});
   for (const DesignFactor& f : design.factors) factors.push_back({{"source", f.source}, {"levels", f.levels}});
-  return {{"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
+  nlohmann::json out{
+      {"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
+  if (!design.offsets.empty()) out["offsets"] = design.offsets;
+  return out;
 }
 
 inline Design design_of(const nlohmann::json& json) {
   Design design{.response = json.at("response").get<std::string>(),
                 .columns = {},
                 .factors = {},
+                .offsets = json.value("offsets", std::vector<std::string>()),  // later than version 1
                 .dropped = json.at("dropped").get<std::vector<std::string>>()};
   for (const nlohmann::json& c : json.at("columns"))
     design.columns.push_back({.name = c.at("name").get<std::string>(),

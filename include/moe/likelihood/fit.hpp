@@ -135,7 +135,7 @@ class MixtureFitting {
     ShapeBounds bounds{Eigen::RowVectorXd(F::kShapes), Eigen::RowVectorXd(F::kShapes)};
     first_shape_.resize(F::kShapes);
     if constexpr (F::kShapes > 0) {
-      const ColumnMoments y(data_.y, data_);
+      const ColumnMoments y(data_.explained(), data_);
       const double variance = y.constant() ? 1 : y.scale * y.scale;
       shape_.family.shape_bounds(variance, variance_floor_of(options_.variance_floor, data_.total_weight()),
                                  bounds.lower.data(), first_shape_.data(), bounds.upper.data());

@@ -26,10 +26,11 @@ void require_normal_mixture(const char* function, const MixtureRegression<F, G>&
   require_normal_form(function, model.gate_model());
 }
 
-/// The gate's view of the rows: their y plays no part.
+/// The gate's view of the rows: their y and offset play no part.
 inline RegressionData gate_rows_of(const ResponseData& data) {
   RegressionData rows = data;
   rows.y.setZero();
+  rows.offset.resize(0);
   return rows;
 }
 

@@ -76,7 +76,7 @@ class MixtureStarts {
   }
 
   Standardisation link_scale(Standardisation by) const {
-    const ColumnMoments y(links_.y, links_);
+    const ColumnMoments y(links_.explained(), links_);
     by.y_center = y.center;
     by.y_scale = y.constant() ? 1 : y.scale;
     return by;

@@ -17,8 +17,7 @@ template <class F, class G>
 void require_rows(const char* function, const MixtureRegression<F, G>& model, const MatrixView<double>& x,
                   const char* name, const Eigen::VectorXd& column) {
   model.validate(function);
-  require_shape(function, "x", x, x.rows(), model.input_dim());
-  require_finite_rows(function, x);
+  InputRows(x).validate(function, model.input_dim());
   if (column.size() > 0) require_shape(function, name, column, x.rows(), 1);
   for (Index i = 0; i < column.size(); ++i)
     if (!std::isfinite(column(i)))

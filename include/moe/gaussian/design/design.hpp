@@ -41,6 +41,7 @@ struct Design {
   std::string response = {};
   std::vector<DesignColumn> columns = {};  ///< of x
   std::vector<DesignFactor> factors = {};
+  std::vector<std::string> offsets = {};  ///< columns of the data frame whose sum is the offset
   std::vector<std::string> dropped = {};  ///< names of columns that x would have, but for linear dependence
 
   bool operator==(const Design&) const = default;
@@ -218,10 +219,14 @@ inline void fill_rows(const char* function, const Design& design, const ColumnNa
   for (const auto& [factor, columns] : dummies) fill_dummies(function, *factor, names.at(factor->source), columns, out);
   out.data.gate_inputs = design.gate_inputs();
   out.data.expert_inputs = design.expert_inputs();
+  out.data.offset.setZero(design.offsets.empty() ? 0 : n);
+  for (const std::string& name : design.offsets)
+    for (Index i = 0; i < n; ++i) out.data.offset(i) += at(names.at(name), i);
   out.data.y.resize(response ? n : 0);
   for (Index i = 0; i < out.data.y.size(); ++i) out.data.y(i) = at(*response, i);
   for (Index i = 0; i < n; ++i)
-    if (!out.data.x.row(i).allFinite() || (response && !std::isfinite(out.data.y(i))))
+    if (!out.data.x.row(i).allFinite() || (response && !std::isfinite(out.data.y(i))) ||
+        !std::isfinite(out.data.offset_of(i)))
       fail(function, ": a number is infinite in row ", out.rows[static_cast<std::size_t>(i)] + 1,
            ", expected finite numbers");
 }
@@ -249,8 +254,8 @@ inline void Design::validate(const char* function) const {
   }
 }
 
-/// Rows of another data frame for the same model: the same columns with the same levels. Its response may be absent
-/// or have no value, then y has no rows; else rows that miss it are left out, too, unless it is ignored.
+/// Rows of another data frame for the same model: the same columns with the same levels and offsets. Its response may
+/// be absent or have no value, then y has no rows; else rows that miss it are left out, too, unless it is ignored.
 /// Levels are compared by value where the column holds numbers or TRUE and FALSE here, as 01 and F may be read there.
 /// Throws std::invalid_argument for a column that is not there or of another kind, a level that the design does not
 /// know, infinite numbers, or as Design::validate() does. O(n d).
@@ -262,6 +267,7 @@ inline DesignRows design_rows(const Design& design, const DataFrame& frame, Miss
   std::vector<const DataColumn*> used;
   for (const DesignColumn& column : design.columns)
     used.push_back(column.level.empty() ? &names.numbers(column.source) : &names.at(column.source));
+  for (const std::string& name : design.offsets) used.push_back(&names.numbers(name));
   std::sort(used.begin(), used.end());
   used.erase(std::unique(used.begin(), used.end()), used.end());
   const DataColumn* response = use == ResponseColumn::IfThere ? names.find(design.response) : nullptr;

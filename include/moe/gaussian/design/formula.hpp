@@ -31,6 +31,7 @@ struct FormulaInputs {
 struct Formula : FormulaInputs {
   std::string response = {};
   std::optional<FormulaInputs> gate = {};  ///< inputs of the gate; none: those of the experts
+  std::vector<std::string> offsets = {};   ///< offset(name): columns whose sum is RegressionData::offset
   std::string weights = {};  ///< column of frequency weights (RegressionData::weights); empty: none. Not in the text
 };
 
@@ -45,7 +46,9 @@ class FormulaParser {
     Formula formula;
     formula.response = name("the name of the response");
     if (!take("~")) refuse("'~' after the response");
+    offsets_ = &formula.offsets;
     sum(formula);
+    offsets_ = nullptr;
     if (take("|")) gate(formula);
     skip();
     if (!rest_.empty()) refuse("'+', '-' or the end");
@@ -73,7 +76,10 @@ class FormulaParser {
       return;
     }
     FormulaTerm read{.column = name("the name of a column, factor(name) or '.'")};
-    if (take("(")) function(read);
+    if (take("(")) {
+      if (read.column == "offset") return offset(minus);
+      function(read);
+    }
     for (const char* sign : {":", "*", "^", "/", "%in%"})
       if (take(sign)) fail(label(), "has an interaction, '", sign, "', expected sums: put products into a column");
     if (minus) {
@@ -84,10 +90,22 @@ class FormulaParser {
     }
   }
 
+  /// offset(name), behind the bracket.
+  void offset(bool minus) {
+    if (minus) fail(label(), "takes an offset away, expected it to be left out");
+    if (!offsets_) fail(label(), "has an offset of the gate, expected it to the left of '|': offsets are of experts");
+    const std::string column = name("the name of a column");
+    if (std::find(offsets_->begin(), offsets_->end(), column) != offsets_->end())
+      fail(label(), "has the offset '", column, "' twice, expected it once");
+    offsets_->push_back(column);
+    if (!take(")")) refuse("')'");
+  }
+
   /// factor(name) or factor(name, ref = level), behind the bracket.
   void function(FormulaTerm& read) {
     if (read.column != "factor")
-      fail(label(), "calls ", read.column, "(), expected factor() or names: put transformed numbers into a column");
+      fail(label(), "calls ", read.column,
+           "(), expected factor(), offset() or names: put transformed numbers into a column");
     read = {.column = name("the name of a column"), .factor = true};
     if (take(",")) {
       if (!take("ref") || !take("=")) refuse("ref = level");
@@ -161,6 +179,7 @@ class FormulaParser {
   }
 
   std::string_view text_, rest_;
+  std::vector<std::string>* offsets_ = nullptr;  // where those of the experts go
 };
 
 }  // namespace detail
@@ -168,7 +187,8 @@ class FormulaParser {
 /// Reads a formula in the notation of R:  y ~ x + factor(group, ref = "b") + `a name`,  y ~ . - id
 ///   name              a column: a number, or the dummies of text and of TRUE and FALSE
 ///   factor(name)      its dummies, also if its values are numbers; with ref = level another base level than the first
-///   .  - name         all columns but the response, and without some
+///   offset(name)      a column that is added to the mean of every expert, with a coefficient of 1 that is known
+///   .  - name         all columns but the response and offsets, and without some
 ///   1                 nothing, as there is always an intercept; alone, no inputs
 ///   experts | gate    inputs of the gate; without them it reads those of the experts
 /// Throws std::invalid_argument with the formula and what was expected for anything else: interactions, functions, no

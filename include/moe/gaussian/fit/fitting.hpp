@@ -256,15 +256,9 @@ class Fitting {
   };
 
   static RegressionData thinned(const RegressionData& data, Index count) {
-    RegressionData part{Matrix<double>(count, data.input_dim()), Eigen::VectorXd(count),
-                        Eigen::VectorXd(data.weighted() ? count : 0)};
-    for (Index i = 0; i < count; ++i) {
-      const Index row = i * (data.num_rows() / count);
-      part.x.row(i) = data.x.row(row);
-      part.y(i) = data.y(row);
-      if (data.weighted()) part.weights(i) = data.weights(row);
-    }
-    return part;
+    std::vector<Index> rows;
+    for (Index i = 0; i < count; ++i) rows.push_back(i * (data.num_rows() / count));
+    return rows_of(data, rows);
   }
 
   /// The weights of a top-1 gate are those of any multiple of it: a ridge would take it to 0, where ranks lose digits.

@@ -167,6 +167,42 @@ GaussianFit<G> refit(const GaussianMoe<G>& model, RegressionData data, FitOption
   return best;
 }
 
+/// Of rows without weights, whose y plays no part.
+template <class G>
+Bootstrap bootstrap_rows(const GaussianMoe<G>& model, const RegressionData& rows, const BootstrapOptions& options) {
+  constexpr const char* kName = "moe::bootstrap";
+  options.validate(kName);
+  require_normal_form(kName, model);
+  const BootstrapColumns<G> columns(model);
+  const Index count = options.replications, width = static_cast<Index>(columns.names().size());
+  Bootstrap out{.replicates = Matrix<double>(count, width)};
+  out.log_likelihood.resize(static_cast<std::size_t>(count));
+  std::vector<char> usable(static_cast<std::size_t>(count)), converged(usable), discarded(usable);
+  const RandomField seeds(Purpose::User, options.seed, 0x626f6f74);
+  std::mutex mutex;
+  Index done = 0;
+  parallel_for(count, [&](Index r, Index) {
+    RegressionData data = rows;
+    data.y = sample(model, rows, seeds.bits(r, 0));
+    const GaussianFit<G> fit = refit(model, data, options.fit, options.random_starts, seeds.bits(r, 1));
+    const auto s = static_cast<std::size_t>(r);
+    out.replicates.row(r) = columns(relabelled(model, fit.model, rows.x));
+    out.log_likelihood[s] = fit.log_likelihood;
+    usable[s] = !fit.flags.collapsed();
+    converged[s] = fit.converged;
+    discarded[s] = fit.flags.discarded;
+    const std::lock_guard lock(mutex);
+    ++done;
+    if (options.progress) options.progress(done, count);
+  });
+  out.usable.assign(usable.begin(), usable.end());
+  out.num_usable = std::count(usable.begin(), usable.end(), 1);
+  out.num_discarded = std::count(discarded.begin(), discarded.end(), 1);
+  out.num_not_converged = std::count(converged.begin(), converged.end(), 0);
+  summarise(columns.names(), columns(model), options.level, out);
+  return out;
+}
+
 }  // namespace detail
 
 /// Parametric bootstrap: refits the model to samples drawn from it at the same x [n, d], and takes standard errors and
@@ -183,42 +219,19 @@ GaussianFit<G> refit(const GaussianMoe<G>& model, RegressionData data, FitOption
 /// Efron & Tibshirani, "An Introduction to the Bootstrap", 1993; for mixtures: McLachlan & Peel 2000, section 2.16.
 template <class G>
 Bootstrap bootstrap(const GaussianMoe<G>& model, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
-  constexpr const char* kName = "moe::bootstrap";
-  options.validate(kName);
-  detail::require_normal_form(kName, model);
-  const detail::BootstrapColumns<G> columns(model);
-  const Index count = options.replications, width = static_cast<Index>(columns.names().size());
-  Bootstrap out{.replicates = Matrix<double>(count, width)};
-  out.log_likelihood.resize(static_cast<std::size_t>(count));
-  std::vector<char> usable(static_cast<std::size_t>(count)), converged(usable), discarded(usable);
-  const RandomField seeds(Purpose::User, options.seed, 0x626f6f74);
-  std::mutex mutex;
-  Index done = 0;
-  parallel_for(count, [&](Index r, Index) {
-    const RegressionData data{.x = x, .y = sample(model, x, seeds.bits(r, 0))};
-    const GaussianFit<G> fit = detail::refit(model, data, options.fit, options.random_starts, seeds.bits(r, 1));
-    const auto s = static_cast<std::size_t>(r);
-    out.replicates.row(r) = columns(detail::relabelled(model, fit.model, x));
-    out.log_likelihood[s] = fit.log_likelihood;
-    usable[s] = !fit.flags.collapsed();
-    converged[s] = fit.converged;
-    discarded[s] = fit.flags.discarded;
-    const std::lock_guard lock(mutex);
-    ++done;
-    if (options.progress) options.progress(done, count);
-  });
-  out.usable.assign(usable.begin(), usable.end());
-  out.num_usable = std::count(usable.begin(), usable.end(), 1);
-  out.num_discarded = std::count(discarded.begin(), discarded.end(), 1);
-  out.num_not_converged = std::count(converged.begin(), converged.end(), 0);
-  detail::summarise(columns.names(), columns(model), options.level, out);
-  return out;
+  return detail::bootstrap_rows(model, RegressionData{.x = x}, options);
 }
 
-/// The same for the model of a fit and its data, where a row of weight w has w outcomes: see repeated_rows().
+/// The same at the rows of data, with their offsets; a row of weight w has w outcomes: see repeated_rows().
+template <class G>
+Bootstrap bootstrap(const GaussianMoe<G>& model, const RegressionData& data, const BootstrapOptions& options = {}) {
+  return detail::bootstrap_rows(model, repeated_rows(data), options);
+}
+
+/// The same for the model of a fit and its data.
 template <class G>
 Bootstrap bootstrap(const GaussianFit<G>& fit, const RegressionData& data, const BootstrapOptions& options = {}) {
-  return bootstrap(fit.model, repeated_rows(data).x, options);
+  return bootstrap(fit.model, data, options);
 }
 
 /// The same for the model of a fit, and one outcome for each row of x. Throws std::invalid_argument for a weighted fit,

@@ -57,11 +57,7 @@ RegressionData some_rows(const RegressionData& data, Keep&& keep) {
   std::vector<Index> rows;
   for (Index i = 0; i < data.num_rows(); ++i)
     if (keep(i)) rows.push_back(i);
-  RegressionData out{data.x(rows, Eigen::all), data.y(rows), {}};
-  if (data.weighted()) out.weights = data.weights(rows);
-  out.gate_inputs = data.gate_inputs;
-  out.expert_inputs = data.expert_inputs;
-  return out;
+  return rows_of(data, rows);
 }
 
 /// Mean of numbers by the weights of rows, and its standard error: that of sum w_i v_i / sum w_i for independent rows,

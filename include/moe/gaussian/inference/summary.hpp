@@ -221,7 +221,7 @@ FitSummary summary(const GaussianFit<G>& fit, const RegressionData& data, const 
                " iterations; " + std::to_string(fit.starts) + (fit.starts == 1 ? " start" : " starts") +
                ", the best end reached by " + std::to_string(fit.hits) + " of " + std::to_string(fit.searches) +
                (fit.searches == 1 ? " search" : " searches");
-  detail::fill_residuals({quantile_residuals(fit.model, data.x, data.y), data}, out);
+  detail::fill_residuals({quantile_residuals(fit.model, data, data.y), data}, out);
   return out;
 }
 

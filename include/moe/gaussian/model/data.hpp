@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <vector>
 
 #include "moe/core/matrix.hpp"
 #include "moe/gaussian/model/input_columns.hpp"
@@ -15,6 +16,9 @@ struct RegressionData {
   /// Frequency weights [n], finite and >= 0; none: 1 each. A row of weight w counts as w rows that are alike: in the
   /// likelihood and its derivatives, fits, standard errors and criteria. A row of weight 0 is as if it were not there.
   Eigen::VectorXd weights = {};
+  /// Added to the mean of every expert of a row [n], a coefficient of 1 that is known; none: 0. In moe/likelihood to
+  /// every linear predictor: the logarithm of an exposure for Poisson.
+  Eigen::VectorXd offset = {};
   /// The columns of x that the gate and the experts of a fit read; each coefficient of the others is 0 and no
   /// parameter. Models keep what they were fitted with, and are evaluated by that.
   InputColumns gate_inputs = {}, expert_inputs = {};
@@ -23,11 +27,16 @@ struct RegressionData {
   Index input_dim() const { return x.cols(); }
   bool weighted() const { return weights.size() > 0; }
   double weight(Index row) const { return weighted() ? weights(row) : 1; }
+  double offset_of(Index row) const { return offset.size() > 0 ? offset(row) : 0; }
+  /// What the experts of moe/gaussian explain: y - offset.
+  double explained(Index row) const { return offset.size() > 0 ? y(row) - offset(row) : y(row); }
+  Eigen::VectorXd explained() const { return offset.size() > 0 ? Eigen::VectorXd(y - offset) : y; }
   /// Rows that the weights stand for.
   double total_weight() const { return weighted() ? weights.sum() : static_cast<double>(num_rows()); }
 
   /// Throws std::invalid_argument unless x and y have as many rows, at least one of each, and all numbers are finite;
-  /// and for weights of another number, negative or not finite ones, or none above 0.
+  /// for weights of another number, negative or not finite ones, or none above 0; and for offsets of another number,
+  /// not finite ones, or such that y - offset overflows.
   void validate(const char* function) const {
     if (y.size() != x.rows()) fail(function, ": y has ", y.size(), " rows, expected as many as x = ", x.rows());
     if (x.rows() < 1 || x.cols() < 1)
@@ -39,6 +48,7 @@ struct RegressionData {
           fail(function, ": x is ", x(i, c), " in row ", i, ", column ", c, ", expected finite numbers");
     }
     if (weighted()) validate_weights(function);
+    if (offset.size() > 0) validate_offset(function);
   }
 
  private:
@@ -53,7 +63,34 @@ struct RegressionData {
     if (!(weights.sum() <= kMost))
       fail(function, ": weights has the sum ", weights.sum(), ", expected at most 2^53: count in a larger unit");
   }
+
+  void validate_offset(const char* function) const {
+    if (offset.size() != x.rows())
+      fail(function, ": offset has ", offset.size(), " numbers, expected as many as x has rows, ", x.rows());
+    for (Index i = 0; i < x.rows(); ++i)
+      if (!std::isfinite(offset(i)) || !std::isfinite(y(i) - offset(i)))
+        fail(function, ": offset is ", offset(i), " in row ", i, ", expected finite numbers",
+             std::isfinite(offset(i)) ? " that leave y - offset finite" : "");
+  }
 };
+
+namespace detail {
+
+/// Some rows of data, in the order given, with all that belongs to them.
+template <class Rows>
+RegressionData rows_of(const RegressionData& data, const Rows& rows) {
+  const auto part = [&](const Eigen::VectorXd& column) {
+    return column.size() > 0 ? Eigen::VectorXd(column(rows)) : Eigen::VectorXd();
+  };
+  return {.x = data.x(rows, Eigen::all),
+          .y = part(data.y),
+          .weights = part(data.weights),
+          .offset = part(data.offset),
+          .gate_inputs = data.gate_inputs,
+          .expert_inputs = data.expert_inputs};
+}
+
+}  // namespace detail
 
 /// The rows that whole weights stand for, each as often as its weight says and without one. Throws
 /// std::invalid_argument as validate() does, for weights that are no whole numbers, and for more than 1e9 rows.
@@ -66,15 +103,12 @@ inline RegressionData repeated_rows(const RegressionData& data) {
       fail(kName, ": weights is ", data.weights(i), " in row ", i, ", expected whole numbers");
   if (!(data.total_weight() <= 1e9))
     fail(kName, ": weights stand for ", data.total_weight(), " rows, expected at most 1e9");
-  const auto count = static_cast<Index>(data.total_weight());
-  RegressionData out{Matrix<double>(count, data.input_dim()), Eigen::VectorXd(count), {}};
-  for (Index i = 0, to = 0; i < data.num_rows(); ++i)
-    for (double copy = 0; copy < data.weights(i); ++copy, ++to) {
-      out.x.row(to) = data.x.row(i);
-      out.y(to) = data.y(i);
-    }
-  out.gate_inputs = data.gate_inputs;
-  out.expert_inputs = data.expert_inputs;
+  std::vector<Index> rows;
+  rows.reserve(static_cast<std::size_t>(data.total_weight()));
+  for (Index i = 0; i < data.num_rows(); ++i)
+    for (double copy = 0; copy < data.weights(i); ++copy) rows.push_back(i);
+  RegressionData out = detail::rows_of(data, rows);
+  out.weights.resize(0);
   return out;
 }
 
@@ -85,16 +119,10 @@ class CountedRows {
  public:
   explicit CountedRows(const RegressionData& data) : data_(&data) {
     if (!data.weighted() || data.weights.minCoeff() > 0) return;
-    const Index count = (data.weights.array() > 0).count();
-    counted_ = {Matrix<double>(count, data.input_dim()), Eigen::VectorXd(count), Eigen::VectorXd(count)};
-    for (Index i = 0, to = 0; i < data.num_rows(); ++i) {
-      if (!(data.weights(i) > 0)) continue;
-      counted_.x.row(to) = data.x.row(i);
-      counted_.y(to) = data.y(i);
-      counted_.weights(to++) = data.weights(i);
-    }
-    counted_.gate_inputs = data.gate_inputs;
-    counted_.expert_inputs = data.expert_inputs;
+    std::vector<Index> rows;
+    for (Index i = 0; i < data.num_rows(); ++i)
+      if (data.weights(i) > 0) rows.push_back(i);
+    counted_ = rows_of(data, rows);
     data_ = &counted_;
   }
   CountedRows(const CountedRows&) = delete;

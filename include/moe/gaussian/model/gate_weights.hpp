@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "moe/gaussian/model/input_rows.hpp"
 #include "moe/gaussian/model/model.hpp"
 #include "moe/numeric/top_k.hpp"
 
@@ -71,11 +72,14 @@ Matrix<double> gate_weights(const GaussianMoe<G>& model, const MatrixView<double
   return pi;
 }
 
-/// Means m_j(x) = a_j . x + b_j of the experts, [n, k].
-inline Matrix<double> expert_means(const GaussianParameters& model, const MatrixView<double>& x) {
-  detail::require_shape("moe::expert_means", "x", x, x.rows(), model.input_dim());
-  Matrix<double> means = x * model.slope.transpose();
+/// Means m_j(x) = a_j . x + b_j (+ offset) of the experts, [n, k], at rows x [n, d] or of RegressionData with their
+/// offsets.
+inline Matrix<double> expert_means(const GaussianParameters& model, const InputRows& rows) {
+  rows.validate("moe::expert_means", model.input_dim());
+  Matrix<double> means = rows.x() * model.slope.transpose();
   means.rowwise() += model.intercept;
+  for (Index i = 0; i < means.rows(); ++i)
+    if (const double offset = rows.offset(i); offset != 0) means.row(i).array() += offset;
   return means;
 }
 

@@ -30,9 +30,9 @@ struct SummedColumns {
 };
 
 /// A copy of the data that the likelihood streams through: blocks of kBlockRows rows, each stored by columns, x_1 ...
-/// x_d, ones, y and weights if there are any, so that a register holds one column of several rows. Rows that fill the
-/// last block are zero, in the column of ones too: a sum of products with it, or with x, ignores them. Immutable, share
-/// freely.
+/// x_d, ones, y - offset and weights if there are any, so that a register holds one column of several rows. Rows that
+/// fill the last block are zero, in the column of ones too: a sum of products with it, or with x, ignores them.
+/// Immutable, share freely.
 class RowBlocks {
  public:
   RowBlocks(const RegressionData& data, const Standardisation& by)
@@ -52,7 +52,7 @@ class RowBlocks {
           for (Index c = 0; c < input_dim_; ++c)
             to[c * kBlockRows + i] = (data.x(row, c) - by.x_center(c)) * inverse(c);
           to[input_dim_ * kBlockRows + i] = 1;
-          to[(input_dim_ + 1) * kBlockRows + i] = (data.y(row) - by.y_center) * y_inverse;
+          to[(input_dim_ + 1) * kBlockRows + i] = (data.explained(row) - by.y_center) * y_inverse;
           if (weighted_) to[(input_dim_ + 2) * kBlockRows + i] = data.weights(row);
         }
       }

@@ -16,7 +16,7 @@ namespace moe::inline MOE_ABI::detail {
 struct ColumnMoments {
   double center = 0, scale = 0;
 
-  /// Of a column of the data, or y, by the weights of the rows.
+  /// Of a column of the data, or y - offset, by the weights of the rows.
   template <class Column>
   ColumnMoments(const Column& column, const RegressionData& data) : center(column(0)) {
     const double n = data.total_weight(), origin = column(0);
@@ -57,7 +57,7 @@ Standardisation standardisation_of(const char* function, const RegressionData& d
     by.x_scale(c) = moments.scale;
     if (!keep_origin || !in_gate) by.x_center(c) = moments.center;
   }
-  const ColumnMoments y(data.y, data);
+  const ColumnMoments y(data.explained(), data);
   by.y_center = y.center;
   if (y.constant()) return by;
   require_moderate(function, "y", y);
