@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Fits a Gaussian mixture of experts to a table by maximum likelihood, with any of the library's gates.
 //   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g) | z" | --response Y --predictors A,B
-//                    --gate-predictors C] [--weights W] [--offset O]
+//                    --gate-predictors C] [--weights W] [--offset O] [--precision P]
 //                    [--experts K | --choose MOST [--folds N]] [--gate softmax|topk|temperature|activation] [--starts
 //                    N] [--seed S]
 //                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
@@ -183,6 +183,8 @@ void add_options(CLI::App& app, Settings& settings) {
       ->delimiter(',')
       ->excludes(formula);
   app.add_option("--weights", settings.choice.weights, "column of frequency weights: a row counts as so many rows");
+  app.add_option("--precision", settings.choice.precision,
+                 "column of precision weights: the variance of a row is that of its expert divided by it");
   app.add_option("--offset", settings.choice.offset,
                  "column that is added to every expert's mean, as offset(O) in a formula");
   auto* experts = app.add_option("--experts", settings.experts, "number of experts")
@@ -224,11 +226,11 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--plot", settings.plot_path, "write the picture to this file; '' for none")->capture_default_str();
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
-  for (const char* of_a_fit : {"--formula",    "--response",   "--predictors", "--gate-predictors",
-                               "--weights",    "--offset",     "--experts",    "--choose",
-                               "--folds",      "--gate",       "--top-k",      "--select",
-                               "--activation", "--last-slope", "--starts",     "--ridge",
-                               "--seed",       "--save",       "--json",       "--plot"})
+  for (const char* of_a_fit :
+       {"--formula",   "--response",   "--predictors", "--gate-predictors", "--weights", "--offset",
+        "--precision", "--experts",    "--choose",     "--folds",           "--gate",    "--top-k",
+        "--select",    "--activation", "--last-slope", "--starts",          "--ridge",   "--seed",
+        "--save",      "--json",       "--plot"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 

@@ -15,7 +15,7 @@ using moe::Index;
 
 /// What is explained by what: a formula, or names; and what is known of the table.
 struct Choice {
-  std::string formula, response, weights, offset;
+  std::string formula, response, weights, offset, precision;
   std::vector<std::string> predictors, gate_predictors;
   moe::DataFileOptions file;
 };
@@ -44,15 +44,18 @@ inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& 
   return formula.terms[0];
 }
 
-/// The formula; else the response, which is the last column but weights and offset unless named, and what is named or all
-/// other columns.
+/// The formula; else the response, which is the last column but weights, offset and precision unless named, and what is
+/// named or all other columns.
 inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice) {
   moe::Formula formula;
   if (!choice.formula.empty()) {
     formula = moe::parse_formula(choice.formula);
   } else {
     auto last = frame.columns.rbegin();
-    while (last + 1 != frame.columns.rend() && (last->name == choice.weights || last->name == choice.offset)) ++last;
+    const auto is_taken = [&](const std::string& name) {
+      return name == choice.weights || name == choice.offset || name == choice.precision;
+    };
+    while (last + 1 != frame.columns.rend() && is_taken(last->name)) ++last;
     formula.response = choice.response.empty() ? last->name : choice.response;
     formula.rest = choice.predictors.empty();
     for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name, "--predictors"));
@@ -61,6 +64,7 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
       formula.gate->terms.push_back(term_of(frame, name, "--gate-predictors"));
   }
   formula.weights = choice.weights;
+  formula.precision = choice.precision;
   if (!choice.offset.empty()) formula.offsets.push_back(choice.offset);
   return formula;
 }

@@ -117,8 +117,10 @@ void draw_prediction(std::ostream& script, const moe::GaussianMoe<Gate>& model, 
             "plot x with lines lc '#999999', $residuals with points pt 7 ps 0.45 lc '#4477aa'\nunset multiplot\n";
 }
 
-/// Is there one picture of y over x? Not where offsets make rows of the same x differ.
-inline bool is_curve(const Problem& problem) { return problem.inputs.size() == 1 && problem.data().offset.size() == 0; }
+/// Is there one picture of y over x? Not where offsets or precisions make rows of the same x differ.
+inline bool is_curve(const Problem& problem) {
+  return problem.inputs.size() == 1 && problem.data().offset.size() == 0 && problem.data().precision.size() == 0;
+}
 
 /// Writes `path`.gp and, if gnuplot is installed, the picture.
 template <class Gate>

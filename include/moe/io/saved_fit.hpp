@@ -46,6 +46,7 @@ inline nlohmann::json design_json(const Design& design) {
   nlohmann::json out{
       {"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
   if (!design.offsets.empty()) out["offsets"] = design.offsets;
+  if (!design.precision.empty()) out["precision"] = design.precision;
   return out;
 }
 
@@ -54,6 +55,7 @@ inline Design design_of(const nlohmann::json& json) {
                 .columns = {},
                 .factors = {},
                 .offsets = json.value("offsets", std::vector<std::string>()),  // later than version 1
+                .precision = json.value("precision", std::string()),
                 .dropped = json.at("dropped").get<std::vector<std::string>>()};
   for (const nlohmann::json& c : json.at("columns"))
     design.columns.push_back({.name = c.at("name").get<std::string>(),

@@ -21,9 +21,12 @@ struct ResponseData : RegressionData {
 
   double trials_of(Index row) const { return trials.size() > 0 ? trials(row) : 1; }
 
-  /// As RegressionData::validate(); also for trials of another number of rows, and such that are not finite.
+  /// As RegressionData::validate(); also for trials of another number of rows, such that are not finite, and for
+  /// precisions.
   void validate(const char* function) const {
     RegressionData::validate(function);
+    if (precision.size() > 0)
+      fail(function, ": there are precision weights, expected none: they are of normal experts alone, see moe::fit");
     if (trials.size() == 0) return;
     if (trials.size() != num_rows())
       fail(function, ": trials has ", trials.size(), " numbers, expected as many as x has rows, ", num_rows());

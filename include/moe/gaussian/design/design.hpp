@@ -42,6 +42,7 @@ struct Design {
   std::vector<DesignColumn> columns = {};  ///< of x
   std::vector<DesignFactor> factors = {};
   std::vector<std::string> offsets = {};  ///< columns of the data frame whose sum is the offset
+  std::string precision = {};             ///< column of precision weights; empty: none
   std::vector<std::string> dropped = {};  ///< names of columns that x would have, but for linear dependence
 
   bool operator==(const Design&) const = default;
@@ -222,6 +223,13 @@ inline void fill_rows(const char* function, const Design& design, const ColumnNa
   out.data.offset.setZero(design.offsets.empty() ? 0 : n);
   for (const std::string& name : design.offsets)
     for (Index i = 0; i < n; ++i) out.data.offset(i) += at(names.at(name), i);
+  out.data.precision.resize(design.precision.empty() ? 0 : n);
+  for (Index i = 0; i < out.data.precision.size(); ++i) {
+    out.data.precision(i) = at(names.at(design.precision), i);
+    if (!(out.data.precision(i) >= 1e-100 && out.data.precision(i) <= 1e100))
+      fail(function, ": the precision ", in_quotes(design.precision), " is ", out.data.precision(i), " in row ",
+           out.rows[static_cast<std::size_t>(i)] + 1, ", expected 1e-100 to 1e100");
+  }
   out.data.y.resize(response ? n : 0);
   for (Index i = 0; i < out.data.y.size(); ++i) out.data.y(i) = at(*response, i);
   for (Index i = 0; i < n; ++i)
@@ -254,11 +262,11 @@ inline void Design::validate(const char* function) const {
   }
 }
 
-/// Rows of another data frame for the same model: the same columns with the same levels and offsets. Its response may
-/// be absent or have no value, then y has no rows; else rows that miss it are left out, too, unless it is ignored.
-/// Levels are compared by value where the column holds numbers or TRUE and FALSE here, as 01 and F may be read there.
-/// Throws std::invalid_argument for a column that is not there or of another kind, a level that the design does not
-/// know, infinite numbers, or as Design::validate() does. O(n d).
+/// Rows of another data frame for the same model: the same columns with the same levels, offsets and precisions. Its
+/// response may be absent or have no value, then y has no rows; else rows that miss it are left out, too, unless it is
+/// ignored. Levels are compared by value where the column holds numbers or TRUE and FALSE here, as 01 and F may be read
+/// there. Throws std::invalid_argument for a column that is not there or of another kind, a level that the design does
+/// not know, infinite numbers, or as Design::validate() does. O(n d).
 inline DesignRows design_rows(const Design& design, const DataFrame& frame, MissingRows missing = MissingRows::LeaveOut,
                               ResponseColumn use = ResponseColumn::IfThere) {
   constexpr const char* kName = "moe::design_rows";
@@ -268,6 +276,7 @@ inline DesignRows design_rows(const Design& design, const DataFrame& frame, Miss
   for (const DesignColumn& column : design.columns)
     used.push_back(column.level.empty() ? &names.numbers(column.source) : &names.at(column.source));
   for (const std::string& name : design.offsets) used.push_back(&names.numbers(name));
+  if (!design.precision.empty()) used.push_back(&names.numbers(design.precision));
   std::sort(used.begin(), used.end());
   used.erase(std::unique(used.begin(), used.end()), used.end());
   const DataColumn* response = use == ResponseColumn::IfThere ? names.find(design.response) : nullptr;

@@ -33,6 +33,8 @@ struct Formula : FormulaInputs {
   std::optional<FormulaInputs> gate = {};  ///< inputs of the gate; none: those of the experts
   std::vector<std::string> offsets = {};   ///< offset(name): columns whose sum is RegressionData::offset
   std::string weights = {};  ///< column of frequency weights (RegressionData::weights); empty: none. Not in the text
+  std::string precision =
+      {};  ///< column of precision weights (RegressionData::precision); empty: none. Not in the text
 };
 
 namespace detail {

@@ -59,7 +59,7 @@ struct UsedTerm {
 inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const ColumnNames& names, const Formula& formula,
                                           const FormulaInputs& inputs) {
   std::vector<FormulaTerm> terms = inputs.terms;
-  std::unordered_set<std::string_view> taken{formula.response, formula.weights};
+  std::unordered_set<std::string_view> taken{formula.response, formula.weights, formula.precision};
   taken.insert(formula.offsets.begin(), formula.offsets.end());
   for (const std::string& name : inputs.removed) taken.insert(names.at(name).name);
   for (const FormulaTerm& term : inputs.terms) taken.insert(term.column);
@@ -160,13 +160,18 @@ inline std::vector<Index> independent_columns(const Matrix<double>& x) {
   return kept;
 }
 
-/// Adds the columns of the offsets, which are numbers and not the response.
-inline void use_offsets(const ColumnNames& names, const Formula& formula, std::vector<const DataColumn*>& used) {
+/// Adds the columns of offsets and precisions, which are numbers and not the response.
+inline void use_known_terms(const ColumnNames& names, const Formula& formula, std::vector<const DataColumn*>& used) {
   for (const std::string& name : formula.offsets) {
     if (name == formula.response)
       fail(kRegression, ": column ", in_quotes(name), " is the response and an offset, expected two columns");
     used.push_back(&names.numbers(name));
   }
+  if (formula.precision.empty()) return;
+  if (formula.precision == formula.response)
+    fail(kRegression, ": column ", in_quotes(formula.response),
+         " is the response and the precision, expected two columns");
+  used.push_back(&names.numbers(formula.precision));
 }
 
 /// Leaves rows of weight 0 out, with a word; throws for weights that are none.
@@ -258,7 +263,7 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
     used.push_back(&column);
   }
   used.push_back(&response);
-  detail::use_offsets(names, formula, used);
+  detail::use_known_terms(names, formula, used);
   const DataColumn* weights = formula.weights.empty() ? nullptr : &names.numbers(formula.weights);
   if (formula.weights == formula.response)
     fail(kName, ": column ", detail::in_quotes(formula.response),
@@ -275,6 +280,7 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   if (weights) detail::take_weights(*weights, out);
   out.design.response = formula.response;
   out.design.offsets = formula.offsets;
+  out.design.precision = formula.precision;
   for (std::size_t t = 0; t < terms.size(); ++t) {
     const std::size_t before = out.design.columns.size();
     detail::add_term(*used[t], terms[t].term, out.rows.rows, out);

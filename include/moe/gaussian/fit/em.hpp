@@ -76,8 +76,7 @@ class Em {
   /// Rows of each expert, sum_i r_ij.
   Eigen::RowVectorXd expert_rows(const EmState& s) const {
     Eigen::RowVectorXd rows(at_.num_experts);
-    for (Index j = 0; j < at_.num_experts; ++j)
-      rows(j) = s.information(at_.intercept(j), at_.intercept(j)) * s.model.variance(j);
+    for (Index j = 0; j < at_.num_experts; ++j) rows(j) = rows_of(s, j);
     return rows;
   }
 
@@ -104,6 +103,11 @@ class Em {
   /// A direction that gains nothing at 1/4096 of its length leads nowhere: the gate then stays.
   static constexpr int kHalvings = 12;
 
+  double rows_of(const EmState& s, Index j) const {
+    if (objective_.rows().scaled()) return s.information(at_.log_variance(j), at_.log_variance(j));
+    return s.information(at_.intercept(j), at_.intercept(j)) * s.model.variance(j);
+  }
+
   void evaluate(EmState& s) const {
     s.criterion = objective_.complete(s.model, s.score, s.information, step_ != GateStep::Majorise);
   }
@@ -117,7 +121,7 @@ class Em {
     Eigen::VectorXd score(d + 1);
     for (Index j = 0; j < at_.num_experts; ++j) {
       const double nu = s.model.variance(j);
-      const double rows = s.information(at_.intercept(j), at_.intercept(j)) * nu;
+      const double rows = rows_of(s, j);
       if (!(rows > kLeastRows)) continue;  // nothing to learn from
       information.topLeftCorner(d, d) = s.information.block(at_.slope(j), at_.slope(j), d, d);
       information.col(d).head(d) = s.information.col(at_.intercept(j)).segment(at_.slope(j), d);

@@ -60,7 +60,7 @@ class Moves {
   }
 
   void refit(Index expert, const Eigen::VectorXd& weight, GaussianParameters& m) const {
-    starts_.regress(sample_.x, sample_.y, weight.cwiseMax(0), expert, m);
+    starts_.regress(sample_, weight.cwiseMax(0), expert, m);
   }
 
   /// 1 for the rows that go, 0 for the others.
@@ -78,7 +78,7 @@ class Moves {
       if (how == 4) {
         Eigen::VectorXd few = Eigen::VectorXd::Zero(v.size());
         for (Index i = 0; i < starts_.rows_of_plane(); ++i) few(row_of(random, weight.col(expert), 30 + i)) += 1;
-        starts_.regress(sample_.x, sample_.y, few, expert, plane);
+        starts_.regress(sample_, few, expert, plane);
       }
       v = sample_.y - sample_.x.leftCols(d) * plane.slope.row(expert).transpose();
       v.array() -= double(plane.intercept(expert));

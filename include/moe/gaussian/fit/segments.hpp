@@ -30,10 +30,12 @@ class SegmentSearch {
     sums_.resize(static_cast<std::size_t>(n) + 1);
     for (std::size_t s = 0; s < order.size(); ++s) {
       const Index block = order[s] / kBlockRows, i = order[s] % kBlockRows;
-      const double at = x(order[s]), y = rows.output(block)[i], w = rows.weights(block) ? rows.weights(block)[i] : 1;
+      const double at = x(order[s]), y = rows.output(block)[i],
+                   count = rows.weights(block) ? rows.weights(block)[i] : 1;
+      const double w = rows.scaled() ? count * rows.scale(block)[i] * rows.scale(block)[i] : count;
       x_.push_back(at);
       sums_[s + 1] = sums_[s];
-      sums_[s + 1].add({w, w * at, w * y, w * (at * at), w * (at * y), w * (y * y)});
+      sums_[s + 1].add({w, w * at, w * y, w * (at * at), w * (at * y), w * (y * y), count});
     }
   }
 
@@ -69,8 +71,12 @@ class SegmentSearch {
 
  private:
   struct Sums {
-    double n = 0, x = 0, y = 0, xx = 0, xy = 0, yy = 0;
-    void add(const Sums& o) { n += o.n, x += o.x, y += o.y, xx += o.xx, xy += o.xy, yy += o.yy; }
+    double n = 0, x = 0, y = 0, xx = 0, xy = 0, yy = 0;  // by weights and precisions
+    double rows = 0;                                     // by weights alone
+    void add(const Sums& o) {
+      n += o.n, x += o.x, y += o.y, xx += o.xx, xy += o.xy, yy += o.yy;
+      rows += o.rows;
+    }
   };
   static constexpr double kImpossible = -1e300;  // log-likelihood of too few rows for a line
 
@@ -89,19 +95,19 @@ class SegmentSearch {
 
   /// Rows that those from `from` to `to` stand for.
   double rows_of(Index from, Index to) const {
-    return sums_[static_cast<std::size_t>(to)].n - sums_[static_cast<std::size_t>(from)].n;
+    return sums_[static_cast<std::size_t>(to)].rows - sums_[static_cast<std::size_t>(from)].rows;
   }
 
   /// Least squares of the rows from `from` to `to`.
   Line line(Index from, Index to) const {
     const Sums &a = sums_[static_cast<std::size_t>(from)], &b = sums_[static_cast<std::size_t>(to)];
-    const double n = rows_of(from, to), x = (b.x - a.x) / n, y = (b.y - a.y) / n;
+    const double n = b.n - a.n, x = (b.x - a.x) / n, y = (b.y - a.y) / n;
     const double xx = b.xx - a.xx - n * x * x, xy = b.xy - a.xy - n * x * y, yy = b.yy - a.yy - n * y * y;
     Line out;
     out.slope = xx > 1e-12 * n ? xy / xx : 0;
     out.intercept = y - out.slope * x;
     out.squares = std::max(0.0, yy - out.slope * xy);
-    out.variance = bounds_.variance(out.squares, n, map_);
+    out.variance = bounds_.variance(out.squares, rows_of(from, to), map_);
     return out;
   }
 

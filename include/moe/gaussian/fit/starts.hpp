@@ -16,20 +16,24 @@
 // Long, as all kinds of starts draw from the same rows.
 namespace moe::inline MOE_ABI::detail {
 
-/// Some rows of standardised data, one after the other: x [count, d + 1], with ones, y and weights [count]. Row s is
-/// row_of(s) of the data.
+/// Some rows of standardised data, one after the other: x [count, d + 1], with ones, y, weights and, if there are any,
+/// precisions [count]. Row s is row_of(s) of the data.
 struct RowSample {
   Matrix<double> x;
-  Eigen::VectorXd y, weight;
+  Eigen::VectorXd y, weight, precision;
 
   template <class RowOf>
   RowSample(const RowBlocks& rows, Index count, RowOf&& row_of)
-      : x(count, rows.input_dim() + 1), y(count), weight(Eigen::VectorXd::Ones(count)) {
+      : x(count, rows.input_dim() + 1),
+        y(count),
+        weight(Eigen::VectorXd::Ones(count)),
+        precision(rows.scaled() ? count : 0) {
     for (Index s = 0; s < count; ++s) {
       const Index row = row_of(s), block = row / kBlockRows, i = row % kBlockRows;
       for (Index c = 0; c < x.cols(); ++c) x(s, c) = rows.features(block)[c * kBlockRows + i];
       y(s) = rows.output(block)[i];
       if (const double* weights = rows.weights(block)) weight(s) = weights[i];
+      if (rows.scaled()) precision(s) = std::pow(rows.scale(block)[i], 2);
     }
   }
 };
@@ -91,10 +95,11 @@ class Starts {
   }
 
   /// Weighted least squares with a trace of ridge, which must not see how far the inputs are from 0.
-  void regress(const Matrix<double>& x, const Eigen::VectorXd& y, const Eigen::VectorXd& weight, Index expert,
-               GaussianParameters& m) const {
-    const double rows = weight.sum();
-    Matrix<double> centred = x;
+  void regress(const RowSample& sample, const Eigen::VectorXd& count, Index expert, GaussianParameters& m) const {
+    const double rows = count.sum();
+    const Eigen::VectorXd& y = sample.y;
+    const Eigen::VectorXd weight = sample.precision.size() > 0 ? count.cwiseProduct(sample.precision).eval() : count;
+    Matrix<double> centred = sample.x;
     centred.leftCols(d_).rowwise() -= center_;
     if (at_.expert_inputs) {
       std::vector<Index> columns = *at_.expert_inputs;
@@ -128,6 +133,7 @@ class Starts {
     if (!linear_) t = t.unaryExpr([&](double u) { return inner_(u); }).eval();
     if (!inside) t.rowwise() += m.gate_bias;
     e = (-(e.rowwise() + m.intercept)).colwise() + sample_.y;
+    if (sample_.precision.size() > 0) e.array().colwise() *= sample_.precision.array().sqrt();
     for (Index j = 0; j < t.cols(); ++j)
       t.col(j).array() = t.col(j).array() / m.temperature -
                          0.5 * (e.col(j).array().square() / m.variance(j) + std::log(m.variance(j)));
@@ -147,7 +153,7 @@ class Starts {
     std::partial_sort(order.begin(), order.begin() + count, order.end(),
                       [&](Index a, Index b) { return std::pair(log_density(a), a) < std::pair(log_density(b), b); });
     const RowSample worst(rows, count, [&](Index s) { return order[static_cast<std::size_t>(s)]; });
-    regress(worst.x, worst.y, worst.weight, expert, m);
+    regress(worst, worst.weight, expert, m);
     m.gate_slope.row(expert) = m.gate_slope.colwise().mean().eval();
     m.gate_bias(expert) = m.gate_bias.mean();
     pin(m);
@@ -168,7 +174,7 @@ class Starts {
   void line(const RandomField& random, std::int64_t draw, Index expert, GaussianParameters& m) const {
     Eigen::VectorXd weight = Eigen::VectorXd::Zero(num_rows());
     for (Index i = 0; i < rows_of_plane(); ++i) weight(pick(random, draw + i)) += 1;
-    regress(sample_.x, sample_.y, weight, expert, m);
+    regress(sample_, weight, expert, m);
   }
 
   void set_shares(const Eigen::VectorXd& rows, GaussianParameters& m) const {
@@ -182,7 +188,7 @@ class Starts {
     const Index k = m.num_experts();
     for (Index j = 1; j < k; ++j) {
       line(random, 100 * (j + 1), j, m);
-      if (j == 1 || random.uniform(j, 7) < 0.5) regress(sample_.x, sample_.y, sample_.weight, j, m);
+      if (j == 1 || random.uniform(j, 7) < 0.5) regress(sample_, sample_.weight, j, m);
       m.variance(j) = 0.3;
     }
     line(random, 1, 0, m);
@@ -206,7 +212,7 @@ class Starts {
         weight(i) = label[static_cast<std::size_t>(i)] == j ? sample_.weight(i) : 0;
       shares(j) = weight.sum();
       if (shares(j) > static_cast<double>(rows_of_plane()))
-        regress(sample_.x, sample_.y, weight, j, m);
+        regress(sample_, weight, j, m);
       else
         line(random, 1000 * (j + 1), j, m);
     }

@@ -203,6 +203,8 @@ class IdentifiabilityChecks {
   void coincidence() {
     Eigen::VectorXd weight(data_.num_rows());
     for (Index i = 0; i < weight.size(); ++i) weight(i) = data_.weight(i);
+    Eigen::VectorXd precise = weight;
+    if (data_.precision.size() > 0) precise = weight.cwiseProduct(data_.precision);
     const Eigen::RowVectorXd rows = weight.transpose() * responsibilities(model_, data_);
     const Matrix<double> means = expert_means(model_, data_.x);
     const double freedom = static_cast<double>(at_.at.expert_dim()) + 2;
@@ -210,7 +212,8 @@ class IdentifiabilityChecks {
       for (Index j = i + 1; j < model_.num_experts(); ++j) {
         const double nu = 0.5 * (model_.variance(i) + model_.variance(j));
         const double spread = std::log(model_.variance(i) / model_.variance(j));
-        const double square = weight.dot((means.col(i) - means.col(j)).cwiseAbs2()) / (n_ * nu) + 0.5 * spread * spread;
+        const double square =
+            precise.dot((means.col(i) - means.col(j)).cwiseAbs2()) / (n_ * nu) + 0.5 * spread * spread;
         if (!(rows(i) > 0 && rows(j) > 0)) continue;
         const double expected = freedom * (1 / rows(i) + 1 / rows(j));
         if (square >= 4 * expected) continue;

@@ -19,6 +19,10 @@ struct RegressionData {
   /// Added to the mean of every expert of a row [n], a coefficient of 1 that is known; none: 0. In moe/likelihood to
   /// every linear predictor: the logarithm of an exposure for Poisson.
   Eigen::VectorXd offset = {};
+  /// Precision weights [n], finite and > 0; none: 1 each. The variance of expert j in a row is nu_j / precision, as if
+  /// y were the mean of so many outcomes: what lm(weights =) of R means. A factor of all of them only scales the nu_j.
+  /// They say nothing of how many rows there are, as `weights` do, which may be there, too.
+  Eigen::VectorXd precision = {};
   /// The columns of x that the gate and the experts of a fit read; each coefficient of the others is 0 and no
   /// parameter. Models keep what they were fitted with, and are evaluated by that.
   InputColumns gate_inputs = {}, expert_inputs = {};
@@ -28,6 +32,7 @@ struct RegressionData {
   bool weighted() const { return weights.size() > 0; }
   double weight(Index row) const { return weighted() ? weights(row) : 1; }
   double offset_of(Index row) const { return offset.size() > 0 ? offset(row) : 0; }
+  double precision_of(Index row) const { return precision.size() > 0 ? precision(row) : 1; }
   /// What the experts of moe/gaussian explain: y - offset.
   double explained(Index row) const { return offset.size() > 0 ? y(row) - offset(row) : y(row); }
   Eigen::VectorXd explained() const { return offset.size() > 0 ? Eigen::VectorXd(y - offset) : y; }
@@ -35,8 +40,9 @@ struct RegressionData {
   double total_weight() const { return weighted() ? weights.sum() : static_cast<double>(num_rows()); }
 
   /// Throws std::invalid_argument unless x and y have as many rows, at least one of each, and all numbers are finite;
-  /// for weights of another number, negative or not finite ones, or none above 0; and for offsets of another number,
-  /// not finite ones, or such that y - offset overflows.
+  /// for weights of another number, negative or not finite ones, or none above 0; for offsets of another number,
+  /// not finite ones, or such that y - offset overflows; and for precisions of another number or outside of 1e-100 to
+  /// 1e100.
   void validate(const char* function) const {
     if (y.size() != x.rows()) fail(function, ": y has ", y.size(), " rows, expected as many as x = ", x.rows());
     if (x.rows() < 1 || x.cols() < 1)
@@ -49,6 +55,7 @@ struct RegressionData {
     }
     if (weighted()) validate_weights(function);
     if (offset.size() > 0) validate_offset(function);
+    if (precision.size() > 0) validate_precision(function);
   }
 
  private:
@@ -62,6 +69,15 @@ struct RegressionData {
     constexpr double kMost = 9007199254740992;  // 2^53: beyond it a count does not see one row more
     if (!(weights.sum() <= kMost))
       fail(function, ": weights has the sum ", weights.sum(), ", expected at most 2^53: count in a larger unit");
+  }
+
+  void validate_precision(const char* function) const {
+    if (precision.size() != x.rows())
+      fail(function, ": precision has ", precision.size(), " numbers, expected as many as x has rows, ", x.rows());
+    for (Index i = 0; i < x.rows(); ++i)
+      if (!(precision(i) >= 1e-100 && precision(i) <= 1e100))
+        fail(function, ": precision is ", precision(i), " in row ", i,
+             ", expected 1e-100 to 1e100 (a row of weight 0 is left out)");
   }
 
   void validate_offset(const char* function) const {
@@ -86,6 +102,7 @@ RegressionData rows_of(const RegressionData& data, const Rows& rows) {
           .y = part(data.y),
           .weights = part(data.weights),
           .offset = part(data.offset),
+          .precision = part(data.precision),
           .gate_inputs = data.gate_inputs,
           .expert_inputs = data.expert_inputs};
 }

@@ -13,16 +13,25 @@
 
 namespace moe::inline MOE_ABI::detail {
 
-/// X^T W X of the rows, X = (x, 1), W their weights [d + 1, d + 1]. O(n d^2).
+/// Whose features: precisions of rows weigh those of the experts.
+enum class FeaturesOf { Gate, Experts };
+
+/// X^T W X of the rows, X = (x, 1), W their weights [d + 1, d + 1], times their precisions for the experts. O(n d^2).
 template <class = WhenUsed>
-Eigen::MatrixXd gram_of(const RowBlocks& rows) {
+Eigen::MatrixXd gram_of(const RowBlocks& rows, FeaturesOf of = FeaturesOf::Gate) {
   const Index n = rows.input_dim() + 1;
   std::vector<double> sums(static_cast<std::size_t>(num_pairs(n) * kDoubles));
   PairProducts products;
-  AlignedBuffer<double> ones(kBlockRows);
+  AlignedBuffer<double> ones(kBlockRows), precise(kBlockRows);
   std::fill_n(ones.data(), kBlockRows, 1.0);
-  for (Index b = 0; b < rows.num_blocks(); ++b)
-    products.add(rows.weights(b) ? rows.weights(b) : ones.data(), 1, rows.features(b), n, sums.data());
+  for (Index b = 0; b < rows.num_blocks(); ++b) {
+    const double* weights = rows.weights(b) ? rows.weights(b) : ones.data();
+    if (of == FeaturesOf::Experts && rows.scaled()) {
+      for (Index i = 0; i < kBlockRows; ++i) precise.data()[i] = weights[i] * rows.scale(b)[i] * rows.scale(b)[i];
+      weights = precise.data();
+    }
+    products.add(weights, 1, rows.features(b), n, sums.data());
+  }
   std::vector<double> total(static_cast<std::size_t>(num_pairs(n)));
   add_lanes(sums.data(), num_pairs(n), total.data());
   Eigen::MatrixXd gram(n, n);
@@ -59,10 +68,12 @@ bool origin_is_far(const RowBlocks& rows, const InputColumns& some = {}) {
 /// neither units nor origin nor any other linear map of the inputs, nor that some of them are nearly collinear.
 template <class = WhenUsed>
 Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
-  const Eigen::MatrixXd gram = gram_of(rows) / rows.total_weight();
+  const Eigen::MatrixXd of_gate = gram_of(rows) / rows.total_weight();
+  const Eigen::MatrixXd of_experts =
+      rows.scaled() ? Eigen::MatrixXd(gram_of(rows, FeaturesOf::Experts) / rows.total_weight()) : of_gate;
   Eigen::MatrixXd out = Eigen::MatrixXd::Identity(at.size(), at.size());
   std::vector<std::pair<Index, Index>> places;  // in theta, and the feature there
-  const auto place = [&] {
+  const auto place = [&](const Eigen::MatrixXd& gram) {
     for (const auto& [p, f] : places)
       for (const auto& [q, g] : places) out(p, q) = gram(f, g);
     places.clear();
@@ -71,10 +82,10 @@ Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows)
     for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c)
       places.emplace_back(at.gate_slope(j) + c, at.gate_input(c));
     if (j < at.free_biases) places.emplace_back(at.gate_bias(j), at.input_dim);
-    place();
+    place(of_gate);
     for (Index c = 0; c < at.expert_dim(); ++c) places.emplace_back(at.slope(j) + c, at.expert_input(c));
     places.emplace_back(at.intercept(j), at.input_dim);
-    place();
+    place(of_experts);
   }
   return out;
 }

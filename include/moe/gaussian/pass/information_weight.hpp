@@ -78,8 +78,13 @@ struct CompleteWeight {
   static bool keep_experts(const ScoreBlock& p, const ScoreBlock& q) {
     return p.kind == ScoreBlock::Kind::Mean && q.kind == ScoreBlock::Kind::Mean && p.expert == q.expert;
   }
+  /// Variance with variance stands for r_j alone: its sum are the rows of expert j.
+  static bool keep_rows(const ScoreBlock& p, const ScoreBlock& q) {
+    return p.kind == ScoreBlock::Kind::Variance && q.kind == ScoreBlock::Kind::Variance && p.expert == q.expert;
+  }
   template <class Factors>
   [[gnu::always_inline]] static Lanes at(const Factors& f, const ScoreBlock& p, const ScoreBlock& q, Index i) {
+    if (p.kind == ScoreBlock::Kind::Variance) return f.posterior(p.expert, i);
     if (p.kind == ScoreBlock::Kind::Mean) return f.posterior(p.expert, i) * f.precision(p.expert);
     return InformationWeight::covariance(
         f, [&](Index j) { return f.prior(j, i); }, p, q, i);

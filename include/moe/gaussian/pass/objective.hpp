@@ -72,8 +72,8 @@ class Objective {
     return value - penalty_(m, at_);
   }
   /// What an M-step needs: the score, without the penalties, and the information of the complete data (CompleteWeight),
-  /// with the ridge. Returns the penalised value. O(n k^2 d^2), or without that of the gate (with_gate false: its
-  /// information is 0 but for the ridge) O(n k d^2).
+  /// with the ridge; of rows with precisions also sum w_i r_ij, at (log nu_j, log nu_j). Returns the penalised value.
+  /// O(n k^2 d^2), or without that of the gate (with_gate false: its information is 0 but for the ridge) O(n k d^2).
   double complete(const GaussianParameters& m, Eigen::VectorXd& score, Eigen::MatrixXd& information,
                   bool with_gate = true) const {
     const double value = raw_pairs(m, score, information, with_gate ? Pairs::Complete : Pairs::Experts);
@@ -113,8 +113,8 @@ class ObjectiveOf final : public Objective {
       : Objective(rows, at, form, penalty),
         blocks_(at, bias_follows_slope(form, kLinear)),
         all_(blocks_),
-        complete_(blocks_, CompleteWeight::keep),
-        experts_(blocks_, CompleteWeight::keep_experts) {
+        complete_(blocks_, with_rows(CompleteWeight::keep, rows)),
+        experts_(blocks_, with_rows(CompleteWeight::keep_experts, rows)) {
     linear_ = kLinear;
   }
 
@@ -137,7 +137,7 @@ class ObjectiveOf final : public Objective {
       const PosteriorColumns columns(memory.data(), m.num_experts());
       const Posterior<Inner> posterior(coefficients, columns);
       for (Index b = begin; b < end; ++b) {
-        posterior(rows().features(b), rows().output(b));
+        posterior(rows().features(b), rows().output(b), rows().scale(b));
         visit(b * kBlockRows, rows().rows(b), columns);
       }
     });
@@ -153,6 +153,14 @@ class ObjectiveOf final : public Objective {
   }
 
  private:
+  /// Where precisions are in the information of the means, the rows of experts are sums of their own.
+  template <class Keep>
+  static auto with_rows(Keep keep, const RowBlocks& rows) {
+    return [keep, scaled = rows.scaled()](const ScoreBlock& p, const ScoreBlock& q) {
+      return keep(p, q) || (scaled && CompleteWeight::keep_rows(p, q));
+    };
+  }
+
   MixtureCoefficients prepare(const GaussianParameters& m) const {
     MixtureCoefficients coefficients(m, form());
     coefficients.keep_scores = layout().free_temperature;

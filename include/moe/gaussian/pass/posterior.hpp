@@ -87,17 +87,20 @@ class Posterior {
  public:
   Posterior(const MixtureCoefficients& model, const PosteriorColumns& columns) : m_(model), c_(columns) {}
 
-  void operator()(const double* features, const double* output) const {
+  /// scale: see RowBlocks::scale().
+  void operator()(const double* features, const double* output, const double* scale = nullptr) const {
     const Index k = m_.num_experts;
     for (Index first = 0; first < k; first += kGroup)
       simd::with_constant<kGroup>(static_cast<int>(std::min<Index>(kGroup, k - first)), [&](auto group) {
-        if (group == k && m_.active == k)
+        if (group == k && m_.active == k && !scale)
           forms<group, true>(features, output, first);
         else
           forms<group, false>(features, output, first);
       });
+    if (scale) scale_residuals(scale);
     if (m_.active < k) mask();
-    if (m_.active < k || k > kGroup) log_weights();
+    if (m_.active < k || k > kGroup || scale) log_weights();
+    if (scale) shift_densities(scale + kBlockRows);
     exponentials();
     sums();
   }
@@ -177,6 +180,18 @@ class Posterior {
       });
       simd::store(c.shift + to, most_t - most_z);
     }
+  }
+
+  /// Residuals in units of the standard deviation that their row has beside those of the experts.
+  [[gnu::noinline]] void scale_residuals(const double* scale) const {
+    for (double *e = c_.residual, *end = e + m_.num_experts * kBlockRows; e != end; e += kBlockRows)
+      for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(e + i, simd::load(e + i) * simd::load(scale + i));
+  }
+
+  /// The Jacobian of that.
+  [[gnu::noinline]] void shift_densities(const double* log_scale) const {
+    for (Index i = 0; i < kBlockRows; i += kDoubles)
+      simd::store(c_.shift + i, simd::load(c_.shift + i) + simd::load(log_scale + i));
   }
 
   /// Takes an expert out when `active` others beat it: a higher rank score, or an equal one and a lower number.

@@ -17,6 +17,7 @@ inline constexpr Index kBlockRows = 128;
 struct Standardisation {
   Eigen::RowVectorXd x_center, x_scale;
   double y_center = 0, y_scale = 1;
+  double precision = 1;  ///< mean precision of the rows: variances of experts are in units of it
 
   static Standardisation none(Index input_dim) {
     return {Eigen::RowVectorXd::Zero(input_dim), Eigen::RowVectorXd::Ones(input_dim)};
@@ -27,18 +28,20 @@ struct Standardisation {
 struct SummedColumns {
   const double* features;  ///< inputs and ones [d + 1][kBlockRows]
   const double* weights;   ///< of rows, 0 where no row is; null: 1 each
+  const double* scale;     ///< that multiplies residuals and what experts read, 0 where no row is; null: 1 each
 };
 
 /// A copy of the data that the likelihood streams through: blocks of kBlockRows rows, each stored by columns, x_1 ...
-/// x_d, ones, y - offset and weights if there are any, so that a register holds one column of several rows. Rows that
-/// fill the last block are zero, in the column of ones too: a sum of products with it, or with x, ignores them.
-/// Immutable, share freely.
+/// x_d, ones, y - offset, and weights and roots of precisions if there are any, so that a register holds one column of
+/// several rows. Rows that fill the last block are zero, in the column of ones too: a sum of products with it, or with
+/// x, ignores them. Immutable, share freely.
 class RowBlocks {
  public:
   RowBlocks(const RegressionData& data, const Standardisation& by)
       : num_rows_(data.num_rows()),
         input_dim_(data.input_dim()),
         weighted_(data.weighted()),
+        scaled_(data.precision.size() > 0),
         total_weight_(data.total_weight()),
         columns_(AlignedBuffer<double>::uninitialised(num_blocks() * block_size())) {
     const Eigen::RowVectorXd inverse = by.x_scale.cwiseInverse();
@@ -54,6 +57,10 @@ class RowBlocks {
           to[input_dim_ * kBlockRows + i] = 1;
           to[(input_dim_ + 1) * kBlockRows + i] = (data.explained(row) - by.y_center) * y_inverse;
           if (weighted_) to[(input_dim_ + 2) * kBlockRows + i] = data.weights(row);
+          if (!scaled_) continue;
+          double* scale = to + scale_column() * kBlockRows + i;
+          scale[0] = std::sqrt(data.precision(row) / by.precision);
+          scale[kBlockRows] = 0.5 * std::log(data.precision(row) / by.precision);
         }
       }
     });
@@ -70,7 +77,11 @@ class RowBlocks {
   const double* output(Index b) const { return features(b) + (input_dim_ + 1) * kBlockRows; }
   /// Weights of the rows of block b, 0 where no row is; null: 1 each.
   const double* weights(Index b) const { return weighted_ ? features(b) + (input_dim_ + 2) * kBlockRows : nullptr; }
-  SummedColumns summed(Index b) const { return {features(b), weights(b)}; }
+  bool scaled() const { return scaled_; }
+  /// Roots of the precisions of the rows of block b, in units of their mean, then their logarithms; 0 where no row is.
+  /// Null: 1 and 0 each.
+  const double* scale(Index b) const { return scaled_ ? features(b) + scale_column() * kBlockRows : nullptr; }
+  SummedColumns summed(Index b) const { return {features(b), weights(b), scale(b)}; }
   double total_weight() const { return total_weight_; }
 
   /// Asks memory for block b where all blocks exceed the caches: a column is too short for the processor to see a
@@ -84,10 +95,11 @@ class RowBlocks {
  private:
   static constexpr Index kCached = Index{1} << 20;  // doubles: 8 MB
 
-  Index block_size() const { return (input_dim_ + (weighted_ ? 3 : 2)) * kBlockRows; }
+  Index scale_column() const { return input_dim_ + (weighted_ ? 3 : 2); }
+  Index block_size() const { return (scale_column() + (scaled_ ? 2 : 0)) * kBlockRows; }
 
   Index num_rows_, input_dim_;
-  bool weighted_;
+  bool weighted_, scaled_;
   double total_weight_;
   AlignedBuffer<double> columns_;
 };

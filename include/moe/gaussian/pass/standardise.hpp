@@ -18,14 +18,19 @@ struct ColumnMoments {
 
   /// Of a column of the data, or y - offset, by the weights of the rows.
   template <class Column>
-  ColumnMoments(const Column& column, const RegressionData& data) : center(column(0)) {
-    const double n = data.total_weight(), origin = column(0);
+  ColumnMoments(const Column& column, const RegressionData& data)
+      : ColumnMoments(column, data.total_weight(), [&](Index i) { return data.weight(i); }) {}
+
+  /// Of a column whose rows have weights of sum n.
+  template <class Column, class Weight>
+  ColumnMoments(const Column& column, double n, const Weight& weight) : center(column(0)) {
+    const double origin = column(0);
     double reach = 0, sum = 0, squares = 0;
     for (Index i = 0; i < column.size(); ++i) reach = std::max(reach, std::abs(column(i) - origin));
     if (!(reach > 0)) return;
-    for (Index i = 0; i < column.size(); ++i) sum += data.weight(i) * ((column(i) - origin) / reach);
+    for (Index i = 0; i < column.size(); ++i) sum += weight(i) * ((column(i) - origin) / reach);
     for (Index i = 0; i < column.size(); ++i)
-      squares += data.weight(i) * std::pow((column(i) - origin) / reach - sum / n, 2);
+      squares += weight(i) * std::pow((column(i) - origin) / reach - sum / n, 2);
     center = origin + reach * (sum / n);
     scale = reach * std::sqrt(squares / n);
   }
@@ -40,9 +45,18 @@ inline void require_moderate(const char* function, const char* name, const Colum
     fail(function, ": ", name, " has standard deviation ", m.scale, ", expected 1e-100 to 1e100: choose another unit");
 }
 
-/// Means and population standard deviations of the data. x keeps its origin where the gate has no bias beside
-/// beta_1 . x that could take a shift up (`keep_origin`), columns that are not read stay as they are. Throws
-/// std::invalid_argument for a constant column of x and for absurd units; a constant y keeps scale 1.
+/// Mean precision of the rows by their weights; exactly that of all where they are alike.
+inline double mean_precision(const RegressionData& data) {
+  if (data.precision.size() == 0) return 1;
+  const double first = data.precision(0), n = data.total_weight();
+  double above = 0;
+  for (Index i = 0; i < data.num_rows(); ++i) above += data.weight(i) / n * (data.precision(i) - first);
+  return first + above;
+}
+
+/// Means and population standard deviations of the data, those of y by precisions, too. x keeps its origin where the
+/// gate has no bias beside beta_1 . x that could take a shift up (`keep_origin`), columns that are not read stay as
+/// they are. Throws std::invalid_argument for a constant column of x and for absurd units; a constant y keeps scale 1.
 template <class = WhenUsed>
 Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin,
                                    const ParameterLayout& at = {}) {
@@ -57,7 +71,9 @@ Standardisation standardisation_of(const char* function, const RegressionData& d
     by.x_scale(c) = moments.scale;
     if (!keep_origin || !in_gate) by.x_center(c) = moments.center;
   }
-  const ColumnMoments y(data.explained(), data);
+  by.precision = mean_precision(data);
+  const ColumnMoments y(data.explained(), data.total_weight(),
+                        [&](Index i) { return data.weight(i) * (data.precision_of(i) / by.precision); });
   by.y_center = y.center;
   if (y.constant()) return by;
   require_moderate(function, "y", y);
@@ -108,7 +124,7 @@ void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
     m.intercept(j) = (m.intercept(j) + m.slope.row(j).dot(by.x_center) - by.y_center) / by.y_scale;
     m.gate_slope.row(j) = m.gate_slope.row(j).cwiseProduct(by.x_scale);
     m.slope.row(j) = m.slope.row(j).cwiseProduct(by.x_scale) / by.y_scale;
-    m.variance(j) /= by.y_scale * by.y_scale;
+    m.variance(j) /= by.y_scale * by.y_scale * by.precision;
   }
 }
 
@@ -120,7 +136,7 @@ void to_data_scale(const Standardisation& by, GaussianParameters& m) {
     m.slope.row(j) = m.slope.row(j).cwiseQuotient(by.x_scale) * by.y_scale;
     m.gate_bias(j) -= m.gate_slope.row(j).dot(by.x_center);
     m.intercept(j) = m.intercept(j) * by.y_scale + by.y_center - m.slope.row(j).dot(by.x_center);
-    m.variance(j) *= by.y_scale * by.y_scale;
+    m.variance(j) *= by.y_scale * by.y_scale * by.precision;
   }
 }
 

@@ -17,6 +17,12 @@ struct NoSums {
   void add(Memory&, const PosteriorColumns&, const SummedColumns&, double*) const {}
 };
 
+/// columns [count][kBlockRows] times a number of each row.
+[[gnu::noinline]] inline void multiply_columns(const double* by, double* columns, Index count) {
+  for (double* to = columns; to != columns + count * kBlockRows; to += kBlockRows)
+    for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, simd::load(to + i) * simd::load(by + i));
+}
+
 /// The score: [num_wide][d + 1], then a number for each narrow block.
 template <class Inner>
 class ScoreSums {
@@ -35,6 +41,7 @@ class ScoreSums {
     const ScoreFactors<Inner> factors(m_,
                                       rows.weights ? weighted(columns, rows.weights, scratch.scales.data()) : columns);
     double* to = scratch.factors.data();
+    if (rows.scale) return add_scaled(factors, rows, to, out);
     const Index k = m_.num_experts, n = m_.num_features, wide = blocks_.num_wide, narrow = blocks_.size() - wide;
     const Index first = std::min<Index>(kFirst, n);
     for (Index j = 0; j < k; ++j)
@@ -68,6 +75,20 @@ class ScoreSums {
   }
 
  private:
+  /// The same of rows with precisions: residuals are scaled already, and with the factor of a mean so are its features.
+  [[gnu::noinline]] void add_scaled(const ScoreFactors<Inner>& factors, const SummedColumns& rows, double* to,
+                                    double* out) const {
+    const Index n = m_.num_features, wide = blocks_.num_wide;
+    for (Index b = 0; b < blocks_.size(); ++b) {
+      double* column = to + b * kBlockRows;
+      fill(factors, blocks_[b], column);
+      if (blocks_[b].kind == ScoreBlock::Kind::Mean) multiply_columns(rows.scale, column, 1);
+    }
+    add_products(to, wide, rows.features, n, n, out);
+    add_products(to + wide * kBlockRows, blocks_.size() - wide, rows.features + (n - 1) * kBlockRows, 1, 1,
+                 out + wide * n * kDoubles);
+  }
+
   /// Features whose sums are made while the factors of an expert are in registers.
   static constexpr int kFirst = 6;
 
@@ -171,7 +192,8 @@ class PairSums {
       fill(factors, blocks_[p], blocks_[q], to);
       to += kBlockRows;
     }
-    if (rows.weights) multiply_rows(rows.weights, scratch.weights.data(), pairs_.size());
+    if (rows.weights) multiply_columns(rows.weights, scratch.weights.data(), pairs_.size());
+    if (rows.scale) scale_means(rows.scale, scratch.weights.data());
     const double* features = rows.features;
     const Index num_features = m_.num_features;
     const double* weights = scratch.weights.data();
@@ -208,10 +230,13 @@ class PairSums {
     });
   }
 
-  /// columns [count][kBlockRows] times the weights of rows.
-  [[gnu::noinline]] static void multiply_rows(const double* weight, double* columns, Index count) {
-    for (double* to = columns; to != columns + count * kBlockRows; to += kBlockRows)
-      for (Index i = 0; i < kBlockRows; i += kDoubles) simd::store(to + i, simd::load(to + i) * simd::load(weight + i));
+  /// Once for each mean of a pair, whose features are scaled.
+  [[gnu::noinline]] void scale_means(const double* scale, double* columns) const {
+    for (const auto& [p, q] : pairs_.pairs) {
+      for (const Index b : {p, q})
+        if (blocks_[b].kind == ScoreBlock::Kind::Mean) multiply_columns(scale, columns, 1);
+      columns += kBlockRows;
+    }
   }
 
   GateDerivatives gate_derivatives(Memory& scratch, const PosteriorColumns& columns) const {

@@ -77,7 +77,7 @@ std::vector<double> sweep(const RowBlocks& rows, const MixtureCoefficients& mode
     double log_likelihood = 0;
     for (Index b = begin; b < end; ++b) {
       rows.prefetch(b + 1);
-      posterior(rows.features(b), rows.output(b));
+      posterior(rows.features(b), rows.output(b), rows.scale(b));
       change(b, worker->columns);
       clear_padding(worker->columns, rows.rows(b));
       const double* weights = rows.weights(b);

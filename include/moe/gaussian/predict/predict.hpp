@@ -30,7 +30,10 @@ void for_each_conditional(const char* function, const GaussianMoe<G>& model, con
       weigh(x.row(i), weights);
       means = model.intercept + x.row(i) * model.slope.transpose();
       if (const double offset = rows.offset(i); offset != 0) means.array() += offset;
-      mixture.assign(weights, means, model.variance);
+      if (const double precision = rows.precision(i); precision != 1)
+        mixture.assign(weights, means, model.variance / precision);
+      else
+        mixture.assign(weights, means, model.variance);
       body(i, std::as_const(mixture));
     }
   });
@@ -40,7 +43,7 @@ void for_each_conditional(const char* function, const GaussianMoe<G>& model, con
 
 /// What the model says about y at one x [d] (or [1, d]). Throws std::invalid_argument for a bad model, another number
 /// of inputs, or inputs that are not finite; so do all functions below, which take rows x [n, d], or RegressionData
-/// with the offsets of their rows (InputRows). O(k d).
+/// with the offsets and precisions of their rows (InputRows). O(k d).
 template <class G>
 NormalMixture conditional(const GaussianMoe<G>& model, const Eigen::Ref<const Eigen::RowVectorXd>& x) {
   NormalMixture result;

@@ -15,11 +15,11 @@ struct Draws {
   std::vector<Index> experts = {};
 };
 
-/// Draws one y per row, of x [n, d] or of RegressionData with their offsets (InputRows): an expert j with probability
-/// pi_j(x), then a normal with mean a_j . x + b_j (+ offset) and variance nu_j. A pure function of (model, row of x,
-/// index of the row, seed): the same values for any number of threads, and a longer x begins with the same ones. Throws
-/// std::invalid_argument for a bad model, another number of inputs, or inputs that are not finite. O(n k d), in
-/// parallel.
+/// Draws one y per row, of x [n, d] or of RegressionData with their offsets and precisions (InputRows): an expert j
+/// with probability pi_j(x), then a normal with mean a_j . x + b_j (+ offset) and variance nu_j. A pure function of
+/// (model, row of x, index of the row, seed): the same values for any number of threads, and a longer x begins with the
+/// same ones. Throws std::invalid_argument for a bad model, another number of inputs, or inputs that are not finite.
+/// O(n k d), in parallel.
 template <class G>
 Draws draw(const GaussianMoe<G>& model, const InputRows& rows, std::uint64_t seed) {
   const RandomField random(Purpose::Draw, seed);
