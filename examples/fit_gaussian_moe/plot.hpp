@@ -101,13 +101,17 @@ void draw_prediction(std::ostream& script, const moe::GaussianMoe<Gate>& model, 
   const Eigen::VectorXd mean = moe::predict_mean(model, data);
   write_points(script, model, problem, [&](Index i) { return std::pair(mean(i), data.y(i)); });
   const Eigen::VectorXd quantiles = moe::quantile_residuals(model, data, data.y);
-  std::vector<double> residuals(quantiles.begin(), quantiles.end());
+  std::vector<std::pair<double, double>> residuals;  // and the weights of their rows
+  for (Index i = 0; i < quantiles.size(); ++i) residuals.emplace_back(quantiles(i), data.weight(i));
   std::sort(residuals.begin(), residuals.end());
   const std::size_t stride = (residuals.size() + kShown - 1) / kShown;
   script << "$residuals << END\n";
-  for (std::size_t i = 0; i < residuals.size(); i += stride) {
-    const double level = (static_cast<double>(i) + 0.5) / static_cast<double>(residuals.size());
-    script << moe::NormalMixture().quantile(level) << ' ' << residuals[i] << '\n';
+  double before = 0;
+  for (std::size_t i = 0; i < residuals.size(); ++i) {
+    const auto [residual, weight] = residuals[i];
+    const double level = (before + 0.5 * weight) / data.total_weight();
+    if (i % stride == 0) script << moe::NormalMixture().quantile(level) << ' ' << residual << '\n';
+    before += weight;
   }
   script << "END\nset multiplot layout 1,2\nset key top left\nset xlabel 'fitted mean'\nset ylabel "
          << quoted(problem.output) << " noenhanced\nplot x with lines lc '#999999' notitle";

@@ -130,7 +130,7 @@ TEST_CASE("k_means: seeds are drawn by squared distance", "[k_means][property]")
   double first[3] = {}, second[3][3] = {};
   constexpr int kDraws = 30'000;
   for (int seed = 0; seed < kDraws; ++seed) {
-    const auto seeds = moe::detail::k_means_seeds(points, 2, moe::RandomField(moe::Purpose::User, seed, 11));
+    const auto seeds = moe::detail::k_means_seeds(points, 2, moe::RandomField(moe::Purpose::User, seed, 11), {});
     const auto of = [&](Index j) { return seeds(j, 0) == 3 ? 2 : static_cast<int>(seeds(j, 0)); };
     ++first[of(0)];
     ++second[of(0)][of(1)];
@@ -145,14 +145,14 @@ TEST_CASE("k_means: seeds are drawn by squared distance", "[k_means][property]")
 
 TEST_CASE("k_means: ties go to the lower number", "[k_means]") {
   moe::KMeans<double> result{.labels = {-1, -1, -1}, .centres = line({1, -1, 1})};
-  CHECK(moe::detail::assign_to_centres(line({0, 1, -2}), result));
+  CHECK(moe::detail::assign_to_centres(line({0, 1, -2}), {}, result));
   CHECK(result.labels == std::vector<Index>{0, 0, 1});
-  CHECK_FALSE(moe::detail::assign_to_centres(line({0, 1, -2}), result));
+  CHECK_FALSE(moe::detail::assign_to_centres(line({0, 1, -2}), {}, result));
 }
 
 TEST_CASE("k_means: a cluster without points keeps its centre", "[k_means]") {
   moe::KMeans<double> result{.labels = {0, 0, 2}, .centres = line({1, 5, -1})};
-  moe::detail::move_centres(line({2, 4, -3}), result);
+  moe::detail::move_centres(line({2, 4, -3}), {}, result);
   CHECK(result.centres == line({3, 5, -3}));
   const auto same = moe::k_means(line({2, 2, 2, 2}), 3, kSeeds);  // as points that are all one leave clusters empty
   CHECK(same.converged);
@@ -168,6 +168,38 @@ TEST_CASE("k_means: k = n gives every point a cluster, k = 1 the mean", "[k_mean
     CHECK(all.sum_of_squares == 0);
   }
   CHECK(std::abs(moe::k_means(points, 1, kSeeds).centres(0, 0) - 25.0 / 8) < 1e-15);
+}
+
+TEST_CASE("k_means: a point of weight w is w points", "[k_means]") {
+  const moe::Matrix<double> points = around_corners<double>(40, 4);
+  std::vector<double> weights;
+  std::vector<Index> rows;
+  for (Index i = 0; i < 40; ++i) {
+    weights.push_back(static_cast<double>(1 + i % 3));
+    rows.insert(rows.end(), static_cast<std::size_t>(1 + i % 3), i);
+  }
+  const moe::Matrix<double> repeated = points(rows, Eigen::all);
+  // Corners are 10 apart and 2 wide: the best of 20 seeds has a corner in each cluster, with any weights.
+  double best = 1e300, expected = 1e300;
+  for (int seed = 0; seed < 20; ++seed) {
+    const moe::RandomField random(moe::Purpose::User, seed);
+    best = std::min(best, moe::k_means(points, 4, random, {.weights = weights}).sum_of_squares);
+    expected = std::min(expected, moe::k_means(repeated, 4, random).sum_of_squares);
+  }
+  CHECK(std::abs(best - expected) < 1e-12 * expected);  // sums of 80 terms in another order
+  // First centres are drawn by weights: 1 / 9, 2 / 9 and 6 / 9 of 4000 draws,
+  // four standard deviations of a binomial number.
+  const std::vector<double> three = {1, 2, 6};
+  std::vector<double> counts(3);
+  for (int seed = 0; seed < 4000; ++seed) {
+    const moe::RandomField random(moe::Purpose::User, seed);
+    const auto seeds = moe::detail::k_means_seeds(line({0, 1, 2}), 1, random, moe::KMeansOptions{.weights = three});
+    ++counts[static_cast<std::size_t>(seeds(0, 0))];
+  }
+  for (std::size_t i = 0; i < 3; ++i) {
+    const double p = three[i] / 9;
+    CHECK(std::abs(counts[i] - 4000 * p) < 4 * std::sqrt(4000 * p * (1 - p)));
+  }
 }
 
 TEST_CASE("k_means: the same bits on any number of threads, and inside of a parallel loop", "[k_means]") {
@@ -193,6 +225,9 @@ TEST_CASE("k_means: refuses what it cannot split", "[k_means][error]") {
   CHECK_THROWS_WITH(moe::k_means(points, 4, kSeeds), "moe::k_means: k is 4, expected 1 to the number of points = 3");
   CHECK_THROWS_WITH(moe::k_means(points, 1, kSeeds, {.rounds = 0}), "moe::k_means: rounds is 0, expected at least 1");
   CHECK_THROWS_WITH(moe::k_means(moe::Matrix<double>(3, 0), 1, kSeeds), ContainsSubstring("0 columns"));
+  const std::vector<double> two = {1, 2}, none = {1, 0, 1};
+  CHECK_THROWS_WITH(moe::k_means(points, 1, kSeeds, {.weights = two}), ContainsSubstring("weights has 2 numbers"));
+  CHECK_THROWS_WITH(moe::k_means(points, 1, kSeeds, {.weights = none}), ContainsSubstring("a weight is 0"));
   points(1, 0) = std::numeric_limits<double>::quiet_NaN();
   CHECK_THROWS_WITH(moe::k_means(points, 1, kSeeds), "moe::k_means: a number of the points is not finite");
 }

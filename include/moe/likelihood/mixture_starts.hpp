@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "moe/gaussian/fit/starts.hpp"
+#include "moe/gaussian/model/row_counts.hpp"
 #include "moe/likelihood/mixture_pass.hpp"
 
 namespace moe::inline MOE_ABI::detail {
 
 /// Where searches begin: the starts of Gaussian mixtures for y where linear predictors are (ExpertFamily::link), in at
-/// most 4000 rows, evenly spaced; their responsibilities give every expert its rows, and M-steps its numbers. Noise
-/// begins with a share of 5%. Immutable; the start of a number is always the same.
+/// most 4000 rows, evenly spaced by their weights; their responsibilities give every expert its rows, and M-steps its
+/// numbers. Noise begins with a share of 5%. Immutable; the start of a number is always the same.
 template <class F>
 class MixtureStarts {
  public:
@@ -64,6 +65,13 @@ class MixtureStarts {
     constexpr Index kMost = 2000;
     const Index stride = data.num_rows() / kMost;
     if (stride < 2) return data;
+    if (data.weighted()) {
+      const RowCounts drawn = proportional_rows(data.num_rows(), data.total_weight(), data.num_rows() / stride,
+                                                [&](Index i) { return data.weights(i); });
+      ResponseData part = rows_of(data, drawn.rows);
+      part.weights = Eigen::Map<const Eigen::VectorXd>(drawn.counts.data(), std::ssize(drawn.counts));
+      return part;
+    }
     std::vector<Index> rows;
     for (Index i = 0; i < data.num_rows(); i += stride) rows.push_back(i);
     return rows_of(data, rows);

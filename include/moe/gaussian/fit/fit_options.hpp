@@ -55,8 +55,9 @@ struct FitOptions {
   /// result. A search that has begun goes on to its end.
   double seconds = 0;
   Index short_iterations = 20;  ///< EM iterations of a short run
-  Index short_rows = 20'000;    ///< rows that short runs see, evenly spaced, where there are more than twice as many
-  Index long_runs = 0;          ///< of given starts, the best that go on to the end; 0: a tenth of them, at least 5
+  Index short_rows =
+      20'000;           ///< rows that short runs see, evenly spaced by weight, where there are more than twice as many
+  Index long_runs = 0;  ///< of given starts, the best that go on to the end; 0: a tenth of them, at least 5
   Index em_iterations = 40;     ///< EM iterations of a long run before direct maximisation takes over
   Index max_iterations = 2000;  ///< all iterations of a long run
   GateStep gate_step = GateStep::Automatic;

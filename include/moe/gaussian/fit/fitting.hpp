@@ -9,6 +9,7 @@
 
 #include "moe/gaussian/fit/search.hpp"
 #include "moe/gaussian/fit/separation.hpp"
+#include "moe/gaussian/model/row_counts.hpp"
 #include "moe/gaussian/pass/standardise.hpp"
 
 // Long, as given starts, independent searches and samples of the rows end in the same report.
@@ -244,7 +245,8 @@ class Fitting {
     for (std::size_t r = 1; r < runs.size(); ++r) discard(runs[r]);
   }
 
-  /// Evenly spaced rows, for the short runs of large data: they rank starts as well, and cost a fraction.
+  /// Evenly spaced rows, by their weights, for the short runs of large data: they rank starts as well, and cost a
+  /// fraction.
   struct Sample {
     Sample(const RegressionData& data, const Fitting& f)
         : rows(thinned(data, f.options_.short_rows), f.by_),
@@ -256,6 +258,13 @@ class Fitting {
   };
 
   static RegressionData thinned(const RegressionData& data, Index count) {
+    if (data.weighted()) {
+      const RowCounts drawn =
+          proportional_rows(data.num_rows(), data.total_weight(), count, [&](Index i) { return data.weights(i); });
+      RegressionData part = rows_of(data, drawn.rows);
+      part.weights = Eigen::Map<const Eigen::VectorXd>(drawn.counts.data(), std::ssize(drawn.counts));
+      return part;
+    }
     std::vector<Index> rows;
     for (Index i = 0; i < count; ++i) rows.push_back(i * (data.num_rows() / count));
     return rows_of(data, rows);

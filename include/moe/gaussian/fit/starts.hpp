@@ -9,6 +9,7 @@
 #include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/symmetric.hpp"
 #include "moe/gaussian/model/parameters.hpp"
+#include "moe/gaussian/model/row_counts.hpp"
 #include "moe/gaussian/pass/row_blocks.hpp"
 #include "moe/gaussian/pass/standardise.hpp"
 #include "moe/numeric/k_means.hpp"
@@ -39,7 +40,8 @@ struct RowSample {
 };
 
 /// Random starting values of experts on standardised data, of six kinds in turn. Starts are drawn from fewer than
-/// 4000 rows, evenly spaced, so that they cost nothing beside the fit. Immutable; the start of a number is always the
+/// 4000 rows, evenly spaced by their weights, so that they cost nothing beside the fit; a row of weight w is drawn as w
+/// rows are. Immutable; the start of a number is always the
 /// same.
 template <class = WhenUsed>
 class Starts {
@@ -65,7 +67,12 @@ class Starts {
         d_(rows.input_dim()),
         at_(at),
         sample_(every(rows)),
-        center_(sample_.x.leftCols(d_).colwise().mean()) {}
+        center_(sample_.x.leftCols(d_).colwise().mean()) {
+    if (!rows.weights(0)) return;
+    ends_.resize(static_cast<std::size_t>(num_rows()));
+    std::partial_sum(sample_.weight.begin(), sample_.weight.end(), ends_.begin());
+    center_ = sample_.weight.transpose() * sample_.x.leftCols(d_) / ends_.back();
+  }
 
   std::uint64_t seed() const { return seed_; }
   const RowSample& sample() const { return sample_; }
@@ -148,10 +155,11 @@ class Starts {
   void reseed(const Eigen::VectorXd& log_density, const RowBlocks& rows, Index expert, GaussianParameters& m) const {
     std::vector<Index> order(static_cast<std::size_t>(log_density.size()));
     std::iota(order.begin(), order.end(), Index{0});
-    const auto count = static_cast<std::ptrdiff_t>(
+    auto count = static_cast<std::ptrdiff_t>(
         std::clamp<Index>(rows.num_rows() / 10, std::min(d_ + 2, rows.num_rows()), rows.num_rows()));
-    std::partial_sort(order.begin(), order.begin() + count, order.end(),
+    std::partial_sort(order.begin(), rows.weights(0) ? order.end() : order.begin() + count, order.end(),
                       [&](Index a, Index b) { return std::pair(log_density(a), a) < std::pair(log_density(b), b); });
+    if (rows.weights(0)) count = rows_of_weight(rows, order, count);
     const RowSample worst(rows, count, [&](Index s) { return order[static_cast<std::size_t>(s)]; });
     regress(worst, worst.weight, expert, m);
     m.gate_slope.row(expert) = m.gate_slope.colwise().mean().eval();
@@ -160,13 +168,36 @@ class Starts {
   }
 
  private:
+  /// How many of the first rows of an order, at least `least`, have a tenth of the weight.
+  static std::ptrdiff_t rows_of_weight(const RowBlocks& rows, const std::vector<Index>& order, std::ptrdiff_t most) {
+    const auto least = std::min<std::ptrdiff_t>(rows.input_dim() + 2, most);
+    double left = 0.1 * rows.total_weight();
+    std::ptrdiff_t count = 0;
+    for (; count < std::ssize(order) && (count < least || left > 0); ++count) {
+      const Index row = order[static_cast<std::size_t>(count)];
+      left -= rows.weights(row / kBlockRows)[row % kBlockRows];
+    }
+    return count;
+  }
+
   static RowSample every(const RowBlocks& rows) {
     const Index stride = std::max<Index>(1, rows.num_rows() / 2000), count = (rows.num_rows() + stride - 1) / stride;
-    return {rows, count, [&](Index s) { return s * stride; }};
+    if (stride == 1 || !rows.weights(0)) return {rows, count, [&](Index s) { return s * stride; }};
+    const RowCounts drawn = proportional_rows(rows.num_rows(), rows.total_weight(), count,
+                                              [&](Index i) { return rows.weights(i / kBlockRows)[i % kBlockRows]; });
+    RowSample sample(rows, std::ssize(drawn.rows), [&](Index s) { return drawn.rows[static_cast<std::size_t>(s)]; });
+    sample.weight = Eigen::Map<const Eigen::VectorXd>(drawn.counts.data(), std::ssize(drawn.counts));
+    return sample;
   }
 
   Index num_rows() const { return sample_.y.size(); }
+  /// The row of the sample with that share of the weights before it, from 0 to 1.
+  Index row_at(double share) const {
+    const auto after = std::upper_bound(ends_.begin(), ends_.end() - 1, share * ends_.back());
+    return after - ends_.begin();
+  }
   Index pick(const RandomField& random, std::int64_t draw) const {
+    if (!ends_.empty()) return row_at(random.uniform(draw, 1));
     return static_cast<Index>(random.below(static_cast<std::uint64_t>(num_rows()), draw, 1));
   }
 
@@ -237,7 +268,9 @@ class Starts {
     points << sample_.x.leftCols(d_), sample_.y;
     for (Index c = 0; c < d_; ++c)
       if (!reads(at_.gate_inputs, c) && !reads(at_.expert_inputs, c)) points.col(c).setZero();
-    return k_means(points, std::min(k, num_rows()), random, {.rounds = 10}).labels;
+    KMeansOptions options{.rounds = 10};
+    if (!ends_.empty()) options.weights = {sample_.weight.data(), ends_.size()};
+    return k_means(points, std::min(k, num_rows()), random, options).labels;
   }
 
   /// Quantiles of a random projection of x; cuts are drawn, so that classes differ in size.
@@ -248,7 +281,8 @@ class Starts {
     const Eigen::VectorXd at = sample_.x * direction;
     std::vector<double> sorted(at.data(), at.data() + at.size()), cuts;
     std::sort(sorted.begin(), sorted.end());
-    for (Index j = 1; j < k; ++j) {
+    for (Index j = 1; !ends_.empty() && j < k; ++j) cuts.push_back(quantile(at, random.uniform(j, 4)));
+    for (Index j = 1; ends_.empty() && j < k; ++j) {
       const auto rank = static_cast<std::size_t>(random.uniform(j, 4) * static_cast<double>(sorted.size()));
       cuts.push_back(sorted[std::min(rank, sorted.size() - 1)]);
     }
@@ -256,6 +290,17 @@ class Starts {
     for (const double value : at)
       label.push_back(std::count_if(cuts.begin(), cuts.end(), [&](double cut) { return value > cut; }));
     return label;
+  }
+
+  /// The value below which that share of the weights is.
+  double quantile(const Eigen::VectorXd& values, double share) const {
+    std::vector<std::pair<double, double>> rows;
+    for (Index i = 0; i < values.size(); ++i) rows.emplace_back(values(i), sample_.weight(i));
+    std::sort(rows.begin(), rows.end());
+    double left = share * ends_.back();
+    for (const auto& [value, weight] : rows)
+      if ((left -= weight) < 0) return value;
+    return rows.back().first;
   }
 
   std::vector<Index> nearest_lines(const RandomField& random, Index k) const {
@@ -317,6 +362,7 @@ class Starts {
   Index d_;
   ParameterLayout at_;
   RowSample sample_;
+  std::vector<double> ends_;   // sums of the weights up to each row of the sample; empty: no weights
   Eigen::RowVectorXd center_;  // of x
 };
 

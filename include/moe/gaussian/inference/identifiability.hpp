@@ -14,6 +14,7 @@
 #include "moe/gaussian/inference/scaled_information.hpp"
 #include "moe/gaussian/model/gate_weights.hpp"
 #include "moe/gaussian/model/identified.hpp"
+#include "moe/gaussian/model/row_counts.hpp"
 
 // Long, as the report, the checks that fill it and the function that runs them are read together.
 namespace moe::inline MOE_ABI {
@@ -304,14 +305,29 @@ class IdentifiabilityChecks {
            .direction = direction});
   }
 
+  /// Fewer than 4000 rows, whose singular values do, and their weights (none: 1 each).
+  RowCounts sample() const {
+    const Index n = data_.num_rows(), stride = std::max<Index>(1, n / 2000);
+    const auto weight = [&](Index i) { return data_.weight(i); };
+    if (data_.weighted() && stride > 1) return proportional_rows(n, n_, n / stride, weight);
+    RowCounts some;
+    for (Index i = 0; i < n; i += stride) {
+      some.rows.push_back(i);
+      if (data_.weighted()) some.counts.push_back(weight(i));
+    }
+    return some;
+  }
+
   void weak_activation() {
     const bool inside = model_.form().bias == BiasPlace::Inside;
-    const Index stride = std::max<Index>(1, data_.num_rows() / 2000);  // singular values of a sample do
+    const RowCounts some = sample();
     for (Index j = 0; j < at_.at.free_slopes; ++j) {
-      Eigen::VectorXd u((data_.num_rows() + stride - 1) / stride);
+      Eigen::VectorXd u(std::ssize(some.rows));
       for (Index i = 0; i < u.size(); ++i)
-        u(i) = data_.x.row(i * stride).dot(model_.gate_slope.row(j)) + (inside ? double(model_.gate_bias(j)) : 0.0);
-      const Independence of = independence<Inner>(1, u);
+        u(i) = data_.x.row(some.rows[static_cast<std::size_t>(i)]).dot(model_.gate_slope.row(j)) +
+               (inside ? double(model_.gate_bias(j)) : 0.0);
+      const Independence of =
+          independence<Inner>(1, u, Eigen::Map<const Eigen::VectorXd>(some.counts.data(), std::ssize(some.counts)));
       const double bound = 2 / (std::max(of.first_order, 1e-300) * std::sqrt(n_));
       if (bound <= 0.5) continue;
       std::ostringstream why;

@@ -54,15 +54,17 @@ double smallest_singular_value(Eigen::MatrixXd columns) {
 /// Taylor series of the density by the derivative of the normal density that they multiply; that each family is
 /// independent is sufficient for the second-order condition, not the wording of the paper. A tiny value that is not 0
 /// warns as well: the estimate of tau will vary as its reciprocal. Values fall steeply with |beta| (max x - min x).
+///   weights  of the points [n], >= 0: w counts as w points that are alike; none: 1 each
 ///   x  [n], finite, what the gate sees; with less than 7 different points f0 is 0
 /// Throws std::invalid_argument for numbers that are not finite, or whose function is not, and for an empty x. O(n),
 /// allocates 21 n doubles. Nguyen, Akbarian & Ho, "Is temperature sample efficient for softmax Gaussian mixture of
 /// experts?" (arXiv:2401.13875).
 template <Activation Act>
-Independence independence(double beta, const Eigen::VectorXd& x) {
+Independence independence(double beta, const Eigen::VectorXd& x, const Eigen::VectorXd& weights = {}) {
   constexpr const char* kName = "moe::independence";
   if (!std::isfinite(beta)) fail(kName, ": beta is ", beta, ", expected a finite number");
   if (x.size() < 1) fail(kName, ": x is empty, expected at least one point");
+  if (weights.size() > 0) detail::require_shape(kName, "weights", weights, x.size(), 1);
   Eigen::MatrixXd first(x.size(), 3), f0(x.size(), 7), f1(x.size(), 6), f2(x.size(), 5);
   for (Index i = 0; i < x.size(); ++i) {
     const double t = x(i);
@@ -73,6 +75,11 @@ Independence independence(double beta, const Eigen::VectorXd& x) {
     f0.row(i) << 1, s, s * s, ds, s * ds, dds, ds * ds;
     f1.row(i) << 1, t, s, t * s, ds, t * ds;
     f2.row(i) << 1, t, t * t, s, ds;
+    if (weights.size() == 0) continue;
+    if (!(weights(i) >= 0 && std::isfinite(weights(i))))
+      fail(kName, ": weights is ", weights(i), " at ", i, ", expected finite numbers >= 0");
+    const double root = std::sqrt(weights(i));
+    for (Eigen::MatrixXd* family : {&first, &f0, &f1, &f2}) family->row(i) *= root;
   }
   return {.first_order = detail::smallest_singular_value(std::move(first)),
           .f0 = detail::smallest_singular_value(std::move(f0)),
