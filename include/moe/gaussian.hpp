@@ -39,6 +39,7 @@
 #include "moe/gaussian/inference/estimable.hpp"
 #include "moe/gaussian/inference/identifiability.hpp"
 #include "moe/gaussian/inference/independence.hpp"
+#include "moe/gaussian/inference/prediction_intervals.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
 #include "moe/gaussian/inference/summary.hpp"
 
