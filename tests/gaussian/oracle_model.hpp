@@ -31,6 +31,8 @@ inline Real gelu_slope(Real u) { return normal_cdf(u) + u * std::exp(-u * u / 2)
 inline Real silu(Real u) { return u * sigmoid(u); }
 inline Real silu_slope(Real u) { return sigmoid(u) * (1 + u * sigmoid(-u)); }
 inline Real softplus(Real u) { return std::max<Real>(u, 0) + std::log1p(std::exp(-std::abs(u))); }
+inline Real log_sigmoid(Real u) { return -softplus(-u); }
+inline Real log_sigmoid_slope(Real u) { return sigmoid(-u); }
 
 using Function = Real (*)(Real);
 
@@ -69,6 +71,10 @@ struct Inner<moe::Silu> {
 template <>
 struct Inner<moe::Softplus> {
   static constexpr Function value = softplus, slope = sigmoid;
+};
+template <>
+struct Inner<moe::LogSigmoid> {
+  static constexpr Function value = log_sigmoid, slope = log_sigmoid_slope;
 };
 
 inline Rule rule(const moe::SoftmaxGate&, Index k) { return {.active = k}; }

@@ -98,6 +98,7 @@ void for_each_model(Index k, Index d, F&& f) {
   for_each_activation_gate<FreeActivationGate<moe::Gelu>>(k, d, f);
   for_each_activation_gate<FreeActivationGate<moe::Silu>>(k, d, f);
   for_each_activation_gate<FreeActivationGate<moe::Softplus>>(k, d, f);
+  for_each_activation_gate<FixedActivationGate<moe::LogSigmoid>>(k, d, f);
 }
 
 /// Gives a gate scores that are exact and often equal: integer slopes, two of them alike and one 0, no biases.

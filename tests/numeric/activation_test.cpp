@@ -15,8 +15,8 @@
 namespace {
 
 using test::Long;
-using All =
-    std::tuple<moe::Identity, moe::Relu, moe::Tanh, moe::Sigmoid, moe::Softplus, moe::Silu, moe::Gelu, moe::GeluTanh>;
+using All = std::tuple<moe::Identity, moe::Relu, moe::Tanh, moe::Sigmoid, moe::Softplus, moe::LogSigmoid, moe::Silu,
+                       moe::Gelu, moe::GeluTanh>;
 using AllAndSquares = decltype(std::tuple_cat(All{}, std::tuple<moe::SquaredRelu>{}));
 
 /// e^-kEnd is still a normal number, and so is e^(-x^2 / 2) up to kNormalEnd.

@@ -146,6 +146,23 @@ struct Softplus {
   }
 };
 
+/// log(sigmoid(x)) = -log(1 + e^-x), within 3 ulp: softmax(log sigmoid(u)) is sigmoid(u_j) / sum_l sigmoid(u_l).
+struct LogSigmoid {
+  static constexpr const char* kName = "log-sigmoid";
+  template <class V>
+  static V value(const V& x) {
+    return simd::negate(Softplus::value(simd::negate(x)));
+  }
+  template <class V>
+  static V derivative(const V& x) {
+    return Sigmoid::value(simd::negate(x));
+  }
+  template <class V>
+  static V second_derivative(const V& x) {
+    return simd::negate(Sigmoid::derivative(x));
+  }
+};
+
 // The next three are x times a distribution function, written max(x, 0) - |x| tail(|x|) with the tail P(Z > |x|):
 // nothing cancels on the negative side, and x = infinity is no special case.
 
