@@ -59,6 +59,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/scored.hpp"
 #include "moe/gate/rule/temperature.hpp"
 #include "moe/gate/rule/token_rule.hpp"
 #include "moe/gate/self_gate.hpp"

@@ -69,7 +69,7 @@ class Fitting {
         shape_(std::move(shape)),
         form_(shape_.form()),
         at_(moe::layout(shape_)),
-        by_(standardisation_of(function, counted.data(), keeps_origin(shape_), at_)),
+        by_(standardised(function, counted.data())),
         rows_((check(function, counted.data()), counted.data()), by_),
         objective_(rows_, at_, form_, {.ridge = ridge(), .map = options.variance_penalty}),
         bounds_{.variance_floor = variance_floor_of(options.variance_floor, rows_.total_weight()),
@@ -77,6 +77,18 @@ class Fitting {
         starts_(rows_, at_, form_, Starts<>::template function<Inner>(), options.seed),
         runner_(objective_, bounds_, options_, starts_) {
     if (rows_.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(counted.data(), *this);
+  }
+
+  /// Also writes the unit of lengths into the form of the gate, and into a free temperature of starts.
+  Standardisation standardised(const char* function, const RegressionData& data) {
+    Standardisation by = standardisation_of(function, data, keeps_origin(shape_), at_);
+    if (form_.score.linear()) return by;
+    if (options_.ridge != 0)
+      fail(function, ": ridge is ", options_.ridge, ", expected 0 for directions and centres, which 0 is no middle of");
+    form_.score.unit = by.gate_unit;
+    if (GateModel<G>::kFreeTemperature && form_.score.kind == GateScoreKind::Distance)
+      shape_.temperature = by.gate_unit;
+    return by;
   }
 
   /// Short runs from all starts, long runs from the best of them; the best first.
@@ -394,7 +406,7 @@ GaussianMoe<G> shape_of(const char* function, const RegressionData& data, Index 
   if (num_experts < 1) fail(function, ": num_experts is ", num_experts, ", expected at least 1");
   data.validate(function);
   GaussianMoe<G> shape = GaussianMoe<G>::zero(num_experts, data.input_dim(), gate);
-  shape.last_slope = options.last_slope;
+  if (!ScoredInner<typename GateModel<G>::Inner>) shape.last_slope = options.last_slope;
   shape.gate_inputs = data.gate_inputs;
   shape.expert_inputs = data.expert_inputs;
   shape.validate(function);

@@ -97,7 +97,10 @@ class Starts {
     else
       from_labels(labels(kind, random, k), random, m);
     shuffle(random, m);
-    if (!linear_) scatter_slopes(random, m);
+    if (!form_.score.linear())
+      scatter_scored(random, m);
+    else if (!linear_)
+      scatter_slopes(random, m);
     return m;
   }
 
@@ -137,7 +140,12 @@ class Starts {
     const Matrix<double> x = sample_.x.leftCols(d_);
     Eigen::MatrixXd t = x * m.gate_slope.transpose(), e = x * m.slope.transpose();
     if (inside) t.rowwise() += m.gate_bias;
-    if (!linear_) t = t.unaryExpr([&](double u) { return inner_(u); }).eval();
+    if (!form_.score.linear())
+      for (Index i = 0; i < t.rows(); ++i)
+        for (Index j = 0; j < t.cols(); ++j)
+          t(i, j) = score_of_row(form_.score, at_.gate_inputs, m.gate_slope.row(j), x.row(i));
+    else if (!linear_)
+      t = t.unaryExpr([&](double u) { return inner_(u); }).eval();
     if (!inside) t.rowwise() += m.gate_bias;
     e = (-(e.rowwise() + m.intercept)).colwise() + sample_.y;
     if (sample_.precision.size() > 0) e.array().colwise() *= sample_.precision.array().sqrt();
@@ -353,6 +361,17 @@ class Starts {
     if (form_.bias == BiasPlace::Inside) return;
     for (Index j = 0; j < m.num_experts(); ++j) m.gate_bias(j) -= inner_(m.gate_slope.row(j).dot(center)) - inner_(0);
     m.gate_bias.array() -= double(m.gate_bias(m.num_experts() - 1));
+  }
+
+  /// Centres at rows; directions of all kinds.
+  void scatter_scored(const RandomField& random, GaussianParameters& m) const {
+    const bool centres = form_.score.kind == GateScoreKind::Distance;
+    for (Index j = 0; j < m.num_experts(); ++j) {
+      const Index row = pick(random, 500 + j);
+      for (Index c = 0; c < d_; ++c)
+        m.gate_slope(j, c) = !splits_by(c) ? 0.0 : centres ? double(sample_.x(row, c)) : random.normal(j * d_ + c, 9);
+    }
+    m.gate_bias *= m.temperature;
   }
 
   GateForm form_;

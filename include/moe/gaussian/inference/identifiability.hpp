@@ -319,6 +319,7 @@ class IdentifiabilityChecks {
   }
 
   void weak_activation() {
+    if (ScoredInner<Inner>) return;  // no activation of inner products
     const bool inside = model_.form().bias == BiasPlace::Inside;
     const RowCounts some = sample();
     for (Index j = 0; j < at_.at.free_slopes; ++j) {

@@ -53,7 +53,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<G>&
   Evaluation<G>::check(function, model, all);
   const CountedRows counted(all);
   const RegressionData& data = counted.data();
-  const GateForm form = model.form();
+  GateForm form = model.form();
   ScaledInformation out{.at = layout(model),
                         .by = standardisation_of(function, data, keeps_origin(model), layout(model)),
                         .model = model,
@@ -63,6 +63,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<G>&
                         .to_data = {},
                         .gram = {}};
   to_standard_scale(out.by, out.model);
+  if (!form.score.linear()) form.score.unit = out.by.gate_unit;
   const RowBlocks rows(data, out.by);
   const ObjectiveOf<typename GateModel<G>::Inner> objective(rows, out.at, form);
   objective.information(out.model, out.score, out.information);

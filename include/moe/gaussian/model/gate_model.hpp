@@ -2,11 +2,14 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "moe/gate/activation.hpp"
 #include "moe/gate/dense_to_sparse.hpp"
+#include "moe/gate/scored.hpp"
 #include "moe/gate/softmax.hpp"
 #include "moe/gate/top_k.hpp"
+#include "moe/gaussian/model/gate_score.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -15,6 +18,7 @@ namespace moe::inline MOE_ABI {
 ///   z_j = (inner(u_j) + beta_0j) / tau             bias == Outside
 /// with weights softmax(z) on the `active` experts of highest rank, exactly 0 elsewhere. Ranks are those of
 /// u_j + beta_0j or of u_j alone; ties go to the lower expert.
+/// u_j is another score of x and beta_1j where `score` says so.
 /// Another unit of x is another beta_1. Another origin of x is another beta_0 as long as beta_0 is added to u_j
 /// wherever u_j is used: Inside or a linear inner, and ranks with the bias. Otherwise the models of x and of x - c
 /// differ, and far from 0 they are poor (act(u_j) is nearly constant, the ranks are the same for all rows): centre x,
@@ -23,6 +27,7 @@ struct GateForm {
   Index active = 1;        ///< experts with a weight, per row; num_experts for a dense gate
   bool ranks_bias = true;  ///< does beta_0 count in the selection?
   BiasPlace bias = BiasPlace::Inside;
+  GateScore score = {};  ///< what u_j is; other kinds than Linear are dense, with the bias outside
 };
 
 /// Says how a gate enters a likelihood; specialise it for a gate of your own, with these members:
@@ -148,6 +153,38 @@ struct GateModel<ActivationGate<Act, Temperature>> {
   }
 };
 
+namespace detail {
+
+inline GateScore gate_score(const CosineScore& score) {
+  return {GateScoreKind::Cosine, score.weight_shift, score.input_shift};
+}
+inline GateScore gate_score(const DistanceScore&) { return {GateScoreKind::Distance}; }
+
+}  // namespace detail
+
+/// beta_1 are directions or centres, of all experts (LastSlope::Free), beta_0 the bias of the gate, up to a common
+/// number. A fit takes the same unit for all x that the gate reads, as there is no other scale in a length; cosines
+/// keep the origin.
+template <class Score, Schedule Temperature>
+struct GateModel<ScoredGate<Score, Temperature>> {
+  using G = ScoredGate<Score, Temperature>;
+  using Inner = std::conditional_t<std::is_same_v<Score, DistanceScore>, detail::DistanceInner, detail::CosineInner>;
+  static constexpr bool kTempered = true, kFreeTemperature = LearnableSchedule<Temperature>;
+
+  static GateForm form(const G& gate, Index num_experts) {
+    gate.validate(num_experts);
+    detail::require_plain_softmax(gate.sparse);
+    return {.active = num_experts, .bias = BiasPlace::Outside, .score = detail::gate_score(gate.score)};
+  }
+  static double temperature(const G& gate) { return gate.sparse.temperature(kFinished); }
+  static bool bias_in_gate(const G&) { return true; }
+  static G with(G gate, const Eigen::RowVectorXd& bias, double tau) {
+    gate.bias = bias;
+    gate.sparse = detail::dense_with_temperature(gate.sparse, tau);
+    return gate;
+  }
+};
+
 /// A gate that says how it enters a likelihood: a Gate for logits of type double, with a specialisation of GateModel.
 template <class G>
 concept LikelihoodGate = Gate<G, double> && requires(const G& gate, Index num_experts) {
@@ -157,6 +194,6 @@ concept LikelihoodGate = Gate<G, double> && requires(const G& gate, Index num_ex
 };
 
 static_assert(LikelihoodGate<SoftmaxGate> && LikelihoodGate<TopKGate> && LikelihoodGate<DenseToSparseGate<>> &&
-              LikelihoodGate<ActivationGate<>>);
+              LikelihoodGate<ActivationGate<>> && LikelihoodGate<CosineGate<>> && LikelihoodGate<LaplaceGate<>>);
 
 }  // namespace moe::inline MOE_ABI

@@ -16,8 +16,9 @@ namespace moe::inline MOE_ABI::detail {
 
 /// What of a gate decides about predictions and is no parameter, as numbers in a file: experts per row (0: all),
 /// whether the bias counts in their ranking, its place, whether there is a temperature, and three values of the
-/// activation. A leaf of GaussianMoe::visit() that is only compared: another gate cannot be loaded into, as its class
-/// and numbers are the program's. Values of an activation may differ by roundings of another libm.
+/// activation; for scores that are not linear also their kind and shifts. A leaf of GaussianMoe::visit() that is only
+/// compared: another gate cannot be loaded into, as its class and numbers are the program's. Values of an activation
+/// may differ by roundings of another libm.
 class GateRecord {
  public:
   template <class G>
@@ -34,9 +35,12 @@ class GateRecord {
                double(Inner::value(-1.25)),
                double(Inner::value(0.5)),
                double(Inner::value(2.0))};
+    if (!form.score.linear())
+      values_.insert(values_.end(),
+                     {static_cast<double>(form.score.kind), form.score.weight_shift, form.score.input_shift});
   }
 
-  std::vector<Index> shape() const { return {kSize}; }
+  std::vector<Index> shape() const { return {std::ssize(values_)}; }
   std::span<double> span() { return values_; }
   std::span<const double> span() const { return values_; }
   template <class S>
@@ -47,14 +51,17 @@ class GateRecord {
   /// Throws std::runtime_error unless the values are those of this gate.
   template <class S>
   void write(std::span<const S> values) const {
-    constexpr std::array<const char*, kSize> kNames = {"number of active experts (0: all)",
-                                                       "ranking with the bias (1) or without (0)",
-                                                       "place of the bias, inside (1) or outside (0)",
-                                                       "temperature, with (1) or without (0)",
-                                                       "activation at -1.25",
-                                                       "activation at 0.5",
-                                                       "activation at 2"};
-    for (std::size_t i = 0; i < kSize; ++i) {
+    constexpr std::array<const char*, 10> kNames = {"number of active experts (0: all)",
+                                                    "ranking with the bias (1) or without (0)",
+                                                    "place of the bias, inside (1) or outside (0)",
+                                                    "temperature, with (1) or without (0)",
+                                                    "activation at -1.25",
+                                                    "activation at 0.5",
+                                                    "activation at 2",
+                                                    "kind of score, cosine (1) or distance (2)",
+                                                    "shift of weights",
+                                                    "shift of inputs"};
+    for (std::size_t i = 0; i < values_.size(); ++i) {
       const double found = static_cast<double>(values[i]), own = values_[i];
       if (!(std::abs(found - own) <= 1e-14 * (1 + std::abs(own))))
         fail_environment("moe::GaussianMoe: tensor 'gate' says of the ", kNames[i], " that it is ", found,
@@ -63,9 +70,7 @@ class GateRecord {
   }
 
  private:
-  static constexpr std::size_t kSize = 7;
-
-  std::array<double, kSize> values_ = {};
+  std::vector<double> values_ = std::vector<double>(7);
 };
 
 /// Calls f(name, records...), which are leaves and need places of their own.

@@ -31,10 +31,16 @@ class GateRow {
     const Index k = model_.num_experts();
     const bool inside = form_.bias == BiasPlace::Inside;
     for (Index j = 0; j < k; ++j) {
-      u_(j) = model_.gate_slope.row(j).dot(x);
+      if constexpr (ScoredInner<Inner>)
+        u_(j) = score_of_row(form_.score, model_.gate_inputs, model_.gate_slope.row(j), x);
+      else
+        u_(j) = model_.gate_slope.row(j).dot(x);
       const double outside = inside ? 0.0 : model_.gate_bias(j),
                    argument = inside ? u_(j) + model_.gate_bias(j) : u_(j);
-      z_(j) = (Inner::value(argument) + outside) / model_.temperature;
+      if constexpr (ScoredInner<Inner>)
+        z_(j) = (argument + outside) / model_.temperature;
+      else
+        z_(j) = (Inner::value(argument) + outside) / model_.temperature;
       if (form_.ranks_bias) u_(j) = z_(j);
     }
     if (form_.active < k) mask();

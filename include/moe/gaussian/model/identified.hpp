@@ -16,6 +16,7 @@ inline constexpr std::array<double, 8> kProbes = {-4.3, -1.9, -0.7, -0.25, 0.25,
 /// those that are continuous at 0 only such, solve u act'(u) = p (act(u) - act(0)).
 template <Activation Act>
 double homogeneity() {
+  if (ScoredInner<Act>) return 0;  // a length is no multiple of the coefficients
   const double origin = Act::value(0.0);
   double exponent = 0;
   for (const double u : kProbes)
@@ -30,6 +31,7 @@ double homogeneity() {
 /// Is act(-u) = constant + sign act(u)? sign -1: odd up to a constant; +1: even.
 template <Activation Act>
 bool symmetric_activation(double sign) {
+  if (ScoredInner<Act>) return false;
   const double constant = (1 - sign) * Act::value(0.0);
   for (const double u : kProbes)
     if (std::abs(Act::value(-u) - constant - sign * Act::value(u)) > 1e-14 * (1 + std::abs(Act::value(u))))
@@ -77,7 +79,8 @@ std::vector<std::string> identified_names(const GaussianMoe<G>& model) {
   return names;
 }
 
-/// Dimension of the set of densities that the gates describe: free gate parameters without the ray; boundaries alone
+/// Dimension of the set of densities that the gates describe: free gate parameters without the ray, directions without
+/// their lengths; boundaries alone
 /// where one expert is active, which a common positive factor does not move.
 template <class G>
 Index num_identified_gate(const GaussianMoe<G>& model) {
@@ -85,7 +88,8 @@ Index num_identified_gate(const GaussianMoe<G>& model) {
   const Index k = at.num_experts, d = at.gate_dim();
   if (k == 1) return 0;
   if (is_hard(model)) return (k - 1) * (model.form().ranks_bias ? d + 1 : d) - 1;
-  return at.num_gate() - (has_temperature_ray(model) ? 1 : 0);
+  const Index lengths = model.form().score.ignores_length() ? at.free_slopes : 0;
+  return at.num_gate() - lengths - (has_temperature_ray(model) ? 1 : 0);
 }
 
 }  // namespace moe::inline MOE_ABI::detail

@@ -13,7 +13,8 @@
 namespace moe::inline MOE_ABI {
 
 /// What identifies the last expert of a gate with an activation: beta_1k = 0 as in the theory, or beta_1k free and
-/// (with the bias outside of the activation) beta_0k = 0 alone. Linear gates always pin both.
+/// (with the bias outside of the activation) beta_0k = 0 alone. Linear gates always pin both; cosine and Laplace gates
+/// have a direction or centre for every expert, Free, whatever the options of a fit say.
 enum class LastSlope { Zero, Free };
 
 /// The numbers of a Gaussian mixture of k experts on d inputs. Variances are variances, not standard deviations.
@@ -85,6 +86,7 @@ GaussianMoe<G> GaussianMoe<G>::zero(Index num_experts, Index input_dim, G gate) 
   model.gate_bias = model.intercept = Eigen::RowVectorXd::Zero(num_experts);
   model.variance = Eigen::RowVectorXd::Ones(num_experts);
   model.temperature = GateModel<G>::temperature(gate);
+  if (detail::ScoredInner<typename GateModel<G>::Inner>) model.last_slope = LastSlope::Free;
   model.gate = std::move(gate);
   return model;
 }
@@ -134,12 +136,20 @@ void GaussianMoe<G>::validate(const char* function) const {
   form();
 }
 
-/// Router logits [n, k] of rows x [n, d], for routing_gate(model): beta_1 . x, plus beta_0 unless it belongs to the
-/// gate.
+/// Router logits [n, k] of rows x [n, d], for routing_gate(model): beta_1 . x, or the cosines or distances of a
+/// ScoredGate, plus beta_0 unless it belongs to the gate.
 template <class G>
 Matrix<double> gate_logits(const GaussianMoe<G>& model, const MatrixView<double>& x) {
   detail::require_shape("moe::gate_logits", "x", x, x.rows(), model.input_dim());
-  Matrix<double> logits = x * model.gate_slope.transpose();
+  Matrix<double> logits(x.rows(), model.num_experts());
+  if constexpr (detail::ScoredInner<typename GateModel<G>::Inner>) {
+    const GateScore score = model.form().score;
+    for (Index i = 0; i < x.rows(); ++i)
+      for (Index j = 0; j < logits.cols(); ++j)
+        logits(i, j) = detail::score_of_row(score, model.gate_inputs, model.gate_slope.row(j), x.row(i));
+  } else {
+    logits = x * model.gate_slope.transpose();
+  }
   if (!GateModel<G>::bias_in_gate(model.gate)) logits.rowwise() += model.gate_bias;
   return logits;
 }

@@ -17,6 +17,7 @@ struct ParameterLayout {
   Index free_slopes = 0, free_biases = 0;  ///< k - 1 or k
   bool free_temperature = false;
   InputColumns gate_inputs = {}, expert_inputs = {};
+  GateScoreKind score = GateScoreKind::Product;  ///< of the gate
 
   Index gate_dim() const { return gate_inputs ? std::ssize(*gate_inputs) : input_dim; }
   Index expert_dim() const { return expert_inputs ? std::ssize(*expert_inputs) : input_dim; }
@@ -70,7 +71,8 @@ inline ParameterLayout layout_of(const GaussianParameters& model, const GateForm
           .free_biases = free && form.bias == BiasPlace::Inside ? k : k - 1,
           .free_temperature = free_temperature,
           .gate_inputs = model.gate_inputs,
-          .expert_inputs = model.expert_inputs};
+          .expert_inputs = model.expert_inputs,
+          .score = form.score.kind};
 }
 
 }  // namespace detail
@@ -78,9 +80,10 @@ inline ParameterLayout layout_of(const GaussianParameters& model, const GateForm
 namespace detail {
 
 /// Must x keep its origin? Only where nothing in the gate takes up a shift of x: the bias of a nonlinear activation is
-/// outside of it, or the experts of a sparse gate are ranked without theirs. Then another origin is another model.
+/// outside of it, or the experts of a sparse gate are ranked without theirs; centres move with x. Then another origin
+/// is another model.
 inline bool keeps_origin(const GateForm& form, bool linear, Index num_experts) {
-  return num_experts > 1 &&
+  return num_experts > 1 && form.score.kind != GateScoreKind::Distance &&
          ((form.bias == BiasPlace::Outside && !linear) || (!form.ranks_bias && form.active < num_experts));
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "moe/gaussian/pass/objective.hpp"
+#include "moe/gaussian/pass/scored_objective.hpp"
 
 namespace moe::inline MOE_ABI {
 

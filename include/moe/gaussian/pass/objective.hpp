@@ -103,7 +103,7 @@ class Objective {
   Penalty penalty_;
 };
 
-/// One for each function between u and z.
+/// One for each function between u and z; moe/gaussian/pass/scored_objective.hpp has those of other scores.
 template <class Inner>
 class ObjectiveOf final : public Objective {
  public:

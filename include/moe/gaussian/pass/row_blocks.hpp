@@ -17,7 +17,9 @@ inline constexpr Index kBlockRows = 128;
 struct Standardisation {
   Eigen::RowVectorXd x_center, x_scale;
   double y_center = 0, y_scale = 1;
-  double precision = 1;  ///< mean precision of the rows: variances of experts are in units of it
+  double precision = 1;        ///< mean precision of the rows: variances of experts are in units of it
+  double gate_unit = 0;        ///< the scale of all x that a gate of cosines or distances reads; 0: beta_1 . x
+  bool moves_centres = false;  ///< does beta_1 move with x?
 
   static Standardisation none(Index input_dim) {
     return {Eigen::RowVectorXd::Zero(input_dim), Eigen::RowVectorXd::Ones(input_dim)};
@@ -64,6 +66,22 @@ class RowBlocks {
         }
       }
     });
+  }
+
+  /// The same rows with `more` inputs behind the others, fill(inputs [d][kBlockRows], rows, out [more][kBlockRows]).
+  template <class Fill>
+  RowBlocks(const RowBlocks& from, Index more, Fill&& fill) : RowBlocks(from) {
+    input_dim_ += more;
+    columns_ = AlignedBuffer<double>::uninitialised(num_blocks() * block_size());
+    const Index inputs = from.input_dim_ * kBlockRows;
+    for (Index b = 0; b < num_blocks(); ++b) {
+      const double* source = from.features(b);
+      double* to = columns_.data() + b * block_size();
+      std::copy_n(source, inputs, to);
+      std::fill_n(to + inputs, more * kBlockRows, 0.0);
+      fill(source, rows(b), to + inputs);
+      std::copy(source + inputs, source + from.block_size(), to + inputs + more * kBlockRows);
+    }
   }
 
   Index num_rows() const { return num_rows_; }

@@ -54,9 +54,19 @@ inline double mean_precision(const RegressionData& data) {
   return first + above;
 }
 
+/// One scale for all inputs of the gate.
+inline void share_scale(const ParameterLayout& at, Standardisation& by) {
+  double squares = 0;
+  for (Index c = 0; c < at.gate_dim(); ++c) squares += std::pow(by.x_scale(at.gate_input(c)), 2);
+  by.gate_unit = std::sqrt(squares / static_cast<double>(at.gate_dim()));
+  for (Index c = 0; c < at.gate_dim(); ++c) by.x_scale(at.gate_input(c)) = by.gate_unit;
+  by.moves_centres = at.score == GateScoreKind::Distance;
+}
+
 /// Means and population standard deviations of the data, those of y by precisions, too. x keeps its origin where the
 /// gate has no bias beside beta_1 . x that could take a shift up (`keep_origin`), columns that are not read stay as
-/// they are. Throws std::invalid_argument for a constant column of x and for absurd units; a constant y keeps scale 1.
+/// they are, and those that a gate of cosines or distances reads have one scale, the root mean square of theirs. Throws
+/// std::invalid_argument for a constant column of x and for absurd units; a constant y keeps scale 1.
 template <class = WhenUsed>
 Standardisation standardisation_of(const char* function, const RegressionData& data, bool keep_origin,
                                    const ParameterLayout& at = {}) {
@@ -71,6 +81,7 @@ Standardisation standardisation_of(const char* function, const RegressionData& d
     by.x_scale(c) = moments.scale;
     if (!keep_origin || !in_gate) by.x_center(c) = moments.center;
   }
+  if (at.score != GateScoreKind::Product) share_scale(at, by);
   by.precision = mean_precision(data);
   const ColumnMoments y(data.explained(), data.total_weight(),
                         [&](Index i) { return data.weight(i) * (data.precision_of(i) / by.precision); });
@@ -116,28 +127,38 @@ void require_independent_columns(const char* function, const RegressionData& dat
   fail(function, ": column ", name(worst), " of x is a linear combination of others, expected independent columns");
 }
 
+/// Centres are points among the inputs of the gate; directions stay as they are.
+template <class Map>
+void centres_to(const Standardisation& by, GaussianParameters& m, Map&& map) {
+  for (Index j = 0; j < m.num_experts(); ++j)
+    for (Index c = 0; c < m.input_dim(); ++c)
+      if (reads(m.gate_inputs, c)) m.gate_slope(j, c) = map(m.gate_slope(j, c), by.x_center(c), by.gate_unit);
+}
+
 /// The model on standardised data, of a model on the data's own scale.
 template <class = WhenUsed>
 void to_standard_scale(const Standardisation& by, GaussianParameters& m) {
   for (Index j = 0; j < m.num_experts(); ++j) {
-    m.gate_bias(j) += m.gate_slope.row(j).dot(by.x_center);
+    if (by.gate_unit == 0) m.gate_bias(j) += m.gate_slope.row(j).dot(by.x_center);
     m.intercept(j) = (m.intercept(j) + m.slope.row(j).dot(by.x_center) - by.y_center) / by.y_scale;
-    m.gate_slope.row(j) = m.gate_slope.row(j).cwiseProduct(by.x_scale);
+    if (by.gate_unit == 0) m.gate_slope.row(j) = m.gate_slope.row(j).cwiseProduct(by.x_scale);
     m.slope.row(j) = m.slope.row(j).cwiseProduct(by.x_scale) / by.y_scale;
     m.variance(j) /= by.y_scale * by.y_scale * by.precision;
   }
+  if (by.moves_centres) centres_to(by, m, [](double x, double c, double s) { return (x - c) / s; });
 }
 
 /// And back.
 template <class = WhenUsed>
 void to_data_scale(const Standardisation& by, GaussianParameters& m) {
   for (Index j = 0; j < m.num_experts(); ++j) {
-    m.gate_slope.row(j) = m.gate_slope.row(j).cwiseQuotient(by.x_scale);
+    if (by.gate_unit == 0) m.gate_slope.row(j) = m.gate_slope.row(j).cwiseQuotient(by.x_scale);
     m.slope.row(j) = m.slope.row(j).cwiseQuotient(by.x_scale) * by.y_scale;
-    m.gate_bias(j) -= m.gate_slope.row(j).dot(by.x_center);
+    if (by.gate_unit == 0) m.gate_bias(j) -= m.gate_slope.row(j).dot(by.x_center);
     m.intercept(j) = m.intercept(j) * by.y_scale + by.y_center - m.slope.row(j).dot(by.x_center);
     m.variance(j) *= by.y_scale * by.y_scale * by.precision;
   }
+  if (by.moves_centres) centres_to(by, m, [](double x, double c, double s) { return c + s * x; });
 }
 
 }  // namespace moe::inline MOE_ABI::detail
