@@ -61,10 +61,11 @@ Long exact_log_likelihood(const moe::GaussianMoe<G>& m, const moe::RegressionDat
     Long weights = 0, density = 0;
     for (Index j = 0; j < m.num_experts(); ++j) {
       const Long w = std::exp((score_of(m, j, data.x.row(i)) + Long(m.gate_bias(j))) / Long(m.temperature));
-      Long e = Long(data.y(i)) - Long(m.intercept(j));
+      const Long variance = Long(m.variance(j)) / Long(data.precision_of(i));
+      Long e = Long(data.y(i)) - Long(data.offset_of(i)) - Long(m.intercept(j));
       for (Index c = 0; c < data.x.cols(); ++c) e -= Long(m.slope(j, c)) * Long(data.x(i, c));
       weights += w;
-      density += w * std::exp(-e * e / (2 * Long(m.variance(j)))) / std::sqrt(kTwoPi * Long(m.variance(j)));
+      density += w * std::exp(-e * e / (2 * variance)) / std::sqrt(kTwoPi * variance);
     }
     sum += Long(data.weight(i)) * std::log(density / weights);
   }
@@ -99,7 +100,7 @@ Eigen::MatrixXd differences(const moe::GaussianMoe<G>& model, F&& f) {
 
 TEST_CASE("ScoredGate: the likelihood is that of the definition", "[gaussian]") {
   for (const auto& [n, k, d] : {test::Sizes{1, 3, 2}, {7, 2, 1}, {129, 3, 3}, {300, 5, 4}, {40, 1, 2}})
-    for_each_scored(k, d, [&, n = n](const char* name, auto model) {
+    for_each_scored(k, d, [&, n = n, k = k, d = d](const char* name, auto model) {
       CAPTURE(name, n, k, d);
       auto data = test::sample_data(model, n);
       // rounding of squared distances is 1e-16 / distance, and few of some hundred rows are nearer than 0.01
@@ -109,6 +110,9 @@ TEST_CASE("ScoredGate: the likelihood is that of the definition", "[gaussian]") 
       };
       CHECK(close());
       data.weights = Eigen::VectorXd::LinSpaced(n, 0.5, 2);
+      CHECK(close());
+      data.offset = Eigen::VectorXd::LinSpaced(n, -1, 1);
+      data.precision = Eigen::VectorXd::LinSpaced(n, 2, 0.5);
       CHECK(close());
       if (d < 2) return;
       model.gate_inputs = std::vector<Index>{1};
@@ -123,10 +127,12 @@ TEST_CASE("ScoredGate: the likelihood is that of the definition", "[gaussian]") 
 
 TEST_CASE("ScoredGate: score and information are derivatives", "[gaussian]") {
   for (const auto& [n, k, d] : {test::Sizes{1, 3, 2}, {60, 2, 1}, {130, 3, 3}, {40, 1, 2}})
-    for_each_scored(k, d, [&, n = n](const char* name, auto model) {
+    for_each_scored(k, d, [&, n = n, k = k, d = d](const char* name, auto model) {
       CAPTURE(name, n, k, d);
       auto data = test::sample_data(model, n);
       data.weights = Eigen::VectorXd::LinSpaced(n, 0.5, 2);
+      data.offset = Eigen::VectorXd::LinSpaced(n, -1, 1);
+      data.precision = Eigen::VectorXd::LinSpaced(n, 2, 0.5);
       const auto check = [&](const auto& m) {
         const Eigen::MatrixXd slope = differences(m, [&](const auto& at) {
           return Eigen::VectorXd::Constant(1, static_cast<double>(exact_log_likelihood(at, data)));
