@@ -372,6 +372,44 @@ TEST_CASE("PanelMatrix<Quantised>: copies share their codes until one is written
   CHECK(third.code(3, 5) == (before ^ 1u));
 }
 
+TEST_CASE("PanelMatrix<Quantised>: rows of codes are set as one by one, whatever the sizes", "[kernel][property]") {
+  for (const WeightFormat& format : kFormats)
+    for (const auto& [outputs, inputs] : {std::pair<Index, Index>{1, 1}, {2, 7}, {38, 8}, {70, 41}, {64, 200}})
+      for (const PanelOrder order : {PanelOrder::Plain, PanelOrder::Paired}) {
+        if (order == PanelOrder::Paired && outputs % 2 != 0) continue;
+        CAPTURE(format.name(), outputs, inputs);
+        const Panels one_by_one = random_panels(outputs, inputs, order, format);
+        const Panels::Rows rows = one_by_one.rows();
+        Panels at_once(outputs, inputs, order, format);
+        at_once.set_matrix_scale(one_by_one.matrix_scale());
+        at_once.set_rows(rows);
+        REQUIRE(at_once.bytes() == one_by_one.bytes());
+        Index wrong = 0;
+        for (Index o = 0; o < outputs; ++o)
+          for (Index i = 0; i < inputs; ++i) {
+            wrong += test::same_bits(at_once.get(o, i), one_by_one.get(o, i)) ? 0 : 1;
+            if (format.code == WeightCode::Zeros) continue;
+            wrong += at_once.code(o, i) == one_by_one.code(o, i) ? 0 : 1;
+          }
+        CHECK(wrong == 0);
+        CHECK(at_once.rows().codes == rows.codes);
+        CHECK(at_once.rows().scales == rows.scales);
+        CHECK(at_once.rows().zeros == rows.zeros);
+        if (rows.codes.empty()) continue;
+        Panels::Rows broken = rows;
+        broken.codes.pop_back();
+        CHECK_THROWS_AS(at_once.set_rows(broken), std::invalid_argument);
+        CHECK(at_once.rows().codes == rows.codes);
+      }
+  Panels nan(5, 19, PanelOrder::Plain, WeightFormat::fp8());  // the kernels have to know of one
+  for (const Index input : {3, 18}) {
+    Panels::Rows rows = random_panels(5, 19, PanelOrder::Plain, WeightFormat::fp8()).rows();
+    rows.codes[static_cast<std::size_t>(4 * 19 + input)] = std::byte{0xFF};
+    nan.set_rows(rows);
+    CHECK(std::isnan(nan.decoded().get(4, input)));
+  }
+}
+
 TEST_CASE("PanelMatrix<Quantised>: takes the bits that its format says", "[kernel]") {
   const auto bits = [](const WeightFormat& format, Index inputs) {
     const Panels panels(64, inputs, PanelOrder::Plain, format);

@@ -137,6 +137,71 @@ struct CodeStore {
     }
   }
 
+  /// Calls f(step, output, input) for every output and eight inputs at a time, as far as there are eight: `step` is the
+  /// byte of the memory where their codes begin. What lies side by side comes one after the other.
+  template <class F>
+  void for_each_eight(const F& f) const {
+    const bool is_paired = order == PanelOrder::Paired;
+    const Index units = is_paired ? outputs / 2 : outputs, width = is_paired ? kLanes : kWidth;
+    const Index apart = place_of_column(1) - place_of_column(0);
+    for (Index unit = 0; unit < units; unit += width)
+      for (Index input = 0; input + 8 <= panels.inputs; input += 8)
+        for (Index first = unit; first < outputs; first += units) {
+          const Place at = place(first, input);
+          const Index step = at.panel * panels.panel_bytes + at.code, count = std::min(width, units - unit);
+          for (Index c = 0; c < count; ++c) f(step + c * apart, first + c, input);
+        }
+  }
+  /// Codes of all outputs, rows of so many bytes in which they follow each other bit by bit.
+  void put_rows(const std::byte* rows, Index row_bytes) {
+    const int bits = panels.format.code_bits();
+    const auto put = [&](const auto& put_eight) {
+      for_each_eight([&](Index step, Index output, Index input) {
+        put_eight(memory.data() + step, rows + output * row_bytes + input / 8 * bits);
+      });
+    };
+    switch (panels.format.code) {
+      case WeightCode::Bf16:  // pairs
+        put([](std::byte* to, const std::byte* from) {
+          for (Index i = 0; i < 4; ++i) std::memcpy(to + i * (4 * kWidth), from + 4 * i, 4);
+        });
+        break;
+      case WeightCode::F16:
+        put([](std::byte* to, const std::byte* from) {
+          for (Index i = 0; i < 8; ++i) std::memcpy(to + i * (2 * kWidth), from + 2 * i, 2);
+        });
+        break;
+      case WeightCode::Int4:
+      case WeightCode::E2M1:  // a word, in the same order
+        put([](std::byte* to, const std::byte* from) { std::memcpy(to, from, 4); });
+        break;
+      case WeightCode::Planes:
+        put([bits](std::byte* to, const std::byte* from) { put_planes(to, from, bits); });
+        break;
+      case WeightCode::E4M3:
+      case WeightCode::E5M2:
+      case WeightCode::Int8:
+        put_bytes(put);
+        break;
+      case WeightCode::Zeros:
+        break;
+    }
+    for (Index o = 0; o < outputs; ++o)
+      for (Index i = panels.inputs / 8 * 8; i < panels.inputs; ++i)
+        store_code(place(o, i), get_bits(rows + o * row_bytes, i * bits, bits));
+  }
+  /// `count` <= 16 bits from a bit on; codes begin at a byte, or end in it: 8 bits from anywhere touch two.
+  static std::uint32_t get_bits(const std::byte* from, Index first, int count) {
+    std::uint32_t bits = 0;
+    for (int b = 0; b < count; b += 8) {
+      const Index at = first + b, part = std::min(8, count - b);
+      std::uint32_t value = std::to_integer<std::uint32_t>(from[at / 8]);
+      if (at % 8 + part > 8) value |= std::to_integer<std::uint32_t>(from[at / 8 + 1]) << 8;
+      bits |= (value >> at % 8 & ((1u << part) - 1)) << b;
+    }
+    return bits;
+  }
+
   /// Calls f(at, word, count) for the words of plane p that lie side by side: bits of 32 inputs each, `count` of them
   /// from byte `at` of the memory on; word = step * outputs + first output.
   template <class F>
@@ -195,6 +260,36 @@ struct CodeStore {
   int load_zero(const Place& at) const { return static_cast<std::int8_t>(load(at.panel, at.zero, 1)); }
   float load_offset(const Place& at) const {
     return detail::scale_of_bits(panels.format.scale, load(at.panel, at.zero, panels.format.scale_bits() / 8));
+  }
+
+  /// Where the codes of a column begin in a step.
+  Index place_of_column(Index column) const {
+    const int bits = panels.format.code_bits();
+    return (panels.format.code == WeightCode::F16                   ? 2
+            : bits == 8 && panels.format.code != WeightCode::Planes ? 1
+                                                                    : 4) *
+           column;
+  }
+  /// Eight codes of `bits` each, from as many bytes, to a byte of each plane.
+  static void put_planes(std::byte* to, const std::byte* from, int bits) {
+    std::uint64_t codes = 0;  // of at most 8 bytes, the first lowest
+    for (int b = 0; b < bits; ++b) codes |= std::to_integer<std::uint64_t>(from[b]) << 8 * b;
+    for (int p = 0; p < bits; ++p) {
+      unsigned plane = 0;
+      for (int i = 0; i < 8; ++i) plane |= static_cast<unsigned>(codes >> (i * bits + bits - 1 - p) & 1u) << i;
+      to[p * (4 * kWidth)] = static_cast<std::byte>(plane);
+    }
+  }
+  template <class Put>
+  void put_bytes(const Put& put) {
+    unsigned most = 0;  // 127 where there is a NaN of E4M3
+    put([&](std::byte* to, const std::byte* from) {
+      for (Index i = 0; i < 8; ++i) {
+        to[i * kWidth] = from[i];
+        most = std::max(most, std::to_integer<unsigned>(from[i]) & 0x7Fu);
+      }
+    });
+    if (panels.format.code == WeightCode::E4M3 && most == 0x7Fu) has_nan = true;
   }
 
   Index outputs;

@@ -143,9 +143,19 @@ class PanelMatrix {
   template <class S>
   void write(std::span<const S> values) {
     require_size("moe::PanelMatrix::write", values.size());
-    for (Index o = 0; o < outputs_; ++o)
-      for (Index i = 0; i < inputs_; ++i)
-        (*this)(o, i) = static_cast<Scalar>(values[static_cast<std::size_t>(o * inputs_ + i)]);
+    // Inputs in blocks: rows of a panel stay in L1 until all of its outputs have been written.
+    constexpr Index kBlock = 64;
+    const Index count = inputs(), units = order_ == PanelOrder::Paired ? outputs() / 2 : outputs();
+    const Index width = order_ == PanelOrder::Paired ? kLanes : kWidth;
+    for (Index unit = 0; unit < units; unit += width)
+      for (Index begin = 0; begin < count; begin += kBlock)
+        for (Index first = unit; first < outputs_; first += units)
+          for (Index o = first; o < first + std::min(width, units - unit); ++o) {
+            Scalar* const to = storage_.data() + position(o, 0);
+            const S* const from = values.data() + o * count;
+            for (Index i = begin; i < std::min(count, begin + kBlock); ++i)
+              to[i * kWidth] = static_cast<Scalar>(from[i]);
+          }
   }
 
   /// From a logical [outputs, inputs] matrix.

@@ -203,29 +203,29 @@ class PanelMatrix<Quantised> {
     }
     return result;
   }
-  /// Throws std::invalid_argument for parts of other sizes, and for scales that set_scale() refuses.
-  void set_rows(const Rows& rows) {
+  /// The same in memory of someone else.
+  struct RowViews {
+    std::span<const std::byte> codes = {}, scales = {}, zeros = {};
+  };
+  /// Throws std::invalid_argument for parts of other sizes, and for scales that set_scale() refuses; nothing has been
+  /// set then.
+  void set_rows(const RowViews& rows) {
     constexpr const char* kFunction = "moe::PanelMatrix::set_rows";
-    const Rows expected = empty_rows();
-    if (rows.codes.size() != expected.codes.size() || rows.scales.size() != expected.scales.size() ||
-        rows.zeros.size() != expected.zeros.size())
-      fail(kFunction, ": ", rows.codes.size(), ", ", rows.scales.size(), " and ", rows.zeros.size(),
-           " bytes of codes, scales and zero points, expected ", expected.codes.size(), ", ", expected.scales.size(),
-           " and ", expected.zeros.size());
     const WeightFormat format = this->format();
-    const int bits = format.code_bits();
-    if (bits == 0) return;
+    const Index groups = outputs() * num_groups(), codes = outputs() * bytes_of_row(),
+                scales = groups * format.scale_bits() / 8, zeros = groups * format.zero_bits() / 8;
+    if (std::ssize(rows.codes) != codes || std::ssize(rows.scales) != scales || std::ssize(rows.zeros) != zeros)
+      fail(kFunction, ": ", rows.codes.size(), ", ", rows.scales.size(), " and ", rows.zeros.size(),
+           " bytes of codes, scales and zero points, expected ", codes, ", ", scales, " and ", zeros);
+    if (format.code_bits() == 0) return;
     PanelMatrix result(outputs(), inputs(), order(), format);
     result.own().panels.scale = matrix_scale();
-    const Index row_bytes = bytes_of_row();
-    if (num_groups() > 0) result.put_groups(kFunction, rows.scales, rows.zeros);
-    for (Index o = 0; o < outputs(); ++o)
-      for (Index i = 0; i < inputs(); ++i)
-        result.own().store_code(result.state_->place(o, i),
-                                get_bits(rows.codes.data() + o * row_bytes, i * bits, bits));
+    if (groups > 0) result.put_groups(kFunction, rows.scales, rows.zeros);
+    result.own().put_rows(rows.codes.data(), bytes_of_row());
     result.dot_ = dot_;
     *this = std::move(result);
   }
+  void set_rows(const Rows& rows) { set_rows(RowViews{rows.codes, rows.scales, rows.zeros}); }
 
   std::vector<Index> shape() const { return {outputs(), inputs()}; }
   /// The weights, row by row. Throws std::invalid_argument if there are not outputs * inputs values.
@@ -408,17 +408,6 @@ class PanelMatrix<Quantised> {
       if (place % 8 + part > 8) to[place / 8 + 1] |= static_cast<std::byte>(value >> 8);
     }
   }
-  static std::uint32_t get_bits(const std::byte* from, Index first, int count) {
-    std::uint32_t bits = 0;
-    for (int b = 0; b < count; b += 8) {
-      const Index place = first + b, part = std::min(8, count - b);
-      std::uint32_t value = std::to_integer<std::uint32_t>(from[place / 8]);
-      if (place % 8 + part > 8) value |= std::to_integer<std::uint32_t>(from[place / 8 + 1]) << 8;
-      bits |= (value >> place % 8 & ((1u << part) - 1)) << b;
-    }
-    return bits;
-  }
-
   void put_groups(const char* function, std::span<const std::byte> scales, std::span<const std::byte> zeros) {
     const WeightFormat format = this->format();
     const Index scale = format.scale_bits() / 8, zero = format.zero_bits() / 8;

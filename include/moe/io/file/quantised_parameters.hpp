@@ -133,11 +133,8 @@ inline void read_quantised(const std::string& label, const SafetensorsReader& fi
   if (!has_codes(file, name)) return round_from_file(label, file, name, weights, narrowing);
   const WeightFormat format = read_format(label, file, name, weights);
   PanelMatrix<Quantised> result(weights.outputs(), weights.inputs(), weights.order(), format);
-  const auto bytes = [&](const char* part) {
-    const auto view = file.view(name + part).bytes;
-    return std::vector<std::byte>(view.begin(), view.end());
-  };
-  PanelMatrix<Quantised>::Rows rows;
+  const auto bytes = [&](const char* part) { return std::span<const std::byte>(file.view(name + part).bytes); };
+  PanelMatrix<Quantised>::RowViews rows;
   if (format.code != WeightCode::Zeros) rows.codes = bytes(".codes");
   if (format.scale != ScaleType::Unscaled) rows.scales = bytes(".scales");
   if (format.has_zero_points) rows.zeros = bytes(".zeros");
