@@ -2,6 +2,9 @@
 #include <cmath>
 
 #include "gaussian/samples.hpp"
+#include "gaussian/simulated.hpp"
+#include "moe/gaussian/fit/fit.hpp"
+#include "moe/gaussian/inference/criteria.hpp"
 #include "moe/gaussian/inference/identifiability.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "support/catch.hpp"
@@ -207,6 +210,16 @@ TEST_CASE("ScoredGate: cosines know no lengths, distances no common motion", "[g
   });
 }
 
+TEST_CASE("ScoredGate: as many directions are identified as the scores of rows have rank", "[gaussian][property]") {
+  for (const auto& [n, k, d] : {test::Sizes{400, 3, 2}, {400, 2, 3}, {400, 3, 3}, {400, 4, 1}, {400, 2, 4}})
+    for_each_scored(k, d, [&, n = n, k = k, d = d](const char* name, const auto& model) {
+      CAPTURE(name, k, d);
+      if (d == 1 && model.form().score.kind == moe::GateScoreKind::Cosine) return;  // two weights, of either sign of x
+      const auto report = moe::identifiability(model, test::sample_data(model, n));
+      CHECK(report.rank == moe::num_identified_parameters(model));
+    });
+}
+
 TEST_CASE("ScoredGate: the same bits for any number of threads", "[gaussian][property]") {
   for_each_scored(3, 2, [](const char* name, const auto& model) {
     CAPTURE(name);
@@ -216,4 +229,50 @@ TEST_CASE("ScoredGate: the same bits for any number of threads", "[gaussian][pro
     const moe::UseExecutor use(executor);
     CHECK(moe::score(model, data) == alone);
   });
+}
+
+namespace {
+
+/// Two separate lines with experts near (-1, 0) and (1, 1), which the gate tells apart.
+template <class G>
+moe::GaussianMoe<G> two_places(const G& gate, double temperature) {
+  auto m = moe::GaussianMoe<G>::zero(2, 2, gate);
+  m.gate_slope << -1, 0.2, 1, 1;
+  m.gate_bias << 0.3, 0;
+  m.temperature = temperature;
+  m.slope << 1, 0.5, -1, 0.3;
+  m.intercept << 2, -2;
+  m.variance << 0.3, 0.2;
+  return m;
+}
+
+/// Twice the excess over the truth is a chi-squared of at most 13 parameters: above 55 with probability 4e-7. In other
+/// units of x and y, and about another origin where the score allows one, the fit is the same.
+template <class G>
+void require_recovery(const moe::GaussianMoe<G>& truth, double origin) {
+  moe::RegressionData data = test::simulated(truth, 1500, 1);
+  const moe::FitOptions options{.starts = 8, .long_runs = 3};
+  const auto fit = moe::fit(data, 2, truth.gate, options);
+  const double excess = 2 * (fit.log_likelihood - moe::log_likelihood(truth, data));
+  CAPTURE(excess, fit.log_likelihood);
+  CHECK(excess > 0);
+  CHECK(excess < 55);
+  CHECK(std::abs(moe::log_likelihood(fit.model, data) - fit.log_likelihood) < 1e-8);
+  data.y *= 16;
+  data.x = (data.x.array() * 8 + origin).matrix().eval();
+  const auto other = moe::fit(data, 2, truth.gate, options);
+  const double unit = 1500 * std::log(16.0);  // of the density
+  // two ends of one search, whose gains are below 1e-8 at the end
+  CHECK(std::abs(other.log_likelihood + unit - fit.log_likelihood) < 1e-5);
+}
+
+}  // namespace
+
+TEST_CASE("ScoredGate: fits reach what data were simulated from, in any unit", "[gaussian]") {
+  moe::LaplaceGate<Free> laplace;
+  laplace.sparse.temperature = Free::starting_at(1);
+  require_recovery(two_places(laplace, 0.4), 40);
+  moe::CosineGate<> cosine;
+  cosine.sparse.temperature = {0.3};
+  require_recovery(two_places(cosine, 0.3), 0);
 }

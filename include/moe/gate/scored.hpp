@@ -9,9 +9,10 @@ namespace moe::inline MOE_ABI {
 
 /// The cosine of token and expert, or with shifts > 0 the perturbed one,
 ///   beta_j . x / ((|beta_j| + weight_shift) (|x| + input_shift))
-/// The cosine does not know the length of beta_j, which therefore no data identify; a weight_shift > 0 makes it
-/// identified, an input_shift > 0 smooth at x = 0.
-/// Nguyen et al., "Statistical advantages of perturbing cosine router in sparse mixture of experts" (arXiv:2405.14131).
+/// The cosine does not know the length of beta_j, which therefore no data identify. With a weight_shift > 0 it does,
+/// but a softmax knows the vectors beta_j / (|beta_j| + weight_shift) only up to a common shift, and up to a factor
+/// where the temperature is free. An input_shift > 0 makes it continuous at x = 0. Nguyen et al., "Statistical
+/// advantages of perturbing cosine router in sparse mixture of experts" (arXiv:2405.14131).
 struct CosineScore {
   double weight_shift = 0, input_shift = 0;  ///< >= 0, in the units of beta_j and x
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 
@@ -79,8 +80,23 @@ std::vector<std::string> identified_names(const GaussianMoe<G>& model) {
   return names;
 }
 
-/// Dimension of the set of densities that the gates describe: free gate parameters without the ray, directions without
-/// their lengths; boundaries alone
+/// Directions of a cosine gate's parameters along which no weight changes. The weights know gamma_j = beta_1j /
+/// (|beta_1j| + weight_shift) up to a common shift of all: d directions, and one more with a free temperature, which
+/// multiplies gamma and beta_0. Without a weight_shift no length is known, and shifts that keep the lengths of gamma
+/// are those across all k of them.
+template <class G>
+Index num_idle_directions(const GaussianMoe<G>& model) {
+  const ParameterLayout at = layout(model);
+  const GateScore score = model.form().score;
+  if (score.kind != GateScoreKind::Cosine) return 0;
+  const Index d = at.gate_dim(), k = at.num_experts;
+  const bool pinned = at.free_slopes < k;
+  if (score.ignores_length()) return at.free_slopes + (pinned ? 0 : std::max<Index>(0, d - k));
+  return (pinned ? 0 : d) + (at.free_temperature ? 1 : 0);
+}
+
+/// Dimension of the set of densities that the gates describe: free gate parameters without the ray, or the idle
+/// directions of cosines; boundaries alone
 /// where one expert is active, which a common positive factor does not move.
 template <class G>
 Index num_identified_gate(const GaussianMoe<G>& model) {
@@ -88,8 +104,7 @@ Index num_identified_gate(const GaussianMoe<G>& model) {
   const Index k = at.num_experts, d = at.gate_dim();
   if (k == 1) return 0;
   if (is_hard(model)) return (k - 1) * (model.form().ranks_bias ? d + 1 : d) - 1;
-  const Index lengths = model.form().score.ignores_length() ? at.free_slopes : 0;
-  return at.num_gate() - lengths - (has_temperature_ray(model) ? 1 : 0);
+  return at.num_gate() - num_idle_directions(model) - (has_temperature_ray(model) ? 1 : 0);
 }
 
 }  // namespace moe::inline MOE_ABI::detail
