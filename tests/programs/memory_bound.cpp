@@ -82,6 +82,7 @@ void check(const char* name, Index hidden_dim) {
 /// as much again as hidden rows, their gradients and those of what experts read and write, once.
 long promised_of_training(Index layers, Index tokens, Index hidden_dim, Index pre, Index workers) {
   const Index assignments = tokens * kTopK, width = (hidden_dim + 31) / 32 * 32;
+  const auto buffer = [](long bytes) { return ::buffer(bytes) + (bytes < (2 << 20) ? 0 : 2 << 20); };  // at either end
   const long rows = buffer(padded(assignments, kModelDim)), pre_rows = buffer(padded(assignments, pre));
   const long routing = 8 * tokens + 13 * assignments, plan = 24 * assignments + 8 * kExperts * (workers + 1);
   const long small = 3 * buffer(padded(tokens, kExperts)) + routing + plan + 4 * assignments + 8192;

@@ -30,6 +30,9 @@ struct MixtureRegression {
   static_assert(LikelihoodGate<G>,
                 "moe::MixtureRegression: a gate needs `route` for double and a specialisation of moe::GateModel "
                 "(see moe/gaussian/model/gate_model.hpp)");
+  static_assert(
+      !requires { requires detail::ScoredInner<typename GateModel<G>::Inner>; },
+      "moe::MixtureRegression: gates of cosines and distances serve moe::GaussianMoe alone");
   using FamilyType = F;
   using GateType = G;
 

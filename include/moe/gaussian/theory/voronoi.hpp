@@ -244,6 +244,8 @@ VoronoiLoss voronoi_loss(const GaussianMoe<FittedGate>& fitted, const GaussianMo
   using Inner = typename GateModel<TrueGate>::Inner;
   static_assert(std::is_same_v<typename GateModel<FittedGate>::Inner, Inner>,
                 "moe::voronoi_loss: both gates need the same activation (Identity for linear gates)");
+  static_assert(!std::is_same_v<Inner, detail::CosineInner>,
+                "moe::voronoi_loss: data do not identify the lengths of cosine gates, or not up to a shift");
   constexpr bool kLinear = std::is_same_v<Inner, Identity>;
   fitted.validate(kName);
   truth.validate(kName);
