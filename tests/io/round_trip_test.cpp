@@ -230,6 +230,8 @@ TEST_CASE("Round trip: layers, with branches, and what optimisers remember of th
   require_round_trip("pool with them", shared, num_saved(shared.adapters()) + kExperts * 3 * kDim * kHidden);
   require_round_trip("soft", moe::SoftMoeLayer(LinearRouter(2 * kExperts, kDim), pool(Mlp(kDim, kHidden))),
                      kExperts * (2 * kDim + 2 * kDim * kHidden));
+  require_round_trip("recomputed", layer(plain.router(), plain.gate(), moe::Recomputed(plain.mixture())),
+                     num_saved(plain));
   require_round_trip("policy",
                      moe::MixturePolicy(layer(LinearRouter(kExperts, kDim), moe::SoftmaxGate{},
                                               moe::SeparateExperts(pool(Mlp(moe::Widths{kDim, kHidden, 4})))),
@@ -312,6 +314,7 @@ TEST_CASE("Round trip: no type with parameters or state is left out above", "[io
                                          "layer/merged_experts",
                                          "layer/moe_layer",
                                          "layer/multi_gate_layer",
+                                         "layer/recomputed",
                                          "layer/routed_experts",
                                          "layer/separate_experts",
                                          "layer/soft_moe",
