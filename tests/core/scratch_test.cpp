@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/core/scratch.hpp"
 
+#include <string>
+#include <thread>
+
 #include "support/catch.hpp"
 #include "support/text.hpp"
 
@@ -32,6 +35,29 @@ TEST_CASE("Scratch: borrowers work in the memory of the lender, parts included",
   CHECK(Scratch(copy).get<int>() == 0);
   Scratch moved(std::move(a));
   CHECK(&moved.get<int>() == &lender.get<int>());
+}
+
+TEST_CASE("Scratch: borrowers have one mark of use, which neither nests nor is shared", "[core][error]") {
+  using moe::detail::ExclusiveUse, moe::detail::Nested;
+  Scratch lender, a, b;
+  a.borrow(lender);
+  b.borrow(lender);
+  {
+    const ExclusiveUse use("f", "a", a.use(), Nested::Refused);
+    CHECK_THROWS_WITH(ExclusiveUse("f", "b", b.use(), Nested::Refused),
+                      ContainsSubstring("f: b is in use by a pass around this one"));
+    CHECK_NOTHROW(ExclusiveUse("f", "b", b.use()));
+    std::string message;
+    std::thread([&] {
+      try {
+        const ExclusiveUse other("f", "b", b.use(), Nested::Refused);
+      } catch (const std::invalid_argument& error) {
+        message = error.what();
+      }
+    }).join();
+    CHECK_THAT(message, ContainsSubstring("f: b is in use by another thread"));
+  }
+  CHECK_NOTHROW(ExclusiveUse("f", "b", b.use(), Nested::Refused));
 }
 
 TEST_CASE("Scratch: nobody borrows from itself, straight or round about", "[core][error]") {

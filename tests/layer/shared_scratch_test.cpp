@@ -79,3 +79,16 @@ TEST_CASE("Scratch: layers whose tapes are live together share one, with the bit
                                           moe::LayerExpert(test::layer_of<Mlp>(2, TopKGate{}))),
                         mlps);
 }
+
+TEST_CASE("Scratch: one for a layer and for the layers among its experts is refused", "[layer][error]") {
+  const auto layer = hierarchy();
+  const auto tokens = test::random_matrix<double>(5, kModelDim, 1);
+  moe::Scratch memory;
+  decltype(layer)::Tape tape;
+  Matrix<double> out(5, kModelDim);
+  layer.forward(tokens, Step{}, out, tape);
+  tape.scratch.borrow(memory);
+  for (auto& inner : tape.mixture.experts.experts) inner.scratch.borrow(memory);
+  const char* const words = "tape.scratch is in use by";
+  CHECK_THROWS_WITH(layer.forward(tokens, Step{}, out, tape), Catch::Matchers::ContainsSubstring(words));
+}

@@ -22,12 +22,20 @@ class Exclusive {
   std::atomic<std::thread::id> owner_{};
 };
 
-/// Holds the mark for a scope; scopes of one thread nest. Throws std::invalid_argument if another thread has it.
+/// Whether scopes of one thread may nest.
+enum class Nested { Allowed, Refused };
+
+/// Holds the mark for a scope. Throws std::invalid_argument if another thread has it, or, where scopes may not nest,
+/// another scope of this one.
 class ExclusiveUse {
  public:
-  ExclusiveUse(const char* function, const char* name, Exclusive& mark) : mark_(mark) {
+  ExclusiveUse(const char* function, const char* name, Exclusive& mark, Nested nested = Nested::Allowed) : mark_(mark) {
     const std::thread::id self = std::this_thread::get_id();
-    if (mark_.owner_.load(std::memory_order_relaxed) == self) return;  // nobody else writes this thread's id
+    if (mark_.owner_.load(std::memory_order_relaxed) == self) {  // nobody else writes this thread's id
+      if (nested == Nested::Refused)
+        fail(function, ": ", name, " is in use by a pass around this one, expected memory of its own");
+      return;
+    }
     std::thread::id nobody;
     is_outermost_ = mark_.owner_.compare_exchange_strong(nobody, self, std::memory_order_acquire);
     if (!is_outermost_) fail(function, ": ", name, " is in use by another thread, expected one per thread");

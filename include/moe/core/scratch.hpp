@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "moe/core/error.hpp"
+#include "moe/core/exclusive.hpp"
 #include "moe/core/matrix.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -27,7 +28,8 @@ class Scratch {
   /// memory, as the layers of a model whose tapes are live together:
   ///   for (auto& tape : tapes) tape.scratch.borrow(memory);
   /// Parts that run inside each other must not, as both may use the same T: so a lender is not lent to a layer and to
-  /// the layers among its experts. Throws std::invalid_argument for a lender that borrows from this.
+  /// the layers among its experts, nor to two threads, which the passes of layers refuse. Throws std::invalid_argument
+  /// for a lender that borrows from this.
   void borrow(Scratch& lender) {
     if (&lender.owner() == this)
       fail("moe::Scratch::borrow: the lender works in this scratch, expected one of its own");
@@ -44,6 +46,8 @@ class Scratch {
     auto& parts = owner().parts_;
     while (static_cast<Index>(parts.size()) < count) parts.push_back(std::make_unique<Scratch>());
   }
+  /// For passes that have the memory for themselves.
+  detail::Exclusive& use() { return owner().use_; }
   Scratch& part(Index i) { return *owner().parts_[static_cast<std::size_t>(i)]; }
 
  private:
@@ -67,6 +71,7 @@ class Scratch {
     std::unique_ptr<void, void (*)(void*)> object;
   };
   Scratch* lender_ = nullptr;
+  detail::Exclusive use_;
   std::vector<Slot> slots_;
   std::vector<std::unique_ptr<Scratch>> parts_;
 };

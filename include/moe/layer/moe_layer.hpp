@@ -155,6 +155,7 @@ class MoeLayer {
   void forward(const MatrixView<Scalar>& tokens, const Step& step, MatrixRef<Scalar> out, Tape& tape) const {
     constexpr const char* kFunction = "moe::MoeLayer::forward";
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    const detail::ExclusiveUse of_scratch(kFunction, "tape.scratch", tape.scratch.use(), detail::Nested::Refused);
     start(kFunction, tokens, step, out, tape);
     tape.losses.clear(tokens.rows(), num_experts(), num_logits());
     score(tokens, tape);
@@ -175,6 +176,7 @@ class MoeLayer {
     constexpr const char* kFunction = "moe::MoeLayer::replay";
     detail::require_routing(kFunction, choices, tokens.rows(), num_experts());
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    const detail::ExclusiveUse of_scratch(kFunction, "tape.scratch", tape.scratch.use(), detail::Nested::Refused);
     start(kFunction, tokens, step, out, tape);
     tape.losses.clear(tokens.rows(), num_experts(), num_logits());
     tape.routing = choices;
@@ -191,6 +193,7 @@ class MoeLayer {
     constexpr const char* kFunction = "moe::MoeLayer::replay";
     require_tape(kFunction, tokens.rows(), tape);
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    const detail::ExclusiveUse of_scratch(kFunction, "tape.scratch", tape.scratch.use(), detail::Nested::Refused);
     start(kFunction, tokens, tape.step, out, tape);
     score(tokens, tape);
     if constexpr (kTrainable) gate_.replay(tape.logits, {tape.step, tape.scratch}, tape.routing);
@@ -273,6 +276,8 @@ class MoeLayer {
     require_backward(tokens.rows(), tape, gradient);
     require_backward_shapes(tokens, dout, dtokens);
     const detail::ExclusiveUse use("moe::MoeLayer::backward", "tape", tape.use);
+    const detail::ExclusiveUse of_scratch("moe::MoeLayer::backward", "tape.scratch", tape.scratch.use(),
+                                          detail::Nested::Refused);
     if constexpr (kTrainable) backward_parts(tokens, tape, dout, gradient, dtokens);
   }
 

@@ -322,6 +322,7 @@ class MultiGateLayer {
     detail::require_apart(function, "out", out, "tokens", inputs.tokens);
     detail::require_apart(function, "out", out, "gate_tokens", inputs.gate_tokens);
     const detail::ExclusiveUse use(function, "tape", tape.use);
+    const detail::ExclusiveUse of_scratch(function, "tape.scratch", tape.scratch.use(), detail::Nested::Refused);
     tape.input_dim = 0;
     tape.step = step;
     tape.gates.resize(gates_.size());
@@ -369,6 +370,7 @@ class MultiGateLayer {
     if (dtokens != nullptr) check(*dtokens, input_dim());
     if (dgate_tokens != nullptr) check(*dgate_tokens, gate_dim());
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    const detail::ExclusiveUse of_scratch(kFunction, "tape.scratch", tape.scratch.use(), detail::Nested::Refused);
     for (Index g = 0; g < num_gates(); ++g) {
       GateTape& own = tape.gates[static_cast<std::size_t>(g)];
       own.step = step_of_gate(tape.step, g, num_tokens, own.valid);  // spans may have moved since: see LayerExpert

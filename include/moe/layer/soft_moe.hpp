@@ -120,6 +120,7 @@ class SoftMoeLayer {
     require_shapes(kFunction, tokens, step, out);
     detail::require_apart(kFunction, "out", out, "tokens", tokens);
     const detail::ExclusiveUse use(kFunction, "tape", tape.use);
+    const detail::ExclusiveUse of_scratch(kFunction, "tape.scratch", tape.scratch.use(), detail::Nested::Refused);
     tape.input_dim = 0;
     tape.step = step;
     tape.logits.resize(tokens.rows(), router_.num_experts());
@@ -196,6 +197,8 @@ class SoftMoeLayer {
     require_backward(tokens.rows(), tape, gradient);
     require_backward_shapes(tokens, dout, dtokens);
     const detail::ExclusiveUse use("moe::SoftMoeLayer::backward", "tape", tape.use);
+    const detail::ExclusiveUse of_scratch("moe::SoftMoeLayer::backward", "tape.scratch", tape.scratch.use(),
+                                          detail::Nested::Refused);
     auto& soft = tape.soft;
     auto& of_slots = tape.gradient;
     const Step step = soft.step(tape.step);
