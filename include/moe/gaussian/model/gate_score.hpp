@@ -6,6 +6,7 @@
 
 #include "moe/core/matrix.hpp"
 #include "moe/gaussian/model/input_columns.hpp"
+#include "moe/numeric/activation.hpp"
 #include "moe/numeric/elementary.hpp"
 
 namespace moe::inline MOE_ABI {
@@ -55,25 +56,9 @@ double score_of_row(const GateScore& score, const InputColumns& columns, const C
   return product * (weight / (weight + score.weight_shift)) * (input / (input + score.input_shift));
 }
 
-/// The function behind gamma_j . phi(x), where features phi and coefficients gamma_j(beta_1j) make a score linear.
-struct CosineOfFeatures {
-  static constexpr const char* kName = "cosine";
-  template <class V>
-  static V value(const V& u) {
-    return u;
-  }
-  template <class V>
-  static V derivative(const V&) {
-    return V(simd::Scalar<V>{1});
-  }
-  template <class V>
-  static V second_derivative(const V&) {
-    return V(simd::Scalar<V>{0});
-  }
-};
-
-/// -sqrt(u) of a squared distance. At a centre the distance has no derivative, and nearer than 1e-6, where u is
-/// rounding of squares of order 1, neither is it known: 0 there.
+/// The function behind gamma_j . phi(x), where features phi and coefficients gamma_j(beta_1j) make a score linear; that
+/// of cosines is Identity. -sqrt(u) of a squared distance. At a centre the distance has no derivative, and nearer than
+/// 1e-6, where u is rounding of squares of order 1, neither is it known: 0 there.
 struct DistanceOfFeatures {
   static constexpr const char* kName = "distance";
   template <class V>
@@ -108,8 +93,8 @@ struct DistanceOfFeatures {
 };
 
 /// GateModel::Inner of gates whose score is of another kind: names the function of features.
-struct CosineInner : CosineOfFeatures {
-  using OfFeatures = CosineOfFeatures;
+struct CosineInner : Identity {
+  using OfFeatures = Identity;
 };
 struct DistanceInner : DistanceOfFeatures {
   using OfFeatures = DistanceOfFeatures;
