@@ -17,10 +17,9 @@ namespace moe::inline MOE_ABI {
 ///   moe::MoeLayer layer(router, gate, moe::Recomputed(moe::RoutedExperts(pool)));
 ///   tape.scratch.borrow(memory);  // of every layer
 /// The bits of M, outputs and gradients, as M computes the same again; parameters have the names that they have in M.
-/// Backward takes 1.5 of its time, a step 1.33. Losses of routers inside of M have no tape to be in: a mixture whose
-/// experts are layers is refused, and those deeper inside cannot be balanced.
-/// "Activation checkpointing": Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost"
-/// (arXiv:1604.06174).
+/// By operations backward is 1.5 of what it is in M, a step 1.33. Losses of routers inside of M have no tape to be in:
+/// a mixture whose experts are layers is refused, and those deeper inside cannot be balanced. "Activation
+/// checkpointing": Chen, Xu, Zhang & Guestrin, "Training deep nets with sublinear memory cost" (arXiv:1604.06174).
 template <class M>
 class Recomputed {
   static_assert(DifferentiableMixture<M>,

@@ -27,7 +27,7 @@ struct GateForm {
   Index active = 1;        ///< experts with a weight, per row; num_experts for a dense gate
   bool ranks_bias = true;  ///< does beta_0 count in the selection?
   BiasPlace bias = BiasPlace::Inside;
-  GateScore score = {};  ///< what u_j is; other kinds than Linear are dense, with the bias outside
+  GateScore score = {};  ///< what u_j is; other kinds than Product are dense, with the bias outside
 };
 
 /// Says how a gate enters a likelihood; specialise it for a gate of your own, with these members:
