@@ -81,6 +81,15 @@ TEST_CASE("load_gaussian_moe: another gate than that of the file is an error", "
   const auto softmax = test::sample_model(3, 2, moe::SoftmaxGate{});
   CHECK(complaint(softmax, moe::TopKGate{.k = 3}).empty());  // one and the same model
   CHECK_THAT(complaint(softmax, test::TemperatureGate{}), ContainsSubstring("temperature, with (1) or without (0)"));
+  moe::CosineGate<> cosine, perturbed;
+  perturbed.score.weight_shift = 0.5;
+  const auto directions = test::sample_model(3, 2, perturbed, 3, moe::LastSlope::Free);
+  CHECK(complaint(directions, perturbed).empty());
+  CHECK_THAT(complaint(directions, cosine), ContainsSubstring("shift of weights"));
+  const auto centres = test::sample_model(3, 2, moe::LaplaceGate<>{}, 3, moe::LastSlope::Free);
+  CHECK(complaint(centres, moe::LaplaceGate<>{}).empty());
+  CHECK_FALSE(complaint(centres, cosine).empty());
+  CHECK_FALSE(complaint(test::sample_model(3, 2, moe::SoftmaxGate{}), moe::LaplaceGate<>{}).empty());
   using Tanh = test::FixedActivationGate<moe::Tanh>;
   const auto tanh = test::sample_model(3, 2, Tanh{});
   CHECK_THAT(complaint(tanh, Tanh{.bias_place = moe::BiasPlace::Inside}), ContainsSubstring("place of the bias"));

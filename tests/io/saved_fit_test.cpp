@@ -96,6 +96,30 @@ TEST_CASE("save_fit: a gate with inputs of its own, and weights", "[io][gaussian
   CHECK(moe::load_fit(directory / "f").total_weight == 6);  // num_rows
 }
 
+TEST_CASE("save_fit: offsets and precisions are columns of new files, too", "[io][gaussian]") {
+  auto formula = moe::parse_formula("y ~ x + one + offset(one) + factor(g, ref = b)");
+  formula.precision = "w";
+  const std::string bytes = "y,x,g,one,w\n1,0.5,b,1,2\n2,0.1,a,3,1\n4,7,c,1,4\n2,-3,b,1,1\n5,3,c,2,1\n6,2,a,1,3\n";
+  formula.terms.erase(formula.terms.begin() + 1);  // `one` is the offset alone
+  const auto r = moe::regression(frame_of(bytes), formula);
+  CHECK(r.data().offset == (Eigen::VectorXd(6) << 1, 3, 1, 1, 2, 1).finished());
+  CHECK(r.data().precision == (Eigen::VectorXd(6) << 2, 1, 4, 1, 1, 3).finished());
+  const test::TemporaryDirectory directory;
+  const auto fit = sample_fit();
+  moe::save_fit(directory / "fit", fit, r.design);
+  const auto saved = moe::load_fit(directory / "fit");
+  CHECK(saved.design == r.design);
+  CHECK(saved.design.offsets == std::vector<std::string>{"one"});
+  CHECK(saved.design.precision == "w");
+  const auto rows = moe::design_rows(saved.design, frame_of("w,g,one,x\n4,c,10,1.5\n1,b,-1,2\n"));
+  CHECK(rows.data.offset == Eigen::Vector2d(10, -1));
+  CHECK(rows.data.precision == Eigen::Vector2d(4, 1));
+  const Eigen::VectorXd plain = moe::predict_mean(fit.model, rows.data.x);
+  CHECK((moe::predict_mean(saved.model, rows.data) - plain - rows.data.offset).cwiseAbs().maxCoeff() < 1e-13);
+  CHECK_THAT(message_of([&] { moe::design_rows(saved.design, frame_of("g,one,x\nc,10,1.5\n")); }),
+             ContainsSubstring("w"));
+}
+
 TEST_CASE("save_fit, load_fit: what does not fit is an error", "[io][gaussian][error]") {
   const auto fit = sample_fit();
   const auto r = moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + g"));
