@@ -130,7 +130,7 @@ TEST_CASE("k_means: seeds are drawn by squared distance", "[k_means][property]")
   double first[3] = {}, second[3][3] = {};
   constexpr int kDraws = 30'000;
   for (int seed = 0; seed < kDraws; ++seed) {
-    const auto seeds = moe::detail::k_means_seeds(points, 2, moe::RandomField(moe::Purpose::User, seed, 11), {});
+    const auto seeds = moe::detail::k_means_seeds(points, 2, moe::RandomField(moe::Purpose::User, seed, 11));
     const auto of = [&](Index j) { return seeds(j, 0) == 3 ? 2 : static_cast<int>(seeds(j, 0)); };
     ++first[of(0)];
     ++second[of(0)][of(1)];
@@ -152,7 +152,7 @@ TEST_CASE("k_means: ties go to the lower number", "[k_means]") {
 
 TEST_CASE("k_means: a cluster without points keeps its centre", "[k_means]") {
   moe::KMeans<double> result{.labels = {0, 0, 2}, .centres = line({1, 5, -1})};
-  moe::detail::move_centres(line({2, 4, -3}), {}, result);
+  moe::detail::move_centres(line({2, 4, -3}), result);
   CHECK(result.centres == line({3, 5, -3}));
   const auto same = moe::k_means(line({2, 2, 2, 2}), 3, kSeeds);  // as points that are all one leave clusters empty
   CHECK(same.converged);
