@@ -35,6 +35,7 @@
 #include "moe/gate/prototype.hpp"
 #include "moe/gate/rank.hpp"
 #include "moe/gate/relu.hpp"
+#include "moe/gate/scored.hpp"
 #include "moe/gate/self_gate.hpp"
 #include "moe/gate/sinkhorn.hpp"
 #include "moe/gate/softmax.hpp"
@@ -244,6 +245,8 @@ void check_gates() {
   check_gate("NoisyTopKGate", moe::NoisyTopKGate{});
   check_gate("DenseToSparseGate", moe::DenseToSparseGate<moe::LearnableTemperature>{});
   check_gate("ActivationGate", moe::ActivationGate<moe::Sigmoid, moe::LearnableTemperature>{});
+  check_gate("CosineGate", moe::CosineGate<moe::LearnableTemperature>{});
+  check_gate("LaplaceGate", moe::LaplaceGate<>{});
   check_gate("StochasticGate", moe::StochasticGate{});
   check_gate("SparseMixerGate", moe::SparseMixerGate{});
   check_gate("ExpertChoiceGate", moe::ExpertChoiceGate{});

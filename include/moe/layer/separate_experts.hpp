@@ -63,10 +63,10 @@ class SeparateExperts {
     constexpr const char* kFunction = "moe::SeparateExperts::forward";
     require_shapes(kFunction, tokens, routing, context.step, out);
     detail::require_same_or_apart(kFunction, "out", out, "tokens", tokens);
-    auto& [plan, rows, unused, scratch] = memory(context);
+    auto& [plan, rows, unused, of_experts] = memory(context);
     plan.build(routing, experts_.size());
     rows.resize(plan.num_rows(), row_width(experts_));
-    experts_.forward(tokens, plan, Context{context.step, scratch}, rows);
+    experts_.forward(tokens, plan, Context{context.step, of_experts}, rows);
     lay_out(plan, routing, rows, out);
   }
 
@@ -217,7 +217,8 @@ class SeparateExperts {
       detail::require_apart(kFunction, "dtokens", *dtokens, "dout", dout);
     }
     const Index num_experts = this->num_experts(), width = this->width();
-    auto& [unused, drows, own_dtokens, scratch] = memory(context);
+    Memory& working = memory(context);
+    RowBuffer<Scalar>& drows = working.rows;
     drows.resize(tape.plan.num_rows(), row_width(experts_));
     std::ranges::fill(dweight, Scalar{0});
     for_each_choice(
@@ -229,15 +230,15 @@ class SeparateExperts {
           std::copy_n(from + num_experts + e * width, width, to);
           std::fill(to + width, to + drows.cols(), Scalar{0});
         });
-    const Context of_experts{context.step, scratch};
+    const Context of_experts{context.step, working.experts};
     if (dtokens != nullptr)
       return experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_, *dtokens);
     if constexpr (SetSkipsTokenGradient<X>) {
       experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_);
     } else {
-      own_dtokens.resize(tokens.rows(), input_dim());
+      working.dtokens.resize(tokens.rows(), input_dim());
       experts_.backward(tokens, tape.plan, of_experts, tape.experts, drows, gradient.experts_,
-                        MatrixRef<Scalar>(own_dtokens.matrix()));
+                        MatrixRef<Scalar>(working.dtokens.matrix()));
     }
   }
 
