@@ -46,4 +46,5 @@
 // Theory: losses, distances, rates.
 #include "moe/gaussian/theory/distance.hpp"
 #include "moe/gaussian/theory/rate_experiment.hpp"
+#include "moe/gaussian/theory/rate_level.hpp"
 #include "moe/gaussian/theory/voronoi.hpp"

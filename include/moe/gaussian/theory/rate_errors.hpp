@@ -8,6 +8,7 @@
 
 #include "moe/gaussian/fit/fit_options.hpp"
 #include "moe/gaussian/theory/distance.hpp"
+#include "moe/gaussian/theory/gate_errors.hpp"
 #include "moe/gaussian/theory/voronoi.hpp"
 #include "moe/numeric/assignment.hpp"
 
@@ -103,7 +104,7 @@ class RateMeasurement {
   /// Throws std::invalid_argument where a model like the start cannot be measured.
   void check(const GaussianMoe<G>& start) const { voronoi_loss(start, truth_, voronoi_); }
 
-  Measured operator()(const GaussianFit<G>& fit, double truth_log_likelihood) const {
+  Measured operator()(const GaussianFit<G>& fit, const RegressionData& data, double truth_log_likelihood) const {
     Measured out;
     const VoronoiLoss loss = voronoi_loss(fit.model, truth_, voronoi_);
     out.add("D", loss.total);
@@ -117,14 +118,14 @@ class RateMeasurement {
     out.add("excess", fit.log_likelihood - truth_log_likelihood);
     out.add("iterations", static_cast<double>(fit.iterations));
     if (fit.model.num_experts() == truth_.num_experts())
-      add_matched(fit.model, out);
+      add_matched(fit.model, data, out);
     else
       add_cells(loss, out);
     return out;
   }
 
  private:
-  void add_matched(const GaussianMoe<G>& model, Measured& out) const {
+  void add_matched(const GaussianMoe<G>& model, const RegressionData& data, Measured& out) const {
     const MatchedErrors errors(model, truth_, kLinear, kLinear || truth_.form().bias == BiasPlace::Outside);
     out.add("beta1", errors.beta1);
     out.add("beta0", errors.beta0);
@@ -137,6 +138,8 @@ class RateMeasurement {
       out.add("beta0/tau", errors.beta0_over_tau);
     }
     if (has_boundary()) out.add("boundary", std::abs(boundary(model) - boundary(truth_)));
+    if (has_regular_maximum(truth_, model.num_experts(), model.form().active))
+      out.add("gate wald", gate_wald(model, truth_, data));
   }
 
   void add_cells(const VoronoiLoss& loss, Measured& out) const {

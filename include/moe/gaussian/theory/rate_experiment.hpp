@@ -150,7 +150,8 @@ struct RateFailures {
 /// With as many fitted experts as true ones, matched to them by least total distance in (a, b, nu), sums over experts
 /// of absolute errors:
 ///   "beta1" "beta0" "a" "b" "nu", with an estimated temperature "tau" "beta1/tau" "beta0/tau", and for top-1 of two
-///   experts on one input, "boundary": where the active expert changes
+///   experts on one input, "boundary": where the active expert changes; where the maximum is a regular one,
+///   "gate wald": squared error of what data know of the gate, in units of its standard errors (see gate_level())
 /// With more, means over the fitted experts that share a Voronoi cell, and over those that do not:
 ///   "shared beta1" "shared a" "shared b" "shared nu" "single beta1" "single a" "single b" "single nu"
 ///   and with an activation and an estimated temperature "tau"
@@ -158,6 +159,9 @@ struct RateExperiment {
   std::vector<Index> rows = {}, replications = {};  ///< n, and replications at each
   std::vector<RateMetric> metrics = {};
   std::vector<RateFailures> failures = {};  ///< at each n
+  /// Parameters that data identify, and those of the gate; 0 where the maximum is no regular one (surplus experts,
+  /// borders that parameters move).
+  Index identified = 0, identified_gate = 0;
   double seconds = 0;
 
   /// The quantity of that name. Throws std::invalid_argument if it was not measured.
@@ -250,6 +254,8 @@ class RateRunner {
     measurement_.check(starts.front());
   }
 
+  Index num_experts() const { return k_; }
+
   void run(RateTask& task) const {
     const Index n = options_.rows[task.size];
     try {
@@ -263,7 +269,7 @@ class RateRunner {
       task.converged = best->converged;
       // rounding of a sum of n terms
       task.below_truth = !(best->log_likelihood > reference - 1e-9 * (1 + std::abs(reference)));
-      task.measured = measurement_(*best, reference);
+      task.measured = measurement_(*best, data, reference);
     } catch (const std::exception& error) {
       task.error = error.what();
     }
@@ -386,6 +392,11 @@ RateExperiment rate_experiment(const GaussianMoe<G>& truth, const RateOptions& o
     clock.done(static_cast<double>(options.rows[task.size]));
   });
   RateExperiment result = detail::collect(tasks, options);
+  if (detail::has_regular_maximum(truth, runner.num_experts(), options.active)) {
+    const ParameterLayout at = layout(truth);
+    result.identified_gate = detail::num_identified_gate(truth);
+    result.identified = result.identified_gate + at.size() - at.num_gate();
+  }
   result.seconds = clock.seconds();
   return result;
 }
