@@ -166,5 +166,49 @@ TEST_CASE("voronoi_loss: bad arguments are errors that name the number", "[gauss
                     ContainsSubstring("kind is Softmax"));
   Activated inside = activated;
   inside.gate.bias_place = moe::BiasPlace::Inside;
-  CHECK_THROWS_WITH(moe::voronoi_loss(activated, inside), ContainsSubstring("expected Outside"));
+  CHECK_THROWS_WITH(moe::voronoi_loss(activated, inside), ContainsSubstring("expected the same place"));
+}
+
+TEST_CASE("voronoi_loss: of cosines the direction counts, not its length", "[gaussian]") {
+  moe::GaussianMoe<moe::CosineGate<>> truth(parameters_of(kTruth));
+  truth.gate_slope = moe::Matrix<double>(2, 2);
+  truth.slope = moe::Matrix<double>(2, 2);
+  truth.gate_slope << 3, 4, -1, 0;
+  truth.slope << 1, 0, -1, 0;
+  truth.last_slope = moe::LastSlope::Free;
+  auto fitted = truth;
+  fitted.gate_slope.row(0) *= 5;
+  CHECK(moe::voronoi_loss(fitted, truth).total == 0);
+  fitted.gate_slope.row(1) << -0.96, 0.28;  // (-1, 0) turned: a chord of length sqrt(0.04^2 + 0.28^2)
+  const auto loss = moe::voronoi_loss(fitted, truth);
+  CHECK_THAT(loss.atoms[1].gate_slope, WithinRel(std::hypot(0.04, 0.28), kRounding));
+  CHECK_THAT(loss.total, WithinRel(std::hypot(0.04, 0.28), kRounding));  // its weight is 1
+}
+
+TEST_CASE("voronoi_loss: perturbed cosines are compared by gamma, centred up to a common shift", "[gaussian]") {
+  moe::CosineGate<> gate;
+  gate.score.weight_shift = 0.5;
+  moe::GaussianMoe<moe::CosineGate<>> truth(parameters_of(kTruth), gate);
+  truth.last_slope = moe::LastSlope::Free;
+  truth.gate_slope << 0.5, -1.5;  // gamma 0.5, -0.75
+  auto fitted = truth;
+  fitted.gate_slope << 1.5, -0.5;  // 0.75, -0.5: both 0.25 more
+  CHECK(moe::voronoi_loss(fitted, truth, {.shift = kCentred}).total < 1e-15);
+  const auto off = moe::voronoi_loss(fitted, truth);
+  CHECK_THAT(off.total, WithinRel(0.25 * (std::exp(0.5) + 1), kRounding));
+  gate.score.weight_shift = 0.4;
+  fitted.gate = gate;
+  CHECK_THROWS_WITH(moe::voronoi_loss(fitted, truth), ContainsSubstring("the shifts of the fitted cosines are 0.4"));
+}
+
+TEST_CASE("voronoi_loss: inside of an activation the bias is a coefficient, and there is no mass", "[gaussian]") {
+  Activated truth(parameters_of(kActivated));
+  truth.gate.bias_place = moe::BiasPlace::Inside;
+  Activated fitted = truth;
+  CHECK(moe::voronoi_loss(fitted, truth).total == 0);
+  fitted.gate_slope(0, 0) += 0.3;
+  fitted.gate_bias(0) -= 0.4;
+  fitted.intercept(1) += 0.2;
+  for (const auto shift : {moe::VoronoiShift::Off, kCentred})
+    CHECK_THAT(moe::voronoi_loss(fitted, truth, {.shift = shift}).total, WithinRel(0.5 + 0.2, kRounding));
 }

@@ -21,6 +21,12 @@ Matrix<double> known_slopes(const GaussianMoe<G>& model) {
   return known;
 }
 
+/// Is beta_0 inside of an activation? Then it is a coefficient as beta_1 is, and exp(beta_0) no mass.
+template <class G>
+bool bias_in_slope(const GaussianMoe<G>& model) {
+  return !std::is_same_v<typename GateModel<G>::Inner, Identity> && model.form().bias == BiasPlace::Inside;
+}
+
 /// Are those known up to a common shift alone? Inner products with x, or with another function of it, are.
 template <class G>
 bool slopes_shift(const GaussianMoe<G>& model) {

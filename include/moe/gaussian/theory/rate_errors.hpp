@@ -27,8 +27,8 @@ inline std::vector<Index> match_experts(const GaussianParameters& fitted, const 
   return least_assignment(cost);
 }
 
-/// Errors of matched experts, each summed over experts. The gates of linear models are moved first to 0 at the true
-/// model's last expert.
+/// Errors of matched experts, each summed over experts. Gates that are known up to a common shift of beta_1 are moved
+/// first to 0 at the true model's last expert.
 struct MatchedErrors {
   double beta1 = 0, beta0 = 0, a = 0, b = 0, nu = 0, tau = 0;
   double beta1_over_tau = 0, beta0_over_tau = 0;
@@ -126,9 +126,15 @@ class RateMeasurement {
 
  private:
   void add_matched(const GaussianMoe<G>& model, const RegressionData& data, Measured& out) const {
-    const MatchedErrors errors(model, truth_, kLinear, kLinear || truth_.form().bias == BiasPlace::Outside);
+    const bool common_bias = kLinear || truth_.form().bias == BiasPlace::Outside;
+    GaussianParameters known = model, known_truth = truth_;
+    known.gate_slope = known_slopes(model);
+    known_truth.gate_slope = known_slopes(truth_);
+    const MatchedErrors errors(known, known_truth, slopes_shift(truth_), common_bias);
     out.add("beta1", errors.beta1);
     out.add("beta0", errors.beta0);
+    if (truth_.form().score.kind == GateScoreKind::Cosine)
+      out.add("raw beta1", MatchedErrors(model, truth_, /*linear=*/false, common_bias).beta1);
     out.add("a", errors.a);
     out.add("b", errors.b);
     out.add("nu", errors.nu);

@@ -148,7 +148,8 @@ struct RateFailures {
 ///   "excess"           log-likelihood of the fit less that of the truth
 ///   "iterations"
 /// With as many fitted experts as true ones, matched to them by least total distance in (a, b, nu), sums over experts
-/// of absolute errors:
+/// of absolute errors; of cosines "beta1" is what the weights know of it (see voronoi_loss()), "raw beta1" all of it,
+/// which does not converge:
 ///   "beta1" "beta0" "a" "b" "nu", with an estimated temperature "tau" "beta1/tau" "beta0/tau", and for top-1 of two
 ///   experts on one input, "boundary": where the active expert changes; where the maximum is a regular one,
 ///   "gate wald": squared error of what data know of the gate, in units of its standard errors (see gate_level())
@@ -364,10 +365,9 @@ inline RateExperiment collect(const std::vector<RateTask>& tasks, const RateOpti
 /// Draws are pure functions of seed, n and replication: independent over n, and the same for all truths and options.
 /// Pairs of n and replication run in parallel, the largest n first; the result is the same for any number of threads.
 /// A fit that does not converge, or throws, is counted in RateExperiment::failures.
-/// Throws std::invalid_argument for a bad truth or options, fewer fitted experts than true ones, and gates without a
-/// Voronoi loss (a bias inside of the activation). About sum(n * replications) * starts times an EM iteration times
-/// 20 to 50. Memory: threads times the largest n times d.
-/// Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K: Nguyen et al. (arXiv:2309.13850); temperature and activation: Nguyen,
+/// Throws std::invalid_argument for a bad truth or options, and fewer fitted experts than true ones. About sum(n *
+/// replications) * starts times an EM iteration times 20 to 50. Memory: threads times the largest n times d. Nguyen,
+/// Nguyen & Ho (arXiv:2305.03288); top-K: Nguyen et al. (arXiv:2309.13850); temperature and activation: Nguyen,
 /// Akbarian & Ho (arXiv:2401.13875).
 template <LikelihoodGate G, class Estimate>
 RateExperiment rate_experiment(const GaussianMoe<G>& truth, const RateOptions& options, const Estimate& estimate) {

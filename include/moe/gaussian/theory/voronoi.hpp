@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moe/gaussian/model/model.hpp"
+#include "moe/gaussian/theory/known_slopes.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -34,8 +35,8 @@ struct VoronoiOptions {
 /// An expert of the fitted model: the true expert whose cell it is in, and how far it is from that one.
 struct VoronoiAtom {
   Index cell = 0;
-  double weight = 0;       ///< omega = exp(beta_0 / tau)
-  double gate_slope = 0;   ///< |Delta beta_1|, Euclidean; of beta_1 / tau for Softmax
+  double weight = 0;       ///< omega = exp(beta_0 / tau); 1 with the bias inside of an activation
+  double gate_slope = 0;   ///< |Delta beta_1|, Euclidean; of what is compared in its place, see voronoi_loss()
   double temperature = 0;  ///< |Delta tau|; 0 for Softmax
   double slope = 0;        ///< |Delta a|, Euclidean
   double intercept = 0;    ///< |Delta b|
@@ -46,7 +47,7 @@ struct VoronoiAtom {
 struct VoronoiCell {
   Index atoms = 0;        ///< fitted experts in the cell
   double parameters = 0;  ///< sum over them of omega * (powers of their errors)
-  double mass = 0;        ///< |sum over them of omega - omega*|
+  double mass = 0;        ///< |sum over them of omega - omega*|; 0 with the bias inside of an activation
 
   double loss() const { return parameters + mass; }
 };
@@ -75,18 +76,28 @@ struct VoronoiMeasure {
   Eigen::RowVectorXd log_weight = {};
   Matrix<double> slope = {};
   Eigen::RowVectorXd intercept = {}, variance = {};
+  bool has_mass = true;  ///< are weights masses?
 
-  /// With `ratio`, the gate is (beta_1, beta_0) / tau at temperature 1.
-  VoronoiMeasure(const GaussianParameters& model, bool ratio)
+  explicit VoronoiMeasure(const GaussianParameters& model)
       : gate_slope(model.gate_slope),
         temperature(model.temperature),
         log_weight(model.gate_bias / model.temperature),
         slope(model.slope),
         intercept(model.intercept),
-        variance(model.variance) {
-    if (!ratio) return;
+        variance(model.variance) {}
+
+  /// The gate as (beta_1, beta_0) / tau, at temperature 1.
+  void to_ratio() {
     gate_slope /= temperature;
     temperature = 1;
+  }
+
+  /// Biases as one more column of beta_1, and weights that are all 1.
+  void bias_to_slope() {
+    gate_slope.conservativeResize(Eigen::NoChange, gate_slope.cols() + 1);
+    gate_slope.rightCols(1) = log_weight.transpose() * temperature;
+    log_weight.setZero();
+    has_mass = false;
   }
 
   Index size() const { return slope.rows(); }
@@ -121,7 +132,7 @@ inline std::vector<Index> voronoi_cells(const VoronoiMeasure& fitted, const Voro
 /// Moves the true gate to 0 at its last expert, and the fitted one to centroid 0 and mass 1 in the last cell that has
 /// an expert (relative to the truth there). Cells begin with the experts alone, which no shift concerns.
 inline std::vector<Index> centre(VoronoiMeasure& fitted, VoronoiMeasure& truth, bool linear) {
-  const Eigen::RowVectorXd zero = Eigen::RowVectorXd::Zero(truth.slope.cols());
+  const Eigen::RowVectorXd zero = Eigen::RowVectorXd::Zero(truth.gate_slope.cols());
   const Index last = truth.size() - 1;
   const Eigen::RowVectorXd origin = linear ? Eigen::RowVectorXd(truth.gate_slope.row(last)) : zero;
   truth.shift(origin, truth.log_weight(last));
@@ -168,6 +179,31 @@ inline double voronoi_term(const VoronoiAtom& atom, Index m, VoronoiKind kind, d
   return atom.weight > 0 && errors > 0 ? atom.weight * errors : 0;  // no 0 times infinity
 }
 
+/// What models are compared by: of cosines what is known of beta_1, with a bias inside of an activation (beta_1,
+/// beta_0).
+template <class G>
+VoronoiMeasure voronoi_measure(const GaussianMoe<G>& model, bool ratio) {
+  VoronoiMeasure measure(model);
+  measure.gate_slope = known_slopes(model);
+  if (ratio) measure.to_ratio();
+  if (bias_in_slope(model)) measure.bias_to_slope();
+  return measure;
+}
+
+/// Throws where gates are of one type and yet not comparable.
+template <class FittedGate, class TrueGate>
+void require_comparable(const char* function, const GaussianMoe<FittedGate>& fitted,
+                        const GaussianMoe<TrueGate>& truth) {
+  if (fitted.input_dim() != truth.input_dim())
+    fail(function, ": fitted has ", fitted.input_dim(), " inputs, expected as many as the truth, ", truth.input_dim());
+  if (bias_in_slope(fitted) != bias_in_slope(truth))
+    fail(function, ": the bias of one model alone is inside of the activation, expected the same place in both");
+  const GateScore a = fitted.form().score, b = truth.form().score;
+  if (a.weight_shift != b.weight_shift || a.input_shift != b.input_shift)
+    fail(function, ": the shifts of the fitted cosines are ", a.weight_shift, " and ", a.input_shift,
+         ", expected those of the truth, ", b.weight_shift, " and ", b.input_shift);
+}
+
 /// All but the total.
 inline VoronoiLoss voronoi_terms(VoronoiMeasure fitted, VoronoiMeasure truth, bool linear,
                                  const VoronoiOptions& options) {
@@ -196,7 +232,7 @@ inline VoronoiLoss voronoi_terms(VoronoiMeasure fitted, VoronoiMeasure truth, bo
     const double weight = std::exp(truth.log_weight(static_cast<Index>(j)));
     if (!std::isfinite(weight))
       fail("moe::voronoi_loss: exp(beta_0 / tau) of true expert ", j, " overflows, expected a smaller gate_bias");
-    loss.cells[j].mass = std::abs(mass[j] - weight);
+    if (truth.has_mass) loss.cells[j].mass = std::abs(mass[j] - weight);
   }
   return loss;
 }
@@ -230,13 +266,19 @@ inline double largest_terms(const std::vector<VoronoiCell>& cells, Index count) 
 /// little. Shift Off compares the models as they are, which suits the normal form of normalise(). Centred moves both
 /// first: the truth to beta_1 = 0, beta_0 = 0 at its last expert, the fitted one to weighted mean 0 of beta_1 and mass
 /// 1 in the cell of that expert, which is the infimum over common shifts up to a factor; cells and shift take turns, at
-/// most 3 times. With an activation only beta_0 has a common shift. The weights are not normalised: an expert with
-/// beta_0 = -8 counts 3e-4. In over-specified models the singleton cells and the masses dominate, so a loss of order
-/// n^-1/2 goes with errors of order n^-1/8. Throws std::invalid_argument for a bad model, models of different
-/// input_dim, order < 1, a true weight that overflows, kind Softmax with an activation, and a bias inside of an
-/// activation, where exp(beta_0 / tau) is no mass. O(k k* d), allocates. Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K:
-/// Nguyen et al. (arXiv:2309.13850); temperature and activation: Nguyen, Akbarian & Ho (arXiv:2401.13875), whose
-/// over-specified powers are read off its Laplace-gated sibling (arXiv:2402.03226).
+/// most 3 times. With an activation only beta_0 has a common shift, with the bias inside of it none has.
+/// What data do not identify is left out: of cosines, gamma_j = beta_1j / (|beta_1j| + weight_shift) stands for
+/// beta_1j, the direction alone without a weight_shift (whose length is any number), and with one, up to the common
+/// shift that Centred removes (and over tau, where that is free). With the bias inside of an activation, as in the
+/// theory of sigmoid gates, beta_0 counts as one more coefficient of beta_1, omega is 1, and there is no mass to
+/// compare. The weights are not normalised: an expert with beta_0 = -8 counts 3e-4. In over-specified models the
+/// singleton cells and the masses dominate, so a loss of order n^-1/2 goes with errors of order n^-1/8. Throws
+/// std::invalid_argument for a bad model, models of different input_dim, with the bias in different places or cosines
+/// of different shifts, order < 1, a true weight that overflows, and kind Softmax with an activation. O(k k* d),
+/// allocates. Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K: Nguyen et al. (arXiv:2309.13850); temperature and
+/// activation: Nguyen, Akbarian & Ho (arXiv:2401.13875), whose over-specified powers are read off its Laplace-gated
+/// sibling (arXiv:2402.03226); sigmoid: Nguyen, Ho & Rinaldo (arXiv:2405.13997); cosines: Nguyen et al.
+/// (arXiv:2405.14131).
 template <class FittedGate, class TrueGate>
 VoronoiLoss voronoi_loss(const GaussianMoe<FittedGate>& fitted, const GaussianMoe<TrueGate>& truth,
                          VoronoiOptions options = {}) {
@@ -244,21 +286,21 @@ VoronoiLoss voronoi_loss(const GaussianMoe<FittedGate>& fitted, const GaussianMo
   using Inner = typename GateModel<TrueGate>::Inner;
   static_assert(std::is_same_v<typename GateModel<FittedGate>::Inner, Inner>,
                 "moe::voronoi_loss: both gates need the same activation (Identity for linear gates)");
-  static_assert(!std::is_same_v<Inner, detail::CosineInner>,
-                "moe::voronoi_loss: data do not identify the lengths of cosine gates, or not up to a shift");
   constexpr bool kLinear = std::is_same_v<Inner, Identity>;
   fitted.validate(kName);
   truth.validate(kName);
-  if (fitted.input_dim() != truth.input_dim())
-    fail(kName, ": fitted has ", fitted.input_dim(), " inputs, expected as many as the truth, ", truth.input_dim());
+  detail::require_comparable(kName, fitted, truth);
   if (!(options.order >= 1 && std::isfinite(options.order)))
     fail(kName, ": order is ", options.order, ", expected a finite number >= 1");
   if (options.kind == VoronoiKind::Automatic) options.kind = kLinear ? VoronoiKind::Softmax : VoronoiKind::Activation;
-  const bool ratio = options.kind == VoronoiKind::Softmax;
-  if (!kLinear && ratio) fail(kName, ": kind is Softmax with an activation, expected Activation or Power");
-  if (!kLinear && (fitted.form().bias == BiasPlace::Inside || truth.form().bias == BiasPlace::Inside))
-    fail(kName, ": the bias is inside of the activation, expected Outside");
-  VoronoiLoss loss = detail::voronoi_terms({fitted, ratio}, {truth, ratio}, kLinear, options);
+  if (!kLinear && options.kind == VoronoiKind::Softmax)
+    fail(kName, ": kind is Softmax with an activation, expected Activation or Power");
+  const bool shifts = detail::slopes_shift(truth);
+  const bool ratio =
+      options.kind == VoronoiKind::Softmax || (!kLinear && shifts && GateModel<TrueGate>::kFreeTemperature);
+  if (detail::bias_in_slope(truth)) options.shift = VoronoiShift::Off;  // nothing is known up to a shift alone
+  VoronoiLoss loss = detail::voronoi_terms(detail::voronoi_measure(fitted, ratio),
+                                           detail::voronoi_measure(truth, ratio), shifts, options);
   loss.total = detail::largest_terms(loss.cells, truth.form().active);
   return loss;
 }
