@@ -21,6 +21,7 @@ namespace rates {
 struct Finished {
   Experiment experiment;
   moe::RateExperiment result;
+  Scale scale;
 };
 
 /// Standard error of a slope whose losses spread by `spread` at each n.
@@ -56,20 +57,54 @@ inline bool is_met(const Check& check, const moe::RateExperiment& result, const 
   return slope >= low && slope <= high;  // not where there is no slope
 }
 
+/// A level with its name.
+struct NamedLevel {
+  const char* name;
+  moe::RateLevel level;
+  double share = 0;  ///< by which the expected level may be off
+
+  bool ok() const {  // not where there is no level
+    return std::abs(level.mean - level.expected) <= kLevelErrors * level.error + share * level.expected;
+  }
+};
+
+/// The levels of an experiment whose maximum is a regular one.
+inline std::vector<NamedLevel> levels_of(const moe::RateExperiment& result) {
+  if (result.identified == 0) return {};
+  return {{"excess, mean", moe::excess_level(result)},
+          {"gate wald, mean", moe::gate_level(result, kGateRows), kGateShare}};
+}
+
+inline int print_levels(const moe::RateExperiment& result) {
+  int missed = 0;
+  for (const NamedLevel& at : levels_of(result)) {
+    missed += at.ok() ? 0 : 1;
+    std::printf("  %-16s %6.1f  mean %6.3f, %5.2f standard errors of %.3f off (%td fits) %s\n", at.name,
+                at.level.expected, at.level.mean, at.level.standardised(), at.level.error, at.level.count,
+                at.ok() ? "ok" : "MISSED");
+  }
+  return missed;
+}
+
 /// Prints the rows of an experiment; returns how many checks are missed.
-inline int print(const Finished& finished, const Scale& scale) {
+inline int print(const Finished& finished) {
   const Experiment& e = finished.experiment;
   std::printf("%s: %s (%.1f s)\n", e.name, e.title, finished.result.seconds);
-  int missed = 0;
+  int missed = print_levels(finished.result);
   for (const Check& check : e.checks) {
     const moe::RateMetric& metric = finished.result(check.metric);
-    const auto [low, high] = band(check, scale);
-    const bool ok = is_met(check, finished.result, scale);
+    std::printf("  %-16s %6s  mean %6.3f [%6.3f, %6.3f]  median %6.3f  ", check.metric, check.theory,
+                metric.slope_of_mean.slope, metric.slope_of_mean.low, metric.slope_of_mean.high,
+                metric.slope_of_median.slope);
+    if (std::isinf(check.low)) {
+      std::printf("reported\n");
+      continue;
+    }
+    const auto [low, high] = band(check, finished.scale);
+    const bool ok = is_met(check, finished.result, finished.scale);
     missed += ok ? 0 : 1;
     const bool median = check.statistic == moe::RateStatistic::Median;
-    std::printf("  %-16s %6s  mean %6.3f [%6.3f, %6.3f]  median %6.3f  %s in [%5.2f, %5.2f] %s\n", check.metric,
-                check.theory, metric.slope_of_mean.slope, metric.slope_of_mean.low, metric.slope_of_mean.high,
-                metric.slope_of_median.slope, median ? "median" : "mean  ", low, high, ok ? "ok" : "MISSED");
+    std::printf("%s in [%5.2f, %5.2f] %s\n", median ? "median" : "mean  ", low, high, ok ? "ok" : "MISSED");
   }
   for (std::size_t i = 0; i < finished.result.failures.size(); ++i) {
     const moe::RateFailures& f = finished.result.failures[i];
@@ -84,7 +119,7 @@ inline int print(const Finished& finished, const Scale& scale) {
 inline void draw_panel(std::ostream& script, const Finished& finished) {
   // dark enough on white, and apart for the colour-blind (Tol's "bright", its yellow darkened)
   constexpr std::array kColours = {"#4477aa", "#ee6677", "#228833", "#aa8800", "#aa3377", "#333333"};
-  const bool median = std::string(finished.experiment.claim) == "over-specified";
+  const bool median = std::string(finished.experiment.claim).find("over") != std::string::npos;
   std::string curves;
   std::size_t curve = 0;
   for (const char* name : finished.experiment.drawn) {
@@ -130,8 +165,9 @@ inline void draw(const std::string& claim, const std::vector<Finished>& all, con
 }
 
 /// Not-a-number, where something was not measured, becomes null.
-inline nlohmann::json to_json(const Finished& finished, const Scale& scale) {
+inline nlohmann::json to_json(const Finished& finished) {
   const moe::RateExperiment& result = finished.result;
+  const Scale& scale = finished.scale;
   nlohmann::json out{{"name", finished.experiment.name},
                      {"title", finished.experiment.title},
                      {"n", result.rows},
@@ -160,6 +196,12 @@ inline nlohmann::json to_json(const Finished& finished, const Scale& scale) {
                              {"band", {low, high}},
                              {"ok", is_met(check, result, scale)}});
   }
+  for (const NamedLevel& at : levels_of(result))
+    out["levels"].push_back({{"name", at.name},
+                             {"expected", at.level.expected},
+                             {"mean", at.level.mean},
+                             {"error", at.level.error},
+                             {"ok", at.ok()}});
   return out;
 }
 

@@ -62,6 +62,56 @@ auto activated(double tau) {
                FreeActivationGate<Act>{.sparse = {.temperature = FreeTemperature::starting_at(tau)}});
 }
 
+/// The normalised sigmoid: weights are proportional to sigmoid(beta_1 x + beta_0), or to e^beta_0 sigmoid(beta_1 x).
+inline auto sigmoid(moe::BiasPlace place) {
+  moe::ActivationGate<moe::LogSigmoid, moe::ConstantSchedule> gate;
+  gate.bias_place = place;
+  return model({.beta1 = {2, 0}, .beta0 = {0.3, 0}, .a = {1, -1}, .b = {1, -1}, .nu = {0.3, 0.4}}, gate);
+}
+
+/// Two experts on two inputs, whose gates have a vector each.
+template <class Gate>
+auto plane(Gate gate, double tau, const Eigen::Matrix2d& vectors) {
+  gate.sparse.temperature.value = tau;
+  auto model = moe::GaussianMoe<Gate>::zero(2, 2, gate);
+  model.gate_slope = vectors;
+  model.gate_bias << 0.3 * tau, 0;
+  model.slope << 1, 0.5, -1, 0.5;
+  model.intercept << 1, -1;
+  model.variance << 0.3, 0.4;
+  return model;
+}
+
+/// Centres, and weights that fall with the distance from them.
+inline auto laplace() {
+  Eigen::Matrix2d centres;
+  centres << 1, 0.5, -1, -0.5;
+  return plane(moe::LaplaceGate<>{}, 0.5, centres);
+}
+
+/// Directions; with shifts of the lengths of vectors and inputs the gate is a perturbed one.
+inline auto cosine(double shift) {
+  moe::CosineGate<> gate;
+  gate.score = {.weight_shift = shift, .input_shift = shift};
+  Eigen::Matrix2d directions;
+  directions << 1, 0.2, -0.6, 0.8;
+  return plane(gate, 0.3, directions);
+}
+
+/// The gate is linear in x and x^2, or in x^2 alone (polynomial and monomial of arXiv:2410.11222), the experts in x.
+enum class Quadratic { Polynomial, Monomial };
+inline auto quadratic(Quadratic kind) {
+  auto model = moe::GaussianMoe<moe::SoftmaxGate>::zero(2, 2);
+  model.expert_inputs = std::vector<Index>{0};
+  if (kind == Quadratic::Monomial) model.gate_inputs = std::vector<Index>{1};
+  model.gate_slope.row(0) << (kind == Quadratic::Monomial ? 0.0 : 1.0), 1.0;
+  model.gate_bias(0) = -1.0;
+  model.slope.col(0) << 1, -1;
+  model.intercept << 1, -1;
+  model.variance << 0.3, 0.4;
+  return model;
+}
+
 /// Two of three experts are active; who they are depends on beta_1 x alone.
 inline auto two_of_three() {
   return model(

@@ -134,6 +134,17 @@ TEST_CASE("near_truth: noise of the temperature leaves a linear gate as it is, b
   CHECK(weight_error(start, truth, {0, 1, 2}) < 1e-14);
 }
 
+TEST_CASE("near_truth: a bias inside of an activation is pinned with its slope", "[gaussian]") {
+  moe::ActivationGate<moe::Tanh, moe::ConstantSchedule> gate;
+  gate.bias_place = moe::BiasPlace::Inside;
+  const auto truth = moe::GaussianMoe<decltype(gate)>::zero(2, 1, gate);
+  moe::StartNoise noise;
+  noise.gate = {.scale = 0.1, .power = 0};
+  const auto start = moe::near_truth(truth, {0, 1}, noise, {});
+  CHECK(start.gate_bias(0) != 0);
+  CHECK((start.gate_bias(1) == 0 && start.gate_slope(1, 0) == 0));
+}
+
 TEST_CASE("near_truth: what cannot be is refused by name", "[gaussian][error]") {
   CHECK_THROWS_WITH(moe::expert_allocations(2, 3),
                     "moe::expert_allocations: there are 2 fitted experts, expected at least the true 3");

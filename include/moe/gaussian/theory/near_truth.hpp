@@ -188,7 +188,10 @@ GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>&
     if (detail::bias_is_mass(truth))
       start.gate_bias(i) -= truth.temperature * std::log(sizes[static_cast<std::size_t>(j)]);
   }
-  if (detail::last_expert_is_fixed(truth)) start.gate_slope.row(k - 1).setZero();
+  if (detail::last_expert_is_fixed(truth)) {
+    start.gate_slope.row(k - 1).setZero();
+    if (truth.form().bias == BiasPlace::Inside) start.gate_bias(k - 1) = 0;  // no shift moves it there
+  }
   normalise(start);
   if constexpr (GateModel<G>::kFreeTemperature) {
     const double scale = std::exp(sd.log_temperature.scale * random.normal(k, 0));
