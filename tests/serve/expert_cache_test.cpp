@@ -281,6 +281,51 @@ TEST_CASE("simulate_cache: bytes of unequal experts never exceed the budget", "[
   }
 }
 
+TEST_CASE("simulate_cache: foretells the seconds of all loads", "[serve]") {
+  RoutingTrace trace(4);
+  for (const std::vector<Index>& experts : {std::vector<Index>{0}, {1}, {0}, {2}, {1, 3}, {3}}) trace.add(experts);
+  const std::vector<std::size_t> bytes = {1, 2, 4, 8};
+  const moe::LoadCost cost{.per_load = 0.5, .per_byte = 0.25};  // all sums are exact
+  const auto seconds = [&](std::size_t budget, const moe::LoadCost& of) {
+    return moe::simulate_cache(trace, bytes, budget, Lru(), {.load_cost = of}).stall_seconds;
+  };
+  CHECK(seconds(15, cost) == 4 * 0.5 + (1 + 2 + 4 + 8) * 0.25);  // all fit
+  CHECK(seconds(8, cost) == 4 * 0.5 + (1 + 2 + 4 + 8) * 0.25);   // 3 comes when 1 has run, and evicts all
+  trace.add(std::vector<Index>{2});                              // which is loaded again
+  CHECK(seconds(8, cost) == 5 * 0.5 + (1 + 2 + 4 + 8 + 4) * 0.25);
+  CHECK(seconds(15, {}) == 0);
+  CHECK(seconds(15, {.per_load = 0.5}) == 4 * 0.5);
+  CHECK(seconds(15, {.per_byte = 0.25}) == 15 * 0.25);
+  CHECK(cost.seconds(0) == 0.5);
+  CHECK(moe::simulate_cache(RoutingTrace(4), bytes, 8, Lru(), {.load_cost = cost}).stall_seconds == 0);
+}
+
+TEST_CASE("simulate_cache: seconds are those of the loads and bytes that it counts", "[serve][property]") {
+  const std::vector<std::size_t> bytes = {5, 1, 9, 3, 3, 7, 2, 4};
+  const moe::LoadCost cost{.per_load = 0.125, .per_byte = 0.0625};  // all sums are exact
+  for (std::size_t budget = 9; budget <= 34; ++budget)
+    for (const Index tokens : {1, 3}) {  // several waves a step, too
+      const RoutingTrace trace = test::random_trace(100, 8, 3, budget, 0.3);
+      const auto done =
+          moe::simulate_cache(trace, bytes, budget, Lfu(), {.tokens_per_step = tokens, .load_cost = cost});
+      CAPTURE(budget, tokens);
+      CHECK(done.stall_seconds ==
+            0.125 * static_cast<double>(done.loads) + 0.0625 * static_cast<double>(done.loaded_bytes));
+      const auto without = moe::simulate_cache(trace, bytes, budget, Lfu(), {.tokens_per_step = tokens});
+      CHECK(without.stall_seconds == 0);
+      CHECK(without.hits == done.hits);
+    }
+}
+
+TEST_CASE("simulate_cache: costs that cannot be are refused", "[serve][error]") {
+  const RoutingTrace trace = test::random_trace(4, 3, 1, 1);
+  for (const double bad : {-1.0, std::numeric_limits<double>::infinity(), std::numeric_limits<double>::quiet_NaN()}) {
+    CAPTURE(bad);
+    CHECK_THROWS_AS(moe::simulate_cache(trace, 2, Lru(), {.load_cost = {.per_load = bad}}), std::invalid_argument);
+    CHECK_THROWS_AS(moe::simulate_cache(trace, 2, Lru(), {.load_cost = {.per_byte = bad}}), std::invalid_argument);
+  }
+}
+
 TEST_CASE("ExpertCache: arguments that cannot be are refused", "[serve][error]") {
   using Cache = moe::ExpertCache<int, Lru>;
   const auto load = [](Index) { return 0; };

@@ -16,10 +16,27 @@ namespace moe::inline MOE_ABI {
 /// Whether the first use of an expert counts as a hit while the cache has never been full.
 enum class ColdFill { Miss, Hit };
 
+/// What it takes to load an expert, in seconds: per_load + per_byte * bytes, one load after another. Where all experts
+/// are equally large, the mean time of some loads is per_load. Which loads are measured decides what is foretold: from
+/// a disk only such as find nothing of the expert in the page cache of the system.
+struct LoadCost {
+  double per_load = 0, per_byte = 0;
+
+  double seconds(std::size_t bytes) const { return per_load + per_byte * static_cast<double>(bytes); }
+
+  /// Throws std::invalid_argument unless both are finite and >= 0.
+  void require(const char* function) const {
+    for (const double each : {per_load, per_byte})
+      if (!(each >= 0 && std::isfinite(each)))
+        fail(function, ": a load costs ", per_load, " s and ", per_byte, " s per byte, expected finite numbers >= 0");
+  }
+};
+
 /// What a simulation assumes.
 struct CacheSimulation {
   Index tokens_per_step = 1;            ///< tokens of a batch, see steps_of()
   ColdFill cold_fill = ColdFill::Miss;  ///< Hit: as the published code of segment_cache_hit_rate() counts
+  LoadCost load_cost = {};              ///< foretells stall_seconds; without it they are 0
 };
 
 namespace detail {
@@ -48,24 +65,30 @@ inline std::int64_t cold_fills(const RoutingTrace& trace, Index tokens_per_step,
 
 /// What ExpertCache does with a trace, experts being of so many bytes: the same class, without anything to load, so
 /// that hits, loads, evictions and bytes are those of CachedExperts over the same batches exactly (without prefetch).
-/// Throws std::invalid_argument for bytes of another number of experts, and as ExpertCache does. O(steps * log + loads
-/// * num_experts).
+/// stall_seconds is the cost of all loads, those of a wave one after the other: of one thread that loads alone.
+/// Throws std::invalid_argument for bytes of another number of experts, costs that are negative or not finite, and as
+/// ExpertCache does. O(steps * log + loads * num_experts).
 template <CachePolicy P>
 CacheStatistics simulate_cache(const RoutingTrace& trace, const std::vector<std::size_t>& bytes, std::size_t budget,
                                P policy, const CacheSimulation& options = {}) {
   if (std::ssize(bytes) != trace.num_experts())
     fail("moe::simulate_cache: bytes of ", bytes.size(), " experts, expected the ", trace.num_experts(),
          " of the trace");
+  options.load_cost.require("moe::simulate_cache");
+  double seconds = 0;
+  const auto load = [&](Index e) {
+    seconds += options.load_cost.seconds(bytes[static_cast<std::size_t>(e)]);
+    return detail::NoExpert{};
+  };
   using Cache = ExpertCache<detail::NoExpert, P>;
-  Cache cache(
-      bytes, [](Index) { return detail::NoExpert{}; }, budget, std::move(policy));
+  Cache cache(bytes, load, budget, std::move(policy));
   typename Cache::Memory memory;
   SerialExecutor serial;  // there is nothing to share out
   const UseExecutor use(serial);
   for (const auto& step : steps_of(trace, options.tokens_per_step))
     cache.serve(step, memory, [](std::span<const Index>) {});
   CacheStatistics statistics = cache.statistics();
-  statistics.stall_seconds = 0;
+  statistics.stall_seconds = seconds;
   if (options.cold_fill == ColdFill::Hit)
     statistics.hits += detail::cold_fills(trace, options.tokens_per_step, bytes, budget);
   return statistics;
