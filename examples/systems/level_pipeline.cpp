@@ -83,11 +83,7 @@ std::vector<double> numbers(const systems::Page& page, std::uint64_t seed) {
 int main(int argc, char** argv) {
   return systems::run_page(
       argc, argv, {"level_pipeline", "2504.15299", "moe/serve/pipelined_experts.hpp"}, [](systems::Page& page) {
-        std::vector<systems::Sample> samples(15);  // seed by seed: the cores are there to read and to compute
-        for (std::uint64_t i = 0; i < page.amount<std::uint64_t>(5, 1); ++i) {
-          const std::vector<double> of = numbers(page, page.first_seed() + i);
-          for (std::size_t n = 0; n < of.size(); ++n) samples[n].values.push_back(of[n]);
-        }
+        const auto samples = systems::seed_by_seed(page, numbers);
         page.table({"milliseconds of a call", "predicted", "by those in calls", "measured", "reading", "computing",
                     "waiting"});
         for (std::size_t i = 0; i < 12; i += 6)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Milliseconds of what a pipeline of levels does, measured alone.
+// Milliseconds of what a disk and a pipeline of levels do, measured alone.
 #pragma once
 
 #include <fcntl.h>
@@ -13,6 +13,8 @@
 
 #include <moe/serve/load_schedule.hpp>
 #include <moe/serve/nested_expert_file.hpp>
+
+#include "page.hpp"
 
 namespace systems {
 
@@ -31,10 +33,25 @@ inline double mean(const std::vector<double>& of) {
   return std::accumulate(of.begin(), of.end(), 0.0) / static_cast<double>(of.size());
 }
 
-/// The system forgets what it has read of a file.
-inline void drop(const std::filesystem::path& path) {
+/// Samples of run(page, seed) for the seeds of a page, one after the other: both cores are there for what is measured.
+template <class Run>
+std::vector<Sample> seed_by_seed(const Page& page, const Run& run) {
+  std::vector<Sample> samples;
+  for (std::uint64_t i = 0; i < page.amount<std::uint64_t>(5, 1); ++i) {
+    const std::vector<double> of = run(page, page.first_seed() + i);
+    samples.resize(of.size());
+    for (std::size_t n = 0; n < of.size(); ++n) samples[n].values.push_back(of[n]);
+  }
+  return samples;
+}
+
+enum class Written { Already, Now };
+
+/// The system forgets what it has read of a file, and writes first what it has not written of it.
+inline void drop(const std::filesystem::path& path, Written written = Written::Now) {
   const int file = open(path.c_str(), O_RDONLY);
-  if (file < 0 || fdatasync(file) != 0 || posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) != 0)
+  if (file < 0 || (written == Written::Now && fdatasync(file) != 0) ||
+      posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED) != 0)
     moe::fail_environment("cannot make the system forget ", path.string());
   close(file);
 }
