@@ -5,6 +5,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <filesystem>
 #include <functional>
 #include <memory>
@@ -131,6 +132,31 @@ TEST_CASE("PipelinedExperts: the bits of levels in memory, for every schedule, b
       CHECK(done.loads == loads);
       CHECK(done.loaded_bytes == bytes);
     }
+}
+
+TEST_CASE("PipelinedExperts: the jobs of a call, as they were loaded, take the seconds that are counted", "[serve]") {
+  const test::TemporaryDirectory directory;
+  const auto pool = planes();
+  moe::save_nested_experts(directory / "planes", pool, kBits);
+  const auto file = std::make_shared<const moe::NestedExpertFile<E>>(directory / "planes", pool[0]);
+  const moe::PipelinedExperts<E> pipelined(file, kExperts * file->bytes(0, kLevels - 1), backwards);
+  CHECK(pipelined.last_jobs().empty());
+  const moe::DispatchPlan plan = any_plan(1);
+  const auto jobs = moe::load_jobs(plan, kLevels);
+  const auto order = backwards(jobs);
+  rows_of(pipelined, plan, 1);
+  const auto took = pipelined.last_jobs();
+  REQUIRE(took.size() == jobs.size());
+  double load = 0, compute = 0;
+  for (std::size_t i = 0; i < took.size(); ++i) {
+    const moe::LoadJob& expected = jobs[static_cast<std::size_t>(order[i])];
+    CHECK((took[i].expert == expected.expert && took[i].level == expected.level && took[i].rows == expected.rows));
+    load += took[i].load, compute += took[i].compute;
+  }
+  const moe::PipelineStatistics done = pipelined.statistics();
+  CHECK(load > 0);
+  CHECK(std::abs(load - done.load_seconds) <= 1e-12 * load);  // the same numbers, in the same order
+  CHECK(std::abs(compute - done.compute_seconds) <= 1e-12 * compute);
 }
 
 TEST_CASE("PipelinedExperts: a layer whose choices have levels, and several threads that share it", "[serve]") {

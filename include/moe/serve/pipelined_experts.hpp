@@ -20,6 +20,7 @@
 #include "moe/serve/load_schedule.hpp"
 #include "moe/serve/nested_expert_file.hpp"
 
+// Long, as a call, the thread that reads for it and the room that calls share belong to one lock.
 namespace moe::inline MOE_ABI {
 
 /// What PipelinedExperts have done.
@@ -138,6 +139,7 @@ class LevelPipeline {
         const std::chrono::duration<double> took = std::chrono::steady_clock::now() - since;
         lock.lock();
         seconds_ += took.count();
+        job->load = took.count();
         loaded_.push_back({*job, std::move(level)});
         room_.changed.notify_all();
       }
@@ -223,6 +225,7 @@ class PipelinedExperts {
     detail::LevelPipeline<E> pipeline(*file_, budget_, counted_->room, jobs, order);
     std::vector<std::optional<E>> experts(static_cast<std::size_t>(file_->size()));  // gone before their room is free
     PipelineStatistics done{.calls = 1};
+    std::vector<LoadJob> took;
     for (std::size_t i = 0; i < jobs.size(); ++i) {
       const auto since = Clock::now();
       const auto loaded = pipeline.take();
@@ -240,13 +243,15 @@ class PipelinedExperts {
         expert.reset();
         pipeline.finish(job.expert);
       }
+      took.push_back(job);
+      took.back().compute = std::chrono::duration<double>(Clock::now() - begin).count();
       ++done.loads;
       done.loaded_bytes += file_->file_bytes(job.expert, job.level);
       done.stall_seconds += std::chrono::duration<double>(begin - since).count();
-      done.compute_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
+      done.compute_seconds += took.back().compute;
     }
     done.load_seconds = pipeline.load_seconds();
-    count(done);
+    count(done, std::move(took));
   }
 
   /// Of this set and its copies; calls that threw apart, but for peak_bytes.
@@ -260,17 +265,26 @@ class PipelinedExperts {
     result.peak_bytes = counted_->room.peak;
     return result;
   }
+  /// Of the call, of this set and its copies, that ended last: its jobs in the order in which they were loaded, with
+  /// the seconds that each took while others went on. Their makespan() in that order is the time of the call, but for
+  /// waiting for room, the start of a thread and waking up. Empty before the first call.
+  std::vector<LoadJob> last_jobs() const {
+    const std::lock_guard lock(counted_->mutex);
+    return counted_->last;
+  }
 
  private:
   using Clock = std::chrono::steady_clock;
   struct Counted {
     std::mutex mutex;
     PipelineStatistics sum;
+    std::vector<LoadJob> last;
     detail::SharedRoom room;
   };
 
-  void count(const PipelineStatistics& done) const {
+  void count(const PipelineStatistics& done, std::vector<LoadJob> jobs) const {
     const std::lock_guard lock(counted_->mutex);
+    counted_->last = std::move(jobs);
     PipelineStatistics& sum = counted_->sum;
     sum.calls += done.calls;
     sum.loads += done.loads;
