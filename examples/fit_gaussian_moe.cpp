@@ -2,8 +2,8 @@
 // Fits a Gaussian mixture of experts to a table by maximum likelihood, with any of the library's gates.
 //   fit_gaussian_moe [--data FILE.csv] [--formula "y ~ x + factor(g) | z" | --response Y --predictors A,B
 //                    --gate-predictors C] [--weights W] [--offset O] [--precision P]
-//                    [--experts K | --choose MOST [--folds N]] [--gate softmax|topk|temperature|activation] [--starts
-//                    N] [--seed S]
+//                    [--no-intercept] [--experts K | --choose MOST [--folds N]] [--gate
+//                    softmax|topk|temperature|activation] [--starts N] [--seed S]
 //                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
 //   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
 #include <algorithm>
@@ -187,6 +187,8 @@ void add_options(CLI::App& app, Settings& settings) {
                  "column of precision weights: the variance of a row is that of its expert divided by it");
   app.add_option("--offset", settings.choice.offset,
                  "column that is added to every expert's mean, as offset(O) in a formula");
+  app.add_flag("--no-intercept", settings.choice.without_intercept,
+               "experts through 0, as 'y ~ x - 1' in a formula; the gate keeps its bias");
   auto* experts = app.add_option("--experts", settings.experts, "number of experts")
                       ->check(CLI::PositiveNumber)
                       ->capture_default_str();
@@ -230,7 +232,7 @@ void add_options(CLI::App& app, Settings& settings) {
        {"--formula",   "--response",   "--predictors", "--gate-predictors", "--weights", "--offset",
         "--precision", "--experts",    "--choose",     "--folds",           "--gate",    "--top-k",
         "--select",    "--activation", "--last-slope", "--starts",          "--ridge",   "--seed",
-        "--save",      "--json",       "--plot"})
+        "--save",      "--json",       "--plot",       "--no-intercept"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 

@@ -17,6 +17,7 @@ using moe::Index;
 struct Choice {
   std::string formula, response, weights, offset, precision;
   std::vector<std::string> predictors, gate_predictors;
+  bool without_intercept = false;
   moe::DataFileOptions file;
 };
 
@@ -65,6 +66,7 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
   }
   formula.weights = choice.weights;
   formula.precision = choice.precision;
+  if (choice.without_intercept) formula.intercept = moe::Intercept::Zero;
   if (!choice.offset.empty()) formula.offsets.push_back(choice.offset);
   return formula;
 }

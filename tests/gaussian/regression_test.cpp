@@ -79,8 +79,9 @@ TEST_CASE("parse_formula: what R writes", "[gaussian]") {
 }
 
 TEST_CASE("parse_formula: what it does not know is refused by a sentence", "[gaussian][error]") {
-  CHECK_THAT(parse_error("y ~ x - 1"), ContainsSubstring("moe::parse_formula: 'y ~ x - 1' has no intercept"));
-  CHECK_THAT(parse_error("y ~ 0 + x"), ContainsSubstring("has no intercept"));
+  CHECK_THAT(parse_error("y ~ x | z - 1"),
+             ContainsSubstring("moe::parse_formula: 'y ~ x | z - 1' has no intercept of the gate"));
+  CHECK_THAT(parse_error("y ~ x | 0 + z"), ContainsSubstring("has no intercept of the gate"));
   CHECK_THAT(parse_error("y ~ x:z"), ContainsSubstring("has an interaction, ':'"));
   CHECK_THAT(parse_error("y ~ x * z"), ContainsSubstring("has an interaction, '*'"));
   CHECK_THAT(parse_error("y ~ log(x)"), ContainsSubstring("calls log()"));

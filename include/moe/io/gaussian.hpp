@@ -17,10 +17,10 @@ namespace moe::inline MOE_ABI {
 ///   save_parameters("model.safetensors", fit.model);
 ///   const auto model = load_gaussian_moe("model.safetensors", TopKGate{.k = 2});
 ///   last_slope  as the model had it: it decides what is free in standard_errors() and refits, and about no prediction
-/// Inputs of the gate and the experts decide the same and are not in the file: set gate_inputs and expert_inputs of the
-/// model, or use save_fit() and load_fit(), which keep them. Throws std::runtime_error that names the tensor for a file
-/// that cannot be read, holds something else, was written with another gate, or holds numbers that no model has. Memory
-/// in proportion to the file.
+/// Inputs of the gate and the experts, and whether there is an intercept, decide the same and are not in the file: set
+/// gate_inputs, expert_inputs and expert_intercept of the model, or use save_fit() and load_fit(), which keep them.
+/// Throws std::runtime_error that names the tensor for a file that cannot be read, holds something else, was written
+/// with another gate, or holds numbers that no model has. Memory in proportion to the file.
 template <LikelihoodGate G = SoftmaxGate>
 GaussianMoe<G> load_gaussian_moe(const std::filesystem::path& path, const G& gate = {},
                                  LastSlope last_slope = LastSlope::Zero, FileAccess access = FileAccess::Map) {

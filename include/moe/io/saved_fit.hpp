@@ -47,6 +47,7 @@ inline nlohmann::json design_json(const Design& design) {
       {"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
   if (!design.offsets.empty()) out["offsets"] = design.offsets;
   if (!design.precision.empty()) out["precision"] = design.precision;
+  if (design.expert_intercept == Intercept::Zero) out["intercept"] = false;
   return out;
 }
 
@@ -56,6 +57,7 @@ inline Design design_of(const nlohmann::json& json) {
                 .factors = {},
                 .offsets = json.value("offsets", std::vector<std::string>()),  // later than version 1
                 .precision = json.value("precision", std::string()),
+                .expert_intercept = json.value("intercept", true) ? Intercept::Free : Intercept::Zero,
                 .dropped = json.at("dropped").get<std::vector<std::string>>()};
   for (const nlohmann::json& c : json.at("columns"))
     design.columns.push_back({.name = c.at("name").get<std::string>(),
@@ -105,6 +107,8 @@ void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, cons
       fail(kName, ": column ", detail::in_quotes(column.name), " of design is read by others than column ", c,
            " of the model, expected the same (Design::gate_inputs, Design::expert_inputs)");
   }
+  if (design.expert_intercept != fit.model.expert_intercept)
+    fail(kName, ": one of design and model has an intercept, expected both or none (Design::expert_intercept)");
   detail::require_report(fit.log_likelihood, fit.num_rows, [&](const std::string& why) { fail(kName, ": ", why); });
   const nlohmann::json json{
       {"version", detail::kFitVersion},
@@ -165,6 +169,7 @@ SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
                      " columns, expected input_dim = ", saved.model.input_dim());
   saved.model.gate_inputs = saved.design.gate_inputs();
   saved.model.expert_inputs = saved.design.expert_inputs();
+  saved.model.expert_intercept = saved.design.expert_intercept;
   try {
     saved.model.validate("moe::GaussianMoe");
   } catch (const std::invalid_argument& error) {

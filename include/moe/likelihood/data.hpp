@@ -27,6 +27,8 @@ struct ResponseData : RegressionData {
     RegressionData::validate(function);
     if (precision.size() > 0)
       fail(function, ": there are precision weights, expected none: they are of normal experts alone, see moe::fit");
+    if (expert_intercept == Intercept::Zero)
+      fail(function, ": there is no intercept, expected one: experts without are those of moe::fit");
     if (trials.size() == 0) return;
     if (trials.size() != num_rows())
       fail(function, ": trials has ", trials.size(), " numbers, expected as many as x has rows, ", num_rows());

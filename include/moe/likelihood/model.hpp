@@ -131,6 +131,8 @@ MixtureRegression<F, G> mixture_of(const GaussianMoe<G>& normal, F family = {}) 
   static_assert(F::kContinuous && detail::num_noise<F>() == 0,
                 "moe::mixture_of: a Gaussian mixture is one of Normal or StudentT experts, without noise");
   normal.validate("moe::mixture_of");
+  if (normal.expert_intercept == Intercept::Zero)
+    fail("moe::mixture_of: the experts have no intercept, expected one: the families of moe/likelihood have");
   auto m = MixtureRegression<F, G>::zero(normal.num_experts(), normal.input_dim(), family, normal.gate);
   m.gate_slope = normal.gate_slope;
   m.gate_bias = normal.gate_bias;

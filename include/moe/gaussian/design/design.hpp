@@ -41,9 +41,10 @@ struct Design {
   std::string response = {};
   std::vector<DesignColumn> columns = {};  ///< of x
   std::vector<DesignFactor> factors = {};
-  std::vector<std::string> offsets = {};  ///< columns of the data frame whose sum is the offset
-  std::string precision = {};             ///< column of precision weights; empty: none
-  std::vector<std::string> dropped = {};  ///< names of columns that x would have, but for linear dependence
+  std::vector<std::string> offsets = {};         ///< columns of the data frame whose sum is the offset
+  std::string precision = {};                    ///< column of precision weights; empty: none
+  Intercept expert_intercept = Intercept::Free;  ///< Zero: y ~ x - 1
+  std::vector<std::string> dropped = {};         ///< names of columns that x would have, but for linear dependence
 
   bool operator==(const Design&) const = default;
 
@@ -220,6 +221,7 @@ inline void fill_rows(const char* function, const Design& design, const ColumnNa
   for (const auto& [factor, columns] : dummies) fill_dummies(function, *factor, names.at(factor->source), columns, out);
   out.data.gate_inputs = design.gate_inputs();
   out.data.expert_inputs = design.expert_inputs();
+  out.data.expert_intercept = design.expert_intercept;
   out.data.offset.setZero(design.offsets.empty() ? 0 : n);
   for (const std::string& name : design.offsets)
     for (Index i = 0; i < n; ++i) out.data.offset(i) += at(names.at(name), i);

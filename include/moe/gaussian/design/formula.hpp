@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "moe/core/error.hpp"
+#include "moe/gaussian/model/input_columns.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -30,6 +31,7 @@ struct FormulaInputs {
 /// response ~ inputs | gate: what is explained by what.
 struct Formula : FormulaInputs {
   std::string response = {};
+  Intercept intercept = Intercept::Free;   ///< of the experts; Zero: `- 1`, `+ 0`
   std::optional<FormulaInputs> gate = {};  ///< inputs of the gate; none: those of the experts
   std::vector<std::string> offsets = {};   ///< offset(name): columns whose sum is RegressionData::offset
   std::string weights = {};  ///< column of frequency weights (RegressionData::weights); empty: none. Not in the text
@@ -48,9 +50,9 @@ class FormulaParser {
     Formula formula;
     formula.response = name("the name of the response");
     if (!take("~")) refuse("'~' after the response");
-    offsets_ = &formula.offsets;
+    experts_ = &formula;
     sum(formula);
-    offsets_ = nullptr;
+    experts_ = nullptr;
     if (take("|")) gate(formula);
     skip();
     if (!rest_.empty()) refuse("'+', '-' or the end");
@@ -69,7 +71,8 @@ class FormulaParser {
     if (rest_.starts_with('1') || rest_.starts_with('0')) {
       const bool intercept = (rest_.front() == '1') != minus;
       rest_.remove_prefix(1);
-      if (!intercept) fail(label(), "has no intercept, expected one: experts and gates have one");
+      if (!experts_ && !intercept) fail(label(), "has no intercept of the gate, expected one: gates have one");
+      if (experts_) experts_->intercept = intercept ? Intercept::Free : Intercept::Zero;
       return;
     }
     if (!minus && rest_.starts_with('.') && !in_name(1)) {
@@ -95,11 +98,12 @@ class FormulaParser {
   /// offset(name), behind the bracket.
   void offset(bool minus) {
     if (minus) fail(label(), "takes an offset away, expected it to be left out");
-    if (!offsets_) fail(label(), "has an offset of the gate, expected it to the left of '|': offsets are of experts");
+    if (!experts_) fail(label(), "has an offset of the gate, expected it to the left of '|': offsets are of experts");
     const std::string column = name("the name of a column");
-    if (std::find(offsets_->begin(), offsets_->end(), column) != offsets_->end())
+    std::vector<std::string>& offsets = experts_->offsets;
+    if (std::find(offsets.begin(), offsets.end(), column) != offsets.end())
       fail(label(), "has the offset '", column, "' twice, expected it once");
-    offsets_->push_back(column);
+    offsets.push_back(column);
     if (!take(")")) refuse("')'");
   }
 
@@ -181,7 +185,7 @@ class FormulaParser {
   }
 
   std::string_view text_, rest_;
-  std::vector<std::string>* offsets_ = nullptr;  // where those of the experts go
+  Formula* experts_ = nullptr;  // while theirs are read
 };
 
 }  // namespace detail
@@ -191,10 +195,11 @@ class FormulaParser {
 ///   factor(name)      its dummies, also if its values are numbers; with ref = level another base level than the first
 ///   offset(name)      a column that is added to the mean of every expert, with a coefficient of 1 that is known
 ///   .  - name         all columns but the response and offsets, and without some
-///   1                 nothing, as there is always an intercept; alone, no inputs
+///   1                 nothing, as there is an intercept; alone, no inputs
+///   - 1, + 0          no intercept of the experts: they go through 0. Gates have one
 ///   experts | gate    inputs of the gate; without them it reads those of the experts
 /// Throws std::invalid_argument with the formula and what was expected for anything else: interactions, functions, no
-/// intercept.
+/// intercept of the gate.
 /// Wilkinson & Rogers, "Symbolic description of factorial models for analysis of variance", Applied Statistics 1973.
 inline Formula parse_formula(std::string_view text) { return detail::FormulaParser(text).parse(); }
 

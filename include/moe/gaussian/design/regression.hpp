@@ -197,6 +197,15 @@ inline void take_weights(const DataColumn& column, Regression& out) {
   out.rows.data.weights = Eigen::Map<const Eigen::VectorXd>(weights.data(), std::ssize(weights));
 }
 
+/// Without an intercept the dummies of a factor would be those of all its levels, which beside the bias of the gate are
+/// one too many.
+inline void require_numbers(const Design& design) {
+  for (const DesignColumn& column : design.columns)
+    if (column.of_experts && !column.level.empty())
+      fail(kRegression, ": factor ", in_quotes(column.source),
+           " is an input of experts without an intercept, expected an intercept, which its base level needs");
+}
+
 /// Takes from `reads` the columns that depend on others of its own, with a word.
 inline void drop_dependent(Regression& out, bool DesignColumn::*reads, const std::string& of) {
   std::vector<Index> read;
@@ -208,6 +217,10 @@ inline void drop_dependent(Regression& out, bool DesignColumn::*reads, const std
     const Index c = read[static_cast<std::size_t>(r)];
     DesignColumn& column = out.design.columns[static_cast<std::size_t>(c)];
     const auto values = out.rows.data.x.col(c);
+    if (out.design.expert_intercept == Intercept::Zero && reads == &DesignColumn::of_experts)
+      fail(kRegression, ": ", in_quotes(column.name),
+           " is constant or follows from a constant and the columns before it, expected an intercept, or a column that "
+           "does not, in experts without one");
     out.notes.push_back(
         in_quotes(column.name) + " is left out" + of + ": it is " +
         (values.minCoeff() == values.maxCoeff() ? "constant" : "a linear combination of the columns before it"));
@@ -289,11 +302,14 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
       out.design.columns[c].of_gate = terms[t].of_gate;
     }
   }
+  out.design.expert_intercept = formula.intercept;
+  if (formula.intercept == Intercept::Zero) detail::require_numbers(out.design);
   detail::require_fewer_columns(out);
   detail::fill_rows(kName, out.design, names, &response, out.rows);
   detail::drop_dependent(out, formula.gate.has_value());
   out.rows.data.gate_inputs = out.design.gate_inputs();
   out.rows.data.expert_inputs = out.design.expert_inputs();
+  out.rows.data.expert_intercept = out.design.expert_intercept;
   return out;
 }
 

@@ -61,7 +61,11 @@ template <class = WhenUsed>
 class Em {
  public:
   Em(const Objective& objective, const Bounds& bounds, GateStep step)
-      : objective_(objective), at_(objective.layout()), bounds_(bounds), step_(step) {
+      : objective_(objective),
+        at_(objective.whole()),
+        held_(!objective.layout().has_intercept()),
+        bounds_(bounds),
+        step_(step) {
     if (step_ == GateStep::Automatic)
       step_ = at_.num_gate() <= 200 || !objective.linear() ? GateStep::Newton : GateStep::Majorise;
   }
@@ -129,13 +133,21 @@ class Em {
       information(d, d) = s.information(at_.intercept(j), at_.intercept(j));
       score.head(d) = s.score.segment(at_.slope(j), d);
       score(d) = s.score(at_.intercept(j));
-      const Eigen::VectorXd change = solve_semidefinite(information, score);
+      const Eigen::VectorXd change = held_ ? held_change(information, score) : solve_semidefinite(information, score);
       const double squares = nu * (2 * s.score(at_.log_variance(j)) + rows) - nu * change.dot(score);
       for (Index c = 0; c < d; ++c) next.slope(j, at_.expert_input(c)) += change(c);
-      next.intercept(j) += change(d);
+      next.intercept(j) = held_ ? at_.held_intercept(next.slope.row(j)) : next.intercept(j) + change(d);
       next.variance(j) = bounds_.variance(squares, rows, map);
     }
     return next;
+  }
+
+  /// Among experts through one point.
+  Eigen::VectorXd held_change(const Eigen::MatrixXd& information, const Eigen::VectorXd& score) const {
+    const Index d = at_.expert_dim();
+    Eigen::MatrixXd along(d + 1, d);
+    along << Eigen::MatrixXd::Identity(d, d), HeldIntercept<>::slopes(at_);
+    return along * solve_semidefinite(along.transpose() * information * along, along.transpose() * score);
   }
 
   /// The change of the gate's parameters, in the order of theta.
@@ -216,6 +228,7 @@ class Em {
 
   const Objective& objective_;
   ParameterLayout at_;
+  bool held_;  // are intercepts no parameters?
   Bounds bounds_;
   GateStep step_;
   Index iteration_ = 0;

@@ -44,8 +44,8 @@ GaussianFit<G> fit(const RegressionData&, Index, const G& = {}, const FitOptions
 }
 
 /// The same from one given model, by a single long run: for simulations that start near the truth, and for refits.
-/// The inputs of the gate and the experts are those of the model. Errors as for fit, for a model that is bad or not in
-/// normal form, and for data that say other inputs.
+/// The inputs of the gate and the experts, and whether there is an intercept, are those of the model. Errors as for
+/// fit, for a model that is bad or not in normal form, and for data that say other inputs.
 template <LikelihoodGate G>
 GaussianFit<G> fit_from(const RegressionData& data, const GaussianMoe<G>& start, const FitOptions& options = {}) {
   const auto started = std::chrono::steady_clock::now();
@@ -55,6 +55,8 @@ GaussianFit<G> fit_from(const RegressionData& data, const GaussianMoe<G>& start,
     fail(
         "moe::fit_from: the data say other inputs of the gate or the experts than the model, expected the same or "
         "none");
+  if (data.expert_intercept == Intercept::Zero && start.expert_intercept == Intercept::Free)
+    fail("moe::fit_from: the data say no intercept and the model has one, expected the same (expert_intercept)");
   detail::Evaluation<G>::check("moe::fit_from", start, data);
   const detail::Fitting<G> fitting("moe::fit_from", data, start, options);
   GaussianFit<G> fit;

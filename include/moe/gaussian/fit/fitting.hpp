@@ -10,6 +10,7 @@
 #include "moe/gaussian/fit/search.hpp"
 #include "moe/gaussian/fit/separation.hpp"
 #include "moe/gaussian/model/row_counts.hpp"
+#include "moe/gaussian/pass/held_intercept.hpp"
 #include "moe/gaussian/pass/standardise.hpp"
 
 // Long, as given starts, independent searches and samples of the rows end in the same report.
@@ -79,9 +80,11 @@ class Fitting {
     if (rows_.num_rows() > 2 * options.short_rows) sample_ = std::make_unique<Sample>(counted.data(), *this);
   }
 
-  /// Also writes the unit of lengths into the form of the gate, and into a free temperature of starts.
+  /// Also writes the origin into the layout, and the unit of lengths into the form of the gate, and into a free
+  /// temperature of starts.
   Standardisation standardised(const char* function, const RegressionData& data) {
     Standardisation by = standardisation_of(function, data, keeps_origin(shape_), at_);
+    hold_origin(by, at_);
     if (form_.score.linear()) return by;
     if (options_.ridge != 0)
       fail(function, ": ridge is ", options_.ridge, ", expected 0 for directions and centres, which 0 is no middle of");
@@ -365,17 +368,22 @@ class Fitting {
     }
   }
 
-  /// Ascending intercepts, among the experts that may change places: a slope pinned at 0 stays with the last one.
+  /// Ascending intercepts, or first slopes where there are none, among the experts that may change places: a slope
+  /// pinned at 0 stays with the last one.
   void sort_experts(GaussianFit<G>& fit) const {
     const bool all = kLinear || fit.model.last_slope == LastSlope::Free;
     std::vector<Index> order(static_cast<std::size_t>(at_.num_experts));
     std::iota(order.begin(), order.end(), Index{0});
     std::stable_sort(order.begin(), all ? order.end() : order.end() - 1,
-                     [&](Index a, Index b) { return fit.model.intercept(a) < fit.model.intercept(b); });
+                     [&](Index a, Index b) { return first_of(fit.model, a) < first_of(fit.model, b); });
     const Eigen::RowVectorXd rows = fit.expert_rows;
     for (std::size_t i = 0; i < order.size(); ++i) fit.expert_rows(static_cast<Index>(i)) = rows(order[i]);
     fit.model = permuted(fit.model, order);
     normalise(fit.model);
+  }
+
+  double first_of(const GaussianParameters& m, Index expert) const {
+    return at_.has_intercept() ? m.intercept(expert) : m.slope(expert, at_.expert_input(0));
   }
 
   static constexpr Index kFewest = 6, kGroup = 64;  ///< searches that small data always get; most that run at once
@@ -409,6 +417,7 @@ GaussianMoe<G> shape_of(const char* function, const RegressionData& data, Index 
   if (!ScoredInner<typename GateModel<G>::Inner>) shape.last_slope = options.last_slope;
   shape.gate_inputs = data.gate_inputs;
   shape.expert_inputs = data.expert_inputs;
+  shape.expert_intercept = data.expert_intercept;
   shape.validate(function);
   return shape;
 }

@@ -207,6 +207,7 @@ class Runner {
 
   double score_norm(const EmState& state) const {
     Eigen::VectorXd score = state.score;
+    objective_.held().reduce(score);
     objective_.penalty().add_to_score(state.model, objective_.layout(), score);
     const BoxedTheta box(objective_.layout(), bounds_);
     return box.score_norm(pack(state.model, objective_.layout()), score) / objective_.total_weight();
@@ -219,7 +220,7 @@ class Runner {
     run.score_norm = score_norm(state);
     run.flags.decreased = run.flags.decreased && !run.converged && run.score_norm >= options_.score_tolerance;
     run.expert_rows = em.expert_rows(state);
-    const Index d = objective_.layout().expert_dim();
+    const Index d = objective_.layout().num_coefficients() - 1;
     const double fewest = run.expert_rows.minCoeff();
     run.flags.at_floor = at_variance_floor(run.model, bounds_.variance_floor);
     run.flags.small_expert = fewest < 5 * (static_cast<double>(d) + 2);

@@ -20,7 +20,8 @@ namespace moe::inline MOE_ABI::detail {
 template <class = WhenUsed>
 class SegmentSearch {
  public:
-  SegmentSearch(const Objective& objective, const Bounds& bounds) : bounds_(bounds), map_(objective.penalty().map) {
+  SegmentSearch(const Objective& objective, const Bounds& bounds)
+      : at_(objective.layout()), bounds_(bounds), map_(objective.penalty().map) {
     const RowBlocks& rows = objective.rows();
     const Index n = rows.num_rows();
     std::vector<Index> order(static_cast<std::size_t>(n));
@@ -101,6 +102,7 @@ class SegmentSearch {
   /// Least squares of the rows from `from` to `to`.
   Line line(Index from, Index to) const {
     const Sums &a = sums_[static_cast<std::size_t>(from)], &b = sums_[static_cast<std::size_t>(to)];
+    if (!at_.has_intercept()) return held_line(b, a, rows_of(from, to));
     const double n = b.n - a.n, x = (b.x - a.x) / n, y = (b.y - a.y) / n;
     const double xx = b.xx - a.xx - n * x * x, xy = b.xy - a.xy - n * x * y, yy = b.yy - a.yy - n * y * y;
     Line out;
@@ -108,6 +110,20 @@ class SegmentSearch {
     out.intercept = y - out.slope * x;
     out.squares = std::max(0.0, yy - out.slope * xy);
     out.variance = bounds_.variance(out.squares, rows_of(from, to), map_);
+    return out;
+  }
+
+  /// Of lines through a point.
+  Line held_line(const Sums& b, const Sums& a, double rows) const {
+    const double n = b.n - a.n, x = at_.through_x.size() > 0 ? at_.through_x(0) : 0, y = at_.through_y;
+    const double sx = b.x - a.x, sy = b.y - a.y;
+    const double xx = b.xx - a.xx + x * (n * x - 2 * sx), yy = b.yy - a.yy + y * (n * y - 2 * sy);
+    const double xy = b.xy - a.xy + n * x * y - x * sy - y * sx;
+    Line out;
+    out.slope = xx > 1e-12 * n ? xy / xx : 0;
+    out.intercept = y - out.slope * x;
+    out.squares = std::max(0.0, yy - out.slope * xy);
+    out.variance = bounds_.variance(out.squares, rows, map_);
     return out;
   }
 
@@ -192,6 +208,7 @@ class SegmentSearch {
     m.gate_bias *= scale;
   }
 
+  ParameterLayout at_;
   Bounds bounds_;
   double map_;
   std::vector<double> x_;   // ascending

@@ -83,7 +83,7 @@ class Starts {
     return reads(at_.gate_dim() == 0 ? at_.expert_inputs : at_.gate_inputs, column);
   }
   /// Rows that an expert goes through.
-  Index rows_of_plane() const { return at_.expert_dim() + 1; }
+  Index rows_of_plane() const { return at_.num_coefficients(); }
 
   /// Start number `start`: experts in random order, the gate flat but for the shares of the experts.
   GaussianParameters operator()(Index start, GaussianParameters m) const {
@@ -107,13 +107,17 @@ class Starts {
   /// Weighted least squares with a trace of ridge, which must not see how far the inputs are from 0.
   void regress(const RowSample& sample, const Eigen::VectorXd& count, Index expert, GaussianParameters& m) const {
     const double rows = count.sum();
-    const Eigen::VectorXd& y = sample.y;
+    const Eigen::VectorXd y = sample.y.array() - (at_.has_intercept() ? 0 : at_.through_y);
     const Eigen::VectorXd weight = sample.precision.size() > 0 ? count.cwiseProduct(sample.precision).eval() : count;
     Matrix<double> centred = sample.x;
-    centred.leftCols(d_).rowwise() -= center_;
-    if (at_.expert_inputs) {
-      std::vector<Index> columns = *at_.expert_inputs;
-      columns.push_back(d_);  // ones
+    if (at_.has_intercept())
+      centred.leftCols(d_).rowwise() -= center_;
+    else if (at_.through_x.size() > 0)
+      centred.leftCols(d_).rowwise() -= at_.through_x;
+    if (at_.expert_inputs || !at_.has_intercept()) {
+      std::vector<Index> columns;
+      for (Index c = 0; c < at_.expert_dim(); ++c) columns.push_back(at_.expert_input(c));
+      if (at_.has_intercept()) columns.push_back(d_);  // ones
       centred = centred(Eigen::all, columns).eval();
     }
     Eigen::MatrixXd gram = centred.transpose() * weight.asDiagonal() * centred;
@@ -121,7 +125,8 @@ class Starts {
     const Eigen::VectorXd ab = solve_semidefinite(gram, centred.transpose() * weight.cwiseProduct(y));
     const Eigen::VectorXd e = y - centred * ab;
     for (Index c = 0; c < at_.expert_dim(); ++c) m.slope(expert, at_.expert_input(c)) = ab(c);
-    m.intercept(expert) = ab(at_.expert_dim()) - center_.dot(m.slope.row(expert));
+    m.intercept(expert) = at_.has_intercept() ? ab(at_.expert_dim()) - center_.dot(m.slope.row(expert))
+                                              : at_.held_intercept(m.slope.row(expert));
     m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
   }
 

@@ -151,6 +151,7 @@ GaussianFit<G> refit(const GaussianMoe<G>& model, RegressionData data, FitOption
   options.last_slope = model.last_slope;
   data.gate_inputs = model.gate_inputs;
   data.expert_inputs = model.expert_inputs;
+  data.expert_intercept = model.expert_intercept;
   GaussianFit<G> best = fit_from(data, model, options);
   if (starts == 0) return best;
   options.starts = starts;

@@ -39,8 +39,8 @@ Criteria criteria_of(Index num_parameters, double log_likelihood, const Matrix<d
 
 }  // namespace detail
 
-/// Number of identified parameters: k (d + 2) of the experts, d what they read, and of the gate its free ones, except
-/// that
+/// Number of identified parameters: k (d + 2) of the experts, k (d + 1) without an intercept, d what they read, and of
+/// the gate its free ones, except that
 ///   a free temperature of a gate without or with a homogeneous activation (Identity, Relu) does not count, as
 ///                       (beta_1, beta_0, tau) and c (beta_1, beta_0, tau) are the same model;
 ///   a top-1 gate has only its boundaries: (k - 1)(d + 1) - 1, or (k - 1) d - 1 where experts are ranked without bias.
@@ -48,7 +48,7 @@ Criteria criteria_of(Index num_parameters, double log_likelihood, const Matrix<d
 template <class G>
 Index num_identified_parameters(const GaussianMoe<G>& model) {
   model.validate("moe::num_identified_parameters");
-  return model.num_experts() * (layout(model).expert_dim() + 2) + detail::num_identified_gate(model);
+  return model.num_experts() * (layout(model).num_coefficients() + 1) + detail::num_identified_gate(model);
 }
 
 /// AIC, BIC and ICL of a fitted model on the data it was fitted to.

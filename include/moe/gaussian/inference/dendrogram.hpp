@@ -178,6 +178,8 @@ Dendrogram<G> dendrogram(const GaussianMoe<G>& model, const RegressionData& data
       "moe::dendrogram: needs a gate without an activation: with one, slopes do not interact with intercepts");
   constexpr const char* kName = "moe::dendrogram";
   detail::check_dendrogram(kName, model, data, options);
+  if (model.expert_intercept == Intercept::Zero)
+    fail(kName, ": the experts have no intercept, expected one, which merged experts need");
   const detail::Standardisation by =
       detail::standardisation_of(kName, detail::CountedRows(data).data(), /*keep_origin=*/false, layout(model));
   GaussianParameters standard = model;

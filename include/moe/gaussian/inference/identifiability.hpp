@@ -208,7 +208,7 @@ class IdentifiabilityChecks {
     if (data_.precision.size() > 0) precise = weight.cwiseProduct(data_.precision);
     const Eigen::RowVectorXd rows = weight.transpose() * responsibilities(model_, data_);
     const Matrix<double> means = expert_means(model_, data_.x);
-    const double freedom = static_cast<double>(at_.at.expert_dim()) + 2;
+    const double freedom = static_cast<double>(at_.at.num_coefficients()) + 1;
     for (Index i = 0; i < model_.num_experts(); ++i)
       for (Index j = i + 1; j < model_.num_experts(); ++j) {
         const double nu = 0.5 * (model_.variance(i) + model_.variance(j));

@@ -6,6 +6,7 @@
 #include "moe/core/when_used.hpp"
 #include "moe/gaussian/fit/separation.hpp"
 #include "moe/gaussian/pass/gram.hpp"
+#include "moe/gaussian/pass/held_intercept.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "moe/gaussian/pass/standardise.hpp"
 
@@ -62,6 +63,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<G>&
                         .scores = {},
                         .to_data = {},
                         .gram = {}};
+  hold_origin(out.by, out.at);
   to_standard_scale(out.by, out.model);
   if (!form.score.linear()) form.score.unit = out.by.gate_unit;
   const RowBlocks rows(data, out.by);

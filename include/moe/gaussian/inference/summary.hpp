@@ -91,7 +91,7 @@ inline std::vector<SummaryBlock> summary_blocks(const StandardErrors& errors, co
   }
   for (Index j = 0; j < at.num_experts; ++j) {
     blocks.push_back({"expert " + std::to_string(j + 1) + ", " + digits(expert_rows(j), 4) + " rows", {}});
-    line("intercept", at.intercept(j));
+    if (at.has_intercept()) line("intercept", at.intercept(j));
     for (Index c = 0; c < at.expert_dim(); ++c) slope(at.expert_input(c), at.slope(j) + c);
     line("variance", at.size() + j);
   }

@@ -26,6 +26,7 @@ struct RegressionData {
   /// The columns of x that the gate and the experts of a fit read; each coefficient of the others is 0 and no
   /// parameter. Models keep what they were fitted with, and are evaluated by that.
   InputColumns gate_inputs = {}, expert_inputs = {};
+  Intercept expert_intercept = Intercept::Free;  ///< Zero: y ~ x - 1, experts a_j . x. Gates keep their bias
 
   Index num_rows() const { return x.rows(); }
   Index input_dim() const { return x.cols(); }
@@ -104,7 +105,8 @@ RegressionData rows_of(const RegressionData& data, const Rows& rows) {
           .offset = part(data.offset),
           .precision = part(data.precision),
           .gate_inputs = data.gate_inputs,
-          .expert_inputs = data.expert_inputs};
+          .expert_inputs = data.expert_inputs,
+          .expert_intercept = data.expert_intercept};
 }
 
 }  // namespace detail

@@ -12,6 +12,9 @@ namespace moe::inline MOE_ABI {
 /// Columns of x that a part of a model reads, ascending. Not given: all of them; empty: none, a constant.
 using InputColumns = std::optional<std::vector<Index>>;
 
+/// Have experts an intercept, or go all of them through 0 at x = 0?
+enum class Intercept { Free, Zero };
+
 namespace detail {
 
 /// Is a column among those?

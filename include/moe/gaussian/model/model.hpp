@@ -29,6 +29,7 @@ struct GaussianParameters {
   /// What the gate and the experts read; coefficients of other columns are 0, and no parameters. So y ~ x | z is a
   /// model whose x [n, d] has the columns of both.
   InputColumns gate_inputs = {}, expert_inputs = {};
+  Intercept expert_intercept = Intercept::Free;  ///< Zero: b is 0, and no parameter
 
   Index num_experts() const { return slope.rows(); }
   Index input_dim() const { return slope.cols(); }
@@ -64,7 +65,8 @@ struct GaussianMoe : GaussianParameters {
 
   /// All that predictions need, for save_parameters() and load_parameters() (moe/io): the parameters, and the gate's
   /// own numbers, which a file must agree with. See also load_gaussian_moe(), which takes the sizes from the file.
-  /// last_slope, gate_inputs and expert_inputs are not among them; they say which of the parameters are free.
+  /// last_slope, gate_inputs, expert_inputs and expert_intercept are not among them; they say which of the parameters
+  /// are free.
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
     f("gate_slope", self.gate_slope...);
@@ -111,6 +113,13 @@ inline void require_columns(const char* function, const char* name, const InputC
       fail(function, ": a coefficient of column ", c, ", which is none of ", name, ", is not 0, expected 0");
 }
 
+/// Throws unless the intercepts of experts without one are 0 and the experts have inputs.
+inline void require_no_intercept(const char* function, const InputColumns& inputs, const Eigen::RowVectorXd& b) {
+  if (inputs && inputs->empty()) fail(function, ": the experts have no intercept and no inputs, expected one of both");
+  if (!b.isZero(0))
+    fail(function, ": an intercept is not 0 in a model without intercepts, expected 0 (expert_intercept)");
+}
+
 }  // namespace detail
 
 template <class G>
@@ -130,6 +139,7 @@ void GaussianMoe<G>::validate(const char* function) const {
     fail(function, ": temperature is ", temperature, ", expected a finite number > 0");
   detail::require_columns(function, "gate_inputs", gate_inputs, gate_slope);
   detail::require_columns(function, "expert_inputs", expert_inputs, slope);
+  if (expert_intercept == Intercept::Zero) detail::require_no_intercept(function, expert_inputs, intercept);
   const bool plain = std::is_same_v<typename GateModel<G>::Inner, Identity> && !GateModel<G>::kFreeTemperature;
   if (gate_inputs && gate_inputs->empty() && k > 1 && (!plain || form().active < k))
     fail(function, ": gate_inputs is empty, expected some columns for a gate that is no plain softmax of all experts");

@@ -9,15 +9,20 @@
 namespace moe::inline MOE_ABI {
 
 /// Where the free parameters of a model stand in a flat vector theta, in this order:
-///   beta_1 of the free slopes, row by row | beta_0 of the free biases | [log tau] | a, row by row | b | log nu
-/// Pinned are beta_0k and, unless last_slope is Free, beta_1k. Rows have the columns that the gate and the experts
-/// read.
+///   beta_1 of the free slopes, row by row | beta_0 of the free biases | [log tau] | a, row by row | [b] | log nu
+/// Pinned are beta_0k and, unless last_slope is Free, beta_1k, and b where there is no intercept. Rows have the columns
+/// that the gate and the experts read.
 struct ParameterLayout {
   Index num_experts = 1, input_dim = 1;
   Index free_slopes = 0, free_biases = 0;  ///< k - 1 or k
   bool free_temperature = false;
   InputColumns gate_inputs = {}, expert_inputs = {};
   GateScoreKind score = GateScoreKind::Product;  ///< of the gate
+  Intercept expert_intercept = Intercept::Free;
+  /// Without an intercept, the point (x, y) that all experts go through: the origin of the data, in the coordinates of
+  /// the model. No x: 0.
+  Eigen::RowVectorXd through_x = {};
+  double through_y = 0;
 
   Index gate_dim() const { return gate_inputs ? std::ssize(*gate_inputs) : input_dim; }
   Index expert_dim() const { return expert_inputs ? std::ssize(*expert_inputs) : input_dim; }
@@ -30,8 +35,11 @@ struct ParameterLayout {
   Index log_temperature() const { return free_slopes * gate_dim() + free_biases; }
   Index num_gate() const { return log_temperature() + (free_temperature ? 1 : 0); }
   Index slope(Index j) const { return num_gate() + j * expert_dim(); }
-  Index intercept(Index j) const { return num_gate() + num_experts * expert_dim() + j; }
-  Index log_variance(Index j) const { return num_gate() + num_experts * (expert_dim() + 1) + j; }
+  bool has_intercept() const { return expert_intercept == Intercept::Free; }
+  /// Of an expert: slopes and, if there is one, the intercept.
+  Index num_coefficients() const { return expert_dim() + (has_intercept() ? 1 : 0); }
+  Index intercept(Index j) const { return num_gate() + num_experts * expert_dim() + j; }  ///< where there is one
+  Index log_variance(Index j) const { return num_gate() + num_experts * num_coefficients() + j; }
   Index size() const { return log_variance(num_experts); }
 
   /// "beta1[0,2]", "beta0[1]", "log tau", "a[0,2]", "b[1]", "log variance[0]"; of expert, column of x.
@@ -49,9 +57,20 @@ struct ParameterLayout {
     vector("beta0", free_biases);
     if (free_temperature) all.push_back("log tau");
     matrix("a", num_experts, expert_dim(), &ParameterLayout::expert_input);
-    vector("b", num_experts);
+    if (has_intercept()) vector("b", num_experts);
     vector("log variance", num_experts);
     return all;
+  }
+
+  /// The same with intercepts that are free.
+  ParameterLayout with_intercept() const {
+    ParameterLayout out = *this;
+    out.expert_intercept = Intercept::Free;
+    return out;
+  }
+  /// b of an expert without an intercept.
+  double held_intercept(const Eigen::RowVectorXd& slope) const {
+    return through_x.size() > 0 ? through_y - slope.dot(through_x) : through_y;
   }
 };
 
@@ -72,7 +91,9 @@ inline ParameterLayout layout_of(const GaussianParameters& model, const GateForm
           .free_temperature = free_temperature,
           .gate_inputs = model.gate_inputs,
           .expert_inputs = model.expert_inputs,
-          .score = form.score.kind};
+          .score = form.score.kind,
+          .expert_intercept = model.expert_intercept,
+          .through_x = {}};
 }
 
 }  // namespace detail
@@ -142,7 +163,7 @@ inline Eigen::VectorXd pack(const GaussianParameters& model, const ParameterLayo
       theta(at.gate_slope(j) + c) = model.gate_slope(j, at.gate_input(c));
     if (j < at.free_biases) theta(at.gate_bias(j)) = model.gate_bias(j);
     for (Index c = 0; c < at.expert_dim(); ++c) theta(at.slope(j) + c) = model.slope(j, at.expert_input(c));
-    theta(at.intercept(j)) = model.intercept(j);
+    if (at.has_intercept()) theta(at.intercept(j)) = model.intercept(j);
     theta(at.log_variance(j)) = std::log(model.variance(j));
   }
   if (at.free_temperature) theta(at.log_temperature()) = std::log(model.temperature);
@@ -157,7 +178,7 @@ inline void unpack(const Eigen::VectorXd& theta, const ParameterLayout& at, Gaus
       model.gate_slope(j, at.gate_input(c)) = theta(at.gate_slope(j) + c);
     if (j < at.free_biases) model.gate_bias(j) = theta(at.gate_bias(j));
     for (Index c = 0; c < at.expert_dim(); ++c) model.slope(j, at.expert_input(c)) = theta(at.slope(j) + c);
-    model.intercept(j) = theta(at.intercept(j));
+    model.intercept(j) = at.has_intercept() ? theta(at.intercept(j)) : at.held_intercept(model.slope.row(j));
     model.variance(j) = std::exp(theta(at.log_variance(j)));
   }
   if (at.free_temperature) model.temperature = std::exp(theta(at.log_temperature()));

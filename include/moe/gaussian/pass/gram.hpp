@@ -9,6 +9,7 @@
 
 #include "moe/core/when_used.hpp"
 #include "moe/gaussian/model/parameters.hpp"
+#include "moe/gaussian/pass/held_intercept.hpp"
 #include "moe/gaussian/pass/sweep.hpp"
 
 namespace moe::inline MOE_ABI::detail {
@@ -67,7 +68,8 @@ bool origin_is_far(const RowBlocks& rows, const InputColumns& some = {}) {
 /// and for the line of each expert, 1 for temperature and variances [p, p]. An information judged against it knows
 /// neither units nor origin nor any other linear map of the inputs, nor that some of them are nearly collinear.
 template <class = WhenUsed>
-Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows) {
+Eigen::MatrixXd parameter_gram(const ParameterLayout& reduced, const RowBlocks& rows) {
+  const ParameterLayout at = reduced.with_intercept();
   const Eigen::MatrixXd of_gate = gram_of(rows) / rows.total_weight();
   const Eigen::MatrixXd of_experts =
       rows.scaled() ? Eigen::MatrixXd(gram_of(rows, FeaturesOf::Experts) / rows.total_weight()) : of_gate;
@@ -87,6 +89,7 @@ Eigen::MatrixXd parameter_gram(const ParameterLayout& at, const RowBlocks& rows)
     places.emplace_back(at.intercept(j), at.input_dim);
     place(of_experts);
   }
+  HeldIntercept<>(reduced).reduce(out);
   return out;
 }
 

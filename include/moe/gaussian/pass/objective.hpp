@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "moe/gaussian/pass/held_intercept.hpp"
 #include "moe/gaussian/pass/information_weight.hpp"
 #include "moe/gaussian/pass/sums.hpp"
 
@@ -52,6 +53,9 @@ class Objective {
   double total_weight() const { return rows_.total_weight(); }
   const RowBlocks& rows() const { return rows_; }
   const ParameterLayout& layout() const { return at_; }
+  /// With an intercept for every expert, whether it is free or not.
+  const ParameterLayout& whole() const { return whole_; }
+  const HeldIntercept<>& held() const { return held_; }
   const Penalty& penalty() const { return penalty_; }
   const GateForm& form() const { return form_; }
   bool linear() const { return linear_; }
@@ -61,19 +65,23 @@ class Objective {
   double value(const GaussianParameters& m) const { return raw_value(m) - penalty_(m, at_); }
   double score(const GaussianParameters& m, Eigen::VectorXd& score) const {
     const double value = raw_score(m, score);
+    held_.reduce(score);
     penalty_.add_to_score(m, at_, score);
     return value - penalty_(m, at_);
   }
   /// Also minus the second derivatives.
   double information(const GaussianParameters& m, Eigen::VectorXd& score, Eigen::MatrixXd& information) const {
     const double value = raw_pairs(m, score, information, Pairs::Observed);
+    held_.reduce(score);
+    held_.reduce(information);
     penalty_.add_to_score(m, at_, score);
     penalty_.add_to_information(m, at_, information);
     return value - penalty_(m, at_);
   }
-  /// What an M-step needs: the score, without the penalties, and the information of the complete data (CompleteWeight),
-  /// with the ridge; of rows with precisions also sum w_i r_ij, at (log nu_j, log nu_j). Returns the penalised value.
-  /// O(n k^2 d^2), or without that of the gate (with_gate false: its information is 0 but for the ridge) O(n k d^2).
+  /// What an M-step needs, in whole(): the score, without the penalties, and the information of the complete data
+  /// (CompleteWeight), with the ridge; of rows with precisions also sum w_i r_ij, at (log nu_j, log nu_j). Returns the
+  /// penalised value. O(n k^2 d^2), or without that of the gate (with_gate false: its information is 0 but for the
+  /// ridge) O(n k d^2).
   double complete(const GaussianParameters& m, Eigen::VectorXd& score, Eigen::MatrixXd& information,
                   bool with_gate = true) const {
     const double value = raw_pairs(m, score, information, with_gate ? Pairs::Complete : Pairs::Experts);
@@ -88,7 +96,7 @@ class Objective {
   enum class Pairs { Observed, Complete, Experts };
 
   Objective(const RowBlocks& rows, const ParameterLayout& at, const GateForm& form, const Penalty& penalty)
-      : rows_(rows), at_(at), form_(form), penalty_(penalty) {}
+      : rows_(rows), at_(at), whole_(at.with_intercept()), form_(form), penalty_(penalty), held_(at) {}
 
   bool linear_ = false;
 
@@ -98,9 +106,10 @@ class Objective {
   virtual double raw_pairs(const GaussianParameters&, Eigen::VectorXd&, Eigen::MatrixXd&, Pairs) const = 0;
 
   const RowBlocks& rows_;
-  ParameterLayout at_;
+  ParameterLayout at_, whole_;
   GateForm form_;
   Penalty penalty_;
+  HeldIntercept<> held_;
 };
 
 /// One for each function between u and z; moe/gaussian/pass/scored_objective.hpp has those of other scores.
@@ -111,7 +120,7 @@ class ObjectiveOf final : public Objective {
 
   ObjectiveOf(const RowBlocks& rows, const ParameterLayout& at, const GateForm& form, const Penalty& penalty = {})
       : Objective(rows, at, form, penalty),
-        blocks_(at, bias_follows_slope(form, kLinear)),
+        blocks_(whole(), bias_follows_slope(form, kLinear)),
         all_(blocks_),
         complete_(blocks_, with_rows(CompleteWeight::keep, rows)),
         experts_(blocks_, with_rows(CompleteWeight::keep_experts, rows)) {
@@ -147,8 +156,9 @@ class ObjectiveOf final : public Objective {
   Eigen::MatrixXd score_covariance(const GaussianParameters& m) const {
     const MixtureCoefficients coefficients = prepare(m);
     const PairSums<Inner, ScoreProductWeight> sums(coefficients, blocks_, all_);
-    Eigen::MatrixXd out = Eigen::MatrixXd::Zero(layout().size(), layout().size());
+    Eigen::MatrixXd out = Eigen::MatrixXd::Zero(whole().size(), whole().size());
     sums.scatter(sweep<Inner>(rows(), coefficients, sums).data() + 1, out);
+    held().reduce(out);
     return out;
   }
 
@@ -175,7 +185,7 @@ class ObjectiveOf final : public Objective {
     const MixtureCoefficients coefficients = prepare(m);
     const ScoreSums<Inner> sums(coefficients, blocks_);
     const std::vector<double> total = sweep<Inner>(rows(), coefficients, sums);
-    score.setZero(layout().size());
+    score.setZero(whole().size());
     sums.scatter(total.data() + 1, score);
     return total.front();
   }
@@ -195,8 +205,8 @@ class ObjectiveOf final : public Objective {
     const ScoreSums<Inner> scores(coefficients, blocks_);
     const JoinedSums both(scores, pairs);
     const std::vector<double> total = sweep<Inner>(rows(), coefficients, both);
-    score.setZero(layout().size());
-    information.setZero(layout().size(), layout().size());
+    score.setZero(whole().size());
+    information.setZero(whole().size(), whole().size());
     scores.scatter(total.data() + 1, score);
     pairs.scatter(total.data() + 1 + scores.size(), information);
     return total.front();

@@ -91,7 +91,7 @@ class ObjectiveOf<Inner> final : public Objective {
       : Objective(rows, at, form, penalty),
         map_(form.score, at.gate_dim()),
         columns_(columns_of(at)),
-        inner_at_(inner_layout(at, map_.num_features())),
+        inner_at_(inner_layout(whole(), map_.num_features())),
         features_(std::make_shared<RowBlocks>(
             rows, map_.num_features(),
             [&](const double* x, Index count, double* out) { map_.features(x, columns_, count, out); })),
@@ -105,7 +105,9 @@ class ObjectiveOf<Inner> final : public Objective {
   }
   Eigen::MatrixXd score_covariance(const GaussianParameters& m) const {
     const Eigen::MatrixXd to_inner = jacobian(m);
-    return to_inner.transpose() * inner_.score_covariance(inner(m)) * to_inner;
+    Eigen::MatrixXd out = to_inner.transpose() * inner_.score_covariance(inner(m)) * to_inner;
+    held().reduce(out);
+    return out;
   }
 
  private:
@@ -143,7 +145,7 @@ class ObjectiveOf<Inner> final : public Objective {
 
   /// d theta of features / d theta.
   Eigen::MatrixXd jacobian(const GaussianParameters& m) const {
-    const ParameterLayout& at = layout();
+    const ParameterLayout& at = whole();
     const Index d = at.gate_dim(), more = map_.num_features(), rest = at.size() - at.gate_bias(0);
     Eigen::MatrixXd out = Eigen::MatrixXd::Zero(inner_at_.size(), at.size());
     for (Index j = 0; j < at.free_slopes; ++j)

@@ -158,6 +158,7 @@ void to_data_scale(const Standardisation& by, GaussianParameters& m) {
     m.intercept(j) = m.intercept(j) * by.y_scale + by.y_center - m.slope.row(j).dot(by.x_center);
     m.variance(j) *= by.y_scale * by.y_scale * by.precision;
   }
+  if (m.expert_intercept == Intercept::Zero) m.intercept.setZero();  // and not nearly
   if (by.moves_centres) centres_to(by, m, [](double x, double c, double s) { return c + s * x; });
 }
 
