@@ -13,6 +13,7 @@
 #include "moe/gaussian/design/design.hpp"
 #include "moe/gaussian/design/formula.hpp"
 
+// Long, as terms, levels, weights and dependent columns are decided in one order.
 namespace moe::inline MOE_ABI {
 
 /// A regression out of a data frame.
@@ -200,6 +201,8 @@ inline void take_weights(const DataColumn& column, Regression& out) {
 /// Without an intercept the dummies of a factor would be those of all its levels, which beside the bias of the gate are
 /// one too many.
 inline void require_numbers(const Design& design) {
+  if (std::none_of(design.columns.begin(), design.columns.end(), [](const DesignColumn& c) { return c.of_experts; }))
+    fail(kRegression, ": the experts have no intercept and no inputs, expected one of both");
   for (const DesignColumn& column : design.columns)
     if (column.of_experts && !column.level.empty())
       fail(kRegression, ": factor ", in_quotes(column.source),
