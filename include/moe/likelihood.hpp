@@ -7,6 +7,7 @@
 // The model, and what experts may be.
 #include "moe/likelihood/binomial.hpp"
 #include "moe/likelihood/data.hpp"
+#include "moe/likelihood/diagonal_normal.hpp"
 #include "moe/likelihood/expert_family.hpp"
 #include "moe/likelihood/model.hpp"
 #include "moe/likelihood/multinomial.hpp"

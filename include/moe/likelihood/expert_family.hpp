@@ -12,9 +12,12 @@
 
 namespace moe::inline MOE_ABI {
 
-/// What a row says: y, and of how many trials (Binomial).
+/// What a row says: y, of how many trials (Binomial), and further outputs (DiagonalNormal).
 struct Response {
   double y = 0, trials = 1;
+  const double* further = nullptr;
+
+  double output(Index c) const { return c == 0 ? y : further[c - 1]; }
 };
 
 /// A family of distributions of y that experts may have. An expert is C linear predictors eta = b_c . (x, 1) + offset
@@ -38,8 +41,9 @@ struct Response {
 /// and, with a shape, its bounds
 ///   void shape_bounds(double variance, double floor, double* lower, double* first, double* upper) const
 ///       [E] each, for y of that variance: bounds, and where a search begins; `floor` is relative to the variance
-/// The M-step is one of Newton's method, halved until the weighted likelihood does not fall: IRLS where the link is
-/// canonical. A member `improve`, as Normal and StudentT have one, is called in its place.
+/// With several outputs kOutputs says how many, each with a linear predictor and a shape of its own; shape_bounds() is
+/// then that of one of them. The M-step is one of Newton's method, halved until the weighted likelihood does not fall:
+/// IRLS where the link is canonical. A member `improve`, as Normal and StudentT have one, is called in its place.
 template <class F>
 concept ExpertFamily = requires(const F& family, Response response, const double* numbers, double* out,
                                 const RandomField& random, const ResponseData& data, Index row) {
@@ -58,6 +62,22 @@ concept ExpertFamily = requires(const F& family, Response response, const double
 };
 
 namespace detail {
+
+/// Outputs of a row.
+template <class F>
+constexpr Index num_outputs_of() {
+  if constexpr (requires { F::kOutputs; }) return F::kOutputs;
+  return 1;
+}
+
+/// Throws unless the data have the outputs of a family.
+template <class F>
+void require_outputs(const char* function, const ResponseData& data) {
+  constexpr Index kOutputs = num_outputs_of<F>();
+  if (data.num_outputs() != kOutputs)
+    fail(function, ": the data have ", data.num_outputs(), " outputs (y, and columns of further), expected ", kOutputs,
+         ", those of the family");
+}
 
 /// Where a count begins to be no whole number.
 inline void require_count(const char* function, const char* name, double value, Index row) {

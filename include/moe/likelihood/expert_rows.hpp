@@ -32,9 +32,10 @@ struct ShapeBounds {
 struct ExpertRows {
   Eigen::MatrixXd x;  // [n, p], column by column
   Eigen::VectorXd y, trials, offset, weight;
+  Matrix<double> further;  // [n, outputs - 1]
 
   ExpertRows(const ResponseData& data, const Standardisation& by)
-      : y(data.y), trials(data.num_rows()), offset(data.num_rows()), weight(data.num_rows()) {
+      : y(data.y), trials(data.num_rows()), offset(data.num_rows()), weight(data.num_rows()), further(data.further) {
     std::vector<Index> columns;
     for (Index c = 0; c < data.input_dim(); ++c)
       if (reads(data.expert_inputs, c)) columns.push_back(c);
@@ -52,7 +53,10 @@ struct ExpertRows {
   }
 
   Index size() const { return y.size(); }
-  Response response(Index i) const { return {.y = y(i), .trials = trials(i)}; }
+  Response response(Index i) const {
+    return {.y = y(i), .trials = trials(i), .further = further.cols() > 0 ? further.row(i).data() : nullptr};
+  }
+  Eigen::VectorXd output(Index c) const { return c == 0 ? y : Eigen::VectorXd(further.col(c - 1)); }
   /// The linear predictor c of all rows [n].
   Eigen::VectorXd predictor(const ExpertNumbers& expert, Index c) const {
     Eigen::VectorXd eta = offset;

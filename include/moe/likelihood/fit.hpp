@@ -114,6 +114,7 @@ class MixtureFitting {
 
   static Model prepared(const char* function, Model shape, const ResponseData& data) {
     data.validate(function);
+    require_outputs<F>(function, data);
     shape.family.require(function, data);
     if constexpr (requires { shape.family.prepare(data); }) {
       shape.family.prepare(counted_rows(data));
@@ -134,11 +135,14 @@ class MixtureFitting {
   ShapeBounds shape_bounds() {
     ShapeBounds bounds{Eigen::RowVectorXd(F::kShapes), Eigen::RowVectorXd(F::kShapes)};
     first_shape_.resize(F::kShapes);
-    if constexpr (F::kShapes > 0) {
-      const ColumnMoments y(data_.explained(), data_);
+    const double floor = variance_floor_of(options_.variance_floor, data_.total_weight());
+    for (Index c = 0; F::kShapes > 0 && c < num_outputs_of<F>(); ++c) {
+      const Eigen::VectorXd column = data_.offset.size() > 0 ? data_.output(c) - data_.offset : data_.output(c);
+      const ColumnMoments y(column, data_);
       const double variance = y.constant() ? 1 : y.scale * y.scale;
-      shape_.family.shape_bounds(variance, variance_floor_of(options_.variance_floor, data_.total_weight()),
-                                 bounds.lower.data(), first_shape_.data(), bounds.upper.data());
+      if constexpr (F::kShapes > 0)
+        shape_.family.shape_bounds(variance, floor, bounds.lower.data() + c, first_shape_.data() + c,
+                                   bounds.upper.data() + c);
     }
     return bounds;
   }
@@ -268,6 +272,7 @@ MixtureFit<F, G> fit_mixture(const ResponseData& data, Index num_experts, const 
   constexpr const char* kName = "moe::fit_mixture";
   data.validate(kName);
   if (num_experts < 1) fail(kName, ": num_experts is ", num_experts, ", expected at least 1");
+  detail::require_outputs<F>(kName, data);
   family.require(kName, data);
   auto shape = MixtureRegression<F, G>::zero(num_experts, data.input_dim(), family, gate);
   shape.gate_inputs = data.gate_inputs;

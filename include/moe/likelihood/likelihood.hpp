@@ -17,6 +17,7 @@ void check_mixture(const char* function, const MixtureRegression<F, G>& model, c
   data.validate(function);
   if (data.input_dim() != model.input_dim())
     fail(function, ": x has ", data.input_dim(), " columns, expected input_dim = ", model.input_dim());
+  require_outputs<F>(function, data);
   model.family.require(function, data);
 }
 
@@ -112,7 +113,8 @@ Matrix<double> responsibilities(const MixtureRegression<F, G>& model, const Resp
 }
 
 /// Names of the free parameters, in the order of score(): the gate's as those of GaussianMoe, then, expert by expert,
-/// "a[0,2]" and "b[0]" (of predictor c > 0 of several: "a[0,2|c]", "b[0|c]"), and "log variance[0]", say.
+/// "a[0,2]" and "b[0]" (of predictor c > 0 of several: "a[0,2|c]", "b[0|c]"), and "log variance[0]", say (of
+/// output c of several "log variance[0|c]").
 template <class F, class G>
 std::vector<std::string> parameter_names(const MixtureRegression<F, G>& model) {
   detail::MixtureLayout at = detail::mixture_layout(model);
@@ -128,7 +130,8 @@ std::vector<std::string> parameter_names(const MixtureRegression<F, G>& model) {
       names.push_back("b[" + expert + end);
     }
     for (Index s = 0; s < F::kShapes; ++s)
-      names.push_back("log " + std::string(F::kShapeNames[s]) + '[' + expert + ']');
+      names.push_back("log " + std::string(F::kShapeNames[s]) + '[' + expert +
+                      (detail::num_outputs_of<F>() > 1 ? '|' + std::to_string(s) : std::string()) + ']');
   }
   return names;
 }

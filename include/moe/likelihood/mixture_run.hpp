@@ -303,24 +303,24 @@ class MixtureRunner {
     flags.dead_expert = fewest < (F::kContinuous ? d + 2 : 1);
     flags.at_box = gate_->form().active > 1 && bounds_.hold_gate(at.gate, run.numbers.gate);
     flags.at_floor = flags.shape_at_bound = flags.unsupported = flags.expert_separated = false;
-    Eigen::RowVectorXd variance(k);
+    Eigen::MatrixXd variance(num_outputs_of<F>(), k);
     for (Index j = 0; j < k; ++j) {
       const ExpertNumbers& expert = run.numbers.experts[static_cast<std::size_t>(j)];
       for (Index s = 0; s < at.expert.shapes; ++s) {
         const bool low = expert.shape(s) <= shapes_.lower(s) * (1 + 1e-9);
         const bool bound = low || expert.shape(s) >= shapes_.upper(s) * (1 - 1e-9);
-        if (s == 0 && F::kContinuous)
+        if (s < num_outputs_of<F>() && F::kContinuous)
           flags.at_floor = flags.at_floor || low;
         else
           flags.shape_at_bound = flags.shape_at_bound || bound;
       }
-      if constexpr (F::kShapes > 0) variance(j) = expert.shape(0);
+      if constexpr (F::kShapes > 0) variance.col(j) = expert.shape.head(variance.rows()).transpose();
       const Eigen::VectorXd weight = pass_.rows().weight.cwiseProduct(r.col(j));
       flags.expert_separated = flags.expert_separated || is_separated(pass_.family(), pass_.rows(), weight, expert);
     }
-    if (F::kContinuous && F::kShapes > 0)
-      flags.unsupported =
-          !experts_are_supported(rows, variance, pass_.rows().weight.sum(), features - 1, options_.support);
+    for (Index c = 0; F::kContinuous && F::kShapes > 0 && c < variance.rows(); ++c)
+      flags.unsupported = flags.unsupported || !experts_are_supported(rows, variance.row(c), pass_.rows().weight.sum(),
+                                                                      features - 1, options_.support);
   }
 
   std::unique_ptr<GateObjective> gate_;

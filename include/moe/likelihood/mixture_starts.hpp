@@ -13,8 +13,9 @@
 namespace moe::inline MOE_ABI::detail {
 
 /// Where searches begin: the starts of Gaussian mixtures for y where linear predictors are (ExpertFamily::link), in at
-/// most 4000 rows, evenly spaced by their weights; their responsibilities give every expert its rows, and M-steps its
-/// numbers. Noise begins with a share of 5%. Immutable; the start of a number is always the same.
+/// most 4000 rows, evenly spaced by their weights, of several outputs for each in turn; their responsibilities give
+/// every expert its rows, and M-steps its numbers. Noise begins with a share of 5%. Immutable; the start of a number is
+/// always the same.
 template <class F>
 class MixtureStarts {
  public:
@@ -25,10 +26,14 @@ class MixtureStarts {
         at_(at),
         thinned_(thinned(data)),
         rows_(thinned_, by),
-        links_(with_links(family, thinned_)),
-        starts_(RowBlocks(links_, link_scale(by)), gaussian_layout(at, data), dense(form), inner, seed),
         first_shape_(first_shape),
-        shapes_(shapes) {}
+        shapes_(shapes) {
+    for (Index c = 0; c < num_outputs_of<F>(); ++c) {
+      links_.push_back(with_links(family, thinned_, c));
+      starts_.emplace_back(RowBlocks(links_.back(), link_scale(links_.back(), by)), gaussian_layout(at, data),
+                           dense(form), inner, seed);
+    }
+  }
 
   MixtureNumbers operator()(Index start, const GaussianParameters& gate) const {
     const Index k = at_.num_experts, d = gate.input_dim();
@@ -37,10 +42,11 @@ class MixtureStarts {
     m.gate_bias = m.intercept = Eigen::RowVectorXd::Zero(k);
     m.variance = Eigen::RowVectorXd::Ones(k);
     m.temperature = gate.temperature;
-    m = starts_(start, std::move(m));
+    const Starts<>& of_output = starts_[static_cast<std::size_t>(start % num_outputs_of<F>())];
+    m = of_output(start / num_outputs_of<F>(), std::move(m));
     MixtureNumbers numbers{gate, {}};
     set_gate(m, numbers.gate);
-    const Eigen::MatrixXd r = starts_.responsibilities(m);
+    const Eigen::MatrixXd r = of_output.responsibilities(m);
     for (Index j = 0; j < k; ++j) numbers.experts.push_back(expert(r.col(j)));
     return numbers;
   }
@@ -51,7 +57,7 @@ class MixtureStarts {
     ExpertNumbers expert{Matrix<double>::Zero(at_.expert.predictors, at_.expert.features), first_shape_};
     if (at_.expert.predictors == 1) {
       ExpertRows links = rows_;
-      links.y = links_.y;
+      links.y = links_.front().y;
       least_squares(links, weight, expert);
     }
     for (int i = 0; i < kSteps; ++i) improve_expert(family_, rows_, weight, shapes_, expert);
@@ -77,14 +83,16 @@ class MixtureStarts {
     return rows_of(data, rows);
   }
 
-  static RegressionData with_links(const F& family, const ResponseData& data) {
+  /// With an output in the place of y.
+  static RegressionData with_links(const F& family, const ResponseData& data, Index output) {
     RegressionData links = data;
-    for (Index i = 0; i < data.num_rows(); ++i) links.y(i) = family.link({.y = data.y(i), .trials = data.trials_of(i)});
+    const Eigen::VectorXd y = data.output(output);
+    for (Index i = 0; i < data.num_rows(); ++i) links.y(i) = family.link({.y = y(i), .trials = data.trials_of(i)});
     return links;
   }
 
-  Standardisation link_scale(Standardisation by) const {
-    const ColumnMoments y(links_.explained(), links_);
+  static Standardisation link_scale(const RegressionData& links, Standardisation by) {
+    const ColumnMoments y(links.explained(), links);
     by.y_center = y.center;
     by.y_scale = y.constant() ? 1 : y.scale;
     return by;
@@ -118,8 +126,8 @@ class MixtureStarts {
   MixtureLayout at_;
   ResponseData thinned_;
   ExpertRows rows_;
-  RegressionData links_;
-  Starts<> starts_;
+  std::vector<RegressionData> links_;  // one of every output
+  std::vector<Starts<>> starts_;
   Eigen::RowVectorXd first_shape_;
   const ShapeBounds& shapes_;
 };

@@ -128,7 +128,7 @@ Matrix<double> gate_weights(const MixtureRegression<F, G>& model, const MatrixVi
 /// from where fit_mixture_from() finds a t mixture that fits at least as well.
 template <class F, class G>
 MixtureRegression<F, G> mixture_of(const GaussianMoe<G>& normal, F family = {}) {
-  static_assert(F::kContinuous && detail::num_noise<F>() == 0,
+  static_assert(F::kContinuous && detail::num_noise<F>() == 0 && detail::num_outputs_of<F>() == 1,
                 "moe::mixture_of: a Gaussian mixture is one of Normal or StudentT experts, without noise");
   normal.validate("moe::mixture_of");
   if (normal.expert_intercept == Intercept::Zero)

@@ -48,7 +48,8 @@ Index component_of(double uniform, const Row& weights) {
 
 }  // namespace detail
 
-/// What the experts say at rows x [n, d], one after the other [n, k outputs]: the mean of Normal, the location of
+/// What the experts say at rows x [n, d], one after the other [n, k outputs]: the mean of Normal, means of all
+/// outputs of DiagonalNormal, the location of
 /// StudentT, the mean count of Poisson, the probability of a success of Binomial, the probabilities of all classes of
 /// Multinomial.
 ///   offset  of the rows [n], or none
@@ -116,7 +117,26 @@ Draws draw(const MixtureRegression<F, G>& model, const MatrixView<double>& x, st
   return draws;
 }
 
-/// The values of draw() alone, [n].
+/// Draws all outputs [n, outputs] of DiagonalNormal, or another family of several; column 0 and the experts are those
+/// of draw(). Errors and cost as for it.
+template <class F, class G>
+  requires requires { F::kOutputs; }
+Matrix<double> sample_outputs(const MixtureRegression<F, G>& model, const MatrixView<double>& x, std::uint64_t seed,
+                              const Eigen::VectorXd& offset = {}) {
+  const Draws draws = draw(model, x, seed, {}, offset);
+  const RandomField random(Purpose::Draw, seed);
+  const Matrix<double> eta = detail::linear_predictors(model, x, offset);
+  Matrix<double> out(x.rows(), F::kOutputs);
+  for (Index i = 0; i < x.rows(); ++i) {
+    const Index j = draws.experts[static_cast<std::size_t>(i)];
+    for (Index c = 0; c < F::kOutputs; ++c)
+      out(i, c) =
+          model.family.draw_output(c, eta.row(i).data() + model.row(j, 0), model.shape.row(j).data(), random, i);
+  }
+  return out;
+}
+
+/// The values of draw() alone, [n]: of several outputs, output 0 (sample_outputs() has all).
 template <class F, class G>
 Eigen::VectorXd sample(const MixtureRegression<F, G>& model, const MatrixView<double>& x, std::uint64_t seed,
                        const Eigen::VectorXd& trials = {}, const Eigen::VectorXd& offset = {}) {

@@ -19,6 +19,8 @@ struct UniformNoise : Family {
   /// Where y may lie; not given: from the least to the largest y that the model is fitted to.
   double low = std::numeric_limits<double>::quiet_NaN(), high = std::numeric_limits<double>::quiet_NaN();
 
+  static_assert(
+      !requires { Family::kOutputs; }, "moe::UniformNoise: is noise of one output, expected a family of one");
   static constexpr bool kNoise = true;
 
   UniformNoise() = default;
