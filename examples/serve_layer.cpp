@@ -6,8 +6,9 @@
 // stay with a topic for a while. What waits is served in batches of at most 16.
 //   serve_layer --limit   lets the system refuse memory (setrlimit, RLIMIT_DATA) beyond what the started program has,
 //                         the budget, and 8 MB to work in: the layer in memory then ends in std::bad_alloc, the others
-//                         run. Fails unless both come out so, and the peak stays within the same sum, which
-//                         /usr/bin/time -v shows as well (Linux only)
+//                         run. Fails unless both come out so, and the peak stays within the same sum. The
+//                         one of /usr/bin/time -v has the layer in memory in it, which went on until it was
+//                         refused (Linux only)
 #if __has_include(<malloc.h>)
 #include <malloc.h>
 #endif

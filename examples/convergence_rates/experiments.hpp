@@ -2,6 +2,8 @@
 // The experiments of convergence_rates.cpp and what each has to show.
 #pragma once
 
+// Long, as it is one table: what each experiment has to show is read beside the others.
+
 #include <functional>
 #include <limits>
 #include <string>

@@ -6,8 +6,8 @@
 cmake_minimum_required(VERSION 3.25)
 
 set(layers core numeric routing routing/balance routing/capacity kernel gate/rule|expert/stage router|gate|expert gate/wrap
-  layer compress train|sequence|gaussian/model gaussian/pass|gaussian/predict|gaussian/design gaussian/fit gaussian/inference|gaussian/theory
-  likelihood io/file io/checkpoint io/families io/adapter io/block io serve|policy mpi)
+  layer compress train|sequence|gaussian/model gaussian/pass|gaussian/predict|gaussian/design gaussian/fit gaussian/inference
+  gaussian/theory likelihood io/file io/checkpoint io/families io/adapter io/block io serve|policy mpi)
 
 # rank(<folder> <result>): place of the folder in the list above, -1 if it has none.
 function(rank folder result)

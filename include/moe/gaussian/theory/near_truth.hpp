@@ -154,7 +154,9 @@ void put_near(const GaussianMoe<G>& truth, Index j, const RandomField& random, c
       start.slope(i, c) = truth.slope(j, c) + sd.expert.scale * random.normal(i, d + c);
   }
   start.gate_bias(i) = truth.gate_bias(j) + sd.gate.scale * random.normal(i, 2 * d);
-  start.intercept(i) = truth.intercept(j) + sd.expert.scale * random.normal(i, 2 * d + 1);
+  start.intercept(i) = truth.intercept(j);
+  if (truth.expert_intercept == Intercept::Free)
+    start.intercept(i) += sd.expert.scale * random.normal(i, 2 * d + 1);
   start.variance(i) = truth.variance(j) + std::abs(sd.variance.scale * random.normal(i, 2 * d + 2));
 }
 
@@ -179,6 +181,7 @@ GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>&
   start.last_slope = truth.last_slope;
   start.gate_inputs = truth.gate_inputs;
   start.expert_inputs = truth.expert_inputs;
+  start.expert_intercept = truth.expert_intercept;
   start.temperature = truth.temperature;
   const RandomField random(Purpose::Initialise, draw.seed);
   const StartNoise sd = noise.at(draw.num_rows);

@@ -10,6 +10,7 @@
 #include "moe/gaussian/model/model.hpp"
 #include "moe/gaussian/theory/known_slopes.hpp"
 
+// Long, as the losses of all kinds of gates are sums over the same cells.
 namespace moe::inline MOE_ABI {
 
 /// Which powers of the errors a Voronoi loss adds up; see voronoi_loss().
