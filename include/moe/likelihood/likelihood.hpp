@@ -130,7 +130,7 @@ std::vector<std::string> parameter_names(const MixtureRegression<F, G>& model) {
       names.push_back("b[" + expert + end);
     }
     for (Index s = 0; s < F::kShapes; ++s)
-      names.push_back("log " + std::string(F::kShapeNames[s]) + '[' + expert +
+      names.push_back("log " + std::string(F::kShapeNames[static_cast<std::size_t>(s)]) + '[' + expert +
                       (detail::num_outputs_of<F>() > 1 ? '|' + std::to_string(s) : std::string()) + ']');
   }
   return names;

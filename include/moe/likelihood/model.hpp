@@ -97,7 +97,7 @@ struct MixtureRegression {
     for (Index j = 0; j < k; ++j)
       for (Index s = 0; s < F::kShapes; ++s)
         if (!(shape(j, s) > 0 && std::isfinite(shape(j, s))))
-          fail(function, ": the ", F::kShapeNames[s], " of expert ", j, " is ", shape(j, s),
+          fail(function, ": the ", F::kShapeNames[static_cast<std::size_t>(s)], " of expert ", j, " is ", shape(j, s),
                ", expected a finite number > 0");
     detail::require_columns(function, "expert_inputs", expert_inputs, slope);
     if constexpr (detail::num_noise<F>() > 0) family.require_range(function);
