@@ -223,7 +223,7 @@ TEST_CASE("no intercept: EM is monotone and starts and ends through the origin, 
     const moe::RegressionData data = data_of(two_rays(1), 200, 1);
     const auto fit = moe::fit(data, 2, gate, {.starts = 6, .direct = moe::DirectMethod::Off});
     CHECK_FALSE(fit.flags.decreased);
-    CHECK(fit.path.size() > 2);
+    CHECK(fit.path.size() >= 2);  // a hard gate may be there after one step
     for (std::size_t i = 1; i < fit.path.size(); ++i) CHECK(fit.path[i] >= fit.path[i - 1] - 1e-9);
     CHECK(fit.model.intercept.isZero(0));
     CHECK(std::abs(moe::log_likelihood(fit.model, data) - fit.log_likelihood) < 1e-8 * 200);
