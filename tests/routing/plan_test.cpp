@@ -90,7 +90,9 @@ TEST_CASE("DispatchPlan: all tokens on one expert stay in order", "[plan]") {
 TEST_CASE("DispatchPlan: experts whose rows lie a power of two apart", "[plan][property]") {
   // Their next rows share a set of the caches, and go there by lines; some begin inside a line.
   const auto sizes = GENERATE(std::array<Index, 3>{16, 512, 0}, std::array<Index, 3>{64, 128, 0},
-                              std::array<Index, 3>{40, 512, 5}, std::array<Index, 3>{33, 1024, 17});
+                              std::array<Index, 3>{40, 512, 5}, std::array<Index, 3>{33, 1024, 17},
+                              std::array<Index, 3>{7, 512, 0}, std::array<Index, 3>{8, 511, 0},
+                              std::array<Index, 3>{9, 513, 0});  // at the last three it depends on addresses
   const Index num_experts = sizes[0], num_tokens = sizes[1], before = sizes[2];
   const bool drop = GENERATE(false, true);
   CAPTURE(num_experts, num_tokens, before, drop);

@@ -228,8 +228,8 @@ inline void DispatchPlan::scan_counts(Index blocks) {
   offset[num_experts] = row;
 }
 
-/// Whether the next rows of many experts, in two arrays, fall on the same few sets of the first-level cache, as those of
-/// a dense gate do near a multiple of 128 tokens: every row then evicts a line that is about to be written again.
+/// Whether the next rows of many experts, in two arrays, fall on the same few sets of the first-level cache, as those
+/// of a dense gate do near a multiple of 128 tokens: every row then evicts a line that is about to be written again.
 inline bool DispatchPlan::experts_collide() const {
   constexpr Index kSets = 64;  // of 8 or 12 lines; what is read takes some
   constexpr Index kMany = 9, kTimesTheMean = 8;
