@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "moe/core/parallel.hpp"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -66,6 +68,61 @@ TEST_CASE("parallel_for: little work stays on the calling thread, with the loops
   });
   CHECK(count == std::vector<int>(7, 1));
   CHECK(executor.runs == 1);  // an executor is asked always
+}
+
+/// One worker does everything it can before the next one starts: what it leaves shows what it takes first.
+std::vector<Index> order_of_first(Index tasks, Index workers, Index first, moe::detail::Handout::Order order) {
+  moe::detail::Handout handout(tasks, workers, order);
+  std::vector<Index> taken;
+  const auto body = [&](Index task, Index) { taken.push_back(task); };
+  const moe::detail::FirstException none;
+  CHECK(handout.take(moe::detail::LoopBody(body), first, none) == tasks);
+  return taken;
+}
+
+TEST_CASE("parallel_for: a worker begins with its own stretch, the same for any number of tasks", "[core]") {
+  using enum moe::detail::Handout::Order;
+  CHECK(order_of_first(6, 3, 1, Near) == std::vector<Index>{2, 3, 4, 5, 0, 1});
+  CHECK(order_of_first(6, 3, 1, Given) == std::vector<Index>{0, 1, 2, 3, 4, 5});
+  CHECK(order_of_first(2, 5, 4, Near) == std::vector<Index>{1, 0});  // stretches may be empty
+  for (const Index workers : {2, 3, 7, 16, 17, 40, 500})
+    for (const Index tasks : {2, 64, 1000}) {
+      CAPTURE(workers, tasks);
+      for (Index worker = 0; worker < workers; ++worker) {
+        auto taken = order_of_first(tasks, workers, worker, Near);
+        // The point of the loop where it begins: as far along as the worker is among the workers, to a stretch.
+        const double at = static_cast<double>(taken.front()) / static_cast<double>(tasks);
+        const double own = static_cast<double>(worker) / static_cast<double>(workers);
+        REQUIRE(std::abs(at - own) <=
+                1.0 / static_cast<double>(std::min<Index>(workers, 16)) + 1.0 / static_cast<double>(tasks));
+        std::ranges::sort(taken);
+        for (Index task = 0; task < tasks; ++task) REQUIRE(taken[static_cast<std::size_t>(task)] == task);
+      }
+    }
+}
+
+TEST_CASE("TeamCost: learns what a team costs, and not from one late thread", "[core]") {
+  using moe::detail::TeamCost;
+  TeamCost cost;
+  const Index unknown = cost.least_shared();
+  CHECK(TeamCost::kLeast <= unknown);
+  CHECK(unknown <= TeamCost::kMost);
+  cost.learn(Index{1} << 40, 0);  // suspended for a quarter of an hour
+  CHECK(cost.least_shared() <= unknown + unknown / 16);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(7000, 7000);
+  CHECK(cost.least_shared() == TeamCost::kMost);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(100, 100);
+  CHECK(cost.least_shared() == TeamCost::kLeast);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(1000, 2000);  // 8 times 3 microseconds, to a step
+  CHECK(std::abs(cost.least_shared() - 24000) <= 24000 / 15);
+}
+
+TEST_CASE("parallel_in_order: every worker takes the first task that is left", "[core]") {
+  CountingExecutor executor(3);
+  const moe::UseExecutor use(executor);
+  std::vector<Index> order;
+  moe::parallel_in_order(5, Index{1}, [&](Index task, Index) { order.push_back(task); });
+  CHECK(order == std::vector<Index>{0, 1, 2, 3, 4});
 }
 
 TEST_CASE("parallel_for: one worker takes the tasks in order", "[core]") {

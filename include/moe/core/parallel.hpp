@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <mutex>
@@ -13,7 +14,7 @@
 #include <omp.h>
 #endif
 
-#include "moe/core/matrix.hpp"
+#include "moe/core/aligned.hpp"
 
 namespace moe::inline MOE_ABI {
 
@@ -182,65 +183,184 @@ class LoopBody {
   void (*call_)(void*, Index, Index);
 };
 
+/// Who takes the next task. Each worker begins with its own stretch of the tasks, the same in every loop, so that what
+/// it wrote in one loop is in its cache in the next; then it takes what others have left. Order::Given: one stretch.
+class Handout {
+ public:
+  enum class Order { Near, Given };
+
+  Handout(Index num_tasks, Index workers, Order order)
+      : workers_(workers), num_stretches_(order == Order::Given ? 1 : std::min(workers, kMostStretches)) {
+    for (Index s = 0; s < num_stretches_; ++s) {
+      stretch(s).next.store(num_tasks * s / num_stretches_, std::memory_order_relaxed);
+      stretch(s).end = num_tasks * (s + 1) / num_stretches_;
+    }
+  }
+
+  /// Calls body(task, worker) while there are tasks and no exception; returns how many.
+  Index take(LoopBody body, Index worker, const FirstException& exception) {
+    const Index own = worker * num_stretches_ / workers_;
+    Index taken = 0;
+    for (Index s = 0; s < num_stretches_; ++s) {
+      Stretch& from = stretch((own + s) % num_stretches_);
+      if (from.next.load(std::memory_order_relaxed) >= from.end) continue;  // others only read its line
+      for (Index task = from.next.fetch_add(1); task < from.end && !exception.failed(); task = from.next.fetch_add(1)) {
+        body(task, worker);
+        ++taken;
+      }
+    }
+    return taken;
+  }
+
+ private:
+  static constexpr Index kMostStretches = 16;  // more workers share them: at the end each looks at all
+
+  struct alignas(kCacheLine) Stretch {
+    std::atomic<Index> next{0};
+    Index end = 0;
+  };
+
+  Stretch& stretch(Index s) { return stretches_[static_cast<std::size_t>(s)]; }
+
+  std::array<Stretch, static_cast<std::size_t>(kMostStretches)> stretches_;
+  Index workers_, num_stretches_;
+};
+
+/// What a team of OpenMP costs the calling thread, learned from the loops that were shared: threads that wait awake
+/// come within 1 microsecond and are left within 2, those that sleep (OMP_WAIT_POLICY=passive, or long pauses between
+/// loops) take 7 and 7 (libgomp, 2 threads of a Zen 5 guest), and a virtual machine may take far longer.
+class TeamCost {
+ public:
+  static TeamCost& of_this_thread() {
+    thread_local TeamCost cost;
+    return cost;
+  }
+
+  /// Work of one thread, in nanoseconds, from which a team pays.
+  Index least_shared() const { return least_shared_; }
+
+  /// A loop whose last worker came after `arrival` nanoseconds, and which was left `join` after the last one was done.
+  /// One step towards what it says, so that one thread that has been suspended means little: the median, in the end.
+  void learn(Index arrival, Index join) {
+    const Index pays = kTimesTheCost * (arrival + join);
+    const Index step = std::max<Index>(1, least_shared_ / 16);
+    least_shared_ = std::clamp(pays > least_shared_ ? least_shared_ + step : least_shared_ - step, kLeast, kMost);
+  }
+
+  static constexpr Index kLeast = 8000, kMost = 80000;
+
+ private:
+  /// Two threads save half of the work, less what then has to come from another core's cache, in this loop and in the
+  /// next: up to three quarters of that half, for a top-K gate and a plan whose logits are all in one cache.
+  static constexpr Index kTimesTheCost = 8;
+
+  Index least_shared_ = 24000;
+};
+
+/// The times of one loop, for TeamCost.
+class TeamTimes {
+ public:
+  void arrived() { raise(arrival_); }
+  void left() { raise(leave_); }
+  void teach(TeamCost& cost) const {
+    const Index arrival = arrival_.load(), end = since_start();
+    cost.learn(arrival, end - std::max(arrival, leave_.load()));
+  }
+
+ private:
+  Index since_start() const {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_).count();
+  }
+  void raise(std::atomic<Index>& most) const {
+    const Index now = since_start();
+    for (Index seen = most.load(std::memory_order_relaxed); seen < now && !most.compare_exchange_weak(seen, now);) {
+    }
+  }
+
+  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::atomic<Index> arrival_{0}, leave_{0};
+};
+
 /// See parallel_for.
-inline void run_loop(Index num_tasks, LoopBody body) {
+inline void run_loop(Index num_tasks, LoopBody body, Handout::Order order) {
   const Index workers = num_tasks <= 1 ? 1 : num_workers();
   if (workers <= 1) {
     for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
     return;
   }
-  std::atomic<Index> next{0};
-  detail::FirstException exception;
-  detail::Attendance attendance(workers);
+  Handout handout(num_tasks, workers, order);
+  FirstException exception;
+  Attendance attendance(workers);
   auto work = [&](Index worker) noexcept {
-    const detail::EnterParallel enter;
+    const EnterParallel enter;
     try {
       attendance.enter(worker);
-      Index done = 0;
-      for (Index task = next.fetch_add(1); task < num_tasks && !exception.failed(); task = next.fetch_add(1), ++done)
-        body(task, worker);
-      attendance.leave(done);
+      attendance.leave(handout.take(body, worker, exception));
     } catch (...) {
       exception.capture();
     }
   };
-  if (Executor* executor = detail::current_executor().executor) {
+  if (Executor* executor = current_executor().executor) {
     executor->run(TaskRef(work));
   } else {
 #ifdef _OPENMP
+    TeamTimes times;
 // Always the whole team, though it may be larger than num_tasks: libgomp ends the threads that a smaller team leaves
 // over, and then allocates and starts them anew.
 #pragma omp parallel
-    work(omp_get_thread_num());
+    {
+      times.arrived();
+      work(omp_get_thread_num());
+      times.left();
+    }
+    times.teach(TeamCost::of_this_thread());
 #endif
   }
   exception.rethrow();
   attendance.require_all(num_tasks);
 }
 
+/// Whether a team pays for `nanoseconds` of one thread's work. An executor is asked always: its cost is its own.
+inline bool pays_for_team(Index nanoseconds) {
+  return current_executor().executor || nanoseconds >= TeamCost::of_this_thread().least_shared();
+}
+
+/// The tasks of a loop that is not worth a team, and of the loops inside.
+template <class Body>
+void run_alone(Index num_tasks, Body& body) {
+  const EnterParallel enter;
+  for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
+}
+
 }  // namespace detail
 
 /// Calls body(task, worker) for every task in [0, num_tasks), with worker in [0, num_workers()).
-/// Which worker gets which task is not fixed, so a result may depend on the task only. Tasks are handed out one by one;
-/// make each worth some microseconds. The first exception ends the loop early and is rethrown here.
-/// Throws std::runtime_error if an executor has left tasks undone; see Executor.
+/// Which worker gets which task is not fixed, so a result may depend on the task only. Tasks are handed out one by one,
+/// to each worker those of its own stretch first, which is the same in every loop; make each worth some microseconds.
+/// The first exception ends the loop early and is rethrown here. Throws std::runtime_error if an executor has left
+/// tasks undone; see Executor.
 template <class Body>
 void parallel_for(Index num_tasks, Body&& body) {
-  detail::run_loop(num_tasks, detail::LoopBody(body));
+  detail::run_loop(num_tasks, detail::LoopBody(body), detail::Handout::Order::Near);
 }
 
-/// Work of one thread, in nanoseconds, from which a team of OpenMP pays: to wake it and to wait for its last thread
-/// takes some 3 microseconds (libgomp, 2 threads of a Zen 5 guest that are awake), and two threads save half of the
-/// work.
-inline constexpr Index kLeastShared = 8000;
+/// Work of one thread, in nanoseconds, below which no team of OpenMP pays: two threads that wait awake cost 3
+/// microseconds and save half of the work. Where threads take longer to wake, loops learn so, and share from later on.
+inline constexpr Index kLeastShared = detail::TeamCost::kLeast;
 
-/// The same on the calling thread, as worker 0, where all tasks together take less than kLeastShared; `nanoseconds` is
-/// what one thread needs for them, estimated from sizes alone. An executor is asked always: its cost is its own.
+/// The same on the calling thread, as worker 0, where all tasks together are not worth a team; `nanoseconds` is what
+/// one thread needs for them, estimated from sizes alone. An executor is asked always: its cost is its own.
 template <class Body>
 void parallel_for(Index num_tasks, Index nanoseconds, Body&& body) {
-  if (nanoseconds >= kLeastShared || detail::current_executor().executor) return parallel_for(num_tasks, body);
-  const detail::EnterParallel enter;  // loops inside are no more worth sharing
-  for (Index task = 0; task < num_tasks; ++task) body(task, Index{0});
+  if (!detail::pays_for_team(nanoseconds)) return detail::run_alone(num_tasks, body);
+  parallel_for(num_tasks, body);
+}
+
+/// The same where every worker takes the first task that is left: for tasks in the order of their size.
+template <class Body>
+void parallel_in_order(Index num_tasks, Index nanoseconds, Body&& body) {
+  if (!detail::pays_for_team(nanoseconds)) return detail::run_alone(num_tasks, body);
+  detail::run_loop(num_tasks, detail::LoopBody(body), detail::Handout::Order::Given);
 }
 
 /// Calls body(begin, end, worker) for consecutive ranges of at most `grain` that cover [0, count).

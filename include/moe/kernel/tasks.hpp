@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "moe/kernel/row_conversion.hpp"
@@ -18,14 +19,17 @@ class TaskList {
   /// is the number of steps of a product of group g.
   template <class Panels, class Depth, class Body>
   void run(const RowGroups& groups, const Panels& panels, const Depth& depth, const Body& body) {
-    split(groups, panels, depth);
-    call(kLeastShared, body);
+    const Cost cost = take_whole_groups(groups, panels, depth);
+    share_out(groups, depth, cost.work);
+    call(std::numeric_limits<Index>::max(), body);
   }
 
   /// The same for a product of rows and panels, which takes no team where it is not worth one.
   template <class Panels, class Depth, class Body>
   void run_product(const RowGroups& groups, const Panels& panels, const Depth& depth, const Body& body) {
-    call(split(groups, panels, depth), body);
+    const Cost cost = take_whole_groups(groups, panels, depth);
+    if (moe::detail::pays_for_team(cost.nanoseconds)) share_out(groups, depth, cost.work);
+    call(cost.nanoseconds, body);
   }
 
   /// Rows of the product in another form, where weights ask for it.
@@ -34,7 +38,7 @@ class TaskList {
  private:
   template <class Body>
   void call(Index nanoseconds, const Body& body) {
-    parallel_for(static_cast<Index>(tasks_.size()), nanoseconds, [&](Index t, Index worker) {
+    parallel_in_order(static_cast<Index>(tasks_.size()), nanoseconds, [&](Index t, Index worker) {
       const Task& task = tasks_[static_cast<std::size_t>(t)];
       body(task.group, task.first, task.last, worker);
     });
@@ -56,38 +60,54 @@ class TaskList {
   /// nanosecond within a third, for 1 to 64 tokens of 8 experts of 32 x 64 to 128 x 256 (Zen 5, AVX-512).
   static constexpr Index kRowsOfCachedReading = 2, kCostPerNanosecond = 3;
 
-  /// Returns the nanoseconds of one thread for all of it, from below; 0 where there is but one worker.
+  /// Of all groups; zero where there is but one worker, as one token of many experts is not to pay for a sum.
+  struct Cost {
+    Index work = 0;         ///< steps times rows
+    Index nanoseconds = 0;  ///< of one thread, from below
+  };
+
+  template <class Depth>
+  static Index cost_of_panel(const RowGroups& groups, const Depth& depth, Index g) {
+    return (groups.size(g) + kRowsOfReading) * std::max<Index>(1, depth(g));
+  }
+
   template <class Panels, class Depth>
-  Index split(const RowGroups& groups, const Panels& panels, const Depth& depth) {
+  Cost take_whole_groups(const RowGroups& groups, const Panels& panels, const Depth& depth) {
+    const Index workers = num_workers();
     tasks_.clear();
     // A share that does not end its group takes more than half of a part, so there are at most 8 ln(2^63 / kLeastCost)
     // of them per worker: memory does not depend on how rows fall on groups.
-    const Index workers = num_workers();
-    tasks_.reserve(static_cast<std::size_t>(groups.count + 300 * workers));
-    if (workers == 1) {  // whole groups: nothing to share, and one token of many experts is not to pay for a sum
-      for (Index g = 0; g < groups.count; ++g)
-        if (!groups.is_empty(g) && groups.size(g) > 0 && panels(g) > 0) tasks_.push_back({g, 0, panels(g)});
-      return 0;
-    }
-    const auto cost_of_panel = [&](Index g) {
-      return (groups.size(g) + kRowsOfReading) * std::max<Index>(1, depth(g));
-    };
-    Index left = 0, cached = 0;
+    tasks_.reserve(static_cast<std::size_t>(2 * groups.count + 300 * workers));
+    Cost cost;
+    Index cached = 0;
     for (Index g = 0; g < groups.count; ++g) {
-      if (groups.is_empty(g) || groups.size(g) == 0) continue;
-      left += panels(g) * cost_of_panel(g);
+      if (groups.is_empty(g) || groups.size(g) == 0 || panels(g) == 0) continue;
+      tasks_.push_back({g, 0, panels(g)});
+      if (workers == 1) continue;
+      cost.work += panels(g) * cost_of_panel(groups, depth, g);
       cached += panels(g) * (groups.size(g) + kRowsOfCachedReading) * std::max<Index>(1, depth(g));
     }
-    for (Index g = 0; g < groups.count; ++g) {
-      if (groups.is_empty(g) || groups.size(g) == 0) continue;
-      for (Index p = 0; p < panels(g); p = tasks_.back().last) {
+    cost.nanoseconds = cached / kCostPerNanosecond;
+    return cost;
+  }
+
+  /// Cuts the groups into shares, if there are workers to share them.
+  template <class Depth>
+  void share_out(const RowGroups& groups, const Depth& depth, Index left) {
+    const Index workers = num_workers();
+    if (workers == 1) return;
+    const auto whole = std::ssize(tasks_);
+    for (Index i = 0; i < whole; ++i) {
+      const Task all = tasks_[static_cast<std::size_t>(i)];
+      const Index each = cost_of_panel(groups, depth, all.group);
+      for (Index p = 0; p < all.last; p = tasks_.back().last) {
         const Index share = std::max(kLeastCost, left / (workers * kParts));
-        const Index count = std::clamp<Index>(share / cost_of_panel(g), 1, panels(g) - p);
-        tasks_.push_back({g, p, p + count});
-        left -= count * cost_of_panel(g);
+        const Index count = std::clamp<Index>(share / each, 1, all.last - p);
+        tasks_.push_back({all.group, p, p + count});
+        left -= count * each;
       }
     }
-    return cached / kCostPerNanosecond;
+    tasks_.erase(tasks_.begin(), tasks_.begin() + whole);
   }
 
   std::vector<Task> tasks_;
