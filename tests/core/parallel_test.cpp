@@ -109,12 +109,12 @@ TEST_CASE("TeamCost: learns what a team costs, and not from one late thread", "[
   CHECK(unknown <= TeamCost::kMost);
   cost.learn(Index{1} << 40, 0);  // suspended for a quarter of an hour
   CHECK(cost.least_shared() <= unknown + unknown / 16);
-  for (int loop = 0; loop < 200; ++loop) cost.learn(7000, 7000);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(20000, 7000);
   CHECK(cost.least_shared() == TeamCost::kMost);
   for (int loop = 0; loop < 200; ++loop) cost.learn(100, 100);
   CHECK(cost.least_shared() == TeamCost::kLeast);
-  for (int loop = 0; loop < 200; ++loop) cost.learn(1000, 2000);  // 8 times 3 microseconds, to a step
-  CHECK(std::abs(cost.least_shared() - 24000) <= 24000 / 15);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(2000, 4000);  // 3 times 6 microseconds, to a step
+  CHECK(std::abs(cost.least_shared() - 18000) <= 18000 / 15);
 }
 
 TEST_CASE("parallel_in_order: every worker takes the first task that is left", "[core]") {

@@ -247,14 +247,13 @@ class TeamCost {
     least_shared_ = std::clamp(pays > least_shared_ ? least_shared_ + step : least_shared_ - step, kLeast, kMost);
   }
 
-  static constexpr Index kLeast = 8000, kMost = 80000;
+  static constexpr Index kLeast = 8000, kMost = 45000;
 
  private:
-  /// Two threads save half of the work, less what then has to come from another core's cache, in this loop and in the
-  /// next: up to three quarters of that half, for a top-K gate and a plan whose logits are all in one cache.
-  static constexpr Index kTimesTheCost = 8;
+  /// Two threads save half of the work, which then is to be more than the cost: twice would be even.
+  static constexpr Index kTimesTheCost = 3;
 
-  Index least_shared_ = 24000;
+  Index least_shared_ = 16000;
 };
 
 /// The times of one loop, for TeamCost.

@@ -165,7 +165,7 @@ void route_top_k_blocks(const char* function, const TopKRule<S, G>& rule, Index 
   const Index grain = (token_blocks(num_tokens).size + kLanes - 1) / kLanes * kLanes;
   typename TopKBlock<S, G>::Scratch scratch(num_experts, context.scratch);
   // Within 5% for 8 to 128 experts (Zen 5, AVX-512).
-  const Index nanoseconds = num_tokens * (3 + num_experts / 4 + 4 * k / 3);
+  const Index nanoseconds = shared_part(num_tokens * (3 + num_experts / 4 + 4 * k / 3));
   parallel_ranges(num_tokens, grain, nanoseconds, [&](Index begin, Index end, Index worker) {
     TopKBlock<S, G> block(rule, k, num_experts, scratch, worker);
     for (Index t = begin; t < end; ++t) {
