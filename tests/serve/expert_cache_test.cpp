@@ -457,6 +457,123 @@ TEST_CASE("ExpertCache: threads share it, each finds its experts, and bytes stay
   CHECK(alive == 0);
 }
 
+TEST_CASE("ExpertCache: steps that wait for room are served in the order in which they began", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  Cache cache(
+      {4, 1, 1, 1, 1}, [](Index e) { return e == 4 ? throw std::runtime_error("no expert 4") : e; }, 4);
+  std::mutex mutex;
+  std::vector<Index> order, failed;
+  std::vector<std::thread> threads;
+  const auto begin = [&](Index e) {
+    const std::int64_t before = cache.statistics().steps;
+    threads.emplace_back([&, e] {
+      Cache::Memory memory;
+      try {
+        cache.serve(std::vector<Index>{e}, memory, [&](std::span<const Index>) {
+          const std::lock_guard lock(mutex);
+          order.push_back(e);
+        });
+      } catch (const std::runtime_error&) {
+        failed.push_back(e);
+      }
+    });
+    while (cache.statistics().steps == before) std::this_thread::yield();  // it waits then, or has what it needs
+  };
+  // Expert 0 needs all that there is. While 1 runs, it is there for others, and 2 has room: if these had it, 0 would
+  // wait for as long as such as they come. The one that cannot be loaded keeps nobody.
+  const std::vector<Index> steps{0, 1, 0, 2, 0, 4, 0, 3, 0, 1};
+  Cache::Memory memory;
+  cache.serve(std::vector<Index>{1}, memory, [&](std::span<const Index>) {
+    for (const Index e : steps) begin(e);
+    const std::lock_guard lock(mutex);
+    CHECK(order.empty());
+  });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(order == std::vector<Index>{0, 1, 0, 2, 0, 0, 3, 0, 1});
+  CHECK(failed == std::vector<Index>{4});
+  const CacheStatistics done = cache.statistics();
+  CHECK(done.requests == 11);
+  CHECK(done.hits == 0);
+  CHECK(done.loads == 10);
+  CHECK(cache.resident() == std::vector<Index>{1});
+}
+
+TEST_CASE("ExpertCache: who waits for a load of others keeps nobody, and what a policy throws passes the turn on",
+          "[serve][error]") {
+  struct Fails : Lru {
+    bool* fails;
+    explicit Fails(bool& flag) : fails(&flag) {}
+    Index victim(std::span<const Index> candidates, std::int64_t step) const {
+      if (std::exchange(*fails, false)) throw std::domain_error("of the policy");
+      return Lru::victim(candidates, step);
+    }
+  };
+  using Cache = moe::ExpertCache<Index, Fails>;
+  Door begun, other;
+  bool fails = false, in_time = false;
+  Cache cache(
+      {1, 1, 1, 1},
+      [&](Index e) {
+        if (e == 0) begun.open(), in_time = other.pass();
+        return e;
+      },
+      2, Fails(fails));
+  std::atomic<Index> served{0}, thrown{0};
+  std::vector<std::thread> threads;
+  const auto begin = [&](Index e) {
+    const std::int64_t before = cache.statistics().steps;
+    threads.emplace_back([&, e] {
+      Cache::Memory memory;
+      try {
+        cache.serve(std::vector<Index>{e}, memory, [&](std::span<const Index>) { ++served; });
+      } catch (const std::domain_error&) {
+        ++thrown;
+      }
+    });
+    while (cache.statistics().steps == before) std::this_thread::yield();
+  };
+  begin(0);
+  CHECK(begun.pass());
+  begin(0);  // waits for the load
+  Cache::Memory memory;
+  cache.serve(std::vector<Index>{1}, memory, [&](std::span<const Index>) {
+    CHECK(served == 0);
+    begin(2), begin(3);  // both wait for room, as 0 is being loaded and 1 runs
+    fails = true;        // for the first of them that gets some
+  });
+  other.open();
+  for (std::thread& thread : threads) thread.join();
+  CHECK(in_time);
+  CHECK(served == 3);
+  CHECK(thrown == 1);
+  CHECK(cache.statistics().peak_bytes <= 2);
+  cache.serve(std::vector<Index>{0, 1, 2, 3}, memory, [](std::span<const Index>) {});
+}
+
+TEST_CASE("ExpertCache: many threads with room for one expert all come to their end", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  constexpr Index kThreads = 8, kSteps = 200;
+  Cache cache(
+      std::vector<std::size_t>(5, 1), [](Index e) { return e; }, 1);
+  std::atomic<Index> wrong{0}, served{0};
+  std::vector<std::thread> threads;
+  for (Index i = 0; i < kThreads; ++i)
+    threads.emplace_back([&, i] {
+      Cache::Memory memory;
+      for (const auto& step : moe::steps_of(test::random_trace(kSteps, 5, 2, static_cast<std::uint64_t>(i))))
+        cache.serve(step, memory, [&](std::span<const Index> wave) {
+          for (const Index e : wave) wrong += cache[e] == e ? 0 : 1;
+          served += std::ssize(wave);
+        });
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK(wrong == 0);
+  CHECK(served == kThreads * kSteps * 2);
+  const CacheStatistics done = cache.statistics();
+  CHECK(done.requests == done.hits + done.loads + done.awaited);
+  CHECK(done.peak_bytes == 1);
+}
+
 TEST_CASE("ExpertCache: what was prefetched in time is a hit, what nobody wants is bounded", "[serve]") {
   using Cache = moe::ExpertCache<Index, Lru>;
   std::atomic<bool> fails{false};

@@ -11,6 +11,7 @@
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <thread>
 #include <utility>
@@ -26,9 +27,10 @@ namespace moe::inline MOE_ABI {
 /// What a cache has done. Where nothing throws, requests == hits + loads + awaited.
 struct CacheStatistics {
   std::int64_t steps = 0;               ///< calls that asked for experts
-  std::int64_t requests = 0, hits = 0;  ///< experts that steps asked for, and those that were there when a step began
+  std::int64_t requests = 0, hits = 0;  ///< experts that steps asked for, and those that they had at once
   std::int64_t loads = 0;               ///< by steps, which had to wait for them
-  std::int64_t awaited = 0;             ///< by others, for which steps had to wait: in the background, by other threads
+  std::int64_t awaited = 0;             ///< by others, for which steps had to wait: in the background, by other
+                                        ///< threads, and those that were there, behind steps that waited for room
   std::int64_t evictions = 0;
   std::int64_t prefetches = 0;          ///< loads in the background
   std::int64_t prefetches_used = 0;     ///< of these, asked for before they were evicted
@@ -51,8 +53,9 @@ struct CacheStatistics {
 /// A step asks for some experts and is served in waves: first those that are there, then, as many at a time as fit,
 /// those that are loaded. Experts of a wave are pinned while it runs. Bytes of experts that are being loaded count, so
 /// that the sum never exceeds the budget. Who waits for room pins nothing, so that steps of several threads cannot
-/// block each other; there is no order among those that wait, so that one that needs much room may wait for as long as
-/// others keep it. Thread-safe; `load` is called by several threads at once. Not copied nor moved.
+/// block each other, and is served in the order in which steps began: those that come later have to wait until it has
+/// its room, even for what is there, so that it waits for no more than what others had begun. Thread-safe; `load` is
+/// called by several threads at once. Not copied nor moved.
 template <class E, CachePolicy P>
 class ExpertCache {
  public:
@@ -122,9 +125,12 @@ class ExpertCache {
     if (experts.empty()) return;
     memory.pending.assign(experts.begin(), experts.end());
     memory.wave.reserve(experts.size());
+    std::unique_lock lock(mutex_);
     const std::int64_t step = begin_step(experts, memory);
     for (bool is_first = true; is_first || !memory.pending.empty(); is_first = false) {
-      if (!is_first || memory.wave.empty()) acquire(memory, step);
+      if (!is_first) lock.lock();
+      if (!is_first || memory.wave.empty()) acquire(memory, step, lock);
+      lock.unlock();
       const Pins pins{*this, memory.wave};
       run(std::span<const Index>(memory.wave));
     }
@@ -224,16 +230,17 @@ class ExpertCache {
   double real_bytes_of(Index expert) const { return static_cast<double>(bytes_of(expert)); }
   Entry& entry(Index expert) { return entries_[static_cast<std::size_t>(expert)]; }
 
-  /// Counts a step, and pins those of its experts that are there. All of it at once: a hit is what the first wave has.
+  /// Counts a step, and pins those of its experts that are there, unless others wait for room. All of it at once: a hit
+  /// is what the first wave has.
   std::int64_t begin_step(std::span<const Index> experts, Memory& memory) {
-    const std::lock_guard lock(mutex_);
     const std::int64_t step = next_step_++;
     for (const Index e : experts) policy_.use(e, step), entry(e).is_listed = false;
     account_.add_step(bytes_, experts, step, policy_);
     const auto late = std::erase_if(queue_, [&](Index e) { return std::ranges::binary_search(experts, e); });
     statistics_.prefetches_dropped += static_cast<std::int64_t>(late);
     if (late > 0 && queue_.empty()) changed_.notify_all();
-    take_resident(memory);
+    memory.wave.clear();
+    if (waiting_.empty()) take_resident(memory);
     ++statistics_.steps;
     statistics_.requests += std::ssize(experts);
     statistics_.hits += std::ssize(memory.wave);
@@ -259,26 +266,38 @@ class ExpertCache {
     });
   }
 
-  /// The next wave: what has come meanwhile, else what can be loaded now.
-  void acquire(Memory& memory, std::int64_t step) {
+  /// The next wave: what has come meanwhile, else what can be loaded now; neither while a step that began earlier waits
+  /// for room. Who waits for what others load keeps nobody from loading.
+  void acquire(Memory& memory, std::int64_t step, std::unique_lock<std::mutex>& lock) {
     const auto since = Clock::now();
-    std::unique_lock lock(mutex_);
+    bool loads = false, has_turn = false;
+    memory.wave.clear();
     for (;; changed_.wait(lock)) {
-      take_resident(memory);
+      has_turn = waiting_.empty() || *waiting_.begin() >= step;
+      if (has_turn) take_resident(memory);
       statistics_.awaited += std::ssize(memory.wave);
+      loads = has_turn && memory.wave.empty() && reserve(memory, step);
       if (!memory.wave.empty()) break;
-      reserve(memory, step);
-      if (memory.wave.empty()) continue;
+      if (!has_turn || std::ranges::any_of(memory.pending, [&](Index e) { return entry(e).state == State::Absent; }))
+        waiting_.insert(step);
+      else
+        stop_waiting(step);
+    }
+    stop_waiting(step);
+    if (loads) {
       lock.unlock();
       load_wave(memory.wave);
       lock.lock();
-      break;
     }
     statistics_.stall_seconds += std::chrono::duration<double>(Clock::now() - since).count();
   }
+  /// Lets those go on that waited behind this step.
+  void stop_waiting(std::int64_t step) {
+    if (waiting_.erase(step) > 0) changed_.notify_all();
+  }
 
-  /// Makes room for pending experts that nobody loads, until one does not fit.
-  void reserve(Memory& memory, std::int64_t step) {
+  /// Makes room for pending experts that nobody loads, until one does not fit; false if the first does not.
+  bool reserve(Memory& memory, std::int64_t step) {
     try {
       for (const Index e : memory.pending) {
         if (entry(e).state != State::Absent) continue;
@@ -289,11 +308,13 @@ class ExpertCache {
         memory.wave.push_back(e);
       }
     } catch (...) {  // of the policy
+      waiting_.erase(step);
       for (const Index e : memory.wave) --entry(e).pins, give_up(e), account_.add_load(-real_bytes_of(e));
       changed_.notify_all();
       throw;
     }
     std::erase_if(memory.pending, [&](Index e) { return std::ranges::binary_search(memory.wave, e); });
+    return !memory.wave.empty();
   }
 
   enum class For { Step, Prefetch };
@@ -454,6 +475,7 @@ class ExpertCache {
   std::int64_t next_step_ = 0;
   CacheStatistics statistics_;
   bool stops_ = false, is_loading_ = false;
+  std::set<std::int64_t> waiting_;  ///< steps that wait for room, or for the turn of those
   std::thread background_;
 };
 
