@@ -62,10 +62,10 @@ Matrix<float> rows_of(const X& experts, const moe::DispatchPlan& plan, std::uint
   return rows.matrix().leftCols(experts.output_dim());
 }
 
-/// An expert that calls a function before it runs.
+/// An expert that calls a function before it runs, and another when its parts are looked at, as they are for reading.
 struct Hooked {
   using Scalar = float;
-  static inline std::function<void()> hook = {};
+  static inline std::function<void()> hook = {}, visit_hook = {};
 
   E inner;
 
@@ -77,6 +77,7 @@ struct Hooked {
   }
   template <class F, class... Self>
   static void visit(F&& f, Self&... self) {
+    if (visit_hook) visit_hook();
     moe::visit_part(f, "inner", self.inner...);
   }
 };
@@ -307,6 +308,53 @@ TEST_CASE("PipelinedExperts: what fails amid a call ends it, and the next one is
     test::write_bytes(path, bytes);
     CHECK(test::same_bits(rows_of(pipelined, any_plan(1), 1), expected));
   }
+}
+
+TEST_CASE("PipelinedExperts: whichever read fails, its call throws, others and the next one have room and their bits",
+          "[serve][error]") {
+  const test::TemporaryDirectory directory;
+  std::vector<Hooked> experts;
+  const auto pool = planes();
+  for (Index e = 0; e < kExperts; ++e) experts.push_back({pool[e]});
+  moe::save_nested_experts(directory / "planes", moe::ExpertPool<Hooked>(experts), kBits);
+  const auto file = std::make_shared<const moe::NestedExpertFile<Hooked>>(directory / "planes", experts[0]);
+  const std::size_t one = file->bytes(0, kLevels - 1);
+  const auto expected = rows_of(moe::nested_experts(pool, kBits), any_plan(1), 1);
+  static thread_local bool is_caller;  // threads that read are others
+  std::atomic<int> reads{0}, fails_at{0};
+  Hooked::visit_hook = [&] {
+    if (!is_caller && ++reads == fails_at) throw std::range_error("of reading");
+  };
+  for (const std::size_t budget : {one, kExperts * one}) {
+    const moe::PipelinedExperts<Hooked> pipelined(file, budget);
+    const auto throws = [&] {
+      is_caller = true;
+      try {
+        return test::same_bits(rows_of(pipelined, any_plan(1), 1), expected) ? 0 : 100;
+      } catch (const std::range_error&) {
+        return 1;
+      }
+    };
+    reads = fails_at = 0;
+    REQUIRE(throws() == 0);
+    const int all = reads;
+    REQUIRE(all >= std::ssize(pipelined.last_jobs()));
+    for (int at = 1; at <= all; ++at) {
+      CAPTURE(budget, at, all);
+      reads = 0, fails_at = at;
+      CHECK(throws() == 1);
+      CHECK(throws() == 0);  // which would wait for ever, were a byte of a budget of one expert lost
+      reads = 0, fails_at = at;
+      int other = 0;
+      std::thread thread([&] { other = throws(); });
+      const int own = throws();
+      thread.join();
+      CHECK(own + other == 1);
+    }
+    CHECK(pipelined.statistics().calls == 1 + 2 * all);  // that ended as they should
+    CHECK(pipelined.statistics().peak_bytes <= budget);
+  }
+  Hooked::visit_hook = nullptr;
 }
 
 TEST_CASE("PipelinedExperts: calls of several threads share one budget, one expert at a time if it is of one",
