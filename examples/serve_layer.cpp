@@ -8,7 +8,8 @@
 //                         the budget, and 8 MB to work in: the layer in memory then ends in std::bad_alloc, the others
 //                         run. Fails unless both come out so, and the peak stays within the same sum. The
 //                         one of /usr/bin/time -v has the layer in memory in it, which went on until it was
-//                         refused (Linux only)
+//                         refused. Where there is no such limit (other systems, one that the process has already
+//                         and may not raise, sanitizers, which end where memory does), says so and ends with 0
 #if __has_include(<malloc.h>)
 #include <malloc.h>
 #endif
@@ -16,6 +17,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -25,7 +27,9 @@
 #include <moe/moe.hpp>
 #include <moe/serve.hpp>
 #include <new>
+#include <optional>
 #include <string>
+#include <system_error>
 #include <thread>
 
 namespace {
@@ -45,26 +49,43 @@ double peak_memory() {
 }
 
 /// Megabytes of a line of /proc/self/status, as VmRSS: resident, or VmData: may be written, and is the process's own.
-double status_of_process(const std::string& name) {
+/// Nothing where there is no such line.
+std::optional<double> status_of_process(const std::string& name) {
   std::ifstream status("/proc/self/status");
   for (std::string line; std::getline(status, line);)
     if (line.starts_with(name + ":")) return 1.024e-3 * std::stod(line.substr(name.size() + 1));
-  moe::fail_environment("serve_layer --limit: no ", name, " in /proc/self/status, expected Linux");
+  return std::nullopt;
 }
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SERVE_LAYER_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define SERVE_LAYER_SANITIZED
+#endif
+#endif
 
 /// From now on no more than so many megabytes beyond what there is, which `malloc` answers with std::bad_alloc. What is
 /// mapped of files does not count: it is the system's, which may forget it. Experts that leave go back to the system.
-void limit_memory(double megabytes) {
+/// Says why if that cannot be; empty if it is so.
+std::string limit_memory([[maybe_unused]] double megabytes) {
+#ifdef SERVE_LAYER_SANITIZED
+  return "a sanitizer ends the process where memory does";
+#elif defined(RLIMIT_DATA)
+  const std::optional<double> data = status_of_process("VmData");
+  if (!data) return "no VmData in /proc/self/status";
 #ifdef M_MMAP_THRESHOLD
   mallopt(M_MMAP_THRESHOLD, 1 << 16);
 #endif
-#ifdef RLIMIT_DATA
   rlimit limit{};
-  getrlimit(RLIMIT_DATA, &limit);
-  limit.rlim_cur = static_cast<rlim_t>(1e6 * (status_of_process("VmData") + megabytes));
-  if (setrlimit(RLIMIT_DATA, &limit) == 0) return;
+  if (getrlimit(RLIMIT_DATA, &limit) != 0) return std::generic_category().message(errno);
+  const auto wanted = static_cast<rlim_t>(1e6 * (*data + megabytes));
+  if (limit.rlim_max != RLIM_INFINITY && limit.rlim_max < wanted) return "the process may not have as much anyway";
+  limit.rlim_cur = wanted;
+  return setrlimit(RLIMIT_DATA, &limit) == 0 ? std::string() : std::generic_category().message(errno);
+#else
+  return "the system has no RLIMIT_DATA";
 #endif
-  moe::fail_environment("serve_layer --limit: this system sets no limit of ", megabytes, " MB");
 }
 
 /// Expert after expert, so that there is never more than one in memory.
@@ -196,8 +217,13 @@ int main(int argc, char** argv) {
     if (limit) {
       moe::parallel_for(64, [](Index, Index) {});  // the threads are there, with their stacks
       const double more = 1e-6 * static_cast<double>(budget) + kWorkspace;
-      allowed = status_of_process("VmRSS") + more;
-      limit_memory(more);
+      allowed = status_of_process("VmRSS").value_or(0) + more;
+      const std::string why_not = limit_memory(more);
+      if (!why_not.empty()) {
+        std::printf("skipped, there is no such limit here: %s; without --limit there is a table\n", why_not.c_str());
+        std::filesystem::remove(path);
+        return 0;
+      }
       std::printf("limit: %.1f MB more than now, of which %.1f to work in\n\n", more, kWorkspace);
     }
     std::printf("milliseconds             50%%      90%%      99%%     most   hit rate  peak MB (so far)\n");
