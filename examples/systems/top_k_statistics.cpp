@@ -14,24 +14,11 @@
 #include <moe/io/file/csv.hpp>
 
 #include "support/page.hpp"
+#include "support/top_k_models.hpp"
 
 namespace {
 
 using moe::Index;
-using Gate = moe::TopKGate;
-
-Gate top(Index k, Index num_experts) { return {.k = k, .weight_bias = Eigen::RowVectorXd::Zero(num_experts)}; }
-
-/// Which two are active depends on x alone: a gate with weight_bias selects by the inner products.
-moe::GaussianMoe<Gate> two_of_three() {
-  auto model = moe::GaussianMoe<Gate>::zero(3, 1, top(2, 3));
-  model.gate_slope << 2, -2, 0;
-  model.gate_bias << 0.3, -0.3, 0;
-  model.slope << 1, -1, 0.5;
-  model.intercept << 2, -2, 0;
-  model.variance << 0.3, 0.4, 0.2;
-  return model;
-}
 
 /// Slopes of the Hellinger distance and of the Voronoi loss of the parameters.
 std::vector<double> slopes(systems::Page& page, std::uint64_t seed) {
@@ -39,7 +26,7 @@ std::vector<double> slopes(systems::Page& page, std::uint64_t seed) {
                            .replications = {page.amount<Index>(24, 3)},
                            .seed = seed};
   options.slope.bootstrap_draws = 0;
-  const moe::RateExperiment rates = moe::rate_experiment(two_of_three(), options);
+  const moe::RateExperiment rates = moe::rate_experiment(systems::two_of_three(), options);
   return {rates("hellinger").slope_of_mean.slope, rates("D").slope_of_mean.slope};
 }
 
@@ -53,8 +40,8 @@ int main(int argc, char** argv) {
         const auto fits = page.over_seeds([&](std::uint64_t seed) -> std::vector<double> {
           std::vector<double> numbers;
           for (const auto& [k, experts] : {std::pair<Index, Index>{1, 1}, {1, 2}, {2, 2}}) {
-            const auto fit =
-                moe::fit(faithful, experts, top(k, experts), {.starts = page.amount<Index>(50, 5), .seed = seed});
+            const auto fit = moe::fit(faithful, experts, systems::top(k, experts),
+                                      {.starts = page.amount<Index>(50, 5), .seed = seed});
             numbers.push_back(fit.log_likelihood);
             numbers.push_back(moe::criteria(fit, faithful).bic);
           }
