@@ -39,7 +39,7 @@ std::vector<Case> cases() {
 }
 
 std::vector<Index> rows_of(const systems::Page& page) {
-  return page.amount(moe::geometric_rows(1000, 10'000), {1000, 10'000});
+  return page.amount(moe::geometric_rows(1000, 10'000), {1000, 2000});
 }
 
 /// Median Hellinger distances, and the log-likelihood above the truth's at the largest n.
@@ -52,6 +52,7 @@ std::vector<double> surplus(const systems::Page& page, const Case& one, std::uin
                            .seed = seed};
   options.noise = {.gate = {.scale = 0.3, .power = 0}, .expert = {.scale = 0.3, .power = 0}};
   options.slope.bootstrap_draws = 0;
+  options.fit.max_iterations = page.amount<Index>(300, 60);  // gates that grow do so without end
   const moe::RateExperiment rates = moe::rate_experiment(one.truth, options);
   std::vector<double> numbers = rates("hellinger").median;
   numbers.push_back(rates("excess").median.back());
@@ -61,7 +62,7 @@ std::vector<double> surplus(const systems::Page& page, const Case& one, std::uin
 double nearest(const systems::Page& page, const Case& one) {
   const Index d = one.truth.input_dim();
   const systems::DensityGrid grid(d, d == 1 ? page.amount<Index>(64, 32) : page.amount<Index>(8, 6), 60);
-  return systems::nearest_distance(one.truth, one.truth.num_experts() + 1, one.active, grid);
+  return systems::nearest_distance(one.truth, one.truth.num_experts() + 1, one.active, grid, page.amount(4, 1));
 }
 
 }  // namespace

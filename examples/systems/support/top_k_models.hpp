@@ -127,8 +127,8 @@ inline void draw_distances(const std::vector<DistanceCurve>& curves, const std::
       const std::string colour = "lw 2 lc '" + curve.colour + "'";
       plots += (plots.empty() ? "" : ", ") + ("$d" + std::to_string(c)) + " with linespoints pt 7 ps 0.6 " + colour +
                " title '" + curve.title + "'";
-      if (curve.nearest > 0)
-        plots += ", " + std::to_string(curve.nearest) + " dt 2 " + colour + " title 'nearest model of that kind'";
+      if (curve.nearest > 0.005)  // else below the picture
+        plots += ", " + std::to_string(curve.nearest) + " dt 2 " + colour + " title 'nearest that was found'";
     }
     script << "set title '" << panels[panel] << "'\nplot " << plots
            << ", 0.6/sqrt(x) dt 3 lc '#888888' title 'n^{-1/2}'\n";
