@@ -171,8 +171,8 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--header", settings.header,
                  "yes: the first line names the columns, no: it does not; found unless given")
       ->check(CLI::IsMember({"yes", "no"}));
-  auto* formula =
-      app.add_option("--formula", settings.choice.formula, "'y ~ x + factor(g, ref = a) | z' or 'y ~ . - id'");
+  auto* formula = app.add_option("--formula", settings.choice.formula,
+                                 "'y ~ x + factor(g, ref = a) | z', 'y ~ x | quadratic(x)' or 'y ~ . - id'");
   app.add_option("--response", settings.choice.response, "column that is explained; the last one unless given")
       ->excludes(formula);
   app.add_option("--predictors", settings.choice.predictors, "A,factor(B): what explains; all others unless given")

@@ -36,13 +36,15 @@ inline void print_notes(const std::vector<std::string>& notes) {
   for (const std::string& note : notes) std::printf("  %s\n", note.c_str());
 }
 
-/// A column of that name, or factor(name).
-inline moe::FormulaTerm term_of(const moe::DataFrame& frame, const std::string& text, const char* option) {
-  if (frame.find(text) || !text.starts_with("factor(")) return {.column = text};
+/// Adds a column of that name, or the terms of factor(name), quadratic(name), a:b or I(a^2).
+inline void add_terms(const moe::DataFrame& frame, const std::string& text, const char* option,
+                      std::vector<moe::FormulaTerm>& terms) {
+  if (frame.find(text) || text.find_first_of("(:") == text.npos) return terms.push_back({.column = text});
   const moe::Formula formula = moe::parse_formula("y ~ " + text);
-  if (formula.terms.size() != 1 || formula.rest || !formula.removed.empty())
-    moe::fail(option, " has '", text, "', expected one name or factor(name) between commas");
-  return formula.terms[0];
+  const std::size_t expected = text.starts_with("quadratic(") ? 2 : 1;  // the name and its square
+  if (formula.terms.size() != expected || formula.rest || !formula.removed.empty() || formula.gate)
+    moe::fail(option, " has '", text, "', expected one name or factor(name), quadratic(name) between commas");
+  terms.insert(terms.end(), formula.terms.begin(), formula.terms.end());
 }
 
 /// The formula; else the response, which is the last column but weights, offset and precision unless named, and what is
@@ -59,10 +61,10 @@ inline moe::Formula formula_of(const moe::DataFrame& frame, const Choice& choice
     while (last + 1 != frame.columns.rend() && is_taken(last->name)) ++last;
     formula.response = choice.response.empty() ? last->name : choice.response;
     formula.rest = choice.predictors.empty();
-    for (const std::string& name : choice.predictors) formula.terms.push_back(term_of(frame, name, "--predictors"));
+    for (const std::string& name : choice.predictors) add_terms(frame, name, "--predictors", formula.terms);
     if (!choice.gate_predictors.empty()) formula.gate.emplace();
     for (const std::string& name : choice.gate_predictors)
-      formula.gate->terms.push_back(term_of(frame, name, "--gate-predictors"));
+      add_terms(frame, name, "--gate-predictors", formula.gate->terms);
   }
   formula.weights = choice.weights;
   formula.precision = choice.precision;

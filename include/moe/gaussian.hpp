@@ -16,6 +16,7 @@
 #include "moe/gaussian/design/data_frame.hpp"
 #include "moe/gaussian/design/design.hpp"
 #include "moe/gaussian/design/formula.hpp"
+#include "moe/gaussian/design/quadratic.hpp"
 #include "moe/gaussian/design/regression.hpp"
 
 // Likelihood and estimation.

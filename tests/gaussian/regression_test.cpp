@@ -82,8 +82,8 @@ TEST_CASE("parse_formula: what it does not know is refused by a sentence", "[gau
   CHECK_THAT(parse_error("y ~ x | z - 1"),
              ContainsSubstring("moe::parse_formula: 'y ~ x | z - 1' has no intercept of the gate"));
   CHECK_THAT(parse_error("y ~ x | 0 + z"), ContainsSubstring("has no intercept of the gate"));
-  CHECK_THAT(parse_error("y ~ x:z"), ContainsSubstring("has an interaction, ':'"));
-  CHECK_THAT(parse_error("y ~ x * z"), ContainsSubstring("has an interaction, '*'"));
+  CHECK_THAT(parse_error("y ~ x * z"), ContainsSubstring("has '*' behind a term, expected sums of terms"));
+  CHECK_THAT(parse_error("y ~ x:z:u"), ContainsSubstring("has ':' behind a term"));
   CHECK_THAT(parse_error("y ~ log(x)"), ContainsSubstring("calls log()"));
   CHECK_THAT(parse_error("log(y) ~ x"), ContainsSubstring("'~' after the response is expected"));
   CHECK_THAT(parse_error("y ~ x +"), ContainsSubstring("has its end where the name of a column"));

@@ -96,6 +96,28 @@ TEST_CASE("save_fit: a gate with inputs of its own, and weights", "[io][gaussian
   CHECK(moe::load_fit(directory / "f").total_weight == 6);  // num_rows
 }
 
+TEST_CASE("save_fit: products of columns are made of the columns of new files", "[io][gaussian]") {
+  const std::string bytes = "y,x,z\n1,0.5,3\n2,0.1,1\n4,7,2\n2,-3,5\n5,3,4\n6,2,0\n3,1,1\n2,9,2\n";
+  const auto r = moe::regression(frame_of(bytes), moe::parse_formula("y ~ x | x + I(x^2) + x:z"));
+  auto fit = sample_fit();
+  fit.model.gate_inputs = r.design.gate_inputs();
+  fit.model.expert_inputs = r.design.expert_inputs();
+  fit.model.slope.rightCols(2).setZero();
+  const test::TemporaryDirectory directory;
+  moe::save_fit(directory / "f", fit, r.design);
+  const auto saved = moe::load_fit(directory / "f");
+  CHECK(saved.design == r.design);
+  CHECK(saved.design.names() == std::vector<std::string>{"x", "x^2", "x:z"});
+  const auto rows = moe::design_rows(saved.design, frame_of("z;x\n2;1,5\n-1;3\n0;NA\n"));
+  CHECK(rows.data.x == (moe::Matrix<double>(2, 3) << 1.5, 2.25, 3, 3, 9, -3).finished());
+  CHECK(rows.missing_rows == 1);
+  CHECK(moe::predict_mean(saved.model, rows.data.x) == moe::predict_mean(fit.model, rows.data.x));
+  CHECK_THAT(message_of([&] { moe::design_rows(saved.design, frame_of("x\n1\n")); }),
+             ContainsSubstring("there is no column 'z'"));
+  CHECK_THAT(message_of([&] { moe::design_rows(saved.design, frame_of("x,z\n1,b\n")); }),
+             ContainsSubstring("column 'z' holds no numbers"));
+}
+
 TEST_CASE("save_fit: offsets and precisions are columns of new files, too", "[io][gaussian]") {
   auto formula = moe::parse_formula("y ~ x + one + offset(one) + factor(g, ref = b)");
   formula.precision = "w";

@@ -36,12 +36,14 @@ inline constexpr int kFitVersion = 1;
 
 inline nlohmann::json design_json(const Design& design) {
   nlohmann::json columns = nlohmann::json::array(), factors = nlohmann::json::array();
-  for (const DesignColumn& c : design.columns)
+  for (const DesignColumn& c : design.columns) {
     columns.push_back({{"name", c.name},
                        {"source", c.source},
                        {"level", c.level},
                        {"of_experts", c.of_experts},
                        {"of_gate", c.of_gate}});
+    if (!c.times.empty()) columns.back()["times"] = c.times;
+  }
   for (const DesignFactor& f : design.factors) factors.push_back({{"source", f.source}, {"levels", f.levels}});
   nlohmann::json out{
       {"response", design.response}, {"columns", columns}, {"factors", factors}, {"dropped", design.dropped}};
@@ -64,7 +66,8 @@ inline Design design_of(const nlohmann::json& json) {
                               .source = c.at("source").get<std::string>(),
                               .level = c.at("level").get<std::string>(),
                               .of_experts = c.value("of_experts", true),  // later than version 1
-                              .of_gate = c.value("of_gate", true)});
+                              .of_gate = c.value("of_gate", true),
+                              .times = c.value("times", std::string())});
   for (const nlohmann::json& f : json.at("factors"))
     design.factors.push_back(
         {.source = f.at("source").get<std::string>(), .levels = f.at("levels").get<std::vector<std::string>>()});

@@ -20,10 +20,11 @@ namespace moe::inline MOE_ABI {
 
 /// A column of x and where it comes from.
 struct DesignColumn {
-  std::string name = {};    ///< "weight", or "groupb": the source and the level
+  std::string name = {};    ///< "weight", "groupb": the source and the level, "weight^2" or "weight:age"
   std::string source = {};  ///< column of the data frame
   std::string level = {};   ///< 1 where the source has this level, else 0; empty: the number of the source itself
   bool of_experts = true, of_gate = true;  ///< who reads it
+  std::string times = {};                  ///< column of the data frame that the source is multiplied by; empty: none
 
   bool operator==(const DesignColumn&) const = default;
 };
@@ -59,7 +60,7 @@ struct Design {
   InputColumns expert_inputs() const { return inputs(&DesignColumn::of_experts); }
   InputColumns gate_inputs() const { return inputs(&DesignColumn::of_gate); }
 
-  /// Throws std::invalid_argument unless each dummy is one of a factor that has its level, and no level is there twice.
+  /// Throws std::invalid_argument for a dummy that is a product or of no factor with its level, or a level given twice.
   void validate(const char* function) const;
 
  private:
@@ -216,7 +217,8 @@ inline void fill_rows(const char* function, const Design& design, const ColumnNa
       continue;
     }
     const DataColumn& source = names.at(column.source);
-    for (Index i = 0; i < n; ++i) out.data.x(i, c) = at(source, i);
+    const DataColumn* times = column.times.empty() ? nullptr : &names.at(column.times);
+    for (Index i = 0; i < n; ++i) out.data.x(i, c) = times ? at(source, i) * at(*times, i) : at(source, i);
   }
   for (const auto& [factor, columns] : dummies) fill_dummies(function, *factor, names.at(factor->source), columns, out);
   out.data.gate_inputs = design.gate_inputs();
@@ -253,6 +255,9 @@ inline void Design::validate(const char* function) const {
              " twice, expected different ones");
   for (const DesignColumn& column : columns) {
     if (column.level.empty()) continue;
+    if (!column.times.empty())
+      fail(function, ": column ", detail::in_quotes(column.name), " is a dummy and a product with ",
+           detail::in_quotes(column.times), ", expected one of both");
     const auto factor = by_source.find(column.source);
     if (factor == by_source.end())
       fail(function, ": column ", detail::in_quotes(column.name), " is a dummy of ", detail::in_quotes(column.source),
@@ -275,8 +280,10 @@ inline DesignRows design_rows(const Design& design, const DataFrame& frame, Miss
   design.validate(kName);
   const detail::ColumnNames names(kName, frame);
   std::vector<const DataColumn*> used;
-  for (const DesignColumn& column : design.columns)
+  for (const DesignColumn& column : design.columns) {
     used.push_back(column.level.empty() ? &names.numbers(column.source) : &names.at(column.source));
+    if (!column.times.empty()) used.push_back(&names.numbers(column.times));
+  }
   for (const std::string& name : design.offsets) used.push_back(&names.numbers(name));
   if (!design.precision.empty()) used.push_back(&names.numbers(design.precision));
   std::sort(used.begin(), used.end());

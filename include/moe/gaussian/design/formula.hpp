@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -17,8 +18,16 @@ struct FormulaTerm {
   std::string column = {};
   bool factor = false;    ///< factor(column): each of its values is a level, also if they are numbers
   std::string base = {};  ///< factor(column, ref = base): the level without a dummy; empty: the first one
+  /// Of a product of two columns of numbers the other one; empty: no product.
+  std::string times = {};
 
   bool operator==(const FormulaTerm&) const = default;
+
+  /// Do both stand for the same columns, but for the base level? a:b is b:a.
+  bool same_columns(const FormulaTerm& other) const {
+    return factor == other.factor &&
+           ((column == other.column && times == other.times) || (column == other.times && times == other.column));
+  }
 };
 
 /// A sum of terms: what a part of a model reads.
@@ -83,16 +92,59 @@ class FormulaParser {
     FormulaTerm read{.column = name("the name of a column, factor(name) or '.'")};
     if (take("(")) {
       if (read.column == "offset") return offset(minus);
+      if (read.column == "quadratic") return quadratic(inputs, minus);
       function(read);
+    } else if (take(":")) {
+      read.times = name("the name of a column");
+      if (read.times == read.column) fail(label(), "has '", read.column, "' by itself, expected I(name^2)");
     }
-    for (const char* sign : {":", "*", "^", "/", "%in%"})
-      if (take(sign)) fail(label(), "has an interaction, '", sign, "', expected sums: put products into a column");
-    if (minus) {
-      inputs.removed.push_back(read.column);
-      std::erase_if(inputs.terms, [&](const FormulaTerm& t) { return t.column == read.column; });
-    } else if (std::find(inputs.terms.begin(), inputs.terms.end(), read) == inputs.terms.end()) {
-      inputs.terms.push_back(std::move(read));
+    for (const char* sign : {":", "*", "^", "/", "%in%", "("})
+      if (take(sign))
+        fail(label(), "has '", sign, "' behind a term, expected sums of terms: of products there are a:b and ",
+             "I(a^2) of columns of numbers; put others into a column");
+    minus ? remove(inputs, read) : add(inputs, std::move(read));
+  }
+
+  static void add(FormulaInputs& inputs, FormulaTerm term) {
+    const auto same = [&](const FormulaTerm& t) { return t.base == term.base && t.same_columns(term); };
+    if (std::none_of(inputs.terms.begin(), inputs.terms.end(), same)) inputs.terms.push_back(std::move(term));
+  }
+
+  /// A column goes without its products, as in R, but with its dummies.
+  static void remove(FormulaInputs& inputs, const FormulaTerm& term) {
+    std::erase_if(inputs.terms, [&](const FormulaTerm& t) {
+      return term.times.empty() ? t.column == term.column && t.times.empty() : t.same_columns(term);
+    });
+    if (term.times.empty()) inputs.removed.push_back(term.column);
+  }
+
+  /// quadratic(a, b), behind the bracket: the names, then their squares and products.
+  void quadratic(FormulaInputs& inputs, bool minus) {
+    if (minus) fail(label(), "takes quadratic() away, expected its terms one by one");
+    std::vector<std::string> names;
+    do {
+      names.push_back(name("the name of a column"));
+      if (std::find(names.begin(), names.end() - 1, names.back()) != names.end() - 1)
+        fail(label(), "has '", names.back(), "' twice in quadratic(), expected different names");
+    } while (take(","));
+    if (!take(")")) refuse("',' or ')'");
+    for (const std::string& column : names) add(inputs, {.column = column});
+    for (std::size_t a = 0; a < names.size(); ++a)
+      for (std::size_t b = a; b < names.size(); ++b) add(inputs, {.column = names[a], .times = names[b]});
+  }
+
+  /// I(name^2) or I(name * name), behind the bracket.
+  void product(FormulaTerm& read) {
+    read = {.column = name("the name of a column")};
+    if (take("^")) {
+      if (!take("2")) refuse("2, the only power that is known,");
+      read.times = read.column;
+    } else if (take("*")) {
+      read.times = name("the name of a column");
+    } else {
+      refuse("'^2' or '* name'");
     }
+    if (!take(")")) refuse("')'");
   }
 
   /// offset(name), behind the bracket.
@@ -107,11 +159,12 @@ class FormulaParser {
     if (!take(")")) refuse("')'");
   }
 
-  /// factor(name) or factor(name, ref = level), behind the bracket.
+  /// factor(name) or factor(name, ref = level), behind the bracket; or I().
   void function(FormulaTerm& read) {
+    if (read.column == "I") return product(read);
     if (read.column != "factor")
       fail(label(), "calls ", read.column,
-           "(), expected factor(), offset() or names: put transformed numbers into a column");
+           "(), expected factor(), quadratic(), I(), offset() or names: put transformed numbers into a column");
     read = {.column = name("the name of a column"), .factor = true};
     if (take(",")) {
       if (!take("ref") || !take("=")) refuse("ref = level");
@@ -126,11 +179,12 @@ class FormulaParser {
   void gate(Formula& experts) {
     FormulaInputs inputs;
     sum(inputs);
-    const auto sorted = [](std::vector<std::string> names) { return std::sort(names.begin(), names.end()), names; };
+    const auto sorted = [](auto names) { return std::sort(names.begin(), names.end()), names; };
     const auto columns = [&](const FormulaInputs& f) {
-      std::vector<std::string> names;
-      for (const FormulaTerm& t : f.terms) names.push_back(t.column + (t.factor ? "() " + t.base : ""));
-      return sorted(names);
+      std::vector<std::array<std::string, 3>> names;
+      for (const FormulaTerm& t : f.terms)
+        names.push_back({std::min(t.column, t.times), std::max(t.column, t.times), t.factor ? "() " + t.base : ""});
+      return sorted(std::move(names));
     };
     if (columns(inputs) != columns(experts) || inputs.rest != experts.rest ||
         sorted(inputs.removed) != sorted(experts.removed))
@@ -193,14 +247,20 @@ class FormulaParser {
 /// Reads a formula in the notation of R:  y ~ x + factor(group, ref = "b") + `a name`,  y ~ . - id
 ///   name              a column: a number, or the dummies of text and of TRUE and FALSE
 ///   factor(name)      its dummies, also if its values are numbers; with ref = level another base level than the first
+///   a:b  I(a * b)     the product of two columns of numbers, in the column a:b
+///   I(a^2)            the square of one, a^2
+///   quadratic(a, b)   a + b + I(a^2) + a:b + I(b^2): a polynomial of degree 2, so that y ~ x | quadratic(x) has
+///                     a quadratic gate
 ///   offset(name)      a column that is added to the mean of every expert, with a coefficient of 1 that is known
 ///   .  - name         all columns but the response and offsets, and without some
 ///   1                 nothing, as there is an intercept; alone, no inputs
 ///   - 1, + 0          no intercept of the experts: they go through 0. Gates have one
 ///   experts | gate    inputs of the gate; without them it reads those of the experts
-/// Throws std::invalid_argument with the formula and what was expected for anything else: interactions, functions, no
-/// intercept of the gate.
-/// Wilkinson & Rogers, "Symbolic description of factorial models for analysis of variance", Applied Statistics 1973.
+/// Throws std::invalid_argument with the formula and what was expected for anything else: other interactions and
+/// functions, no intercept of the gate.
+/// Wilkinson & Rogers, "Symbolic description of factorial models for analysis of variance", Applied Statistics 1973;
+/// quadratic gates: Akbarian et al., "Quadratic gating mixture of experts: statistical insights into self-attention"
+/// (arXiv:2410.11222).
 inline Formula parse_formula(std::string_view text) { return detail::FormulaParser(text).parse(); }
 
 }  // namespace moe::inline MOE_ABI

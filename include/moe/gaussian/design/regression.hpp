@@ -63,12 +63,13 @@ inline std::vector<FormulaTerm> all_terms(const DataFrame& frame, const ColumnNa
   std::unordered_set<std::string_view> taken{formula.response, formula.weights, formula.precision};
   taken.insert(formula.offsets.begin(), formula.offsets.end());
   for (const std::string& name : inputs.removed) taken.insert(names.at(name).name);
-  for (const FormulaTerm& term : inputs.terms) taken.insert(term.column);
+  for (const FormulaTerm& term : inputs.terms)
+    if (term.times.empty()) taken.insert(term.column);
   for (const DataColumn& column : frame.columns)
     if (inputs.rest && !taken.contains(column.name)) terms.push_back({.column = column.name});
   for (const FormulaTerm& term : terms)
-    if (term.column == formula.response)
-      fail(kRegression, ": ", in_quotes(term.column), " is the response and an input, expected one of both");
+    if (term.column == formula.response || term.times == formula.response)
+      fail(kRegression, ": ", in_quotes(formula.response), " is the response and an input, expected one of both");
   return terms;
 }
 
@@ -80,9 +81,7 @@ inline std::vector<UsedTerm> used_terms(const DataFrame& frame, const ColumnName
   if (formula.gate)
     for (const FormulaTerm& term : all_terms(frame, names, formula, *formula.gate)) {
       const auto end = used.begin() + static_cast<std::ptrdiff_t>(of_experts);
-      const auto same = std::find_if(used.begin(), end, [&](const UsedTerm& u) {
-        return u.term.column == term.column && u.term.factor == term.factor;
-      });
+      const auto same = std::find_if(used.begin(), end, [&](const UsedTerm& u) { return u.term.same_columns(term); });
       if (same == end) {
         used.push_back({term, false, true});
         continue;
@@ -96,9 +95,31 @@ inline std::vector<UsedTerm> used_terms(const DataFrame& frame, const ColumnName
   return used;
 }
 
+/// The columns of the data frame that terms read, each once.
+inline std::vector<const DataColumn*> columns_of(const ColumnNames& names, const std::vector<UsedTerm>& terms) {
+  std::vector<const DataColumn*> used;
+  std::unordered_set<const DataColumn*> seen;
+  for (const auto& [term, of_experts, of_gate] : terms)
+    for (const std::string& name : {term.column, term.times}) {
+      if (name.empty()) continue;
+      const DataColumn& column = names.at(name);
+      if (!term.factor && !column.unusable.empty())
+        fail(kRegression, ": column ", in_quotes(name), " ", column.unusable);
+      if (!term.times.empty() && column.kind != ColumnKind::Number)
+        fail(kRegression, ": column ", in_quotes(name), " holds no numbers, expected numbers in a product");
+      if (seen.insert(&column).second) used.push_back(&column);
+    }
+  return used;
+}
+
 /// The columns that a term stands for.
 inline void add_term(const DataColumn& column, const FormulaTerm& term, const std::vector<Index>& rows,
                      Regression& out) {
+  if (!term.times.empty()) {
+    const std::string name = term.times == term.column ? term.column + "^2" : term.column + ':' + term.times;
+    out.design.columns.push_back({.name = name, .source = term.column, .times = term.times});
+    return;
+  }
   if (!term.factor && column.kind == ColumnKind::Number) {
     out.design.columns.push_back({.name = column.name, .source = column.name});
     return;
@@ -270,14 +291,8 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   constexpr const char* kName = detail::kRegression;
   const detail::ColumnNames names(kName, frame);
   const DataColumn& response = names.numbers(formula.response);
-  std::vector<const DataColumn*> used;
   const std::vector<detail::UsedTerm> terms = detail::used_terms(frame, names, formula);
-  for (const auto& [term, of_experts, of_gate] : terms) {
-    const DataColumn& column = names.at(term.column);
-    if (!term.factor && !column.unusable.empty())
-      fail(kName, ": column ", detail::in_quotes(column.name), " ", column.unusable);
-    used.push_back(&column);
-  }
+  std::vector<const DataColumn*> used = detail::columns_of(names, terms);
   used.push_back(&response);
   detail::use_known_terms(names, formula, used);
   const DataColumn* weights = formula.weights.empty() ? nullptr : &names.numbers(formula.weights);
@@ -299,7 +314,7 @@ inline Regression regression(const DataFrame& frame, const Formula& formula,
   out.design.precision = formula.precision;
   for (std::size_t t = 0; t < terms.size(); ++t) {
     const std::size_t before = out.design.columns.size();
-    detail::add_term(*used[t], terms[t].term, out.rows.rows, out);
+    detail::add_term(names.at(terms[t].term.column), terms[t].term, out.rows.rows, out);
     for (std::size_t c = before; c < out.design.columns.size(); ++c) {
       out.design.columns[c].of_experts = terms[t].of_experts;
       out.design.columns[c].of_gate = terms[t].of_gate;
