@@ -66,8 +66,12 @@ struct FitOptions {
   double remaining_tolerance = 1e-6;  ///< gain still to come, extrapolated (Aitken; Newton: half the decrement)
   double score_tolerance = 1e-6;      ///< largest score per row, on the standardised scale
   double ridge = 0;  ///< lambda of lambda / 2 |standardised gate coefficients|^2; >= 0; none where one expert is active
-  double variance_floor = 0;    ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
-  double variance_penalty = 0;  ///< a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j); >= 0
+  double variance_floor = 0;  ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
+  /// a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j), an inverse-gamma prior whose mode is Var(y); >= 0, 0
+  /// for none. For few rows: every nu_j is at least 2 a_n Var(y) / (n + 2 a_n), so that what is maximised has a
+  /// maximum. 1 / n leaves estimates nearly alone, 1 / sqrt(n) still consistent. Criteria are of the likelihood without
+  /// it. Chen, Tan & Zhang, "Inference for normal mixtures in mean and variance", Statistica Sinica 2008.
+  double variance_penalty = 0;
   /// What an expert must rest on to be taken for more than chance, where there are two or more. Around a plane through
   /// d + 1 of the rows always lie a few more, and the likelihood rises without end as that band narrows: the "spurious
   /// local maximisers" of McLachlan & Peel, "Finite mixture models", 2000, 3.10. Asked of every expert are
