@@ -10,6 +10,7 @@
 #include "support/catch.hpp"
 #include "support/files.hpp"
 #include "support/text.hpp"
+#include "support/thread_executor.hpp"
 
 namespace {
 
@@ -204,6 +205,8 @@ TEST_CASE("DiagonalNormal: what it cannot is refused or told", "[likelihood][err
   moe::ResponseData bad = data;
   bad.further(4, 0) = NAN;
   refused([&] { moe::fit_mixture<Two>(bad, 2); }, "output 1 is nan in row 4");
+  bad.further(4, 0) = -INFINITY;
+  refused([&] { moe::log_likelihood(model, bad); }, "output 1 is -inf in row 4, expected finite numbers");
   bad.further.resize(49, 1);
   refused([&] { moe::log_likelihood(model, bad); }, "further has 49 rows, expected as many as x, 50");
   data.further.setConstant(3);  // as a constant y of Normal
@@ -211,4 +214,44 @@ TEST_CASE("DiagonalNormal: what it cannot is refused or told", "[likelihood][err
   CHECK(flat.flags.at_floor);
   CHECK(flat.model.intercept(1) == 3);
   CHECK(flat.model.slope.row(1).isZero(1e-12));
+}
+
+TEST_CASE("DiagonalNormal: one row has a likelihood, no row none to fit", "[likelihood][error]") {
+  const auto model = test::random_mixture<Two>(2, 1, 5);
+  const moe::ResponseData one = data_of(model, 1, 5);
+  CHECK(std::abs(moe::log_likelihood(model, one) - plain_log_likelihood(model, one)) < 1e-12);
+  CHECK(moe::predict_mean(model, moe::Matrix<double>(0, 1)).rows() == 0);
+  CHECK(moe::sample_outputs(model, moe::Matrix<double>(0, 1), 3).cols() == 2);
+  CHECK_THAT(message_of([&] { moe::fit_mixture<Two>(one, 1); }), ContainsSubstring("moe::fit_mixture"));
+  const moe::ResponseData none =
+      moe::ResponseData::of_outputs({.x = moe::Matrix<double>(0, 1)}, moe::Matrix<double>(0, 2));
+  CHECK_THAT(message_of([&] { moe::fit_mixture<Two>(none, 1); }), ContainsSubstring("moe::fit_mixture"));
+}
+
+TEST_CASE("DiagonalNormal: an offset is one of all outputs", "[likelihood]") {
+  const auto start = test::random_mixture<Two>(2, 1, 8);
+  const moe::ResponseData data = data_of(start, 80, 8);
+  moe::ResponseData moved = data;
+  moved.offset = Eigen::VectorXd::NullaryExpr(80, [](Index i) { return 0.25 * double(i % 5); });
+  moved.y += moved.offset;
+  moved.further.col(0) += moved.offset;
+  CHECK(std::abs(moe::log_likelihood(start, moved) - moe::log_likelihood(start, data)) < 1e-10);
+  // Equal but for roundings of y - offset, which a maximum within its tolerances does not enlarge beyond 1e-8.
+  const auto fit = moe::fit_mixture_from(moved, start), plain = moe::fit_mixture_from(data, start);
+  CHECK((fit.model.slope - plain.model.slope).cwiseAbs().maxCoeff() < 1e-8);
+  CHECK((fit.model.intercept - plain.model.intercept).cwiseAbs().maxCoeff() < 1e-8);
+}
+
+TEST_CASE("DiagonalNormal: the number of threads changes no bit", "[likelihood][property]") {
+  const moe::ResponseData data = data_of(test::random_mixture<Three>(2, 2, 4), 2100, 5);  // several blocks of rows
+  const auto with = [&](Index threads) {
+    test::ThreadExecutor executor(threads);
+    const moe::UseExecutor use(executor);
+    return moe::fit_mixture<Three>(data, 2);
+  };
+  const auto a = with(1), b = with(3);
+  CHECK(a.log_likelihood == b.log_likelihood);
+  CHECK(a.model.slope == b.model.slope);
+  CHECK(a.model.shape == b.model.shape);
+  CHECK(a.model.gate_slope == b.model.gate_slope);
 }

@@ -12,10 +12,10 @@ namespace moe::inline MOE_ABI {
 /// shape (variance nu_c) for every output. ResponseData::y is output 0, `further` are the others.
 ///   log f = sum_c -(log(2 pi nu_c) + (y_c - eta_c)^2 / nu_c) / 2
 /// What outputs have in common is which expert a row has: with k > 1 they are dependent, and tell experts apart
-/// together that none of them tells alone. An offset is added to all of them. The M-step is weighted least squares, one
-/// X^T W X for all outputs, then the mean squares; variances stay above the floor of the fit, relative to that of their
-/// output.
-///   moe::fit_mixture<moe::DiagonalNormal<2>>({{.x = x, .y = first}, second}, 3)
+/// together that none of them tells alone. An offset is added to all of them; where outputs have offsets of their own,
+/// subtract these before. The M-step is weighted least squares, one X^T W X for all outputs, then the mean squares;
+/// variances stay above the floor of the fit, relative to that of their output.
+///   moe::fit_mixture<moe::DiagonalNormal<2>>(moe::ResponseData::of_outputs({.x = x}, outputs), 3)
 template <Index Outputs>
 struct DiagonalNormal {
   static_assert(Outputs >= 1, "moe::DiagonalNormal: has no outputs, expected at least one");
