@@ -11,6 +11,7 @@
 #include "moe/gaussian/inference/cross_validation.hpp"
 #include "moe/gaussian/inference/dendrogram.hpp"
 #include "moe/gaussian/inference/prediction_intervals.hpp"
+#include "moe/gaussian/inference/standard_errors.hpp"
 #include "moe/gaussian/inference/summary.hpp"
 #include "moe/io/saved_fit.hpp"
 #include "moe/likelihood.hpp"
@@ -108,4 +109,28 @@ TEST_CASE("no intercept: what does not go with it is refused by a sentence", "[g
   refused([&] { moe::fit(data, 2); }, "no intercept and no inputs");
   model.intercept(0) = 1;
   refused([&] { moe::log_likelihood(model, data); }, "an intercept is not 0");
+}
+
+// Lines through 0 at x = 200 are 200 times the difference of their slopes apart: a noise of 0.1 has 1e-6 of the
+// variance of y, below the floor of few rows, which is there for what 200 rows cannot support.
+TEST_CASE("no intercept: far from 0 a lower variance floor finds what the default is too high for", "[gaussian]") {
+  moe::RegressionData data{.x = moe::Matrix<double>(200, 1), .y = Eigen::VectorXd(200)};
+  const moe::RandomField random(moe::Purpose::User, 6, 19);
+  for (Index i = 0; i < 200; ++i) {
+    data.x(i, 0) = 200 + random.normal(i, 0);
+    data.y(i) = (random.uniform(i, 1) < 0.5 ? 2 : 3) * data.x(i, 0) + 0.1 * random.normal(i, 2);
+  }
+  data.expert_intercept = Intercept::Zero;
+  const auto high = moe::fit(data, 2, moe::SoftmaxGate{}, {.starts = 12});
+  CHECK((high.flags.at_floor || high.flags.discarded));  // told
+  const auto fit = moe::fit(data, 2, moe::SoftmaxGate{}, {.starts = 12, .variance_floor = 1e-8});
+  CHECK(fit.converged);
+  CHECK(fit.flags.interior());
+  CHECK_FALSE(fit.flags.discarded);
+  // A slope has a standard error of 0.1 / (200 sqrt(n_j)), n_j about 100: 5e-5.
+  CHECK(std::abs(fit.model.slope.minCoeff() - 2) < 5 * 5e-5);
+  CHECK(std::abs(fit.model.slope.maxCoeff() - 3) < 5 * 5e-5);
+  CHECK(moe::standard_errors(fit, data).available());
+  CHECK_FALSE(moe::standard_errors(fit.model, data).available());  // of a model that nobody knows the floor of
+  CHECK((fit.model.variance.array() / 0.01 - 1).abs().maxCoeff() < 5 * std::sqrt(2.0 / 80));
 }

@@ -66,7 +66,9 @@ struct FitOptions {
   double remaining_tolerance = 1e-6;  ///< gain still to come, extrapolated (Aitken; Newton: half the decrement)
   double score_tolerance = 1e-6;      ///< largest score per row, on the standardised scale
   double ridge = 0;  ///< lambda of lambda / 2 |standardised gate coefficients|^2; >= 0; none where one expert is active
-  double variance_floor = 0;  ///< relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows
+  /// Relative to Var(y); 0: 1e-6, or 1e-5 below 500 rows. True experts are below it where lines are far apart against
+  /// the noise around them, as those through 0 with different slopes are at inputs far from 0: a lower one finds them.
+  double variance_floor = 0;
   /// a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j), an inverse-gamma prior whose mode is Var(y); >= 0, 0
   /// for none. For few rows: every nu_j is at least 2 a_n Var(y) / (n + 2 a_n), so that what is maximised has a
   /// maximum. 1 / n leaves estimates nearly alone, 1 / sqrt(n) still consistent. Criteria are of the likelihood without
@@ -193,9 +195,10 @@ struct GaussianFit {
   FitFlags flags = {};
   std::vector<StartReport> runs = {};
 
-  Index num_parameters = 0;  ///< free ones
-  Index num_rows = 0;        ///< those of weight above 0
-  double total_weight = 0;   ///< rows that their weights stand for
+  Index num_parameters = 0;   ///< free ones
+  Index num_rows = 0;         ///< those of weight above 0
+  double total_weight = 0;    ///< rows that their weights stand for
+  double variance_floor = 0;  ///< FitOptions::variance_floor, which standard_errors() has to know
 };
 
 }  // namespace moe::inline MOE_ABI

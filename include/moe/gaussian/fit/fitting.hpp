@@ -60,6 +60,7 @@ class Fitting {
     fit.num_parameters = at_.size();
     fit.num_rows = rows_.num_rows();
     fit.total_weight = rows_.total_weight();
+    fit.variance_floor = options_.variance_floor;
   }
 
   double on_data_scale(double criterion) const { return criterion - rows_.total_weight() * std::log(by_.y_scale); }

@@ -23,7 +23,7 @@ struct StandardErrorOptions {
   double level = 0.95;                ///< of the intervals, in (0, 1)
   Sandwich intervals = Sandwich::No;  ///< what the intervals are made of
   double largest_distance = 0.05;     ///< from the maximum that is accepted, in standard errors; > 0
-  double variance_floor = 0;          ///< that of the fit, relative to Var(y); 0: its default
+  double variance_floor = 0;          ///< relative to Var(y); 0: that of the fit, of a model the default
 
   /// Throws std::invalid_argument, naming the first number that is out of range.
   void validate(const char* function) const {
@@ -219,10 +219,11 @@ StandardErrors standard_errors(const GaussianMoe<G>& model, const RegressionData
   return detail::standard_errors("moe::standard_errors", model, data, FitFlags{}, options);
 }
 
-/// The same for a fit, which also says if its gate is separated or a variance is at its floor.
+/// The same for a fit, which also says if its gate is separated or a variance is at its floor, and which that was.
 template <class G>
 StandardErrors standard_errors(const GaussianFit<G>& fit, const RegressionData& data,
-                               const StandardErrorOptions& options = {}) {
+                               StandardErrorOptions options = {}) {
+  if (options.variance_floor == 0) options.variance_floor = fit.variance_floor;
   return detail::standard_errors("moe::standard_errors", fit.model, data, fit.flags, options);
 }
 
