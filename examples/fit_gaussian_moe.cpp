@@ -4,7 +4,8 @@
 //                    --gate-predictors C] [--weights W] [--offset O] [--precision P]
 //                    [--no-intercept] [--experts K | --choose MOST [--folds N]] [--gate
 //                    softmax|topk|temperature|activation] [--starts N] [--seed S]
-//                    [--save FIT] [--predictions FILE.csv] [--json FILE] [--plot FILE.svg]     (--help lists all)
+//                    [--save FIT] [--predictions FILE.csv [--interval LEVEL]] [--json FILE] [--plot FILE.svg]
+//                    (--help lists all)
 //   fit_gaussian_moe --load FIT --data NEW.csv --predictions FILE.csv
 #include <algorithm>
 #include <charconv>
@@ -30,6 +31,7 @@ struct Settings {
   std::string last_slope = "zero", header, json_path, plot_path = "fit_gaussian_moe.svg";
   std::string save_path, load_path, predictions_path;
   Index experts = 2, choose = 0, folds = 0, top_k = 1;
+  double interval = 0;  // level; 0: none
   fitting::Choice choice;
   moe::FitOptions fit;
 };
@@ -129,7 +131,11 @@ void run(const Settings& settings, const Gate& gate) {
   if (!settings.json_path.empty()) fitting::write_json(fit, problem, settings.gate, settings.json_path);
   if (!settings.save_path.empty())
     moe::save_fit(settings.save_path, fit, problem.design, gate_words(settings, fit.model.num_experts()));
-  if (!settings.predictions_path.empty()) fitting::write_predictions(fit.model, to_predict, settings.predictions_path);
+  if (!settings.predictions_path.empty()) {
+    moe::PredictionIntervals intervals;
+    if (settings.interval > 0) intervals = fitting::intervals_of(fit, problem.data(), to_predict, settings.interval);
+    fitting::write_predictions(fit.model, to_predict, settings.predictions_path, intervals);
+  }
   if (!settings.plot_path.empty()) fitting::write_plot(fit.model, problem, settings.plot_path);
 }
 
@@ -221,18 +227,37 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--ridge", settings.fit.ridge, "penalty of the standardised gate coefficients")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
+  app.add_option("--variance-penalty", settings.fit.variance_penalty,
+                 "prior of the variances for few rows, 1 / n to 1 / sqrt(n); 0: none")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--variance-floor", settings.fit.variance_floor,
+                 "least variance relative to that of the response, for experts far apart; 0: 1e-6, below 500 rows 1e-5")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
   app.add_option("--seed", settings.fit.seed, "of the starts")->capture_default_str();
   auto* predictions = app.add_option("--predictions", settings.predictions_path, "write predictions to this CSV file");
+  app.add_option("--interval", settings.interval,
+                 "level below 1: bounds of y in the predictions, with the uncertainty of the parameters")
+      ->check(CLI::Range(1e-6, 1 - 1e-6))
+      ->needs(predictions);
   app.add_option("--save", settings.save_path, "write the fit to this file, for --load");
   app.add_option("--json", settings.json_path, "write the fit to this file");
   app.add_option("--plot", settings.plot_path, "write the picture to this file; '' for none")->capture_default_str();
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
-  for (const char* of_a_fit :
-       {"--formula",   "--response",   "--predictors", "--gate-predictors", "--weights", "--offset",
-        "--precision", "--experts",    "--choose",     "--folds",           "--gate",    "--top-k",
-        "--select",    "--activation", "--last-slope", "--starts",          "--ridge",   "--seed",
-        "--save",      "--json",       "--plot",       "--no-intercept"})
+  for (const char* of_a_fit : {"--formula",      "--response",
+                               "--predictors",   "--gate-predictors",
+                               "--weights",      "--offset",
+                               "--precision",    "--experts",
+                               "--choose",       "--folds",
+                               "--gate",         "--top-k",
+                               "--select",       "--activation",
+                               "--last-slope",   "--starts",
+                               "--ridge",        "--variance-penalty",
+                               "--seed",         "--save",
+                               "--json",         "--plot",
+                               "--no-intercept", "--interval"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 

@@ -17,10 +17,11 @@
 
 namespace fitting {
 
-/// A line per row: its number in the table, mean, standard deviation, 5, 50 and 95 % quantiles, and the expert with the
-/// largest weight.
+/// A line per row: its number in the table, mean, standard deviation, 5, 50 and 95 % quantiles, the expert with the
+/// largest weight, and the bounds of intervals if there are any.
 template <class Gate>
-void write_predictions(const moe::GaussianMoe<Gate>& model, const moe::DesignRows& rows, const std::string& path) {
+void write_predictions(const moe::GaussianMoe<Gate>& model, const moe::DesignRows& rows, const std::string& path,
+                       const moe::PredictionIntervals& intervals = {}) {
   const moe::Moments moments = moe::predict_moments(model, rows.data);
   const moe::Matrix<double> quantiles = moe::predict_quantiles(model, rows.data, std::array{0.05, 0.5, 0.95});
   const std::vector<Index> experts = moe::predict_expert(model, rows.data.x);
@@ -30,9 +31,25 @@ void write_predictions(const moe::GaussianMoe<Gate>& model, const moe::DesignRow
     table.row(i) << static_cast<double>(rows.rows[s] + 1), moments.mean(i), std::sqrt(moments.variance(i)),
         quantiles.row(i), static_cast<double>(experts[s] + 1);
   }
-  const std::vector<std::string> names = {"row", "mean", "sd", "q05", "q50", "q95", "expert"};
+  std::vector<std::string> names = {"row", "mean", "sd", "q05", "q50", "q95", "expert"};
+  if (intervals.lower.size() > 0) {
+    names.insert(names.end(), {"lower", "upper"});
+    table.conservativeResize(Eigen::NoChange, 9);
+    table.rightCols(2) << intervals.lower, intervals.upper;
+  }
   moe::write_csv(path, names, table);
   std::printf("predictions: %s, %td rows\n", path.c_str(), table.rows());
+}
+
+/// Intervals that hold y with that probability, the uncertainty of the parameters included; says what is taken as
+/// known.
+template <class Gate>
+moe::PredictionIntervals intervals_of(const moe::GaussianFit<Gate>& fit, const moe::RegressionData& data,
+                                      const moe::DesignRows& rows, double level) {
+  moe::PredictionIntervals intervals = moe::prediction_intervals(fit, data, rows.data, {.level = level});
+  std::printf("intervals: %g%%, of %td parameters' uncertainty%s%s\n", 100 * level, intervals.drawn,
+              intervals.explanation.empty() ? "" : "; the others are taken as known: ", intervals.explanation.c_str());
+  return intervals;
 }
 
 /// The rows with all inputs, whether they have a response or not.
