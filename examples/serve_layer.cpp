@@ -123,7 +123,7 @@ Load poisson_load(double rate, double seconds, const moe::LinearRouter& router) 
   const moe::RandomField random(moe::Purpose::User, 1), topics(moe::Purpose::User, 2);
   Load load;
   for (double t = 0; t < seconds;)
-    load.arrival.push_back(t -= std::log(1 - random.uniform(load.arrival.size())) / rate);
+    load.arrival.push_back(t -= std::log(1 - random.uniform(std::ssize(load.arrival))) / rate);
   load.tokens.resize(std::ssize(load.arrival), kDim);
   for (Index i = 0, topic = 0; i < load.tokens.rows(); ++i) {
     if (random.uniform(i, 1) < 0.05) topic = static_cast<Index>(random.below(8, i, 2));

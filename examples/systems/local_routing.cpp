@@ -71,7 +71,8 @@ Choices of_text(const systems::TextModel& model, const std::vector<Index>& chara
 
 Choices by_lot(Choices tokens, std::uint64_t seed) {
   const moe::RandomField random(moe::Purpose::User, seed, 3);
-  for (std::size_t t = tokens.size(); t > 1; --t) std::swap(tokens[t - 1], tokens[random.below(t, t)]);
+  for (auto t = std::ssize(tokens); t > 1; --t)
+    std::swap(tokens[static_cast<std::size_t>(t - 1)], tokens[random.below(static_cast<std::uint64_t>(t), t)]);
   return tokens;
 }
 
