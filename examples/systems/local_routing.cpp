@@ -6,8 +6,7 @@
 // often experts are used alone; and Markov chains over 6 topics with experts of their own. Characters have the orders
 // of the paper, prose above code and Belady above LFU above LRU, but little of it is locality: in order, prose has .013
 // more of SRP than by lot, code .003, and the token before names .18 and .16 of what comes next, .14 by lot. LRU beats
-// LFU only where topics stay. SCH is .95 of Belady there, and .81 for characters, as many uses soon are not the next
-// use.
+// LFU only where topics stay. SCH is .95 of Belady there, and .81 for characters.
 #include <algorithm>
 #include <array>
 #include <numeric>
@@ -71,8 +70,8 @@ Choices of_text(const systems::TextModel& model, const std::vector<Index>& chara
 
 Choices by_lot(Choices tokens, std::uint64_t seed) {
   const moe::RandomField random(moe::Purpose::User, seed, 3);
-  for (auto t = std::ssize(tokens); t > 1; --t)
-    std::swap(tokens[static_cast<std::size_t>(t - 1)], tokens[random.below(static_cast<std::uint64_t>(t), t)]);
+  for (std::size_t t = tokens.size(); t > 1; --t)
+    std::swap(tokens[t - 1], tokens[random.below(t, static_cast<Index>(t))]);
   return tokens;
 }
 

@@ -4,87 +4,18 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <mutex>
 #include <type_traits>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "moe/core/aligned.hpp"
+#include "moe/core/executor.hpp"
+#include "moe/core/team_cost.hpp"
 
 namespace moe::inline MOE_ABI {
 
-/// Non-owning reference to a callable void(Index); what an Executor runs. Valid during the call it is passed to.
-class TaskRef {
- public:
-  template <class F>
-    requires(!std::is_same_v<std::remove_cvref_t<F>, TaskRef>)
-  explicit TaskRef(F& callable)
-      : object_(const_cast<void*>(static_cast<const void*>(&callable))),
-        call_([](void* object, Index worker) { (*static_cast<F*>(object))(worker); }) {}
-
-  void operator()(Index worker) const { call_(object_, worker); }
-
- private:
-  void* object_;
-  void (*call_)(void*, Index);
-};
-
-/// Where parallel loops run. Derive from it to hand the library your own threads, and install it with UseExecutor.
-/// run() calls task(w) once for every w in [0, concurrency()), on any threads, and returns when all have returned.
-/// concurrency() is asked once, when the executor is installed. The task never throws; a loop whose tasks have not all
-/// been run when run() returns, a worker out of range and one that is called twice end in std::runtime_error.
-/// Each thread needs 128 KiB of stack, as the thread that calls the library does.
-/// Thread-safety: as the derived class says; the library calls it from the installing thread.
-class Executor {
- public:
-  virtual ~Executor() = default;
-  virtual Index concurrency() const = 0;
-  virtual void run(TaskRef task) = 0;
-};
-
-/// Runs everything on the calling thread. What a child process needs after fork() from a program that has used OpenMP:
-/// the threads of libgomp do not exist there, and a parallel loop would wait for them for ever.
-///   moe::SerialExecutor serial;  moe::UseExecutor use(serial);  layer.forward(...);  // the same bits
-class SerialExecutor final : public Executor {
- public:
-  Index concurrency() const override { return 1; }
-  void run(TaskRef task) override { task(0); }
-};
-
 namespace detail {
-
-struct InstalledExecutor {
-  Executor* executor = nullptr;
-  Index workers = 1;
-};
-
-inline InstalledExecutor& current_executor() {
-  thread_local InstalledExecutor installed;
-  return installed;
-}
-
-/// True on a thread that is inside a parallel loop: loops started there run serially.
-inline bool& inside_parallel() {
-  thread_local bool inside = false;
-  return inside;
-}
-
-/// Sets inside_parallel() for a scope.
-class EnterParallel {
- public:
-  EnterParallel() : before_(inside_parallel()) { inside_parallel() = true; }
-  ~EnterParallel() { inside_parallel() = before_; }
-  EnterParallel(const EnterParallel&) = delete;
-  EnterParallel& operator=(const EnterParallel&) = delete;
-
- private:
-  bool before_;
-};
 
 /// Keeps the first exception of a loop and rethrows it on the calling thread.
 class FirstException {
@@ -133,38 +64,6 @@ class Attendance {
   std::array<std::atomic<std::uint64_t>, kWatched / 64> entered_ = {};
   std::atomic<Index> done_{0};
 };
-
-}  // namespace detail
-
-/// Runs the parallel loops that the current thread starts on `executor`, until the end of the scope.
-///   MyPool pool;  moe::UseExecutor use(pool);  layer.forward(...);
-/// One per thread; scopes nest.
-class UseExecutor {
- public:
-  explicit UseExecutor(Executor& executor) : before_(detail::current_executor()) {
-    detail::current_executor() = {&executor, std::max<Index>(1, executor.concurrency())};
-  }
-  ~UseExecutor() { detail::current_executor() = before_; }
-  UseExecutor(const UseExecutor&) = delete;
-  UseExecutor& operator=(const UseExecutor&) = delete;
-
- private:
-  detail::InstalledExecutor before_;
-};
-
-/// Number of workers that a parallel loop started here may use: the installed executor's, else OpenMP's when the
-/// program is compiled with it, else 1. Inside a parallel loop: 1. Buffers per worker are sized with it.
-inline Index num_workers() {
-  if (detail::inside_parallel()) return 1;
-  if (detail::current_executor().executor) return detail::current_executor().workers;
-#ifdef _OPENMP
-  return omp_in_parallel() ? 1 : omp_get_max_threads();
-#else
-  return 1;
-#endif
-}
-
-namespace detail {
 
 /// Non-owning reference to the body of a loop, void(Index task, Index worker). Not a template parameter, so that the
 /// loop, its region of OpenMP and its exceptions are compiled once and not for every body.
@@ -224,60 +123,6 @@ class Handout {
 
   std::array<Stretch, static_cast<std::size_t>(kMostStretches)> stretches_;
   Index workers_, num_stretches_;
-};
-
-/// What a team of OpenMP costs the calling thread, learned from the loops that were shared: threads that wait awake
-/// come within 1 microsecond and are left within 2, those that sleep (OMP_WAIT_POLICY=passive, or long pauses between
-/// loops) take 7 and 7 (libgomp, 2 threads of a Zen 5 guest), and a virtual machine may take far longer.
-class TeamCost {
- public:
-  static TeamCost& of_this_thread() {
-    thread_local TeamCost cost;
-    return cost;
-  }
-
-  /// Work of one thread, in nanoseconds, from which a team pays.
-  Index least_shared() const { return least_shared_; }
-
-  /// A loop whose last worker came after `arrival` nanoseconds, and which was left `join` after the last one was done.
-  /// One step towards what it says, so that one thread that has been suspended means little: the median, in the end.
-  void learn(Index arrival, Index join) {
-    const Index pays = kTimesTheCost * (arrival + join);
-    const Index step = std::max<Index>(1, least_shared_ / 16);
-    least_shared_ = std::clamp(pays > least_shared_ ? least_shared_ + step : least_shared_ - step, kLeast, kMost);
-  }
-
-  static constexpr Index kLeast = 8000, kMost = 45000;
-
- private:
-  /// Two threads save half of the work, which then is to be more than the cost: twice would be even.
-  static constexpr Index kTimesTheCost = 3;
-
-  Index least_shared_ = 16000;
-};
-
-/// The times of one loop, for TeamCost.
-class TeamTimes {
- public:
-  void arrived() { raise(arrival_); }
-  void left() { raise(leave_); }
-  void teach(TeamCost& cost) const {
-    const Index arrival = arrival_.load(), end = since_start();
-    cost.learn(arrival, end - std::max(arrival, leave_.load()));
-  }
-
- private:
-  Index since_start() const {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now() - start_).count();
-  }
-  void raise(std::atomic<Index>& most) const {
-    const Index now = since_start();
-    for (Index seen = most.load(std::memory_order_relaxed); seen < now && !most.compare_exchange_weak(seen, now);) {
-    }
-  }
-
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  std::atomic<Index> arrival_{0}, leave_{0};
 };
 
 /// See parallel_for.

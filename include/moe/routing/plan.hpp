@@ -13,6 +13,7 @@
 #include "moe/core/parallel.hpp"
 #include "moe/routing/routing.hpp"
 
+// Long, as a plan and the three ways to build one share what is private.
 namespace moe::inline MOE_ABI {
 
 /// A routing sorted by expert: which rows each expert sees. Rows of expert e are [offset(e), offset(e + 1)), tokens
