@@ -75,8 +75,8 @@ class DispatchPlan {
     return {row_of_assignment_.data(), static_cast<std::size_t>(num_assignments_)};
   }
 
-  /// Below this many assignments one thread is faster, which has most of them in its cache: two take as long at 64 Ki
-  /// if they wait awake and at 128 Ki if they sleep (Zen 5 guest, 8 to 128 experts).
+  /// Below this many assignments one thread sorts, which has most of them in its cache: two take as long at 64 Ki if
+  /// they wait awake, and at 128 Ki if they sleep (Zen 5 guest, 8 to 128 experts).
   static constexpr Index kParallelFrom = 1 << 17;
 
  private:
