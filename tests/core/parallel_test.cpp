@@ -36,7 +36,7 @@ class CountingExecutor final : public moe::Executor {
 };
 
 TEST_CASE("parallel_for: runs every task once, by a worker in range", "[core]") {
-  for (const Index workers : {1, 2, 3, 8})
+  for (const Index workers : {1, 2, 3, 8, 40})
     for (const Index tasks : {0, 1, 2, 7, 1000}) {
       CAPTURE(workers, tasks);
       test::ThreadExecutor executor(workers);
@@ -70,7 +70,7 @@ TEST_CASE("parallel_for: little work stays on the calling thread, with the loops
   CHECK(executor.runs == 1);  // an executor is asked always
 }
 
-/// One worker does everything it can before the next one starts: what it leaves shows what it takes first.
+/// The order in which a worker takes all tasks where no other comes.
 std::vector<Index> order_of_first(Index tasks, Index workers, Index first, moe::detail::Handout::Order order) {
   moe::detail::Handout handout(tasks, workers, order);
   std::vector<Index> taken;
@@ -109,12 +109,20 @@ TEST_CASE("TeamCost: learns what a team costs, and not from one late thread", "[
   CHECK(unknown <= TeamCost::kMost);
   cost.learn(Index{1} << 40, 0);  // suspended for a quarter of an hour
   CHECK(cost.least_shared() <= unknown + unknown / 16);
-  for (int loop = 0; loop < 200; ++loop) cost.learn(20000, 7000);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(10000000, 7000);
   CHECK(cost.least_shared() == TeamCost::kMost);
+  CHECK(cost.pays(TeamCost::kMost));
   for (int loop = 0; loop < 200; ++loop) cost.learn(100, 100);
   CHECK(cost.least_shared() == TeamCost::kLeast);
   for (int loop = 0; loop < 200; ++loop) cost.learn(2000, 4000);  // 3 times 6 microseconds, to a step
   CHECK(std::abs(cost.least_shared() - 18000) <= 18000 / 15);
+  for (int loop = 0; loop < 200; ++loop) cost.learn(10000000, 0);
+  int alone = 0;  // a bad moment is forgotten by loops that would be worth a team
+  while (!cost.pays(20000)) ++alone;
+  CHECK(alone > 30 * TeamCost::kForget);
+  CHECK(alone < 100 * TeamCost::kForget);
+  for (int loop = 0; loop < 10000; ++loop) CHECK(!cost.pays(TeamCost::kLeast - 1));  // and by no others
+  CHECK(cost.pays(20000));
 }
 
 TEST_CASE("parallel_in_order: every worker takes the first task that is left", "[core]") {

@@ -166,7 +166,7 @@ inline void run_loop(Index num_tasks, LoopBody body, Handout::Order order) {
 
 /// Whether a team pays for `nanoseconds` of one thread's work. An executor is asked always: its cost is its own.
 inline bool pays_for_team(Index nanoseconds) {
-  return current_executor().executor || nanoseconds >= TeamCost::of_this_thread().least_shared();
+  return current_executor().executor || TeamCost::of_this_thread().pays(nanoseconds);
 }
 
 /// The tasks of a loop that is not worth a team, and of the loops inside.
@@ -188,7 +188,7 @@ void parallel_for(Index num_tasks, Body&& body) {
   detail::run_loop(num_tasks, detail::LoopBody(body), detail::Handout::Order::Near);
 }
 
-/// Work of one thread, in nanoseconds, below which no team of OpenMP pays: two threads that wait awake cost 3
+/// Work of one thread, in nanoseconds, below which no team of OpenMP is ever asked: two threads that wait awake cost 3
 /// microseconds and save half of the work. Where threads take longer to wake, loops learn so, and share from later on.
 inline constexpr Index kLeastShared = detail::TeamCost::kLeast;
 
@@ -200,11 +200,18 @@ void parallel_for(Index num_tasks, Index nanoseconds, Body&& body) {
   parallel_for(num_tasks, body);
 }
 
-/// The same where every worker takes the first task that is left: for tasks in the order of their size.
+/// parallel_for where every worker takes the first task that is left: for tasks in the order of their size, or of which
+/// the first ones count most.
+template <class Body>
+void parallel_in_order(Index num_tasks, Body&& body) {
+  detail::run_loop(num_tasks, detail::LoopBody(body), detail::Handout::Order::Given);
+}
+
+/// The same on the calling thread where all tasks together are not worth a team.
 template <class Body>
 void parallel_in_order(Index num_tasks, Index nanoseconds, Body&& body) {
   if (!detail::pays_for_team(nanoseconds)) return detail::run_alone(num_tasks, body);
-  detail::run_loop(num_tasks, detail::LoopBody(body), detail::Handout::Order::Given);
+  parallel_in_order(num_tasks, body);
 }
 
 /// Calls body(begin, end, worker) for consecutive ranges of at most `grain` that cover [0, count).

@@ -22,21 +22,35 @@ class TeamCost {
   /// Work of one thread, in nanoseconds, from which a team pays.
   Index least_shared() const { return least_shared_; }
 
+  /// Whether it pays for this much. What was learned in a bad moment is forgotten a step at a time while loops stay
+  /// alone, else none that is shared would ever tell better; where nothing has changed, one loop in kForget pays for
+  /// that with the cost of a team.
+  bool pays(Index nanoseconds) {
+    if (nanoseconds >= least_shared_) return true;
+    if (nanoseconds >= kLeast && ++alone_ % kForget == 0) least_shared_ = std::max(kLeast, least_shared_ - step());
+    return false;
+  }
+
   /// A loop whose last worker came after `arrival` nanoseconds, and which was left `join` after the last one was done.
   /// One step towards what it says, so that one thread that has been suspended means little: the median, in the end.
   void learn(Index arrival, Index join) {
     const Index pays = kTimesTheCost * (arrival + join);
-    const Index step = std::max<Index>(1, least_shared_ / 16);
-    least_shared_ = std::clamp(pays > least_shared_ ? least_shared_ + step : least_shared_ - step, kLeast, kMost);
+    least_shared_ = std::clamp(pays > least_shared_ ? least_shared_ + step() : least_shared_ - step(), kLeast, kMost);
   }
 
-  static constexpr Index kLeast = 8000, kMost = 45000;
+  /// The least is what threads that are awake take, with a margin; most, what no thread takes that is only to be woken.
+  static constexpr Index kLeast = 8000, kMost = 1000000;
+  static constexpr Index kForget = 64;  ///< of loops above kLeast that stay alone
 
  private:
   /// Two threads save half of the work, which then is to be more than the cost: twice would be even.
   static constexpr Index kTimesTheCost = 3;
 
-  Index least_shared_ = 16000;
+  /// A dozen loops double or halve it.
+  Index step() const { return least_shared_ / 16; }
+
+  Index least_shared_ = 16000;  // until something is known: between threads that wait awake and those that sleep
+  Index alone_ = 0;
 };
 
 /// The times of one loop, for TeamCost.
@@ -44,10 +58,7 @@ class TeamTimes {
  public:
   void arrived() { raise(arrival_); }
   void left() { raise(leave_); }
-  void teach(TeamCost& cost) const {
-    const Index arrival = arrival_.load(), end = since_start();
-    cost.learn(arrival, end - std::max(arrival, leave_.load()));
-  }
+  void teach(TeamCost& cost) const { cost.learn(arrival_.load(), since_start() - leave_.load()); }
 
  private:
   Index since_start() const {

@@ -108,8 +108,8 @@ class FirstRejected {
   std::atomic<Index> token_{kNone};
 };
 
-/// What sharing may save of a gate's nanoseconds: the logits come from another core's cache, and the choices go back to
-/// the one that builds the plan, which takes up to an eighth of the time that a token takes alone (Zen 5 guest).
+/// What counts of a gate's nanoseconds, so that it is shared from 8 times the cost of a team on and not from 3: its
+/// logits come from another core's cache, and its choices go back to the one that builds the plan (Zen 5 guest).
 inline Index shared_part(Index nanoseconds) { return 3 * nanoseconds / 8; }
 
 /// Calls body(token) or body(token, worker) for every valid token, in parallel. Tokens with a NaN or +infinity are not

@@ -43,7 +43,8 @@ class TopKBlock {
 
   /// Whether some of `num_tokens` are faster in a block.
   static bool pays(Index k, Index num_experts, Index num_tokens) {
-    return num_tokens > 1 && k <= kMostLaneChoices && num_experts <= kMostLaneIds &&
+    return num_tokens > 1 &&  // one token is not to pay for a root
+           k <= kMostLaneChoices && num_experts <= kMostLaneIds &&
            fewest_in_block<S>(k, num_experts) <= std::min(num_tokens, kLanes);
   }
 

@@ -298,10 +298,11 @@ class Fitting {
       require_independent_columns(function, data, by_, at_.gate_inputs);
   }
 
-  /// Over runs in parallel while a run is small, else one run after the other with its rows in parallel.
+  /// Over runs in parallel while a run is small, in their order, as time may end them; else one run after the other
+  /// with its rows in parallel.
   template <class F>
   void for_each_run(Index num_rows, Index count, F&& f) const {
-    if (num_rows <= kRowsInParallel && count > 1) return parallel_for(count, [&](Index r, Index) { f(r); });
+    if (num_rows <= kRowsInParallel && count > 1) return parallel_in_order(count, [&](Index r, Index) { f(r); });
     for (Index r = 0; r < count; ++r) f(r);
   }
 

@@ -386,7 +386,7 @@ RateExperiment rate_experiment(const GaussianMoe<G>& truth, const RateOptions& o
     }
   const auto count = static_cast<Index>(tasks.size());
   detail::RateClock clock(count, work, options.progress);
-  parallel_for(count, [&](Index t, Index) {
+  parallel_in_order(count, [&](Index t, Index) {
     detail::RateTask& task = tasks[static_cast<std::size_t>(count - 1 - t)];  // n ascends
     runner.run(task);
     clock.done(static_cast<double>(options.rows[task.size]));
