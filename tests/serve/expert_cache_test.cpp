@@ -824,6 +824,29 @@ TEST_CASE("ExpertCache: no prefetch takes the room of a step that asks for somet
   }
 }
 
+TEST_CASE("ExpertCache: no prefetch takes the room that a step waits for", "[serve]") {
+  using Cache = moe::ExpertCache<Index, Lru>;
+  for (const bool one_waits : {false, true}) {
+    Cache cache(
+        {3, 1, 1, 1}, [](Index e) { return e; }, 4, Lru(), 1);
+    Cache::Memory memory, of_thread;
+    std::thread other;
+    cache.serve(std::vector<Index>{1, 2}, memory, [&](std::span<const Index>) {
+      const std::int64_t before = cache.statistics().steps;
+      if (one_waits) {
+        other = std::thread([&] { cache.serve(std::vector<Index>{0}, of_thread, [](std::span<const Index>) {}); });
+        while (cache.statistics().steps == before) std::this_thread::yield();
+      }
+      cache.prefetch(std::vector<Index>{3});
+      cache.finish_prefetch();
+      CAPTURE(one_waits);
+      CHECK(cache.statistics().prefetches == (one_waits ? 0 : 1));
+      CHECK(cache.statistics().prefetches_dropped == (one_waits ? 1 : 0));
+    });
+    if (one_waits) other.join();
+  }
+}
+
 TEST_CASE("ExpertCache: who waits for the end of prefetching hears of it however the list ends", "[serve]") {
   using Cache = moe::ExpertCache<Index, Lru>;
   Cache cache(

@@ -82,6 +82,14 @@ struct Hooked {
   }
 };
 
+/// Sets Hooked::visit_hook for a scope.
+struct VisitHook {
+  explicit VisitHook(std::function<void()> hook) { Hooked::visit_hook = std::move(hook); }
+  ~VisitHook() { Hooked::visit_hook = nullptr; }
+  VisitHook(const VisitHook&) = delete;
+  VisitHook& operator=(const VisitHook&) = delete;
+};
+
 /// The last expert first, as wrong as can be.
 std::vector<Index> backwards(std::span<const moe::LoadJob> jobs) {
   std::vector<Index> order = moe::expert_id_order(jobs);
@@ -322,9 +330,9 @@ TEST_CASE("PipelinedExperts: whichever read fails, its call throws, others and t
   const auto expected = rows_of(moe::nested_experts(pool, kBits), any_plan(1), 1);
   static thread_local bool is_caller;  // threads that read are others
   std::atomic<int> reads{0}, fails_at{0};
-  Hooked::visit_hook = [&] {
+  const VisitHook hooked([&] {
     if (!is_caller && ++reads == fails_at) throw std::range_error("of reading");
-  };
+  });
   for (const std::size_t budget : {one, kExperts * one}) {
     const moe::PipelinedExperts<Hooked> pipelined(file, budget);
     const auto throws = [&] {
@@ -354,7 +362,6 @@ TEST_CASE("PipelinedExperts: whichever read fails, its call throws, others and t
     CHECK(pipelined.statistics().calls == 1 + 2 * all);  // that ended as they should
     CHECK(pipelined.statistics().peak_bytes <= budget);
   }
-  Hooked::visit_hook = nullptr;
 }
 
 TEST_CASE("PipelinedExperts: calls of several threads share one budget, one expert at a time if it is of one",

@@ -114,8 +114,8 @@ class ExpertCache {
 
   /// Calls run(wave) until each of `experts`, which ascend, has been in a wave; waves ascend. What `load` throws is
   /// thrown here, to who asked for the expert, and leaves the cache as it was without that load; so does what `run`
-  /// throws, which must not ask this cache for more. Throws std::invalid_argument for experts out of range or order.
-  /// Allocates where it loads.
+  /// throws, which must not ask this cache for more, nor wait for another step of it. Throws std::invalid_argument for
+  /// experts out of range or order. Allocates where it loads or waits.
   template <class Run>
   void serve(std::span<const Index> experts, Memory& memory, const Run& run) {
     for (std::size_t i = 0; i < experts.size(); ++i)
@@ -378,6 +378,7 @@ class ExpertCache {
     entry(e).state = State::Loading;
     used_ += bytes_of(e);
     statistics_.peak_bytes = std::max<std::uint64_t>(statistics_.peak_bytes, used_);
+    if (!waiting_.empty()) changed_.notify_all();  // who waits for room for it waits for its load now
   }
   void give_up(Index e) {
     entry(e).state = State::Absent;
@@ -427,6 +428,7 @@ class ExpertCache {
   }
 
   bool has_room_to_prefetch(std::size_t bytes) {
+    if (!waiting_.empty()) return false;  // a step is to have the next room
     if (unused_ + bytes > prefetch_bytes_ || bytes > budget_ - largest_) return false;
     if (!account_.allows(absent_bytes(), static_cast<double>(bytes))) return false;
     try {
