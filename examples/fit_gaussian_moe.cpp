@@ -246,18 +246,19 @@ void add_options(CLI::App& app, Settings& settings) {
   app.add_option("--plot", settings.plot_path, "write the picture to this file; '' for none")->capture_default_str();
   auto* load = app.add_option("--load", settings.load_path, "predict the rows of --data by this fit of --save");
   load->needs(predictions);
-  for (const char* of_a_fit : {"--formula",      "--response",
-                               "--predictors",   "--gate-predictors",
-                               "--weights",      "--offset",
-                               "--precision",    "--experts",
-                               "--choose",       "--folds",
-                               "--gate",         "--top-k",
-                               "--select",       "--activation",
-                               "--last-slope",   "--starts",
-                               "--ridge",        "--variance-penalty",
-                               "--seed",         "--save",
-                               "--json",         "--plot",
-                               "--no-intercept", "--interval"})
+  for (const char* of_a_fit : {"--formula",       "--response",
+                               "--predictors",    "--gate-predictors",
+                               "--weights",       "--offset",
+                               "--precision",     "--experts",
+                               "--choose",        "--folds",
+                               "--gate",          "--top-k",
+                               "--select",        "--activation",
+                               "--last-slope",    "--starts",
+                               "--ridge",         "--variance-penalty",
+                               "--seed",          "--save",
+                               "--json",          "--plot",
+                               "--no-intercept",  "--interval",
+                               "--variance-floor"})
     load->excludes(app.get_option(of_a_fit));  // they would be ignored
 }
 

@@ -95,6 +95,8 @@ TEST_CASE("parse_formula: products that it does not know are refused by a senten
   CHECK_THAT(parse_error("y ~ quadratic(a"), ContainsSubstring("where ',' or ')'"));
   CHECK_THAT(parse_error("y ~ quadratic(factor(g))"), ContainsSubstring("where ',' or ')'"));
   CHECK_THAT(parse_error("y ~ . - quadratic(a)"), ContainsSubstring("takes quadratic() away"));
+  for (const char* nameless : {"y ~ a:``", "y ~ I(a * ``)", "y ~ ``", "y ~ quadratic(``)"})
+    CHECK_THAT(parse_error(nameless), ContainsSubstring("where the name of a column"));
   CHECK_THAT(parse_error("y ~ cubic(a)"), ContainsSubstring("calls cubic(), expected factor(), quadratic()"));
 }
 

@@ -89,7 +89,7 @@ class FormulaParser {
       inputs.rest = true;
       return;
     }
-    FormulaTerm read{.column = name("the name of a column, factor(name) or '.'")};
+    FormulaTerm read{.column = name("the name of a column, '.' or one of factor(), quadratic() and I()")};
     if (take("(")) {
       if (read.column == "offset") return offset(minus);
       if (read.column == "quadratic") return quadratic(inputs, minus);
@@ -194,6 +194,7 @@ class FormulaParser {
   /// A name: letters, digits, '.', '_' and all that is no ASCII; anything between backticks.
   std::string name(const char* expected) {
     skip();
+    if (rest_.starts_with("``")) refuse(expected);
     if (rest_.starts_with('`')) return quoted('`');
     std::size_t length = 0;
     while (in_name(length)) ++length;

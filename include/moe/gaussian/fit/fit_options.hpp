@@ -72,7 +72,8 @@ struct FitOptions {
   /// a_n of the MAP penalty -a_n sum_j (Var(y) / nu_j + log nu_j), an inverse-gamma prior whose mode is Var(y); >= 0, 0
   /// for none. For few rows: every nu_j is at least 2 a_n Var(y) / (n + 2 a_n), so that what is maximised has a
   /// maximum. 1 / n leaves estimates nearly alone, 1 / sqrt(n) still consistent. Criteria are of the likelihood without
-  /// it. Chen, Tan & Zhang, "Inference for normal mixtures in mean and variance", Statistica Sinica 2008.
+  /// it; a fit that it moves by more than a little is no maximum of the likelihood, and has no standard errors. Chen,
+  /// Tan & Zhang, "Inference for normal mixtures in mean and variance", Statistica Sinica 2008.
   double variance_penalty = 0;
   /// What an expert must rest on to be taken for more than chance, where there are two or more. Around a plane through
   /// d + 1 of the rows always lie a few more, and the likelihood rises without end as that band narrows: the "spurious

@@ -23,7 +23,7 @@ struct BootstrapOptions {
   std::uint64_t seed = 1;
   double level = 0.95;      ///< of the intervals, in (0, 1)
   Index random_starts = 0;  ///< besides the start from the model itself; the better end counts
-  FitOptions fit = {};      ///< of every refit: penalties and floor as in the fit itself; its own progress is not used
+  FitOptions fit = {};      ///< of every refit: penalties as in the fit itself; floor 0: its; its progress is not used
   std::function<void(Index done, Index replications)> progress = {};  ///< called from one thread at a time
 
   /// Throws std::invalid_argument, naming the first number that is out of range.
@@ -231,17 +231,19 @@ Bootstrap bootstrap(const GaussianMoe<G>& model, const RegressionData& data, con
 
 /// The same for the model of a fit and its data.
 template <class G>
-Bootstrap bootstrap(const GaussianFit<G>& fit, const RegressionData& data, const BootstrapOptions& options = {}) {
+Bootstrap bootstrap(const GaussianFit<G>& fit, const RegressionData& data, BootstrapOptions options = {}) {
+  if (options.fit.variance_floor == 0) options.fit.variance_floor = fit.variance_floor;
   return bootstrap(fit.model, data, options);
 }
 
 /// The same for the model of a fit, and one outcome for each row of x. Throws std::invalid_argument for a weighted fit,
 /// unless there are as many rows as its weights stand for.
 template <class G>
-Bootstrap bootstrap(const GaussianFit<G>& fit, const MatrixView<double>& x, const BootstrapOptions& options = {}) {
+Bootstrap bootstrap(const GaussianFit<G>& fit, const MatrixView<double>& x, BootstrapOptions options = {}) {
   if (fit.total_weight != static_cast<double>(fit.num_rows) && fit.total_weight != static_cast<double>(x.rows()))
     fail("moe::bootstrap: the fit stands for ", fit.total_weight,
          " rows, expected its data with their weights in place of ", x.rows(), " rows of x");
+  if (options.fit.variance_floor == 0) options.fit.variance_floor = fit.variance_floor;
   return bootstrap(fit.model, x, options);
 }
 
