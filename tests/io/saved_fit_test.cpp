@@ -77,6 +77,7 @@ TEST_CASE("save_fit: a gate with inputs of its own, and weights", "[io][gaussian
   const auto r = moe::regression(frame_of(kBytes), formula);
   auto fit = sample_fit();
   fit.total_weight = 17.5;
+  fit.variance_floor = 1e-8;
   const test::TemporaryDirectory directory;
   CHECK_THAT(message_of([&] { moe::save_fit(directory / "f", fit, r.design); }),
              ContainsSubstring("column 'x' of design is read by others than column 0 of the model"));
@@ -88,12 +89,14 @@ TEST_CASE("save_fit: a gate with inputs of its own, and weights", "[io][gaussian
   const auto saved = moe::load_fit(directory / "f");
   CHECK(saved.design == r.design);
   CHECK(saved.total_weight == 17.5);
+  CHECK(saved.variance_floor == 1e-8);
   CHECK(saved.model.gate_inputs == std::vector<moe::Index>{1, 2});
   CHECK(saved.model.expert_inputs == std::vector<moe::Index>{0});
   CHECK(moe::predict_mean(saved.model, r.data().x) == moe::predict_mean(fit.model, r.data().x));
   moe::save_fit(directory / "f", sample_fit(),
                 moe::regression(frame_of(kBytes), moe::parse_formula("y ~ x + g")).design);
   CHECK(moe::load_fit(directory / "f").total_weight == 6);  // num_rows
+  CHECK(moe::load_fit(directory / "f").variance_floor == 0);
 }
 
 TEST_CASE("save_fit: products of columns are made of the columns of new files", "[io][gaussian]") {

@@ -26,7 +26,8 @@ struct SavedFit {
   Index num_rows = 0;
   double total_weight = 0;  ///< rows that their weights stand for; num_rows without weights
   bool converged = false;
-  Metadata metadata = {};  ///< what save_fit() was given
+  double variance_floor = 0;  ///< FitOptions::variance_floor, for StandardErrorOptions and BootstrapOptions::fit
+  Metadata metadata = {};     ///< what save_fit() was given
 };
 
 namespace detail {
@@ -113,14 +114,14 @@ void save_fit(const std::filesystem::path& path, const GaussianFit<G>& fit, cons
   if (design.expert_intercept != fit.model.expert_intercept)
     fail(kName, ": one of design and model has an intercept, expected both or none (Design::expert_intercept)");
   detail::require_report(fit.log_likelihood, fit.num_rows, [&](const std::string& why) { fail(kName, ": ", why); });
-  const nlohmann::json json{
-      {"version", detail::kFitVersion},
-      {"design", detail::design_json(design)},
-      {"log_likelihood", fit.log_likelihood},
-      {"num_rows", fit.num_rows},
-      {"converged", fit.converged},
-      {"free_last_slope", fit.model.last_slope == LastSlope::Free},
-      {"total_weight", fit.total_weight > 0 ? fit.total_weight : static_cast<double>(fit.num_rows)}};
+  nlohmann::json json{{"version", detail::kFitVersion},
+                      {"design", detail::design_json(design)},
+                      {"log_likelihood", fit.log_likelihood},
+                      {"num_rows", fit.num_rows},
+                      {"converged", fit.converged},
+                      {"free_last_slope", fit.model.last_slope == LastSlope::Free},
+                      {"total_weight", fit.total_weight > 0 ? fit.total_weight : static_cast<double>(fit.num_rows)}};
+  if (fit.variance_floor != 0) json["variance_floor"] = fit.variance_floor;
   std::string text;
   try {
     text = json.dump();
@@ -154,6 +155,9 @@ SavedFit<G> load_fit(const std::filesystem::path& path, const G& gate = {}) {
     saved.num_rows = detail::num_rows_of(label, json.at("num_rows"));
     saved.total_weight = json.value("total_weight", static_cast<double>(saved.num_rows));  // later than version 1
     if (!(saved.total_weight > 0)) fail_environment(label, ": total_weight is ", saved.total_weight, ", expected > 0");
+    saved.variance_floor = json.value("variance_floor", 0.0);  // later than version 1
+    if (!(saved.variance_floor >= 0))
+      fail_environment(label, ": variance_floor is ", saved.variance_floor, ", expected >= 0");
     saved.converged = json.at("converged").get<bool>();
     is_free = json.at("free_last_slope").get<bool>();
   } catch (const nlohmann::json::exception& error) {
