@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Surplus experts behind a top-K gate. Nguyen, Akbarian, Yan & Ho, "Statistical perspective of top-K sparse softmax
 // gating mixture of experts" (arXiv:2309.13850): with more experts than the truth has, more of them must be selected,
-// at least as many as share the true ones that are active, or the density does not converge. Here: when that shows, by
-// the distance n^-1/2 shrinks or does not, and by the distance of the nearest model of that size, which is computed.
+// at least as many as share the true ones that are active, or the density does not converge. Here: where that shows, by
+// whether the distance to the truth shrinks as n^-1/2, and by that of the nearest model of the size, which is computed.
 // Ranks are by inner products, as in the paper.
 //   k* = 2, K = 1, one input   never: weights are 1, and three experts with K = 1 hold the truth
 //   k* = 2, K = 2, one input   K = 2 of three: the third is among the best two on one side of 0, whatever its slope is,
