@@ -268,7 +268,7 @@ class BasicMoeBlock {
   static ExpertPool<E> pool(const MoeConfig& config) {
     const Bias bias = config.expert_bias ? Bias::Zero : Bias::Off;
     std::vector<std::optional<E>> made(static_cast<std::size_t>(config.num_experts));
-    parallel_for(config.num_experts, [&](Index e, Index) {
+    parallel_in_order(config.num_experts, [&](Index e, Index) {
       auto& expert = made[static_cast<std::size_t>(e)];
       if constexpr (std::is_same_v<E, BasicClampedGlu<Codec>>)
         expert.emplace(config.model_dim, config.hidden_dim, bias, config.clamp);

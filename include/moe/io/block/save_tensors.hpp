@@ -72,7 +72,7 @@ inline void write_tensors(const char* function, const MoeBlock& block, const Blo
           location.format.layout == ExpertLayout::StackedRows ? block.config().num_experts : tensor.shape.front();
     for (Index m = 0; m < matrices; ++m) parts.push_back({&tensor, m * (size / matrices), size / matrices});
   }
-  parallel_for(std::ssize(parts), [&](Index p, Index) {
+  parallel_in_order(std::ssize(parts), [&](Index p, Index) {
     const auto [tensor, first, size] = parts[static_cast<std::size_t>(p)];
     const Dtype dtype = tensors.at(tensor->name).dtype;
     const std::uint64_t begin = static_cast<std::uint64_t>(first) * dtype_size(dtype);

@@ -138,7 +138,7 @@ class BlockWriter {
     for (const Task& task : tasks) require_format(task);
     std::vector<WeightError> errors(tasks.size());
     std::vector<detail::PanelScratch> scratch(static_cast<std::size_t>(num_workers()));
-    parallel_for(std::ssize(tasks), [&](Index t, Index worker) {
+    parallel_in_order(std::ssize(tasks), [&](Index t, Index worker) {
       const Task& task = tasks[static_cast<std::size_t>(t)];
       write_matrix(task, to);
       errors[static_cast<std::size_t>(t)] = error_of(task, scratch[static_cast<std::size_t>(worker)]);

@@ -211,7 +211,7 @@ class CodeLoader {
     for (const Matrix& matrix : matrices) total += detail::bytes_of(matrix.slices);
     detail::ProgressMeter meter(progress, total);
     std::vector<detail::CodeLoaderScratch> scratch(static_cast<std::size_t>(num_workers()));
-    parallel_for(std::ssize(matrices), [&](Index task, Index worker) {
+    parallel_in_order(std::ssize(matrices), [&](Index task, Index worker) {
       const Matrix& matrix = matrices[static_cast<std::size_t>(task)];
       PanelMatrix<Quantised>& to = *matrix.slices.front().to_codes;
       PanelMatrix<Quantised> made = loaded(matrix, scratch[static_cast<std::size_t>(worker)]);

@@ -111,7 +111,7 @@ class WeightLoader {
     for (const Piece& piece : pieces_) total += piece.bytes;
     detail::ProgressMeter meter(progress, total);
     std::vector<detail::PanelScratch> scratch(static_cast<std::size_t>(num_workers()));
-    parallel_for(std::ssize(pieces_), [&](Index task, Index worker) {
+    parallel_in_order(std::ssize(pieces_), [&](Index task, Index worker) {
       const Piece& piece = pieces_[static_cast<std::size_t>(task)];
       detail::load_panels(matrices_[piece.matrix], piece.begin, piece.end, scratch[static_cast<std::size_t>(worker)]);
       meter.add(piece.bytes);
