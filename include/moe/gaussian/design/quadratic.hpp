@@ -15,6 +15,7 @@ namespace moe::inline MOE_ABI {
 inline Matrix<double> quadratic_features(const ConstMatrixRef<double>& x) {
   const Index d = x.cols();
   Matrix<double> out(x.rows(), d * (d + 3) / 2);
+  if (x.rows() == 0) return out;  // whose columns Eigen does not point at
   out.leftCols(d) = x;
   Index to = d;
   for (Index a = 0; a < d; ++a)
