@@ -17,7 +17,12 @@ using moe::Index;
 using Free = moe::LearnableTemperature;
 using Long = long double;
 
-/// Calls f(name, model) with every gate of cosines and distances.
+template <class G>
+using Sigmoid = moe::SigmoidGate<G>;
+template <class G>
+using FreeSigmoid = moe::SigmoidGate<G, Free>;
+
+/// Calls f(name, model) with every gate of cosines and distances, and sigmoids of distances and products.
 template <class F>
 void for_each_scored(Index k, Index d, F&& f) {
   const auto model = [&](auto gate) {
@@ -38,9 +43,13 @@ void for_each_scored(Index k, Index d, F&& f) {
   f("perturbed cosine, free temperature", model(free_perturbed));
   f("distance", model(moe::LaplaceGate<>{}));
   f("distance, free temperature", model(free(moe::LaplaceGate<Free>{})));
+  f("sigmoid of products", model(Sigmoid<moe::ProductScore>{}));
+  f("sigmoid of products, free temperature", model(FreeSigmoid<moe::ProductScore>{}));
+  f("sigmoid of distances", model(Sigmoid<moe::DistanceScore>{}));
+  f("sigmoid of distances, free temperature", model(FreeSigmoid<moe::DistanceScore>{}));
 }
 
-/// z_j of a row, from the definition.
+/// The score of a row, from the definition.
 template <class G>
 Long score_of(const moe::GaussianMoe<G>& m, Index j, const Eigen::RowVectorXd& x) {
   const auto reads = [&](Index c) { return moe::detail::reads(m.gate_inputs, c); };
@@ -51,9 +60,18 @@ Long score_of(const moe::GaussianMoe<G>& m, Index j, const Eigen::RowVectorXd& x
     const Long b = m.gate_slope(j, c), v = x(c);
     product += b * v, weight += b * b, input += v * v, distance += (b - v) * (b - v);
   }
+  if (score.kind == moe::GateScoreKind::Product) return product;
   if (score.kind == moe::GateScoreKind::Distance) return -std::sqrt(distance);
   const Long below = (std::sqrt(weight) + score.weight_shift) * (std::sqrt(input) + score.input_shift);
   return below > 0 ? product / below : 0;
+}
+
+/// What the weight of an expert is proportional to.
+template <class G>
+Long mass_of(const moe::GaussianMoe<G>& m, Index j, const Eigen::RowVectorXd& x) {
+  const Long s = score_of(m, j, x), bias = m.gate_bias(j), tau = m.temperature;
+  if (m.form().score.link == moe::ScoreLink::Identity) return std::exp((s + bias) / tau);
+  return std::exp(bias) / (1 + std::exp(-s / tau));
 }
 
 template <class G>
@@ -63,7 +81,7 @@ Long exact_log_likelihood(const moe::GaussianMoe<G>& m, const moe::RegressionDat
   for (Index i = 0; i < data.num_rows(); ++i) {
     Long weights = 0, density = 0;
     for (Index j = 0; j < m.num_experts(); ++j) {
-      const Long w = std::exp((score_of(m, j, data.x.row(i)) + Long(m.gate_bias(j))) / Long(m.temperature));
+      const Long w = mass_of(m, j, data.x.row(i));
       const Long variance = Long(m.variance(j)) / Long(data.precision_of(i));
       Long e = Long(data.y(i)) - Long(data.offset_of(i)) - Long(m.intercept(j));
       for (Index c = 0; c < data.x.cols(); ++c) e -= Long(m.slope(j, c)) * Long(data.x(i, c));

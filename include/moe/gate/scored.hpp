@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "moe/gate/activation.hpp"
 
@@ -42,6 +43,48 @@ struct ScoredGate : ActivationGate<Identity, Temperature> {
   void validate(Index num_experts) const {
     score.validate("moe::ScoredGate");
     ActivationGate<Identity, Temperature>::validate(num_experts);
+  }
+};
+
+/// beta_j . x.
+struct ProductScore {
+  void validate(const char*) const {}
+  friend bool operator==(const ProductScore&, const ProductScore&) = default;
+};
+
+/// The normalised sigmoid of a score over a temperature:
+///   weight_j = e^bias_j sigmoid(s_j / tau) / sum_l e^bias_l sigmoid(s_l / tau)
+/// Its logits are s_j / tau, which the router makes; in a likelihood (moe/gaussian) the gate says what they are,
+/// `score` and `temperature`. It routes as ActivationGate<LogSigmoid> with its bias outside, where `sparse` may not
+/// have a temperature of its own: 1.
+///   ProductScore   s_j = beta_j . x       tau d/dtau + sum_j beta_j . d/dbeta_j leaves every weight, and so the
+///   density
+///                                         and its derivatives, at 0: only beta_j / tau is known. A free tau never
+///                                         converges, and what depends on it converges slower than any power of n.
+///   DistanceScore  s_j = -|x - beta_j|    d/dtau of s / tau is |x - beta_j| / tau^2, d/dbeta_j is (x - beta_j) over
+///   its
+///                                         length and tau: as functions of x they are linearly independent, no
+///                                         combination of constants is 0, and tau is known to n^-1/2.
+/// With the bias in the sigmoid, sigmoid((s_j + bias_j) / tau), the identity of products holds with bias d/dbias beside
+/// it. Two experts that are one have e^bias that add up; hence the bias outside.
+/// Pham et al., "Rethinking multinomial logistic mixture of experts with sigmoid gating function" (arXiv:2602.01466).
+template <class Score, Schedule Temperature = ConstantSchedule>
+struct SigmoidGate : ActivationGate<LogSigmoid, ConstantSchedule> {
+  static_assert(std::is_same_v<Score, ProductScore> || std::is_same_v<Score, DistanceScore>,
+                "moe::SigmoidGate: the score is a ProductScore or a DistanceScore");
+
+  Score score = {};
+  Temperature temperature = {};
+
+  /// Throws std::invalid_argument, naming the first number that is out of range.
+  void validate(Index num_experts) const {
+    detail::validate_temperature("moe::SigmoidGate", temperature);
+    ActivationGate<LogSigmoid, ConstantSchedule>::validate(num_experts);
+    if (bias_place != BiasPlace::Outside)
+      fail("moe::SigmoidGate: the bias is inside of the sigmoid, expected Outside (ActivationGate<LogSigmoid> has it)");
+    if (sparse.temperature.value != 1)
+      fail("moe::SigmoidGate: sparse has temperature ", sparse.temperature.value,
+           ", expected 1: `temperature` divides the scores");
   }
 };
 

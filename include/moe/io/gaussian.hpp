@@ -40,7 +40,7 @@ GaussianMoe<G> load_gaussian_moe(const std::filesystem::path& path, const G& gat
   } catch (const std::invalid_argument& error) {
     fail_environment(label, ": holds ", shape[0], " experts, which the gate cannot have: ", error.what());
   }
-  model.last_slope = last_slope;
+  if (!detail::ScoredInner<typename GateModel<G>::Inner>) model.last_slope = last_slope;  // else Free
   load_parameters(path, model, Narrowing::Refuse, access);
   try {
     model.validate("moe::GaussianMoe");

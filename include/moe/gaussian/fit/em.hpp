@@ -202,7 +202,8 @@ class Em {
     return gram;
   }
 
-  /// Adds a step of the gate. The temperature moves in 1 / tau with beta_0 / tau, in which Q is concave.
+  /// Adds a step of the gate. The temperature moves in 1 / tau, with beta_0 / tau where it divides both, in
+  /// which Q is then concave.
   void move_gate(const EmState& from, const Eigen::VectorXd& step, GaussianParameters& to) const {
     const double largest = step.size() > 0 ? step.cwiseAbs().maxCoeff() : 0;
     const double scale = largest > kLongest ? kLongest / largest : 1;
@@ -215,6 +216,7 @@ class Em {
     const double log_step = scale * step(at_.log_temperature()), tau = from.model.temperature;
     const double factor = std::max(1 - log_step, 0.1);  // of 1 / tau
     to.temperature = std::clamp(tau / factor, Bounds::kColdest, Bounds::kHottest);
+    if (objective_.form().score.link != ScoreLink::Identity) return;  // biases are not divided by it
     for (Index j = 0; j < at_.free_biases; ++j) {
       const double change = to.gate_bias(j) - from.model.gate_bias(j), before = from.model.gate_bias(j);
       to.gate_bias(j) = (before / tau + change / tau - before / tau * log_step) * to.temperature;

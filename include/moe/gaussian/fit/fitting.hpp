@@ -86,7 +86,7 @@ class Fitting {
   Standardisation standardised(const char* function, const RegressionData& data) {
     Standardisation by = standardisation_of(function, data, keeps_origin(shape_), at_);
     hold_origin(by, at_);
-    if (form_.score.linear()) return by;
+    if (form_.score.is_product()) return by;
     if (options_.ridge != 0)
       fail(function, ": ridge is ", options_.ridge, ", expected 0 for directions and centres, which 0 is no middle of");
     form_.score.unit = by.gate_unit;

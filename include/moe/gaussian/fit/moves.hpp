@@ -101,17 +101,17 @@ class Moves {
   void merge(Index first, Index second, const Eigen::MatrixXd& weight, GaussianParameters& m) const {
     const double a = weight.col(first).sum(), b = weight.col(second).sum(), share = a / std::max(a + b, 1e-300);
     m.gate_slope.row(second) += share * (m.gate_slope.row(first) - m.gate_slope.row(second));
-    m.gate_bias(second) += share * (m.gate_bias(first) - m.gate_bias(second)) + m.temperature * std::log(2);
+    m.gate_bias(second) += share * (m.gate_bias(first) - m.gate_bias(second)) + starts_.bias_unit(m) * std::log(2);
     refit(second, weight.col(first) + weight.col(second), m);
   }
 
   /// The gate of `from` for both, by their rows.
-  static void start_anew(Index to, Index from, const Eigen::VectorXd& weight, const Eigen::VectorXd& given,
-                         GaussianParameters& m) {
+  void start_anew(Index to, Index from, const Eigen::VectorXd& weight, const Eigen::VectorXd& given,
+                  GaussianParameters& m) const {
     const double all = std::max(weight.sum(), 1e-9), share = std::clamp(given.sum() / all, 0.05, 0.95);
     m.gate_slope.row(to) = m.gate_slope.row(from).eval();
-    m.gate_bias(to) = m.gate_bias(from) + m.temperature * std::log(share);
-    m.gate_bias(from) += m.temperature * std::log(1 - share);
+    m.gate_bias(to) = m.gate_bias(from) + starts_.bias_unit(m) * std::log(share);
+    m.gate_bias(from) += starts_.bias_unit(m) * std::log(1 - share);
   }
 
   const Starts<>& starts_;

@@ -230,7 +230,8 @@ class Runner {
     const bool identified = objective_.form().active > 1;  // top-1 weights are 1 whatever the size of the gate
     run.flags.at_box = identified && bounds_.hold_gate(objective_.layout(), run.model);
     // (beta, tau) and (c beta, c tau) are one model; the eigenvalue is 0 only as far as the score is.
-    if (objective_.linear() && objective_.layout().free_temperature) run.flags.singular = true;
+    const bool ray = objective_.linear() || objective_.form().score.tempers_product();
+    if (ray && objective_.layout().free_temperature) run.flags.singular = true;
     run.interior = run.flags.interior();
   }
 

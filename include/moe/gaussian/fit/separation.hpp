@@ -33,7 +33,7 @@ class Separation {
   Separation(const Objective& objective, const GaussianParameters& model)
       : objective_(objective), at_(objective.layout()), model_(model), theta_(coefficients(model)) {
     if (at_.num_gate() == 0 || objective.form().active == 1) return;  // top-1 weights are 1 whatever the gate's size
-    if (!objective.form().score.linear()) return;                     // scores are bounded, or grow with the rows alone
+    if (!objective.form().score.is_product()) return;                 // scores are bounded, or grow with the rows alone
     Eigen::VectorXd score;
     Eigen::MatrixXd information;
     here_ = objective_.complete(model_, score, information);

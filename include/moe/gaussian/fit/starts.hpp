@@ -97,7 +97,7 @@ class Starts {
     else
       from_labels(labels(kind, random, k), random, m);
     shuffle(random, m);
-    if (!form_.score.linear())
+    if (!form_.score.is_product())
       scatter_scored(random, m);
     else if (!linear_)
       scatter_slopes(random, m);
@@ -130,6 +130,9 @@ class Starts {
     m.variance(expert) = std::max(weight.dot(e.cwiseProduct(e)) / std::max(rows, 1e-9), 1e-3);
   }
 
+  /// A gate bias that makes a weight of 1 one of e.
+  double bias_unit(const GaussianParameters& m) const { return form_.score.bias_unit(m.temperature); }
+
   /// The gate of the last expert back to where it is held.
   void pin(GaussianParameters& m) const {
     const Index last = m.num_experts() - 1;
@@ -148,15 +151,16 @@ class Starts {
     if (!form_.score.linear())
       for (Index i = 0; i < t.rows(); ++i)
         for (Index j = 0; j < t.cols(); ++j)
-          t(i, j) = score_of_row(form_.score, at_.gate_inputs, m.gate_slope.row(j), x.row(i));
+          t(i, j) = linked_score(form_.score, score_of_row(form_.score, at_.gate_inputs, m.gate_slope.row(j), x.row(i)),
+                                 m.gate_bias(j), m.temperature);
     else if (!linear_)
       t = t.unaryExpr([&](double u) { return inner_(u); }).eval();
-    if (!inside) t.rowwise() += m.gate_bias;
+    if (!inside && form_.score.linear()) t.rowwise() += m.gate_bias;
+    if (form_.score.linear()) t /= m.temperature;
     e = (-(e.rowwise() + m.intercept)).colwise() + sample_.y;
     if (sample_.precision.size() > 0) e.array().colwise() *= sample_.precision.array().sqrt();
     for (Index j = 0; j < t.cols(); ++j)
-      t.col(j).array() = t.col(j).array() / m.temperature -
-                         0.5 * (e.col(j).array().square() / m.variance(j) + std::log(m.variance(j)));
+      t.col(j).array() -= 0.5 * (e.col(j).array().square() / m.variance(j) + std::log(m.variance(j)));
     for (Index i = 0; i < t.rows(); ++i) {
       t.row(i) = (t.row(i).array() - t.row(i).maxCoeff()).exp().matrix().eval();
       t.row(i) *= sample_.weight(i) / double(t.row(i).sum());
@@ -361,10 +365,12 @@ class Starts {
       m.gate_slope.row(j) -= (shorter * m.gate_slope.row(j).dot(center)) * center;
       after += m.gate_slope.row(j).squaredNorm();
     }
-    if (free_temperature_ && before > 0) m.temperature *= std::sqrt(after / before);
-    m.gate_bias *= m.temperature;
+    const bool divides_score = !form_.score.linear();  // slopes above are those over the temperature
+    if (free_temperature_ && before > 0 && !divides_score) m.temperature *= std::sqrt(after / before);
+    m.gate_bias *= bias_unit(m);
     if (form_.bias == BiasPlace::Inside) return;
     for (Index j = 0; j < m.num_experts(); ++j) m.gate_bias(j) -= inner_(m.gate_slope.row(j).dot(center)) - inner_(0);
+    if (divides_score) m.gate_slope *= m.temperature;
     m.gate_bias.array() -= double(m.gate_bias(m.num_experts() - 1));
   }
 
@@ -376,7 +382,7 @@ class Starts {
       for (Index c = 0; c < d_; ++c)
         m.gate_slope(j, c) = !splits_by(c) ? 0.0 : centres ? double(sample_.x(row, c)) : random.normal(j * d_ + c, 9);
     }
-    m.gate_bias *= m.temperature;
+    m.gate_bias *= bias_unit(m);
   }
 
   GateForm form_;

@@ -14,7 +14,7 @@ namespace moe::inline MOE_ABI {
 /// Why a parameter has no standard error.
 enum class NoStandardError {
   Available,        ///< it has one
-  TemperatureRay,   ///< tau, which the likelihood does not depend on once beta_1 / tau and beta_0 / tau are given
+  TemperatureRay,   ///< tau, which the likelihood does not depend on once ratios to it are given
   HardGate,         ///< of a gate with one active expert per row
   SeparatedGate,    ///< of a gate whose slopes go to infinity
   VarianceAtFloor,  ///< all parameters: the likelihood is unbounded there
@@ -35,9 +35,8 @@ constexpr const char* sentence(NoStandardError reason) {
     case NoStandardError::Available:
       return "";
     case NoStandardError::TemperatureRay:
-      return "tau has no standard error: beta_1, beta_0 and tau may grow together without any change of the "
-             "likelihood; "
-             "those given for beta_1 / tau and beta_0 / tau do not depend on it.";
+      return "tau has no standard error: beta_1, beta_0 (if tau divides it) and tau may grow together without any "
+             "change of the likelihood; those given for ratios to tau do not depend on it.";
     case NoStandardError::HardGate:
       return "The gate has no standard errors: every row has one active expert, so that the likelihood depends on the "
              "gate only through who that is. Those of the experts take the boundaries as known.";

@@ -135,10 +135,7 @@ class IdentifiabilityChecks {
                  worst = std::sqrt(std::max(0.0, ray_.dot(at_.scores * ray_)));
     add({.what = Kind::TemperatureRay,
          .title = "the temperature is not identified",
-         .why = std::string("The gate has ") +
-                (kLinear ? "no activation" : std::string("the activation ") + Inner::kName + ", which is homogeneous") +
-                ": beta_1, beta_0 and tau grow together along a ray without any change of the weights. Only their "
-                "ratios are estimated; keep tau fixed, or report the ratios.",
+         .why = why_ray(),
          .number = length > 0 ? worst / length : 0,
          .number_name = "score along it, of what its parameters contribute",
          .direction = on_data_scale(ray_)});
@@ -262,14 +259,28 @@ class IdentifiabilityChecks {
  private:
   void add(IdentifiabilityFinding finding) { report_.findings.push_back(std::move(finding)); }
 
+  std::string why_ray() const {
+    if (model_.form().score.tempers_product())
+      return "The temperature divides beta_1 . x and nothing else: beta_1 and tau grow together along a ray without "
+             "any "
+             "change of the weights. Only their ratio is estimated; keep tau fixed, report the ratio, or let the gate "
+             "see distances.";
+    return std::string("The gate has ") +
+           (kLinear ? "no activation" : std::string("the activation ") + Inner::kName + ", which is homogeneous") +
+           ": beta_1, beta_0 and tau grow together along a ray without any change of the weights. Only their "
+           "ratios are estimated; keep tau fixed, or report the ratios.";
+  }
+
   static std::string pair(Index i, Index j) { return std::to_string(i) + " and " + std::to_string(j); }
 
   /// d theta / dt along (c beta_1, c^p beta_0, c^p tau), or c beta_0 where it is an argument of the activation.
   Eigen::VectorXd ray(const GaussianParameters& m) const {
-    const double p = homogeneity<Inner>();
+    const double p = ray_power(model_);
     Eigen::VectorXd direction = pack(m, at_.at);
     direction.tail(at_.at.size() - at_.at.num_gate()).setZero();
-    if (!kLinear && model_.form().bias == BiasPlace::Outside)
+    if (model_.form().score.tempers_product())
+      direction.segment(at_.at.gate_bias(0), at_.at.free_biases).setZero();
+    else if (!kLinear && model_.form().bias == BiasPlace::Outside)
       direction.segment(at_.at.gate_bias(0), at_.at.free_biases) *= p;
     direction(at_.at.log_temperature()) = p;
     return direction;
@@ -367,9 +378,9 @@ class IdentifiabilityChecks {
 }  // namespace detail
 
 /// What stands against telling the parameters of a model from these data:
-///   temperature ray       a free tau without or with a homogeneous activation; the scores of the rows are checked
-///   partition only        one active expert per row
-///   weak activation       2 / (sigma sqrt(n)) > 1/2, sigma the smallest singular value of the first-order family of
+///   temperature ray       a free tau without or with a homogeneous activation, or of products alone; the scores of the
+///   rows are checked partition only        one active expert per row weak activation       2 / (sigma sqrt(n)) > 1/2,
+///   sigma the smallest singular value of the first-order family of
 ///                         independence() on u_i = beta_1j . x_i: a row says at most 1/4 of the squared change of a
 ///                         score about it (pi (1 - pi)), so that is a lower bound of the standard error of the
 ///                         combination that the family depends on, in units in which its terms are 1

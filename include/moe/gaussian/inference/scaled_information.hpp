@@ -65,7 +65,7 @@ ScaledInformation scaled_information(const char* function, const GaussianMoe<G>&
                         .gram = {}};
   hold_origin(out.by, out.at);
   to_standard_scale(out.by, out.model);
-  if (!form.score.linear()) form.score.unit = out.by.gate_unit;
+  if (!form.score.is_product()) form.score.unit = out.by.gate_unit;
   const RowBlocks rows(data, out.by);
   const ObjectiveOf<typename GateModel<G>::Inner> objective(rows, out.at, form);
   objective.information(out.model, out.score, out.information);

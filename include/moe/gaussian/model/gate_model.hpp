@@ -18,7 +18,7 @@ namespace moe::inline MOE_ABI {
 ///   z_j = (inner(u_j) + beta_0j) / tau             bias == Outside
 /// with weights softmax(z) on the `active` experts of highest rank, exactly 0 elsewhere. Ranks are those of
 /// u_j + beta_0j or of u_j alone; ties go to the lower expert.
-/// u_j is another score of x and beta_1j where `score` says so.
+/// u_j is another score of x and beta_1j where `score` says so, and z_j another function of it where its link does.
 /// Another unit of x is another beta_1. Another origin of x is another beta_0 as long as beta_0 is added to u_j
 /// wherever u_j is used: Inside or a linear inner, and ranks with the bias. Otherwise the models of x and of x - c
 /// differ, and far from 0 they are poor (act(u_j) is nearly constant, the ranks are the same for all rows): centre x,
@@ -158,6 +158,7 @@ namespace detail {
 inline GateScore gate_score(const CosineScore& score) {
   return {GateScoreKind::Cosine, score.weight_shift, score.input_shift};
 }
+inline GateScore gate_score(const ProductScore&) { return {}; }
 inline GateScore gate_score(const DistanceScore&) { return {GateScoreKind::Distance}; }
 
 }  // namespace detail
@@ -185,6 +186,32 @@ struct GateModel<ScoredGate<Score, Temperature>> {
   }
 };
 
+/// beta_1 of all experts as above; the temperature divides the score alone, and the bias is outside of the sigmoid. The
+/// model is the gate's whatever `sparse` says, whose temperature has to be 1.
+template <class Score, Schedule Temperature>
+struct GateModel<SigmoidGate<Score, Temperature>> {
+  using G = SigmoidGate<Score, Temperature>;
+  using Inner = std::conditional_t<std::is_same_v<Score, DistanceScore>, detail::SigmoidDistanceInner,
+                                   detail::SigmoidProductInner>;
+  static constexpr bool kTempered = true, kFreeTemperature = LearnableSchedule<Temperature>;
+
+  static GateForm form(const G& gate, Index num_experts) {
+    gate.validate(num_experts);
+    detail::require_plain_softmax(gate.sparse);
+    GateScore score = detail::gate_score(gate.score);
+    score.link = ScoreLink::LogSigmoid;
+    return {.active = num_experts, .bias = BiasPlace::Outside, .score = score};
+  }
+  static double temperature(const G& gate) { return gate.temperature(kFinished); }
+  static bool bias_in_gate(const G&) { return true; }
+  static G with(G gate, const Eigen::RowVectorXd& bias, double tau) {
+    gate.bias = bias;
+    gate.temperature = detail::with_temperature(gate.temperature, tau);
+    gate.sparse = detail::dense_with_temperature(gate.sparse, 1);
+    return gate;
+  }
+};
+
 /// A gate that says how it enters a likelihood: a Gate for logits of type double, with a specialisation of GateModel.
 template <class G>
 concept LikelihoodGate = Gate<G, double> && requires(const G& gate, Index num_experts) {
@@ -194,6 +221,7 @@ concept LikelihoodGate = Gate<G, double> && requires(const G& gate, Index num_ex
 };
 
 static_assert(LikelihoodGate<SoftmaxGate> && LikelihoodGate<TopKGate> && LikelihoodGate<DenseToSparseGate<>> &&
-              LikelihoodGate<ActivationGate<>> && LikelihoodGate<CosineGate<>> && LikelihoodGate<LaplaceGate<>>);
+              LikelihoodGate<ActivationGate<>> && LikelihoodGate<CosineGate<>> && LikelihoodGate<LaplaceGate<>> &&
+              LikelihoodGate<SigmoidGate<ProductScore>> && LikelihoodGate<SigmoidGate<DistanceScore>>);
 
 }  // namespace moe::inline MOE_ABI

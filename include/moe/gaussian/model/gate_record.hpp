@@ -38,6 +38,7 @@ class GateRecord {
     if (!form.score.linear())
       values_.insert(values_.end(),
                      {static_cast<double>(form.score.kind), form.score.weight_shift, form.score.input_shift});
+    if (form.score.link != ScoreLink::Identity) values_.push_back(static_cast<double>(form.score.link));
   }
 
   std::vector<Index> shape() const { return {std::ssize(values_)}; }
@@ -51,16 +52,17 @@ class GateRecord {
   /// Throws std::runtime_error unless the values are those of this gate.
   template <class S>
   void write(std::span<const S> values) const {
-    constexpr std::array<const char*, 10> kNames = {"number of active experts (0: all)",
+    constexpr std::array<const char*, 11> kNames = {"number of active experts (0: all)",
                                                     "ranking with the bias (1) or without (0)",
                                                     "place of the bias, inside (1) or outside (0)",
                                                     "temperature, with (1) or without (0)",
                                                     "activation at -1.25",
                                                     "activation at 0.5",
                                                     "activation at 2",
-                                                    "kind of score, cosine (1) or distance (2)",
+                                                    "kind of score, product (0), cosine (1) or distance (2)",
                                                     "shift of weights",
-                                                    "shift of inputs"};
+                                                    "shift of inputs",
+                                                    "sigmoid of the score, with (1)"};
     for (std::size_t i = 0; i < values_.size(); ++i) {
       const double found = static_cast<double>(values[i]), own = values_[i];
       if (!(std::abs(found - own) <= 1e-14 * (1 + std::abs(own))))

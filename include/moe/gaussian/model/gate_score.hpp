@@ -18,13 +18,26 @@ enum class GateScoreKind {
   Distance  ///< -|x - beta_1j|
 };
 
+/// What becomes of a score s, its bias and the temperature.
+enum class ScoreLink {
+  Identity,   ///< z = (s + beta_0) / tau
+  LogSigmoid  ///< z = log sigmoid(s / tau) + beta_0, so that weights are e^beta_0 sigmoid(s / tau) over their sum
+};
+
 /// A kind with its numbers; norms are Euclidean, over the inputs that the gate reads.
 struct GateScore {
   GateScoreKind kind = GateScoreKind::Product;
   double weight_shift = 0, input_shift = 0;  ///< of Cosine, >= 0; 0 and 0: the cosine itself
   double unit = 1;                           ///< what x and centres are multiplied by before
+  ScoreLink link = ScoreLink::Identity;      ///< behind cosines Identity
 
-  bool linear() const { return kind == GateScoreKind::Product; }
+  bool linear() const { return kind == GateScoreKind::Product && link == ScoreLink::Identity; }
+  /// Is x multiplied by beta_1j alone, so that its columns may have any units?
+  bool is_product() const { return kind == GateScoreKind::Product; }
+  /// Does a temperature divide nothing but a product, whose coefficients may do the same?
+  bool tempers_product() const { return is_product() && link == ScoreLink::LogSigmoid; }
+  /// What beta_0 is divided by: the weight of an expert is proportional to exp(beta_0 / that).
+  double bias_unit(double temperature) const { return link == ScoreLink::Identity ? temperature : 1; }
   /// Does no score depend on the length of beta_1j?
   bool ignores_length() const { return kind == GateScoreKind::Cosine && weight_shift == 0; }
 };
@@ -41,6 +54,12 @@ double length_of(Index d, Number&& v) {
   return largest * std::sqrt(squares);
 }
 
+/// z of a score that is not linear.
+inline double linked_score(const GateScore& score, double s, double bias, double temperature) {
+  if (score.link == ScoreLink::Identity) return (s + bias) / temperature;
+  return LogSigmoid::value(s / temperature) + bias;
+}
+
 /// The score of a row by an expert that is not linear, from the coefficients and inputs of `columns`. O(d).
 template <class Coefficients, class Row>
 double score_of_row(const GateScore& score, const InputColumns& columns, const Coefficients& beta, const Row& x) {
@@ -48,6 +67,11 @@ double score_of_row(const GateScore& score, const InputColumns& columns, const C
   const auto at = [&](Index c) { return columns ? (*columns)[static_cast<std::size_t>(c)] : c; };
   if (score.kind == GateScoreKind::Distance)
     return -score.unit * length_of(d, [&](Index c) { return double(x(at(c))) - double(beta(at(c))); });
+  if (score.is_product()) {
+    double product = 0;
+    for (Index c = 0; c < d; ++c) product += double(x(at(c))) * double(beta(at(c)));
+    return product;
+  }
   const double weight = length_of(d, [&](Index c) { return double(beta(at(c))); });
   const double input = score.unit * length_of(d, [&](Index c) { return double(x(at(c))); });
   if (!(weight > 0 && input > 0)) return 0;
@@ -92,12 +116,37 @@ struct DistanceOfFeatures {
   }
 };
 
+/// log sigmoid(-sqrt(u)) of a squared distance; what has no derivative at a centre is 0 as above.
+struct LogSigmoidOfDistance {
+  static constexpr const char* kName = "log-sigmoid of distance";
+  template <class V>
+  static V value(const V& u) {
+    return LogSigmoid::value(DistanceOfFeatures::value(u));
+  }
+  template <class V>
+  static V derivative(const V& u) {
+    return LogSigmoid::derivative(DistanceOfFeatures::value(u)) * DistanceOfFeatures::derivative(u);
+  }
+  template <class V>
+  static V second_derivative(const V& u) {
+    const V s = DistanceOfFeatures::value(u), slope = DistanceOfFeatures::derivative(u);
+    return simd::fma(LogSigmoid::second_derivative(s) * slope, slope,
+                     LogSigmoid::derivative(s) * DistanceOfFeatures::second_derivative(u));
+  }
+};
+
 /// GateModel::Inner of gates whose score is of another kind: names the function of features.
 struct CosineInner : Identity {
   using OfFeatures = Identity;
 };
 struct DistanceInner : DistanceOfFeatures {
   using OfFeatures = DistanceOfFeatures;
+};
+struct SigmoidProductInner : LogSigmoid {
+  using OfFeatures = LogSigmoid;
+};
+struct SigmoidDistanceInner : LogSigmoidOfDistance {
+  using OfFeatures = LogSigmoidOfDistance;
 };
 
 template <class Inner>

@@ -35,12 +35,13 @@ class GateRow {
         u_(j) = score_of_row(form_.score, model_.gate_inputs, model_.gate_slope.row(j), x);
       else
         u_(j) = model_.gate_slope.row(j).dot(x);
+      if constexpr (ScoredInner<Inner>) {
+        z_(j) = linked_score(form_.score, u_(j), model_.gate_bias(j), model_.temperature);
+        continue;  // dense, so that no ranks are needed
+      }
       const double outside = inside ? 0.0 : model_.gate_bias(j),
                    argument = inside ? u_(j) + model_.gate_bias(j) : u_(j);
-      if constexpr (ScoredInner<Inner>)
-        z_(j) = (argument + outside) / model_.temperature;
-      else
-        z_(j) = (Inner::value(argument) + outside) / model_.temperature;
+      z_(j) = (Inner::value(argument) + outside) / model_.temperature;
       if (form_.ranks_bias) u_(j) = z_(j);
     }
     if (form_.active < k) mask();

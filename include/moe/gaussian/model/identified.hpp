@@ -40,10 +40,12 @@ bool symmetric_activation(double sign) {
   return true;
 }
 
-/// Is there a ray of gates with one and the same likelihood, along which slopes, biases and the free temperature grow?
+/// Is there a ray of gates with one and the same likelihood, along which slopes, the free temperature and, where that
+/// divides them, biases grow?
 template <class G>
 bool has_temperature_ray(const GaussianMoe<G>& model) {
-  return GateModel<G>::kFreeTemperature && model.num_experts() > 1 && homogeneity<typename GateModel<G>::Inner>() > 0;
+  if (!GateModel<G>::kFreeTemperature || model.num_experts() < 2) return false;
+  return model.form().score.tempers_product() || homogeneity<typename GateModel<G>::Inner>() > 0;
 }
 
 /// Has every row one active expert, with weight 1 whatever the gate's numbers are?
@@ -52,16 +54,22 @@ bool is_hard(const GaussianMoe<G>& model) {
   return model.form().active == 1;
 }
 
+/// Power p of a factor of beta_1 in the factor of tau that makes up for it; 0 without a ray.
+template <class G>
+double ray_power(const GaussianMoe<G>& model) {
+  return model.form().score.tempers_product() ? 1 : homogeneity<typename GateModel<G>::Inner>();
+}
+
 /// Moves the temperature to 1 along the ray: beta_1 / tau^(1 / p) and beta_0 / tau, or tau^(1 / p) where it is an
-/// argument of the activation. No weight changes.
+/// argument of the activation; beta_0 stays where only the score is divided. No weight changes.
 template <class G>
 void to_unit_temperature(GaussianMoe<G>& model) {
-  const double p = homogeneity<typename GateModel<G>::Inner>();
+  const double p = ray_power(model);
   MOE_ASSERT(p > 0);
   const double root = p == 1 ? model.temperature : std::pow(model.temperature, 1 / p);
   const bool outside = model.form().bias == BiasPlace::Outside;
   model.gate_slope /= root;
-  model.gate_bias /= outside ? model.temperature : root;
+  model.gate_bias /= outside ? model.form().score.bias_unit(model.temperature) : root;
   model.temperature = 1;
 }
 
@@ -71,9 +79,10 @@ std::vector<std::string> identified_names(const GaussianMoe<G>& model) {
   const ParameterLayout at = layout(model);
   std::vector<std::string> names = at.names();
   if (!has_temperature_ray(model)) return names;
-  const bool linear = homogeneity<typename GateModel<G>::Inner>() == 1;
+  const bool linear = ray_power(model) == 1;
   const bool outside = model.form().bias == BiasPlace::Outside;
-  for (Index i = 0; i < at.log_temperature(); ++i) {
+  const Index divided = model.form().score.tempers_product() ? at.gate_bias(0) : at.log_temperature();
+  for (Index i = 0; i < divided; ++i) {
     const bool plain = linear || (outside && i >= at.gate_bias(0));
     names[static_cast<std::size_t>(i)] += plain ? "/tau" : "/tau^(1/p)";
   }

@@ -13,8 +13,8 @@
 namespace moe::inline MOE_ABI {
 
 /// What identifies the last expert of a gate with an activation: beta_1k = 0 as in the theory, or beta_1k free and
-/// (with the bias outside of the activation) beta_0k = 0 alone. Linear gates always pin both; cosine and Laplace gates
-/// have a direction or centre for every expert, Free, whatever the options of a fit say.
+/// (with the bias outside of the activation) beta_0k = 0 alone. Linear gates always pin both; cosine, Laplace and
+/// SigmoidGates have a direction or centre for every expert, Free, whatever the options of a fit say.
 enum class LastSlope { Zero, Free };
 
 /// The numbers of a Gaussian mixture of k experts on d inputs. Variances are variances, not standard deviations.
@@ -157,6 +157,7 @@ Matrix<double> gate_logits(const GaussianMoe<G>& model, const MatrixView<double>
     for (Index i = 0; i < x.rows(); ++i)
       for (Index j = 0; j < logits.cols(); ++j)
         logits(i, j) = detail::score_of_row(score, model.gate_inputs, model.gate_slope.row(j), x.row(i));
+    if (score.link == ScoreLink::LogSigmoid) logits /= model.temperature;
   } else {
     logits = x * model.gate_slope.transpose();
   }

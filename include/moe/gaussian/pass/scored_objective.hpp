@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cmath>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -12,6 +13,9 @@
 // function.
 //   Cosine    phi = x / (|x| + t2)       gamma_j = beta_1j / (|beta_1j| + t1)
 //   Distance  phi = (x, |x|^2, 1)        gamma_j = (-2 beta_1j, 1, |beta_1j|^2), and -sqrt behind
+//   Product   phi = x                    gamma_j = beta_1j
+// A temperature of the score, and not of z, divides gamma_j: by tau, or tau^2 where -sqrt is behind. Behind them are
+// then log sigmoid, or log sigmoid(-sqrt).
 // So the loops of inner products serve them, and the chain rule takes their sums to beta_1.
 namespace moe::inline MOE_ABI::detail {
 
@@ -21,9 +25,14 @@ class CoefficientMap {
  public:
   CoefficientMap(const GateScore& score, Index inputs) : score_(score), d_(inputs) {}
 
-  Index num_features() const { return score_.kind == GateScoreKind::Cosine ? d_ : d_ + 2; }
+  Index num_features() const { return score_.kind == GateScoreKind::Distance ? d_ + 2 : d_; }
+  /// p of tau^-p, which multiplies gamma_j where a temperature divides the score; 0 where it divides z.
+  double power() const {
+    return score_.link == ScoreLink::Identity ? 0 : score_.kind == GateScoreKind::Distance ? 2 : 1;
+  }
 
   Eigen::VectorXd coefficients(const Eigen::VectorXd& beta) const {
+    if (score_.is_product()) return beta;
     if (score_.kind == GateScoreKind::Cosine) return share(beta.stableNorm()) * beta;
     Eigen::VectorXd gamma(d_ + 2);
     const double square = score_.unit * score_.unit;
@@ -34,6 +43,7 @@ class CoefficientMap {
   /// [features, inputs]
   Eigen::MatrixXd jacobian(const Eigen::VectorXd& beta) const {
     const Eigen::MatrixXd one = Eigen::MatrixXd::Identity(d_, d_);
+    if (score_.is_product()) return one;
     if (score_.kind == GateScoreKind::Cosine) {
       const double r = beta.stableNorm(), w = share(r);
       if (!(r > 0)) return w * one;
@@ -52,7 +62,7 @@ class CoefficientMap {
     const Eigen::MatrixXd one = Eigen::MatrixXd::Identity(d_, d_);
     if (score_.kind == GateScoreKind::Distance) return (2 * score_.unit * score_.unit * s(d_ + 1)) * one;
     const double r = beta.stableNorm(), w = share(r);
-    if (!(r > 0)) return Eigen::MatrixXd::Zero(d_, d_);
+    if (!(r > 0) || score_.is_product()) return Eigen::MatrixXd::Zero(d_, d_);
     const Eigen::VectorXd unit = beta / r;
     const double along = s.dot(unit);
     const Eigen::MatrixXd cross = unit * s.transpose();
@@ -67,7 +77,7 @@ class CoefficientMap {
       const double r = length_of(d_, at), length = score_.unit * r + score_.input_shift;
       const bool cosine = score_.kind == GateScoreKind::Cosine;
       for (Index c = 0; c < d_; ++c) to(c) = !cosine ? at(c) : length > 0 ? score_.unit * at(c) / length : 0.0;
-      if (cosine) continue;
+      if (score_.kind != GateScoreKind::Distance) continue;
       to(d_) = r * r;
       to(d_ + 1) = 1;
     }
@@ -91,7 +101,7 @@ class ObjectiveOf<Inner> final : public Objective {
       : Objective(rows, at, form, penalty),
         map_(form.score, at.gate_dim()),
         columns_(columns_of(at)),
-        inner_at_(inner_layout(whole(), map_.num_features())),
+        inner_at_(inner_layout(whole(), map_)),
         features_(std::make_shared<RowBlocks>(
             rows, map_.num_features(),
             [&](const double* x, Index count, double* out) { map_.features(x, columns_, count, out); })),
@@ -117,7 +127,9 @@ class ObjectiveOf<Inner> final : public Objective {
     return columns;
   }
 
-  static ParameterLayout inner_layout(ParameterLayout at, Index more) {
+  static ParameterLayout inner_layout(ParameterLayout at, const CoefficientMap<>& map) {
+    const Index more = map.num_features();
+    at.free_temperature = at.free_temperature && map.power() == 0;
     std::vector<Index> gate, experts;
     for (Index c = 0; c < at.expert_dim(); ++c) experts.push_back(at.expert_input(c));
     for (Index c = 0; c < more; ++c) gate.push_back(at.input_dim + c);
@@ -134,24 +146,52 @@ class ObjectiveOf<Inner> final : public Objective {
     const Index k = m.num_experts(), d = m.input_dim(), more = map_.num_features();
     GaussianParameters out{.gate_slope = Matrix<double>::Zero(k, d + more),
                            .gate_bias = m.gate_bias,
-                           .temperature = m.temperature,
+                           .temperature = map_.power() == 0 ? m.temperature : 1,
                            .slope = Matrix<double>::Zero(k, d + more),
                            .intercept = m.intercept,
                            .variance = m.variance};
     out.slope.leftCols(d) = m.slope;
-    for (Index j = 0; j < k; ++j) out.gate_slope.row(j).tail(more) = map_.coefficients(beta(m, j)).transpose();
+    for (Index j = 0; j < k; ++j)
+      out.gate_slope.row(j).tail(more) = cooled(m) * map_.coefficients(beta(m, j)).transpose();
     return out;
   }
+
+  /// tau^-p.
+  double cooled(const GaussianParameters& m) const { return std::pow(m.temperature, -map_.power()); }
 
   /// d theta of features / d theta.
   Eigen::MatrixXd jacobian(const GaussianParameters& m) const {
     const ParameterLayout& at = whole();
-    const Index d = at.gate_dim(), more = map_.num_features(), rest = at.size() - at.gate_bias(0);
+    const Index d = at.gate_dim(), more = map_.num_features(), experts = at.size() - at.num_gate();
     Eigen::MatrixXd out = Eigen::MatrixXd::Zero(inner_at_.size(), at.size());
-    for (Index j = 0; j < at.free_slopes; ++j)
-      out.block(inner_at_.gate_slope(j), at.gate_slope(j), more, d) = map_.jacobian(beta(m, j));
-    out.bottomRightCorner(rest, rest).setIdentity();
+    for (Index j = 0; j < at.free_slopes; ++j) {
+      out.block(inner_at_.gate_slope(j), at.gate_slope(j), more, d) = cooled(m) * map_.jacobian(beta(m, j));
+      if (cools()) out.block(inner_at_.gate_slope(j), at.log_temperature(), more, 1) = by_temperature(m, j);
+    }
+    const Index biases = inner_at_.num_gate() - inner_at_.gate_bias(0);  // and a temperature that divides z
+    out.block(inner_at_.gate_bias(0), at.gate_bias(0), biases, biases).setIdentity();
+    out.bottomRightCorner(experts, experts).setIdentity();
     return out;
+  }
+
+  /// Is there a free temperature in gamma?
+  bool cools() const { return whole().free_temperature && map_.power() > 0; }
+
+  /// d gamma_j / d log tau.
+  Eigen::VectorXd by_temperature(const GaussianParameters& m, Index j) const {
+    return -map_.power() * cooled(m) * map_.coefficients(beta(m, j));
+  }
+
+  /// Takes sum_a s_a d^2 gamma_ja / d theta^2 off the information, s the score of features.
+  void take_curvature(const GaussianParameters& m, Index j, const Eigen::VectorXd& s, Eigen::MatrixXd& out) const {
+    const ParameterLayout& at = whole();
+    const Index d = at.gate_dim(), from = at.gate_slope(j), tau = at.log_temperature();
+    out.block(from, from, d, d) -= cooled(m) * map_.curvature(beta(m, j), s);
+    if (!cools()) return;
+    const Eigen::VectorXd cross = map_.power() * cooled(m) * (map_.jacobian(beta(m, j)).transpose() * s);
+    out.block(from, tau, d, 1) += cross;
+    out.block(tau, from, 1, d) += cross.transpose();
+    out(tau, tau) += map_.power() * s.dot(by_temperature(m, j));
   }
 
   double raw_value(const GaussianParameters& m) const override { return inner_.value(inner(m)); }
@@ -169,10 +209,8 @@ class ObjectiveOf<Inner> final : public Objective {
                              ? inner_.information(inner(m), score, information)
                              : inner_.complete(inner(m), score, information, which == Pairs::Complete);
     information = (to_inner.transpose() * information * to_inner).eval();
-    const Index d = layout().gate_dim(), more = map_.num_features();
     for (Index j = 0; which == Pairs::Observed && j < layout().free_slopes; ++j)
-      information.block(layout().gate_slope(j), layout().gate_slope(j), d, d) -=
-          map_.curvature(beta(m, j), score.segment(inner_at_.gate_slope(j), more));
+      take_curvature(m, j, score.segment(inner_at_.gate_slope(j), map_.num_features()), information);
     score = (to_inner.transpose() * score).eval();
     return value;
   }

@@ -25,8 +25,9 @@ struct StartNoise {
   NoiseLevel gate = {.scale = 0.005, .power = 0.083};     ///< of beta_1 and beta_0
   NoiseLevel expert = {.scale = 0.05, .power = 0.083};    ///< of a and b
   NoiseLevel variance = {.scale = 0.005, .power = 0.25};  ///< of nu, its absolute value is added
-  NoiseLevel log_temperature = {};  ///< z of (beta_1, beta_0, tau) e^z, which leaves linear gates as they are; only
-                                    ///< for gates whose temperature is estimated
+  NoiseLevel log_temperature = {};  ///< z of (beta_1, beta_0, tau) e^z, which leaves linear gates as they are (of
+                                    ///< (beta_1, tau) e^z or, with distances, tau e^z in a SigmoidGate); only for
+                                    ///< gates whose temperature is estimated
 
   /// The levels at num_rows.
   StartNoise at(Index num_rows) const {
@@ -155,19 +156,17 @@ void put_near(const GaussianMoe<G>& truth, Index j, const RandomField& random, c
   }
   start.gate_bias(i) = truth.gate_bias(j) + sd.gate.scale * random.normal(i, 2 * d);
   start.intercept(i) = truth.intercept(j);
-  if (truth.expert_intercept == Intercept::Free)
-    start.intercept(i) += sd.expert.scale * random.normal(i, 2 * d + 1);
+  if (truth.expert_intercept == Intercept::Free) start.intercept(i) += sd.expert.scale * random.normal(i, 2 * d + 1);
   start.variance(i) = truth.variance(j) + std::abs(sd.variance.scale * random.normal(i, 2 * d + 2));
 }
 
 }  // namespace detail
 
 /// A model near the truth with one expert per entry of `cells`, its true expert: the numbers of that one plus noise. A
-/// true expert that m fitted ones share gives each the m-th part of its weight (beta_0 less tau log m), unless beta_0
-/// is inside of an activation or decides who is active. In normal form; the gate is the truth's, and so is a last gate
-/// slope that is pinned.
-/// Throws std::invalid_argument for a bad truth, an entry that is no true expert, noise out of range, and, where the
-/// last gate slope is pinned, a last entry that is not the last true expert. O(k d).
+/// true expert that m fitted ones share gives each the m-th part of its weight (beta_0 less tau log m, or log m),
+/// unless beta_0 is inside of an activation or decides who is active. In normal form; the gate is the truth's, and so
+/// is a last gate slope that is pinned. Throws std::invalid_argument for a bad truth, an entry that is no true expert,
+/// noise out of range, and, where the last gate slope is pinned, a last entry that is not the last true expert. O(k d).
 template <class G>
 GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>& cells, const StartNoise& noise,
                           const StartDraw& draw) {
@@ -189,7 +188,8 @@ GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>&
     const Index j = cells[static_cast<std::size_t>(i)];
     detail::put_near(truth, j, random, sd, start, i);
     if (detail::bias_is_mass(truth))
-      start.gate_bias(i) -= truth.temperature * std::log(sizes[static_cast<std::size_t>(j)]);
+      start.gate_bias(i) -=
+          truth.form().score.bias_unit(truth.temperature) * std::log(sizes[static_cast<std::size_t>(j)]);
   }
   if (detail::last_expert_is_fixed(truth)) {
     start.gate_slope.row(k - 1).setZero();
@@ -198,8 +198,9 @@ GaussianMoe<G> near_truth(const GaussianMoe<G>& truth, const std::vector<Index>&
   normalise(start);
   if constexpr (GateModel<G>::kFreeTemperature) {
     const double scale = std::exp(sd.log_temperature.scale * random.normal(k, 0));
-    start.gate_slope *= scale;
-    start.gate_bias *= scale;
+    const GateScore score = truth.form().score;
+    if (score.link == ScoreLink::Identity) start.gate_bias *= scale;
+    if (score.link == ScoreLink::Identity || score.is_product()) start.gate_slope *= scale;
     start.temperature *= scale;
   }
   return start;

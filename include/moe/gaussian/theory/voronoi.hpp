@@ -79,10 +79,10 @@ struct VoronoiMeasure {
   Eigen::RowVectorXd intercept = {}, variance = {};
   bool has_mass = true;  ///< are weights masses?
 
-  explicit VoronoiMeasure(const GaussianParameters& model)
+  VoronoiMeasure(const GaussianParameters& model, double bias_unit)
       : gate_slope(model.gate_slope),
         temperature(model.temperature),
-        log_weight(model.gate_bias / model.temperature),
+        log_weight(model.gate_bias / bias_unit),
         slope(model.slope),
         intercept(model.intercept),
         variance(model.variance) {}
@@ -184,7 +184,7 @@ inline double voronoi_term(const VoronoiAtom& atom, Index m, VoronoiKind kind, d
 /// beta_0).
 template <class G>
 VoronoiMeasure voronoi_measure(const GaussianMoe<G>& model, bool ratio) {
-  VoronoiMeasure measure(model);
+  VoronoiMeasure measure(model, model.form().score.bias_unit(model.temperature));
   measure.gate_slope = known_slopes(model);
   if (ratio) measure.to_ratio();
   if (bias_in_slope(model)) measure.bias_to_slope();
@@ -270,7 +270,9 @@ inline double largest_terms(const std::vector<VoronoiCell>& cells, Index count) 
 /// most 3 times. With an activation only beta_0 has a common shift, with the bias inside of it none has.
 /// What data do not identify is left out: of cosines, gamma_j = beta_1j / (|beta_1j| + weight_shift) stands for
 /// beta_1j, the direction alone without a weight_shift (whose length is any number), and with one, up to the common
-/// shift that Centred removes (and over tau, where that is free). With the bias inside of an activation, as in the
+/// shift that Centred removes (and over tau, where that is free). Where a temperature divides products
+/// alone (SigmoidGate), beta_1 / tau stands for beta_1 if it is free, and omega_i is exp(beta_0i). With the bias inside
+/// of an activation, as in the
 /// theory of sigmoid gates, beta_0 counts as one more coefficient of beta_1, omega is 1, and there is no mass to
 /// compare. The weights are not normalised: an expert with beta_0 = -8 counts 3e-4. In over-specified models the
 /// singleton cells and the masses dominate, so a loss of order n^-1/2 goes with errors of order n^-1/8. Throws
@@ -297,8 +299,8 @@ VoronoiLoss voronoi_loss(const GaussianMoe<FittedGate>& fitted, const GaussianMo
   if (!kLinear && options.kind == VoronoiKind::Softmax)
     fail(kName, ": kind is Softmax with an activation, expected Activation or Power");
   const bool shifts = detail::slopes_shift(truth);
-  const bool ratio =
-      options.kind == VoronoiKind::Softmax || (!kLinear && shifts && GateModel<TrueGate>::kFreeTemperature);
+  const bool ray = shifts || truth.form().score.tempers_product();
+  const bool ratio = options.kind == VoronoiKind::Softmax || (!kLinear && ray && GateModel<TrueGate>::kFreeTemperature);
   if (detail::bias_in_slope(truth)) options.shift = VoronoiShift::Off;  // nothing is known up to a shift alone
   VoronoiLoss loss = detail::voronoi_terms(detail::voronoi_measure(fitted, ratio),
                                            detail::voronoi_measure(truth, ratio), shifts, options);
