@@ -57,14 +57,11 @@ struct ProductScore {
 /// Its logits are s_j / tau, which the router makes; in a likelihood (moe/gaussian) the gate says what they are,
 /// `score` and `temperature`. It routes as ActivationGate<LogSigmoid> with its bias outside, where `sparse` may not
 /// have a temperature of its own: 1.
-///   ProductScore   s_j = beta_j . x       tau d/dtau + sum_j beta_j . d/dbeta_j leaves every weight, and so the
-///   density
-///                                         and its derivatives, at 0: only beta_j / tau is known. A free tau never
-///                                         converges, and what depends on it converges slower than any power of n.
-///   DistanceScore  s_j = -|x - beta_j|    d/dtau of s / tau is |x - beta_j| / tau^2, d/dbeta_j is (x - beta_j) over
-///   its
-///                                         length and tau: as functions of x they are linearly independent, no
-///                                         combination of constants is 0, and tau is known to n^-1/2.
+/// ProductScore: s_j = beta_j . x. The derivative tau d/dtau + sum_j beta_j . d/dbeta_j of every weight, and so of the
+/// density, is 0: only beta_j / tau is known. A free tau never converges, and what depends on it converges slower than
+/// any power of n.
+/// DistanceScore: s_j = -|x - beta_j|. The derivative of s_j / tau by tau is |x - beta_j| / tau^2, that by beta_j is
+/// (x - beta_j) / (|x - beta_j| tau): as functions of x they are linearly independent, and tau is known to n^-1/2.
 /// With the bias in the sigmoid, sigmoid((s_j + bias_j) / tau), the identity of products holds with bias d/dbias beside
 /// it. Two experts that are one have e^bias that add up; hence the bias outside.
 /// Pham et al., "Rethinking multinomial logistic mixture of experts with sigmoid gating function" (arXiv:2602.01466).
