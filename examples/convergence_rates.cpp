@@ -20,6 +20,7 @@ namespace {
 
 struct Arguments {
   bool quick = false, full = false;
+  rates::Estimator estimator = rates::Estimator::Likelihood;
   std::vector<std::string> experiments;
   std::uint64_t seed = 1;
   std::string json, plot = "rates";
@@ -56,7 +57,7 @@ int run(const Arguments& arguments) {
     options.noise = rates::starts_at(0.1);
     experiment.change(options);
     options.progress = [&](const moe::RateProgress& p) { show_progress(experiment.name, p); };
-    all.push_back({experiment, experiment.run(options), scale});
+    all.push_back({experiment, experiment.run(options, arguments.estimator), scale});
     std::fprintf(stderr, "\r%70s\r", "");
     missed += rates::print(all.back());
     claims.insert(experiment.claim);
@@ -83,6 +84,9 @@ int main(int argc, char** argv) {
   CLI::App app("Rates at which estimates of Gaussian mixtures of experts converge, beside the theory.");
   auto* quick = app.add_flag("--quick", arguments.quick, "seconds: few replications, wide bands, no surplus experts");
   app.add_flag("--full", arguments.full, "minutes: n from 100 to 100000, up to 40 replications")->excludes(quick);
+  app.add_flag_callback(
+      "--idle", [&] { arguments.estimator = rates::Estimator::Idle; },
+      "estimates are the starts: every slope that the theory states has to be missed");
   app.add_option("--experiment", arguments.experiments, "only these, such as E5b E6b");
   app.add_option("--seed", arguments.seed, "of all random numbers");
   app.add_option("--json", arguments.json, "file for all means, medians and slopes");

@@ -89,6 +89,21 @@ inline auto laplace() {
   return plane(moe::LaplaceGate<>{}, 0.5, centres);
 }
 
+/// A temperature inside of the sigmoid: weights are proportional to e^beta_0 sigmoid(s / tau), s the inner product with
+/// a vector, or minus the distance from a centre.
+template <class Score>
+auto tempered_sigmoid() {
+  constexpr double kTau = 0.5;
+  using Gate = moe::SigmoidGate<Score, FreeTemperature>;
+  auto model = moe::GaussianMoe<Gate>::zero(2, 2, Gate{{}, {}, FreeTemperature::starting_at(kTau)});
+  model.gate_slope << 1, 0.5, -1, -0.5;
+  model.gate_bias << 0.3, 0;
+  model.slope << 1, 0.5, -1, 0.5;
+  model.intercept << 1, -1;
+  model.variance << 0.3, 0.4;
+  return model;
+}
+
 /// Directions; with shifts of the lengths of vectors and inputs the gate is a perturbed one.
 inline auto cosine(double shift) {
   moe::CosineGate<> gate;
