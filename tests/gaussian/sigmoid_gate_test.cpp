@@ -4,12 +4,14 @@
 #include <cmath>
 #include <string>
 
+#include "gaussian/recovery.hpp"
 #include "gaussian/simulated.hpp"
 #include "moe/gaussian/fit/em.hpp"
 #include "moe/gaussian/fit/fit.hpp"
 #include "moe/gaussian/inference/criteria.hpp"
 #include "moe/gaussian/inference/identifiability.hpp"
 #include "moe/gaussian/inference/standard_errors.hpp"
+#include "moe/gaussian/inference/summary.hpp"
 #include "moe/gaussian/pass/likelihood.hpp"
 #include "moe/io/gaussian.hpp"
 #include "support/catch.hpp"
@@ -50,25 +52,6 @@ double along_ray(const moe::GaussianMoe<Gate>& model, const moe::RegressionData&
     largest = std::max(largest, std::abs(ray.dot(moe::score(model, row))));
   }
   return largest;
-}
-
-/// Twice the excess over the truth is chi-squared of at most 13 parameters: above 55 with probability 4e-7. In other
-/// units of x and y the fit is the same.
-template <class Gate>
-void require_recovery(const moe::GaussianMoe<Gate>& truth, double origin) {
-  moe::RegressionData data = test::simulated(truth, 1500, 1);
-  const moe::FitOptions options{.starts = 8, .long_runs = 3};
-  const auto fit = moe::fit(data, 2, truth.gate, options);
-  const double excess = 2 * (fit.log_likelihood - moe::log_likelihood(truth, data));
-  CAPTURE(excess, fit.log_likelihood);
-  CHECK((excess > 0 && excess < 55));
-  CHECK(fit.converged);
-  CHECK(std::abs(moe::log_likelihood(fit.model, data) - fit.log_likelihood) < 1e-8);
-  data.y *= 16;
-  data.x = (data.x.array() * 8 + origin).matrix().eval();
-  const auto other = moe::fit(data, 2, truth.gate, options);
-  // two ends of one search, whose gains are below 1e-8 at the end
-  CHECK(std::abs(other.log_likelihood + 1500 * std::log(16.0) - fit.log_likelihood) < 1e-5);
 }
 
 template <class Gate>
@@ -133,8 +116,8 @@ TEST_CASE("SigmoidGate: products over tau are the product over another tau", "[g
 }
 
 TEST_CASE("SigmoidGate: fits reach what data were simulated from, in any unit", "[gaussian]") {
-  require_recovery(planes<Products>(0.3), 0);
-  require_recovery(planes<Distances>(0.3), 40);
+  CHECK(test::require_recovery(planes<Products>(0.3), 0).converged);
+  CHECK(test::require_recovery(planes<Distances>(0.3), 40).converged);
 }
 
 TEST_CASE("SigmoidGate: the criterion of EM never falls", "[gaussian][property]") {
@@ -155,6 +138,7 @@ TEST_CASE("SigmoidGate: the temperature of products has no standard error, ratio
   CHECK(report.find(moe::Identifiability::RankDeficient) == nullptr);
   CHECK(report.rank == report.num_parameters() - 1);
   CHECK(moe::num_identified_parameters(fit.model) == report.rank);
+  CHECK_THAT(moe::summary(fit, data).text(), ContainsSubstring("gate score of expert 1, inputs over the temperature"));
   const auto errors = moe::standard_errors(fit, data);
   REQUIRE(errors.available());
   CHECK_FALSE(errors["log tau"].error.has_value());

@@ -262,9 +262,8 @@ class IdentifiabilityChecks {
   std::string why_ray() const {
     if (model_.form().score.tempers_product())
       return "The temperature divides beta_1 . x and nothing else: beta_1 and tau grow together along a ray without "
-             "any "
-             "change of the weights. Only their ratio is estimated; keep tau fixed, report the ratio, or let the gate "
-             "see distances.";
+             "any change of the weights. Only their ratio is estimated; keep tau fixed, report the ratio, or let the "
+             "gate see distances.";
     return std::string("The gate has ") +
            (kLinear ? "no activation" : std::string("the activation ") + Inner::kName + ", which is homogeneous") +
            ": beta_1, beta_0 and tau grow together along a ray without any change of the weights. Only their "
@@ -378,9 +377,10 @@ class IdentifiabilityChecks {
 }  // namespace detail
 
 /// What stands against telling the parameters of a model from these data:
-///   temperature ray       a free tau without or with a homogeneous activation, or of products alone; the scores of the
-///   rows are checked partition only        one active expert per row weak activation       2 / (sigma sqrt(n)) > 1/2,
-///   sigma the smallest singular value of the first-order family of
+///   temperature ray       a free tau without or with a homogeneous activation, or one that divides products alone;
+///                         the scores of the rows are checked
+///   partition only        one active expert per row
+///   weak activation       2 / (sigma sqrt(n)) > 1/2, sigma the smallest singular value of the first-order family of
 ///                         independence() on u_i = beta_1j . x_i: a row says at most 1/4 of the squared change of a
 ///                         score about it (pi (1 - pi)), so that is a lower bound of the standard error of the
 ///                         combination that the family depends on, in units in which its terms are 1

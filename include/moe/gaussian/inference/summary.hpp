@@ -79,9 +79,12 @@ inline std::vector<SummaryBlock> summary_blocks(const StandardErrors& errors, co
   const auto parameter = [&](Index i) { return errors.parameters[static_cast<std::size_t>(i)]; };
   const auto line = [&](const std::string& label, Index i) { blocks.back().lines.push_back({label, parameter(i)}); };
   const auto slope = [&](Index column, Index i) { line(inputs[static_cast<std::size_t>(column)], i); };
-  const bool ratios = at.num_gate() > 0 && at.free_temperature && parameter(0).name.find('/') != std::string::npos;
+  const auto is_ratio = [&](Index i) { return parameter(i).name.find('/') != std::string::npos; };
+  const bool ratios = at.num_gate() > 0 && at.free_temperature && is_ratio(0);
+  const bool biases = ratios && at.free_biases > 0 && is_ratio(at.gate_bias(0));
+  const std::string unit = !ratios ? "" : biases ? ", over the temperature" : ", inputs over the temperature";
   for (Index j = 0; j < std::max(at.free_slopes, at.free_biases); ++j) {
-    blocks.push_back({"gate score of expert " + std::to_string(j + 1) + (ratios ? ", over the temperature" : ""), {}});
+    blocks.push_back({"gate score of expert " + std::to_string(j + 1) + unit, {}});
     if (j < at.free_biases) line("bias", at.gate_bias(j));
     for (Index c = 0; j < at.free_slopes && c < at.gate_dim(); ++c) slope(at.gate_input(c), at.gate_slope(j) + c);
   }

@@ -270,17 +270,16 @@ inline double largest_terms(const std::vector<VoronoiCell>& cells, Index count) 
 /// most 3 times. With an activation only beta_0 has a common shift, with the bias inside of it none has.
 /// What data do not identify is left out: of cosines, gamma_j = beta_1j / (|beta_1j| + weight_shift) stands for
 /// beta_1j, the direction alone without a weight_shift (whose length is any number), and with one, up to the common
-/// shift that Centred removes (and over tau, where that is free). Where a temperature divides products
-/// alone (SigmoidGate), beta_1 / tau stands for beta_1 if it is free, and omega_i is exp(beta_0i). With the bias inside
-/// of an activation, as in the
-/// theory of sigmoid gates, beta_0 counts as one more coefficient of beta_1, omega is 1, and there is no mass to
-/// compare. The weights are not normalised: an expert with beta_0 = -8 counts 3e-4. In over-specified models the
-/// singleton cells and the masses dominate, so a loss of order n^-1/2 goes with errors of order n^-1/8. Throws
-/// std::invalid_argument for a bad model, models of different input_dim, with the bias in different places or cosines
-/// of different shifts, order < 1, a true weight that overflows, and kind Softmax with an activation. O(k k* d),
-/// allocates. Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K: Nguyen et al. (arXiv:2309.13850); temperature and
-/// activation: Nguyen, Akbarian & Ho (arXiv:2401.13875), whose over-specified powers are read off its Laplace-gated
-/// sibling (arXiv:2402.03226); sigmoid: Nguyen, Ho & Rinaldo (arXiv:2405.13997); cosines: Nguyen et al.
+/// shift that Centred removes (and over tau, where that is free). Where a temperature divides products alone
+/// (SigmoidGate), beta_1 / tau stands for beta_1 if it is free, and omega_i is exp(beta_0i). With the bias inside of an
+/// activation, as in the theory of sigmoid gates, beta_0 counts as one more coefficient of beta_1, omega is 1, and
+/// there is no mass to compare. The weights are not normalised: an expert with beta_0 = -8 counts 3e-4. In
+/// over-specified models the singleton cells and the masses dominate, so a loss of order n^-1/2 goes with errors of
+/// order n^-1/8. Throws std::invalid_argument for a bad model, models of different input_dim, with the bias in
+/// different places or cosines of different shifts, order < 1, a true weight that overflows, and kind Softmax with an
+/// activation. O(k k* d), allocates. Nguyen, Nguyen & Ho (arXiv:2305.03288); top-K: Nguyen et al. (arXiv:2309.13850);
+/// temperature and activation: Nguyen, Akbarian & Ho (arXiv:2401.13875), whose over-specified powers are read off its
+/// Laplace-gated sibling (arXiv:2402.03226); sigmoid: Nguyen, Ho & Rinaldo (arXiv:2405.13997); cosines: Nguyen et al.
 /// (arXiv:2405.14131).
 template <class FittedGate, class TrueGate>
 VoronoiLoss voronoi_loss(const GaussianMoe<FittedGate>& fitted, const GaussianMoe<TrueGate>& truth,
