@@ -43,10 +43,10 @@ void draw_expert(const Shape& shape, Index expert, moe::AlignedBuffer<float>& ga
 }
 
 moe::AlignedBuffer<float> plain_gate_up(const Shape& shape) {
-  return moe::AlignedBuffer<float>(shape.model_dim * 2 * shape.hidden_dim);
+  return moe::AlignedBuffer<float>::in_huge_pages(shape.model_dim * 2 * shape.hidden_dim);
 }
 moe::AlignedBuffer<float> plain_down(const Shape& shape) {
-  return moe::AlignedBuffer<float>(shape.hidden_dim * shape.model_dim);
+  return moe::AlignedBuffer<float>::in_huge_pages(shape.hidden_dim * shape.model_dim);
 }
 
 }  // namespace

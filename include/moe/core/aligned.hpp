@@ -14,34 +14,37 @@
 #include <sys/mman.h>
 #endif
 
+#include "moe/core/huge_pages.hpp"
 #include "moe/core/matrix.hpp"
 
 namespace moe::inline MOE_ABI {
 
 /// Bytes of a cache line, and of the widest register (AVX-512).
 inline constexpr std::size_t kCacheLine = 64;
-/// Buffers of this size and more are aligned to it and ask for huge pages: one TLB entry instead of 512.
-inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-/// Fixed array of scalars, aligned to a cache line, huge-page advised from 2 MiB on, zero-initialised: large ones by
-/// the system, page by page when they are touched, so that whoever fills them in parallel also takes the page faults in
-/// parallel, and near its own memory. Copies deeply. Same thread-safety as std::vector. Throws std::bad_alloc.
+/// Fixed array of scalars, aligned to a cache line, zero-initialised: large ones by the system, page by page when they
+/// are touched, so that whoever fills them in parallel also takes the page faults in parallel, and near its own memory.
+/// From 2 MiB on aligned to huge pages and advised of them. Copies deeply, into memory of the same kind. Same
+/// thread-safety as std::vector. Throws std::bad_alloc.
 template <class T>
 class AlignedBuffer {
   static_assert(std::is_trivially_copyable_v<T>, "moe::AlignedBuffer holds plain scalars");
 
  public:
   AlignedBuffer() = default;
-  explicit AlignedBuffer(Index size) : AlignedBuffer(size, Zeros{}) {
-    if (!is_mapped_) std::fill_n(data_, size_, T{});
+  explicit AlignedBuffer(Index size) : size_(size) {
+    if (map()) return;
+    allocate();
+    std::fill_n(data_, size_, T{});
   }
-  AlignedBuffer(const AlignedBuffer& other) : AlignedBuffer(other.size_, Uninitialised{}) {
+  AlignedBuffer(const AlignedBuffer& other) : size_(other.size_) {
+    if (!(other.origin_ == Origin::Shared && share(false))) allocate();
     std::copy_n(other.data_, size_, data_);
   }
   AlignedBuffer(AlignedBuffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)),
         size_(std::exchange(other.size_, 0)),
-        is_mapped_(std::exchange(other.is_mapped_, false)) {}
+        origin_(std::exchange(other.origin_, Origin::Heap)) {}
   /// Keeps the memory where it is as large.
   AlignedBuffer& operator=(const AlignedBuffer& other) {
     if (size_ != other.size_)
@@ -54,21 +57,34 @@ class AlignedBuffer {
     AlignedBuffer taken(std::move(other));  // which is empty from here on
     std::swap(data_, taken.data_);
     std::swap(size_, taken.size_);
-    std::swap(is_mapped_, taken.is_mapped_);
+    std::swap(origin_, taken.origin_);
     return *this;
   }
   ~AlignedBuffer() {
-#if defined(__linux__)
-    if (is_mapped_) {
-      (void)munmap(data_, bytes(size_));
-      return;
-    }
-#endif
-    if (data_) ::operator delete(data_, std::align_val_t{alignment(bytes(size_))});
+    const std::size_t held = bytes(size_);
+    if (origin_ == Origin::Shared)
+      detail::HugePages::give(reinterpret_cast<std::byte*>(data_), held);
+    else if (origin_ == Origin::Mapping)
+      unmap(data_, pages(held));
+    else if (data_)
+      ::operator delete(data_, std::align_val_t{alignment(held)});
   }
 
+  /// For what is kept and read again from memory, as weights are: from 64 KiB on in huge pages, which several share
+  /// below 64 MiB (see detail::HugePages).
+  static AlignedBuffer in_huge_pages(Index size) {
+    AlignedBuffer result;
+    result.size_ = size;
+    if (result.share(true)) return result;
+    return AlignedBuffer(size);
+  }
   /// Contents left as the allocator gave them.
-  static AlignedBuffer uninitialised(Index size) { return AlignedBuffer(size, Uninitialised{}); }
+  static AlignedBuffer uninitialised(Index size) {
+    AlignedBuffer result;
+    result.size_ = size;
+    result.allocate();
+    return result;
+  }
 
   T* data() { return data_; }
   const T* data() const { return data_; }
@@ -77,57 +93,66 @@ class AlignedBuffer {
   std::span<const T> span() const { return {data_, static_cast<std::size_t>(size_)}; }
 
  private:
-  struct Uninitialised {};
-  struct Zeros {};
-  AlignedBuffer(Index size, Uninitialised) : size_(size) { allocate(); }
-  AlignedBuffer(Index size, Zeros) : size_(size) {
-#if defined(__linux__)
-    is_mapped_ = bytes(size) >= kHugePage && map();
-#endif
-    if (!is_mapped_) allocate();
-  }
+  enum class Origin : unsigned char { Heap, Mapping, Shared };
 
+  /// Each of these takes memory of its kind, if this size belongs there and there is any.
+  bool share(bool zero) {
+    if (!detail::HugePages::serves(bytes(size_))) return false;
+    std::byte* const memory = detail::HugePages::take(bytes(size_), zero);
+    if (!memory) return false;
+    data_ = reinterpret_cast<T*>(memory);
+    origin_ = Origin::Shared;
+    return true;
+  }
 #if defined(__linux__)
-  /// Fresh pages of the system, which are zero. False if it has none left.
+  /// Fresh pages of the system, which are zero.
   bool map() {
-    const std::size_t wanted = bytes(size_);
+    const std::size_t wanted = pages(bytes(size_));
+    if (wanted < kHugePage) return false;
     void* const mapping = mmap(nullptr, wanted + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) return false;
     auto* const begin = static_cast<std::byte*>(mapping);
     const std::size_t before = (kHugePage - reinterpret_cast<std::uintptr_t>(begin) % kHugePage) % kHugePage;
     if (before > 0) (void)munmap(begin, before);
     (void)munmap(begin + before + wanted, kHugePage - before);
+    advise(begin + before, wanted);
     data_ = reinterpret_cast<T*>(begin + before);
-#if defined(MADV_HUGEPAGE)
-    (void)madvise(data_, wanted, MADV_HUGEPAGE);
-#endif
+    origin_ = Origin::Mapping;
     return true;
   }
+  static void unmap(void* begin, std::size_t size) { (void)munmap(begin, size); }
+#else
+  bool map() { return false; }
+  static void unmap(void*, std::size_t) {}
 #endif
 
   void allocate() {
-    const Index size = size_;
-    if (size == 0) return;
-    data_ = static_cast<T*>(::operator new(bytes(size), std::align_val_t{alignment(bytes(size))}));
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const std::size_t wanted = pages(bytes(size_));
+    if (size_ == 0) return;
+    data_ = static_cast<T*>(::operator new(wanted, std::align_val_t{alignment(wanted)}));
     // Only whole huge pages: the tail shares its page with nobody as the allocation is rounded up to full pages.
-    if (bytes(size) >= kHugePage) (void)madvise(data_, bytes(size), MADV_HUGEPAGE);
+    if (wanted >= kHugePage) advise(data_, wanted);
+  }
+  static void advise([[maybe_unused]] void* begin, [[maybe_unused]] std::size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    (void)madvise(begin, size, MADV_HUGEPAGE);
 #endif
   }
-  static constexpr std::size_t kLargestPage = 65536;  // of Linux on AArch64; munmap takes whole pages only
-  static std::size_t alignment(std::size_t bytes) { return bytes >= kHugePage ? kHugePage : kCacheLine; }
-  /// Rounded up to cache lines, so that a full register may be read at the last element of a padded row; large ones to
-  /// pages.
+  static std::size_t alignment(std::size_t held) { return held >= kHugePage ? kHugePage : kCacheLine; }
+  /// Rounded up to cache lines, so that a full register may be read at the last element of a padded row.
   static std::size_t bytes(Index size) {
-    const auto plain = static_cast<std::size_t>(size) * sizeof(T);
     if (static_cast<std::size_t>(size) > (std::size_t{1} << 62) / sizeof(T)) throw std::bad_alloc();
-    const std::size_t unit = plain >= kHugePage ? kLargestPage : kCacheLine;
-    return (plain + unit - 1) / unit * unit;
+    return (static_cast<std::size_t>(size) * sizeof(T) + kCacheLine - 1) / kCacheLine * kCacheLine;
+  }
+  /// Large ones rounded up to whole pages.
+  static std::size_t pages(std::size_t held) {
+    constexpr std::size_t kLargestPage = 65536;  // of Linux on AArch64; munmap takes whole pages only
+    return held >= kHugePage ? (held + kLargestPage - 1) / kLargestPage * kLargestPage : held;
   }
 
   T* data_ = nullptr;
   Index size_ = 0;
-  bool is_mapped_ = false;  ///< by map(), else from the heap
+  Origin origin_ = Origin::Heap;
 };
 
 /// Grow-only matrix of scratch rows: resize() keeps the memory when it is large enough, and never its contents.

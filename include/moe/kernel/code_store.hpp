@@ -43,7 +43,7 @@ struct CodeStore {
     bytes = (bytes + kLine - 1) / kLine * kLine;
     if (bytes % 4096 == 0 && bytes > 0) bytes += kLine;  // see PanelMatrix::stride()
     panels.panel_bytes = bytes;
-    memory = AlignedBuffer<std::byte>(checked_product("moe::PanelMatrix", panels.panels, bytes));
+    memory = AlignedBuffer<std::byte>::in_huge_pages(checked_product("moe::PanelMatrix", panels.panels, bytes));
     panels.data = memory.data();
   }
   CodeStore(const CodeStore& other)

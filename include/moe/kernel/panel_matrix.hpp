@@ -72,7 +72,7 @@ class PanelMatrix {
     const Index width = order == PanelOrder::Paired ? kLanes : kWidth;
     panels_ = (units + width - 1) / width;
     stride_ = panel_stride(inputs);
-    storage_ = AlignedBuffer<Scalar>(detail::checked_product("moe::PanelMatrix", panels_, stride_));
+    storage_ = AlignedBuffer<Scalar>::in_huge_pages(detail::checked_product("moe::PanelMatrix", panels_, stride_));
   }
 
   /// A bias: [outputs], one row of panels in the order of the matrix it belongs to.

@@ -32,7 +32,7 @@ struct SparseStore {
     const Index width = order == PanelOrder::Paired ? kLanes : kWidth;
     panels.inputs = inputs;
     panels.panels = (units + width - 1) / width;
-    lanes = AlignedBuffer<simd::LaneBits>(
+    lanes = AlignedBuffer<simd::LaneBits>::in_huge_pages(
         checked_product("moe::PanelMatrix", panels.panels, checked_product("moe::PanelMatrix", 2, inputs)));
     first.resize(static_cast<std::size_t>(panels.panels * panels.blocks()));
     values = AlignedBuffer<float>(kLanes);
@@ -52,7 +52,7 @@ struct SparseStore {
           count += std::popcount(set);
         }
       }
-    values = AlignedBuffer<float>(count + kLanes);
+    values = AlignedBuffer<float>::in_huge_pages(count + kLanes);
     float* to = values.data();
     for (Index p = 0; p < panels.panels; ++p)
       to = std::copy_if(weights.panel(p), weights.panel(p) + inputs * kWidth, to, is_kept);
