@@ -51,7 +51,7 @@ class HugePages {
         if (is_new)
           stretch = reserved;
         else
-          (void)unmap(reserved, kStretch);  // another thread was faster
+          unmap(reserved, kStretch);  // another thread was faster
       }
       if (std::byte* const memory = stretch->take(units_of(bytes), zero)) return memory;
       if (is_new) return nullptr;
@@ -72,7 +72,11 @@ class HugePages {
 #if defined(__SANITIZE_ADDRESS__)
   static constexpr bool kIsSanitised = true;
 #elif defined(__has_feature)
-  static constexpr bool kIsSanitised = __has_feature(address_sanitizer) || __has_feature(memory_sanitizer);
+#if __has_feature(address_sanitizer) || __has_feature(memory_sanitizer)
+  static constexpr bool kIsSanitised = true;
+#else
+  static constexpr bool kIsSanitised = false;
+#endif
 #else
   static constexpr bool kIsSanitised = false;
 #endif
