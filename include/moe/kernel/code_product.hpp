@@ -25,6 +25,14 @@ inline constexpr Index kCodeBytesAhead = 4096, kLine = static_cast<Index>(kCache
                                        static_cast<std::uintptr_t>(offset + kCodeBytesAhead));
 }
 
+/// Fetches so many bytes of each panel before they are used.
+template <std::size_t Streams>
+[[gnu::always_inline]] inline void fetch_ahead(const std::array<const std::byte*, Streams>& panels, Index begin,
+                                               Index bytes) {
+  for (Index line = 0; line < bytes; line += kLine)
+    for (const std::byte* const panel : panels) __builtin_prefetch(ahead_of(panel, begin + line));
+}
+
 /// sums[s][r][c] = sum_i rows[r][i] * weight of input i, column c, panel s; rows beyond num_rows repeat others and are
 /// not stored.
 template <class Codes, int Rows, int Streams>
@@ -49,14 +57,11 @@ template <class Codes, int Rows, int Streams>
     };
     const Index end = std::min(inputs, begin + group);
     Index place = offset + header, input = begin;
-    const auto fetch = [&]() __attribute__((always_inline)) {
-      for (Index line = 0; line < bytes; line += kLine)
-        for (const std::byte* const panel : panels) __builtin_prefetch(ahead_of(panel, place + line));
-    };
+    fetch_ahead(panels, offset, header);
     if constexpr (kIsPlanes<Codes>) {
       alignas(kCacheLine) float step[2 * Streams][kStep * kCodeLanes];
       for (; input < end; input += kStep, place += bytes) {
-        fetch();
+        fetch_ahead(panels, place, bytes);
         for (int c = 0; c < 2 * Streams; ++c)
           Codes::read_step(of, panels[static_cast<std::size_t>(c / 2)] + place + c % 2 * Codes::kRegisterBytes,
                            step[c]);
@@ -71,7 +76,7 @@ template <class Codes, int Rows, int Streams>
             });
       };
       for (; input + kStep <= end; input += kStep, place += bytes) {
-        fetch();
+        fetch_ahead(panels, place, bytes);
         simd::unroll<kStep>(add_input);
       }
       for (int i = 0; input + i < end; ++i) add_input(i);

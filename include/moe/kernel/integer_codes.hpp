@@ -100,12 +100,12 @@ Index expand_codes(const CodePanels& of, Index panel, Index begin, Index unit, C
       simd::store(to.scale + sum * kCodeWidth + half * kCodeLanes,
                   load_scales(of.format.scale, at + half * kCodeLanes * of.format.scale_bits() / 8, of.scale) * factor);
     to.sum[static_cast<std::size_t>(sum)] = {word, input};
+    if (fetch == CodeFetch::AsExpanded && input == first) fetch_ahead(std::array{at}, 0, of.header_bytes);
     const std::byte* codes = at + of.header_bytes + (input - first) / 8 * bytes;
     if (sum == 0) to.codes_begin = codes;
     std::byte* out = to.words + word * (4 * kCodeWidth);
     for (Index step = 0; step < steps; ++step, codes += bytes, out += 8 * kCodeWidth) {
-      if (fetch == CodeFetch::AsExpanded)
-        for (Index line = 0; line < bytes; line += kLine) __builtin_prefetch(ahead_of(codes, line));
+      if (fetch == CodeFetch::AsExpanded) fetch_ahead(std::array{codes}, 0, bytes);
       simd::unroll<2>([&](auto half) {
         const simd::TwoIntegers both = Codes::template read<kForm>(codes + half * Codes::kRegisterBytes);
         simd::store_integers(out + half * (4 * kCodeLanes), both.even);

@@ -47,12 +47,12 @@ template <class Codes, int Rows, int Streams>
   for (Index first = 0; first < inputs; first += group, offset += of.group_bytes) {
     const Index last = std::min(inputs, first + group);
     Index place = offset + of.header_bytes;
+    fetch_ahead(panels, offset, of.header_bytes);
     for (Index input = first; input < last; of_rows += Rows, start += Rows) {
       simd::Integers sum[Rows][kHalves];
       simd::unroll<Rows>([&](auto r) { simd::unroll<kHalves>([&](auto c) { sum[r][c] = simd::integers(start[r]); }); });
       for (const Index end = std::min(last, input + each); input < end; input += 8, place += bytes) {
-        for (Index line = 0; line < bytes; line += kLine)
-          for (const std::byte* const panel : panels) __builtin_prefetch(ahead_of(panel, place + line));
+        fetch_ahead(panels, place, bytes);
         std::int32_t even[Rows], odd[Rows];
         simd::unroll<Rows>([&](auto r) {
           const std::byte* const code = rows.code + r * rows.stride + input;
